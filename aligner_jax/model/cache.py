@@ -1,0 +1,97 @@
+"""Decoding with a key-value cache: prefill a batch of left-padded prompts, then one token a row at a time."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from aligner_jax.model.attention import Prefix, attend_masked
+from aligner_jax.model.llama import Layers, LlamaConfig, Params, embed, layer_at, rms_norm, transform
+from aligner_jax.model.rope import rotation
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Rotated keys and values of every layer, `s` slots a row, filled from slot 0 at the same pace in all rows.
+
+    Attributes:
+      valid_bs: False in slots that are empty or hold padding.
+      used: slots filled so far.
+      lengths_b: real tokens a row so far, which is the position of its next token.
+    """
+
+    k_lbskh: Float[Array, "l b s k h"]
+    v_lbskh: Float[Array, "l b s k h"]
+    valid_bs: Bool[Array, "b s"]
+    used: Int[Array, ""]
+    lengths_b: Int[Array, " b"]
+
+
+def empty_cache(config: LlamaConfig, batch_size: int, slots: int, dtype: jnp.dtype) -> KVCache:
+    """A cache with nothing in it: 2 · l · b · slots · k · h numbers."""
+    shape = (config.num_layers, batch_size, slots, config.num_kv_heads, config.head_dim)
+    return KVCache(
+        k_lbskh=jnp.zeros(shape, dtype),
+        v_lbskh=jnp.zeros(shape, dtype),
+        valid_bs=jnp.zeros((batch_size, slots), bool),
+        used=jnp.int32(0),
+        lengths_b=jnp.zeros(batch_size, jnp.int32),
+    )
+
+
+def forward_cached(
+    params: Params,
+    tokens_bt: Int[Array, "b t"],
+    cache: KVCache,
+    *,
+    config: LlamaConfig,
+    prefix: Prefix | None = None,
+    valid_bt: Bool[Array, "b t"] | None = None,
+) -> tuple[Float[Array, "b t d"], KVCache]:
+    """Hidden states (after the final norm) of new tokens that follow what the cache holds, and the longer cache.
+
+    Args:
+      tokens_bt: the next t tokens of every row: the prompts at first, then usually one.
+      prefix: as in `llama.forward`.
+      valid_bt: False for padding, which must come before a row's first real token; padding is never attended to.
+    """
+    b, t = tokens_bt.shape
+    if valid_bt is None:
+        valid_bt = jnp.ones((b, t), bool)
+    positions_bt = jnp.maximum(cache.lengths_b[:, None] + jnp.cumsum(valid_bt, axis=1, dtype=jnp.int32) - 1, 0)
+    valid_bs = jax.lax.dynamic_update_slice(cache.valid_bs, valid_bt, (0, cache.used))
+    slots_s = jnp.arange(cache.valid_bs.shape[1])
+    causal_ts = slots_s[None, :] <= (cache.used + jnp.arange(t))[:, None]
+    mask_bts = causal_ts[None] & valid_bs[:, None, :]
+    cos_sin = rotation(positions_bt, config)
+
+    def step(carry, index_and_prefix):
+        x_btd, k_lbskh, v_lbskh = carry
+        index, layer_prefix = index_and_prefix
+
+        def attention(q_btnh, k_btkh, v_btkh):
+            nonlocal k_lbskh, v_lbskh
+            start = (index, 0, cache.used, 0, 0)
+            k_lbskh = jax.lax.dynamic_update_slice(k_lbskh, k_btkh[None], start)
+            v_lbskh = jax.lax.dynamic_update_slice(v_lbskh, v_btkh[None], start)
+            k_bskh, v_bskh = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (k_lbskh, v_lbskh))
+            return attend_masked(q_btnh, k_bskh, v_bskh, layer_prefix, mask_bts=mask_bts)
+
+        layer: Layers = layer_at(params.layers, index)
+        x_btd = transform(x_btd, layer, attention, cos_sin=cos_sin, config=config)
+        return (x_btd, k_lbskh, v_lbskh), None
+
+    first = config.num_layers - (0 if prefix is None else prefix.v_bpkh.shape[0])
+    carry = (embed(params, tokens_bt), cache.k_lbskh, cache.v_lbskh)
+    carry, _ = jax.lax.scan(step, carry, (jnp.arange(first), None))
+    if prefix is not None:
+        carry, _ = jax.lax.scan(step, carry, (jnp.arange(first, config.num_layers), prefix))
+    x_btd, k_lbskh, v_lbskh = carry
+    new_cache = KVCache(
+        k_lbskh=k_lbskh,
+        v_lbskh=v_lbskh,
+        valid_bs=valid_bs,
+        used=cache.used + t,
+        lengths_b=cache.lengths_b + jnp.sum(valid_bt, axis=1, dtype=jnp.int32),
+    )
+    return rms_norm(x_btd, params.norm_d, config.norm_eps), new_cache

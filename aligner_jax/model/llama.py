@@ -1,0 +1,179 @@
+"""The frozen base: a LLaMA-architecture transformer as pure functions over a pytree of stacked layers.
+
+Shapes are in the names. Legend, the same letters as in the einsum strings:
+
+    b batch   t query position   s key position   d model   f mlp   n query heads   k kv heads   g = n / k
+    h head dim   v vocabulary   l layer   p prefix token   a adapter   r LoRA rank
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from aligner_jax.errors import InputError
+from aligner_jax.model.attention import Prefix, attend
+from aligner_jax.model.config import LlamaConfig
+from aligner_jax.model.params import Layers, Params, abstract_params, init_params, param_specs
+from aligner_jax.model.rope import rotate, rotation
+
+Remat = Literal["full", "dots", "none"]
+
+
+def forward(
+    params: Params,
+    tokens_bt: Int[Array, "b t"],
+    *,
+    config: LlamaConfig,
+    prefix: Prefix | None = None,
+    segment_ids_bt: Int[Array, "b t"] | None = None,
+    positions_bt: Int[Array, "b t"] | None = None,
+    remat: Remat = "none",
+    implementation: str = "auto",
+) -> Float[Array, "b t d"]:
+    """Hidden states after the final norm, in the parameters' dtype; `unembed` makes logits of them.
+
+    Args:
+      tokens_bt: token ids.
+      prefix: leaves stacked over the *adapted* layers on a leading axis; those are the last layers of the model, so
+        the length of that axis says where they start. Layers below it run without a prefix, and a gradient with
+        respect to the prefix never enters them.
+      segment_ids_bt: a number per document of a packed row; positions attend within their own document only.
+      positions_bt: rotary positions; default 0, 1, … along the row, which is wrong for packed rows.
+      remat: what the backward pass recomputes. "full": all of a layer from its input; "dots": all but the results of
+        the matrix products with weights; "none": nothing but the slices of the weights.
+      implementation: of the attention, see `attend`.
+    """
+    if positions_bt is None:
+        positions_bt = jnp.arange(tokens_bt.shape[1], dtype=jnp.int32)[None]
+    cos_sin = rotation(positions_bt, config)
+
+    def body(x_btd, layer, layer_prefix):
+        def attention(q_btnh, k_bskh, v_bskh):
+            return attend(
+                q_btnh, k_bskh, v_bskh, layer_prefix, segment_ids_bt=segment_ids_bt, implementation=implementation
+            )
+
+        return transform(x_btd, layer, attention, cos_sin=cos_sin, config=config)
+
+    first = config.num_layers - (0 if prefix is None else prefix.v_bpkh.shape[0])
+    x_btd = embed(params, tokens_bt)
+    x_btd = _scan(body, x_btd, params.layers, range(first), None, remat)
+    if prefix is not None:
+        x_btd = _scan(body, x_btd, params.layers, range(first, config.num_layers), prefix, remat)
+    return rms_norm(x_btd, params.norm_d, config.norm_eps)
+
+
+def embed(params: Params, tokens_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+    """Token embeddings, in the parameters' dtype."""
+    with jax.named_scope("embed"):
+        return params.embed_vd[tokens_bt]
+
+
+def unembed(params: Params, hidden_btd: Float[Array, "*bt d"]) -> Float[Array, "*bt v"]:
+    """Logits in float32 from hidden states after the final norm. Any number of leading axes."""
+    with jax.named_scope("unembed"):
+        if params.head_dv is None:
+            return jnp.einsum("...d,vd->...v", hidden_btd, params.embed_vd, preferred_element_type=jnp.float32)
+        return jnp.einsum("...d,dv->...v", hidden_btd, params.head_dv, preferred_element_type=jnp.float32)
+
+
+def transform(
+    x_btd: Float[Array, "b t d"],
+    layer: Layers,
+    attention: Callable[[Array, Array, Array], Float[Array, "b t n h"]],
+    *,
+    cos_sin: tuple[Array, Array],
+    config: LlamaConfig,
+) -> Float[Array, "b t d"]:
+    """One layer: attention and MLP, each behind a norm and added to the residual stream.
+
+    `layer` holds one layer's weights (no leading axis); `attention` takes q_btnh, k_btkh (both rotated) and v_btkh.
+    """
+    with jax.named_scope("attention"):
+        y_btd = rms_norm(x_btd, layer.attn_norm_ld, config.norm_eps)
+        q_btnh = _biased(jnp.einsum("btd,dnh->btnh", y_btd, layer.q_ldnh), layer.q_bias_lnh)
+        k_btkh = _biased(jnp.einsum("btd,dkh->btkh", y_btd, layer.k_ldkh), layer.k_bias_lkh)
+        v_btkh = _biased(jnp.einsum("btd,dkh->btkh", y_btd, layer.v_ldkh), layer.v_bias_lkh)
+        o_btnh = attention(rotate(q_btnh, cos_sin), rotate(k_btkh, cos_sin), v_btkh)
+        x_btd = x_btd + _biased(jnp.einsum("btnh,nhd->btd", o_btnh, layer.o_lnhd), layer.o_bias_ld)
+    with jax.named_scope("mlp"):
+        y_btd = rms_norm(x_btd, layer.mlp_norm_ld, config.norm_eps)
+        gate_btf = jax.nn.silu(jnp.einsum("btd,df->btf", y_btd, layer.gate_ldf))
+        up_btf = jnp.einsum("btd,df->btf", y_btd, layer.up_ldf)
+        return x_btd + jnp.einsum("btf,fd->btd", gate_btf * up_btf, layer.down_lfd)
+
+
+def rms_norm(x_btd: Float[Array, "*bt d"], weight_d: Float[Array, " d"], eps: float) -> Float[Array, "*bt d"]:
+    """x / sqrt(mean(x²) + eps) · weight; the statistics in float32, the result in x's dtype."""
+    x32_btd = x_btd.astype(jnp.float32)
+    scale_bt1 = jax.lax.rsqrt(jnp.mean(jnp.square(x32_btd), axis=-1, keepdims=True) + eps)
+    normed_btd = (x32_btd * scale_bt1).astype(x_btd.dtype)
+    return normed_btd * weight_d.reshape((1,) * (x_btd.ndim - 1) + weight_d.shape)
+
+
+def layer_at(layers: Layers, index: Int[Array, ""]) -> Layers:
+    """One layer's weights out of the stack.
+
+    The stack stays a constant of the scan and is indexed inside it: handing a scan a slice of the stack (the layers
+    from the first adapted one on) would copy almost the whole model.
+    """
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), layers)
+
+
+def _biased(y: Array, bias: Array | None) -> Array:
+    return y if bias is None else y + bias.reshape((1, 1, *bias.shape))
+
+
+def _scan(body, x_btd, layers: Layers, indices: range, prefix: Prefix | None, remat: Remat):
+    if not indices:
+        return x_btd
+
+    @functools.partial(jax.checkpoint, prevent_cse=False, policy=remat_policy(remat))
+    def step(x_btd, index_and_prefix):
+        index, layer_prefix = index_and_prefix
+        return body(x_btd, layer_at(layers, index), layer_prefix), None
+
+    return jax.lax.scan(step, x_btd, (jnp.arange(indices.start, indices.stop), prefix))[0]
+
+
+def remat_policy(remat: Remat) -> Callable[..., bool]:
+    """The `jax.checkpoint` policy of that name.
+
+    Raises:
+      InputError: there is none.
+    """
+    policies = {
+        "full": jax.checkpoint_policies.nothing_saveable,
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "none": _everything_but_weight_slices,
+    }
+    if remat not in policies:
+        raise InputError(f"remat {remat!r} is not one of {', '.join(policies)}")
+    return policies[remat]
+
+
+def _everything_but_weight_slices(primitive, *_, **__) -> bool:
+    # Saving each layer's slice of the stacks would hold a second copy of the model until the backward pass.
+    return primitive.name != "dynamic_slice"
+
+
+__all__ = [
+    "Layers",
+    "LlamaConfig",
+    "Params",
+    "Remat",
+    "abstract_params",
+    "embed",
+    "forward",
+    "init_params",
+    "layer_at",
+    "param_specs",
+    "remat_policy",
+    "rms_norm",
+    "transform",
+    "unembed",
+]

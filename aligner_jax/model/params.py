@@ -1,0 +1,110 @@
+"""The parameters of a LLaMA-architecture model: the pytree, and one declaration of every leaf (legend: llama.py)."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from aligner_jax.model.config import LlamaConfig
+
+
+@flax.struct.dataclass
+class Layers:
+    """Weights of all layers, stacked on a leading layer axis and split by heads, so that nothing is reshaped."""
+
+    attn_norm_ld: Float[Array, "l d"]
+    q_ldnh: Float[Array, "l d n h"]
+    k_ldkh: Float[Array, "l d k h"]
+    v_ldkh: Float[Array, "l d k h"]
+    o_lnhd: Float[Array, "l n h d"]
+    mlp_norm_ld: Float[Array, "l d"]
+    gate_ldf: Float[Array, "l d f"]
+    up_ldf: Float[Array, "l d f"]
+    down_lfd: Float[Array, "l f d"]
+    q_bias_lnh: Float[Array, "l n h"] | None = None
+    k_bias_lkh: Float[Array, "l k h"] | None = None
+    v_bias_lkh: Float[Array, "l k h"] | None = None
+    o_bias_ld: Float[Array, "l d"] | None = None
+
+
+@flax.struct.dataclass
+class Params:
+    """A whole base model. head_dv is None where the head is tied to the embedding."""
+
+    embed_vd: Float[Array, "v d"]
+    layers: Layers
+    norm_d: Float[Array, " d"]
+    head_dv: Float[Array, "d v"] | None = None
+
+
+@flax.struct.dataclass
+class Spec:
+    """What one parameter is, before it exists: its shape, the logical name of each axis, how it is initialized."""
+
+    shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    axes: tuple[str, ...] = flax.struct.field(pytree_node=False)
+    init: float | None = flax.struct.field(pytree_node=False, default=None)
+    """Standard deviation of the initial normal distribution; None: ones (norms); 0.0: zeros (biases)."""
+
+
+def param_specs(config: LlamaConfig) -> Params:
+    """The one declaration of all parameters: a `Params` with a `Spec` in place of every array."""
+    d, f, n, k, h = config.d_model, config.d_mlp, config.num_heads, config.num_kv_heads, config.head_dim
+    v, l = config.vocab_size, config.num_layers  # noqa: E741
+    in_std, out_std = d**-0.5, (2 * l) ** -0.5
+
+    def bias(shape, axes, wanted):
+        return _spec((l, *shape), ("layers", *axes), 0.0) if wanted else None
+
+    layers = Layers(
+        attn_norm_ld=_spec((l, d), ("layers", "norm")),
+        q_ldnh=_spec((l, d, n, h), ("layers", "embed", "heads", "head_dim"), in_std),
+        k_ldkh=_spec((l, d, k, h), ("layers", "embed", "kv_heads", "head_dim"), in_std),
+        v_ldkh=_spec((l, d, k, h), ("layers", "embed", "kv_heads", "head_dim"), in_std),
+        o_lnhd=_spec((l, n, h, d), ("layers", "heads", "head_dim", "embed"), (n * h) ** -0.5 * out_std),
+        mlp_norm_ld=_spec((l, d), ("layers", "norm")),
+        gate_ldf=_spec((l, d, f), ("layers", "embed", "mlp"), in_std),
+        up_ldf=_spec((l, d, f), ("layers", "embed", "mlp"), in_std),
+        down_lfd=_spec((l, f, d), ("layers", "mlp", "embed"), f**-0.5 * out_std),
+        q_bias_lnh=bias((n, h), ("heads", "head_dim"), config.qkv_bias),
+        k_bias_lkh=bias((k, h), ("kv_heads", "head_dim"), config.qkv_bias),
+        v_bias_lkh=bias((k, h), ("kv_heads", "head_dim"), config.qkv_bias),
+        o_bias_ld=bias((d,), ("norm",), config.o_bias),
+    )
+    return Params(
+        embed_vd=_spec((v, d), ("vocab", "embed"), in_std),
+        layers=layers,
+        norm_d=_spec((d,), ("norm",)),
+        head_dv=None if config.tied_embeddings else _spec((d, v), ("embed", "vocab"), in_std),
+    )
+
+
+def _spec(*args) -> Any:
+    # Typed Any: a Spec stands where the pytree's fields declare arrays.
+    return Spec(*args)
+
+
+def is_spec(leaf: object) -> bool:
+    """True of a `Spec`: the `is_leaf` of every `jax.tree.map` over `param_specs`."""
+    return isinstance(leaf, Spec)
+
+
+def abstract_params(config: LlamaConfig, dtype: str = "float32") -> Params:
+    """`Params` of `jax.ShapeDtypeStruct`: what a model would be, without allocating it."""
+    to_abstract = lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype)  # noqa: E731
+    return jax.tree.map(to_abstract, param_specs(config), is_leaf=is_spec)
+
+
+def init_params(config: LlamaConfig, key: int | Array = 0, dtype: str = "float32") -> Params:
+    """Random parameters, for tests and for measuring: there is nothing to align in them."""
+    leaves, treedef = jax.tree.flatten(param_specs(config), is_leaf=is_spec)
+    keys = jax.random.split(jax.random.key(key) if isinstance(key, int) else key, len(leaves))
+
+    def init(spec: Spec, key: Array) -> Array:
+        if spec.init is None:
+            return jnp.ones(spec.shape, dtype)
+        return (jax.random.normal(key, spec.shape) * spec.init).astype(dtype)
+
+    return jax.tree.unflatten(treedef, [init(spec, key) for spec, key in zip(leaves, keys, strict=True)])

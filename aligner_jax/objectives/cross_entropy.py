@@ -1,0 +1,98 @@
+"""Cross-entropy of an output head, in chunks: no more than one chunk's logits ever exist."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from aligner_jax.model.llama import Params, unembed
+
+CHUNK = 256
+"""Tokens a chunk: at a vocabulary of 49,152, 50 MB of float32 logits."""
+
+
+def token_losses(
+    params: Params,
+    hidden_btd: Float[Array, "b t d"],
+    targets_bt: Int[Array, "b t"],
+    mask_bt: Bool[Array, "b t"],
+    *,
+    chunk: int = CHUNK,
+) -> Float[Array, "b t"]:
+    """−log p(target) in nats at each position of the mask, 0 elsewhere, float32.
+
+    Positions of the mask are gathered to the front, and chunks without any are skipped, so the head costs only what
+    the targets need. Where only the hidden states are differentiated (a frozen base), the forward pass leaves each
+    token's gradient with respect to its hidden state, and the backward pass neither stores nor recomputes logits;
+    where the parameters are differentiated too, it recomputes them chunk by chunk.
+
+    Args:
+      hidden_btd: hidden states after the final norm.
+      targets_bt: the token that each position predicts.
+      mask_bt: which positions count.
+      chunk: positions whose logits exist at a time.
+    """
+    b, t, d = hidden_btd.shape
+    order = jnp.argsort(~mask_bt.reshape(-1), stable=True)
+    order = jnp.pad(order, (0, -(b * t) % chunk), constant_values=b * t)
+    hidden = hidden_btd.reshape(b * t, d).at[order].get(mode="fill", fill_value=0)
+    targets = targets_bt.reshape(-1).at[order].get(mode="fill", fill_value=0)
+    counts = mask_bt.reshape(-1).at[order].get(mode="fill", fill_value=False)
+    losses = _chunked_losses(hidden, params, targets, counts, chunk)
+    return jnp.zeros(b * t, jnp.float32).at[order].set(losses, mode="drop").reshape(b, t)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _chunked_losses(hidden, params: Params, targets, counts, chunk: int):
+    def losses_of(hidden_cd, targets_c, counts_c):
+        return jnp.where(counts_c, _losses(hidden_cd, params, targets_c), 0.0)
+
+    def step(_, inputs):
+        return None, jax.lax.cond(jnp.any(inputs[2]), losses_of, _no_losses, *inputs)
+
+    return jax.lax.scan(jax.checkpoint(step), None, _in_chunks((hidden, targets, counts), chunk))[1].reshape(-1)
+
+
+def _forward(hidden, params, targets, counts, chunk: int):
+    perturbed = any(leaf.perturbed for leaf in jax.tree.leaves(params))
+    hidden, params, targets, counts = jax.tree.map(lambda x: x.value, (hidden, params, targets, counts))
+    if perturbed:
+        return _chunked_losses.__wrapped__(hidden, params, targets, counts, chunk), (hidden, params, targets, counts)
+
+    def losses_and_slopes(hidden_cd, targets_c, counts_c):
+        losses_c, pull = jax.vjp(lambda x: _losses(x, params, targets_c), hidden_cd)
+        return jnp.where(counts_c, losses_c, 0.0), pull(counts_c.astype(losses_c.dtype))[0]
+
+    def nothing(hidden_cd, targets_c, counts_c):
+        return _no_losses(hidden_cd, targets_c, counts_c), jnp.zeros_like(hidden_cd)
+
+    def step(_, inputs):
+        return None, jax.lax.cond(jnp.any(inputs[2]), losses_and_slopes, nothing, *inputs)
+
+    _, (losses, slopes) = jax.lax.scan(step, None, _in_chunks((hidden, targets, counts), chunk))
+    return losses.reshape(-1), slopes.reshape(hidden.shape)
+
+
+def _backward(chunk: int, residuals, d_losses):
+    if isinstance(residuals, tuple):
+        hidden, params, targets, counts = residuals
+        plain = functools.partial(_chunked_losses.__wrapped__, targets=targets, counts=counts, chunk=chunk)
+        return (*jax.vjp(plain, hidden, params)[1](d_losses), None, None)
+    return (residuals.astype(jnp.float32) * d_losses[:, None]).astype(residuals.dtype), None, None, None
+
+
+_chunked_losses.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _losses(hidden_cd, params: Params, targets_c):
+    logits_cv = unembed(params, hidden_cd)
+    return jax.nn.logsumexp(logits_cv, axis=-1) - jnp.take_along_axis(logits_cv, targets_c[:, None], axis=-1)[:, 0]
+
+
+def _no_losses(hidden_cd, targets_c, counts_c):
+    return jnp.zeros(counts_c.shape, jnp.float32)
+
+
+def _in_chunks(arrays, chunk: int):
+    return jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), arrays)

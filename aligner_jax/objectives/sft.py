@@ -1,0 +1,54 @@
+"""Supervised fine-tuning: next-token cross-entropy on the tokens that count as targets."""
+
+from typing import TypedDict
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from aligner_jax.model.llama import LlamaConfig, Params, Remat
+from aligner_jax.objectives.cross_entropy import token_losses
+from aligner_jax.peft import Adapter, hidden_states
+
+
+class Batch(TypedDict):
+    """Packed rows: token ids, document numbers (0: padding), rotary positions, and which tokens count as targets."""
+
+    tokens_bt: Int[Array, "b t"]
+    segment_ids_bt: Int[Array, "b t"]
+    positions_bt: Int[Array, "b t"]
+    loss_mask_bt: Bool[Array, "b t"]
+
+
+def losses(
+    params: Params, adapter: Adapter | None, batch: Batch, *, config: LlamaConfig, remat: Remat = "none"
+) -> tuple[Float[Array, "b t"], Bool[Array, "b t"]]:
+    """Losses in nats of every position's next token, and the mask of positions where that token is a target.
+
+    A document's first token is never one: nothing precedes it.
+    """
+    targets_bt, mask_bt = targets(batch)
+    hidden_btd = hidden_states(
+        params,
+        adapter,
+        batch["tokens_bt"],
+        config=config,
+        segment_ids_bt=batch["segment_ids_bt"],
+        positions_bt=batch["positions_bt"],
+        remat=remat,
+    )
+    return token_losses(params, hidden_btd, targets_bt, mask_bt), mask_bt
+
+
+def targets(batch: Batch) -> tuple[Int[Array, "b t"], Bool[Array, "b t"]]:
+    """The token that follows each position, and where it counts: in the mask, and of the same document."""
+    tokens_bt, segments_bt = jnp.asarray(batch["tokens_bt"]), jnp.asarray(batch["segment_ids_bt"])
+    follows_bt = jnp.concatenate([segments_bt[:, 1:] == segments_bt[:, :-1], jnp.zeros_like(segments_bt[:, :1], bool)], 1)
+    return jnp.roll(tokens_bt, -1, axis=1), jnp.roll(jnp.asarray(batch["loss_mask_bt"]), -1, axis=1) & follows_bt
+
+
+def loss_sum(
+    params: Params, adapter: Adapter | None, batch: Batch, *, config: LlamaConfig, remat: Remat = "none"
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Sum of the losses in nats, and the number of targets: their quotient is the loss, over any number of batches."""
+    losses_bt, mask_bt = losses(params, adapter, batch, config=config, remat=remat)
+    return jnp.sum(losses_bt), jnp.sum(mask_bt)
