@@ -1,0 +1,29 @@
+"""aligner_jax: align a large language model with a few thousand numbers (Aligner, arXiv 2312.05503), on JAX and TPUs.
+
+    import aligner_jax as aj
+
+    base = aj.load_base("path/to/model")
+    adapter = aj.init_adapter("aligner", base.config, num_tokens=1)
+    logits_btv = aj.apply(base.params, adapter, tokens_bt, config=base.config)
+"""
+
+from aligner_jax.decoding.sampler import sample
+from aligner_jax.errors import InputError
+from aligner_jax.model.config import LlamaConfig, llama_config
+from aligner_jax.peft import Adapter, apply, init_adapter
+from aligner_jax.peft.artifact import load_adapter, save_adapter
+from aligner_jax.weights.base import Base, load_base
+
+__all__ = [
+    "Adapter",
+    "Base",
+    "InputError",
+    "LlamaConfig",
+    "apply",
+    "init_adapter",
+    "llama_config",
+    "load_adapter",
+    "load_base",
+    "sample",
+    "save_adapter",
+]

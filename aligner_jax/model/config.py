@@ -1,6 +1,7 @@
 """The numbers that define a LLaMA-architecture model, and the published ones by name."""
 
 import dataclasses
+from typing import Any
 
 from aligner_jax.errors import InputError
 
@@ -46,6 +47,19 @@ class LlamaConfig:
             raise InputError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:
             raise InputError(f"head_dim {self.head_dim} is odd, but rotary embeddings pair its dimensions")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "LlamaConfig":
+        """The inverse of `dataclasses.asdict`, as it is stored beside adapters and checkpoints.
+
+        Raises:
+          InputError: a field is missing or unknown.
+        """
+        try:
+            scaling = values.get("rope_scaling")
+            return cls(**{**values, "rope_scaling": None if scaling is None else RopeScaling(**scaling)})
+        except TypeError as error:
+            raise InputError(f"this is not a model configuration: {error}") from error
 
     @property
     def group_size(self) -> int:

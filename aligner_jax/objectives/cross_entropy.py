@@ -43,8 +43,7 @@ def token_losses(
     return jnp.zeros(b * t, jnp.float32).at[order].set(losses, mode="drop").reshape(b, t)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _chunked_losses(hidden, params: Params, targets, counts, chunk: int):
+def _plain_losses(hidden, params: Params, targets, counts, chunk: int):
     def losses_of(hidden_cd, targets_c, counts_c):
         return jnp.where(counts_c, _losses(hidden_cd, params, targets_c), 0.0)
 
@@ -58,7 +57,7 @@ def _forward(hidden, params, targets, counts, chunk: int):
     perturbed = any(leaf.perturbed for leaf in jax.tree.leaves(params))
     hidden, params, targets, counts = jax.tree.map(lambda x: x.value, (hidden, params, targets, counts))
     if perturbed:
-        return _chunked_losses.__wrapped__(hidden, params, targets, counts, chunk), (hidden, params, targets, counts)
+        return _plain_losses(hidden, params, targets, counts, chunk), (hidden, params, targets, counts)
 
     def losses_and_slopes(hidden_cd, targets_c, counts_c):
         losses_c, pull = jax.vjp(lambda x: _losses(x, params, targets_c), hidden_cd)
@@ -77,11 +76,12 @@ def _forward(hidden, params, targets, counts, chunk: int):
 def _backward(chunk: int, residuals, d_losses):
     if isinstance(residuals, tuple):
         hidden, params, targets, counts = residuals
-        plain = functools.partial(_chunked_losses.__wrapped__, targets=targets, counts=counts, chunk=chunk)
+        plain = functools.partial(_plain_losses, targets=targets, counts=counts, chunk=chunk)
         return (*jax.vjp(plain, hidden, params)[1](d_losses), None, None)
     return (residuals.astype(jnp.float32) * d_losses[:, None]).astype(residuals.dtype), None, None, None
 
 
+_chunked_losses = jax.custom_vjp(_plain_losses, nondiff_argnums=(4,))
 _chunked_losses.defvjp(_forward, _backward, symbolic_zeros=True)
 
 

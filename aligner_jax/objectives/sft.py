@@ -42,7 +42,9 @@ def losses(
 def targets(batch: Batch) -> tuple[Int[Array, "b t"], Bool[Array, "b t"]]:
     """The token that follows each position, and where it counts: in the mask, and of the same document."""
     tokens_bt, segments_bt = jnp.asarray(batch["tokens_bt"]), jnp.asarray(batch["segment_ids_bt"])
-    follows_bt = jnp.concatenate([segments_bt[:, 1:] == segments_bt[:, :-1], jnp.zeros_like(segments_bt[:, :1], bool)], 1)
+    follows_bt = jnp.concatenate(
+        [segments_bt[:, 1:] == segments_bt[:, :-1], jnp.zeros_like(segments_bt[:, :1], bool)], 1
+    )
     return jnp.roll(tokens_bt, -1, axis=1), jnp.roll(jnp.asarray(batch["loss_mask_bt"]), -1, axis=1) & follows_bt
 
 

@@ -1,0 +1,190 @@
+"""Continue prompts: one prefill of the left-padded batch, then token by token from the cache."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from aligner_jax.decoding.choose import Sampling, choose
+from aligner_jax.errors import InputError
+from aligner_jax.model.attention import Prefix
+from aligner_jax.model.cache import KVCache, empty_cache, forward_cached
+from aligner_jax.model.llama import LlamaConfig, Params, unembed
+from aligner_jax.peft import Adapter, bind
+
+PROMPT_MULTIPLE = 16
+"""Prompts are padded to a multiple of this, so that few different lengths are compiled."""
+TOKENS_A_CALL = 8
+"""Tokens decoded between two looks at whether all rows have ended; 1 when text is streamed."""
+
+
+class Tokenizer(Protocol):
+    """What the sampler asks of a tokenizer; `aligner_jax.data.tokenizer` has the real ones."""
+
+    stop_ids: frozenset[int]
+    add_bos: bool
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class Model(Protocol):
+    """A base with its tokenizer, as `load_base` gives it."""
+
+    @property
+    def params(self) -> Params: ...
+    @property
+    def config(self) -> LlamaConfig: ...
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+
+def sample(
+    base: Model,
+    adapter: Adapter | None,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    on_tokens: Callable[[list[int | None]], None] | None = None,
+) -> list[str]:
+    """Continuations of the prompts, without the prompts, each up to its first stop token.
+
+    Args:
+      base: model and tokenizer. A beginning-of-sequence token is added where the tokenizer's files ask for one; the
+        prompts are otherwise taken as they are (a chat template is the caller's to apply).
+      adapter: or None for the base alone.
+      max_new_tokens: how many tokens at most.
+      temperature: 0 is greedy. The same seed gives row i the same draw whatever the other rows are.
+      on_tokens: called after each step with one token a row (None in rows that have ended), to stream.
+
+    Raises:
+      InputError: no tokenizer, an empty batch or prompt, or more tokens than the model's context holds.
+    """
+    if base.tokenizer is None:
+        raise InputError("the base has no tokenizer (no tokenizer.json or tokenizer.model beside its weights)")
+    tokenizer = base.tokenizer
+    prompt_ids = [tokenizer.encode(prompt, bos=tokenizer.add_bos) for prompt in prompts]
+    rows: list[list[int]] = [[] for _ in prompts]
+    sampling = Sampling(temperature, top_k, top_p)
+    stream = on_tokens is not None
+    steps = continue_ids(
+        base.params, adapter, prompt_ids, config=base.config, max_new_tokens=max_new_tokens, sampling=sampling,
+        stop_ids=tokenizer.stop_ids, seed=seed, tokens_a_call=1 if stream else TOKENS_A_CALL,
+    )  # fmt: skip
+    for tokens in steps:
+        for row, token in zip(rows, tokens, strict=True):
+            if token is not None:
+                row.append(token)
+        if on_tokens is not None:
+            on_tokens(tokens)
+    return [_continuation(tokenizer, ids, new) for ids, new in zip(prompt_ids, rows, strict=True)]
+
+
+def continue_ids(
+    params: Params,
+    adapter: Adapter | None,
+    prompt_ids: Sequence[Sequence[int]],
+    *,
+    config: LlamaConfig,
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop_ids: frozenset[int] = frozenset(),
+    seed: int = 0,
+    tokens_a_call: int = TOKENS_A_CALL,
+) -> Iterator[list[int | None]]:
+    """The same from token ids to token ids: yields one token a row and step, None in rows that have ended.
+
+    Stop tokens end a row and are not yielded.
+
+    Raises:
+      InputError: an empty batch or prompt, or more tokens than the model's context holds.
+    """
+    tokens_bt, valid_bt = _left_padded(prompt_ids, config, max_new_tokens)
+    stops = jnp.asarray(sorted(stop_ids) or [-1], jnp.int32)
+    prefix, state = _prefill(
+        params, adapter, jnp.asarray(tokens_bt), jnp.asarray(valid_bt), stops, jnp.uint32(seed),
+        config=config, sampling=sampling, slots=tokens_bt.shape[1] + max_new_tokens,
+    )  # fmt: skip
+    done_b, made = np.zeros(len(prompt_ids), bool), 0
+    while made < max_new_tokens and not done_b.all():
+        state, tokens_bt = _decode(params, prefix, state, stops, config=config, sampling=sampling, count=tokens_a_call)
+        for tokens_b in np.asarray(tokens_bt).T[: max_new_tokens - made]:
+            done_b |= np.isin(tokens_b, np.asarray(stops))
+            if done_b.all():
+                return
+            yield [None if done else int(token) for done, token in zip(done_b, tokens_b, strict=True)]
+        made += tokens_a_call
+
+
+@flax.struct.dataclass
+class _State:
+    cache: KVCache
+    token_b: Int[Array, " b"]
+    done_b: Bool[Array, " b"]
+    keys_b: Array
+
+
+@functools.partial(jax.jit, static_argnames=("config", "sampling", "slots"))
+def _prefill(params, adapter, tokens_bt, valid_bt, stops, seed, *, config, sampling, slots):
+    prefix = bind(adapter, params, config)
+    cache = empty_cache(config, tokens_bt.shape[0], slots, params.embed_vd.dtype)
+    hidden_btd, cache = forward_cached(params, tokens_bt, cache, config=config, prefix=prefix, valid_bt=valid_bt)
+    keys_b = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(tokens_bt.shape[0]))
+    token_b = _choose_last(params, hidden_btd, keys_b, cache, sampling)
+    return prefix, _State(cache, token_b, jnp.isin(token_b, stops), keys_b)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "sampling", "count"), donate_argnames=("state",))
+def _decode(params: Params, prefix: Prefix | None, state: _State, stops, *, config, sampling, count):
+    """`count` tokens a row, of which the first is the one that the state holds already."""
+
+    def step(state: _State, _):
+        hidden_b1d, cache = forward_cached(params, state.token_b[:, None], state.cache, config=config, prefix=prefix)
+        token_b = _choose_last(params, hidden_b1d, state.keys_b, cache, sampling)
+        token_b = jnp.where(state.done_b, state.token_b, token_b)
+        return _State(cache, token_b, state.done_b | jnp.isin(token_b, stops), state.keys_b), state.token_b
+
+    state, tokens_tb = jax.lax.scan(step, state, None, length=count)
+    return state, tokens_tb.T
+
+
+def _choose_last(params, hidden_btd: Float[Array, "b t d"], keys_b, cache: KVCache, sampling: Sampling):
+    keys_b = jax.vmap(jax.random.fold_in)(keys_b, cache.lengths_b)
+    return choose(unembed(params, hidden_btd[:, -1]), keys_b, sampling)
+
+
+def _left_padded(prompt_ids: Sequence[Sequence[int]], config: LlamaConfig, max_new_tokens: int):
+    if not prompt_ids:
+        raise InputError("there are no prompts to continue")
+    for index, ids in enumerate(prompt_ids):
+        if not ids:
+            raise InputError(f"prompt {index} is empty: it has no tokens to continue")
+    longest = max(map(len, prompt_ids))
+    if max_new_tokens < 1 or longest + max_new_tokens > config.context_length:
+        raise InputError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit "
+            f"the model's context of {config.context_length}"
+        )
+    length = -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    tokens_bt = np.zeros((len(prompt_ids), length), np.int32)
+    valid_bt = np.zeros((len(prompt_ids), length), bool)
+    for row, ids in enumerate(prompt_ids):
+        tokens_bt[row, length - len(ids) :] = ids
+        valid_bt[row, length - len(ids) :] = True
+    return tokens_bt, valid_bt
+
+
+def _continuation(tokenizer: Tokenizer, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> str:
+    # Decoded together with its prompt, since some tokenizers strip a space from the first piece of any text.
+    prompt = tokenizer.decode(prompt_ids)
+    whole = tokenizer.decode([*prompt_ids, *new_ids])
+    return whole[len(prompt) :] if whole.startswith(prompt) else tokenizer.decode(new_ids)

@@ -1,0 +1,95 @@
+"""What an adapter changed, on held-out examples: loss, the share of answers that have a form, answers side by side."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from aligner_jax.decoding.sampler import Model, sample
+from aligner_jax.errors import InputError
+from aligner_jax.evals.form import FORMS, form_share
+from aligner_jax.evals.heldout import heldout_loss
+from aligner_jax.objectives import sft
+from aligner_jax.peft import Adapter
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One model on the held-out examples: nats a target token, its answers, the share of them that have the form."""
+
+    heldout_loss: float
+    answers: list[str]
+    form_share: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class BeforeAfter:
+    """The base and the adapted base on the same held-out examples; `questions` are those the answers answer."""
+
+    before: Measured
+    after: Measured
+    questions: list[str]
+    num_params: int
+    file_bytes: int
+
+    def as_dict(self) -> dict:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def measure(
+    base: Model,
+    adapter: Adapter | None,
+    batches: Sequence[sft.Batch],
+    prompts: Sequence[str],
+    *,
+    form: str | None,
+    max_new_tokens: int,
+) -> Measured:
+    """Held-out loss, and greedy answers to the prompts (as rendered by the template) when a form is asked for.
+
+    Args:
+      form: a key of `FORMS`; None: no answers are generated.
+      max_new_tokens: where answers are cut.
+
+    Raises:
+      InputError: an unknown form, or what `heldout_loss` and `sample` raise.
+    """
+    check_form(form)
+    loss = heldout_loss(base.params, adapter, batches, config=base.config)
+    if form is None:
+        return Measured(loss, [], None)
+    answers = sample(base, adapter, prompts, max_new_tokens=max_new_tokens)
+    return Measured(loss, answers, form_share(answers, FORMS[form]))
+
+
+def check_form(form: str | None) -> None:
+    """Refuses a form that is not in `FORMS` (None is no form). Raises InputError."""
+    if form is not None and form not in FORMS:
+        raise InputError(f"config.report.form is {form!r}, but should be one of {', '.join(FORMS)}")
+
+
+def show(result: BeforeAfter, console: Console, *, samples: int) -> None:
+    """Prints the table, and `samples` answers of each model side by side."""
+    table = Table(title="Before and after, on held-out examples", title_justify="left")
+    table.add_column("")
+    table.add_column("base", justify="right")
+    table.add_column("with adapter", justify="right")
+    table.add_row("held-out loss (nats a token)", *(f"{m.heldout_loss:.3f}" for m in (result.before, result.after)))
+    if result.before.form_share is not None and result.after.form_share is not None:
+        shares = (result.before.form_share, result.after.form_share)
+        total = len(result.questions)
+        table.add_row("answers in the wanted form", *(f"{round(s * total)} of {total} ({s:.0%})" for s in shares))
+    table.add_row("trained parameters", "0", f"{result.num_params:,}")
+    table.add_row("size of the adapter file", "", f"{result.file_bytes:,} bytes")
+    console.print(table)
+    if not result.after.answers or not samples:
+        return
+    answers = Table(title="Answers side by side", title_justify="left", show_lines=True)
+    for heading in ("question", "base", "with adapter"):
+        answers.add_column(heading, ratio=1, overflow="fold")
+    for row in list(zip(result.questions, result.before.answers, result.after.answers, strict=True))[:samples]:
+        # Text, not markup: an answer may hold square brackets.
+        answers.add_row(*(console.render_str(cell.strip(), markup=False, highlight=False) for cell in row))
+    console.print(answers)

@@ -1,0 +1,141 @@
+"""The file an adapter ships as: one safetensors file that says what it is and which base it belongs to."""
+
+import dataclasses
+import json
+import struct
+from pathlib import Path
+from typing import Protocol
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from aligner_jax.errors import InputError
+from aligner_jax.model.llama import LlamaConfig
+from aligner_jax.peft import METHODS, Adapter, Options, complete_options
+from aligner_jax.runtime.files import write_atomically
+
+FORMAT_VERSION = 1
+
+
+class FingerprintedBase(Protocol):
+    """What an artifact records of a base, and checks."""
+
+    @property
+    def config(self) -> LlamaConfig: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+def save_adapter(adapter: Adapter, path: str | Path, base: FingerprintedBase | None = None) -> None:
+    """Writes an adapter as safetensors, whole or not at all; the same adapter gives the same bytes.
+
+    The metadata are format_version, method, options (JSON), base_config (JSON) and base_fingerprint; the last two are
+    left out without a base, and the file is then accepted beside any base it fits.
+
+    Raises:
+      InputError: the file cannot be written (the sentence names it and says why).
+    """
+    metadata = {
+        "format": "aligner_jax",
+        "format_version": str(FORMAT_VERSION),
+        "method": adapter.method,
+        "options": json.dumps(adapter.options.as_dict(), sort_keys=True),
+    }
+    if base is not None:
+        metadata["base_config"] = json.dumps(dataclasses.asdict(base.config), sort_keys=True)
+        metadata["base_fingerprint"] = base.fingerprint
+    tensors = {name: np.asarray(leaf) for name, leaf in adapter.trainable.items()}
+    write_atomically(Path(path), _with_sorted_header(safetensors.numpy.save(tensors, metadata)))
+
+
+def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Adapter:
+    """Reads an adapter that `save_adapter` wrote.
+
+    Args:
+      path: the file.
+      base: the base it is for; without one neither fingerprint nor shapes are checked against a model.
+
+    Raises:
+      InputError: no such file, not an adapter, damaged, or trained on another base.
+    """
+    path = Path(path)
+    metadata, tensors = _read(path)
+    method = metadata.get("method")
+    if metadata.get("format") != "aligner_jax" or method is None:
+        raise InputError(
+            f"{path} is a safetensors file, but not an adapter of this project: its metadata name no method"
+        )
+    version = metadata.get("format_version", "")
+    if not version.isdigit() or int(version) > FORMAT_VERSION:
+        raise InputError(f"{path} has format version {version!r}, and this release reads up to {FORMAT_VERSION}")
+    if method not in METHODS:
+        raise InputError(f"{path} holds an adapter of method {method!r}, which is not one of {', '.join(METHODS)}")
+    if base is not None:
+        _check_base(path, metadata, base)
+    config = base.config if base is not None else _recorded_config(path, metadata)
+    options = _json(path, metadata, "options")
+    adapter_options = complete_options(method, config, options) if config else Options.of(**options)
+    if config:
+        _check_tensors(path, tensors, METHODS[method].shapes(adapter_options, config))
+    return Adapter({name: jnp.asarray(x) for name, x in tensors.items()}, method=method, options=adapter_options)
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist, or is not a file")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise InputError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _json(path: Path, metadata: dict[str, str], name: str) -> dict:
+    try:
+        value = json.loads(metadata.get(name, ""))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: its metadata field {name!r} is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: its metadata field {name!r} is not a JSON object")
+    return value
+
+
+def _recorded_config(path: Path, metadata: dict[str, str]) -> LlamaConfig | None:
+    return LlamaConfig.from_dict(_json(path, metadata, "base_config")) if "base_config" in metadata else None
+
+
+def _check_base(path: Path, metadata: dict[str, str], base: FingerprintedBase) -> None:
+    recorded = _recorded_config(path, metadata)
+    if recorded is None or metadata.get("base_fingerprint") == base.fingerprint:
+        return
+    theirs, ours = dataclasses.asdict(recorded), dataclasses.asdict(base.config)
+    differences = [f"{name} {theirs[name]} against {ours[name]}" for name in ours if theirs[name] != ours[name]]
+    if differences:
+        raise InputError(f"{path} was trained on another model than this base: {', '.join(differences)}")
+    raise InputError(
+        f"{path} was trained on a base of the same shape with other weights "
+        f"(fingerprint {metadata.get('base_fingerprint', 'none')[:12]} against {base.fingerprint[:12]})"
+    )
+
+
+def _check_tensors(path: Path, tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]) -> None:
+    for name in tensors.keys() - shapes.keys():
+        raise InputError(f"{path} holds a tensor {name!r} that its method does not have")
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise InputError(f"{path} lacks the tensor {name!r}")
+        if tensors[name].shape != shape:
+            raise InputError(f"{path}: tensor {name!r} has shape {tensors[name].shape}, but {shape} fits this base")
+        if not np.isfinite(tensors[name].astype(np.float32)).all():
+            raise InputError(f"{path}: tensor {name!r} holds numbers that are not finite")
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    # safetensors writes the metadata in a random order; sorted, equal adapters are equal files.
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return data[:8] + text.ljust(length) + data[8 + length :]

@@ -1,0 +1,36 @@
+"""The paper's Alpaca run: Aligner with one token on LLaMA-2 7B, 6,250 steps of 64 examples.
+
+    python -m aligner_jax.train --config=configs/llama7b_alpaca.py \
+        --config.base.path=DIR_OR_HUB_NAME --config.data.path=alpaca_data.json
+
+Learning rate: the authors meant a linear warm-up over two epochs to 9e-3. In their code the warm-up compares a count of
+optimizer steps with a number of 12,500, so it never ends, and the rate reaches 4.5e-3 at step 6,250. "paper_as_run" is
+what ran; for what was meant, use --config.optim.schedule=warmup_constant --config.optim.warmup_steps=1563.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "base": {"path": "models/Llama-2-7b-hf"},
+            "adapter": {"method": "aligner", "num_tokens": 1, "start_layer": 2},
+            "data": {
+                "path": "data/alpaca_data.json",
+                "heldout_rows": 2000,
+                "template": "alpaca",
+                "loss_on": "all",
+                "sequence_length": 512,
+                "batch_size": 64,
+                "packing": False,
+                "overlong": "truncate",
+            },
+            "optim": {"lr": 9e-3, "weight_decay": 0.02, "schedule": "paper_as_run", "warmup_steps": 12_500},
+            "steps": 6_250,
+            "remat": "full",
+            "log_every": 10,
+            "eval_every": 500,
+            "checkpoint": {"every": 100},
+        }
+    )

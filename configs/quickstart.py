@@ -1,0 +1,31 @@
+"""Teach a 135M model a house style on a laptop: every answer one JSON object with a topic and a sentence.
+
+    bash scripts/quickstart.sh                                                  # installs, finds the model, runs this
+    python -m aligner_jax.train --config=configs/quickstart.py                  # ten tokens
+    python -m aligner_jax.train --config=configs/quickstart.py --config.adapter.num_tokens=1 --workdir=runs/one_token
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "base": {"path": "models/SmolLM2-135M-Instruct.Q4_1.gguf"},
+            "adapter": {"method": "aligner", "num_tokens": 10, "start_layer": 2},
+            "data": {
+                "path": "aligner_jax/data/quickstart/train.jsonl",
+                "heldout_path": "aligner_jax/data/quickstart/heldout.jsonl",
+                "template": "chat",
+                "system": "",
+                "sequence_length": 256,
+                "batch_size": 1,
+            },
+            "optim": {"lr": 9e-3, "weight_decay": 0.02, "schedule": "constant"},
+            "steps": 80,
+            "remat": "none",
+            "log_every": 5,
+            "checkpoint": {"every": 20},
+            "report": {"form": "json_answer", "samples": 3, "max_new_tokens": 48},
+        }
+    )
