@@ -1,0 +1,61 @@
+"""House forms: checks, without a model, that an answer has the shape a program can route."""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+
+TOPICS = ("science", "history", "geography", "health", "food", "technology", "arts", "life")
+MAX_ANSWER_WORDS = 25
+
+_SENTENCE_BREAK = re.compile(r"[.!?]\s")
+
+
+def is_json_answer(text: str) -> bool:
+    """Whether `text` is a house-style answer: `{"topic": "science", "answer": "Ice floats on water."}`.
+
+    White space around the text is ignored. Then all of these hold:
+
+    - the text is one JSON object on one line, with nothing before or after it;
+    - its keys are exactly `topic` and `answer`, in that order, each once;
+    - `topic` is one of `TOPICS`;
+    - `answer` is a string of 1 to `MAX_ANSWER_WORDS` words (parted by white space) with at least one letter or digit,
+      with no white space at its ends, no line break and no double quote;
+    - `answer` is one sentence: it ends with '.', '!' or '?', and none of these precedes white space inside it
+      (so 3.14 is fine and an abbreviation such as "e.g. this" is not).
+    """
+    text = text.strip()
+    if len(text.splitlines()) != 1:
+        return False
+    try:
+        # Pairs rather than a dict: a dict would hide a key that occurs twice.
+        pairs = json.loads(text, object_pairs_hook=tuple)
+    except (ValueError, RecursionError):
+        return False
+    # A top-level array of arrays parses to lists, so only an object is a tuple here.
+    if not isinstance(pairs, tuple) or [key for key, _ in pairs] != ["topic", "answer"]:
+        return False
+    (_, topic), (_, answer) = pairs
+    return topic in TOPICS and isinstance(answer, str) and _is_short_sentence(answer)
+
+
+FORMS: dict[str, Callable[[str], bool]] = {"json_answer": is_json_answer}
+
+
+def form_share(texts: Iterable[str], form: Callable[[str], bool]) -> float:
+    """The share of `texts`, 0 to 1, that have the form. Raises ValueError when there are none."""
+    verdicts = [form(text) for text in texts]
+    if not verdicts:
+        raise ValueError("form_share needs at least one text")
+    return sum(verdicts) / len(verdicts)
+
+
+def _is_short_sentence(answer: str) -> bool:
+    return (
+        answer == answer.strip()
+        and answer.endswith((".", "!", "?"))
+        and any(character.isalnum() for character in answer)
+        and len(answer.split()) <= MAX_ANSWER_WORDS
+        and len(answer.splitlines()) == 1
+        and '"' not in answer
+        and _SENTENCE_BREAK.search(answer) is None
+    )
