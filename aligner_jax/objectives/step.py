@@ -1,7 +1,7 @@
 """The training step: what is differentiated, accumulated and updated. Only the adapter is; the base is an argument."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.struct
 import jax
@@ -72,6 +72,6 @@ def make_step(
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = StepMetrics(loss=loss / count, grad_norm=optax.global_norm(gradient))
-        return TrainState(trainable, optimizer_state, state.step + 1), metrics
+        return TrainState(cast(dict[str, Array], trainable), optimizer_state, state.step + 1), metrics
 
     return step

@@ -1,4 +1,4 @@
-"""Adapters: one method a file, each with the same four functions (check, shapes, init, bind)."""
+"""Adapters: one method a file, each with DEFAULTS, STRENGTH and the same four functions (check, shapes, init, bind)."""
 
 import difflib
 from types import ModuleType
@@ -58,6 +58,12 @@ def bind(adapter: Adapter | None, params: Params, config: LlamaConfig) -> Prefix
     return METHODS[adapter.method].bind(adapter.trainable, adapter.options, params, config)
 
 
+def with_strength(adapter: Adapter, strength: float) -> Adapter:
+    """The same adapter with its contribution to every layer multiplied: 0 is the base, 1 changes nothing."""
+    name = METHODS[adapter.method].STRENGTH
+    return adapter.replace(trainable={**adapter.trainable, name: adapter.trainable[name] * strength})
+
+
 def hidden_states(
     params: Params,
     adapter: Adapter | None,
@@ -104,4 +110,14 @@ def apply(
     return unembed(params, hidden_btd)
 
 
-__all__ = ["METHODS", "Adapter", "Options", "apply", "bind", "complete_options", "hidden_states", "init_adapter"]
+__all__ = [
+    "METHODS",
+    "Adapter",
+    "Options",
+    "apply",
+    "bind",
+    "complete_options",
+    "hidden_states",
+    "init_adapter",
+    "with_strength",
+]

@@ -26,8 +26,7 @@ class Options:
         return self.as_dict()[name]
 
 
-@flax.struct.dataclass
-class Adapter:
+class Adapter(flax.struct.PyTreeNode):
     """The trained arrays of one method, as a pytree whose only leaves are those arrays.
 
     Attributes:

@@ -10,6 +10,8 @@ from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.peft.adapter import Options
 
 DEFAULTS = {"num_tokens": 1, "start_layer": 2}
+STRENGTH = "gates_ln"
+"""The trained array in which the adapter's effect on each layer is linear."""
 
 
 def check(options: Options, config: LlamaConfig) -> None:

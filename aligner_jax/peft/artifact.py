@@ -28,11 +28,24 @@ class FingerprintedBase(Protocol):
     def fingerprint(self) -> str: ...
 
 
-def save_adapter(adapter: Adapter, path: str | Path, base: FingerprintedBase | None = None) -> None:
+def save_adapter(
+    adapter: Adapter,
+    path: str | Path,
+    base: FingerprintedBase | None = None,
+    *,
+    prompt_format: dict[str, str | None] | None = None,
+) -> None:
     """Writes an adapter as safetensors, whole or not at all; the same adapter gives the same bytes.
 
     The metadata are format_version, method, options (JSON), base_config (JSON) and base_fingerprint; the last two are
     left out without a base, and the file is then accepted beside any base it fits.
+
+    Args:
+      adapter: of any method and dtype.
+      path: ends in .safetensors by custom.
+      base: the base it was trained on.
+      prompt_format: how its training data made prompts ({"template": "chat", "system": ""}), so that whoever generates
+        with it can do the same; `recorded_prompt_format` reads it back.
 
     Raises:
       InputError: the file cannot be written (the sentence names it and says why).
@@ -46,6 +59,8 @@ def save_adapter(adapter: Adapter, path: str | Path, base: FingerprintedBase | N
     if base is not None:
         metadata["base_config"] = json.dumps(dataclasses.asdict(base.config), sort_keys=True)
         metadata["base_fingerprint"] = base.fingerprint
+    if prompt_format is not None:
+        metadata["prompt_format"] = json.dumps(prompt_format, sort_keys=True)
     tensors = {name: np.asarray(leaf) for name, leaf in adapter.trainable.items()}
     write_atomically(Path(path), _with_sorted_header(safetensors.numpy.save(tensors, metadata)))
 
@@ -80,6 +95,16 @@ def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Ada
     if config:
         _check_tensors(path, tensors, METHODS[method].shapes(adapter_options, config))
     return Adapter({name: jnp.asarray(x) for name, x in tensors.items()}, method=method, options=adapter_options)
+
+
+def recorded_prompt_format(path: str | Path) -> dict[str, str | None]:
+    """The prompt_format that an adapter was saved with; empty when there was none.
+
+    Raises:
+      InputError: no such file, or damaged.
+    """
+    metadata, _ = _read(Path(path))
+    return _json(Path(path), metadata, "prompt_format") if "prompt_format" in metadata else {}
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:

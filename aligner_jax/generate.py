@@ -1,0 +1,77 @@
+"""Continue prompts with a base and an adapter, streamed to the terminal.
+
+python -m aligner_jax.generate --base=PATH --adapter=runs/quickstart/adapter.safetensors --prompt="Why is the sky blue?"
+"""
+
+import sys
+
+from absl import flags
+
+from aligner_jax.data.templates import TEMPLATES, render_prompt
+from aligner_jax.decoding.sampler import sample
+from aligner_jax.errors import InputError
+from aligner_jax.peft import with_strength
+from aligner_jax.peft.artifact import load_adapter, recorded_prompt_format
+from aligner_jax.runtime import command, platform
+from aligner_jax.weights.base import Base, load_base
+
+BASE = flags.DEFINE_string("base", None, "The base: a Hugging Face folder or name, or a .gguf file.")
+ADAPTER = flags.DEFINE_string("adapter", None, "An adapter.safetensors; without one, the base alone answers.")
+PROMPT = flags.DEFINE_multi_string("prompt", None, "What to continue or answer; may be given several times.")
+STRENGTH = flags.DEFINE_float("strength", 1.0, "Multiplies what the adapter adds: 0 is the base, 1 the adapter.")
+TEMPLATE = flags.DEFINE_enum(
+    "template", "auto", ["auto", "none", *TEMPLATES],
+    "How a prompt is wrapped. auto: as in the adapter's training data, or not at all without an adapter.",
+)  # fmt: skip
+SYSTEM = flags.DEFINE_string("system", None, "System prompt of the chat template, instead of the recorded one.")
+MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Tokens at most.", lower_bound=1)
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.", lower_bound=0.0)
+TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among the k most probable tokens; 0: all.", lower_bound=0)
+TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample among the fewest tokens with this much probability.")
+SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.", lower_bound=0)
+DTYPE = flags.DEFINE_string("dtype", "auto", "float32, bfloat16, or auto: what the device does best.")
+
+
+def main() -> None:
+    if not BASE.value or not PROMPT.value:
+        raise InputError("give a base and a prompt: --base=PATH --prompt='…'")
+    base = load_base(BASE.value, platform.compute_dtype(DTYPE.value))
+    adapter, prompt_format = None, {}
+    if ADAPTER.value:
+        adapter = with_strength(load_adapter(ADAPTER.value, base), STRENGTH.value)
+        prompt_format = recorded_prompt_format(ADAPTER.value)
+    prompts = [_wrapped(prompt, base, prompt_format) for prompt in PROMPT.value]
+    texts = sample(
+        base, adapter, prompts, max_new_tokens=MAX_NEW_TOKENS.value, temperature=TEMPERATURE.value, top_k=TOP_K.value,
+        top_p=TOP_P.value, seed=SEED.value, on_tokens=_streamer(base) if len(prompts) == 1 else None,
+    )  # fmt: skip
+    if len(prompts) == 1:
+        print()
+        return
+    for prompt, text in zip(PROMPT.value, texts, strict=True):
+        print(f"── {prompt}\n{text.strip()}\n")
+
+
+def _wrapped(prompt: str, base: Base, recorded: dict[str, str | None]) -> str:
+    template = TEMPLATE.value if TEMPLATE.value != "auto" else recorded.get("template", "none")
+    if template in (None, "none") or base.tokenizer is None:
+        return prompt
+    system = SYSTEM.value if SYSTEM.value is not None else recorded.get("system")
+    return render_prompt(prompt, base.tokenizer, template, system=system)
+
+
+def _streamer(base: Base):
+    if base.tokenizer is None:
+        return None
+    decode = base.tokenizer.stream_decoder()
+
+    def write(tokens: list[int | None]) -> None:
+        if tokens[0] is not None:
+            sys.stdout.write(decode(tokens[0]))
+            sys.stdout.flush()
+
+    return write
+
+
+if __name__ == "__main__":
+    command.run(main)
