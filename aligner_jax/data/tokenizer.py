@@ -1,0 +1,160 @@
+"""Text to token ids and back, whatever file the vocabulary comes in."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from aligner_jax.data import chat_template
+from aligner_jax.errors import InputError
+
+# Tokens that end an assistant's turn or a document in published models: a model fine-tuned for chat stops at its own
+# one, which its files do not always name as EOS.
+_END_TOKENS = (
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|end|>",
+    "<|eot|>",
+    "<end_of_turn>",
+)
+
+
+class Backend(Protocol):
+    """What a vocabulary's implementation supplies; `special_ids` are the tokens that `decode` leaves out."""
+
+    vocab_size: int
+    special_ids: frozenset[int]
+
+    def token_id(self, token: str) -> int | None: ...
+
+    def token(self, token_id: int) -> str: ...
+
+    def encode(self, text: str, after: int | None) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A vocabulary with its special tokens and chat template; equal and hashed by identity.
+
+    `add_bos` is what the model's files ask for; nothing here applies it unasked. `stop_ids` are EOS and the tokens
+    that end an assistant's turn. `pad_id` is the declared padding token, else EOS, else 0.
+    """
+
+    backend: Backend
+    bos_id: int | None
+    eos_id: int | None
+    stop_ids: frozenset[int]
+    pad_id: int
+    add_bos: bool
+    chat_template: str | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id; the model's embedding may have more rows than that."""
+        return self.backend.vocab_size
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False, after: int | None = None) -> list[int]:
+        """Token ids of `text`; special tokens written in it are parsed, as in Hugging Face's tokenizers.
+
+        Where the vocabulary puts a space before a text (SentencePiece's dummy prefix), a text that continues another
+        gets none: `after` is the id of the token before it, None where the text begins the sequence.
+
+        Raises:
+          InputError: `bos` or `eos` is asked for and the tokenizer has none.
+        """
+        if (bos and self.bos_id is None) or (eos and self.eos_id is None):
+            raise InputError(f"the tokenizer has no {'BOS' if bos and self.bos_id is None else 'EOS'} token")
+        head = [self.bos_id] if bos and self.bos_id is not None else []
+        tail = [self.eos_id] if eos and self.eos_id is not None else []
+        return [*head, *self.backend.encode(text, after), *tail]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids, without special tokens and without ids the vocabulary does not have."""
+        special, size = self.backend.special_ids, self.vocab_size
+        return self.backend.decode([i for i in map(int, ids) if 0 <= i < size and i not in special])
+
+    def stream_decoder(self) -> Callable[[int], str]:
+        """A function that takes one id after another and returns the text each adds.
+
+        The pieces joined are `decode` of all ids, but for an unfinished UTF-8 character at the end: one is held back
+        until it is complete.
+        """
+        window: list[int] = []
+        printed = 0
+
+        def step(token_id: int) -> str:
+            nonlocal printed, window
+            window.append(token_id)
+            text = self.decode(window)
+            if text.endswith("\N{REPLACEMENT CHARACTER}"):
+                return ""
+            new = text[printed:]
+            printed = len(text)
+            # Decoding all ids each time would be quadratic. A window may begin only with a token of visible text:
+            # leading spaces decode differently from inner ones, and a token may hold a part of a character.
+            if len(window) > 16 and (last := self.decode(window[-1:])).strip() and last in new:
+                window, printed = window[-1:], len(last)
+            return new
+
+        return step
+
+    def render_chat(self, messages: Sequence[dict], *, add_generation_prompt: bool = False) -> str:
+        """The conversation as the model's chat template writes it, special tokens included (BOS too where it has one).
+
+        Raises:
+          InputError: there is no chat template, it is malformed, or it refuses the conversation.
+        """
+        if self.chat_template is None:
+            raise InputError("the tokenizer has no chat template")
+        names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
+        variables = {name: "" if i is None else self.backend.token(i) for name, i in names.items()}
+        return chat_template.render(self.chat_template, messages, add_generation_prompt, variables)
+
+
+def make_tokenizer(
+    backend: Backend,
+    *,
+    bos_id: int | None,
+    eos_id: int | None,
+    pad_id: int | None,
+    add_bos: bool,
+    stop_ids: Iterable[int] = (),
+    chat_template: str | None = None,
+) -> Tokenizer:
+    """A Tokenizer with `stop_ids` completed by EOS and by the end tokens that the vocabulary marks as special."""
+    ends = {backend.token_id(name) for name in _END_TOKENS} & backend.special_ids
+    stops = {*stop_ids, *ends} | ({eos_id} if eos_id is not None else set())
+    if pad_id is None:
+        pad_id = 0 if eos_id is None else eos_id
+    add_bos = add_bos and bos_id is not None
+    return Tokenizer(
+        backend, bos_id, eos_id, frozenset(i for i in stops if i is not None), pad_id, add_bos, chat_template
+    )
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer | None:
+    """The tokenizer of a checkpoint: a Hugging Face folder, a SentencePiece .model, a tokenizer.json, or a GGUF file.
+
+    A folder's tokenizer.json is preferred to its tokenizer.model; tokenizer_config.json, special_tokens_map.json,
+    generation_config.json, config.json and chat_template.jinja are consulted where present. None: the folder or GGUF
+    holds no vocabulary.
+
+    Raises:
+      InputError: the path does not exist, or a file is damaged or of a kind that is not known.
+    """
+    # Here, because each of these builds a Tokenizer.
+    from aligner_jax.data import tokenizer_folder, tokenizer_gguf
+
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    if path.is_dir():
+        return tokenizer_folder.load(path)
+    if path.suffix == ".gguf":
+        return tokenizer_gguf.load(path)
+    return tokenizer_folder.load_file(path)
