@@ -95,9 +95,9 @@ class Tokenizer:
                 return ""
             new = text[printed:]
             printed = len(text)
-            # Decoding all ids each time would be quadratic. A window may begin only with a token of visible text:
-            # leading spaces decode differently from inner ones, and a token may hold a part of a character.
-            if len(window) > 16 and (last := self.decode(window[-1:])).strip() and last in new:
+            # Decoding all ids each time would be quadratic. A window may begin only with a token of visible text,
+            # because leading spaces decode differently from inner ones.
+            if len(window) > 16 and (last := self.decode(window[-1:])).strip():
                 window, printed = window[-1:], len(last)
             return new
 

@@ -98,11 +98,7 @@ def _bpe(path: Path, header: GGUFHeader, tokens: list[str], types: list[int], pr
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, bytes_only])
     tokenizer.decoder = decoders.ByteLevel()
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
-        added = [
-            tokenizers.AddedToken(t, special=special, normalized=False)
-            for t, k in zip(tokens, types, strict=True)
-            if k == kind
-        ]
+        added = [tokenizers.AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=True) if k == kind]
         tokenizer.add_special_tokens(added) if special else tokenizer.add_tokens(added)
     return tokenizer
 
