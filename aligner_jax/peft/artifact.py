@@ -14,6 +14,7 @@ import safetensors.numpy
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig
 from aligner_jax.peft import METHODS, Adapter, Options, complete_options
+from aligner_jax.peft.released import load_released
 from aligner_jax.runtime.files import write_atomically
 
 FORMAT_VERSION = 1
@@ -66,16 +67,18 @@ def save_adapter(
 
 
 def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Adapter:
-    """Reads an adapter that `save_adapter` wrote.
+    """Reads an adapter that `save_adapter` wrote, or an Aligner that the paper's authors released (.pth).
 
     Args:
-      path: the file.
+      path: the file. A .pth file names no base, so only its shapes are checked against one.
       base: the base it is for; without one neither fingerprint nor shapes are checked against a model.
 
     Raises:
       InputError: no such file, not an adapter, damaged, or trained on another base.
     """
     path = Path(path)
+    if path.suffix == ".pth":
+        return _load_released(path, base)
     metadata, tensors = _read(path)
     method = metadata.get("method")
     if metadata.get("format") != "aligner_jax" or method is None:
@@ -97,12 +100,25 @@ def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Ada
     return Adapter({name: jnp.asarray(x) for name, x in tensors.items()}, method=method, options=adapter_options)
 
 
+def _load_released(path: Path, base: FingerprintedBase | None) -> Adapter:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist, or is not a file")
+    adapter = load_released(path)
+    if base is not None:
+        options = complete_options(adapter.method, base.config, adapter.options.as_dict())
+        tensors = {name: np.asarray(leaf) for name, leaf in adapter.trainable.items()}
+        _check_tensors(path, tensors, METHODS[adapter.method].shapes(options, base.config))
+    return adapter
+
+
 def recorded_prompt_format(path: str | Path) -> dict[str, str | None]:
-    """The prompt_format that an adapter was saved with; empty when there was none.
+    """The prompt_format that an adapter was saved with; empty when there was none, as in a .pth file.
 
     Raises:
       InputError: no such file, or damaged.
     """
+    if Path(path).suffix == ".pth":
+        return {}
     metadata, _ = _read(Path(path))
     return _json(Path(path), metadata, "prompt_format") if "prompt_format" in metadata else {}
 
