@@ -1,0 +1,178 @@
+"""What all commands share: flags, a config file with overrides, and errors that are one sentence."""
+
+import ast
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from aligner_jax.errors import InputError
+from aligner_jax.runtime import platform
+from aligner_jax.runtime.config import did_you_mean
+
+# A flag that this module defines for a command is listed among that command's own.
+flags.disclaim_key_flags()
+
+Override = tuple[str, str | bool]
+"""A dotted field name and the text that was given for it; True or False for --config.x and --noconfig.x."""
+
+
+class ConfigFlag:
+    """The flag --config=FILE with its overrides --config.section.field=value; `value` is what they give together."""
+
+    def __init__(self) -> None:
+        self.overrides: list[Override] = []
+        self._path = flags.DEFINE_string(
+            "config", None, "Config file; --config.section.field=value overrides one of its fields."
+        )
+
+    @property
+    def value(self) -> ConfigDict:
+        """The config, loaded anew.
+
+        Raises:
+          InputError: no --config was given, or see `load_config`.
+        """
+        if not self._path.value:
+            raise InputError("no config file was given: add --config=FILE, for example --config=configs/quickstart.py")
+        return load_config(self._path.value, self.overrides)
+
+
+_config_flags: list[ConfigFlag] = []
+
+
+def config_flag() -> ConfigFlag:
+    """Defines --config. Called once, where a command's module defines its flags."""
+    _config_flags.append(ConfigFlag())
+    return _config_flags[-1]
+
+
+def load_config(path: str | Path, overrides: Iterable[Override] = ()) -> ConfigDict:
+    """What `get_config()` of a Python file returns; with "FILE:text", what `get_config("text")` returns.
+
+    Overrides are Python literals, or else text; a field that holds text takes them as they are. They may set fields
+    that the file leaves out: `parse_config` judges names, types and ranges.
+
+    Raises:
+      InputError: the file is missing, fails, or has no `get_config`; names file, line and reason.
+    """
+    file, colon, argument = str(path).partition(":")
+    if not Path(file).is_file():
+        raise InputError(f"config file {file} does not exist")
+    try:
+        config = ConfigDict(runpy.run_path(file)["get_config"](*([argument] if colon else [])))
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error, KeyError) and error.args == ("get_config",):
+            raise InputError(f"config file {file} has no function get_config()") from None
+        raise InputError(f"config file {file} fails{_line_of(error, file)}: {_describe(error)}") from error
+    config.unlock()
+    for name, text in overrides:
+        _override(config, name, text)
+    return config
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags, prepares the platform, calls `main` and exits; the last line of every command's file.
+
+    Exit status 0 when main returns, 1 with one sentence for an `InputError` or a wrong flag, 130 with one line when
+    interrupted. Any other exception is a bug and keeps its traceback.
+    """
+    try:
+        _parse_flags(sys.argv)
+        platform.prepare()
+        main()
+        sys.stdout.flush()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (`| head`) is gone: nobody is left to tell, and the interpreter must not try at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(0)
+
+
+def _parse_flags(argv: Sequence[str]) -> None:
+    rest = list(argv)
+    if _config_flags:
+        rest, _config_flags[-1].overrides = _split_overrides(argv)
+    app.define_help_flags()
+    try:
+        positional = flags.FLAGS(rest)[1:]
+    except flags.UnrecognizedFlagError as error:
+        known = [f"--{flag.name}" for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+        hint = did_you_mean(f"--{error.flagname}", known)
+        raise InputError(f"--{error.flagname} is not a flag of this command; {hint}") from None
+    except flags.Error as error:
+        raise InputError(" ".join(str(error).split())) from None
+    if positional:
+        raise InputError(f"{positional[0]!r} is not a flag; flags are written --name=value")
+
+
+def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
+    rest, overrides = [], []
+    waiting = list(argv)
+    while waiting:
+        argument = waiting.pop(0)
+        name, equals, text = argument.lstrip("-").partition("=")
+        if argument == "--":
+            return [*rest, argument, *waiting], overrides
+        if not argument.startswith("-") or not name.startswith(("config.", "noconfig.")):
+            rest.append(argument)
+        elif name.startswith("noconfig."):
+            overrides.append((name.removeprefix("noconfig."), False))
+        elif equals:
+            overrides.append((name.removeprefix("config."), text))
+        elif waiting and not waiting[0].startswith("--"):
+            overrides.append((name.removeprefix("config."), waiting.pop(0)))
+        else:
+            overrides.append((name.removeprefix("config."), True))
+    return rest, overrides
+
+
+def _override(config: ConfigDict, name: str, text: str | bool) -> None:
+    *sections, field = name.split(".")
+    section = config
+    for depth, key in enumerate(sections, 1):
+        if section.get(key) is None:
+            section[key] = ConfigDict()
+        section = section[key]
+        if not isinstance(section, ConfigDict):
+            raise InputError(f"config.{'.'.join(sections[:depth])} is not a section, so config.{name} cannot be set")
+    with section.ignore_type():
+        keep = isinstance(section.get(field), str) and text != "None"
+        section[field] = text if keep else _literal(text)
+
+
+def _literal(text: str | bool) -> Any:
+    if isinstance(text, bool) or text in ("true", "false"):
+        return text in (True, "true")
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def _line_of(error: Exception, file: str) -> str:
+    if isinstance(error, SyntaxError):
+        return f" at line {error.lineno}"
+    lines, frame = [], error.__traceback__
+    while frame:
+        if frame.tb_frame.f_code.co_filename == file:
+            lines.append(frame.tb_lineno)
+        frame = frame.tb_next
+    return f" at line {lines[-1]}" if lines else ""
+
+
+def _describe(error: Exception) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,284 @@
+"""What a training run is configured by: typed, with defaults, and checked before anything is loaded."""
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from aligner_jax.errors import InputError
+from aligner_jax.runtime.files import write_atomically
+
+
+def _number(default: Any = dataclasses.MISSING, *, least: float | None = None, above: float | None = None, below=None):
+    return dataclasses.field(default=default, metadata={"least": least, "above": above, "below": below})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """The frozen model: where it is, and the dtype it is held and computed in ("auto": what the device does best)."""
+
+    path: str
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """The method, and its options as they stand in the config: every key but `method`. The method checks them."""
+
+    method: str = "aligner"
+    options: dict[str, object] = dataclasses.field(default_factory=dict, hash=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Examples and how they become rows.
+
+    Attributes:
+      path: the training examples.
+      heldout_path: the held-out examples; when None, the last `heldout_rows` examples of `path` are held out.
+      system: the system prompt of the chat template; None leaves the template's own.
+      loss_on: "all" counts the prompt's tokens too, as the paper did.
+      sequence_length: tokens a row.
+      batch_size: rows an optimizer step, over all devices and accumulation steps.
+      overlong: what happens to an example longer than a row.
+    """
+
+    path: str
+    heldout_path: str | None = None
+    heldout_rows: int = _number(0, least=0)
+    format: str = "auto"
+    template: Literal["alpaca", "chat"] = "alpaca"
+    system: str | None = None
+    loss_on: Literal["answers", "all"] = "answers"
+    sequence_length: int = _number(512, least=2)
+    batch_size: int = _number(64, least=1)
+    packing: bool = True
+    overlong: Literal["error", "truncate", "drop"] = "error"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule; `runtime.optim` explains both.
+
+    Attributes:
+      warmup_steps: optimizer steps until the rate is `lr`; for "paper_as_run" the number that the step is divided by.
+      clip: global norm above which gradients are scaled down; None never does.
+      accumulate: gradient accumulation steps an optimizer step.
+      state_dtype: of the adapter and of Adam's moments.
+    """
+
+    lr: float = _number(9e-3, least=0)
+    weight_decay: float = _number(0.02, least=0)
+    b1: float = _number(0.9, least=0, below=1)
+    b2: float = _number(0.999, least=0, below=1)
+    eps: float = _number(1e-8, above=0)
+    schedule: Literal["constant", "cosine", "warmup_constant", "paper_as_run"] = "constant"
+    warmup_steps: int = _number(0, least=0)
+    clip: float | None = _number(None, above=0)
+    accumulate: int = _number(1, least=1)
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """A checkpoint every so many optimizer steps, and how many of the newest are kept."""
+
+    every: int = _number(200, least=1)
+    keep: int = _number(2, least=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """The table before and after: the form that answers should have (None: no generation), samples and their length."""
+
+    form: str | None = None
+    samples: int = _number(3, least=0)
+    max_new_tokens: int = _number(64, least=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+      steps: optimizer steps.
+      remat: what the backward pass recomputes: everything inside a layer, all but the matmuls, or nothing.
+      log_every: optimizer steps between two lines of metrics.
+      eval_every: optimizer steps between two held-out evaluations; 0 evaluates at the end only.
+    """
+
+    base: BaseConfig
+    adapter: AdapterConfig = AdapterConfig()
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+    steps: int = _number(least=1)
+    seed: int = _number(0, least=0)
+    remat: Literal["full", "dots", "none"] = "full"
+    log_every: int = _number(10, least=1)
+    eval_every: int = _number(0, least=0)
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    report: ReportConfig = ReportConfig()
+
+
+MAY_DIFFER = ("steps", "log_every", "eval_every", "checkpoint.", "report.")
+"""Fields that a resumed run may change: they do not alter what a step computes."""
+
+
+def parse_config(config: ConfigDict | Mapping[str, Any]) -> TrainConfig:
+    """A `TrainConfig` from a ConfigDict or dict; fields that are left out take their defaults.
+
+    Raises:
+      InputError: an unknown or missing field, a value of the wrong type or out of range, or two fields that contradict
+        each other; names the fields as "config.optim.lr".
+    """
+    parsed = _parse(TrainConfig, config.to_dict() if isinstance(config, ConfigDict) else config, "config")
+    _check_together(parsed)
+    return parsed
+
+
+def as_dict(config: TrainConfig) -> dict[str, Any]:
+    """The config as nested plain dicts, such that `parse_config(as_dict(config)) == config`."""
+    plain = dataclasses.asdict(config)
+    plain["adapter"] = {"method": config.adapter.method, **config.adapter.options}
+    return plain
+
+
+def save_config(config: TrainConfig, workdir: str | Path) -> None:
+    """Writes `config.json` into the workdir, which is made if it does not exist.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    write_atomically(Path(workdir) / "config.json", json.dumps(as_dict(config), indent=2) + "\n")
+
+
+def check_same_run(config: TrainConfig, workdir: str | Path) -> None:
+    """Refuses to go on with a workdir that was begun with another configuration. A workdir without one passes.
+
+    Raises:
+      InputError: names every differing field with its old and its new value, or says what is wrong with config.json.
+    """
+    path = Path(workdir) / "config.json"
+    try:
+        old = parse_config(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be used: {error}") from error
+    was, now = flatten(as_dict(old)), flatten(json.loads(json.dumps(as_dict(config))))
+    free = MAY_DIFFER[1:] if config.optim.schedule == "cosine" else MAY_DIFFER
+    differences = [
+        f"{name} is {now.get(name)!r} and was {was.get(name)!r}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name) and not name.startswith(free)
+    ]
+    if differences:
+        raise InputError(
+            f"{workdir} holds a run with another configuration ({'; '.join(differences)}): "
+            "continue it with its own, or choose another --workdir"
+        )
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A clause to end an error message with: the known name that was probably meant, or all of them."""
+    leaves = {k.rpartition(".")[2]: k for k in known}
+    leaf = name.rpartition(".")[2]
+    near = difflib.get_close_matches(leaf, leaves, n=1) or [k for k in leaves if _abbreviates(k, leaf)]
+    return f"did you mean {leaves[near[0]]}?" if near else f"there are {', '.join(leaves.values())}"
+
+
+def _abbreviates(short: str, name: str) -> bool:
+    """Whether the letters of `short` stand in `name` in that order, the first at its start: lr in learning_rate."""
+    letters = iter(name)
+    return name.startswith(short[0]) and all(letter in letters for letter in short)
+
+
+def _parse(kind: type, value: Any, name: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} is {value!r}, but should be a section with fields of its own")
+    values = dict(value)
+    if kind is AdapterConfig:
+        values = {"options": values, **({"method": values.pop("method")} if "method" in values else {})}
+    hints, fields = typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
+    for key in values:
+        if key not in fields:
+            raise InputError(f"{name}.{key} is not a field; {did_you_mean(key, [f'{name}.{f}' for f in fields])}")
+    parsed = {}
+    for key, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and dataclasses.is_dataclass(hints[key]):
+            values.setdefault(key, {})
+        elif required and values.get(key) is None:
+            raise InputError(f"{name}.{key} is not set; set it in the config file or with --{name}.{key}=…")
+        if key in values:
+            parsed[key] = _convert(hints[key], field, values[key], f"{name}.{key}")
+    return kind(**parsed)
+
+
+def _convert(kind: Any, field: dataclasses.Field, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _parse(typing.cast(type, kind), value, name)
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return None
+        kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise InputError(f"{name} is {value!r}, but should be one of {', '.join(choices)}")
+        return value
+    if kind is float and type(value) is int:
+        value = float(value)
+    expected = typing.get_origin(kind) or kind
+    if type(value) is not expected:
+        raise InputError(f"{name} is {value!r}, but should be {_WORDS[expected]}")
+    _check_range(field, value, name)
+    return value
+
+
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "True or False", dict: "a section"}
+
+
+def _check_range(field: dataclasses.Field, value: Any, name: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} is {value}, but should be finite")
+    least, above, below = (field.metadata.get(bound) for bound in ("least", "above", "below"))
+    if least is not None and value < least:
+        raise InputError(f"{name} is {value}, but should be {least} or more")
+    if above is not None and value <= above:
+        raise InputError(f"{name} is {value}, but should be greater than {above}")
+    if below is not None and value >= below:
+        raise InputError(f"{name} is {value}, but should be less than {below}")
+
+
+def _check_together(config: TrainConfig) -> None:
+    batch_size, accumulate = config.data.batch_size, config.optim.accumulate
+    if batch_size % accumulate:
+        raise InputError(
+            f"config.data.batch_size is {batch_size}, which config.optim.accumulate, {accumulate}, does not divide"
+        )
+    schedule, warmup_steps = config.optim.schedule, config.optim.warmup_steps
+    if schedule == "constant" and warmup_steps:
+        raise InputError(
+            f"config.optim.warmup_steps is {warmup_steps}, but config.optim.schedule 'constant' has no warm-up; "
+            "'warmup_constant' does"
+        )
+    if schedule == "paper_as_run" and not warmup_steps:
+        raise InputError("config.optim.schedule 'paper_as_run' needs config.optim.warmup_steps (the paper's is 12500)")
+    if config.data.system is not None and config.data.template != "chat":
+        raise InputError(f"config.data.system is set, but template {config.data.template!r} has no system prompt")

@@ -1,0 +1,78 @@
+"""Files that are either there whole or not there at all."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from aligner_jax.errors import InputError
+
+
+def write_atomically(path: str | Path, content: bytes | str) -> None:
+    """Puts `content` at `path`, durably: after a crash or a full disk the file is the old one or the new one.
+
+    Missing parent folders are made. The bytes go to a temporary file of the same folder, which replaces `path` once it
+    is on disk, and which is removed when anything fails.
+
+    Raises:
+      InputError: the folder or file cannot be written; names the path and the system's reason.
+    """
+    path = Path(path)
+    content = content.encode() if isinstance(content, str) else content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _write_beside(path, content)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {reason(error)}") from error
+    try:
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        _remove(temporary)
+        raise InputError(f"{path} cannot be written: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """The system's words for an OSError ("No space left on device"), wherever in the chain of causes it is."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror
+        link = link.__cause__ or link.__context__
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _write_beside(path: Path, content: bytes) -> str:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+    except BaseException:
+        _remove(temporary)
+        raise
+    return temporary
+
+
+def _umask() -> int:
+    # The only way to read the mask is to set it.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without it a power cut can undo the rename. Not every file system lets a folder be opened for this.
+    with contextlib.suppress(PermissionError, IsADirectoryError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
