@@ -1,0 +1,84 @@
+"""The frozen base: parameters, configuration and tokenizer, from whatever form the model comes in."""
+
+import re
+from pathlib import Path
+
+import flax.struct
+
+from aligner_jax.data.tokenizer import Tokenizer, load_tokenizer
+from aligner_jax.errors import InputError
+from aligner_jax.model.config import LlamaConfig
+from aligner_jax.model.params import Params
+from aligner_jax.weights.assemble import DTYPES
+from aligner_jax.weights.gguf import load_gguf
+from aligner_jax.weights.hf import load_hf
+
+_FORMS = "a Hugging Face folder (config.json and model.safetensors), a .gguf file or the hub name of a model"
+_HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
+
+
+@flax.struct.dataclass
+class Base:
+    """A base model. A pytree of its parameters; `tokenizer` is None where the checkpoint has none."""
+
+    params: Params
+    config: LlamaConfig = flax.struct.field(pytree_node=False)
+    tokenizer: Tokenizer | None = flax.struct.field(pytree_node=False, default=None)
+
+
+def load_base(path: str | Path, dtype: str = "float32") -> Base:
+    """The base model at `path`, which is only ever read.
+
+    Args:
+      path: a Hugging Face folder, a .gguf file, or, where `huggingface_hub` is installed and reaches a hub, the name
+        of a model there ("org/name").
+      dtype: of the parameters: "float32" or "bfloat16".
+
+    Raises:
+      InputError: there is no model at `path`, or it cannot be read as one.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if not str(path):
+        raise InputError(f"the path of the base model is empty; give {_FORMS}")
+    local = Path(path).expanduser()
+    if not local.exists():
+        local = _from_hub(str(path))
+    config, params = _loader(local)(local, dtype)
+    return Base(params, config, load_tokenizer(local))
+
+
+def _loader(path: Path):
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise InputError(f"{path} is not a .gguf file; give {_FORMS}")
+        return load_gguf
+    if (path / "config.json").is_file():
+        return load_hf
+    if (path / "params.json").is_file():
+        raise InputError(f"{path} is a folder in Meta's format, which cannot be read yet; give {_FORMS}")
+    if (path / "_METADATA").is_file() or (path / "_CHECKPOINT_METADATA").is_file():
+        raise InputError(f"{path} is an Orbax checkpoint, which cannot be read yet; give {_FORMS}")
+    files = sorted(path.glob("*.gguf"))
+    if files:
+        raise InputError(f"{path} is a folder; give the file itself, such as {files[0]}")
+    raise InputError(f"{path} has no config.json; give {_FORMS}")
+
+
+def _from_hub(name: str) -> Path:
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or name.endswith(".gguf"):
+        raise InputError(f"there is no base model at {name}; give {_FORMS}")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise InputError(
+            f"there is no base model at {name}, and without the package huggingface_hub it cannot be a hub name"
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:  # The hub client raises whatever its HTTP library does.
+        reason = str(error).strip().splitlines()
+        raise InputError(
+            f"there is no base model at {name} here, and no hub gave one of that name "
+            f"({type(error).__name__}: {reason[0] if reason else 'no reason given'})"
+        ) from None

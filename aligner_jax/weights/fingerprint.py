@@ -1,0 +1,59 @@
+"""What a base model is called in an adapter's file: a digest of its weights and configuration."""
+
+import dataclasses
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from aligner_jax.model.config import LlamaConfig
+from aligner_jax.model.params import Params
+
+
+def fingerprint(config: LlamaConfig, params: Params) -> str:
+    """64 hexadecimal digits that differ between base models.
+
+    They are of the weights rounded to bfloat16, so a bfloat16 checkpoint has one fingerprint in whatever dtype it is
+    loaded. Sums of integers that wrap come out the same in any order, so sharding and platform do not matter. A
+    change of a single weight by one step of bfloat16 always changes the digest: its multiplier is odd, hence
+    invertible modulo 2³². This guards against mistakes, not against somebody who wants two models to collide.
+    """
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    sums = jax.device_get({name: _sums(leaf) for name, leaf in leaves.items()})
+    content = {
+        "config": dataclasses.asdict(config),
+        "leaves": {name: [list(leaves[name].shape), [int(total) for total in sums[name]]] for name in leaves},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@jax.jit
+def _sums(leaf: Array) -> tuple[Array, Array]:
+    """Two sums of the leaf's bfloat16 bits, each times an odd number scattered by the element's position."""
+    bits = _bfloat16_bits(leaf)
+    position = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis, size in enumerate(leaf.shape):
+        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    first = _scatter(position)
+    second = _scatter(first ^ jnp.uint32(0x9E3779B9))
+    return _sum(bits * (first | 1)), _sum(bits * (second | 1))
+
+
+def _sum(x: Array) -> Array:
+    return jnp.sum(x, dtype=jnp.uint32)
+
+
+def _bfloat16_bits(leaf: Array) -> Array:
+    """Round to nearest even in integers: conversion instructions of some processors flush denormal numbers."""
+    if leaf.dtype == jnp.bfloat16:
+        return jax.lax.bitcast_convert_type(leaf, jnp.uint16).astype(jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+    return (bits + jnp.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
+
+
+def _scatter(x: Array) -> Array:
+    """The finalizer of MurmurHash3 without its last shift: a bijection of the 32-bit integers."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    return (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

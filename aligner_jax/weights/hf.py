@@ -1,0 +1,93 @@
+"""Hugging Face folders: config.json and safetensors, one file or an index of several."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from aligner_jax.errors import InputError
+from aligner_jax.model.config import LlamaConfig
+from aligner_jax.model.params import Params
+from aligner_jax.weights.assemble import Format, Slot, Source, assemble
+from aligner_jax.weights.hf_config import hf_config
+from aligner_jax.weights.safetensors_header import safetensors_sources
+
+_LAYER = "model.layers.{l}."
+
+FORMAT = Format(
+    slots={
+        "model.embed_tokens.weight": Slot("embed_vd", "vd"),
+        _LAYER + "input_layernorm.weight": Slot("attn_norm_ld", "d"),
+        _LAYER + "self_attn.q_proj.weight": Slot("q_ldnh", "(nh)d"),
+        _LAYER + "self_attn.k_proj.weight": Slot("k_ldkh", "(kh)d"),
+        _LAYER + "self_attn.v_proj.weight": Slot("v_ldkh", "(kh)d"),
+        _LAYER + "self_attn.o_proj.weight": Slot("o_lnhd", "d(nh)"),
+        _LAYER + "self_attn.q_proj.bias": Slot("q_bias_lnh", "(nh)"),
+        _LAYER + "self_attn.k_proj.bias": Slot("k_bias_lkh", "(kh)"),
+        _LAYER + "self_attn.v_proj.bias": Slot("v_bias_lkh", "(kh)"),
+        _LAYER + "self_attn.o_proj.bias": Slot("o_bias_ld", "d"),
+        _LAYER + "post_attention_layernorm.weight": Slot("mlp_norm_ld", "d"),
+        _LAYER + "mlp.gate_proj.weight": Slot("gate_ldf", "fd"),
+        _LAYER + "mlp.up_proj.weight": Slot("up_ldf", "fd"),
+        _LAYER + "mlp.down_proj.weight": Slot("down_lfd", "df"),
+        "model.norm.weight": Slot("norm_d", "d"),
+        "lm_head.weight": Slot("head_dv", "vd"),
+    },
+    decoders={
+        "F32": lambda rows: rows.view(np.float32),
+        "BF16": lambda rows: rows.view(jnp.bfloat16),
+        "F16": lambda rows: rows.view(np.float16),
+    },
+    # The rotary frequencies that old versions of transformers saved; ours follow from the configuration.
+    ignored=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),
+    redundant={"lm_head.weight": "model.embed_tokens.weight"},
+)
+
+
+def load_hf(path: Path, dtype: str = "float32") -> tuple[LlamaConfig, Params]:
+    """A model from a folder with config.json and model.safetensors or model.safetensors.index.json.
+
+    The host never holds more than the model in `dtype` and a few megabytes.
+
+    Args:
+      dtype: of the parameters: "float32" or "bfloat16".
+
+    Raises:
+      InputError: the architecture is not LLaMA's, or a file or a tensor is missing, cut short, unknown, there twice
+        or of the wrong shape.
+    """
+    config = hf_config(path)
+    return config, assemble(config, _sources(path), FORMAT, dtype, where=path)
+
+
+def _sources(path: Path) -> list[Source]:
+    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if single.is_file():
+        return safetensors_sources(single)
+    if not index.is_file():
+        pickles = next(path.glob("*.bin"), None)
+        hint = f"; {pickles.name} is a pickle, save the model as safetensors" if pickles else ""
+        raise InputError(f"{path} has neither {single.name} nor {index.name}{hint}")
+    weight_map = _weight_map(index)
+    sources = []
+    for shard in sorted(set(weight_map.values())):
+        if not (path / shard).is_file():
+            raise InputError(f"{index} names {shard}, which is not in the folder")
+        found = safetensors_sources(path / shard)
+        lacking = {name for name, file in weight_map.items() if file == shard} - {source.name for source in found}
+        if lacking:
+            raise InputError(f"{index} says that {shard} holds tensor {min(lacking)}, but it does not")
+        sources += found
+    return sources
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        shards = {Path(shard).name == shard for shard in weight_map.values()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{index} is not an index of safetensors files ({error!r})") from None
+    if shards != {True}:
+        raise InputError(f"{index} names no files, or files outside its folder")
+    return weight_map
