@@ -1,0 +1,61 @@
+"""What every source yields."""
+
+import dataclasses
+from typing import TypedDict
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """An instruction, what it is about (may be ""), and the wanted answer."""
+
+    instruction: str
+    input: str
+    output: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """Turns in order, at least one of them the assistant's."""
+
+    messages: tuple[Message, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A record and the "file:line" it came from."""
+
+    record: Instruction | Conversation
+    where: str
+
+    @property
+    def question(self) -> str:
+        """What was asked last, as a person would read it."""
+        if isinstance(self.record, Instruction):
+            return "\n\n".join(filter(None, (self.record.instruction, self.record.input)))
+        return next((m["content"] for m in self.messages_before_answer()[::-1] if m["role"] == "user"), "")
+
+    @property
+    def answer(self) -> str:
+        """The wanted answer: the output, or the assistant's last turn."""
+        if isinstance(self.record, Instruction):
+            return self.record.output
+        return self.record.messages[len(self.messages_before_answer())]["content"]
+
+    def messages(self) -> list[Message]:
+        """As a conversation: an instruction is one user turn (its input after a blank line) and one assistant turn."""
+        if isinstance(self.record, Conversation):
+            return list(self.record.messages)
+        return [{"role": "user", "content": self.question}, {"role": "assistant", "content": self.record.output}]
+
+    def messages_before_answer(self) -> list[Message]:
+        """The conversation up to the assistant's last turn."""
+        messages = self.messages()
+        last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+        return messages[:last]
