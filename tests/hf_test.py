@@ -252,7 +252,7 @@ def test_a_truncated_shard_is_named(folder, share, name):
 def test_a_missing_shard_is_named(folder):
     path = folder("sharded")
     (path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(InputError, match="index.json names model-00002-of-00002.safetensors, which is not in"):
+    with pytest.raises(InputError, match=r"index\.json names model-00002-of-00002\.safetensors, which is"):
         load_hf(path)
 
 
@@ -282,5 +282,5 @@ def test_a_broken_index_is_named(folder, text):
 def test_a_folder_without_safetensors(folder):
     path = folder("llama")
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
-    with pytest.raises(InputError, match="pytorch_model.bin is a pickle"):
+    with pytest.raises(InputError, match=r"pytorch_model\.bin is a pickle"):
         load_hf(path)
