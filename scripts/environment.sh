@@ -98,7 +98,7 @@ make_environment() {
   fi
   if [ ! -e "$stamp" ] || [ "$(cat "$stamp")" != "$(wanted_stamp)" ]; then
     touch "$unfinished"
-    quietly "Installing requirements.txt into $venv (about 600 MB; a minute or two)" install_requirements ||
+    quietly "Installing requirements.txt into $venv (about 450 MB; takes a few minutes)" install_requirements ||
       fail "the packages could not be installed (pip's last lines are above); the same command tries again."
     wanted_stamp >"$stamp"
     rm -f "$unfinished"

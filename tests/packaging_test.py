@@ -1,0 +1,98 @@
+"""What pip installs is what the package needs: its dependencies, its data, its own folders."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from importlib import metadata, resources
+from pathlib import Path
+
+REPO = Path(__file__).parents[1]
+PACKAGE = REPO / "aligner_jax"
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def _name(requirement: str) -> str:
+    found = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert found, requirement
+    return re.sub(r"[-_.]+", "-", found[0]).lower()
+
+
+def _ranges(requirements: list[str]) -> dict[str, str]:
+    """Version range and marker by normalised name, without spaces and with one kind of quotes."""
+    lines = [re.split(r"\s+#|^#", line)[0].strip() for line in requirements]
+    return {_name(line): re.sub(r"^[A-Za-z0-9._-]+|\s", "", line).replace('"', "'") for line in lines if line}
+
+
+REQUIRED = _ranges((REPO / "requirements.txt").read_text(encoding="utf-8").splitlines())
+DEPENDENCIES = _ranges(PROJECT["project"]["dependencies"])
+EXTRAS = _ranges([line for lines in PROJECT["project"]["optional-dependencies"].values() for line in lines])
+
+
+def test_dependencies_are_in_requirements_with_the_same_ranges():
+    assert {name: REQUIRED.get(name) for name in DEPENDENCIES} == DEPENDENCIES
+
+
+def test_extras_have_the_same_ranges_where_requirements_has_them():
+    assert {name: REQUIRED[name] for name in EXTRAS if name in REQUIRED}.items() <= EXTRAS.items()
+
+
+def test_every_range_has_two_ends():
+    for name, ends in (DEPENDENCIES | REQUIRED).items():
+        assert ">=" in ends, name
+        assert re.search("<[^=]", ends), f"{name}{ends} lets in releases that nobody has tried"
+
+
+def _imports(tree: ast.AST, *, lazily: bool = False) -> Iterator[tuple[str, bool]]:
+    """Top-level names of imported packages, and whether the import waits inside a function."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.partition(".")[0], lazily) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield str(node.module).partition(".")[0], lazily
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        yield from _imports(node, lazily=lazily or inside)
+
+
+def test_every_import_is_a_dependency_and_an_extra_is_only_imported_where_it_is_used():
+    distributions = metadata.packages_distributions()
+    ours = {"aligner_jax", *sys.stdlib_module_names}
+    undeclared = set()
+    for path in PACKAGE.rglob("*.py"):
+        for module, lazily in _imports(ast.parse(path.read_text(encoding="utf-8"))):
+            allowed = {*DEPENDENCIES, *(EXTRAS if lazily else ())}
+            names = {_name(name) for name in distributions.get(module, [module])}
+            if module not in ours and not names & allowed:
+                undeclared.add(f"{path.relative_to(REPO)} imports {module}")
+    assert not undeclared
+
+
+def test_the_quickstart_data_are_found_as_resources():
+    folder = resources.files("aligner_jax.data.quickstart")
+    assert {"train.jsonl", "heldout.jsonl"} <= {file.name for file in folder.iterdir()}
+
+
+def test_every_folder_with_code_is_a_package():
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    assert [str(folder.relative_to(REPO)) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_every_data_file_goes_into_the_wheel():
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]
+    forgotten = []
+    for path in PACKAGE.rglob("*"):
+        if path.is_dir() or path.suffix in (".py", ".pyc", ".md"):
+            continue
+        package = ".".join(path.parent.relative_to(REPO).parts)
+        if not any(fnmatch(path.name, pattern) for pattern in patterns.get(package, [])):
+            forgotten.append(str(path.relative_to(REPO)))
+    assert forgotten == []
+
+
+def test_the_license_is_the_one_that_is_declared():
+    text = (REPO / PROJECT["project"]["license-files"][0]).read_text(encoding="utf-8")
+    assert PROJECT["project"]["license"] == "Apache-2.0"
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
