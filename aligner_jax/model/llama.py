@@ -157,8 +157,9 @@ def remat_policy(remat: Remat) -> Callable[..., bool]:
 
 
 def _everything_but_weight_slices(primitive, *_, **__) -> bool:
-    # Saving each layer's slice of the stacks would hold a second copy of the model until the backward pass.
-    return primitive.name != "dynamic_slice"
+    # Saving each layer's slice of the stacks would hold a second copy of the model until the backward pass. Indexing is
+    # a slice and then a squeeze, and the squeeze would be saved in the slice's place.
+    return primitive.name not in ("dynamic_slice", "squeeze")
 
 
 __all__ = [

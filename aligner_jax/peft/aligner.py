@@ -1,5 +1,7 @@
 """Aligner (arXiv 2312.05503): one set of tokens shared by every adapted layer, and a gate per layer and head."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -60,7 +62,9 @@ def bind(trainable: dict[str, Array], options: Options, params: Params, config: 
             x_pkh += jax.lax.dynamic_index_in_dim(bias_lkh, index)
         return x_pkh
 
-    # One layer at a time: a single product over a slice of the stack would copy the projections of almost all layers.
+    # One layer at a time: a single product over a slice of the stack would copy the projections of almost all layers,
+    # and so would the backward pass if it were not made to slice again.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(_, index):
         v_pkh = project(layers.v_ldkh, layers.v_bias_lkh, index)
         k_pkh = project(layers.k_ldkh, layers.k_bias_lkh, index) if needs_keys else jnp.zeros_like(v_pkh)
