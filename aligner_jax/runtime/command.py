@@ -42,6 +42,11 @@ class ConfigFlag:
             raise InputError("no config file was given: add --config=FILE, for example --config=configs/quickstart.py")
         return load_config(self._path.value, self.overrides)
 
+    @property
+    def name(self) -> str:
+        """The config file's name without its folder and .py."""
+        return Path((self._path.value or "").partition(":")[0]).stem
+
 
 _config_flags: list[ConfigFlag] = []
 
@@ -65,13 +70,17 @@ def load_config(path: str | Path, overrides: Iterable[Override] = ()) -> ConfigD
     if not Path(file).is_file():
         raise InputError(f"config file {file} does not exist")
     try:
-        config = ConfigDict(runpy.run_path(file)["get_config"](*([argument] if colon else [])))
+        get_config = runpy.run_path(file).get("get_config")
+        config = get_config(*([argument] if colon else [])) if get_config else None
     except InputError:
         raise
     except Exception as error:
-        if isinstance(error, KeyError) and error.args == ("get_config",):
-            raise InputError(f"config file {file} has no function get_config()") from None
         raise InputError(f"config file {file} fails{_line_of(error, file)}: {_describe(error)}") from error
+    if get_config is None:
+        raise InputError(f"config file {file} has no function get_config()")
+    if not isinstance(config, ConfigDict | dict):
+        raise InputError(f"config file {file} does not return a ConfigDict from get_config() but {config!r}")
+    config = ConfigDict(config)
     config.unlock()
     for name, text in overrides:
         _override(config, name, text)

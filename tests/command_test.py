@@ -1,0 +1,180 @@
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from aligner_jax.errors import InputError
+from aligner_jax.runtime import platform
+from aligner_jax.runtime.command import config_flag, load_config, run
+from aligner_jax.runtime.config import parse_config
+
+CONFIG_FLAG = config_flag()
+flags.DEFINE_string("workdir", None, "Where the run is kept.")
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config(steps=10):
+    return ConfigDict({
+        "base": {"path": "model"}, "data": {"path": "train.json", "system": None},
+        "optim": {"lr": 1, "weight_decay": 0}, "steps": int(steps),
+    })
+"""
+
+COMMAND = """
+'''What this command is for.'''
+import sys, time
+from absl import flags
+from aligner_jax.runtime import command
+from aligner_jax.runtime.config import parse_config
+
+CONFIG = command.config_flag()
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.")
+
+def main():
+    config = parse_config(CONFIG.value)
+    if WORKDIR.value == "wait":
+        print("waiting", flush=True)
+        time.sleep(60)
+    if WORKDIR.value == "much":
+        print("\\n".join(map(str, range(100_000))))
+    import jax
+    print(config.steps, config.optim.lr, config.data.packing, WORKDIR.value, jax.devices()[0].platform)
+
+if __name__ == "__main__":
+    command.run(main)
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG)
+    return str(tmp_path / "config.py")
+
+
+@pytest.fixture
+def command(tmp_path, config_file):
+    (tmp_path / "verb.py").write_text(COMMAND)
+    environment = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    environment |= {"PYTHONPATH": str(pathlib.Path(__file__).parent.parent), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def start(*arguments):
+        line = [sys.executable, str(tmp_path / "verb.py"), *arguments]
+        return subprocess.Popen(
+            line, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    return start
+
+
+def run_here(arguments, monkeypatch):
+    """What a command of this process exits with, and the config it got."""
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["verb", *arguments])
+    monkeypatch.setattr(platform, "prepare", lambda: None)
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+        run(lambda: seen.extend([parse_config(CONFIG_FLAG.value), CONFIG_FLAG.name]))
+    assert seen[1:] in ([], ["config"])
+    return end.value.code, seen[0] if seen else None
+
+
+def load(path, *overrides):
+    return parse_config(load_config(path, overrides))
+
+
+def test_overrides_change_fields_and_set_those_the_file_leaves_out(config_file):
+    parsed = load(
+        config_file,
+        ("optim.lr", "1e-3"),
+        ("optim.accumulate", "4"),
+        ("data.packing", "false"),
+        ("data.path", "123"),
+        ("data.system", "None"),
+        ("adapter.num_tokens", "10"),
+        ("adapter.targets", "('q', 'v')"),
+    )
+    assert (parsed.optim.lr, parsed.optim.accumulate, parsed.data.packing) == (1e-3, 4, False)
+    assert (parsed.data.path, parsed.data.system) == ("123", None)
+    assert parsed.adapter.options == {"num_tokens": 10, "targets": ("q", "v")}
+
+
+def test_a_config_may_take_an_argument(config_file):
+    assert load(f"{config_file}:7").steps == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:", "fails at line 1: SyntaxError: invalid syntax"),
+        ("\nx = 1 / 0", "fails at line 2: ZeroDivisionError: division by zero"),
+        ("def get_config():\n    return {}['lr']", "fails at line 2: KeyError: 'lr'"),
+        ("def get_config():\n    return 3", "does not return a ConfigDict from get_config() but 3"),
+        ("config = 1", "has no function get_config()"),
+    ],
+)
+def test_a_config_file_that_fails_is_named_with_the_line(tmp_path, text, message):
+    (tmp_path / "config.py").write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_config(tmp_path / "config.py")
+    assert str(caught.value) == f"config file {tmp_path / 'config.py'} {message}"
+
+
+def test_an_override_below_a_field_is_refused(config_file):
+    with pytest.raises(InputError, match=r"^config\.steps is not a section, so config\.steps\.x cannot be set$"):
+        load(config_file, ("steps.x", "1"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "no config file was given: add --config=FILE, for example --config=configs/quickstart.py"),
+        (["--config=nope.py"], "config file nope.py does not exist"),
+        (["--workdir"], "Missing value for flag --workdir"),
+        (["--config=FILE", "stray"], "'stray' is not a flag; flags are written --name=value"),
+        (["--config=FILE", "--config.optim.lrr=1"], "config.optim.lrr is not a field; did you mean config.optim.lr?"),
+        (["--config=FILE", "--config.optim.lr=fast"], "config.optim.lr is 'fast', but should be a number"),
+        (["--config=FILE", "--config.optim.lr"], "config.optim.lr is True, but should be a number"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(config_file, arguments, sentence, monkeypatch):
+    status, _ = run_here([a.replace("FILE", config_file) for a in arguments], monkeypatch)
+    assert status == f"error: {sentence}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config.steps=3", "--config=FILE", "--config.optim.lr", "1e-3", "--noconfig.data.packing"],
+        ["-config=FILE:3", "-config.optim.lr=1e-3", "--config.data.packing=False"],
+    ],
+)
+def test_overrides_are_written_as_flags_are(config_file, arguments, monkeypatch):
+    status, config = run_here([a.replace("FILE", config_file) for a in arguments], monkeypatch)
+    assert (status, config.steps, config.optim.lr, config.data.packing) == (0, 3, 1e-3, False)
+
+
+def test_commands_are_quiet_and_their_ends_are_clean(command, config_file):
+    """One test, so that the processes start side by side."""
+    right = command(f"--config={config_file}", "--config.steps=3")
+    wrong = command("--workdri=x")
+    interrupted = command(f"--config={config_file}", "--workdir=wait")
+    piped = command(f"--config={config_file}", "--workdir=much")
+
+    assert interrupted.stdout.readline() == "waiting\n"
+    interrupted.send_signal(signal.SIGINT)
+    assert piped.stdout.readline() == "0\n"
+    piped.stdout.close()
+    piped.stdout = None
+
+    sentence = "error: --workdri is not a flag of this command; did you mean --workdir?\n"
+    assert (wrong.communicate(), wrong.returncode) == (("", sentence), 1)
+    assert (interrupted.communicate(), interrupted.returncode) == (("", "\ninterrupted\n"), 130)
+    assert (piped.communicate(), piped.returncode) == ((None, ""), 141)
+    if platform.has_tpu() or platform.has_gpu():
+        pytest.skip("this machine has an accelerator, whose runtime may have something to say")
+    assert (right.communicate(), right.returncode) == (("3 1.0 True None cpu\n", ""), 0)
