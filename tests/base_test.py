@@ -1,0 +1,113 @@
+"""`load_base`: what kinds of path it takes, and what it says of the others."""
+
+import re
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from aligner_jax.errors import InputError
+from aligner_jax.weights.base import load_base
+
+MODELS = Path(__file__).parent / "goldens" / "models"
+STORIES = Path(__file__).parents[2] / "shared" / "data" / "models" / "stories260K" / "hf"
+
+
+def test_a_hugging_face_folder_without_a_tokenizer():
+    base = load_base(str(MODELS / "llama"))
+    assert base.tokenizer is None
+    assert base.config.num_layers == 3
+    assert base.params.embed_vd.dtype == jnp.float32
+
+
+def test_bfloat16():
+    base = load_base(MODELS / "llama", dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(base)} == {jnp.dtype("bfloat16")}
+
+
+def test_a_base_is_a_pytree_of_its_parameters():
+    base = load_base(MODELS / "llama")
+    assert jax.tree.leaves(base) == jax.tree.leaves(base.params)
+    assert jax.jit(lambda base: base.params.norm_d[: base.config.num_layers])(base).shape == (3,)
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="the folder shared/ is not beside the repository")
+def test_stories260k():
+    base = load_base(STORIES)
+    assert sum(leaf.size for leaf in jax.tree.leaves(base)) == 260_032
+    assert base.tokenizer.decode(base.tokenizer.encode("Once upon a time")).strip() == "Once upon a time"
+
+
+def test_dtypes_are_two():
+    with pytest.raises(InputError, match="dtype 'float16' is not one of float32, bfloat16"):
+        load_base(MODELS / "llama", dtype="float16")
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "sentence"),
+    [
+        (["m/params.json", "m/consolidated.00.pth"], "m", "m is a folder in Meta's format, which cannot be read yet"),
+        (["m/_METADATA"], "m", "m is an Orbax checkpoint, which cannot be read yet"),
+        (["m/b.gguf"], "m", "m is a folder; give the file itself, such as"),
+        (["m/model.safetensors"], "m", "m has no config.json"),
+        (["m.bin"], "m.bin", "m.bin is not a .gguf file"),
+        ([], "m.gguf", "there is no base model at"),
+        ([], "some/where/model", "there is no base model at"),
+    ],
+)
+def test_what_is_no_model(tmp_path, files, path, sentence):
+    for file in files:
+        touch(tmp_path / file)
+    with pytest.raises(InputError, match=re.escape(sentence)) as error:
+        load_base(tmp_path / path)
+    assert str(tmp_path / path) in str(error.value)
+
+
+def test_an_empty_path_is_not_the_working_directory():
+    with pytest.raises(InputError, match="the path of the base model is empty"):
+        load_base("")
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, snapshot_download) -> None:
+    module = types.ModuleType("huggingface_hub")
+    module.snapshot_download = snapshot_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+
+
+def test_a_hub_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy = shutil.copytree(MODELS / "sharded", tmp_path / "cache")
+    asked = []
+    hub(monkeypatch, lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(copy))
+    assert load_base("org/name-1.1B").config.vocab_size == 64
+    assert asked[0][0] == "org/name-1.1B"
+    assert {"*.json", "*.safetensors", "tokenizer.model"} <= set(asked[0][1])
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
+    def unreachable(name, allow_patterns):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.chdir(tmp_path)
+    hub(monkeypatch, unreachable)
+    with pytest.raises(
+        InputError, match=r"no base model at org/name here, and no hub .* \(ConnectionError: no route\)"
+    ):
+        load_base("org/name")
+
+
+def test_no_hub_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(InputError, match="without the package huggingface_hub"):
+        load_base("org/name")
