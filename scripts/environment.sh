@@ -20,7 +20,7 @@ fail() {
 
 # quietly WHAT COMMAND…: says what is done and how long it took; the command's output is shown only when it fails.
 quietly() {
-  local what=$1 begun=$SECONDS log ticker='' status=0
+  local what=$1 begun=$SECONDS log ticker='' interrupted='' status=0
   shift
   log=$(mktemp)
   printf '%s … ' "$what"
@@ -28,21 +28,23 @@ quietly() {
     while sleep 1; do printf '\r%s … %d s ' "$what" $((SECONDS - begun)); done &
     ticker=$!
   fi
-  trap 'echo; echo "interrupted: the same command starts again" >&2; rm -f "$log"; ${ticker:+kill "$ticker"}; exit 130' INT
+  trap 'interrupted=yes' INT
   "$@" >"$log" 2>&1 || status=$?
   trap - INT
   if [ -n "$ticker" ]; then
-    kill "$ticker"
-    wait "$ticker" 2>/dev/null || true
+    { kill "$ticker" && wait "$ticker"; } 2>/dev/null || true
     printf '\r%s … ' "$what"
   fi
-  if [ $status -eq 0 ]; then
+  if [ -n "$interrupted" ]; then
+    printf 'interrupted; the same command starts it again\n'
+  elif [ $status -eq 0 ]; then
     printf 'done in %d s\n' $((SECONDS - begun))
   else
     printf 'failed\n'
     tail -n 30 "$log" >&2
   fi
   rm -f "$log"
+  [ -z "$interrupted" ] || exit 130
   return $status
 }
 
