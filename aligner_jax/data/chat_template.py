@@ -44,7 +44,9 @@ def _compile(template: str) -> jinja2.Template:
     return environment.from_string(template)
 
 
-def render(template: str, messages: Sequence[dict], add_generation_prompt: bool, variables: Mapping[str, str]) -> str:
+def render(
+    template: str, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool, variables: Mapping[str, str]
+) -> str:
     """The conversation in the template's form; `variables` are its special tokens (`bos_token`, …).
 
     Raises:

@@ -1,7 +1,7 @@
 """Text to token ids and back, whatever file the vocabulary comes in."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -103,7 +103,7 @@ class Tokenizer:
 
         return step
 
-    def render_chat(self, messages: Sequence[dict], *, add_generation_prompt: bool = False) -> str:
+    def render_chat(self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = False) -> str:
         """The conversation as the model's chat template writes it, special tokens included (BOS too where it has one).
 
         Raises:

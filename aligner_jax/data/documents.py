@@ -1,0 +1,148 @@
+"""Examples as token ids with their targets marked."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from aligner_jax.data.sources.example import Example
+from aligner_jax.data.templates import segments
+from aligner_jax.data.tokenizer import Tokenizer
+from aligner_jax.errors import InputError
+
+
+class Document(TypedDict):
+    """One example's token ids, and which of them count as targets."""
+
+    tokens: Int32[np.ndarray, " t"]
+    loss_mask: Bool[np.ndarray, " t"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What became of the examples.
+
+    Attributes:
+      documents: examples kept.
+      tokens: of all documents.
+      targets: tokens that count as targets.
+      longest: tokens of the longest document.
+      truncated: documents cut to the row's length.
+      dropped: examples left out because they were longer than a row.
+      without_targets: examples left out because cutting them to the row's length left no target.
+    """
+
+    documents: int
+    tokens: int
+    targets: int
+    longest: int
+    truncated: int = 0
+    dropped: int = 0
+    without_targets: int = 0
+
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens a document."""
+        return self.tokens / max(self.documents, 1)
+
+    @property
+    def target_share(self) -> float:
+        """Share of the tokens that are targets."""
+        return self.targets / max(self.tokens, 1)
+
+    def __str__(self) -> str:
+        left_out = {
+            "cut to the row's length": self.truncated,
+            "longer than a row and dropped": self.dropped,
+            "dropped because nothing of the answer was left": self.without_targets,
+        }
+        return (
+            f"{self.documents:,} documents, {self.tokens:,} tokens (mean {self.mean_tokens:.0f}, longest "
+            f"{self.longest:,}), {self.target_share:.0%} of them targets"
+            + "".join(f"; {count:,} {what}" for what, count in left_out.items() if count)
+        )
+
+
+def tokenize_examples(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    template: str,
+    *,
+    sequence_length: int,
+    loss_on: Literal["answers", "all"] = "answers",
+    overlong: Literal["error", "truncate", "drop"] = "error",
+    system: str | None = None,
+) -> tuple[list[Document], Summary]:
+    """Documents of at most `sequence_length` tokens, in the examples' order, and what became of the examples.
+
+    BOS is put first if the tokenizer's files ask for it, and EOS is the last target unless the template ended the
+    answer with a token that does the same. A prompt's tokens are those it has in generation: no token spans the
+    border between prompt and answer.
+
+    Args:
+      examples: from `load_examples`.
+      tokenizer: of the base.
+      template: one of `templates.TEMPLATES`.
+      sequence_length: tokens a row.
+      loss_on: what counts as a target: the answers with their end tokens, or everything, as in the paper's code.
+      overlong: what happens to an example longer than a row: an error, cut at the end (as in the paper's code), or
+        left out.
+      system: see `templates.segments`.
+
+    Raises:
+      InputError: an example does not fit the template, is longer than a row (`overlong` "error"), or none is left.
+    """
+    documents: list[Document] = []
+    truncated = dropped = without_targets = 0
+    for example in examples:
+        document = _document(example, tokenizer, template, loss_on, system)
+        length = len(document["tokens"])
+        if length > sequence_length:
+            if overlong == "error":
+                raise InputError(
+                    f"{example.where}: the example has {length} tokens and a row {sequence_length}; raise "
+                    "data.sequence_length, or set data.overlong to 'truncate' or 'drop'"
+                )
+            if overlong == "drop":
+                dropped += 1
+                continue
+            document = Document(
+                tokens=document["tokens"][:sequence_length], loss_mask=document["loss_mask"][:sequence_length]
+            )
+            if not document["loss_mask"][1:].any():
+                without_targets += 1
+                continue
+            truncated += 1
+        documents.append(document)
+    if not documents:
+        raise InputError(
+            f"none of the {len(examples)} examples is left: {dropped} are longer than a row of {sequence_length} "
+            f"tokens, and of {without_targets} nothing of the answer fits into one"
+        )
+    summary = Summary(
+        documents=len(documents),
+        tokens=sum(len(document["tokens"]) for document in documents),
+        targets=sum(int(document["loss_mask"].sum()) for document in documents),
+        longest=max(len(document["tokens"]) for document in documents),
+        truncated=truncated,
+        dropped=dropped,
+        without_targets=without_targets,
+    )
+    return documents, summary
+
+
+def _document(example: Example, tokenizer: Tokenizer, template: str, loss_on: str, system: str | None) -> Document:
+    tokens = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
+    mask = [loss_on == "all"] * len(tokens)
+    after = None
+    for text, is_target in segments(example, tokenizer, template, system):
+        ids = tokenizer.encode(text, after=after)
+        tokens += ids
+        mask += [is_target or loss_on == "all"] * len(ids)
+        after = tokens[-1] if ids else after
+    if tokenizer.eos_id is not None and (not tokens or tokens[-1] not in tokenizer.stop_ids or not mask[-1]):
+        tokens.append(tokenizer.eos_id)
+        mask.append(True)
+    return Document(tokens=np.asarray(tokens, np.int32), loss_mask=np.asarray(mask, bool))

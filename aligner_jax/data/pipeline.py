@@ -1,0 +1,152 @@
+"""Rows of a fixed length, packed with Grain: endless and shuffled for training, once and in order for evaluation."""
+
+import sys
+from collections.abc import Sequence
+from typing import TypedDict, cast
+
+import grain
+import numpy as np
+from grain import experimental
+from jaxtyping import Bool, Int32
+
+from aligner_jax.data.documents import Document, Summary, tokenize_examples
+from aligner_jax.errors import InputError
+
+__all__ = ["Batch", "Document", "Summary", "eval_batches", "fill", "packing_fill", "tokenize_examples", "train_batches"]
+
+# Rows packed together. More of them are filled better, and a resumed run packs up to as many again.
+_WINDOW = 64
+
+
+class Batch(TypedDict):
+    """Rows of tokens: documents are numbered 1, 2, … within a row, 0 is padding; positions restart at each document."""
+
+    tokens_bt: Int32[np.ndarray, "b t"]
+    segment_ids_bt: Int32[np.ndarray, "b t"]
+    positions_bt: Int32[np.ndarray, "b t"]
+    loss_mask_bt: Bool[np.ndarray, "b t"]
+
+
+def train_batches(
+    documents: Sequence[Document], *, batch_size: int, sequence_length: int, seed: int, packing: bool = True
+) -> "grain.DatasetIterator[Batch]":
+    """Batches without end: all documents in a new order each epoch, none cut, each once an epoch.
+
+    The order depends on the seed and the documents' number alone. Rows are packed from the stream of documents, so
+    one at the border of two epochs may hold documents of both.
+
+    Args:
+      documents: from `tokenize_examples`.
+      batch_size: rows a batch.
+      sequence_length: tokens a row.
+      seed: of the order; another seed gives an unrelated one.
+      packing: False gives every document a row of its own.
+
+    Returns:
+      An iterator whose `get_state()` can be written as JSON; after `set_state()` on one made from the same arguments
+      the same batches follow, bit for bit. It starts no threads or processes.
+
+    Raises:
+      InputError: there are no documents, or one is longer than a row.
+    """
+    _check(documents, sequence_length)
+    stream = grain.MapDataset.source(_Epochs(documents, seed))
+    tokens = sum(len(document["tokens"]) for document in documents)
+    window = min(_WINDOW, -(-tokens // sequence_length))
+    return iter(_rows(stream, sequence_length, window if packing else None, seed).batch(batch_size))
+
+
+def eval_batches(
+    documents: Sequence[Document], *, batch_size: int, sequence_length: int, packing: bool = True
+) -> list[Batch]:
+    """All documents once, in order from batch to batch; rows of padding fill the last batch.
+
+    Args and Raises: as `train_batches`.
+    """
+    _check(documents, sequence_length)
+    stream = grain.MapDataset.source(documents)
+    rows = _rows(stream, sequence_length, batch_size if packing else None, None)
+    return cast(list[Batch], list(rows.batch(batch_size, batch_fn=lambda rows: _padded(rows, batch_size))))
+
+
+def fill(batch: Batch) -> float:
+    """Share of a batch's positions that hold a token."""
+    return float(np.mean(batch["segment_ids_bt"] > 0))
+
+
+def packing_fill(documents: Sequence[Document], *, sequence_length: int, seed: int = 0, packing: bool = True) -> float:
+    """Share of the training rows' positions that hold a token, over the first windows of an epoch (256 rows).
+
+    `tokens / (packing_fill · sequence_length)` is the number of rows an epoch takes.
+    """
+    rows = train_batches(documents, batch_size=1, sequence_length=sequence_length, seed=seed, packing=packing)
+    return float(np.mean([fill(next(rows)) for _ in range(4 * _WINDOW)]))
+
+
+class _Epochs:
+    """Documents of all epochs, one after the other, each epoch in its own order.
+
+    Grain's own `shuffle` takes 30 ms a document where there are few of them, and orders epoch e by seed + e, so that
+    runs with neighbouring seeds repeat each other's epochs.
+    """
+
+    def __init__(self, documents: Sequence[Document], seed: int):
+        self._documents, self._seed, self._epoch, self._order = documents, seed, -1, np.arange(0)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> Document:
+        epoch, place = divmod(index, len(self._documents))
+        if epoch != self._epoch:
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._documents))
+            self._epoch = epoch
+        return self._documents[self._order[place]]
+
+
+def _check(documents: Sequence[Document], sequence_length: int) -> None:
+    if not documents:
+        raise InputError("there are no documents to make rows of")
+    longest = max(len(document["tokens"]) for document in documents)
+    if longest > sequence_length:
+        raise InputError(f"a document has {longest} tokens and a row {sequence_length}")
+
+
+def _rows(
+    stream: grain.MapDataset, sequence_length: int, window: int | None, row_seed: int | None
+) -> grain.IterDataset:
+    """Rows as dicts of [t] arrays; window None: a document a row. row_seed None leaves a window's rows in order."""
+    in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    if window is None:
+        return stream.map(lambda document: _alone(document, sequence_length)).to_iter_dataset(in_this_thread)
+    packed = experimental.FirstFitPackIterDataset(
+        stream.to_iter_dataset(in_this_thread),
+        length_struct={"tokens": sequence_length, "loss_mask": sequence_length},
+        num_packing_bins=window,
+        shuffle_bins=row_seed is not None,
+        seed=row_seed or 0,
+    )
+    return packed.map(
+        lambda row: {
+            "tokens_bt": row["tokens"],
+            "segment_ids_bt": row["tokens_segment_ids"],
+            "positions_bt": row["tokens_positions"],
+            "loss_mask_bt": row["loss_mask"],
+        }
+    )
+
+
+def _alone(document: Document, sequence_length: int) -> dict[str, np.ndarray]:
+    size = len(document["tokens"])
+    padding = (0, sequence_length - size)
+    return {
+        "tokens_bt": np.pad(document["tokens"], padding),
+        "segment_ids_bt": np.pad(np.ones(size, np.int32), padding),
+        "positions_bt": np.pad(np.arange(size, dtype=np.int32), padding),
+        "loss_mask_bt": np.pad(document["loss_mask"], padding),
+    }
+
+
+def _padded(rows: Sequence[dict[str, np.ndarray]], batch_size: int) -> dict[str, np.ndarray]:
+    missing = batch_size - len(rows)
+    return {name: np.pad(np.stack([row[name] for row in rows]), [(0, missing), (0, 0)]) for name in rows[0]}

@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from aligner_jax.data.documents import tokenize_examples
+from aligner_jax.data.sources import Conversation, Example, Instruction
+from aligner_jax.data.templates import render_example_prompt
+from aligner_jax.data.tokenizer import make_tokenizer
+from aligner_jax.data.tokenizer_hf import HFBackend
+from aligner_jax.errors import InputError
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+WITHOUT_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}" + (
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def make(template=None, add_bos=True):
+    """One token a byte, but for `:{`, which is one token where nothing keeps its halves apart."""
+    specials = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    pieces = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet()), ":{"]
+    model = models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[(":", "{")])
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(specials)
+    return make_tokenizer(
+        HFBackend(tokenizer), bos_id=0, eos_id=1, pad_id=None, add_bos=add_bos, chat_template=template
+    )
+
+
+PINE = Example(Instruction("Name a tree.", "", "Pine"), "data.json:2")
+NOTHING = Example(Instruction("Say nothing.", "", ""), "data.json:6")
+OBJECT = Example(Instruction("Name a tree.", "", "{}"), "data.json:9")
+TALK = Example(
+    Conversation(tuple({"role": r, "content": c} for r, c in [("user", "a"), ("assistant", "b")] * 2)), "data.jsonl:1"
+)
+
+
+def targets(document, tokenizer):
+    """The targets as text, special tokens as names."""
+    ids = document["tokens"][document["loss_mask"]].tolist()
+    return "".join(tokenizer.backend.token(i) for i in ids)
+
+
+def one(example, tokenizer, template="alpaca", **options):
+    (document,), _ = tokenize_examples([example], tokenizer, template, sequence_length=400, **options)
+    assert document["tokens"].dtype == np.int32
+    assert document["loss_mask"].dtype == bool
+    return document
+
+
+def test_bos_prompt_answer_eos():
+    tokenizer = make()
+    document = one(PINE, tokenizer)
+    prompt = tokenizer.encode(render_example_prompt(PINE, tokenizer, "alpaca"), bos=True)
+    assert document["tokens"].tolist() == [*prompt, *tokenizer.encode("Pine"), tokenizer.eos_id]
+    assert document["loss_mask"].tolist() == [False] * len(prompt) + [True] * 5
+    assert one(PINE, make(add_bos=False))["tokens"].tolist() == document["tokens"].tolist()[1:]
+
+
+def test_an_empty_answer_is_an_eos():
+    tokenizer = make()
+    assert targets(one(NOTHING, tokenizer), tokenizer) == "</s>"
+
+
+def test_no_token_spans_prompt_and_answer():
+    tokenizer = make()
+    joint = tokenizer.encode(render_example_prompt(OBJECT, tokenizer, "alpaca") + "{}")
+    assert tokenizer.backend.token(joint[-2]) == ":{"
+    document = one(OBJECT, tokenizer)
+    prompt = tokenizer.encode(render_example_prompt(OBJECT, tokenizer, "alpaca"), bos=True)
+    assert document["tokens"].tolist()[: len(prompt)] == prompt
+    assert targets(document, tokenizer) == "{}</s>"
+
+
+def test_chat_turns_end_with_their_own_token():
+    tokenizer = make(CHATML, add_bos=False)
+    document = one(TALK, tokenizer, "chat")
+    assert targets(document, tokenizer) == "b<|im_end|>b<|im_end|>"
+    assert document["tokens"][-1] == 3
+
+
+def test_a_chat_template_without_end_token_gets_eos():
+    tokenizer = make(WITHOUT_END, add_bos=False)
+    assert targets(one(TALK, tokenizer, "chat"), tokenizer).endswith("bĊ</s>")
+
+
+def test_loss_on_everything():
+    assert one(PINE, make(), loss_on="all")["loss_mask"].all()
+
+
+def test_examples_longer_than_a_row():
+    tokenizer = make()
+    length = len(one(PINE, tokenizer)["tokens"])
+    whole, summary = tokenize_examples([PINE], tokenizer, "alpaca", sequence_length=length)
+    assert summary.truncated == summary.dropped == 0
+
+    options = {"sequence_length": length - 2}
+    with pytest.raises(InputError, match=rf"data\.json:2: the example has {length} tokens and a row {length - 2}"):
+        tokenize_examples([NOTHING, PINE], tokenizer, "alpaca", **options)
+    documents, summary = tokenize_examples([NOTHING, PINE], tokenizer, "alpaca", overlong="drop", **options)
+    assert (len(documents), summary.documents, summary.dropped) == (1, 1, 1)
+    documents, summary = tokenize_examples([NOTHING, PINE], tokenizer, "alpaca", overlong="truncate", **options)
+    assert summary.truncated == 1
+    assert documents[1]["tokens"].tolist() == whole[0]["tokens"].tolist()[:-2]
+    assert targets(documents[1], tokenizer) == "Pin"
+
+
+def test_an_example_cut_before_its_answer_is_left_out():
+    documents, summary = tokenize_examples([NOTHING, PINE], make(), "alpaca", sequence_length=160, overlong="truncate")
+    assert len(documents) + summary.without_targets == 2
+    with pytest.raises(InputError, match="none of the 1 examples is left"):
+        tokenize_examples([PINE], make(), "alpaca", sequence_length=20, overlong="truncate")
+    documents, summary = tokenize_examples(
+        [PINE], make(), "alpaca", sequence_length=20, overlong="truncate", loss_on="all"
+    )
+    assert (summary.truncated, summary.targets) == (1, 20)
+
+
+def test_the_summary_counts():
+    tokenizer = make()
+    documents, summary = tokenize_examples([PINE, NOTHING], tokenizer, "alpaca", sequence_length=400)
+    lengths = [len(document["tokens"]) for document in documents]
+    assert (summary.tokens, summary.targets, summary.longest) == (sum(lengths), 6, max(lengths))
+    assert summary.mean_tokens == sum(lengths) / 2
+    assert summary.target_share == 6 / sum(lengths)
+    assert str(summary).startswith(f"2 documents, {sum(lengths)} tokens (mean ")
