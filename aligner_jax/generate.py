@@ -4,6 +4,7 @@ python -m aligner_jax.generate --base=PATH --adapter=runs/quickstart/adapter.saf
 """
 
 import sys
+from typing import Any, cast
 
 from absl import flags
 
@@ -29,13 +30,15 @@ TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.", lower_bound
 TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among the k most probable tokens; 0: all.", lower_bound=0)
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample among the fewest tokens with this much probability.")
 SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.", lower_bound=0)
-DTYPE = flags.DEFINE_string("dtype", "auto", "float32, bfloat16, or auto: what the device does best.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", "auto", ["auto", "float32", "bfloat16"], "Of the base; auto: what the device does best."
+)
 
 
 def main() -> None:
     if not BASE.value or not PROMPT.value:
         raise InputError("give a base and a prompt: --base=PATH --prompt='…'")
-    base = load_base(BASE.value, platform.compute_dtype(DTYPE.value))
+    base = load_base(BASE.value, platform.compute_dtype(cast(Any, DTYPE.value)))
     adapter, prompt_format = None, {}
     if ADAPTER.value:
         adapter = with_strength(load_adapter(ADAPTER.value, base), STRENGTH.value)

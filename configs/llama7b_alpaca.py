@@ -5,7 +5,7 @@
 
 Learning rate: the authors meant a linear warm-up over two epochs to 9e-3. In their code the warm-up compares a count of
 optimizer steps with a number of 12,500, so it never ends, and the rate reaches 4.5e-3 at step 6,250. "paper_as_run" is
-what ran; for what was meant, use --config.optim.schedule=warmup_constant --config.optim.warmup_steps=1563.
+what ran; for what was meant, use --config.optim.schedule=warmup_constant --config.optim.warmup_steps=1562.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     return ConfigDict(
         {
-            "base": {"path": "models/Llama-2-7b-hf"},
+            "base": {"path": "meta-llama/Llama-2-7b-hf"},
             "adapter": {"method": "aligner", "num_tokens": 1, "start_layer": 2},
             "data": {
                 "path": "data/alpaca_data.json",

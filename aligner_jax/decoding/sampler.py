@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 import flax.struct
 import jax
@@ -10,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.decoding.choose import Sampling, choose
 from aligner_jax.errors import InputError
 from aligner_jax.model.attention import Prefix
 from aligner_jax.model.cache import KVCache, empty_cache, forward_cached
 from aligner_jax.model.llama import LlamaConfig, Params, unembed
 from aligner_jax.peft import Adapter, bind
+from aligner_jax.weights.base import Base
 
 PROMPT_MULTIPLE = 16
 """Prompts are padded to a multiple of this, so that few different lengths are compiled."""
@@ -23,29 +24,8 @@ TOKENS_A_CALL = 8
 """Tokens decoded between two looks at whether all rows have ended; 1 when text is streamed."""
 
 
-class Tokenizer(Protocol):
-    """What the sampler asks of a tokenizer; `aligner_jax.data.tokenizer` has the real ones."""
-
-    stop_ids: frozenset[int]
-    add_bos: bool
-
-    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-
-class Model(Protocol):
-    """A base with its tokenizer, as `load_base` gives it."""
-
-    @property
-    def params(self) -> Params: ...
-    @property
-    def config(self) -> LlamaConfig: ...
-    @property
-    def tokenizer(self) -> Tokenizer | None: ...
-
-
 def sample(
-    base: Model,
+    base: Base,
     adapter: Adapter | None,
     prompts: Sequence[str],
     *,

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from aligner_jax.decoding.sampler import Model, sample
+from aligner_jax.data.pipeline import Batch
+from aligner_jax.decoding.sampler import sample
 from aligner_jax.errors import InputError
 from aligner_jax.evals.form import FORMS, form_share
 from aligner_jax.evals.heldout import heldout_loss
-from aligner_jax.objectives import sft
 from aligner_jax.peft import Adapter
+from aligner_jax.weights.base import Base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +40,9 @@ class BeforeAfter:
 
 
 def measure(
-    base: Model,
+    base: Base,
     adapter: Adapter | None,
-    batches: Sequence[sft.Batch],
+    batches: Sequence[Batch],
     prompts: Sequence[str],
     *,
     form: str | None,

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 
+from aligner_jax.data.pipeline import Batch
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.objectives import sft
@@ -13,7 +14,7 @@ from aligner_jax.peft import Adapter
 _loss_sum = jax.jit(sft.loss_sum, static_argnames=("config",))
 
 
-def heldout_loss(params: Params, adapter: Adapter | None, batches: Iterable[sft.Batch], *, config: LlamaConfig) -> float:
+def heldout_loss(params: Params, adapter: Adapter | None, batches: Iterable[Batch], *, config: LlamaConfig) -> float:
     """Mean loss in nats a target token over all batches, every target weighing the same.
 
     Raises:

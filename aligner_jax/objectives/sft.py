@@ -1,22 +1,12 @@
 """Supervised fine-tuning: next-token cross-entropy on the tokens that count as targets."""
 
-from typing import TypedDict
-
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from aligner_jax.data.pipeline import Batch
 from aligner_jax.model.llama import LlamaConfig, Params, Remat
 from aligner_jax.objectives.cross_entropy import token_losses
 from aligner_jax.peft import Adapter, hidden_states
-
-
-class Batch(TypedDict):
-    """Packed rows: token ids, document numbers (0: padding), rotary positions, and which tokens count as targets."""
-
-    tokens_bt: Int[Array, "b t"]
-    segment_ids_bt: Int[Array, "b t"]
-    positions_bt: Int[Array, "b t"]
-    loss_mask_bt: Bool[Array, "b t"]
 
 
 def losses(
@@ -30,10 +20,10 @@ def losses(
     hidden_btd = hidden_states(
         params,
         adapter,
-        batch["tokens_bt"],
+        jnp.asarray(batch["tokens_bt"]),
         config=config,
-        segment_ids_bt=batch["segment_ids_bt"],
-        positions_bt=batch["positions_bt"],
+        segment_ids_bt=jnp.asarray(batch["segment_ids_bt"]),
+        positions_bt=jnp.asarray(batch["positions_bt"]),
         remat=remat,
     )
     return token_losses(params, hidden_btd, targets_bt, mask_bt), mask_bt

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from aligner_jax.data.pipeline import Batch
 from aligner_jax.model.llama import LlamaConfig, Params, Remat
 from aligner_jax.objectives import sft
 from aligner_jax.peft import Adapter
@@ -30,7 +31,7 @@ class StepMetrics(NamedTuple):
     grad_norm: Float[Array, ""]
 
 
-Step = Callable[[TrainState, Params, sft.Batch], tuple[TrainState, StepMetrics]]
+Step = Callable[[TrainState, Params, Batch], tuple[TrainState, StepMetrics]]
 
 
 def init_state(adapter: Adapter, optimizer: optax.GradientTransformation) -> TrainState:
@@ -47,7 +48,7 @@ def make_step(
     accumulate: int = 1,
     remat: Remat = "full",
 ) -> Step:
-    """A pure function of (state, params, batch) that takes one optimizer step; the caller jits it and donates the state.
+    """A pure function of (state, params, batch): one optimizer step. The caller jits it and donates the state.
 
     Args:
       adapter: says what method is trained, with what options; its arrays are not used.
@@ -56,10 +57,10 @@ def make_step(
       remat: see `llama.forward`.
     """
 
-    def micro(trainable: dict[str, Array], params: Params, batch: sft.Batch):
+    def micro(trainable: dict[str, Array], params: Params, batch: Batch):
         return sft.loss_sum(params, adapter.replace(trainable=trainable), batch, config=config, remat=remat)
 
-    def step(state: TrainState, params: Params, batch: sft.Batch) -> tuple[TrainState, StepMetrics]:
+    def step(state: TrainState, params: Params, batch: Batch) -> tuple[TrainState, StepMetrics]:
         def add(total, part):
             (loss, count), gradient = jax.value_and_grad(micro, has_aux=True)(state.trainable, params, part)
             return jax.tree.map(jnp.add, total, (loss, count, gradient)), None

@@ -43,3 +43,6 @@ class Adapter(flax.struct.PyTreeNode):
     def num_params(self) -> int:
         """How many numbers are trained."""
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.trainable))
+
+    def __str__(self) -> str:
+        return f"{self.method}({', '.join(f'{name}={value}' for name, value in self.options.items)})"

@@ -10,6 +10,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
 from aligner_jax.weights.assemble import DTYPES
+from aligner_jax.weights.fingerprint import fingerprint
 from aligner_jax.weights.gguf import load_gguf
 from aligner_jax.weights.hf import load_hf
 
@@ -17,13 +18,17 @@ _FORMS = "a Hugging Face folder (config.json and model.safetensors), a .gguf fil
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
 
 
-@flax.struct.dataclass
-class Base:
+class Base(flax.struct.PyTreeNode):
     """A base model. A pytree of its parameters; `tokenizer` is None where the checkpoint has none."""
 
     params: Params
     config: LlamaConfig = flax.struct.field(pytree_node=False)
     tokenizer: Tokenizer | None = flax.struct.field(pytree_node=False, default=None)
+
+    @property
+    def fingerprint(self) -> str:
+        """What adapters record of it; see `weights.fingerprint`. Reads all weights each time."""
+        return fingerprint(self.config, self.params)
 
 
 def load_base(path: str | Path, dtype: str = "float32") -> Base:
@@ -80,5 +85,6 @@ def _from_hub(name: str) -> Path:
         reason = str(error).strip().splitlines()
         raise InputError(
             f"there is no base model at {name} here, and no hub gave one of that name "
-            f"({type(error).__name__}: {reason[0] if reason else 'no reason given'})"
+            f"({type(error).__name__}: {reason[0] if reason else 'no reason given'}); fetch it where a hub can be "
+            f"reached, with `hf download {name} --local-dir DIR`, and give that folder as the base's path"
         ) from None

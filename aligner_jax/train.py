@@ -1,0 +1,229 @@
+"""Train an adapter over a frozen base.
+
+python -m aligner_jax.train --config=configs/quickstart.py [--workdir=DIR] [--config.optim.lr=1e-3]
+
+The workdir (runs/NAME by default, NAME being the config's) gets config.json, metrics.jsonl, TensorBoard event files,
+checkpoints/ and, at the end, adapter.safetensors and report.json. The same command goes on where a run was ended.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+from rich.console import Console
+
+from aligner_jax.data import pipeline
+from aligner_jax.data.sources import Example, load_examples
+from aligner_jax.data.templates import render_example_prompt
+from aligner_jax.errors import InputError
+from aligner_jax.evals import before_after
+from aligner_jax.evals.heldout import heldout_loss
+from aligner_jax.model.llama import Params
+from aligner_jax.objectives.step import Step, StepMetrics, TrainState, init_state, make_step
+from aligner_jax.peft import Adapter, init_adapter, with_strength
+from aligner_jax.peft.artifact import save_adapter
+from aligner_jax.runtime import command, optim, platform
+from aligner_jax.runtime.checkpoint import Checkpoints
+from aligner_jax.runtime.config import TrainConfig, check_same_run, parse_config, save_config
+from aligner_jax.runtime.files import write_atomically
+from aligner_jax.runtime.metrics import MetricsWriter
+from aligner_jax.runtime.progress import Progress
+from aligner_jax.weights.base import Base, load_base
+
+CONFIG = command.config_flag()
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME, NAME being the config file's.")
+
+
+def main() -> None:
+    config = parse_config(CONFIG.value)
+    train(config, Path(WORKDIR.value or f"runs/{CONFIG.name}"), Console(highlight=False))
+
+
+def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
+    """The whole run, in order; returns the trained adapter.
+
+    Raises:
+      InputError: the config, the base, the data or the workdir cannot be used.
+    """
+    before_after.check_form(config.report.form)
+    check_same_run(config, workdir)
+    base = load_base(config.base.path, platform.compute_dtype(config.base.dtype))
+    base_size = sum(leaf.size for leaf in jax.tree.leaves(base.params))
+    console.print(f"base: {config.base.path}, {base_size:,} parameters in {base.params.embed_vd.dtype}, frozen")
+    adapter = init_adapter(config.adapter.method, base.config, key=config.seed, **config.adapter.options)
+    console.print(f"adapter: {adapter}, {adapter.num_params:,} trained parameters")
+
+    rows: dict[str, Any] = {name: getattr(config.data, name) for name in ("batch_size", "sequence_length", "packing")}
+    data = load_data(config, base, console)
+    batches = pipeline.train_batches(data.train, seed=config.seed, **rows)
+    heldout_batches = pipeline.eval_batches(data.heldout, **rows) if data.heldout else []
+
+    optimizer = optim.make_optimizer(config.optim, config.steps)
+    adapter = adapter.replace(trainable=optim.to_state_dtype(adapter.trainable, config.optim))
+    step = make_step(adapter, optimizer, config=base.config, accumulate=config.optim.accumulate, remat=config.remat)
+    state = init_state(adapter, optimizer)
+
+    def evaluate(state: TrainState) -> float:
+        now = adapter.replace(trainable=state.trainable)
+        return heldout_loss(base.params, now, heldout_batches, config=base.config)
+
+    save_config(config, workdir)
+    with Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            number, state, data_state = restored
+            batches.set_state(data_state)
+            console.print(f"resuming after step {number} of {config.steps}")
+        state = run_steps(
+            config, workdir, jax.jit(step, donate_argnums=0), base.params, state, batches, checkpoints,
+            evaluate if heldout_batches else None, console,
+        )  # fmt: skip
+
+    adapter = adapter.replace(trainable=state.trainable)
+    path = workdir / "adapter.safetensors"
+    prompt_format = {"template": config.data.template, "system": config.data.system}
+    save_adapter(adapter, path, base=base, prompt_format=prompt_format)
+    console.print(f"saved: {path}, {path.stat().st_size:,} bytes")
+    if heldout_batches:
+        report(config, base, adapter, data, heldout_batches, path, console)
+    return adapter
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Tokenized documents of a run; the held-out ones also as examples, and as prompts for generation."""
+
+    train: list[pipeline.Document]
+    heldout: list[pipeline.Document]
+    heldout_examples: list[Example]
+    heldout_prompts: list[str]
+
+
+def load_data(config: TrainConfig, base: Base, console: Console) -> Data:
+    """Reads, wraps and tokenizes the training and held-out examples, and says how many there are."""
+    if base.tokenizer is None:
+        raise InputError(f"{config.base.path} has no tokenizer (tokenizer.json or tokenizer.model), and text needs one")
+    data = config.data
+    examples = load_examples(data.path, data.format)
+    if data.heldout_path is not None:
+        heldout_examples = load_examples(data.heldout_path, data.format)
+    else:
+        if data.heldout_rows >= len(examples):
+            raise InputError(
+                f"config.data.heldout_rows is {data.heldout_rows}, but {data.path} has only {len(examples)} examples"
+            )
+        split = len(examples) - data.heldout_rows
+        examples, heldout_examples = examples[:split], examples[split:]
+    documents = {}
+    for name, part in (("training", examples), ("held-out", heldout_examples)):
+        documents[name], summary = pipeline.tokenize_examples(
+            part, base.tokenizer, data.template, system=data.system, loss_on=data.loss_on,
+            sequence_length=data.sequence_length, overlong=data.overlong,
+        )  # fmt: skip
+        console.print(f"{name}: {summary}")
+    prompts = [render_example_prompt(e, base.tokenizer, data.template, data.system) for e in heldout_examples]
+    return Data(documents["training"], documents["held-out"], heldout_examples, prompts)
+
+
+def run_steps(
+    config: TrainConfig,
+    workdir: Path,
+    step: Step,
+    params: Params,
+    state: TrainState,
+    batches: "grain.DatasetIterator[pipeline.Batch]",
+    checkpoints: Checkpoints,
+    evaluate: Callable[[TrainState], float] | None,
+    console: Console,
+) -> TrainState:
+    """From the state's step to the last, with metrics, held-out losses and checkpoints on the way."""
+    rate = optim.learning_rate(config.optim, config.steps)
+    first = int(state.step)
+    with (
+        MetricsWriter(workdir, resume_step=first) as writer,
+        Progress(console, steps=config.steps, first=first) as progress,
+    ):
+        window = _Window()
+
+        def log(number: int) -> None:
+            metrics = window.close()
+            metrics["learning_rate"] = float(np.asarray(rate(number - 1)))
+            writer.write(number, **metrics)
+            progress.update(number, **metrics)
+
+        for number in range(first + 1, config.steps + 1):
+            batch = next(batches)
+            state, metrics = step(state, params, batch)
+            # The step is running by now: fetching the one before does not hold it up.
+            if number > first + 1 and (number - 1) % config.log_every == 0:
+                log(number - 1)
+            window.add(metrics, int(np.count_nonzero(batch["segment_ids_bt"])))
+            if evaluate is not None and config.eval_every and number % config.eval_every == 0:
+                writer.write(number, heldout_loss=evaluate(state))
+            if number % config.checkpoint.every == 0 or number == config.steps:
+                checkpoints.save(number, state, batches.get_state())
+        if first < config.steps:
+            log(config.steps)
+    return state
+
+
+class _Window:
+    """The steps since the last line of metrics."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._steps: list[StepMetrics] = []
+        self._tokens = 0
+
+    def add(self, metrics: StepMetrics, tokens: int) -> None:
+        self._steps.append(metrics)
+        self._tokens += tokens
+
+    def close(self) -> dict[str, float]:
+        """Means over the steps, tokens that are not padding a second, and a new beginning."""
+        steps = jax.device_get(self._steps)
+        now = time.monotonic()
+        means = {name: float(np.mean([getattr(s, name) for s in steps])) for name in StepMetrics._fields}
+        means["tokens_per_second"] = self._tokens / (now - self._began)
+        self._began, self._steps, self._tokens = now, [], 0
+        return means
+
+
+def report(
+    config: TrainConfig,
+    base: Base,
+    adapter: Adapter,
+    data: Data,
+    batches: list[pipeline.Batch],
+    path: Path,
+    console: Console,
+) -> None:
+    """Prints what changed on the held-out examples, and writes it beside the adapter as report.json."""
+    # The base is the adapter at strength 0, bit for bit; this way it needs no compilation of its own.
+    before, after = (
+        before_after.measure(
+            base, with_strength(adapter, strength), batches, data.heldout_prompts,
+            form=config.report.form, max_new_tokens=config.report.max_new_tokens,
+        )
+        for strength in (0.0, 1.0)
+    )  # fmt: skip
+    result = before_after.BeforeAfter(
+        before=before,
+        after=after,
+        questions=[example.question for example in data.heldout_examples],
+        num_params=adapter.num_params,
+        file_bytes=path.stat().st_size,
+    )
+    write_atomically(path.with_name("report.json"), json.dumps(result.as_dict(), indent=2) + "\n")
+    before_after.show(result, console, samples=config.report.samples)
+
+
+if __name__ == "__main__":
+    command.run(main)
