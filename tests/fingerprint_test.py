@@ -63,6 +63,14 @@ def test_float32_and_bfloat16_loads_agree():
     assert digests[0] == digests[1] != digests[2] == digests[3]
 
 
+def test_rounds_as_a_bfloat16_load_does(base):
+    config, params = base
+    halfway = np.arange(config.d_model, dtype=np.uint32) * 0x10000 + 0x3F808000
+    full = jax.tree.map(np.asarray, params).replace(norm_d=halfway.view(np.float32))
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), full)
+    assert fingerprint(config, jax.device_put(full)) == fingerprint(config, jax.device_put(half))
+
+
 def test_denormal_weights_are_not_flushed(base):
     config, params = base
     tiny, zero = (params.replace(norm_d=jax.device_put(np.full(config.d_model, x, np.float32))) for x in (1e-39, 0.0))
