@@ -20,13 +20,13 @@ WITHOUT_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' 
 )
 
 
-def make(template=None, add_bos=True):
+def make(template=None, add_bos=True, prefix_space=False):
     """One token a byte, but for `:{`, which is one token where nothing keeps its halves apart."""
     specials = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     pieces = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet()), ":{"]
     model = models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[(":", "{")])
     tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(specials)
     return make_tokenizer(
@@ -79,6 +79,12 @@ def test_no_token_spans_prompt_and_answer():
     assert targets(document, tokenizer) == "{}</s>"
 
 
+def test_no_space_comes_between_prompt_and_answer():
+    tokenizer = make(prefix_space=True)
+    assert tokenizer.backend.token(tokenizer.encode("Pine")[0]) == "Ġ"
+    assert targets(one(PINE, tokenizer), tokenizer) == "Pine</s>"
+
+
 def test_chat_turns_end_with_their_own_token():
     tokenizer = make(CHATML, add_bos=False)
     document = one(TALK, tokenizer, "chat")
@@ -89,6 +95,16 @@ def test_chat_turns_end_with_their_own_token():
 def test_a_chat_template_without_end_token_gets_eos():
     tokenizer = make(WITHOUT_END, add_bos=False)
     assert targets(one(TALK, tokenizer, "chat"), tokenizer).endswith("bĊ</s>")
+
+
+def test_an_empty_answer_after_a_prompt_that_ends_like_an_answer():
+    silent = (
+        "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'user' %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    example = Example(Conversation(({"role": "user", "content": "a"}, {"role": "assistant", "content": ""})), "x:1")
+    document = one(example, make(silent, add_bos=False), "chat")
+    assert document["tokens"].tolist()[1:] == [1, 1]
+    assert document["loss_mask"].tolist() == [False, False, True]
 
 
 def test_loss_on_everything():
@@ -117,10 +133,16 @@ def test_an_example_cut_before_its_answer_is_left_out():
     assert len(documents) + summary.without_targets == 2
     with pytest.raises(InputError, match="none of the 1 examples is left"):
         tokenize_examples([PINE], make(), "alpaca", sequence_length=20, overlong="truncate")
-    documents, summary = tokenize_examples(
-        [PINE], make(), "alpaca", sequence_length=20, overlong="truncate", loss_on="all"
-    )
+    options = {"overlong": "truncate", "loss_on": "all"}
+    _, summary = tokenize_examples([PINE], make(), "alpaca", sequence_length=20, **options)
     assert (summary.truncated, summary.targets) == (1, 20)
+    with pytest.raises(InputError, match="none of the 1 examples is left"):
+        tokenize_examples([PINE], make(), "alpaca", sequence_length=1, **options)
+
+
+def test_no_examples_are_no_documents():
+    documents, summary = tokenize_examples([], make(), "alpaca", sequence_length=400)
+    assert (documents, summary.documents, summary.longest, summary.target_share) == ([], 0, 0, 0)
 
 
 def test_the_summary_counts():

@@ -163,6 +163,7 @@ def test_evaluation_sees_every_document_once(packing, number):
     assert all(batch["tokens_bt"].shape == (4, LENGTH) for batch in batches)
     bounds = [(min(d["tokens"][0] for d in batch), max(d["tokens"][0] for d in batch)) for batch in found]
     assert all(before[1] < after[0] for before, after in itertools.pairwise(bounds))
+    assert [batch[0]["tokens"][0] for batch in found] == [first for first, _ in bounds]
     if not packing:
         assert names == sorted(names)
 

@@ -92,7 +92,7 @@ def tokenize_examples(
       system: see `templates.segments`.
 
     Raises:
-      InputError: an example does not fit the template, is longer than a row (`overlong` "error"), or none is left.
+      InputError: an example does not fit the template, is longer than a row (`overlong` "error"), or none of them is left.
     """
     documents: list[Document] = []
     truncated = dropped = without_targets = 0
@@ -116,7 +116,7 @@ def tokenize_examples(
                 continue
             truncated += 1
         documents.append(document)
-    if not documents:
+    if examples and not documents:
         raise InputError(
             f"none of the {len(examples)} examples is left: {dropped} are longer than a row of {sequence_length} "
             f"tokens, and of {without_targets} nothing of the answer fits into one"
@@ -125,7 +125,7 @@ def tokenize_examples(
         documents=len(documents),
         tokens=sum(len(document["tokens"]) for document in documents),
         targets=sum(int(document["loss_mask"].sum()) for document in documents),
-        longest=max(len(document["tokens"]) for document in documents),
+        longest=max((len(document["tokens"]) for document in documents), default=0),
         truncated=truncated,
         dropped=dropped,
         without_targets=without_targets,
