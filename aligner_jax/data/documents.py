@@ -92,7 +92,7 @@ def tokenize_examples(
       system: see `templates.segments`.
 
     Raises:
-      InputError: an example does not fit the template, is longer than a row (`overlong` "error"), or none of them is left.
+      InputError: an example does not fit the template, is longer than a row (`overlong` "error"), or all are left out.
     """
     documents: list[Document] = []
     truncated = dropped = without_targets = 0
