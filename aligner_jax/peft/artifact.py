@@ -86,7 +86,7 @@ def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Ada
             f"{path} is a safetensors file, but not an adapter of this project: its metadata name no method"
         )
     version = metadata.get("format_version", "")
-    if not version.isdigit() or int(version) > FORMAT_VERSION:
+    if not version.isdecimal() or int(version) > FORMAT_VERSION:
         raise InputError(f"{path} has format version {version!r}, and this release reads up to {FORMAT_VERSION}")
     if method not in METHODS:
         raise InputError(f"{path} holds an adapter of method {method!r}, which is not one of {', '.join(METHODS)}")
@@ -94,10 +94,9 @@ def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Ada
         _check_base(path, metadata, base)
     config = base.config if base is not None else _recorded_config(path, metadata)
     options = _json(path, metadata, "options")
-    adapter_options = complete_options(method, config, options) if config else Options.of(**options)
-    if config:
-        _check_tensors(path, tensors, METHODS[method].shapes(adapter_options, config))
-    return Adapter({name: jnp.asarray(x) for name, x in tensors.items()}, method=method, options=adapter_options)
+    full = _complete_options(path, method, config, options) if config else Options.of(**options)
+    _check_tensors(path, tensors, METHODS[method].shapes(full, config) if config else None)
+    return Adapter({name: jnp.asarray(x) for name, x in tensors.items()}, method=method, options=full)
 
 
 def _load_released(path: Path, base: FingerprintedBase | None) -> Adapter:
@@ -105,7 +104,7 @@ def _load_released(path: Path, base: FingerprintedBase | None) -> Adapter:
         raise InputError(f"{path} does not exist, or is not a file")
     adapter = load_released(path)
     if base is not None:
-        options = complete_options(adapter.method, base.config, adapter.options.as_dict())
+        options = _complete_options(path, adapter.method, base.config, adapter.options.as_dict())
         tensors = {name: np.asarray(leaf) for name, leaf in adapter.trainable.items()}
         _check_tensors(path, tensors, METHODS[adapter.method].shapes(options, base.config))
     return adapter
@@ -144,32 +143,46 @@ def _json(path: Path, metadata: dict[str, str], name: str) -> dict:
 
 
 def _recorded_config(path: Path, metadata: dict[str, str]) -> LlamaConfig | None:
-    return LlamaConfig.from_dict(_json(path, metadata, "base_config")) if "base_config" in metadata else None
+    if "base_config" not in metadata:
+        return None
+    values = _json(path, metadata, "base_config")
+    try:
+        return LlamaConfig.from_dict(values)
+    except InputError as error:
+        raise InputError(f"{path}: its metadata field 'base_config' is of no use: {error}") from error
+
+
+def _complete_options(path: Path, method: str, config: LlamaConfig, options: dict) -> Options:
+    try:
+        return complete_options(method, config, options)
+    except InputError as error:
+        raise InputError(f"{path} does not fit this base: {error}") from error
 
 
 def _check_base(path: Path, metadata: dict[str, str], base: FingerprintedBase) -> None:
     recorded = _recorded_config(path, metadata)
-    if recorded is None or metadata.get("base_fingerprint") == base.fingerprint:
-        return
-    theirs, ours = dataclasses.asdict(recorded), dataclasses.asdict(base.config)
+    theirs, ours = dataclasses.asdict(recorded or base.config), dataclasses.asdict(base.config)
     differences = [f"{name} {theirs[name]} against {ours[name]}" for name in ours if theirs[name] != ours[name]]
     if differences:
         raise InputError(f"{path} was trained on another model than this base: {', '.join(differences)}")
-    raise InputError(
-        f"{path} was trained on a base of the same shape with other weights "
-        f"(fingerprint {metadata.get('base_fingerprint', 'none')[:12]} against {base.fingerprint[:12]})"
-    )
+    theirs, ours = metadata.get("base_fingerprint"), base.fingerprint
+    if theirs is None and recorded is None:
+        return
+    if theirs != ours:
+        raise InputError(
+            f"{path} was trained on a base of the same shape with other weights "
+            f"(fingerprint {theirs and theirs[:12]} against {ours[:12]})"
+        )
 
 
-def _check_tensors(path: Path, tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]) -> None:
-    for name in tensors.keys() - shapes.keys():
-        raise InputError(f"{path} holds a tensor {name!r} that its method does not have")
-    for name, shape in shapes.items():
-        if name not in tensors:
-            raise InputError(f"{path} lacks the tensor {name!r}")
-        if tensors[name].shape != shape:
-            raise InputError(f"{path}: tensor {name!r} has shape {tensors[name].shape}, but {shape} fits this base")
-        if not np.isfinite(tensors[name].astype(np.float32)).all():
+def _check_tensors(path: Path, tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]] | None) -> None:
+    if shapes is not None:
+        for name in sorted(tensors.keys() ^ shapes.keys()):
+            raise InputError(f"{path} {'has no' if name in shapes else 'has an unknown'} tensor {name!r}")
+    for name, tensor in tensors.items():
+        if shapes is not None and tensor.shape != shapes[name]:
+            raise InputError(f"{path}: tensor {name!r} has shape {tensor.shape}, but {shapes[name]} fits this base")
+        if not np.isfinite(tensor.astype(np.float32)).all():
             raise InputError(f"{path}: tensor {name!r} holds numbers that are not finite")
 
 
