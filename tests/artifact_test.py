@@ -1,0 +1,219 @@
+"""The adapter's file: exact and reproducible, small, bound to its base, and refused in one sentence when damaged."""
+
+import json
+import os
+import resource
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aligner_jax.errors import InputError
+from aligner_jax.model.config import LlamaConfig, llama_config
+from aligner_jax.model.params import Params
+from aligner_jax.peft import init_adapter
+from aligner_jax.peft.artifact import load_adapter, recorded_prompt_format, save_adapter
+from aligner_jax.weights.base import Base
+
+ROOT = Path(__file__).parents[1]
+
+
+class NamedBase(NamedTuple):
+    """A base that says its fingerprint instead of computing it."""
+
+    config: LlamaConfig
+    fingerprint: str = "0123456789abcdef" * 4
+
+
+@pytest.fixture
+def base(config: LlamaConfig) -> NamedBase:
+    return NamedBase(config)
+
+
+@pytest.fixture
+def saved(tmp_path: Path, trained_adapter, base: NamedBase) -> Path:
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(trained_adapter(3), path, base)
+    return path
+
+
+def _parts(path: Path) -> tuple[dict, bytes]:
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def _write(path: Path, header: dict, body: bytes) -> None:
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+def _refusal(path: Path, base: NamedBase | None) -> str:
+    with pytest.raises(InputError) as caught:
+        load_adapter(path, base)
+    sentence = str(caught.value)
+    assert str(path) in sentence
+    assert "\n" not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_saved_is_loaded(dtype: str, tmp_path: Path, trained_adapter, base: NamedBase):
+    adapter = jax.tree.map(lambda x: x.astype(dtype), trained_adapter(3, start_layer=1))
+    path = tmp_path / "new" / "adapter.safetensors"
+    save_adapter(adapter, path, base)
+    for loaded in (load_adapter(path, base), load_adapter(path)):
+        assert jax.tree.structure(loaded) == jax.tree.structure(adapter)
+        for name, leaf in adapter.trainable.items():
+            assert loaded.trainable[name].dtype == dtype
+            np.testing.assert_array_equal(loaded.trainable[name], leaf)
+
+
+def test_metadata_say_what_it_is_and_whose(saved: Path, base: NamedBase):
+    metadata = _parts(saved)[0]["__metadata__"]
+    assert metadata["method"] == "aligner"
+    assert json.loads(metadata["options"]) == {"num_tokens": 3, "start_layer": 1}
+    assert metadata["format_version"] == "1"
+    assert metadata["base_fingerprint"] == base.fingerprint
+    assert LlamaConfig.from_dict(json.loads(metadata["base_config"])) == base.config
+
+
+def test_equal_adapters_are_equal_files_in_every_process(tmp_path: Path):
+    program = (
+        "import sys, aligner_jax.peft as peft; from aligner_jax.model.config import llama_config;"
+        "from aligner_jax.peft.artifact import save_adapter;"
+        "save_adapter(peft.init_adapter('aligner', llama_config('stories_260k')), sys.argv[1])"
+    )
+    files = [tmp_path / f"{number}.safetensors" for number in range(5)]
+    for path in files[1:]:
+        save_adapter(init_adapter("aligner", llama_config("stories_260k")), path)
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", program, str(files[0])], check=True, env=environment, timeout=300)
+    assert len({path.read_bytes() for path in files}) == 1
+
+
+def test_5056_numbers_are_20_kb_and_little_more(tmp_path: Path):
+    config = llama_config("llama_7b")
+    adapter = init_adapter("aligner", config)
+    save_adapter(adapter, tmp_path / "adapter.safetensors", NamedBase(config))
+    assert adapter.num_params == 5056
+    assert (tmp_path / "adapter.safetensors").stat().st_size - 4 * 5056 < 1024
+
+
+def test_the_prompt_format_comes_back(tmp_path: Path, trained_adapter, saved: Path):
+    path = tmp_path / "chat.safetensors"
+    save_adapter(trained_adapter(1), path, prompt_format={"template": "chat", "system": None})
+    assert recorded_prompt_format(path) == {"template": "chat", "system": None}
+    assert recorded_prompt_format(saved) == {}
+
+
+def test_a_base_of_another_shape_is_refused(saved: Path, base: NamedBase):
+    other = NamedBase(llama_config("stories_260k"), "f" * 64)
+    sentence = _refusal(saved, other)
+    assert "d_model 16 against 64" in sentence
+    assert "num_layers 3 against 5" in sentence
+    assert "norm_eps" not in sentence
+
+
+def test_a_base_with_one_changed_weight_is_refused(tmp_path: Path, trained_adapter, config, params: Params):
+    path = tmp_path / "adapter.safetensors"
+    base = Base(params, config)
+    save_adapter(trained_adapter(1), path, base=base)
+    load_adapter(path, base=base)
+    changed = params.replace(norm_d=params.norm_d.at[3].multiply(1.01))
+    assert "same shape with other weights" in _refusal(path, Base(changed, config))
+
+
+def test_an_adapter_saved_without_a_base_fits_every_base_of_its_shape(tmp_path: Path, trained_adapter, base: NamedBase):
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(trained_adapter(1), path)
+    assert load_adapter(path).num_params == load_adapter(path, base).num_params == 16 + 2 * 4
+    assert "has shape" in _refusal(path, NamedBase(llama_config("stories_260k")))
+
+
+def test_a_fingerprint_counts_even_without_its_configuration(saved: Path, base: NamedBase):
+    header, body = _parts(saved)
+    del header["__metadata__"]["base_config"]
+    _write(saved, header, body)
+    load_adapter(saved, base)
+    assert "other weights" in _refusal(saved, base._replace(fingerprint="f" * 64))
+
+
+@pytest.mark.parametrize("length", [0, 4, 30, -1])
+def test_truncated_files_are_refused(length: int, saved: Path):
+    saved.write_bytes(saved.read_bytes()[:length])
+    assert "not a whole safetensors file" in _refusal(saved, None)
+
+
+def test_files_that_are_no_adapter_are_refused(saved: Path, base: NamedBase):
+    assert "does not exist" in _refusal(saved.with_name("absent.safetensors"), base)
+    assert "not a file" in _refusal(saved.parent, base)
+    model = Path(__file__).parent / "goldens" / "models" / "llama" / "model.safetensors"
+    assert "not an adapter of this project" in _refusal(model, base)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("format", "peft", "not an adapter of this project"),
+        ("method", "pinwheel", "method 'pinwheel', which is not one of"),
+        ("format_version", "2", "format version '2', and this release reads up to 1"),
+        ("format_version", "²", "format version '²'"),
+        ("options", '{"num_tokens": 3', "'options' is not JSON"),
+        ("options", "[3, 1]", "'options' is not a JSON object"),
+        ("options", '{"num_tokens": 0, "start_layer": 1}', "num_tokens is 0"),
+        ("options", '{"num_tokens": 3, "start_layer": 9}', "start_layer is 9"),
+        ("options", '{"num_tokens": 3, "rank": 1}', "no option 'rank'"),
+        ("options", '{"num_tokens": 2, "start_layer": 1}', "tensor 'tokens_pd' has shape (3, 16), but (2, 16)"),
+        ("base_config", '{"vocab_size": 40}', "not a model configuration"),
+        ("base_config", "40", "'base_config' is not a JSON object"),
+    ],
+)
+def test_tampered_metadata_are_refused(field: str, value: str, sentence: str, saved: Path, base: NamedBase):
+    header, body = _parts(saved)
+    header["__metadata__"][field] = value
+    _write(saved, header, body)
+    assert sentence in _refusal(saved, base)
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_tensors_that_do_not_fit_are_refused(with_base: bool, tmp_path: Path, trained_adapter, base: NamedBase):
+    adapter, path = trained_adapter(3), tmp_path / "adapter.safetensors"
+    tokens_pd, gates_ln = adapter.trainable["tokens_pd"], adapter.trainable["gates_ln"]
+    for trainable, sentence in (
+        ({"tokens_pd": tokens_pd}, "has no tensor 'gates_ln'"),
+        ({"tokens_pd": tokens_pd, "gates_ln": gates_ln, "scale": gates_ln}, "has an unknown tensor 'scale'"),
+        ({"tokens_pd": tokens_pd, "gates_ln": gates_ln[:, :3]}, "'gates_ln' has shape (2, 3), but (2, 4)"),
+        (
+            {"tokens_pd": tokens_pd.at[1, 2].set(jnp.nan), "gates_ln": gates_ln},
+            "'tokens_pd' holds numbers",
+        ),
+    ):
+        save_adapter(adapter.replace(trainable=trainable), path, base)
+        assert sentence in _refusal(path, base if with_base else None)
+
+
+def test_numbers_that_are_not_finite_are_refused_without_any_base(tmp_path: Path, trained_adapter):
+    adapter, path = trained_adapter(1), tmp_path / "adapter.safetensors"
+    save_adapter(jax.tree.map(lambda x: x * jnp.inf, adapter), path)
+    assert "not finite" in _refusal(path, None)
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(saved: Path, trained_adapter, base: NamedBase):
+    before = saved.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(InputError) as caught:
+            save_adapter(trained_adapter(3, key=9), saved, base)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"{saved} cannot be written: File too large" in str(caught.value)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]

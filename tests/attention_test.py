@@ -1,0 +1,178 @@
+"""Attention with a gated prefix: every path against one float64 loop over rows, heads and queries."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aligner_jax.errors import InputError
+from aligner_jax.model.attention import (
+    MAX_BLOCK_DIAGONAL_TOKENS,
+    Prefix,
+    attend,
+    attend_prefix,
+    attend_prefix_reference,
+)
+
+B, T, H = 2, 9, 6
+SEGMENTS_BT = jnp.asarray([[1, 1, 1, 2, 2, 2, 2, 0, 0], [1, 2, 2, 2, 2, 2, 3, 3, 3]])
+attend_jit = jax.jit(attend, static_argnames=("implementation",))
+attend_prefix_jit = jax.jit(attend_prefix)
+reference_jit = jax.jit(attend_prefix_reference)
+
+
+def _normal(key: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(key).standard_normal(shape), jnp.float32)
+
+
+def _inputs(num_heads: int, num_kv_heads: int):
+    kv = (B, T, num_kv_heads, H)
+    return _normal(0, B, T, num_heads, H), _normal(1, *kv), _normal(2, *kv)
+
+
+def _prefix(num_tokens: int, num_heads: int, num_kv_heads: int, rows: int = 1, joint: bool = False) -> Prefix:
+    shape = (rows, num_tokens, num_kv_heads, H)
+    return Prefix(_normal(3, *shape), _normal(4, *shape), _normal(5, rows, num_heads), joint=joint)
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    weights = np.exp(scores - scores.max())
+    return weights / weights.sum()
+
+
+def _oracle(q_btnh, k_bskh, v_bskh, prefix: Prefix | None, segment_ids_bt=None) -> np.ndarray:
+    q, k, v = (np.asarray(x, np.float64) for x in (q_btnh, k_bskh, v_bskh))
+    group = q.shape[2] // k.shape[2]
+    out = np.zeros_like(q)
+    for b, t, n in np.ndindex(*q.shape[:3]):
+        seen = [s for s in range(t + 1) if segment_ids_bt is None or segment_ids_bt[b, s] == segment_ids_bt[b, t]]
+        keys, values = k[b, seen, n // group], v[b, seen, n // group]
+        if prefix is None:
+            out[b, t, n] = _softmax(keys @ q[b, t, n] / np.sqrt(H)) @ values
+            continue
+        row = b % prefix.k_bpkh.shape[0]
+        p_keys, p_values = (np.asarray(x, np.float64)[row, :, n // group] for x in (prefix.k_bpkh, prefix.v_bpkh))
+        if prefix.joint:
+            keys, values = np.concatenate([p_keys, keys]), np.concatenate([p_values, values])
+        out[b, t, n] = _softmax(keys @ q[b, t, n] / np.sqrt(H)) @ values
+        if not prefix.joint:
+            weights = _softmax(p_keys @ q[b, t, n] / np.sqrt(H))
+            out[b, t, n] += float(prefix.gate_bn[row, n]) * (weights @ p_values)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "segments"),
+    [(4, 4, None), (4, 2, None), (4, 2, SEGMENTS_BT), (3, 1, SEGMENTS_BT)],
+    ids=["mha", "gqa", "gqa packed", "mqa packed"],
+)
+def test_text_alone(num_heads: int, num_kv_heads: int, segments):
+    inputs = _inputs(num_heads, num_kv_heads)
+    o_btnh = attend_jit(*inputs, segment_ids_bt=segments)
+    np.testing.assert_allclose(o_btnh, _oracle(*inputs, None, segments), atol=1e-5)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, MAX_BLOCK_DIAGONAL_TOKENS, MAX_BLOCK_DIAGONAL_TOKENS + 1])
+@pytest.mark.parametrize("rows", [1, B], ids=["shared", "per_row"])
+def test_prefix(num_tokens: int, rows: int):
+    inputs = _inputs(4, 2)
+    prefix = _prefix(num_tokens, 4, 2, rows)
+    o_btnh = attend_jit(*inputs, prefix, segment_ids_bt=SEGMENTS_BT)
+    np.testing.assert_allclose(o_btnh, _oracle(*inputs, prefix, SEGMENTS_BT), atol=1e-5)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3])
+@pytest.mark.parametrize("rows", [1, B], ids=["shared", "per_row"])
+def test_joint_is_one_softmax_over_prefix_and_text_without_gates(num_tokens: int, rows: int):
+    inputs = _inputs(4, 2)
+    prefix = _prefix(num_tokens, 4, 2, rows, joint=True)
+    o_btnh = attend_jit(*inputs, prefix)
+    np.testing.assert_allclose(o_btnh, _oracle(*inputs, prefix), atol=1e-5)
+    ungated = prefix.replace(gate_bn=jnp.full_like(prefix.gate_bn, jnp.nan))
+    np.testing.assert_array_equal(attend_jit(*inputs, ungated), o_btnh)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "num_heads", "num_kv_heads"),
+    [(1, 4, 4), (1, 4, 2), (2, 4, 4), (3, 4, 2), (5, 3, 1), (MAX_BLOCK_DIAGONAL_TOKENS, 4, 2)],
+)
+def test_fast_prefix_paths_equal_the_reference_forward_and_backward(num_tokens: int, num_heads: int, num_kv_heads: int):
+    q_btnh, prefix = _inputs(num_heads, num_kv_heads)[0], _prefix(num_tokens, num_heads, num_kv_heads)
+    cotangent = _normal(6, *q_btnh.shape)
+
+    def value_and_pullback(function):
+        def whole(q_btnh, prefix):
+            return jnp.broadcast_to(function(q_btnh, prefix), q_btnh.shape)
+
+        value, pull = jax.vjp(whole, q_btnh, prefix)
+        return value, pull(cotangent)
+
+    fast, slow = (jax.jit(functools.partial(value_and_pullback, f))() for f in (attend_prefix, attend_prefix_reference))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), fast, slow)
+
+
+def test_one_token_reads_no_queries_or_keys():
+    q_btnh, prefix = _inputs(4, 2)[0], _prefix(1, 4, 2)
+    nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), (q_btnh, prefix.k_bpkh))
+    constant = attend_prefix_jit(nan[0], prefix.replace(k_bpkh=nan[1]))
+    assert constant.shape == (1, 1, 4, H)
+    np.testing.assert_allclose(
+        jnp.broadcast_to(constant, q_btnh.shape), attend_prefix_reference(q_btnh, prefix), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, MAX_BLOCK_DIAGONAL_TOKENS + 1])
+def test_rows_with_prefixes_of_their_own_are_as_alone(num_tokens: int):
+    inputs, prefix = _inputs(4, 2), _prefix(num_tokens, 4, 2, rows=B)
+    together = attend_jit(*inputs, prefix)
+    for b in range(B):
+        alone = attend_jit(*jax.tree.map(lambda x, b=b: x[b : b + 1], (*inputs, prefix)))
+        np.testing.assert_allclose(together[b : b + 1], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, MAX_BLOCK_DIAGONAL_TOKENS + 1])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gate_zero_is_no_prefix_bit_for_bit(num_tokens: int, dtype: str):
+    inputs = jax.tree.map(lambda x: x.astype(dtype), _inputs(4, 2))
+    prefix = _prefix(num_tokens, 4, 2)
+    closed = prefix.replace(gate_bn=jnp.zeros_like(prefix.gate_bn))
+    np.testing.assert_array_equal(attend_jit(*inputs, closed), attend_jit(*inputs))
+    assert not np.array_equal(attend_jit(*inputs, prefix), attend_jit(*inputs))
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 3, MAX_BLOCK_DIAGONAL_TOKENS + 1])
+def test_bfloat16_is_the_float32_result_of_the_same_inputs_rounded(num_tokens: int):
+    inputs = jax.tree.map(lambda x: x.astype(jnp.bfloat16), _inputs(4, 2))
+    prefix = _prefix(num_tokens, 4, 2) if num_tokens else None
+    if prefix is not None:
+        prefix = jax.tree.map(lambda x: x.astype(jnp.bfloat16), prefix)
+    o_btnh = attend_jit(*inputs, prefix)
+    assert o_btnh.dtype == jnp.bfloat16
+    # Weights and outputs of two sums are rounded to 8 bits each; the outputs reach 6.
+    np.testing.assert_allclose(o_btnh.astype(jnp.float32), _oracle(*inputs, prefix), atol=0.06)
+
+
+def test_large_scores_do_not_overflow():
+    q_btnh, k_bskh, v_bskh = _inputs(4, 2)
+    prefix = _prefix(3, 4, 2)
+    assert jnp.isfinite(attend_jit(q_btnh * 1e4, k_bskh * 1e4, v_bskh, prefix)).all()
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        ({"k_bskh": _normal(1, B, T + 1, 2, H)}, "do not fit together"),
+        ({"v_bskh": _normal(1, B, T, 4, H)}, "do not fit together"),
+        ({"q_btnh": _normal(1, B, T, 3, H)}, "do not fit together"),
+        ({"prefix": _prefix(3, 2, 2)}, "do not fit queries"),
+        ({"prefix": _prefix(3, 4, 4)}, "do not fit queries"),
+        ({"prefix": _prefix(3, 4, 2, rows=3)}, "do not fit queries"),
+        ({"implementation": "palas"}, "'palas' is not one of"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(broken: dict, sentence: str):
+    q_btnh, k_bskh, v_bskh = _inputs(4, 2)
+    with pytest.raises(InputError, match=sentence):
+        attend(**{"q_btnh": q_btnh, "k_bskh": k_bskh, "v_bskh": v_bskh, **broken})

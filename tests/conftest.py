@@ -1,0 +1,79 @@
+"""A tiny model, adapters for it and packed batches: what most tests of the core share."""
+
+import functools
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aligner_jax.model.config import LlamaConfig
+from aligner_jax.model.params import Params, is_spec, param_specs
+from aligner_jax.peft import Adapter, init_adapter
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiling is most of what these tests cost, and takes half the time so; `optimized` is for what must hold either way.
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session")
+def config() -> LlamaConfig:
+    """Grouped queries, and a head_dim that is not d / n, so that swapped axes cannot go unnoticed."""
+    return LlamaConfig(
+        vocab_size=40, d_model=16, d_mlp=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6, context_length=64
+    )
+
+
+@pytest.fixture(scope="session")
+def params(config: LlamaConfig) -> Params:
+    """Random weights with norms that are not one, and a residual stream that every layer changes a lot."""
+    rng = np.random.default_rng(1)
+
+    def draw(spec):
+        return jnp.asarray((1.0 if spec.init is None else 0.0) + 0.3 * rng.standard_normal(spec.shape), jnp.float32)
+
+    return jax.tree.map(draw, param_specs(config), is_leaf=is_spec)
+
+
+@pytest.fixture(scope="session")
+def trained_adapter(config: LlamaConfig) -> Callable[..., Adapter]:
+    """Aligners as after training: gates that are not zero. Takes num_tokens, start_layer and key."""
+
+    def make(num_tokens: int = 1, start_layer: int = 1, key: int = 3) -> Adapter:
+        fresh = init_adapter("aligner", config, key, num_tokens=num_tokens, start_layer=start_layer)
+        rng = np.random.default_rng(key)
+        trained = {name: rng.standard_normal(x.shape).astype(np.float32) for name, x in fresh.trainable.items()}
+        return fresh.replace(trainable=jax.tree.map(jnp.asarray, trained))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pack() -> Callable[..., dict[str, jax.Array]]:
+    """Packed rows as data makes them, out of rows of documents (token ids, loss mask), zero-padded to a length."""
+
+    def make(rows: list[list[tuple[list[int], list[int]]]], length: int) -> dict[str, jax.Array]:
+        names = ("tokens_bt", "segment_ids_bt", "positions_bt", "loss_mask_bt")
+        batch = {name: np.zeros((len(rows), length), np.int32) for name in names}
+        for row, documents in enumerate(rows):
+            start = 0
+            for number, (tokens, mask) in enumerate(documents, 1):
+                place = (row, slice(start, start + len(tokens)))
+                for name, values in zip(names, (tokens, number, range(len(tokens)), mask), strict=True):
+                    batch[name][place] = values
+                start += len(tokens)
+        return {name: jnp.asarray(x, bool if name == "loss_mask_bt" else None) for name, x in batch.items()}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def optimized() -> Callable[..., Callable]:
+    """`jax.jit` with all of XLA's optimizations, as in a real run."""
+    options = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    return functools.partial(jax.jit, compiler_options=options)
