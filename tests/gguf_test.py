@@ -268,6 +268,7 @@ def five_bits(metadata: dict, tensors: Tensors) -> None:
         ),
         (lambda metadata, tensors: metadata.pop("block_count"), "llama.block_count is missing"),
         (lambda metadata, tensors: metadata.update(block_count=0), "llama.block_count is 0, not a positive integer"),
+        (lambda metadata, tensors: metadata.update(block_count=2**32 - 1), "too few for the 4294967295 layers"),
         (lambda metadata, tensors: metadata.update({"attention.head_count": 3}), "not a multiple of num_kv_heads"),
         (lambda metadata, tensors: metadata.update(expert_count=8), "llama.expert_count is 8"),
         (

@@ -112,6 +112,9 @@ def assemble(config: LlamaConfig, sources: Iterable[Source], form: Format, dtype
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    sources = list(sources)
+    if config.num_layers > len(sources):
+        raise InputError(f"{where} has {len(sources)} tensors, too few for the {config.num_layers} layers it speaks of")
     specs = _specs(config)
     places = dict(_places(config, specs, form))
     found = _account(sources, places, form, where)
