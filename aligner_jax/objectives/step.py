@@ -72,7 +72,7 @@ def make_step(
         gradient = jax.tree.map(lambda g: g / count.astype(g.dtype), gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = StepMetrics(loss=loss / count, grad_norm=optax.global_norm(gradient))
+        metrics = StepMetrics(loss=loss / count, grad_norm=optax.tree.norm(gradient))
         return TrainState(cast(dict[str, Array], trainable), optimizer_state, state.step + 1), metrics
 
     return step
