@@ -18,7 +18,7 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0:
+        if not self.temperature >= 0:
             raise InputError(f"temperature is {self.temperature}, but must be 0 (greedy) or more")
         if self.top_k < 0:
             raise InputError(f"top_k is {self.top_k}, but must be 0 (off) or more")
