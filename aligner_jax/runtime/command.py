@@ -78,9 +78,10 @@ def load_config(path: str | Path, overrides: Iterable[Override] = ()) -> ConfigD
         raise InputError(f"config file {file} fails{_line_of(error, file)}: {_describe(error)}") from error
     if get_config is None:
         raise InputError(f"config file {file} has no function get_config()")
-    if not isinstance(config, ConfigDict | dict):
+    if isinstance(config, dict):
+        config = ConfigDict(config)
+    if not isinstance(config, ConfigDict):
         raise InputError(f"config file {file} does not return a ConfigDict from get_config() but {config!r}")
-    config = ConfigDict(config)
     config.unlock()
     for name, text in overrides:
         _override(config, name, text)

@@ -1,0 +1,205 @@
+"""Checkpoints of a run: whole or absent, and written while the next step runs."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jaxtyping import Array, PyTree
+
+from aligner_jax.errors import InputError
+from aligner_jax.runtime.files import reason, write_atomically
+
+_log = logging.getLogger(__name__)
+
+_CHECKSUMS = "checksums.json"
+_UNFINISHED = ".orbax-checkpoint-tmp*"
+
+State = TypeVar("State")
+"""A pytree of arrays; what is restored has the structure of the template."""
+
+
+class Checkpoints:
+    """The newest checkpoints of one run in one folder. A context manager: leaving it waits for the last save.
+
+    Orbax writes each into a temporary folder and renames that when it is whole. So a process that is killed leaves
+    whole checkpoints, and a temporary folder that is removed when the checkpoints are next opened. Each holds a file
+    of checksums, since Orbax notices some kinds of damage only.
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int = 2) -> None:
+        """Opens the folder, which is made if it does not exist.
+
+        Args:
+          directory: gets one folder for each step.
+          keep: how many of the newest checkpoints stay.
+
+        Raises:
+          InputError: the folder cannot be made.
+        """
+        self.directory = Path(directory).absolute()
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.directory} cannot be made: {reason(error)}") from error
+        self._remove_unfinished()
+        self._writing: int | None = None
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, async_options=ocp.AsyncOptions(post_finalization_callback=self._seal)
+            ),
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
+        )
+
+    def save(self, step: int, state: PyTree[Array], data_state: dict[str, Any]) -> None:
+        """Begins to write a checkpoint, and returns as soon as `state` may change.
+
+        Args:
+          step: larger than that of any checkpoint in the folder.
+          state: a pytree of arrays. It is copied first, so its arrays may be donated to the next step.
+          data_state: the position in the data, as JSON can hold it.
+
+        Raises:
+          InputError: this checkpoint or the last cannot be written, for the reason given; older ones are intact.
+        """
+        run = {"leaves": _describe(state), "data_state": data_state}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)), run=ocp.args.JsonSave(run)
+        )
+        with self._failure_is_one_sentence():
+            self._manager.wait_until_finished()
+            self._writing = step
+            self._manager.save(step, args=items, force=True)
+
+    def restore(self, template: State) -> tuple[int, State, dict[str, Any]] | None:
+        """The newest whole checkpoint as (step, state, data_state); None when there is none.
+
+        A damaged checkpoint is renamed to `damaged_<step>`, with a logged sentence, and the one before it is taken.
+
+        Args:
+          template: a pytree with the structure, shapes, dtypes and shardings of the state that was saved.
+
+        Raises:
+          InputError: the checkpoint holds another kind of state than the template.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            folder = self.directory / str(step)
+            try:
+                _check(folder)
+            except (OSError, ValueError) as error:
+                self._set_aside(step, error)
+                continue
+            run = self._read(step, run=ocp.args.JsonRestore())["run"]
+            if run["leaves"] != _describe(template):
+                raise InputError(f"{folder} is of another run: {_difference(run['leaves'], template)}")
+            return step, self._read(step, state=ocp.args.StandardRestore(template))["state"], run["data_state"]
+        return None
+
+    def close(self) -> None:
+        """Waits until the last checkpoint is written.
+
+        Raises:
+          InputError: it cannot be written, for the reason given; older ones are intact.
+        """
+        try:
+            with self._failure_is_one_sentence(), contextlib.closing(self._manager):
+                self._manager.wait_until_finished()
+        finally:
+            self._remove_unfinished()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # What ended the run matters more than what then becomes of its last checkpoint.
+        with contextlib.suppress(InputError) if kind else contextlib.nullcontext():
+            self.close()
+
+    def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _seal(self) -> None:
+        """Runs in Orbax's thread, when all is written and only the renaming is left."""
+        if jax.process_index() == 0:
+            folder = next(self.directory.glob(f"{self._writing}{_UNFINISHED}"))
+            # Not the files at the top: they are Orbax's notes, to which it adds the time of the renaming.
+            files = [file for file in sorted(folder.glob("*/**/*")) if file.is_file()]
+            checksums = {str(file.relative_to(folder)): _checksum(file) for file in files}
+            write_atomically(folder / _CHECKSUMS, json.dumps(checksums, indent=1))
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        old, new = self.directory / str(step), self.directory / f"damaged_{step}"
+        try:
+            if new.exists():
+                shutil.rmtree(new)
+            old.rename(new)
+        except OSError as failure:
+            raise InputError(f"{old} is damaged and cannot be set aside: {reason(failure)}") from error
+        self._manager.reload()
+        _log.warning("checkpoint %s is damaged (%s); it is now %s, and the one before is used", old, error, new.name)
+
+    @contextlib.contextmanager
+    def _failure_is_one_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # TensorStore, which writes the arrays, raises ValueErrors with the system's reason near their end.
+            found = re.search(r"([^:\[\]]+?) \[os_error_code", str(error))
+            if not found and not isinstance(error, OSError):
+                raise
+            why = found.group(1).strip() if found else reason(error)
+            raise InputError(f"a checkpoint in {self.directory} cannot be written: {why}") from error
+
+    def _remove_unfinished(self) -> None:
+        if jax.process_index() == 0:
+            for folder in self.directory.glob(f"*{_UNFINISHED}"):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _check(folder: Path) -> None:
+    """Raises if a file is not as it was written."""
+    if not (folder / _CHECKSUMS).is_file():
+        raise ValueError(f"{_CHECKSUMS} is missing")
+    for name, checksum in json.loads((folder / _CHECKSUMS).read_bytes()).items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{name} is missing")
+        if _checksum(folder / name) != checksum:
+            raise ValueError(f"{name} has changed")
+
+
+def _describe(state: Any) -> dict[str, str]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _difference(leaves: dict[str, str], template: Any) -> str:
+    wanted = _describe(template)
+    name = next(name for name in [*wanted, *leaves] if leaves.get(name) != wanted.get(name))
+    return f"its {name} is {leaves.get(name, 'missing')}, and this run's is {wanted.get(name, 'missing')}"
+
+
+class _NotOrbax(logging.Filter):
+    """Drops Orbax's own log: what its threads print as tracebacks is raised, and told in one sentence."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "orbax" not in Path(record.pathname).parts
+
+
+logging.getLogger("absl").addFilter(_NotOrbax())
