@@ -47,10 +47,13 @@ def sample(
       on_tokens: called after each step with one token a row (None in rows that have ended), to stream.
 
     Raises:
-      InputError: no tokenizer, an empty batch or prompt, or more tokens than the model's context holds.
+      InputError: no tokenizer, an empty batch or prompt, an impossible option, or more tokens than the model's context
+        holds.
     """
     if base.tokenizer is None:
         raise InputError("the base has no tokenizer (no tokenizer.json or tokenizer.model beside its weights)")
+    if isinstance(prompts, str):
+        raise InputError("prompts is one string; give a list of them")
     tokenizer = base.tokenizer
     prompt_ids = [tokenizer.encode(prompt, bos=tokenizer.add_bos) for prompt in prompts]
     rows: list[list[int]] = [[] for _ in prompts]
@@ -86,8 +89,10 @@ def continue_ids(
     Stop tokens end a row and are not yielded.
 
     Raises:
-      InputError: an empty batch or prompt, or more tokens than the model's context holds.
+      InputError: an empty batch or prompt, an impossible seed, or more tokens than the model's context holds.
     """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}, but must be at least 0 and below 2**32")
     tokens_bt, valid_bt = _left_padded(prompt_ids, config, max_new_tokens)
     stops = jnp.asarray(sorted(stop_ids) or [-1], jnp.int32)
     prefix, state = _prefill(
