@@ -1,0 +1,89 @@
+"""The training step: only the adapter moves, in the same way however the batch is cut, and the loss goes down."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from aligner_jax.model.llama import LlamaConfig, Params
+from aligner_jax.objectives.step import init_state, make_step
+from aligner_jax.peft import init_adapter
+
+RNG = np.random.default_rng(0)
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def batch(pack):
+    """Four rows with 0, 1, 9 and 5 targets, so that an average of averages is not the average."""
+    rows = []
+    for length, targets in ((6, 0), (8, 1), (10, 9), (7, 5)):
+        mask = [0] * (length - targets) + [1] * targets
+        rows.append([(RNG.integers(0, 40, length).tolist(), mask)])
+    return pack(rows, LENGTH)
+
+
+def _one_step(adapter, optimizer, params, batch, config, **options):
+    step = jax.jit(make_step(adapter, optimizer, config=config, **options))
+    return step(init_state(adapter, optimizer), params, batch)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_at_step_zero_only_the_gates_have_a_gradient(num_tokens: int, config: LlamaConfig, params: Params, batch):
+    adapter = init_adapter("aligner", config, 0, num_tokens=num_tokens, start_layer=1)
+    state, metrics = _one_step(adapter, optax.sgd(1.0), params, batch, config)
+    np.testing.assert_array_equal(state.trainable["tokens_pd"], adapter.trainable["tokens_pd"])
+    assert np.abs(state.trainable["gates_ln"]).min() > 0
+    np.testing.assert_allclose(metrics.grad_norm, jnp.linalg.norm(state.trainable["gates_ln"]), rtol=1e-5)
+
+
+def test_accumulation_equals_one_batch(config: LlamaConfig, params: Params, batch, trained_adapter):
+    adapter, optimizer = trained_adapter(1), optax.sgd(1.0)
+    whole = _one_step(adapter, optimizer, params, batch, config)
+    parts = _one_step(adapter, optimizer, params, batch, config, accumulate=4)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), parts, whole)
+
+
+def test_training_lowers_the_loss_and_leaves_the_base_bit_for_bit(config: LlamaConfig, params: Params, batch):
+    adapter = init_adapter("aligner", config, 0, num_tokens=1, start_layer=1)
+    optimizer = optax.adamw(0.05)
+    step = jax.jit(make_step(adapter, optimizer, config=config), donate_argnums=0)
+    before, fresh = (jax.tree.map(np.array, tree) for tree in (params, adapter.trainable))
+
+    def train() -> tuple[list[float], dict[str, np.ndarray]]:
+        state, losses = init_state(adapter, optimizer), []
+        for _ in range(30):
+            state, metrics = step(state, params, batch)
+            losses.append(float(metrics.loss))
+        assert state.step == 30
+        return losses, jax.tree.map(np.array, state.trainable)
+
+    losses, trained = train()
+    assert losses[-1] < losses[0] - 0.5
+    jax.tree.map(np.testing.assert_array_equal, before, params)
+    jax.tree.map(np.testing.assert_array_equal, fresh, adapter.trainable)
+    assert all(not np.array_equal(trained[name], fresh[name]) for name in fresh)
+    jax.tree.map(np.testing.assert_array_equal, train(), (losses, trained))
+
+    # Gates at zero have no decay, so a first batch without targets leaves them there.
+    empty = {**batch, "loss_mask_bt": jnp.zeros_like(batch["loss_mask_bt"])}
+    state, metrics = step(init_state(adapter, optimizer), params, empty)
+    assert metrics.loss == metrics.grad_norm == 0
+    np.testing.assert_array_equal(state.trainable["gates_ln"], fresh["gates_ln"])
+
+
+def test_a_bfloat16_adapter_stays_bfloat16(config: LlamaConfig, params: Params, batch, trained_adapter):
+    adapter = jax.tree.map(lambda x: x.astype(jnp.bfloat16), trained_adapter(1))
+    optimizer = optax.adamw(0.01)
+    step = make_step(adapter, optimizer, config=config)
+    state, _ = jax.eval_shape(step, init_state(adapter, optimizer), params, batch)
+    assert {x.dtype for x in state.trainable.values()} == {jnp.dtype("bfloat16")}
+
+
+def test_the_state_holds_nothing_of_the_base(config: LlamaConfig):
+    adapter = init_adapter("aligner", config, 0, num_tokens=1, start_layer=1)
+    state = init_state(adapter, optax.adamw(1e-3))
+    assert {x.shape for x in jax.tree.leaves(state)} == {(), (1, 16), (2, 4)}
