@@ -1,0 +1,98 @@
+"""Metrics of a run on disk: one JSON object a line, and TensorBoard event files."""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+
+from aligner_jax.errors import InputError
+from aligner_jax.runtime.files import reason, write_atomically
+
+
+class MetricsWriter:
+    """Appends to `metrics.jsonl` and to the event files of a workdir. A context manager."""
+
+    def __init__(self, workdir: str | Path, *, resume_step: int = 0) -> None:
+        """Opens both.
+
+        Args:
+          workdir: is made if it does not exist.
+          resume_step: lines of later steps are dropped, since the run takes those steps again; so is a last line that
+            was cut off when the process was killed. TensorBoard hides the later steps too.
+
+        Raises:
+          InputError: a file cannot be read or written, or metrics.jsonl has a line that is not one of metrics (named).
+        """
+        self.path = Path(workdir) / "metrics.jsonl"
+        self._keep_until(resume_step)
+        with self._failure_is_one_sentence():
+            self._file = self.path.open("a", encoding="utf-8")
+            # Not SummaryWriter: its thread dies on a full disk, and then closing it waits for ever.
+            self._events = EventsWriter(str(self.path.parent / "events"), f".{os.getpid()}.{resume_step}")
+            if resume_step:
+                restart = Event(wall_time=time.time(), step=resume_step + 1)
+                restart.session_log.status = SessionLog.START
+                self._events.write_event(restart)
+
+    def write(self, step: int, **metrics: float) -> None:
+        """One line: {"step": step, "loss": …}. Numbers that are not finite are written as null, which JSON can hold.
+
+        Raises:
+          InputError: the line cannot be written.
+        """
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        with self._failure_is_one_sentence():
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            self._file.flush()
+            for name, value in metrics.items():
+                point = Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value))
+                self._events.write_event(point)
+            self._events.flush()
+
+    def close(self) -> None:
+        """Closes both files."""
+        # Every line was flushed when it was written; one that could not be has been told of already.
+        for file in (self._file, self._events):
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _failure_is_one_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"metrics cannot be written in {self.path.parent}: {reason(error)}") from error
+
+    def _keep_until(self, step: int) -> None:
+        try:
+            lines = self.path.read_text(encoding="utf-8").split("\n")
+        except FileNotFoundError:
+            with self._failure_is_one_sentence():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            return
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.path} cannot be read: {reason(error)}") from error
+        # What follows the last line end was cut off in the middle; usually it is "".
+        kept = [line for number, line in enumerate(lines[:-1], 1) if self._step_of(line, number) <= step]
+        if len(kept) < len(lines) - 1 or lines[-1]:
+            write_atomically(self.path, "".join(f"{line}\n" for line in kept))
+
+    def _step_of(self, line: str, number: int) -> int:
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, TypeError, KeyError):
+            raise InputError(f"{self.path}:{number} is not a line of metrics; move the file away to go on") from None

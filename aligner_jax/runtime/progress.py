@@ -1,0 +1,64 @@
+"""How far a run is: a bar with the newest metrics on a terminal, plain lines anywhere else."""
+
+import time
+from typing import Self
+
+from rich import progress as rich_progress
+from rich.console import Console
+
+
+class Progress:
+    """Shows step, loss, tokens/s, learning rate and time left. A context manager.
+
+    On a terminal a bar moves with every step, and each line of metrics stays above it; elsewhere (a file, a pipe, a
+    notebook) there are the lines alone.
+    """
+
+    def __init__(self, console: Console, *, steps: int, first: int = 0) -> None:
+        """Begins at step `first` of `steps`."""
+        self._console, self._steps = console, steps
+        self._since = (first, time.monotonic())
+        self._logged = False
+        self._bar = None
+        if console.is_terminal and not console.is_jupyter:
+            columns = (
+                "[progress.description]{task.description}",
+                rich_progress.BarColumn(),
+                "{task.completed}/{task.total}",
+            )
+            self._bar = rich_progress.Progress(*columns, console=console, transient=True)
+            self._task = self._bar.add_task("training", total=steps, completed=first)
+
+    def advance(self, step: int) -> None:
+        """Says that a step is taken."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def log(self, step: int, *, loss: float, tokens_per_second: float, learning_rate: float, **_: float) -> None:
+        """One line of metrics; others than these are for the metrics file."""
+        first, began = self._since
+        left = (time.monotonic() - began) / max(step - first, 1) * (self._steps - step)
+        if not self._logged:
+            # The steps before the first line include the compilation, which no later one has.
+            self._since, self._logged = (step, time.monotonic()), True
+        self._console.out(
+            f"step {step}/{self._steps}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  "
+            f"lr {learning_rate:.1e}  {_clock(left)} left",
+            highlight=False,
+        )
+        self.advance(step)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,90 @@
+"""Imports point down: verbs → evals, objectives, decoding → peft, weights, data, runtime → model → kernels."""
+
+import ast
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parent.parent / "aligner_jax"
+
+MODEL, DATA, RUNTIME = {"errors", "model"}, {"errors", "data"}, {"errors", "runtime"}
+MIDDLE = MODEL | DATA | RUNTIME | {"weights", "peft"}
+MAY_IMPORT = {
+    "errors": set(),
+    "model": MODEL,
+    "data": DATA,
+    "runtime": RUNTIME,
+    "weights": MODEL | DATA | RUNTIME | {"weights"},
+    "peft": MIDDLE,
+    "objectives": MIDDLE | {"objectives"},
+    "decoding": MIDDLE | {"decoding"},
+    "evals": MIDDLE | {"objectives", "decoding", "evals"},
+    "analysis": MIDDLE | {"objectives", "decoding", "evals", "analysis"},
+}
+"""What each folder may import of the package; `errors` is a file that all may. Verbs may import every folder."""
+
+NOWHERE = {"torch", "transformers", "peft"}
+FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+VERBS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "errors"))
+FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def imported(source: str) -> Iterator[str]:
+    """Dotted names of all that a file imports, inside functions and under TYPE_CHECKING too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute, so that they can be read"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def offences(file: pathlib.Path, source: str) -> list[str]:
+    """The imports of a file, by its path in the package, that its place forbids."""
+    part = file.parts[0].removesuffix(".py")
+    allowed = set(FOLDERS) | {"errors"} if part in VERBS else MAY_IMPORT[part]
+    found = []
+    for name in imported(source):
+        library, _, rest = name.partition(".")
+        if library in NOWHERE or (library == "aligner_jax" and rest.partition(".")[0] not in allowed):
+            found.append(name)
+        # NumPy is what data is made of: a JAX array there would start the backend, and copy.
+        if part == "data" and library == "jax":
+            found.append(name)
+    return found
+
+
+def test_every_folder_has_its_place():
+    assert set(FOLDERS) <= set(MAY_IMPORT)
+    assert VERBS != []
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.parts[0] != "__init__.py"], ids=str)
+def test_imports_point_down(file):
+    assert offences(file, (PACKAGE / file).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("model/llama.py", "from aligner_jax.peft.adapter import Adapter"),
+        ("model/llama.py", "def f():\n    import aligner_jax.peft"),
+        ("data/pipeline.py", "import jax.numpy as jnp"),
+        ("data/pipeline.py", "from jax import numpy"),
+        ("runtime/optim.py", "from aligner_jax.data import pipeline"),
+        ("weights/hf.py", "import transformers"),
+        ("peft/lora.py", "from peft import LoraConfig"),
+        ("errors.py", "from aligner_jax.model import llama"),
+        ("train.py", "from aligner_jax.generate import main"),
+        ("objectives/sft.py", "import torch.nn.functional as F"),
+    ],
+)
+def test_an_import_that_points_up_is_seen(file, source):
+    assert offences(pathlib.Path(file), source) != []
+
+
+def test_nobody_imports_the_package_from_within():
+    """`aligner_jax/__init__` gathers everything; importing it from inside makes circles."""
+    for file in FILES:
+        assert "aligner_jax" not in imported((PACKAGE / file).read_text()), file
