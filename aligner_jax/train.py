@@ -56,9 +56,9 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
     check_same_run(config, workdir)
     base = load_base(config.base.path, platform.compute_dtype(config.base.dtype))
     base_size = sum(leaf.size for leaf in jax.tree.leaves(base.params))
-    console.print(f"base: {config.base.path}, {base_size:,} parameters in {base.params.embed_vd.dtype}, frozen")
+    console.out(f"base: {config.base.path}, {base_size:,} parameters in {base.params.embed_vd.dtype}, frozen")
     adapter = init_adapter(config.adapter.method, base.config, key=config.seed, **config.adapter.options)
-    console.print(f"adapter: {adapter}, {adapter.num_params:,} trained parameters")
+    console.out(f"adapter: {adapter}, {adapter.num_params:,} trained parameters")
 
     rows: dict[str, Any] = {name: getattr(config.data, name) for name in ("batch_size", "sequence_length", "packing")}
     data = load_data(config, base, console)
@@ -80,7 +80,7 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
         if restored is not None:
             number, state, data_state = restored
             batches.set_state(data_state)
-            console.print(f"resuming after step {number} of {config.steps}")
+            console.out(f"resuming after step {number} of {config.steps}")
         state = run_steps(
             config, workdir, jax.jit(step, donate_argnums=0), base.params, state, batches, checkpoints,
             evaluate if heldout_batches else None, console,
@@ -90,7 +90,7 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
     path = workdir / "adapter.safetensors"
     prompt_format = {"template": config.data.template, "system": config.data.system}
     save_adapter(adapter, path, base=base, prompt_format=prompt_format)
-    console.print(f"saved: {path}, {path.stat().st_size:,} bytes")
+    console.out(f"saved: {path}, {path.stat().st_size:,} bytes")
     if heldout_batches:
         report(config, base, adapter, data, heldout_batches, path, console)
     return adapter
@@ -127,7 +127,7 @@ def load_data(config: TrainConfig, base: Base, console: Console) -> Data:
             part, base.tokenizer, data.template, system=data.system, loss_on=data.loss_on,
             sequence_length=data.sequence_length, overlong=data.overlong,
         )  # fmt: skip
-        console.print(f"{name}: {summary}")
+        console.out(f"{name}: {summary}")
     prompts = [render_example_prompt(e, base.tokenizer, data.template, data.system) for e in heldout_examples]
     return Data(documents["training"], documents["held-out"], heldout_examples, prompts)
 
@@ -156,7 +156,7 @@ def run_steps(
             metrics = window.close()
             metrics["learning_rate"] = float(np.asarray(rate(number - 1)))
             writer.write(number, **metrics)
-            progress.update(number, **metrics)
+            progress.log(number, **metrics)
 
         for number in range(first + 1, config.steps + 1):
             batch = next(batches)
@@ -165,6 +165,7 @@ def run_steps(
             if number > first + 1 and (number - 1) % config.log_every == 0:
                 log(number - 1)
             window.add(metrics, int(np.count_nonzero(batch["segment_ids_bt"])))
+            progress.advance(number)
             if evaluate is not None and config.eval_every and number % config.eval_every == 0:
                 writer.write(number, heldout_loss=evaluate(state))
             if number % config.checkpoint.every == 0 or number == config.steps:

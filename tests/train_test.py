@@ -1,0 +1,212 @@
+"""Whole runs on a tiny model: what a workdir holds, what a killed run comes to, and what a user can get wrong."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from aligner_jax.errors import InputError
+from aligner_jax.peft.artifact import load_adapter, recorded_prompt_format
+from aligner_jax.runtime.config import parse_config
+from aligner_jax.train import train
+from aligner_jax.weights.base import load_base
+
+STEPS = 8
+
+
+@pytest.fixture
+def settings(tiny_model: Path, tmp_path: Path) -> dict:
+    """A config, as nested dicts, of a run that takes seconds."""
+    rows = [{"instruction": f"Name number {i}.", "output": f"It is {'very ' * (i % 4)}{i}."} for i in range(12)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "base": {"path": str(tiny_model), "dtype": "float32"},
+        "adapter": {"num_tokens": 2, "start_layer": 1},
+        "data": {
+            "path": str(data),
+            "heldout_rows": 3,
+            "template": "chat",
+            "sequence_length": 128,
+            "batch_size": 2,
+        },
+        "optim": {"lr": 0.01, "accumulate": 2},
+        "steps": STEPS,
+        "log_every": 2,
+        "eval_every": 4,
+        "checkpoint": {"every": 2},
+        "report": {"form": "json_answer", "max_new_tokens": 4, "samples": 1},
+    }
+
+
+def _run(settings: dict, workdir: Path):
+    screen = io.StringIO()
+    adapter = train(parse_config(settings), workdir, Console(width=100, force_terminal=False, file=screen))
+    return adapter, screen.getvalue()
+
+
+def _config_file(settings: dict, folder: Path) -> Path:
+    path = folder / "config.py"
+    path.write_text(
+        f"import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict({settings!r})\n"
+    )
+    return path
+
+
+def test_workdir_holds_what_the_design_promises(settings: dict, tmp_path: Path):
+    workdir, model = tmp_path / "run", Path(settings["base"]["path"])
+    before = {file.name: file.read_bytes() for file in model.iterdir()}
+    adapter, text = _run(settings, workdir)
+
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    training = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in training] == [2, 4, 6, 8]
+    wanted = {"step", "loss", "tokens_per_second", "learning_rate", "grad_norm"}
+    assert all(wanted <= line.keys() for line in training)
+    assert [line["step"] for line in lines if "heldout_loss" in line] == [4, 8]
+    assert json.loads((workdir / "config.json").read_text())["optim"]["lr"] == 0.01
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert (workdir / "checkpoints" / "8").is_dir()
+
+    base = load_base(model)
+    loaded = load_adapter(workdir / "adapter.safetensors", base)
+    assert loaded.num_params == adapter.num_params == 2 * 32 + 3 * 4
+    assert recorded_prompt_format(workdir / "adapter.safetensors") == {"template": "chat", "system": None}
+    assert float(np.abs(np.asarray(loaded.trainable["gates_ln"])).max()) > 0
+
+    result = json.loads((workdir / "report.json").read_text())
+    assert result["file_bytes"] == (workdir / "adapter.safetensors").stat().st_size
+    assert len(result["after"]["answers"]) == 3
+    for shown in ("held-out loss", "answers in the wanted form", "76", "step 8/8", "tokens/s", "left"):
+        assert shown in text
+    assert {file.name: file.read_bytes() for file in model.iterdir()} == before
+
+
+def test_before_is_the_base_itself(settings: dict, tmp_path: Path):
+    settings["report"]["form"] = None
+    _run(settings, tmp_path / "a")
+    settings["optim"]["lr"] = 0.0
+    _run(settings, tmp_path / "b")
+    a, b = (json.loads((tmp_path / name / "report.json").read_text()) for name in "ab")
+    assert a["before"] == b["before"]
+    assert b["after"] == b["before"]
+    assert a["after"]["heldout_loss"] < a["before"]["heldout_loss"]
+
+
+def test_a_finished_run_is_not_taken_again(settings: dict, tmp_path: Path):
+    _run(settings, tmp_path / "run")
+    bytes_before = (tmp_path / "run" / "adapter.safetensors").read_bytes()
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    _, text = _run(settings, tmp_path / "run")
+    assert "resuming after step 8 of 8" in text
+    assert (tmp_path / "run" / "adapter.safetensors").read_bytes() == bytes_before
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_killed_at_random_moments_the_adapter_is_byte_identical(settings: dict, tmp_path: Path):
+    settings |= {"steps": 60, "log_every": 1, "eval_every": 0, "report": {"form": None}}
+    settings["checkpoint"] = {"every": 3}
+    config = _config_file(settings, tmp_path)
+    seed = int.from_bytes(os.urandom(4))
+    moments, killed = random.Random(seed), 0
+
+    def start(workdir: Path) -> subprocess.Popen:
+        command = [sys.executable, "-m", "aligner_jax.train", f"--config={config}", f"--workdir={workdir}"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    whole = start(tmp_path / "whole")
+    for target in sorted(moments.sample(range(1, 50), 3)):
+        process, metrics = start(tmp_path / "killed"), tmp_path / "killed" / "metrics.jsonl"
+        while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < target):
+            time.sleep(0.001)
+        time.sleep(moments.random() * 0.02)
+        killed += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    last = start(tmp_path / "killed")
+    for process in (last, whole):
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+    assert killed == 3, f"seed {seed}: the run ended before it could be killed"
+    a, b = (tmp_path / name / "adapter.safetensors" for name in ("whole", "killed"))
+    assert a.read_bytes() == b.read_bytes(), f"seed {seed}"
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)), f"seed {seed}: a step is logged twice"
+    assert not list((tmp_path / "killed" / "checkpoints").glob("*tmp*"))
+    assert float(np.abs(load_file(a)["gates_ln"]).max()) > 0
+
+
+def _write(path: str, text: str):
+    Path(path).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda s: _write(s["data"]["path"], '{"instruction": "a", "output": "b"}\n{"instruction": \n'),
+            "data.jsonl:2",
+        ),
+        (lambda s: _write(s["data"]["path"], ""), "data.jsonl is empty"),
+        (lambda s: _write(s["data"]["path"], '{"instruction": "a"}\n' * 5), "data.jsonl:1"),
+        (lambda s: _write(s["data"]["path"], json.dumps({"instruction": "a", "output": "b " * 300})), "data.jsonl:1"),
+        (lambda s: s["data"].update(path="/nowhere/data.json"), "/nowhere/data.json"),
+        (lambda s: s["data"].update(heldout_rows=12), "heldout_rows is 12"),
+        (lambda s: s["base"].update(path="nowhere/model.gguf"), "nowhere/model.gguf"),
+        (lambda s: s["adapter"].update(num_token=2), "did you mean 'num_tokens'"),
+        (lambda s: s["adapter"].update(start_layer=4), "start_layer is 4"),
+        (lambda s: s["report"].update(form="sonnet"), "config.report.form"),
+    ],
+    ids=[
+        "broken line",
+        "empty",
+        "missing field",
+        "too long",
+        "no data",
+        "held out",
+        "no base",
+        "option",
+        "layer",
+        "form",
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(settings: dict, tmp_path: Path, change, expected: str):
+    if expected == "data.jsonl:1":
+        settings["data"]["heldout_rows"] = 0
+    change(settings)
+    with pytest.raises(InputError) as error:
+        _run(settings, tmp_path / "run")
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_of_another_run_is_refused(settings: dict, tmp_path: Path):
+    _run({**settings, "steps": 2}, tmp_path / "run")
+    before = (tmp_path / "run" / "adapter.safetensors").read_bytes()
+    settings["optim"]["lr"] = 0.02
+    with pytest.raises(InputError, match=r"optim\.lr"):
+        _run(settings, tmp_path / "run")
+    assert (tmp_path / "run" / "adapter.safetensors").read_bytes() == before
+
+
+def test_the_command_prints_one_sentence_and_exits_with_1(settings: dict, tmp_path: Path):
+    settings["optim"]["learning_rate"] = 0.1
+    config = _config_file(settings, tmp_path)
+    command = [sys.executable, "-m", "aligner_jax.train", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "config.optim.learning_rate" in done.stderr
+    assert not (tmp_path / "run").exists()
