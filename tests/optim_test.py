@@ -93,6 +93,13 @@ def test_bfloat16_is_bit_equal_to_arithmetic_that_rounds_every_operation(rng):
     np.testing.assert_array_equal(np.asarray(got["a"], np.float32), p)
 
 
+def test_in_bfloat16_decay_multiplies_and_rounds(rng):
+    optim = OptimConfig(lr=0.5, weight_decay=0.5, state_dtype="bfloat16")
+    params = np.asarray(rng.normal(size=300), ml_dtypes.bfloat16)
+    got, _ = trained(optim, {"a": jnp.asarray(params)}, [{"a": jnp.zeros(300)}])
+    np.testing.assert_array_equal(np.asarray(got["a"]), (params.astype(np.float32) * 0.75).astype(ml_dtypes.bfloat16))
+
+
 def test_in_bfloat16_small_updates_leave_normal_entries_bit_identical(rng):
     optim = OptimConfig(lr=9e-3, weight_decay=0.02, schedule="paper_as_run", warmup_steps=12_500)
     start = {"tokens_pd": jnp.asarray(rng.normal(size=(4, 256)), jnp.bfloat16).astype(jnp.float32)}

@@ -11,7 +11,7 @@ AMX = frozenset({"amx_tile", "amx_bf16"})
 
 # A fresh process for each case: what JAX reads when it starts cannot be read again.
 REPORT = """
-import os, sys
+import os, sys, warnings
 from aligner_jax.runtime import platform
 features, accelerators = sys.argv[1:]
 platform._cpu_features = lambda: frozenset(features.split())
@@ -20,6 +20,7 @@ platform.has_tpu = lambda: False
 platform.prepare()
 import jax
 print(jax.config.jax_platforms, os.environ.get("XLA_FLAGS"), jax.config.jax_compilation_cache_dir)
+warnings.warn("Error writing persistent compilation cache entry for 'jit_f': No space left on device")
 if accelerators == "none":
     print(platform.compute_dtype("auto"), jax.numpy.ones(3).sum(), jax.device_count())
 """

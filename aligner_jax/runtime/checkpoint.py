@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import Array, PyTree
 
@@ -66,16 +65,14 @@ class Checkpoints:
 
         Args:
           step: larger than that of any checkpoint in the folder.
-          state: a pytree of arrays. It is copied first, so its arrays may be donated to the next step.
+          state: a pytree of arrays, which may be donated to the next step.
           data_state: the position in the data, as JSON can hold it.
 
         Raises:
           InputError: this checkpoint or the last cannot be written, for the reason given; older ones are intact.
         """
         run = {"leaves": _describe(state), "data_state": data_state}
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)), run=ocp.args.JsonSave(run)
-        )
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
         with self._failure_is_one_sentence():
             self._manager.wait_until_finished()
             self._writing = step

@@ -1,5 +1,6 @@
 """AdamW and its schedules: what the paper meant, what it ran, and arithmetic in float32 or bfloat16."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -100,8 +101,9 @@ def _adamw_bfloat16(optim: OptimConfig, schedule: optax.Schedule) -> optax.Gradi
 
     def update(updates, state, params=None):
         rate, count = schedule(state.count), state.count + 1
-        size = rate / (1 - optim.b1**count)
-        root = jnp.sqrt(1 - optim.b2**count)
+        # 1 - b**count, which in float32 would lose to cancellation what PyTorch's float64 keeps.
+        size = rate / -jnp.expm1(count * math.log(optim.b1)) if optim.b1 else rate
+        root = jnp.sqrt(-jnp.expm1(count * math.log(optim.b2))) if optim.b2 else jnp.float32(1)
 
         def first_moment(g, m):
             return _bf16(m + (1 - optim.b1) * (_bf16(g) - m))
