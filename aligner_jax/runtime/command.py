@@ -1,6 +1,7 @@
 """What all commands share: flags, a config file with overrides, and errors that are one sentence."""
 
 import ast
+import logging
 import os
 import runpy
 import sys
@@ -94,6 +95,8 @@ def run(main: Callable[[], None]) -> None:
     Exit status 0 when main returns, 1 with one sentence for an `InputError` or a wrong flag, 130 with one line when
     interrupted. Any other exception is a bug and keeps its traceback.
     """
+    # Before a library makes handlers of its own, with a prefix that means nothing to a user.
+    logging.basicConfig(format="%(message)s")
     try:
         _parse_flags(sys.argv)
         platform.prepare()

@@ -93,7 +93,7 @@ def _bf16(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _adamw_bfloat16(optim: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """PyTorch's order of operations; each works in float32 and rounds its result to bfloat16."""
+    """PyTorch's order of operations (foreach=False); each works in float32 and rounds its result to bfloat16."""
 
     def init(params):
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.bfloat16), params)
