@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
                 "sequence_length": 256,
                 "batch_size": 1,
             },
-            "optim": {"lr": 9e-3, "weight_decay": 0.02, "schedule": "constant"},
+            "optim": {"lr": 1.2e-2, "weight_decay": 0.02, "schedule": "cosine"},
             "steps": 80,
             "remat": "none",
             "log_every": 5,

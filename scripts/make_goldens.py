@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from golden_released import write_released
 from golden_tokenizers import write_tokenizers
 from safetensors.torch import load_file, save_file
 
@@ -377,6 +378,7 @@ def main() -> None:
     write_models()
     write_adapters()
     write_adamw()
+    write_released(GOLDENS / "released.pth")
     write_tokenizers(GOLDENS / "tokenizers.json", arguments.smollm2)
     total = sum(file.stat().st_size for file in GOLDENS.rglob("*") if file.is_file())
     print(f"{GOLDENS}: {total / 1024:.0f} KB")

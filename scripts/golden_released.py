@@ -1,0 +1,22 @@
+"""A small file like the Aligners that the paper's authors released, written by torch; part of make_goldens.py."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+TOKENS, D, HEADS, LAYERS = 2, 8, 4, (2, 3, 4)
+
+
+def write_released(path: Path) -> None:
+    """Bfloat16 tokens once and once a layer, gates [1, 1, heads, 1]; and the same numbers as float32 in an .npz."""
+    rng = np.random.default_rng(9)
+    tokens = torch.tensor(rng.standard_normal((TOKENS, D))).to(torch.bfloat16)
+    gates = {layer: torch.tensor(rng.standard_normal((1, 1, HEADS, 1)) / 20).to(torch.bfloat16) for layer in LAYERS}
+    state = {"global_value_embedding.weight": tokens}
+    for layer, gate in gates.items():
+        state[f"transformer.h.{layer}.attn.gating_factor"] = gate
+        state[f"transformer.h.{layer}.attn.adapter_wte.weight"] = tokens.clone()
+    torch.save(state, path)
+    stacked = np.stack([gate.float().numpy().reshape(-1) for gate in gates.values()])
+    np.savez(path.with_suffix(".npz"), tokens=tokens.float().numpy(), gates=stacked)
