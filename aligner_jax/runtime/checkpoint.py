@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -160,9 +161,16 @@ class Checkpoints:
             raise InputError(f"a checkpoint in {self.directory} cannot be written: {why}") from error
 
     def _remove_unfinished(self) -> None:
-        if jax.process_index() == 0:
-            for folder in self.directory.glob(f"*{_UNFINISHED}"):
+        if jax.process_index() != 0:
+            return
+        # After a failed save, threads of Orbax that write other parts of it may go on for a moment.
+        for _ in range(40):
+            unfinished = list(self.directory.glob(f"*{_UNFINISHED}"))
+            if not unfinished:
+                return
+            for folder in unfinished:
                 shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(0.05)
 
 
 def _checksum(file: Path) -> str:
