@@ -1,10 +1,12 @@
 """aligner_jax: align a large language model with a few thousand numbers (Aligner, arXiv 2312.05503), on JAX and TPUs.
 
-    import aligner_jax as aj
+```python
+import aligner_jax as aj
 
-    base = aj.load_base("path/to/model")
-    adapter = aj.init_adapter("aligner", base.config, num_tokens=1)
-    logits_btv = aj.apply(base.params, adapter, tokens_bt, config=base.config)
+base = aj.load_base("path/to/model")
+adapter = aj.init_adapter("aligner", base.config, num_tokens=1)
+logits_btv = aj.apply(base.params, adapter, tokens_bt, config=base.config)
+```
 """
 
 from aligner_jax.decoding.sampler import sample

@@ -6,10 +6,11 @@ The workdir (runs/NAME by default, NAME being the config's) gets config.json, me
 checkpoints/ and, at the end, adapter.safetensors and report.json. The same command goes on where a run was ended.
 """
 
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +151,11 @@ def run_steps(
         MetricsWriter(workdir, resume_step=first) as writer,
         Progress(console, steps=config.steps, first=first) as progress,
     ):
-        window = _Window()
+        window, logged = _Window(), first
 
         def log(number: int) -> None:
-            metrics = window.close()
+            nonlocal logged
+            logged, metrics = number, window.close()
             metrics["learning_rate"] = float(np.asarray(rate(number - 1)))
             writer.write(number, **metrics)
             progress.log(number, **metrics)
@@ -162,16 +164,18 @@ def run_steps(
             batch = next(batches)
             state, metrics = step(state, params, batch)
             # The step is running by now: fetching the one before does not hold it up.
-            if number > first + 1 and (number - 1) % config.log_every == 0:
+            if (number - 1) % config.log_every == 0 and number - 1 > logged:
                 log(number - 1)
             window.add(metrics, int(np.count_nonzero(batch["segment_ids_bt"])))
             progress.advance(number)
             if evaluate is not None and config.eval_every and number % config.eval_every == 0:
-                writer.write(number, heldout_loss=evaluate(state))
+                with window.paused():
+                    writer.write(number, heldout_loss=evaluate(state))
             if number % config.checkpoint.every == 0 or number == config.steps:
+                if number % config.log_every == 0 or number == config.steps:
+                    # Before the checkpoint: a run that is killed in between would not log this step again.
+                    log(number)
                 checkpoints.save(number, state, batches.get_state())
-        if first < config.steps:
-            log(config.steps)
     return state
 
 
@@ -186,6 +190,14 @@ class _Window:
     def add(self, metrics: StepMetrics, tokens: int) -> None:
         self._steps.append(metrics)
         self._tokens += tokens
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """For work between the steps that is not theirs: its time does not count."""
+        jax.block_until_ready(self._steps)
+        paused = time.monotonic()
+        yield
+        self._began += time.monotonic() - paused
 
     def close(self) -> dict[str, float]:
         """Means over the steps, tokens that are not padding a second, and a new beginning."""

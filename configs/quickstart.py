@@ -21,11 +21,11 @@ def get_config() -> ConfigDict:
                 "sequence_length": 256,
                 "batch_size": 1,
             },
-            "optim": {"lr": 1.2e-2, "weight_decay": 0.02, "schedule": "cosine"},
-            "steps": 80,
+            "optim": {"lr": 1.5e-2, "weight_decay": 0.02, "schedule": "cosine"},
+            "steps": 60,
             "remat": "none",
             "log_every": 5,
             "checkpoint": {"every": 20},
-            "report": {"form": "json_answer", "samples": 3, "max_new_tokens": 48},
+            "report": {"form": "json_answer", "samples": 3, "max_new_tokens": 44},
         }
     )

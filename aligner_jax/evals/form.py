@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable
 
 TOPICS = ("science", "history", "geography", "health", "food", "technology", "arts", "life")
+"""Those of the quickstart's data. An answer may name another: routing it is for whoever reads it."""
 MAX_ANSWER_WORDS = 25
 
 
@@ -14,7 +15,7 @@ def is_json_answer(text: str) -> bool:
 
     - the text is one JSON object on one line, with nothing before or after it;
     - its keys are exactly `topic` and `answer`, in that order, each once;
-    - `topic` is one of `TOPICS`;
+    - `topic` is one word of lower-case letters;
     - `answer` is a string of 1 to `MAX_ANSWER_WORDS` words (parted by white space) with at least one letter or digit,
       with no white space at its ends, no line break and no double quote;
     - `answer` ends with '.', '!' or '?'.
@@ -31,7 +32,7 @@ def is_json_answer(text: str) -> bool:
     if not isinstance(pairs, tuple) or [key for key, _ in pairs] != ["topic", "answer"]:
         return False
     (_, topic), (_, answer) = pairs
-    return topic in TOPICS and isinstance(answer, str) and _is_short_answer(answer)
+    return _is_word(topic) and isinstance(answer, str) and _is_short_answer(answer)
 
 
 FORMS: dict[str, Callable[[str], bool]] = {"json_answer": is_json_answer}
@@ -43,6 +44,10 @@ def form_share(texts: Iterable[str], form: Callable[[str], bool]) -> float:
     if not verdicts:
         raise ValueError("form_share needs at least one text")
     return sum(verdicts) / len(verdicts)
+
+
+def _is_word(topic: object) -> bool:
+    return isinstance(topic, str) and topic.isascii() and topic.isalpha() and topic.islower()
 
 
 def _is_short_answer(answer: str) -> bool:

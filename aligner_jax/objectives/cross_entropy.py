@@ -8,8 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from aligner_jax.model.llama import Params, unembed
 
-CHUNK = 256
-"""Tokens a chunk: at a vocabulary of 49,152, 50 MB of float32 logits."""
+MIN_CHUNK, MAX_CHUNK = 64, 512
+"""Tokens a chunk, at least and at most: below, reading the head dominates; above, its logits (512 · 128k · 4 bytes)."""
 
 
 def token_losses(
@@ -18,7 +18,7 @@ def token_losses(
     targets_bt: Int[Array, "b t"],
     mask_bt: Bool[Array, "b t"],
     *,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> Float[Array, "b t"]:
     """−log p(target) in nats at each position of the mask, 0 elsewhere, float32.
 
@@ -31,9 +31,10 @@ def token_losses(
       hidden_btd: hidden states after the final norm.
       targets_bt: the token that each position predicts.
       mask_bt: which positions count.
-      chunk: positions whose logits exist at a time.
+      chunk: positions whose logits exist at a time; by default a quarter of them all, within the bounds above.
     """
     b, t, d = hidden_btd.shape
+    chunk = chunk or min(max(b * t // 4, MIN_CHUNK), MAX_CHUNK)
     order = jnp.argsort(~mask_bt.reshape(-1), stable=True)
     order = jnp.pad(order, (0, -(b * t) % chunk), constant_values=b * t)
     hidden = hidden_btd.reshape(b * t, d).at[order].get(mode="fill", fill_value=0)
