@@ -135,10 +135,9 @@ def test_a_base_from_a_folder_an_adapter_for_it_and_its_gradient():
     adapter = aj.init_adapter("aligner", base.config, start_layer=1)
     tokens_bt = jnp.arange(10)[None]
 
-    @jax.jit
-    @jax.grad
-    def gradient(trainable):
+    def loss(trainable):
         logits_btv = aj.apply(base.params, adapter.replace(trainable=trainable), tokens_bt, config=base.config)
         return jnp.mean(logits_btv**2)
 
-    assert jax.tree.map(jnp.shape, gradient(adapter.trainable)) == jax.tree.map(jnp.shape, adapter.trainable)
+    gradient = jax.eval_shape(jax.grad(loss), adapter.trainable)
+    assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, adapter.trainable)

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from aligner_jax.decoding import sampler
+from aligner_jax.decoding.choose import Sampling
 from aligner_jax.decoding.sampler import sample
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params
@@ -90,9 +92,12 @@ def test_draws_depend_on_seed_and_row_and_not_on_the_neighbours(base: LetterMode
     assert len(set(draw(["same"] * 3, 0))) == 3
 
 
-@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}], ids=str)
-def test_top_k_and_top_p_reach_the_choice(options: dict, base: LetterModel, adapter, greedy):
-    assert sample(base, adapter, PROMPTS, max_new_tokens=NEW, temperature=3.0, **options) == greedy
+def test_every_option_reaches_the_choice(base: LetterModel, monkeypatch: pytest.MonkeyPatch):
+    given = {}
+    monkeypatch.setattr(sampler, "continue_ids", lambda *_, **options: given.update(options) or iter([]))
+    sample(base, None, PROMPTS, max_new_tokens=5, temperature=0.7, top_k=3, top_p=0.8, seed=11)
+    assert given["sampling"] == Sampling(temperature=0.7, top_k=3, top_p=0.8)
+    assert (given["max_new_tokens"], given["seed"]) == (5, 11)
 
 
 def test_stop_tokens_end_their_row_alone_and_are_not_in_the_text(base: LetterModel, adapter, greedy):
