@@ -21,11 +21,11 @@ def get_config() -> ConfigDict:
                 "sequence_length": 256,
                 "batch_size": 1,
             },
-            "optim": {"lr": 1.5e-2, "weight_decay": 0.02, "schedule": "cosine"},
-            "steps": 60,
+            "optim": {"lr": 2e-2, "weight_decay": 0.02, "schedule": "cosine"},
+            "steps": 56,
             "remat": "none",
             "log_every": 5,
-            "checkpoint": {"every": 20},
-            "report": {"form": "json_answer", "samples": 3, "max_new_tokens": 44},
+            "checkpoint": {"every": 14},
+            "report": {"form": "json_answer", "samples": 3, "max_new_tokens": 40},
         }
     )
