@@ -96,7 +96,7 @@ def test_joint_is_one_softmax_over_prefix_and_text_without_gates(num_tokens: int
 
 @pytest.mark.parametrize(
     ("num_tokens", "num_heads", "num_kv_heads"),
-    [(1, 4, 4), (1, 4, 2), (2, 4, 4), (3, 4, 2), (5, 3, 1), (MAX_BLOCK_DIAGONAL_TOKENS, 4, 2)],
+    [(1, 4, 2), (2, 4, 4), (5, 3, 1), (MAX_BLOCK_DIAGONAL_TOKENS, 4, 2)],
 )
 def test_fast_prefix_paths_equal_the_reference_forward_and_backward(num_tokens: int, num_heads: int, num_kv_heads: int):
     q_btnh, prefix = _inputs(num_heads, num_kv_heads)[0], _prefix(num_tokens, num_heads, num_kv_heads)
@@ -123,7 +123,7 @@ def test_one_token_reads_no_queries_or_keys():
     )
 
 
-@pytest.mark.parametrize("num_tokens", [1, 3, MAX_BLOCK_DIAGONAL_TOKENS + 1])
+@pytest.mark.parametrize("num_tokens", [1, 3])
 def test_rows_with_prefixes_of_their_own_are_as_alone(num_tokens: int):
     inputs, prefix = _inputs(4, 2), _prefix(num_tokens, 4, 2, rows=B)
     together = attend_jit(*inputs, prefix)

@@ -38,7 +38,7 @@ def test_logits_equal_those_of_transformers(name: str):
     np.testing.assert_allclose(logits_btv, golden["logits"], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("num_tokens", [0, 1, 3])
+@pytest.mark.parametrize("num_tokens", [0, 3])
 def test_nothing_of_later_positions_or_other_documents_reaches_a_position(
     num_tokens: int, config: LlamaConfig, params: Params, trained_adapter
 ):
@@ -127,6 +127,7 @@ def test_remat_policies_agree_and_save_what_they_say(config: LlamaConfig, params
     copies_of_weights = {(2, *x.shape[1:]) for x in jax.tree.leaves(params.layers) if x.ndim > 2}
     for shapes in saved.values():
         assert not copies_of_weights.intersection(shapes)
+    adapter = trained_adapter(1, start_layer=0)
     plain = _gradient(params, adapter, config=config, remat="none")
     for remat in ("dots", "full"):
         other = _gradient(params, adapter, config=config, remat=remat)

@@ -12,7 +12,7 @@ from aligner_jax.decoding.choose import Sampling
 from aligner_jax.decoding.sampler import sample
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params
-from aligner_jax.peft import Adapter, apply
+from aligner_jax.peft import Adapter, apply, with_strength
 from aligner_jax.weights.base import load_base
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -47,7 +47,7 @@ def base(config: LlamaConfig, params: Params) -> LetterModel:
 
 @pytest.fixture(scope="module")
 def adapter(trained_adapter) -> Adapter:
-    return trained_adapter(3)
+    return trained_adapter(3, start_layer=0)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def test_a_batch_of_prompts_of_different_lengths_equals_the_prompts_alone(base: 
     assert len(set(greedy)) == len(greedy)
 
 
-def test_the_adapter_is_used(base: LetterModel, greedy):
-    assert sample(base, None, PROMPTS, max_new_tokens=NEW) != greedy
+def test_the_adapter_is_used(base: LetterModel, adapter, greedy):
+    assert sample(base, with_strength(adapter, 0.0), PROMPTS, max_new_tokens=NEW) != greedy
 
 
 def test_draws_depend_on_seed_and_row_and_not_on_the_neighbours(base: LetterModel, adapter: Adapter):

@@ -33,7 +33,7 @@ def _one_step(adapter, optimizer, params, batch, config, **options):
 
 @pytest.mark.parametrize("num_tokens", [1, 3])
 def test_at_step_zero_only_the_gates_have_a_gradient(num_tokens: int, config: LlamaConfig, params: Params, batch):
-    adapter = init_adapter("aligner", config, 0, num_tokens=num_tokens, start_layer=1)
+    adapter = init_adapter("aligner", config, 0, num_tokens=num_tokens, start_layer=0)
     state, metrics = _one_step(adapter, optax.trace(decay=0.0), params, batch, config)
     gradient = state.optimizer.trace
     np.testing.assert_array_equal(gradient["tokens_pd"], 0)
@@ -42,14 +42,14 @@ def test_at_step_zero_only_the_gates_have_a_gradient(num_tokens: int, config: Ll
 
 
 def test_accumulation_equals_one_batch(config: LlamaConfig, params: Params, batch, trained_adapter):
-    adapter, optimizer = trained_adapter(1), optax.sgd(1.0)
+    adapter, optimizer = trained_adapter(1, start_layer=0), optax.sgd(1.0)
     whole = _one_step(adapter, optimizer, params, batch, config)
     parts = _one_step(adapter, optimizer, params, batch, config, accumulate=4)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), parts, whole)
 
 
 def test_training_lowers_the_loss_and_leaves_the_base_bit_for_bit(config: LlamaConfig, params: Params, batch):
-    adapter = init_adapter("aligner", config, 0, num_tokens=1, start_layer=1)
+    adapter = init_adapter("aligner", config, 0, num_tokens=1, start_layer=0)
     optimizer = optax.adamw(0.05)
     step = jax.jit(make_step(adapter, optimizer, config=config), donate_argnums=0)
     before, fresh = (jax.tree.map(np.array, tree) for tree in (params, adapter.trainable))
@@ -77,7 +77,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_bit_for_bit(config: LlamaC
 
 
 def test_a_bfloat16_adapter_stays_bfloat16(config: LlamaConfig, params: Params, batch, trained_adapter):
-    adapter = jax.tree.map(lambda x: x.astype(jnp.bfloat16), trained_adapter(1))
+    adapter = jax.tree.map(lambda x: x.astype(jnp.bfloat16), trained_adapter(1, start_layer=0))
     optimizer = optax.adamw(0.01)
     step = make_step(adapter, optimizer, config=config)
     state, _ = jax.eval_shape(step, init_state(adapter, optimizer), params, batch)
@@ -85,6 +85,6 @@ def test_a_bfloat16_adapter_stays_bfloat16(config: LlamaConfig, params: Params, 
 
 
 def test_the_state_holds_nothing_of_the_base(config: LlamaConfig):
-    adapter = init_adapter("aligner", config, 0, num_tokens=1, start_layer=1)
+    adapter = init_adapter("aligner", config, 0, num_tokens=1, start_layer=0)
     state = init_state(adapter, optax.adamw(1e-3))
-    assert {x.shape for x in jax.tree.leaves(state)} == {(), (1, 16), (2, 4)}
+    assert {x.shape for x in jax.tree.leaves(state)} == {(), (1, 16), (3, 4)}
