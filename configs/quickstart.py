@@ -1,8 +1,8 @@
 """Teach a 135M model a house style on a laptop: every answer one JSON object with a topic and a sentence.
 
-    bash scripts/quickstart.sh                                                  # installs, finds the model, runs this
-    python -m aligner_jax.train --config=configs/quickstart.py                  # ten tokens
-    python -m aligner_jax.train --config=configs/quickstart.py --config.adapter.num_tokens=1 --workdir=runs/one_token
+bash scripts/quickstart.sh                                                  # installs, finds the model, runs this
+python -m aligner_jax.train --config=configs/quickstart.py                  # ten tokens
+python -m aligner_jax.train --config=configs/quickstart.py --config.adapter.num_tokens=1 --workdir=runs/one_token
 """
 
 from ml_collections import ConfigDict
