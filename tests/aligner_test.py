@@ -161,7 +161,7 @@ def test_rows_with_adapters_of_their_own_are_as_alone(config: LlamaConfig, param
 
 
 def test_apply_works_under_vmap_over_adapters(config: LlamaConfig, params: Params, trained_adapter):
-    adapters = [trained_adapter(3, start_layer=0, key=key) for key in (7, 8)]
+    adapters = [trained_adapter(1, start_layer=0, key=key) for key in (7, 8)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(adapter.trainable for adapter in adapters))
     run = jax.jit(jax.vmap(lambda t: apply(params, adapters[0].replace(trainable=t), TOKENS_BT, config=config)))
     for logits_btv, adapter in zip(run(stacked), adapters, strict=True):

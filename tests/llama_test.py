@@ -67,11 +67,13 @@ def test_nothing_of_later_positions_or_other_documents_reaches_a_position(
 def test_packing_needs_positions_of_each_document(config: LlamaConfig, params: Params):
     segments_bt = jnp.asarray([[1] * 5 + [2] * 7])
     positions_bt = jnp.asarray([[*range(5), *range(7)]])
-    tokens_bt = TOKENS_BT[:1]
-    packed = forward_jit(params, tokens_bt, config=config, segment_ids_bt=segments_bt, positions_bt=positions_bt)
-    for part in (slice(0, 5), slice(5, 12)):
-        alone = forward_jit(params, tokens_bt[:, part], config=config)
-        np.testing.assert_allclose(packed[:, part], alone, atol=1e-5)
+    packed_btd = forward_jit(
+        params, TOKENS_BT[:1], config=config, segment_ids_bt=segments_bt, positions_bt=positions_bt
+    )
+    # The second document moved to the front; what follows a document does not reach it.
+    alone_btd = forward_jit(params, jnp.stack([TOKENS_BT[0], jnp.roll(TOKENS_BT[0], -5)]), config=config)
+    np.testing.assert_allclose(packed_btd[0, :5], alone_btd[0, :5], atol=1e-5)
+    np.testing.assert_allclose(packed_btd[0, 5:], alone_btd[1, :7], atol=1e-5)
 
 
 def test_bfloat16_is_close_to_float32_and_keeps_its_dtypes(config: LlamaConfig, params: Params):

@@ -10,7 +10,7 @@ import pytest
 
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.objectives.step import init_state, make_step
-from aligner_jax.peft import init_adapter
+from aligner_jax.peft import Adapter, Options, init_adapter
 
 RNG = np.random.default_rng(0)
 LENGTH = 12
@@ -26,25 +26,35 @@ def batch(pack):
     return pack(rows, LENGTH)
 
 
-def _one_step(adapter, optimizer, params, batch, config, **options):
-    step = jax.jit(make_step(adapter, optimizer, config=config, **options))
-    return step(init_state(adapter, optimizer), params, batch)
+@pytest.fixture(scope="module")
+def first_gradient(config: LlamaConfig, params: Params, batch):
+    """The gradient and the metrics of an adapter's first step, with each step function compiled once."""
+    optimizer = optax.trace(decay=0.0)
+
+    @functools.cache
+    def step(method: str, options: Options, accumulate: int):
+        adapter = init_adapter(method, config, **options.as_dict())
+        return jax.jit(make_step(adapter, optimizer, config=config, accumulate=accumulate))
+
+    def run(adapter: Adapter, accumulate: int = 1):
+        take = step(adapter.method, adapter.options, accumulate)
+        state, metrics = take(init_state(adapter, optimizer), params, batch)
+        return state.optimizer.trace, metrics
+
+    return run
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3])
-def test_at_step_zero_only_the_gates_have_a_gradient(num_tokens: int, config: LlamaConfig, params: Params, batch):
-    adapter = init_adapter("aligner", config, 0, num_tokens=num_tokens, start_layer=0)
-    state, metrics = _one_step(adapter, optax.trace(decay=0.0), params, batch, config)
-    gradient = state.optimizer.trace
+def test_at_step_zero_only_the_gates_have_a_gradient(num_tokens: int, config: LlamaConfig, first_gradient):
+    gradient, metrics = first_gradient(init_adapter("aligner", config, 0, num_tokens=num_tokens, start_layer=0))
     np.testing.assert_array_equal(gradient["tokens_pd"], 0)
     assert np.abs(gradient["gates_ln"]).min() > 0
     np.testing.assert_allclose(metrics.grad_norm, jnp.linalg.norm(gradient["gates_ln"]), rtol=1e-5)
 
 
-def test_accumulation_equals_one_batch(config: LlamaConfig, params: Params, batch, trained_adapter):
-    adapter, optimizer = trained_adapter(1, start_layer=0), optax.sgd(1.0)
-    whole = _one_step(adapter, optimizer, params, batch, config)
-    parts = _one_step(adapter, optimizer, params, batch, config, accumulate=4)
+def test_accumulation_equals_one_batch(trained_adapter, first_gradient):
+    adapter = trained_adapter(1, start_layer=0)
+    whole, parts = first_gradient(adapter), first_gradient(adapter, accumulate=4)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), parts, whole)
 
 
