@@ -14,7 +14,7 @@ from aligner_jax.runtime.command import config_flag, load_config, run
 from aligner_jax.runtime.config import parse_config
 
 CONFIG_FLAG = config_flag()
-flags.DEFINE_string("workdir", None, "Where the run is kept.")
+flags.DEFINE_string("folder", None, "A flag beside --config.")
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -134,7 +134,7 @@ def test_an_override_below_a_field_is_refused(config_file):
     [
         ([], "no config file was given: add --config=FILE, for example --config=configs/quickstart.py"),
         (["--config=nope.py"], "config file nope.py does not exist"),
-        (["--workdir"], "Missing value for flag --workdir"),
+        (["--folder"], "Missing value for flag --folder"),
         (["--config=FILE", "stray"], "'stray' is not a flag; flags are written --name=value"),
         (["--config=FILE", "--config.optim.lrr=1"], "config.optim.lrr is not a field; did you mean config.optim.lr?"),
         (["--config=FILE", "--config.optim.lr=fast"], "config.optim.lr is 'fast', but should be a number"),

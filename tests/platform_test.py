@@ -8,6 +8,7 @@ import pytest
 from aligner_jax.runtime import platform
 
 AMX = frozenset({"amx_tile", "amx_bf16"})
+READ_BY_JAX = ("JAX_PLATFORMS", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
 
 # A fresh process for each case: what JAX reads when it starts cannot be read again.
 REPORT = """
@@ -27,7 +28,7 @@ if accelerators == "none":
 
 
 def prepared(features="", accelerators="none", **environment):
-    clean = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    clean = {name: value for name, value in os.environ.items() if name not in READ_BY_JAX}
     clean |= {"PYTHONPATH": os.pathsep.join(sys.path), **environment}
     command = [sys.executable, "-c", REPORT, features, accelerators]
     return subprocess.Popen(command, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -53,9 +53,10 @@ _config_flags: list[ConfigFlag] = []
 
 
 def config_flag() -> ConfigFlag:
-    """Defines --config. Called once, where a command's module defines its flags."""
-    _config_flags.append(ConfigFlag())
-    return _config_flags[-1]
+    """The flag --config, defined where a command's module defines its flags; commands imported together share it."""
+    if not _config_flags:
+        _config_flags.append(ConfigFlag())
+    return _config_flags[0]
 
 
 def load_config(path: str | Path, overrides: Iterable[Override] = ()) -> ConfigDict:
@@ -117,7 +118,7 @@ def run(main: Callable[[], None]) -> None:
 def _parse_flags(argv: Sequence[str]) -> None:
     rest = list(argv)
     if _config_flags:
-        rest, _config_flags[-1].overrides = _split_overrides(argv)
+        rest, _config_flags[0].overrides = _split_overrides(argv)
     app.define_help_flags()
     try:
         positional = flags.FLAGS(rest)[1:]
