@@ -22,7 +22,7 @@ class Prefix:
     """Keys, values and gates of one layer's prefix, already projected; b is 1 (shared by all rows) or the batch.
 
     Attributes:
-      k_bpkh: keys, not rotated. Never read when p is 1: a softmax over one key is 1.
+      k_bpkh: keys, not rotated. Unread when p is 1 and not `joint`: a softmax over one key is 1.
       v_bpkh: values.
       gate_bn: one number a query head, float32 or bfloat16. Not read when `joint`.
       joint: one softmax over prefix and text together, without gates (prefix tuning, arXiv 2101.00190).
