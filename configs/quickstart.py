@@ -1,8 +1,8 @@
 """Teach a 135M model a house style on a laptop: every answer one JSON object with a topic and a sentence.
 
 bash scripts/quickstart.sh                                                  # installs, finds the model, runs this
-python -m aligner_jax.train --config=configs/quickstart.py                  # ten tokens
-python -m aligner_jax.train --config=configs/quickstart.py --config.adapter.num_tokens=1 --workdir=runs/one_token
+python -m aligner_jax.train --config=configs/quickstart.py                  # one token
+python -m aligner_jax.train --config=configs/quickstart.py --config.adapter.num_tokens=10 --workdir=runs/ten_tokens
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "base": {"path": "models/SmolLM2-135M-Instruct.Q4_1.gguf"},
-            "adapter": {"method": "aligner", "num_tokens": 10, "start_layer": 2},
+            "adapter": {"method": "aligner", "num_tokens": 1, "start_layer": 2},
             "data": {
                 "path": "aligner_jax/data/quickstart/train.jsonl",
                 "heldout_path": "aligner_jax/data/quickstart/heldout.jsonl",

@@ -2,7 +2,7 @@
 # Trains an Aligner for SmolLM2-135M-Instruct on two CPU cores and shows what it changed.
 #
 #   bash scripts/quickstart.sh                                   # everything, in a few minutes
-#   bash scripts/quickstart.sh --config.adapter.num_tokens=1     # arguments go to aligner_jax.train
+#   bash scripts/quickstart.sh --config.adapter.num_tokens=10    # arguments go to aligner_jax.train
 #
 # Interrupted, it goes on where it stopped when it is started again. Paths in arguments count from the repository's root.
 set -euo pipefail
@@ -31,4 +31,4 @@ echo "Ask it something, or train it another way:"
 [ "$started_in" = "$PWD" ] || printf '  cd %q\n' "$PWD"
 printf '  %q -m aligner_jax.generate --base=%q --adapter=%q --prompt="Why is the sky blue?"\n' \
   "$python" "$model" "$workdir/adapter.safetensors"
-printf '  %q -m aligner_jax.train --config=configs/quickstart.py --config.adapter.num_tokens=1 --workdir=runs/one_token\n' "$python"
+printf '  %q -m aligner_jax.train --config=configs/quickstart.py --config.adapter.num_tokens=10 --workdir=runs/ten_tokens\n' "$python"
