@@ -1,3 +1,4 @@
+import contextlib
 import os
 import pathlib
 import signal
@@ -63,13 +64,22 @@ def command(tmp_path, config_file):
     environment = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
     environment |= {"PYTHONPATH": str(pathlib.Path(__file__).parent.parent), "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
-    def start(*arguments):
-        line = [sys.executable, str(tmp_path / "verb.py"), *arguments]
-        return subprocess.Popen(
-            line, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+    # A shell starts what it puts in the background with SIGINT ignored, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with contextlib.ExitStack() as processes:
 
-    return start
+        def start(*arguments):
+            line = [sys.executable, str(tmp_path / "verb.py"), *arguments]
+            process = processes.enter_context(
+                subprocess.Popen(
+                    line, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                )
+            )
+            processes.callback(process.kill)
+            return process
+
+        yield start
+    signal.signal(signal.SIGINT, before)
 
 
 def run_here(arguments, monkeypatch):
