@@ -8,19 +8,12 @@ import numpy as np
 import pytest
 
 from aligner_jax.errors import InputError
-from aligner_jax.model.attention import (
-    MAX_BLOCK_DIAGONAL_TOKENS,
-    Prefix,
-    attend,
-    attend_prefix,
-    attend_prefix_reference,
-)
+from aligner_jax.model.attention import Prefix, attend, gated_values
+from aligner_jax.model.reference import MAX_BLOCK_DIAGONAL_TOKENS, attend_prefix, attend_prefix_reference
 
 B, T, H = 2, 9, 6
 SEGMENTS_BT = jnp.asarray([[1, 1, 1, 2, 2, 2, 2, 0, 0], [1, 2, 2, 2, 2, 2, 3, 3, 3]])
 attend_jit = jax.jit(attend, static_argnames=("implementation",))
-attend_prefix_jit = jax.jit(attend_prefix)
-reference_jit = jax.jit(attend_prefix_reference)
 
 
 def _normal(key: int, *shape: int) -> jax.Array:
@@ -98,29 +91,24 @@ def test_joint_is_one_softmax_over_prefix_and_text_without_gates(num_tokens: int
     ("num_tokens", "num_heads", "num_kv_heads"),
     [(1, 4, 2), (2, 4, 4), (5, 3, 1), (MAX_BLOCK_DIAGONAL_TOKENS, 4, 2)],
 )
-def test_fast_prefix_paths_equal_the_reference_forward_and_backward(num_tokens: int, num_heads: int, num_kv_heads: int):
+def test_the_fast_prefix_path_equals_the_reference_forward_and_backward(num_tokens, num_heads, num_kv_heads):
     q_btnh, prefix = _inputs(num_heads, num_kv_heads)[0], _prefix(num_tokens, num_heads, num_kv_heads)
     cotangent = _normal(6, *q_btnh.shape)
 
     def value_and_pullback(function):
-        def whole(q_btnh, prefix):
-            return jnp.broadcast_to(function(q_btnh, prefix), q_btnh.shape)
-
-        value, pull = jax.vjp(whole, q_btnh, prefix)
+        value, pull = jax.vjp(function, q_btnh, prefix.k_bpkh, gated_values(prefix, num_heads))
         return value, pull(cotangent)
 
     fast, slow = (jax.jit(functools.partial(value_and_pullback, f))() for f in (attend_prefix, attend_prefix_reference))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), fast, slow)
 
 
-def test_one_token_reads_no_queries_or_keys():
-    q_btnh, prefix = _inputs(4, 2)[0], _prefix(1, 4, 2)
-    nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), (q_btnh, prefix.k_bpkh))
-    constant = attend_prefix_jit(nan[0], prefix.replace(k_bpkh=nan[1]))
-    assert constant.shape == (1, 1, 4, H)
-    np.testing.assert_allclose(
-        jnp.broadcast_to(constant, q_btnh.shape), attend_prefix_reference(q_btnh, prefix), atol=1e-6
-    )
+def test_one_token_adds_a_constant_and_its_key_is_not_read():
+    inputs, prefix = _inputs(4, 2), _prefix(1, 4, 2)
+    added = attend_jit(*inputs, prefix.replace(k_bpkh=jnp.full_like(prefix.k_bpkh, jnp.nan))) - attend_jit(*inputs)
+    by_the_formula = attend_prefix_reference(inputs[0], prefix.k_bpkh, gated_values(prefix, 4))
+    np.testing.assert_allclose(added, by_the_formula, atol=1e-6)
+    np.testing.assert_allclose(added - added[:, :1], 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3])

@@ -6,15 +6,20 @@ tokens, and a gate per head weighs what they give (arXiv 2312.05503, section 3; 
     o = softmax(q kᵀ / √h + causal) v  +  gate ⊙ softmax(q K_aᵀ / √h) V_a
 """
 
+import functools
+from typing import NamedTuple
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from aligner_jax.errors import InputError
+from aligner_jax.model import reference
+from aligner_jax.model.kernels import flash
+from aligner_jax.model.kernels.blocks import Unsupported, check_supported
 
-MAX_BLOCK_DIAGONAL_TOKENS = 16
-"""Up to this many shared prefix tokens, one dense product over all heads is faster than a product per head."""
+IMPLEMENTATIONS = ("auto", "pallas", "pallas_interpret", "xla")
 
 
 @flax.struct.dataclass
@@ -47,22 +52,41 @@ def attend(
 
     Args:
       segment_ids_bt: positions attend only to positions with the same number.
-      implementation: "xla", or "auto" for the best there is.
+      implementation: "pallas" is the TPU kernel (`kernels.flash`) and "pallas_interpret" its simulation; "xla" is
+        `reference`, on any platform and for any shape. "auto" is the kernel where the program is lowered for a TPU and
+        the shapes suit it, and XLA elsewhere, with a backward pass that stores no weights. All but "xla" have
+        gradients, but no forward-mode derivatives.
 
     Returns:
       The heads' outputs in q's dtype, before the output projection. Softmaxes are computed in float32.
 
     Raises:
+      Unsupported: the kernel was asked for and cannot take these shapes; the message says why.
       InputError: shapes that do not fit together, or an unknown implementation.
     """
-    if implementation not in ("auto", "xla"):
-        raise InputError(f"attention implementation {implementation!r} is not one of auto, xla")
+    if implementation not in IMPLEMENTATIONS:
+        raise InputError(f"attention implementation {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
     _check(q_btnh, k_bskh, v_bskh, prefix)
-    positions_t = jnp.arange(q_btnh.shape[1])
-    mask_bts = (positions_t[:, None] >= positions_t[None, :])[None]
-    if segment_ids_bt is not None:
-        mask_bts = mask_bts & (segment_ids_bt[:, :, None] == segment_ids_bt[:, None, :])
-    return attend_masked(q_btnh, k_bskh, v_bskh, prefix, mask_bts=mask_bts)
+    if implementation != "xla":
+        try:
+            check_supported(q_btnh, k_bskh, 0 if prefix is None else prefix.v_bpkh.shape[1])
+            if prefix is not None and prefix.joint:
+                raise Unsupported("the attention kernel has no joint softmax over prefix and text")
+        except Unsupported:
+            if implementation != "auto":
+                raise
+            implementation = "xla"
+    if implementation == "xla":
+        mask_bts = reference.causal_mask(q_btnh.shape[1], segment_ids_bt)
+        return attend_masked(q_btnh, k_bskh, v_bskh, prefix, mask_bts=mask_bts)
+    inputs = _Inputs(q_btnh, k_bskh, v_bskh, segment_ids_bt)
+    if prefix is None:
+        return _attend(inputs, implementation)
+    gated_v_bpnh = gated_values(prefix, q_btnh.shape[2]).astype(q_btnh.dtype)
+    if gated_v_bpnh.shape[1] == 1:
+        return _attend(inputs, implementation) + gated_v_bpnh
+    prefix_k_bpkh = prefix.k_bpkh.astype(q_btnh.dtype)
+    return _attend(inputs._replace(prefix_k_bpkh=prefix_k_bpkh, gated_v_bpnh=gated_v_bpnh), implementation)
 
 
 def attend_masked(
@@ -74,80 +98,93 @@ def attend_masked(
     mask_bts: Bool[Array, "#b t s"],
 ) -> Float[Array, "b t n h"]:
     """Attention with an explicit mask (True: may attend), plus the prefix, which every query sees."""
-    (b, t, n, h), k = q_btnh.shape, k_bskh.shape[2]
-    # Heads first, and the queries of a group in one axis x = (g t): as plain batched products of matrices, forward and
-    # backward take CPUs half the time.
-    q_bkxh = _by_group(q_btnh, k).transpose(0, 2, 3, 1, 4).reshape(b, k, -1, h)
-    k_bksh, v_bksh = _heads_first(k_bskh), _heads_first(v_bskh)
     if prefix is not None and prefix.joint:
-        rows = (b, *prefix.k_bpkh.shape[1:])
-        k_bkph, v_bkph = (_heads_first(jnp.broadcast_to(x, rows)) for x in (prefix.k_bpkh, prefix.v_bpkh))
-        k_bksh = jnp.concatenate([k_bkph.astype(k_bksh.dtype), k_bksh], axis=2)
-        v_bksh = jnp.concatenate([v_bkph.astype(v_bksh.dtype), v_bksh], axis=2)
-        mask_bts = jnp.pad(mask_bts, [(0, 0), (0, 0), (k_bkph.shape[2], 0)], constant_values=True)
+        rows = (q_btnh.shape[0], *prefix.k_bpkh.shape[1:])
+        k_bpkh, v_bpkh = (jnp.broadcast_to(x, rows).astype(k_bskh.dtype) for x in (prefix.k_bpkh, prefix.v_bpkh))
+        k_bskh, v_bskh = jnp.concatenate([k_bpkh, k_bskh], axis=1), jnp.concatenate([v_bpkh, v_bskh], axis=1)
+        mask_bts = jnp.pad(mask_bts, [(0, 0), (0, 0), (rows[1], 0)], constant_values=True)
         prefix = None
-    scores_bkxs = jnp.einsum("bkxh,bksh->bkxs", q_bkxh, k_bksh, preferred_element_type=jnp.float32) * h**-0.5
-    scores_bkgts = scores_bkxs.reshape(b, k, n // k, t, -1)
-    scores_bkgts = jnp.where(mask_bts[:, None, None], scores_bkgts, jnp.finfo(jnp.float32).min)
-    weights_bkxs = jax.nn.softmax(scores_bkgts, axis=-1).reshape(scores_bkxs.shape).astype(v_bksh.dtype)
-    o_bkxh = jnp.einsum("bkxs,bksh->bkxh", weights_bkxs, v_bksh)
-    o_btnh = o_bkxh.reshape(b, k, n // k, t, h).transpose(0, 3, 1, 2, 4).reshape(q_btnh.shape)
+    o_btnh, _ = reference.attend_text(q_btnh, k_bskh, v_bskh, mask_bts)
     if prefix is None:
         return o_btnh
-    return o_btnh + attend_prefix(q_btnh, prefix)
+    gated_v_bpnh = gated_values(prefix, q_btnh.shape[2])
+    if gated_v_bpnh.shape[1] == 1:
+        return o_btnh + gated_v_bpnh.astype(q_btnh.dtype)
+    return o_btnh + reference.attend_prefix(q_btnh, prefix.k_bpkh, gated_v_bpnh)
 
 
-def attend_prefix(q_btnh: Float[Array, "b t n h"], prefix: Prefix) -> Float[Array, "#b #t n h"]:
-    """The gated prefix term alone, in q's dtype: gate ⊙ softmax(q K_aᵀ / √h) V_a.
+def gated_values(prefix: Prefix, num_heads: int) -> Float[Array, "b p n h"]:
+    """The prefix's values for each query head, times the head's gate, in float32.
 
-    With one token this is a constant of the layer, [b or 1, 1, n, h]. A few shared tokens are done for all heads at
-    once, as products with block-diagonal keys and values: compilers do badly on a product per head whose inner size
-    is p, and the wasted multiplications by zero are a few percent of the query projection's.
+    With one token that is all the prefix adds, at every position: a softmax over one key is 1.
     """
-    with jax.named_scope("prefix"):
-        prefix_batch, num_tokens = prefix.v_bpkh.shape[:2]
-        if num_tokens == 1:
-            return _gated_values(prefix, q_btnh.shape[2])[:, :1].astype(q_btnh.dtype)
-        if prefix_batch == 1 and num_tokens <= MAX_BLOCK_DIAGONAL_TOKENS:
-            return _attend_prefix_block_diagonal(q_btnh, prefix)
-        return attend_prefix_reference(q_btnh, prefix)
-
-
-def attend_prefix_reference(q_btnh: Float[Array, "b t n h"], prefix: Prefix) -> Float[Array, "b t n h"]:
-    """`attend_prefix` as the formula reads, for any p and any batch of prefixes."""
-    q_btkgh = _by_group(q_btnh, prefix.k_bpkh.shape[2])
-    k_bpkh, v_bpkh = (jnp.broadcast_to(x, (q_btnh.shape[0], *x.shape[1:])) for x in (prefix.k_bpkh, prefix.v_bpkh))
-    scores_bkgtp = jnp.einsum("btkgh,bpkh->bkgtp", q_btkgh, k_bpkh, preferred_element_type=jnp.float32)
-    weights_bkgtp = jax.nn.softmax(scores_bkgtp * q_btnh.shape[-1] ** -0.5, axis=-1).astype(v_bpkh.dtype)
-    o_btkgh = jnp.einsum("bkgtp,bpkh->btkgh", weights_bkgtp, v_bpkh, preferred_element_type=jnp.float32)
-    gated_btnh = o_btkgh.reshape(q_btnh.shape) * prefix.gate_bn[:, None, :, None].astype(jnp.float32)
-    return gated_btnh.astype(q_btnh.dtype)
-
-
-def _attend_prefix_block_diagonal(q_btnh, prefix: Prefix):
-    b, t, n, h = q_btnh.shape
-    p = prefix.k_bpkh.shape[1]
-    eye_nn = jnp.eye(n, dtype=jnp.float32)
-    k_pnh = jnp.repeat(prefix.k_bpkh[0], n // prefix.k_bpkh.shape[2], axis=1).astype(jnp.float32) * h**-0.5
-    keys = jnp.einsum("pnh,nm->nhmp", k_pnh, eye_nn).reshape(n * h, n * p).astype(q_btnh.dtype)
-    values = jnp.einsum("pnh,nm->mpnh", _gated_values(prefix, n)[0], eye_nn).reshape(n * p, n * h).astype(q_btnh.dtype)
-    scores = jnp.dot(q_btnh.reshape(b * t, n * h), keys, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores.reshape(b * t, n, p), axis=-1).astype(q_btnh.dtype)
-    return jnp.dot(weights.reshape(b * t, n * p), values).reshape(q_btnh.shape)
-
-
-def _gated_values(prefix: Prefix, num_heads: int) -> Float[Array, "b p n h"]:
     v_bpnh = jnp.repeat(prefix.v_bpkh, num_heads // prefix.v_bpkh.shape[2], axis=2).astype(jnp.float32)
     return v_bpnh * prefix.gate_bn[:, None, :, None].astype(jnp.float32)
 
 
-def _heads_first(x_bskh):
-    return x_bskh.transpose(0, 2, 1, 3)
+class _Inputs(NamedTuple):
+    q_btnh: Float[Array, "b t n h"]
+    k_bskh: Float[Array, "b s k h"]
+    v_bskh: Float[Array, "b s k h"]
+    segment_ids_bt: Int[Array, "b t"] | None = None
+    prefix_k_bpkh: Float[Array, "#b p k h"] | None = None
+    gated_v_bpnh: Float[Array, "#b p n h"] | None = None
 
 
-def _by_group(q_btnh, num_kv_heads: int):
-    b, t, n, h = q_btnh.shape
-    return q_btnh.reshape(b, t, num_kv_heads, n // num_kv_heads, h)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _attend(inputs: _Inputs, implementation: str) -> Float[Array, "b t n h"]:
+    return _run(inputs, implementation, residuals=False)[0]
+
+
+def _forward(inputs: _Inputs, implementation: str):
+    o_btnh, *residuals = _run(inputs, implementation, residuals=True)
+    return o_btnh, (inputs, *residuals)
+
+
+def _run(inputs: _Inputs, implementation: str, residuals: bool):
+    """The output, the text's part of it, and the logarithms of the denominators; the last two None if not wanted."""
+
+    def pallas(inputs: _Inputs, interpret: bool = False):
+        return flash.forward(**inputs._asdict(), residuals=residuals, interpret=interpret)
+
+    def xla(inputs: _Inputs):
+        q_btnh, k_bskh, v_bskh = inputs[:3]
+        mask_bts = reference.causal_mask(q_btnh.shape[1], inputs.segment_ids_bt)
+        text_o_btnh, log_bnt = reference.attend_text(q_btnh, k_bskh, v_bskh, mask_bts)
+        o_btnh = text_o_btnh
+        if inputs.prefix_k_bpkh is not None and inputs.gated_v_bpnh is not None:
+            o_btnh = text_o_btnh + reference.attend_prefix(q_btnh, inputs.prefix_k_bpkh, inputs.gated_v_bpnh)
+        return (o_btnh, text_o_btnh, log_bnt) if residuals else (o_btnh, None, None)
+
+    return _on_platform(implementation, pallas, xla, inputs)
+
+
+def _backward(implementation: str, residuals, do_btnh):
+    def pallas(inputs: _Inputs, text_o_btnh, log_bnt, do_btnh, interpret: bool = False):
+        return flash.backward(text_o_btnh, log_bnt, do_btnh, **inputs._asdict(), interpret=interpret)
+
+    def xla(inputs: _Inputs, _, log_bnt, do_btnh):
+        q_btnh, k_bskh, v_bskh = inputs[:3]
+        mask_bts = reference.causal_mask(q_btnh.shape[1], inputs.segment_ids_bt)
+        d_text = reference.attend_text_backward(q_btnh, k_bskh, v_bskh, mask_bts, log_bnt, do_btnh)
+        if inputs.prefix_k_bpkh is None:
+            return *d_text, None, None
+        _, pull = jax.vjp(reference.attend_prefix, q_btnh, inputs.prefix_k_bpkh, inputs.gated_v_bpnh)
+        dq_btnh, d_prefix_k_bpkh, d_gated_v_bpnh = pull(do_btnh)
+        return d_text[0] + dq_btnh, *d_text[1:], d_prefix_k_bpkh, d_gated_v_bpnh
+
+    dq, dk, dv, d_prefix_k, d_gated_v = _on_platform(implementation, pallas, xla, *residuals, do_btnh)
+    return (_Inputs(dq, dk, dv, None, d_prefix_k, d_gated_v),)
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _on_platform(implementation: str, pallas, xla, *arguments):
+    # The platform is that of the lowering, also where a CPU compiles for a TPU.
+    if implementation == "auto":
+        return jax.lax.platform_dependent(*arguments, tpu=pallas, default=xla)
+    return pallas(*arguments, interpret=implementation == "pallas_interpret")
 
 
 def _check(q_btnh, k_bskh, v_bskh, prefix: Prefix | None):

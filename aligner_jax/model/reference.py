@@ -1,0 +1,125 @@
+"""Attention as XLA compiles it, on every platform (shape legend: llama.py): the reference of the kernel."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+MAX_BLOCK_DIAGONAL_TOKENS = 16
+"""Up to this many shared prefix tokens, one dense product over all heads is faster than a product per head."""
+
+
+def causal_mask(length: int, segment_ids_bt: Int[Array, "b t"] | None) -> Bool[Array, "#b t t"]:
+    """True where a query t may attend to a key s: s ≤ t, and in the same segment."""
+    positions_t = jnp.arange(length)
+    mask_bts = (positions_t[:, None] >= positions_t[None, :])[None]
+    if segment_ids_bt is not None:
+        mask_bts = mask_bts & (segment_ids_bt[:, :, None] == segment_ids_bt[:, None, :])
+    return mask_bts
+
+
+def attend_text(
+    q_btnh: Float[Array, "b t n h"],
+    k_bskh: Float[Array, "b s k h"],
+    v_bskh: Float[Array, "b s k h"],
+    mask_bts: Bool[Array, "#b t s"],
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b n t"]]:
+    """Attention with an explicit mask (True: may attend), and the logarithm of its softmax's denominators (float32)."""
+    (b, t, n, _), k = q_btnh.shape, k_bskh.shape[2]
+    k_bksh, v_bksh = _heads_first(k_bskh), _heads_first(v_bskh)
+    scores_bkgts = _masked_scores(_by_kv_head(q_btnh, k), k_bksh, mask_bts)
+    largest_bkgt = jnp.max(scores_bkgts, axis=-1, keepdims=True)
+    powers_bkgts = jnp.exp(scores_bkgts - largest_bkgt)
+    denominator_bkgt = jnp.sum(powers_bkgts, axis=-1, keepdims=True)
+    weights_bkxs = (powers_bkgts / denominator_bkgt).reshape(b, k, -1, k_bksh.shape[2]).astype(v_bksh.dtype)
+    o_bkxh = jnp.einsum("bkxs,bksh->bkxh", weights_bkxs, v_bksh)
+    return _from_kv_heads(o_bkxh, q_btnh.shape), (largest_bkgt + jnp.log(denominator_bkgt)).reshape(b, n, t)
+
+
+def attend_text_backward(
+    q_btnh: Float[Array, "b t n h"],
+    k_bskh: Float[Array, "b s k h"],
+    v_bskh: Float[Array, "b s k h"],
+    mask_bts: Bool[Array, "#b t s"],
+    log_bnt: Float[Array, "b n t"],
+    do_btnh: Float[Array, "b t n h"],
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b s k h"], Float[Array, "b s k h"]]:
+    """The gradients of queries, keys and values, from the inputs and the logarithms that `attend_text` returned."""
+    k, scale = k_bskh.shape[2], q_btnh.shape[-1] ** -0.5
+    q_bkxh, do_bkxh = _by_kv_head(q_btnh, k), _by_kv_head(do_btnh, k)
+    k_bksh, v_bksh = _heads_first(k_bskh), _heads_first(v_bskh)
+    scores_bkgts = _masked_scores(q_bkxh, k_bksh, mask_bts)
+    weights_bkgts = jnp.exp(scores_bkgts - log_bnt.reshape(*scores_bkgts.shape[:-1], 1))
+    weights_bkxs = weights_bkgts.reshape(*q_bkxh.shape[:3], -1)
+    dv_bksh = jnp.einsum("bkxs,bkxh->bksh", weights_bkxs.astype(do_bkxh.dtype), do_bkxh)
+    d_weights_bkxs = jnp.einsum("bkxh,bksh->bkxs", do_bkxh, v_bksh, preferred_element_type=jnp.float32)
+    delta_bkx = jnp.sum(weights_bkxs * d_weights_bkxs, axis=-1, keepdims=True)
+    d_scores_bkxs = (weights_bkxs * (d_weights_bkxs - delta_bkx) * scale).astype(q_btnh.dtype)
+    dq_bkxh = jnp.einsum("bkxs,bksh->bkxh", d_scores_bkxs, k_bksh)
+    dk_bksh = jnp.einsum("bkxs,bkxh->bksh", d_scores_bkxs, q_bkxh)
+    return _from_kv_heads(dq_bkxh, q_btnh.shape), _heads_first(dk_bksh), _heads_first(dv_bksh)
+
+
+def attend_prefix(
+    q_btnh: Float[Array, "b t n h"], k_bpkh: Float[Array, "#b p k h"], gated_v_bpnh: Float[Array, "#b p n h"]
+) -> Float[Array, "b t n h"]:
+    """The gated prefix term alone, in q's dtype: softmax(q K_aᵀ / √h) (gate ⊙ V_a).
+
+    A few shared tokens are done for all heads at once, as products with block-diagonal keys and values: compilers do
+    badly on a product per head whose inner size is p, and the wasted multiplications by zero are a few percent of the
+    query projection's.
+    """
+    with jax.named_scope("prefix"):
+        if k_bpkh.shape[0] == 1 and k_bpkh.shape[1] <= MAX_BLOCK_DIAGONAL_TOKENS:
+            return _attend_prefix_block_diagonal(q_btnh, k_bpkh, gated_v_bpnh)
+        return attend_prefix_reference(q_btnh, k_bpkh, gated_v_bpnh)
+
+
+def attend_prefix_reference(
+    q_btnh: Float[Array, "b t n h"], k_bpkh: Float[Array, "#b p k h"], gated_v_bpnh: Float[Array, "#b p n h"]
+) -> Float[Array, "b t n h"]:
+    """`attend_prefix` as the formula reads, for any p and any batch of prefixes."""
+    b, _, n, h = q_btnh.shape
+    k_bpnh = jnp.repeat(k_bpkh, n // k_bpkh.shape[2], axis=2)
+    k_bpnh, gated_v_bpnh = (jnp.broadcast_to(x, (b, *x.shape[1:])) for x in (k_bpnh, gated_v_bpnh))
+    scores_bntp = jnp.einsum("btnh,bpnh->bntp", q_btnh, k_bpnh, preferred_element_type=jnp.float32)
+    weights_bntp = jax.nn.softmax(scores_bntp * h**-0.5, axis=-1).astype(q_btnh.dtype)
+    return jnp.einsum("bntp,bpnh->btnh", weights_bntp, gated_v_bpnh.astype(q_btnh.dtype))
+
+
+def _attend_prefix_block_diagonal(q_btnh, k_bpkh, gated_v_bpnh):
+    b, t, n, h = q_btnh.shape
+    p = k_bpkh.shape[1]
+    eye_nn = jnp.eye(n, dtype=jnp.float32)
+    k_pnh = jnp.repeat(k_bpkh[0], n // k_bpkh.shape[2], axis=1).astype(jnp.float32) * h**-0.5
+    keys = jnp.einsum("pnh,nm->nhmp", k_pnh, eye_nn).reshape(n * h, n * p).astype(q_btnh.dtype)
+    values = jnp.einsum("pnh,nm->mpnh", gated_v_bpnh[0].astype(jnp.float32), eye_nn)
+    values = values.reshape(n * p, n * h).astype(q_btnh.dtype)
+    scores = jnp.dot(q_btnh.reshape(b * t, n * h), keys, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores.reshape(b * t, n, p), axis=-1).astype(q_btnh.dtype)
+    return jnp.dot(weights.reshape(b * t, n * p), values).reshape(q_btnh.shape)
+
+
+def _masked_scores(q_bkxh, k_bksh, mask_bts):
+    """[b, k, g, t, s] in float32."""
+    (b, k, _, h), t = q_bkxh.shape, mask_bts.shape[1]
+    scores_bkxs = jnp.einsum("bkxh,bksh->bkxs", q_bkxh, k_bksh, preferred_element_type=jnp.float32) * h**-0.5
+    scores_bkgts = scores_bkxs.reshape(b, k, -1, t, k_bksh.shape[2])
+    return jnp.where(mask_bts[:, None, None], scores_bkgts, jnp.finfo(jnp.float32).min)
+
+
+def _by_kv_head(q_btnh, num_kv_heads: int):
+    # Heads first, and the queries of a group in one axis x = (g t): as plain batched products of matrices, forward and
+    # backward take CPUs half the time.
+    b, t, n, h = q_btnh.shape
+    q_btkgh = q_btnh.reshape(b, t, num_kv_heads, n // num_kv_heads, h)
+    return q_btkgh.transpose(0, 2, 3, 1, 4).reshape(b, num_kv_heads, -1, h)
+
+
+def _from_kv_heads(o_bkxh, shape):
+    b, t, n, h = shape
+    k = o_bkxh.shape[1]
+    return o_bkxh.reshape(b, k, n // k, t, h).transpose(0, 3, 1, 2, 4).reshape(shape)
+
+
+def _heads_first(x_bskh):
+    return x_bskh.transpose(0, 2, 1, 3)

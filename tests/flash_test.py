@@ -1,0 +1,281 @@
+"""The TPU kernel, simulated, against plain attention in float32: outputs and gradients over a grid of shapes."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from aligner_jax.errors import InputError
+from aligner_jax.model.attention import Prefix, attend
+from aligner_jax.model.kernels import flash
+from aligner_jax.model.kernels.blocks import BlockSizes, Unsupported, default_blocks
+from aligner_jax.model.kernels.operands import first_keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One attention. `segments`: lengths of the documents of each row; `rows`: whether each row has its own prefix."""
+
+    length: int = 256
+    heads: int = 2
+    kv_heads: int = 2
+    head_dim: int = 64
+    tokens: int = 10
+    rows: bool = False
+    segments: tuple[tuple[int, ...], ...] | None = None
+    dtype: str = "float32"
+    span: int = 256
+    query: int = 128
+    chunk: int = 128
+
+    @property
+    def blocks(self) -> BlockSizes:
+        return BlockSizes(
+            forward_span=self.span, backward_span=self.span, query=self.query, key=self.query,
+            forward_chunk=self.chunk, backward_chunk=self.chunk, diagonal=self.chunk, vmem_bytes=2**24,
+        )  # fmt: skip
+
+
+PACKED = ((100, 28, 128), (256,))
+CASES = {
+    "one head a group": Case(),
+    "groups of 2": Case(heads=4),
+    "groups of 3": Case(heads=3, kv_heads=1),
+    "groups of 8": Case(heads=8, kv_heads=1),
+    "head dim 128": Case(head_dim=128),
+    "no prefix": Case(tokens=0),
+    "2 tokens": Case(tokens=2),
+    "16 tokens": Case(tokens=16),
+    "300 tokens": Case(tokens=300),
+    "prefixes of their own": Case(heads=4, rows=True),
+    "packed": Case(segments=PACKED, heads=4),
+    "packed, prefixes of their own": Case(segments=PACKED, rows=True),
+    "a document returns": Case(segments=((64, 96, -64, 32), (128, 64, -64))),
+    "one block": Case(span=256, query=256),
+    "one block in chunks": Case(span=256, query=256, chunk=256),
+    "spans of one block": Case(span=128),
+    "spans of one block, groups of 2": Case(span=128, heads=4, kv_heads=2),
+    "spans, packed": Case(length=512, span=256, segments=((300, 212), (10, 502)), heads=2, kv_heads=1),
+    "three blocks": Case(length=384, span=384),
+}
+TEXT, PREFIX = ("q_btnh", "k_bskh", "v_bskh"), ("prefix_k_bpkh", "gated_v_bpnh")
+
+
+def make(case: Case):
+    """Inputs as flash takes them, and a gradient of the output; the numbers are those the dtype can hold."""
+    draw = np.random.default_rng(0).standard_normal
+    b, p = 2, case.tokens
+    rows = b if case.rows else 1
+    shapes = {
+        "q_btnh": (b, case.length, case.heads, case.head_dim),
+        "k_bskh": (b, case.length, case.kv_heads, case.head_dim),
+        "v_bskh": (b, case.length, case.kv_heads, case.head_dim),
+    }
+    if p:
+        shapes["prefix_k_bpkh"] = (rows, p, case.kv_heads, case.head_dim)
+        shapes["gated_v_bpnh"] = (rows, p, case.heads, case.head_dim)
+    arrays = {name: jnp.asarray(draw(shape), case.dtype) for name, shape in shapes.items()}
+    segments_bt = None
+    if case.segments is not None:
+        # A negative length: the first document goes on.
+        rows_of_ids = [[(1 if n < 0 else i + 1, abs(n)) for i, n in enumerate(row)] for row in case.segments]
+        segments_bt = jnp.asarray([[i for i, n in row for _ in range(n)] for row in rows_of_ids], jnp.int32)
+    return arrays, segments_bt, jnp.asarray(draw(shapes["q_btnh"]), case.dtype)
+
+
+def plain(arrays, segments_bt):
+    """Attention and prefix as the formulas read, each head on its own."""
+    q, k, v = (arrays[name] for name in TEXT)
+    group, length, scale = q.shape[2] // k.shape[2], q.shape[1], q.shape[3] ** -0.5
+    seen = jnp.tril(jnp.ones((length, length), bool))[None]
+    if segments_bt is not None:
+        seen = seen & (segments_bt[:, :, None] == segments_bt[:, None, :])
+    scores = jnp.einsum("btnh,bsnh->bnts", q, jnp.repeat(k, group, 2)) * scale
+    weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf))
+    o = jnp.einsum("bnts,bsnh->btnh", weights, jnp.repeat(v, group, 2))
+    if "prefix_k_bpkh" in arrays:
+        prefix_k, gated_v = (jnp.broadcast_to(x, (q.shape[0], *x.shape[1:])) for x in (arrays[name] for name in PREFIX))
+        weights = jax.nn.softmax(jnp.einsum("btnh,bpnh->bntp", q, jnp.repeat(prefix_k, group, 2)) * scale)
+        o += jnp.einsum("bntp,bpnh->btnh", weights, gated_v)
+    return o
+
+
+def as_float32(tree):
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def expected(case: Case):
+    """The output and the gradients, named, in float32 and of the numbers that the case's dtype can hold."""
+    arrays, segments_bt, do = as_float32(make(case)[0]), make(case)[1], as_float32(make(case)[2])
+    o, pull = jax.vjp(lambda arrays: plain(arrays, segments_bt), arrays)
+    return {"o": o, **pull(do)[0]}
+
+
+def kernel(case: Case, interpret):
+    arrays, segments_bt, do = make(case)
+    options = {"blocks": case.blocks, "interpret": interpret}
+    o, text_o, log = flash.forward(**arrays, segment_ids_bt=segments_bt, residuals=True, **options)
+    gradients = flash.backward(text_o, log, do, **arrays, segment_ids_bt=segments_bt, **options)
+    return {"o": o, **dict(zip((*TEXT, *PREFIX)[: len(arrays)], gradients, strict=False))}
+
+
+def error(actual, wanted) -> float:
+    """The largest difference, relative to the largest number."""
+    return float(jnp.max(jnp.abs(actual.astype(jnp.float32) - wanted)) / jnp.max(jnp.abs(wanted)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32_is_plain_attention(name: str):
+    wanted = jax.jit(expected, static_argnums=0)(CASES[name])
+    actual = jax.jit(kernel, static_argnums=(0, 1))(CASES[name], True)
+    assert {key: array.shape for key, array in actual.items()} == {key: array.shape for key, array in wanted.items()}
+    assert {key: e for key in wanted if (e := error(actual[key], wanted[key])) > 2e-5} == {}
+
+
+@pytest.mark.parametrize("name", ["one head a group", "groups of 2", "head dim 128", "300 tokens", "spans, packed"])
+@pytest.mark.parametrize("loud", [False, True], ids=["", "prefix louder than the text"])
+def test_bfloat16_is_no_further_from_float32_than_twice_what_xla_is(name: str, loud: bool):
+    case = dataclasses.replace(CASES[name], dtype="bfloat16")
+
+    @jax.jit
+    def errors():
+        arrays, segments_bt, do = make(case)
+
+        def xla(arrays):
+            prefix_k, gated_v = (arrays[name] for name in PREFIX)
+            # Each query head as a kv head of its own, so that the gated values need no gate.
+            group = case.heads // case.kv_heads
+            k, v, prefix_k = (jnp.repeat(x, group, 2) for x in (arrays["k_bskh"], arrays["v_bskh"], prefix_k))
+            prefix = Prefix(prefix_k, gated_v, jnp.ones((gated_v.shape[0], case.heads)))
+            return attend(arrays["q_btnh"], k, v, prefix, segment_ids_bt=segments_bt, implementation="xla")
+
+        if loud:
+            arrays["gated_v_bpnh"] *= 8
+        wanted, pull = jax.vjp(lambda arrays: plain(arrays, segments_bt), as_float32(arrays))
+        wanted = {"o": wanted, **pull(as_float32(do))[0]}
+        by_xla, pull = jax.vjp(xla, arrays)
+        by_xla = {"o": by_xla, **pull(do)[0]}
+        options = {"segment_ids_bt": segments_bt, "blocks": case.blocks, "interpret": True}
+        o, text_o, log = flash.forward(**arrays, residuals=True, **options)
+        gradients = flash.backward(text_o, log, do, **arrays, **options)
+        ours = {"o": o, **dict(zip((*TEXT, *PREFIX), gradients, strict=True))}
+
+        def distance(arrays):
+            return {key: jnp.linalg.norm(arrays[key].astype(jnp.float32) - wanted[key]) for key in wanted}
+
+        return distance(ours), distance(by_xla)
+
+    ours, by_xla = errors()
+    assert {key: (ours[key], by_xla[key]) for key in ours if not ours[key] <= 2 * by_xla[key]} == {}
+
+
+@pytest.mark.parametrize("name", ["groups of 2", "spans, packed"])
+def test_with_the_tpus_memories_simulated(name: str):
+    """Transfers, semaphores and what was never written: uninitialized memory is NaN, and races are detected."""
+    parameters = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
+    actual = jax.jit(kernel, static_argnums=(0, 1))(CASES[name], parameters)
+    wanted = expected(CASES[name])
+    assert {key: e for key in wanted if not (e := error(actual[key], wanted[key])) <= 2e-5} == {}
+
+
+def test_the_same_twice():
+    case = dataclasses.replace(CASES["packed"], dtype="bfloat16")
+    run = jax.jit(kernel, static_argnums=(0, 1))
+    jax.tree.map(np.testing.assert_array_equal, run(case, True), run(case, True))
+
+
+@pytest.mark.parametrize("implementation", ["auto", "pallas_interpret"])
+@pytest.mark.parametrize("tokens", [0, 1, 10, 20])
+def test_attend_has_the_same_gradients_by_every_implementation(implementation: str, tokens: int):
+    case = Case(length=128, heads=4, tokens=tokens, segments=((100, 28), (128,)))
+    arrays, segments_bt, do = make(dataclasses.replace(case, tokens=0))
+    prefix = None
+    if tokens:
+        draw = np.random.default_rng(1).standard_normal
+        shape = (1, tokens, case.kv_heads, case.head_dim)
+        prefix = Prefix(*(jnp.asarray(draw(s), jnp.float32) for s in (shape, shape, (1, case.heads))))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def value_and_gradients(implementation):
+        def attention(arrays, prefix):
+            return attend(**arrays, prefix=prefix, segment_ids_bt=segments_bt, implementation=implementation)
+
+        o, pull = jax.vjp(attention, arrays, prefix)
+        return o, *pull(do)
+
+    actual, wanted = value_and_gradients(implementation), value_and_gradients("xla")
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5 * max(1, np.abs(y).max())), actual, wanted)
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ({"length": 200}, "a multiple of 128 positions, not 200"),
+        ({"head_dim": 96}, "head dims 64 and 128, not 96"),
+        ({"heads": 9, "kv_heads": 1}, "8 query heads a kv head, not 9"),
+        ({"dtype": "float16"}, "float32 and bfloat16, not float16"),
+        ({"tokens": 513}, "512 prefix tokens, not 513"),
+    ],
+)
+def test_what_the_kernel_does_not_take_is_refused_by_name_and_left_to_xla(broken: dict, reason: str):
+    case = Case(**{"length": 128, "tokens": 0, **broken})
+    arrays, _, _ = make(dataclasses.replace(case, tokens=0))
+    shape = (1, case.tokens, case.kv_heads, case.head_dim)
+    prefix = Prefix(jnp.ones(shape), jnp.ones(shape), jnp.ones((1, case.heads))) if case.tokens else None
+    with pytest.raises(Unsupported, match=reason):
+        attend(*arrays.values(), prefix, implementation="pallas")
+    by_auto, by_xla = (attend(*arrays.values(), prefix, implementation=i) for i in ("auto", "xla"))
+    np.testing.assert_array_equal(by_auto, by_xla)
+
+
+def test_a_joint_softmax_is_left_to_xla():
+    arrays, _, _ = make(Case(length=128))
+    prefix = Prefix(arrays["prefix_k_bpkh"], arrays["prefix_k_bpkh"], jnp.ones((1, 2)), joint=True)
+    text = [arrays[name] for name in TEXT]
+    with pytest.raises(Unsupported, match="no joint softmax"):
+        attend(*text, prefix, implementation="pallas_interpret")
+    assert attend(*text, prefix).shape == text[0].shape
+
+
+def test_blocks_of_keys_that_no_query_may_see_are_passed_over():
+    segments_b1t = jnp.repeat(jnp.asarray([[1, 1, 2, 2, 3, 0], [2, 1, 2, 2, 1, 1]]), 128, axis=1)[:, None]
+    # In the second row the blocks between two of one document are computed, and masked.
+    wanted = [[0, 0, 256, 256, 512, 640], [0, 128, 0, 0, 128, 128]]
+    np.testing.assert_array_equal(first_keys(segments_b1t, 2, 768, 128), wanted)
+    np.testing.assert_array_equal(first_keys(None, 2, 256, 128), [[0, 0], [0, 0]])
+
+
+@pytest.mark.parametrize("length", [128, 384, 640, 896, 1024, 4096, 32768])
+@pytest.mark.parametrize("generation", [None, "v4", "v5e", "v5p", "v6e", "tpu7x"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_default_blocks_fit_every_length_of_a_multiple_of_128(length: int, generation: str | None, dtype: str):
+    blocks = default_blocks(length, jnp.dtype(dtype), generation)
+    blocks.check_length(length)
+    assert blocks.query == {384: 384, 640: 128, 896: 128}.get(length, min(length, 512))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"query": 100}, "query is 100, and must be a positive multiple of 128"),
+        ({"key": 0}, "key is 0"),
+        ({"query": 384, "key": 384}, r"query \(384\) does not divide forward_span \(512\)"),
+        ({"diagonal": 384}, r"diagonal \(384\) does not divide query \(256\)"),
+    ],
+)
+def test_blocks_that_do_not_fit_together_are_refused(changes: dict, sentence: str):
+    sizes = {"forward_span": 512, "backward_span": 512, "query": 256, "key": 256, "vmem_bytes": 2**24}
+    sizes |= {"forward_chunk": 128, "backward_chunk": 128, "diagonal": 128}
+    BlockSizes(**sizes)
+    with pytest.raises(InputError, match=sentence):
+        BlockSizes(**{**sizes, **changes})
+
+
+def test_spans_that_do_not_divide_the_row_are_refused():
+    arrays, _, _ = make(Case(length=384, tokens=0))
+    with pytest.raises(InputError, match=r"forward_span \(256\) does not divide the row's 384 positions"):
+        flash.forward(**arrays, blocks=Case(span=256).blocks, interpret=True)
