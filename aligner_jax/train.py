@@ -30,7 +30,7 @@ from aligner_jax.model.llama import Params
 from aligner_jax.objectives.step import Step, StepMetrics, TrainState, init_state, make_step
 from aligner_jax.peft import Adapter, init_adapter, with_strength
 from aligner_jax.peft.artifact import save_adapter
-from aligner_jax.runtime import command, optim, platform
+from aligner_jax.runtime import command, optim, platform, roofline
 from aligner_jax.runtime.checkpoint import Checkpoints
 from aligner_jax.runtime.config import TrainConfig, check_same_run, parse_config, save_config
 from aligner_jax.runtime.files import write_atomically
@@ -71,6 +71,15 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
     step = make_step(adapter, optimizer, config=base.config, accumulate=config.optim.accumulate, remat=config.remat)
     state = init_state(adapter, optimizer)
 
+    def model_flops(batch: pipeline.Batch) -> float:
+        # A method without a prefix has neither option: then all layers have a backward pass.
+        options = adapter.options.as_dict()
+        return roofline.train_step(
+            base.config, batch_size=config.data.batch_size, sequence_length=config.data.sequence_length,
+            num_tokens=options.get("num_tokens", 1), start_layer=options.get("start_layer", 0),
+            targets=float(np.mean(batch["loss_mask_bt"])),
+        ).model_flops  # fmt: skip
+
     def evaluate(state: TrainState) -> float:
         now = adapter.replace(trainable=state.trainable)
         return heldout_loss(base.params, now, heldout_batches, config=base.config)
@@ -84,7 +93,7 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
             console.out(f"resuming after step {number} of {config.steps}")
         state = run_steps(
             config, workdir, jax.jit(step, donate_argnums=0), base.params, state, batches, checkpoints,
-            evaluate if heldout_batches else None, console,
+            model_flops, evaluate if heldout_batches else None, console,
         )  # fmt: skip
 
     adapter = adapter.replace(trainable=state.trainable)
@@ -141,6 +150,7 @@ def run_steps(
     state: TrainState,
     batches: "grain.DatasetIterator[pipeline.Batch]",
     checkpoints: Checkpoints,
+    model_flops: Callable[[pipeline.Batch], float],
     evaluate: Callable[[TrainState], float] | None,
     console: Console,
 ) -> TrainState:
@@ -151,7 +161,8 @@ def run_steps(
         MetricsWriter(workdir, resume_step=first) as writer,
         Progress(console, steps=config.steps, first=first) as progress,
     ):
-        window, logged = _Window(), first
+        peak_flops = roofline.peak_flops(device.device_kind for device in params.embed_vd.devices())
+        window, logged = _Window(peak_flops), first
 
         def log(number: int) -> None:
             nonlocal logged
@@ -166,7 +177,7 @@ def run_steps(
             # The step is running by now: fetching the one before does not hold it up.
             if (number - 1) % config.log_every == 0 and number - 1 > logged:
                 log(number - 1)
-            window.add(metrics, int(np.count_nonzero(batch["segment_ids_bt"])))
+            window.add(metrics, int(np.count_nonzero(batch["segment_ids_bt"])), model_flops(batch))
             progress.advance(number)
             if evaluate is not None and config.eval_every and number % config.eval_every == 0:
                 with window.paused():
@@ -180,16 +191,18 @@ def run_steps(
 
 
 class _Window:
-    """The steps since the last line of metrics."""
+    """The steps since the last line of metrics. peak_flops is the devices' a second, None where it is not known."""
 
-    def __init__(self) -> None:
+    def __init__(self, peak_flops: float | None) -> None:
         self._began = time.monotonic()
         self._steps: list[StepMetrics] = []
-        self._tokens = 0
+        self._tokens, self._model_flops = 0, 0.0
+        self._peak_flops = peak_flops
 
-    def add(self, metrics: StepMetrics, tokens: int) -> None:
+    def add(self, metrics: StepMetrics, tokens: int, model_flops: float) -> None:
         self._steps.append(metrics)
         self._tokens += tokens
+        self._model_flops += model_flops
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -200,12 +213,17 @@ class _Window:
         self._began += time.monotonic() - paused
 
     def close(self) -> dict[str, float]:
-        """Means over the steps, tokens that are not padding a second, and a new beginning."""
+        """Means over the steps, tokens that are not padding a second, and a new beginning.
+
+        On known chips also mfu: model FLOPs a second (of all positions of the rows, padding too) over the peak.
+        """
         steps = jax.device_get(self._steps)
         now = time.monotonic()
         means = {name: float(np.mean([getattr(s, name) for s in steps])) for name in StepMetrics._fields}
         means["tokens_per_second"] = self._tokens / (now - self._began)
-        self._began, self._steps, self._tokens = now, [], 0
+        if self._peak_flops is not None:
+            means["mfu"] = self._model_flops / (now - self._began) / self._peak_flops
+        self._began, self._steps, self._tokens, self._model_flops = now, [], 0, 0.0
         return means
 
 

@@ -8,7 +8,8 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "aligner_jax"
 
-MODEL, DATA, RUNTIME = {"errors", "model"}, {"errors", "data"}, {"errors", "runtime"}
+MODEL, DATA = {"errors", "model"}, {"errors", "data"}
+RUNTIME = MODEL | {"runtime"}
 MIDDLE = MODEL | DATA | RUNTIME | {"weights", "peft"}
 MAY_IMPORT = {
     "errors": set(),

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from aligner_jax.errors import InputError
 from aligner_jax.peft.artifact import load_adapter, recorded_prompt_format
+from aligner_jax.runtime import roofline
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.train import train
 from aligner_jax.weights.base import load_base
@@ -72,7 +73,7 @@ def test_workdir_holds_what_the_design_promises(settings: dict, tmp_path: Path):
     training = [line for line in lines if "loss" in line]
     assert [line["step"] for line in training] == [2, 4, 6, 8]
     wanted = {"step", "loss", "tokens_per_second", "learning_rate", "grad_norm"}
-    assert all(wanted <= line.keys() for line in training)
+    assert all(wanted <= line.keys() and "mfu" not in line for line in training)
     assert [line["step"] for line in lines if "heldout_loss" in line] == [4, 8]
     assert json.loads((workdir / "config.json").read_text())["optim"]["lr"] == 0.01
     assert list(workdir.glob("events.out.tfevents.*"))
@@ -90,6 +91,24 @@ def test_workdir_holds_what_the_design_promises(settings: dict, tmp_path: Path):
     for shown in ("held-out loss", "answers in the wanted form", "76", "step 8/8", "tokens/s", "left"):
         assert shown in text
     assert {file.name: file.read_bytes() for file in model.iterdir()} == before
+
+
+def test_mfu_is_logged_on_known_chips(settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    peak, rows, length = 1e9, settings["data"]["batch_size"], settings["data"]["sequence_length"]
+    monkeypatch.setitem(roofline.CHIPS, "cpu", roofline.Chip("cpu", peak, 1e9, 1 << 30))
+    settings |= {"steps": 2, "eval_every": 0}
+    _run(settings, tmp_path / "run")
+    (line,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    config = load_base(settings["base"]["path"]).config
+    least, most = (
+        roofline.train_step(
+            config, batch_size=rows, sequence_length=length, num_tokens=2, start_layer=1, targets=share
+        ).model_flops
+        for share in (0.0, 1.0)
+    )
+    # FLOPs for each token that is not padding: those of all positions, of which packing fills more than half.
+    flops = line["mfu"] * peak / line["tokens_per_second"]
+    assert least / (rows * length) < flops < 2 * most / (rows * length)
 
 
 def test_before_is_the_base_itself(settings: dict, tmp_path: Path):
