@@ -18,6 +18,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.model import reference
 from aligner_jax.model.kernels import flash
 from aligner_jax.model.kernels.blocks import Unsupported, check_supported
+from aligner_jax.model.logical import Axes, on_each_device
 
 IMPLEMENTATIONS = ("auto", "pallas", "pallas_interpret", "xla")
 
@@ -81,12 +82,12 @@ def attend(
         return attend_masked(q_btnh, k_bskh, v_bskh, prefix, mask_bts=mask_bts)
     inputs = _Inputs(q_btnh, k_bskh, v_bskh, segment_ids_bt)
     if prefix is None:
-        return _attend(inputs, implementation)
+        return _attend_on_each_device(inputs, implementation)
     gated_v_bpnh = gated_values(prefix, q_btnh.shape[2]).astype(q_btnh.dtype)
     if gated_v_bpnh.shape[1] == 1:
-        return _attend(inputs, implementation) + gated_v_bpnh
-    prefix_k_bpkh = prefix.k_bpkh.astype(q_btnh.dtype)
-    return _attend(inputs._replace(prefix_k_bpkh=prefix_k_bpkh, gated_v_bpnh=gated_v_bpnh), implementation)
+        return _attend_on_each_device(inputs, implementation) + gated_v_bpnh
+    inputs = inputs._replace(prefix_k_bpkh=prefix.k_bpkh.astype(q_btnh.dtype), gated_v_bpnh=gated_v_bpnh)
+    return _attend_on_each_device(inputs, implementation)
 
 
 def attend_masked(
@@ -129,6 +130,22 @@ class _Inputs(NamedTuple):
     segment_ids_bt: Int[Array, "b t"] | None = None
     prefix_k_bpkh: Float[Array, "#b p k h"] | None = None
     gated_v_bpnh: Float[Array, "#b p n h"] | None = None
+
+
+def _attend_on_each_device(inputs: _Inputs, implementation: str) -> Float[Array, "b t n h"]:
+    def axes(x: Array | None, heads: str) -> Axes | None:
+        return None if x is None else (None if x.shape[0] == 1 else "batch", None, heads, None)
+
+    in_axes = _Inputs(
+        q_btnh=("batch", None, "heads", None),
+        k_bskh=("batch", None, "kv_heads", None),
+        v_bskh=("batch", None, "kv_heads", None),
+        segment_ids_bt=None if inputs.segment_ids_bt is None else ("batch", None),
+        prefix_k_bpkh=axes(inputs.prefix_k_bpkh, "kv_heads"),
+        gated_v_bpnh=axes(inputs.gated_v_bpnh, "heads"),
+    )
+    attention = functools.partial(_attend, implementation=implementation)
+    return on_each_device(attention, (in_axes,), ("batch", None, "heads", None))(inputs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -8,7 +8,7 @@ Shapes are in the names. Legend, the same letters as in the einsum strings:
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from aligner_jax.errors import InputError
 from aligner_jax.model.attention import Prefix, attend
 from aligner_jax.model.config import LlamaConfig
+from aligner_jax.model.logical import constrain
 from aligner_jax.model.params import Layers, Params, abstract_params, init_params, param_specs
 from aligner_jax.model.rope import rotate, rotation
 
@@ -70,10 +71,21 @@ def forward(
 def embed(params: Params, tokens_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
     """Token embeddings, in the parameters' dtype."""
     with jax.named_scope("embed"):
-        return params.embed_vd[tokens_bt]
+        return constrain(params.embed_vd[tokens_bt], "batch", None, None)
 
 
-def unembed(params: Params, hidden_btd: Float[Array, "*bt d"]) -> Float[Array, "*bt v"]:
+class Head(NamedTuple):
+    """The parameters that make logits: the output projection, or the embedding where that is tied to it."""
+
+    head_dv: Float[Array, "d v"] | None
+    embed_vd: Float[Array, "v d"] | None
+
+    @classmethod
+    def of(cls, params: Params) -> "Head":
+        return cls(params.head_dv, params.embed_vd if params.head_dv is None else None)
+
+
+def unembed(params: Params | Head, hidden_btd: Float[Array, "*bt d"]) -> Float[Array, "*bt v"]:
     """Logits in float32 from hidden states after the final norm. Any number of leading axes."""
     with jax.named_scope("unembed"):
         if params.head_dv is None:
@@ -99,12 +111,14 @@ def transform(
         k_btkh = _biased(jnp.einsum("btd,dkh->btkh", y_btd, layer.k_ldkh), layer.k_bias_lkh)
         v_btkh = _biased(jnp.einsum("btd,dkh->btkh", y_btd, layer.v_ldkh), layer.v_bias_lkh)
         o_btnh = attention(rotate(q_btnh, cos_sin), rotate(k_btkh, cos_sin), v_btkh)
-        x_btd = x_btd + _biased(jnp.einsum("btnh,nhd->btd", o_btnh, layer.o_lnhd), layer.o_bias_ld)
+        o_btd = _biased(jnp.einsum("btnh,nhd->btd", o_btnh, layer.o_lnhd), layer.o_bias_ld)
+        x_btd = constrain(x_btd + o_btd, "batch", None, None)
     with jax.named_scope("mlp"):
         y_btd = rms_norm(x_btd, layer.mlp_norm_ld, config.norm_eps)
         gate_btf = jax.nn.silu(jnp.einsum("btd,df->btf", y_btd, layer.gate_ldf))
         up_btf = jnp.einsum("btd,df->btf", y_btd, layer.up_ldf)
-        return x_btd + jnp.einsum("btf,fd->btd", gate_btf * up_btf, layer.down_lfd)
+        mlp_btd = jnp.einsum("btf,fd->btd", gate_btf * up_btf, layer.down_lfd)
+        return constrain(x_btd + mlp_btd, "batch", None, None)
 
 
 def rms_norm(x_btd: Float[Array, "*bt d"], weight_d: Float[Array, " d"], eps: float) -> Float[Array, "*bt d"]:
@@ -163,6 +177,7 @@ def _everything_but_weight_slices(primitive, *_, **__) -> bool:
 
 
 __all__ = [
+    "Head",
     "Layers",
     "LlamaConfig",
     "Params",

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from aligner_jax.model.llama import Params, unembed
+from aligner_jax.model.llama import Head, Params, unembed
+from aligner_jax.model.logical import on_each_device
 
 MIN_CHUNK, MAX_CHUNK = 64, 512
 """Tokens a chunk, at least and at most: below, reading the head dominates; above, its logits (512 · 128k · 4 bytes)."""
@@ -33,6 +34,13 @@ def token_losses(
       mask_bt: which positions count.
       chunk: positions whose logits exist at a time; by default a quarter of them all, within the bounds above.
     """
+    # Each device gathers the positions of its own rows to the front, and needs the whole head.
+    rows = ("batch", None)
+    losses = on_each_device(functools.partial(_token_losses, chunk=chunk), ((), (*rows, None), rows, rows), rows)
+    return losses(Head.of(params), hidden_btd, targets_bt, mask_bt)
+
+
+def _token_losses(head: Head, hidden_btd, targets_bt, mask_bt, *, chunk: int | None):
     b, t, d = hidden_btd.shape
     chunk = chunk or min(max(b * t // 4, MIN_CHUNK), MAX_CHUNK)
     order = jnp.argsort(~mask_bt.reshape(-1), stable=True)
@@ -40,13 +48,13 @@ def token_losses(
     hidden = hidden_btd.reshape(b * t, d).at[order].get(mode="fill", fill_value=0)
     targets = targets_bt.reshape(-1).at[order].get(mode="fill", fill_value=0)
     counts = mask_bt.reshape(-1).at[order].get(mode="fill", fill_value=False)
-    losses = _chunked_losses(hidden, params, targets, counts, chunk)
+    losses = _chunked_losses(hidden, head, targets, counts, chunk)
     return jnp.zeros(b * t, jnp.float32).at[order].set(losses, mode="drop").reshape(b, t)
 
 
-def _plain_losses(hidden, params: Params, targets, counts, chunk: int):
+def _plain_losses(hidden, head: Head, targets, counts, chunk: int):
     def losses_of(hidden_cd, targets_c, counts_c):
-        return jnp.where(counts_c, _losses(hidden_cd, params, targets_c), 0.0)
+        return jnp.where(counts_c, _losses(hidden_cd, head, targets_c), 0.0)
 
     def step(_, inputs):
         return None, jax.lax.cond(jnp.any(inputs[2]), losses_of, _no_losses, *inputs)
@@ -54,14 +62,14 @@ def _plain_losses(hidden, params: Params, targets, counts, chunk: int):
     return jax.lax.scan(jax.checkpoint(step), None, _in_chunks((hidden, targets, counts), chunk))[1].reshape(-1)
 
 
-def _forward(hidden, params, targets, counts, chunk: int):
-    perturbed = any(leaf.perturbed for leaf in jax.tree.leaves(params))
-    hidden, params, targets, counts = jax.tree.map(lambda x: x.value, (hidden, params, targets, counts))
+def _forward(hidden, head, targets, counts, chunk: int):
+    perturbed = any(leaf.perturbed for leaf in jax.tree.leaves(head))
+    hidden, head, targets, counts = jax.tree.map(lambda x: x.value, (hidden, head, targets, counts))
     if perturbed:
-        return _plain_losses(hidden, params, targets, counts, chunk), (hidden, params, targets, counts)
+        return _plain_losses(hidden, head, targets, counts, chunk), (hidden, head, targets, counts)
 
     def losses_and_slopes(hidden_cd, targets_c, counts_c):
-        losses_c, pull = jax.vjp(lambda x: _losses(x, params, targets_c), hidden_cd)
+        losses_c, pull = jax.vjp(lambda x: _losses(x, head, targets_c), hidden_cd)
         return jnp.where(counts_c, losses_c, 0.0), pull(counts_c.astype(losses_c.dtype))[0]
 
     def nothing(hidden_cd, targets_c, counts_c):
@@ -76,9 +84,9 @@ def _forward(hidden, params, targets, counts, chunk: int):
 
 def _backward(chunk: int, residuals, d_losses):
     if isinstance(residuals, tuple):
-        hidden, params, targets, counts = residuals
+        hidden, head, targets, counts = residuals
         plain = functools.partial(_plain_losses, targets=targets, counts=counts, chunk=chunk)
-        return (*jax.vjp(plain, hidden, params)[1](d_losses), None, None)
+        return (*jax.vjp(plain, hidden, head)[1](d_losses), None, None)
     return (residuals.astype(jnp.float32) * d_losses[:, None]).astype(residuals.dtype), None, None, None
 
 
@@ -86,8 +94,8 @@ _chunked_losses = jax.custom_vjp(_plain_losses, nondiff_argnums=(4,))
 _chunked_losses.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _losses(hidden_cd, params: Params, targets_c):
-    logits_cv = unembed(params, hidden_cd)
+def _losses(hidden_cd, head: Head, targets_c):
+    logits_cv = unembed(head, hidden_cd)
     return jax.nn.logsumexp(logits_cv, axis=-1) - jnp.take_along_axis(logits_cv, targets_c[:, None], axis=-1)[:, 0]
 
 

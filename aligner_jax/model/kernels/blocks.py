@@ -92,7 +92,8 @@ def default_blocks(length: int, dtype: jnp.dtype, generation: str | None = None)
         and, where neither says, sizes that fit all of them.
     """
     tuning = TUNINGS.get(generation or _generation_in_context() or "", _SMALLEST)
-    query = _largest_divisor(length, LANES, _QUERY)
+    # Scores and their products take VMEM too, of float32 more.
+    query = _largest_divisor(length, LANES, _QUERY if dtype.itemsize == 2 else _QUERY // 2)
     # Of a span of the backward pass VMEM holds, for keys and for values: the span and its gradient twice each (one is
     # worked on while the next is fetched), and the gradient's float32 sum. Half of VMEM is for all the rest.
     bytes_a_position = 2 * LANES * (4 * dtype.itemsize + 4)
