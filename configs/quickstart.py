@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
             },
             "optim": {"lr": 2e-2, "weight_decay": 0.02, "schedule": "cosine"},
             "steps": 56,
-            "remat": "none",
+            "remat": "dots",
             "log_every": 5,
             "checkpoint": {"every": 14},
             "report": {"form": "json_answer", "samples": 3, "max_new_tokens": 40},

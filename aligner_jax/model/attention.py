@@ -85,7 +85,7 @@ def attend(
         return _attend_on_each_device(inputs, implementation)
     gated_v_bpnh = gated_values(prefix, q_btnh.shape[2]).astype(q_btnh.dtype)
     if gated_v_bpnh.shape[1] == 1:
-        return _attend_on_each_device(inputs, implementation) + gated_v_bpnh
+        return reference.add_everywhere(_attend_on_each_device(inputs, implementation), gated_v_bpnh)
     inputs = inputs._replace(prefix_k_bpkh=prefix.k_bpkh.astype(q_btnh.dtype), gated_v_bpnh=gated_v_bpnh)
     return _attend_on_each_device(inputs, implementation)
 
@@ -136,7 +136,7 @@ def _attend_on_each_device(inputs: _Inputs, implementation: str) -> Float[Array,
     def axes(x: Array | None, heads: str) -> Axes | None:
         return None if x is None else (None if x.shape[0] == 1 else "batch", None, heads, None)
 
-    in_axes = _Inputs(
+    in_axes = inputs._replace(
         q_btnh=("batch", None, "heads", None),
         k_bskh=("batch", None, "kv_heads", None),
         v_bskh=("batch", None, "kv_heads", None),
@@ -165,9 +165,8 @@ def _run(inputs: _Inputs, implementation: str, residuals: bool):
         return flash.forward(**inputs._asdict(), residuals=residuals, interpret=interpret)
 
     def xla(inputs: _Inputs):
-        q_btnh, k_bskh, v_bskh = inputs[:3]
-        mask_bts = reference.causal_mask(q_btnh.shape[1], inputs.segment_ids_bt)
-        text_o_btnh, log_bnt = reference.attend_text(q_btnh, k_bskh, v_bskh, mask_bts)
+        q_btnh = inputs.q_btnh
+        text_o_btnh, log_bnt = reference.attend_causally(*inputs[:3], inputs.segment_ids_bt)
         o_btnh = text_o_btnh
         if inputs.prefix_k_bpkh is not None and inputs.gated_v_bpnh is not None:
             o_btnh = text_o_btnh + reference.attend_prefix(q_btnh, inputs.prefix_k_bpkh, inputs.gated_v_bpnh)
@@ -181,12 +180,10 @@ def _backward(implementation: str, residuals, do_btnh):
         return flash.backward(text_o_btnh, log_bnt, do_btnh, **inputs._asdict(), interpret=interpret)
 
     def xla(inputs: _Inputs, _, log_bnt, do_btnh):
-        q_btnh, k_bskh, v_bskh = inputs[:3]
-        mask_bts = reference.causal_mask(q_btnh.shape[1], inputs.segment_ids_bt)
-        d_text = reference.attend_text_backward(q_btnh, k_bskh, v_bskh, mask_bts, log_bnt, do_btnh)
+        d_text = reference.attend_causally_backward(*inputs[:3], inputs.segment_ids_bt, log_bnt, do_btnh)
         if inputs.prefix_k_bpkh is None:
             return *d_text, None, None
-        _, pull = jax.vjp(reference.attend_prefix, q_btnh, inputs.prefix_k_bpkh, inputs.gated_v_bpnh)
+        _, pull = jax.vjp(reference.attend_prefix, inputs.q_btnh, inputs.prefix_k_bpkh, inputs.gated_v_bpnh)
         dq_btnh, d_prefix_k_bpkh, d_gated_v_bpnh = pull(do_btnh)
         return d_text[0] + dq_btnh, *d_text[1:], d_prefix_k_bpkh, d_gated_v_bpnh
 

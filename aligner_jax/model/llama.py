@@ -93,6 +93,21 @@ def unembed(params: Params | Head, hidden_btd: Float[Array, "*bt d"]) -> Float[A
         return jnp.einsum("...d,dv->...v", hidden_btd, params.head_dv, preferred_element_type=jnp.float32)
 
 
+def embed_logits(head: Head, x_cv: Float[Array, "*c v"]) -> Float[Array, "*c d"]:
+    """The transpose of `unembed`: what a slope of the logits is for the hidden states, in float32."""
+    if head.head_dv is None:
+        return jnp.einsum("...v,vd->...d", x_cv, head.embed_vd, preferred_element_type=jnp.float32)
+    return jnp.einsum("...v,dv->...d", x_cv, head.head_dv, preferred_element_type=jnp.float32)
+
+
+def column_of(head: Head, tokens_c: Int[Array, " c"]) -> Float[Array, "c d"]:
+    """What each token's logit is the product of hidden states with."""
+    if head.head_dv is not None:
+        return head.head_dv[:, tokens_c].T
+    assert head.embed_vd is not None
+    return head.embed_vd[tokens_c]
+
+
 def transform(
     x_btd: Float[Array, "b t d"],
     layer: Layers,
@@ -183,7 +198,9 @@ __all__ = [
     "Params",
     "Remat",
     "abstract_params",
+    "column_of",
     "embed",
+    "embed_logits",
     "forward",
     "init_params",
     "layer_at",

@@ -7,8 +7,8 @@ Without a mesh in context everything here does nothing.
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
+from flax.linen.spmd import logical_to_mesh_axes
 from jax.sharding import PartitionSpec
 
 Axes = tuple[str | None, ...]
@@ -17,7 +17,7 @@ Axes = tuple[str | None, ...]
 
 def spec(axes: Axes) -> PartitionSpec:
     """The mesh axes that the rules in context give these logical axes."""
-    return nn.logical_to_mesh_axes(axes) or PartitionSpec()
+    return logical_to_mesh_axes(axes) or PartitionSpec()
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -8,6 +8,10 @@ MAX_BLOCK_DIAGONAL_TOKENS = 16
 """Up to this many shared prefix tokens, one dense product over all heads is faster than a product per head."""
 
 
+MIN_BLOCK = 128
+"""Queries a block has at least where a row is cut, so that products stay large."""
+
+
 def causal_mask(length: int, segment_ids_bt: Int[Array, "b t"] | None) -> Bool[Array, "#b t t"]:
     """True where a query t may attend to a key s: s ≤ t, and in the same segment."""
     positions_t = jnp.arange(length)
@@ -57,6 +61,63 @@ def attend_text_backward(
     dq_bkxh = jnp.einsum("bkxs,bksh->bkxh", d_scores_bkxs, k_bksh)
     dk_bksh = jnp.einsum("bkxs,bkxh->bksh", d_scores_bkxs, q_bkxh)
     return _from_kv_heads(dq_bkxh, q_btnh.shape), _heads_first(dk_bksh), _heads_first(dv_bksh)
+
+
+def attend_causally(
+    q_btnh: Float[Array, "b t n h"],
+    k_btkh: Float[Array, "b t k h"],
+    v_btkh: Float[Array, "b t k h"],
+    segment_ids_bt: Int[Array, "b t"] | None,
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b n t"]]:
+    """`attend_text` of a row to itself, block by block of queries, without most of the pairs that causality masks."""
+    mask_bts = causal_mask(q_btnh.shape[1], segment_ids_bt)
+    parts = [
+        attend_text(q_btnh[:, rows], k_btkh[:, keys], v_btkh[:, keys], mask_bts[:, rows, keys])
+        for rows, keys in _causal_blocks(q_btnh.shape[1])
+    ]
+    return jnp.concatenate([o for o, _ in parts], axis=1), jnp.concatenate([log for _, log in parts], axis=2)
+
+
+def attend_causally_backward(
+    q_btnh: Float[Array, "b t n h"],
+    k_btkh: Float[Array, "b t k h"],
+    v_btkh: Float[Array, "b t k h"],
+    segment_ids_bt: Int[Array, "b t"] | None,
+    log_bnt: Float[Array, "b n t"],
+    do_btnh: Float[Array, "b t n h"],
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
+    """The gradients of queries, keys and values, from the inputs and the logarithms that `attend_causally` returned."""
+    mask_bts = causal_mask(q_btnh.shape[1], segment_ids_bt)
+    parts, d_keys, d_values = [], jnp.zeros_like(k_btkh), jnp.zeros_like(v_btkh)
+    for rows, keys in _causal_blocks(q_btnh.shape[1]):
+        inputs = q_btnh[:, rows], k_btkh[:, keys], v_btkh[:, keys], mask_bts[:, rows, keys]
+        dq_btnh, dk_bskh, dv_bskh = attend_text_backward(*inputs, log_bnt[:, :, rows], do_btnh[:, rows])
+        parts.append(dq_btnh)
+        d_keys, d_values = d_keys.at[:, keys].add(dk_bskh), d_values.at[:, keys].add(dv_bskh)
+    return jnp.concatenate(parts, axis=1), d_keys, d_values
+
+
+def _causal_blocks(length: int) -> list[tuple[slice, slice]]:
+    """Blocks of queries, and the keys that they may see: of four blocks 5 / 8 of all pairs."""
+    num_blocks = next(n for n in (4, 3, 2, 1) if length % n == 0 and (length // n >= MIN_BLOCK or n == 1))
+    ends = range(length // num_blocks, length + 1, length // num_blocks)
+    return [(slice(end - length // num_blocks, end), slice(0, end)) for end in ends]
+
+
+@jax.custom_vjp
+def add_everywhere(o_btnh: Float[Array, "b t n h"], x_b1nh: Float[Array, "#b 1 n h"]) -> Float[Array, "b t n h"]:
+    """o + x, x at every position. Its gradient of x is a product with ones: as a sum, CPUs take ten times as long."""
+    return o_btnh + x_b1nh
+
+
+def _add_everywhere_backward(shared: bool, do_btnh):
+    ones_bt = jnp.ones(do_btnh.shape[:2], do_btnh.dtype)
+    into = "nh" if shared else "bnh"
+    dx = jnp.einsum(f"bt,btnh->{into}", ones_bt, do_btnh, preferred_element_type=jnp.float32).astype(do_btnh.dtype)
+    return do_btnh, dx[None, None] if shared else dx[:, None]
+
+
+add_everywhere.defvjp(lambda o_btnh, x_b1nh: (o_btnh + x_b1nh, x_b1nh.shape[0] == 1), _add_everywhere_backward)
 
 
 def attend_prefix(

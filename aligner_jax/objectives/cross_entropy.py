@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from aligner_jax.model.llama import Head, Params, unembed
+from aligner_jax.model.llama import Head, Params, column_of, embed_logits, unembed
 from aligner_jax.model.logical import on_each_device
 
 MIN_CHUNK, MAX_CHUNK = 64, 512
@@ -69,8 +69,17 @@ def _forward(hidden, head, targets, counts, chunk: int):
         return _plain_losses(hidden, head, targets, counts, chunk), (hidden, head, targets, counts)
 
     def losses_and_slopes(hidden_cd, targets_c, counts_c):
-        losses_c, pull = jax.vjp(lambda x: _losses(x, head, targets_c), hidden_cd)
-        return jnp.where(counts_c, losses_c, 0.0), pull(counts_c.astype(losses_c.dtype))[0]
+        logits_cv = unembed(head, hidden_cd)
+        largest_c1 = jnp.max(logits_cv, axis=-1, keepdims=True)
+        powers_cv = jnp.exp(logits_cv - largest_c1)
+        denominator_c1 = jnp.sum(powers_cv, axis=-1, keepdims=True)
+        of_target_c1 = jnp.take_along_axis(logits_cv, targets_c[:, None], axis=-1)
+        losses_c = (largest_c1 + jnp.log(denominator_c1) - of_target_c1)[:, 0]
+        # The slope of the logits is p − 1 at the target and p elsewhere. The 1 is taken off as the target's own column,
+        # so that p goes into the product as it is, rounded to the head's dtype (which is what makes the product fast).
+        slopes_cd = embed_logits(head, powers_cv.astype(hidden_cd.dtype)) / denominator_c1
+        slopes_cd = jnp.where(counts_c[:, None], slopes_cd - column_of(head, targets_c).astype(jnp.float32), 0.0)
+        return jnp.where(counts_c, losses_c, 0.0), slopes_cd.astype(hidden_cd.dtype)
 
     def nothing(hidden_cd, targets_c, counts_c):
         return _no_losses(hidden_cd, targets_c, counts_c), jnp.zeros_like(hidden_cd)

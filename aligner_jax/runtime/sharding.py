@@ -2,29 +2,31 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
+from flax.linen import logical_axis_rules
+from flax.linen.spmd import logical_to_mesh_axes
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, is_spec, param_specs
 
-Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+type Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 RULES: Rules = (("batch", ("data", "fsdp")), ("embed", "fsdp"))
 """Logical axis → mesh axes. A name that is missing is not split: adapters and their optimizer state are replicated."""
 
 
-def make_mesh(*, data: int = 1, fsdp: int = -1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(*, data: int = 1, fsdp: int = -1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of (data, fsdp).
 
     Args:
       data: replicas of the parameters.
       fsdp: devices that the parameters of one replica are split over. One of the two may be -1: as many as there are.
-      devices: by default all.
+      devices: `jax.Device`s; by default all.
 
     Raises:
       InputError: the two do not multiply to the number of devices.
@@ -41,7 +43,7 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, devices: Sequence[jax.Device] | 
 @contextlib.contextmanager
 def use(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
     """Puts mesh and rules in context: what is traced inside is split by them."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    with jax.set_mesh(mesh), logical_axis_rules(rules):
         yield
 
 
@@ -53,7 +55,7 @@ def param_shardings(config: LlamaConfig, mesh: Mesh, rules: Rules = RULES) -> Pa
     """
 
     def sharding(spec):
-        mesh_axes = nn.logical_to_mesh_axes(spec.axes, rules) or PartitionSpec()
+        mesh_axes = logical_to_mesh_axes(spec.axes, rules) or PartitionSpec()
         named = NamedSharding(mesh, mesh_axes)
         try:
             named.shard_shape(spec.shape)
@@ -67,7 +69,7 @@ def param_shardings(config: LlamaConfig, mesh: Mesh, rules: Rules = RULES) -> Pa
 
 def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
     """Of arrays whose first axis is the batch."""
-    return NamedSharding(mesh, nn.logical_to_mesh_axes(("batch",), rules) or PartitionSpec())
+    return NamedSharding(mesh, logical_to_mesh_axes(("batch",), rules) or PartitionSpec())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
