@@ -63,9 +63,9 @@ def test_cached_decoding_equals_the_uncached_forward(pieces, uncached, config: L
 
 def test_what_padding_and_empty_slots_hold_does_not_matter(config: LlamaConfig, params: Params):
     _, cache = _run(params, config, None, [5, 5])
-    free_lbskh = ~cache.valid_bs[None, :, :, None, None]
+    free_lbksh = ~cache.valid_bs[None, :, None, :, None]
     dirty = cache.replace(
-        k_lbskh=jnp.where(free_lbskh, 1e3, cache.k_lbskh), v_lbskh=jnp.where(free_lbskh, -1e3, cache.v_lbskh)
+        k_lbksh=jnp.where(free_lbksh, 1e3, cache.k_lbksh), v_lbksh=jnp.where(free_lbksh, -1e3, cache.v_lbksh)
     )
     step = functools.partial(cached_jit, params, TOKENS[:, :1], config=config)
     np.testing.assert_array_equal(step(dirty)[0], step(cache)[0])
@@ -73,6 +73,6 @@ def test_what_padding_and_empty_slots_hold_does_not_matter(config: LlamaConfig, 
 
 def test_an_empty_cache_has_the_shape_that_its_docstring_says(config: LlamaConfig):
     cache: KVCache = jax.eval_shape(lambda: empty_cache(config, 5, 7, jnp.bfloat16))
-    assert cache.k_lbskh.shape == cache.v_lbskh.shape == (3, 5, 7, 2, 6)
-    assert cache.k_lbskh.dtype == jnp.bfloat16
+    assert cache.k_lbksh.shape == cache.v_lbksh.shape == (3, 5, 2, 7, 6)
+    assert cache.k_lbksh.dtype == jnp.bfloat16
     assert cache.valid_bs.shape == (5, 7)

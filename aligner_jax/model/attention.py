@@ -79,7 +79,7 @@ def attend(
             implementation = "xla"
     if implementation == "xla":
         mask_bts = reference.causal_mask(q_btnh.shape[1], segment_ids_bt)
-        return attend_masked(q_btnh, k_bskh, v_bskh, prefix, mask_bts=mask_bts)
+        return attend_masked(q_btnh, k_bskh.swapaxes(1, 2), v_bskh.swapaxes(1, 2), prefix, mask_bts=mask_bts)
     inputs = _Inputs(q_btnh, k_bskh, v_bskh, segment_ids_bt)
     if prefix is None:
         return _attend_on_each_device(inputs, implementation)
@@ -92,20 +92,25 @@ def attend(
 
 def attend_masked(
     q_btnh: Float[Array, "b t n h"],
-    k_bskh: Float[Array, "b s k h"],
-    v_bskh: Float[Array, "b s k h"],
+    k_bksh: Float[Array, "b k s h"],
+    v_bksh: Float[Array, "b k s h"],
     prefix: Prefix | None,
     *,
     mask_bts: Bool[Array, "#b t s"],
 ) -> Float[Array, "b t n h"]:
-    """Attention with an explicit mask (True: may attend), plus the prefix, which every query sees."""
+    """Attention with an explicit mask (True: may attend), plus the prefix, which every query sees.
+
+    Keys and values come heads first, as a cache holds them.
+    """
     if prefix is not None and prefix.joint:
         rows = (q_btnh.shape[0], *prefix.k_bpkh.shape[1:])
-        k_bpkh, v_bpkh = (jnp.broadcast_to(x, rows).astype(k_bskh.dtype) for x in (prefix.k_bpkh, prefix.v_bpkh))
-        k_bskh, v_bskh = jnp.concatenate([k_bpkh, k_bskh], axis=1), jnp.concatenate([v_bpkh, v_bskh], axis=1)
+        k_bkph, v_bkph = (
+            jnp.broadcast_to(x, rows).swapaxes(1, 2).astype(k_bksh.dtype) for x in (prefix.k_bpkh, prefix.v_bpkh)
+        )
+        k_bksh, v_bksh = jnp.concatenate([k_bkph, k_bksh], axis=2), jnp.concatenate([v_bkph, v_bksh], axis=2)
         mask_bts = jnp.pad(mask_bts, [(0, 0), (0, 0), (rows[1], 0)], constant_values=True)
         prefix = None
-    o_btnh, _ = reference.attend_text(q_btnh, k_bskh, v_bskh, mask_bts)
+    o_btnh, _ = reference.attend_text(q_btnh, k_bksh, v_bksh, mask_bts)
     if prefix is None:
         return o_btnh
     gated_v_bpnh = gated_values(prefix, q_btnh.shape[2])

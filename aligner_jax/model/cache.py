@@ -15,13 +15,14 @@ class KVCache:
     """Rotated keys and values of every layer, `s` slots a row, filled from slot 0 at the same pace in all rows.
 
     Attributes:
+      k_lbksh, v_lbksh: heads before slots, as the products of attention read them.
       valid_bs: False in slots that are empty or hold padding.
       used: slots filled so far.
       lengths_b: real tokens a row so far, which is the position of its next token.
     """
 
-    k_lbskh: Float[Array, "l b s k h"]
-    v_lbskh: Float[Array, "l b s k h"]
+    k_lbksh: Float[Array, "l b k s h"]
+    v_lbksh: Float[Array, "l b k s h"]
     valid_bs: Bool[Array, "b s"]
     used: Int[Array, ""]
     lengths_b: Int[Array, " b"]
@@ -29,10 +30,10 @@ class KVCache:
 
 def empty_cache(config: LlamaConfig, batch_size: int, slots: int, dtype: jnp.dtype) -> KVCache:
     """A cache with nothing in it: 2 · l · b · slots · k · h numbers."""
-    shape = (config.num_layers, batch_size, slots, config.num_kv_heads, config.head_dim)
+    shape = (config.num_layers, batch_size, config.num_kv_heads, slots, config.head_dim)
     return KVCache(
-        k_lbskh=jnp.zeros(shape, dtype),
-        v_lbskh=jnp.zeros(shape, dtype),
+        k_lbksh=jnp.zeros(shape, dtype),
+        v_lbksh=jnp.zeros(shape, dtype),
         valid_bs=jnp.zeros((batch_size, slots), bool),
         used=jnp.int32(0),
         lengths_b=jnp.zeros(batch_size, jnp.int32),
@@ -66,30 +67,30 @@ def forward_cached(
     cos_sin = rotation(positions_bt, config)
 
     def step(carry, index_and_prefix):
-        x_btd, k_lbskh, v_lbskh = carry
+        x_btd, k_lbksh, v_lbksh = carry
         index, layer_prefix = index_and_prefix
 
         def attention(q_btnh, k_btkh, v_btkh):
-            nonlocal k_lbskh, v_lbskh
-            start = (index, 0, cache.used, 0, 0)
-            k_lbskh = jax.lax.dynamic_update_slice(k_lbskh, k_btkh[None], start)
-            v_lbskh = jax.lax.dynamic_update_slice(v_lbskh, v_btkh[None], start)
-            k_bskh, v_bskh = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (k_lbskh, v_lbskh))
-            return attend_masked(q_btnh, k_bskh, v_bskh, layer_prefix, mask_bts=mask_bts)
+            nonlocal k_lbksh, v_lbksh
+            start = (index, 0, 0, cache.used, 0)
+            k_lbksh = jax.lax.dynamic_update_slice(k_lbksh, k_btkh.swapaxes(1, 2)[None], start)
+            v_lbksh = jax.lax.dynamic_update_slice(v_lbksh, v_btkh.swapaxes(1, 2)[None], start)
+            k_bksh, v_bksh = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (k_lbksh, v_lbksh))
+            return attend_masked(q_btnh, k_bksh, v_bksh, layer_prefix, mask_bts=mask_bts)
 
         layer: Layers = layer_at(params.layers, index)
         x_btd = transform(x_btd, layer, attention, cos_sin=cos_sin, config=config)
-        return (x_btd, k_lbskh, v_lbskh), None
+        return (x_btd, k_lbksh, v_lbksh), None
 
     first = config.num_layers - (0 if prefix is None else prefix.v_bpkh.shape[0])
-    carry = (embed(params, tokens_bt), cache.k_lbskh, cache.v_lbskh)
+    carry = (embed(params, tokens_bt), cache.k_lbksh, cache.v_lbksh)
     carry, _ = jax.lax.scan(step, carry, (jnp.arange(first), None))
     if prefix is not None:
         carry, _ = jax.lax.scan(step, carry, (jnp.arange(first, config.num_layers), prefix))
-    x_btd, k_lbskh, v_lbskh = carry
+    x_btd, k_lbksh, v_lbksh = carry
     new_cache = KVCache(
-        k_lbskh=k_lbskh,
-        v_lbskh=v_lbskh,
+        k_lbksh=k_lbksh,
+        v_lbksh=v_lbksh,
         valid_bs=valid_bs,
         used=cache.used + t,
         lengths_b=cache.lengths_b + jnp.sum(valid_bt, axis=1, dtype=jnp.int32),

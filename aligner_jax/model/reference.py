@@ -23,13 +23,12 @@ def causal_mask(length: int, segment_ids_bt: Int[Array, "b t"] | None) -> Bool[A
 
 def attend_text(
     q_btnh: Float[Array, "b t n h"],
-    k_bskh: Float[Array, "b s k h"],
-    v_bskh: Float[Array, "b s k h"],
+    k_bksh: Float[Array, "b k s h"],
+    v_bksh: Float[Array, "b k s h"],
     mask_bts: Bool[Array, "#b t s"],
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b n t"]]:
     """Attention with an explicit mask (True: may attend), and the logarithm of its softmax's denominators (float32)."""
-    (b, t, n, _), k = q_btnh.shape, k_bskh.shape[2]
-    k_bksh, v_bksh = _heads_first(k_bskh), _heads_first(v_bskh)
+    (b, t, n, _), k = q_btnh.shape, k_bksh.shape[1]
     scores_bkgts = _masked_scores(_by_kv_head(q_btnh, k), k_bksh, mask_bts)
     largest_bkgt = jnp.max(scores_bkgts, axis=-1, keepdims=True)
     powers_bkgts = jnp.exp(scores_bkgts - largest_bkgt)
@@ -41,16 +40,15 @@ def attend_text(
 
 def attend_text_backward(
     q_btnh: Float[Array, "b t n h"],
-    k_bskh: Float[Array, "b s k h"],
-    v_bskh: Float[Array, "b s k h"],
+    k_bksh: Float[Array, "b k s h"],
+    v_bksh: Float[Array, "b k s h"],
     mask_bts: Bool[Array, "#b t s"],
     log_bnt: Float[Array, "b n t"],
     do_btnh: Float[Array, "b t n h"],
-) -> tuple[Float[Array, "b t n h"], Float[Array, "b s k h"], Float[Array, "b s k h"]]:
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b k s h"], Float[Array, "b k s h"]]:
     """The gradients of queries, keys and values, from the inputs and the logarithms that `attend_text` returned."""
-    k, scale = k_bskh.shape[2], q_btnh.shape[-1] ** -0.5
+    k, scale = k_bksh.shape[1], q_btnh.shape[-1] ** -0.5
     q_bkxh, do_bkxh = _by_kv_head(q_btnh, k), _by_kv_head(do_btnh, k)
-    k_bksh, v_bksh = _heads_first(k_bskh), _heads_first(v_bskh)
     scores_bkgts = _masked_scores(q_bkxh, k_bksh, mask_bts)
     weights_bkgts = jnp.exp(scores_bkgts - log_bnt.reshape(*scores_bkgts.shape[:-1], 1))
     weights_bkxs = weights_bkgts.reshape(*q_bkxh.shape[:3], -1)
@@ -60,7 +58,7 @@ def attend_text_backward(
     d_scores_bkxs = (weights_bkxs * (d_weights_bkxs - delta_bkx) * scale).astype(q_btnh.dtype)
     dq_bkxh = jnp.einsum("bkxs,bksh->bkxh", d_scores_bkxs, k_bksh)
     dk_bksh = jnp.einsum("bkxs,bkxh->bksh", d_scores_bkxs, q_bkxh)
-    return _from_kv_heads(dq_bkxh, q_btnh.shape), _heads_first(dk_bksh), _heads_first(dv_bksh)
+    return _from_kv_heads(dq_bkxh, q_btnh.shape), dk_bksh, dv_bksh
 
 
 def attend_causally(
@@ -71,8 +69,9 @@ def attend_causally(
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b n t"]]:
     """`attend_text` of a row to itself, block by block of queries, without most of the pairs that causality masks."""
     mask_bts = causal_mask(q_btnh.shape[1], segment_ids_bt)
+    k_bkth, v_bkth = _heads_first(k_btkh), _heads_first(v_btkh)
     parts = [
-        attend_text(q_btnh[:, rows], k_btkh[:, keys], v_btkh[:, keys], mask_bts[:, rows, keys])
+        attend_text(q_btnh[:, rows], k_bkth[:, :, keys], v_bkth[:, :, keys], mask_bts[:, rows, keys])
         for rows, keys in _causal_blocks(q_btnh.shape[1])
     ]
     return jnp.concatenate([o for o, _ in parts], axis=1), jnp.concatenate([log for _, log in parts], axis=2)
@@ -88,13 +87,14 @@ def attend_causally_backward(
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
     """The gradients of queries, keys and values, from the inputs and the logarithms that `attend_causally` returned."""
     mask_bts = causal_mask(q_btnh.shape[1], segment_ids_bt)
-    parts, d_keys, d_values = [], jnp.zeros_like(k_btkh), jnp.zeros_like(v_btkh)
+    k_bkth, v_bkth = _heads_first(k_btkh), _heads_first(v_btkh)
+    parts, dk_bkth, dv_bkth = [], jnp.zeros_like(k_bkth), jnp.zeros_like(v_bkth)
     for rows, keys in _causal_blocks(q_btnh.shape[1]):
-        inputs = q_btnh[:, rows], k_btkh[:, keys], v_btkh[:, keys], mask_bts[:, rows, keys]
-        dq_btnh, dk_bskh, dv_bskh = attend_text_backward(*inputs, log_bnt[:, :, rows], do_btnh[:, rows])
+        inputs = q_btnh[:, rows], k_bkth[:, :, keys], v_bkth[:, :, keys], mask_bts[:, rows, keys]
+        dq_btnh, dk_bksh, dv_bksh = attend_text_backward(*inputs, log_bnt[:, :, rows], do_btnh[:, rows])
         parts.append(dq_btnh)
-        d_keys, d_values = d_keys.at[:, keys].add(dk_bskh), d_values.at[:, keys].add(dv_bskh)
-    return jnp.concatenate(parts, axis=1), d_keys, d_values
+        dk_bkth, dv_bkth = dk_bkth.at[:, :, keys].add(dk_bksh), dv_bkth.at[:, :, keys].add(dv_bksh)
+    return jnp.concatenate(parts, axis=1), _heads_first(dk_bkth), _heads_first(dv_bkth)
 
 
 def _causal_blocks(length: int) -> list[tuple[slice, slice]]:
