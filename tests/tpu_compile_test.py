@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from aligner_jax.model.attention import Prefix, attend
@@ -29,8 +30,19 @@ def devices(chip: str):
     return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _without_a_cache_of_programs():
+    """A program compiled for chips that are not here cannot be read back from JAX's cache on disk."""
+    enabled = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", enabled)
+    compilation_cache.reset_cache()
+
+
 @pytest.fixture(autouse=True)
-def _alone_or_not(monkeypatch):
+def _beside_other_compilers(monkeypatch):
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
