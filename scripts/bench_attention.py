@@ -8,7 +8,8 @@
 static_bundles.py) and the bytes moved to and from HBM, of this project's kernel with a prefix of ten tokens and
 without, of JAX's splash attention with the same blocks, and of splash attention with the prefix added by XLA. Each
 bundle counts as often as it is issued: those of a loop for each iteration, those of a branch for each time that it is
-entered. The bytes are block fetches times the bytes of a block, and for XLA's part what its cost analysis says.
+entered. XLA's part is counted from below: loops inside an iteration of a fusion's grid count once. The bytes are block
+fetches times the bytes of a block, and for XLA's part what its cost analysis says.
 
 --compile compiles attention and its gradients for every generation, head dim, length and prefix that are promised.
 """
@@ -50,14 +51,13 @@ HEADS, BLOCK, TOKENS = 8, 512, 10
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """Of one arm and pass: static bundles a head (None where they cannot be counted), and HBM bytes a head."""
+    """Of one arm and pass: static bundles and HBM bytes a head."""
 
-    bundles: float | None
+    bundles: float
     hbm_bytes: float
 
     def __add__(self, other: "Count") -> "Count":
-        known = self.bundles is not None and other.bundles is not None
-        return Count(self.bundles + other.bundles if known else None, self.hbm_bytes + other.hbm_bytes)
+        return Count(self.bundles + other.bundles, self.hbm_bytes + other.hbm_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +201,7 @@ _SPLASH_PROGRAMS = ("fwd_residuals", "dq_no_residuals", "dkv_no_residuals")
 
 
 def unfused_prefix(compile_: Compiler, shape: Shape) -> dict[str, Count]:
-    """The prefix by XLA, added to the output of another kernel."""
+    """The prefix by XLA, added to the output of another kernel. Bundles are the least that it can issue."""
     q, prefix = compile_.array(1, shape.t, HEADS, shape.h), compile_.array(1, TOKENS, HEADS, shape.h)
 
     def add(o, q, k, v):
@@ -213,7 +213,9 @@ def unfused_prefix(compile_: Compiler, shape: Shape) -> dict[str, Count]:
         return dq + of_prefix, *others
 
     def moved(function, *arguments):
-        return Count(None, compile_(function, *arguments).cost_analysis()["bytes accessed"] / HEADS)
+        compiled = compile_(function, *arguments)
+        bundles = static_bundles.issued_by_xla(DUMP, compiled.as_text())
+        return Count(bundles / HEADS, compiled.cost_analysis()["bytes accessed"] / HEADS)
 
     return {"forward": moved(add, q, q, prefix, prefix), "backward": moved(gradients, q, prefix, prefix, q, q)}
 
@@ -236,8 +238,7 @@ def static(chips: list[str], head_dims: list[int], lengths: list[int]) -> list[d
                     row = {"chip": chip, "head_dim": h, "length": t, "arm": arm}
                     for which, count in counts.items():
                         row[f"{which}_bundles"], row[f"{which}_hbm_bytes"] = count.bundles, count.hbm_bytes
-                        if count.bundles is not None:
-                            row[f"{which}_bundles_of_splash"] = count.bundles / peer[which].bundles
+                        row[f"{which}_bundles_of_splash"] = count.bundles / peer[which].bundles
                         whole = arms["splash + XLA prefix"][which].hbm_bytes
                         row[f"{which}_hbm_of_splash_and_prefix"] = count.hbm_bytes / whole
                     rows.append(row)
@@ -252,12 +253,7 @@ def show(row: dict) -> None:
         print(f"{'':22}" + "".join(f"{name:>{width}}" for name, width in [*names, ("bwd MB", 9), ("/both", 7)]))
     cells = []
     for which, width in (("forward", 10), ("backward", 11)):
-        bundles = row[f"{which}_bundles"]
-        cells.append(
-            f"{'':>{width}}{'':>9}"
-            if bundles is None
-            else f"{bundles:>{width},.0f}{row[f'{which}_bundles_of_splash']:>9.3f}"
-        )
+        cells.append(f"{row[f'{which}_bundles']:>{width},.0f}{row[f'{which}_bundles_of_splash']:>9.3f}")
     for which in ("forward", "backward"):
         cells.append(f"{row[f'{which}_hbm_bytes'] / 1e6:>9.2f}{row[f'{which}_hbm_of_splash_and_prefix']:>7.2f}")
     print(f"{row['arm']:22}{''.join(cells)}", flush=True)

@@ -5,6 +5,7 @@ work that is exact and repeatable. It is not a time: waiting for memory is not i
 """
 
 import dataclasses
+import math
 import os
 import re
 from pathlib import Path
@@ -55,13 +56,35 @@ class Program:
 
 
 def read(folder: Path, name: str) -> Program:
-    """The program of the only custom call or fusion of that name."""
-    files = [path for path in folder.glob(f"*-{name}*-final_bundles.txt") if "schedule-analysis" not in path.name]
+    """The program of the only custom call of that name, which the compiler may have numbered."""
+    files = [path for own, path in _listings(folder) if re.fullmatch(rf"{re.escape(name)}(\.\d+)?", own)]
     assert len(files) == 1, (name, [path.name for path in files])
+    return _program(files[0])
+
+
+def issued_by_xla(folder: Path, hlo: str) -> float:
+    """Bundles issued by XLA's own fusions and copies, at the least: loops inside an iteration count once."""
+    total = 0.0
+    for name, path in _listings(folder):
+        bounds = re.search(rf'%{re.escape(name)} = .*"iteration_bounds":\[([^]]*)\]', hlo)
+        # What starts and ends the program has no instruction in the HLO.
+        if f"%{name} = " in hlo:
+            program = _program(path)
+            times = math.prod(int(bound) for bound in re.findall(r"\d+", bounds.group(1))) if bounds else 1
+            total += program.issued([times] * len(program.regions))
+    return total
+
+
+def _listings(folder: Path) -> list[tuple[str, Path]]:
+    found = ((re.fullmatch(r"\d+-(.+)-\d+-final_bundles\.txt", path.name), path) for path in folder.iterdir())
+    return [(match.group(1), path) for match, path in found if match]
+
+
+def _program(listing: Path) -> Program:
     begins: dict[str, int] = {}
     branches: list[tuple[int, str]] = []
     last = 0
-    for line in files[0].read_text().splitlines():
+    for line in listing.read_text().splitlines():
         if (number := _LINE.match(line)) is None:
             continue
         last = int(number.group(1), 16)

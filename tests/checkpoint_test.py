@@ -180,7 +180,9 @@ def test_a_process_killed_while_saving_leaves_whole_checkpoints(tmp_path):
     step, state, data_state = restored(tmp_path, {"a": jnp.zeros(5000), "b": jnp.int32(0)})
     np.testing.assert_array_equal(state["a"], step)
     assert (int(state["b"]), data_state) == (step, {"position": step})
-    assert sorted(os.listdir(tmp_path)) == sorted(str(s) for s in range(step - 1, step + 1))
+    # The last may be there before the oldest is removed.
+    kept = {int(name) for name in os.listdir(tmp_path)}
+    assert {step - 1, step} <= kept <= {step - 2, step - 1, step}
 
 
 SAVE_BEYOND_LIMITS = """

@@ -52,3 +52,15 @@ def test_bundles_count_as_often_as_the_innermost_region_that_holds_them_is_enter
 def test_a_name_that_is_not_of_one_program_is_refused(static_bundles, tmp_path: Path):
     with pytest.raises(AssertionError, match="kernel"):
         static_bundles.read(tmp_path, "kernel")
+
+
+def test_of_xlas_programs_the_grid_is_counted_as_the_hlo_bounds_it(static_bundles, tmp_path: Path):
+    (tmp_path / "17-fusion.1-72-final_bundles.txt").write_text(LISTING)
+    (tmp_path / "17-fusion.12-72-final_bundles.txt").write_text(LISTING)
+    (tmp_path / "17-<late-initialization>-72-final_bundles.txt").write_text(LISTING)
+    hlo = """
+      %fusion.1 = f32[8] fusion(%p), backend_config={"window_config":{"iteration_bounds":["4","1","2"]}}
+      %fusion.12 = f32[8] fusion(%p), backend_config={"flag_configs":[]}
+    """
+    # Three bundles outside the loop and eight in it, each eight times; the other without a grid.
+    assert static_bundles.issued_by_xla(tmp_path, hlo) == (3 + 8 * 8) + 11
