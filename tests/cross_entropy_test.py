@@ -50,8 +50,9 @@ def _close(actual, expected):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), actual, expected)
 
 
-@pytest.mark.parametrize(("chunk", "tied"), [(4, True), (256, False)])
-def test_equals_plain_in_values_and_gradients(chunk: int, tied: bool):
+@pytest.mark.parametrize(("chunk", "tied", "block"), [(4, True, 64), (256, False, 64), (8, True, 80), (256, False, V)])
+def test_equals_plain_in_values_and_gradients(chunk: int, tied: bool, block: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cross_entropy, "VOCAB_BLOCK", block)
     params = _params(tied)
     expected = jax.jit(functools.partial(_losses_and_gradients, _plain))(params, HIDDEN_BTD, MASK_BT)
     _close(jax.jit(_chunked(chunk))(params, HIDDEN_BTD, MASK_BT), expected)
@@ -92,6 +93,13 @@ def test_the_logits_of_the_batch_never_exist(argnums):
     plain = functools.partial(_losses_and_gradients, _plain, argnums=argnums)
     assert _largest_array(plain, params, HIDDEN_BTD, MASK_BT) >= B * T * V
     assert _largest_array(_chunked(4, argnums), params, HIDDEN_BTD, MASK_BT) <= max(V * D, 4 * V)
+
+
+def test_a_frozen_head_makes_one_block_of_the_logits_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cross_entropy, "VOCAB_BLOCK", 16)
+    chunk = B * T
+    assert chunk * 16 < V * D < chunk * V
+    assert _largest_array(_chunked(chunk, 1), _params(True), HIDDEN_BTD, MASK_BT) <= V * D
 
 
 @pytest.mark.parametrize("argnums", [1, (0, 1)], ids=["hidden", "hidden and params"])

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -75,6 +76,19 @@ def test_a_batch_of_prompts_of_different_lengths_equals_the_prompts_alone(base: 
     alone = [sample(base, adapter, [prompt], max_new_tokens=NEW)[0] for prompt in PROMPTS]
     assert greedy == alone
     assert len(set(greedy)) == len(greedy)
+
+
+def test_one_row_of_bfloat16_equals_the_same_row_among_others(base: LetterModel, adapter: Adapter):
+    half = base._replace(params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), base.params))
+    pair = sample(half, adapter, PROMPTS[:1] * 2, max_new_tokens=NEW, temperature=0.0)
+    ids = [half.tokenizer.encode(PROMPTS[0])]
+    steps = list(
+        sampler.continue_ids(
+            half.params, adapter, ids, config=half.config, max_new_tokens=NEW, sampling=Sampling(), tokens_a_call=5
+        )
+    )
+    assert [len(tokens) for tokens in steps] == [1] * NEW
+    assert [half.tokenizer.decode(row) for row in zip(*steps, strict=True)] == pair[:1]
 
 
 def test_the_adapter_is_used(base: LetterModel, adapter, greedy):

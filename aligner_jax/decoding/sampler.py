@@ -20,6 +20,9 @@ from aligner_jax.weights.base import Base
 
 PROMPT_MULTIPLE = 16
 """Prompts are padded to a multiple of this, so that few different lengths are compiled."""
+SINGLE_ROW_COPIES = 2
+"""One row of bfloat16 is decoded as two equal ones: XLA's CPU backend converts the matrix to float32 for a product with
+a single vector, and does not for one with two. On TPUs, whose registers hold eight rows, it costs nothing."""
 TOKENS_A_CALL = 8
 """Tokens decoded between two looks at whether all rows have ended; 1 when text is streamed."""
 
@@ -102,7 +105,7 @@ def continue_ids(
     done_b, made = np.zeros(len(prompt_ids), bool), 0
     while made < max_new_tokens and not done_b.all():
         state, tokens_bt = _decode(params, prefix, state, stops, config=config, sampling=sampling, count=tokens_a_call)
-        for tokens_b in np.asarray(tokens_bt).T[: max_new_tokens - made]:
+        for tokens_b in np.asarray(tokens_bt).T[: max_new_tokens - made, : len(prompt_ids)]:
             done_b |= np.isin(tokens_b, np.asarray(stops))
             if done_b.all():
                 return
@@ -125,6 +128,9 @@ def _prefill(params, adapter, tokens_bt, valid_bt, stops, seed, *, config, sampl
     hidden_btd, cache = forward_cached(params, tokens_bt, cache, config=config, prefix=prefix, valid_bt=valid_bt)
     keys_b = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(tokens_bt.shape[0]))
     token_b = _choose_last(params, hidden_btd, keys_b, cache, sampling)
+    if len(token_b) == 1 and cache.k_lbksh.dtype == jnp.bfloat16:
+        cache = cache.repeat_row(SINGLE_ROW_COPIES)
+        token_b, keys_b = (jnp.repeat(x, SINGLE_ROW_COPIES) for x in (token_b, keys_b))
     return prefix, _State(cache, token_b, jnp.isin(token_b, stops), keys_b)
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from aligner_jax.errors import InputError
@@ -20,6 +21,8 @@ from aligner_jax.model.kernels import flash
 from aligner_jax.model.kernels.blocks import Unsupported, check_supported
 from aligner_jax.model.logical import Axes, on_each_device
 
+RESIDUAL = "attention_residual"
+"""The name under which `jax.checkpoint` policies find what a backward pass of attention needs beside its inputs."""
 IMPLEMENTATIONS = ("auto", "pallas", "pallas_interpret", "xla")
 
 
@@ -160,7 +163,7 @@ def _attend(inputs: _Inputs, implementation: str) -> Float[Array, "b t n h"]:
 
 def _forward(inputs: _Inputs, implementation: str):
     o_btnh, *residuals = _run(inputs, implementation, residuals=True)
-    return o_btnh, (inputs, *residuals)
+    return o_btnh, (inputs, *(checkpoint_name(x, RESIDUAL) for x in residuals))
 
 
 def _run(inputs: _Inputs, implementation: str, residuals: bool):
@@ -184,8 +187,8 @@ def _backward(implementation: str, residuals, do_btnh):
     def pallas(inputs: _Inputs, text_o_btnh, log_bnt, do_btnh, interpret: bool = False):
         return flash.backward(text_o_btnh, log_bnt, do_btnh, **inputs._asdict(), interpret=interpret)
 
-    def xla(inputs: _Inputs, _, log_bnt, do_btnh):
-        d_text = reference.attend_causally_backward(*inputs[:3], inputs.segment_ids_bt, log_bnt, do_btnh)
+    def xla(inputs: _Inputs, text_o_btnh, log_bnt, do_btnh):
+        d_text = reference.attend_causally_backward(*inputs[:3], inputs.segment_ids_bt, text_o_btnh, log_bnt, do_btnh)
         if inputs.prefix_k_bpkh is None:
             return *d_text, None, None
         _, pull = jax.vjp(reference.attend_prefix, inputs.q_btnh, inputs.prefix_k_bpkh, inputs.gated_v_bpnh)

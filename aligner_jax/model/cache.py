@@ -27,6 +27,12 @@ class KVCache:
     used: Int[Array, ""]
     lengths_b: Int[Array, " b"]
 
+    def repeat_row(self, times: int) -> "KVCache":
+        """The cache of a batch of so many copies of this one's only row."""
+        k_lbksh, v_lbksh = (jnp.repeat(x, times, axis=1) for x in (self.k_lbksh, self.v_lbksh))
+        valid_bs, lengths_b = (jnp.repeat(x, times, axis=0) for x in (self.valid_bs, self.lengths_b))
+        return KVCache(k_lbksh, v_lbksh, valid_bs, self.used, lengths_b)
+
 
 def empty_cache(config: LlamaConfig, batch_size: int, slots: int, dtype: jnp.dtype) -> KVCache:
     """A cache with nothing in it: 2 · l · b · slots · k · h numbers."""

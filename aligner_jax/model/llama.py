@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from aligner_jax.errors import InputError
-from aligner_jax.model.attention import Prefix, attend
+from aligner_jax.model.attention import RESIDUAL, Prefix, attend
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.logical import constrain
 from aligner_jax.model.params import Layers, Params, abstract_params, init_params, param_specs
@@ -45,7 +45,7 @@ def forward(
       segment_ids_bt: a number per document of a packed row; positions attend within their own document only.
       positions_bt: rotary positions; default 0, 1, … along the row, which is wrong for packed rows.
       remat: what the backward pass recomputes. "full": all of a layer from its input; "dots": all but the results of
-        the matrix products with weights; "none": nothing but the slices of the weights.
+        the matrix products with weights and of attention; "none": nothing but the slices of the weights.
       implementation: of the attention, see `attend`.
     """
     if positions_bt is None:
@@ -83,6 +83,21 @@ class Head(NamedTuple):
     @classmethod
     def of(cls, params: Params) -> "Head":
         return cls(params.head_dv, params.embed_vd if params.head_dv is None else None)
+
+    @property
+    def vocab_size(self) -> int:
+        if self.head_dv is not None:
+            return self.head_dv.shape[1]
+        assert self.embed_vd is not None
+        return self.embed_vd.shape[0]
+
+    def block(self, start: int | Int[Array, ""], size: int) -> "Head":
+        """The part that makes the logits of `size` tokens from `start` on."""
+        slices = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
+        return Head(
+            None if self.head_dv is None else slices(self.head_dv, axis=1),
+            None if self.embed_vd is None else slices(self.embed_vd, axis=0),
+        )
 
 
 def unembed(params: Params | Head, hidden_btd: Float[Array, "*bt d"]) -> Float[Array, "*bt v"]:
@@ -177,7 +192,10 @@ def remat_policy(remat: Remat) -> Callable[..., bool]:
     """
     policies = {
         "full": jax.checkpoint_policies.nothing_saveable,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "dots": jax.checkpoint_policies.save_from_both_policies(
+            jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+            jax.checkpoint_policies.save_only_these_names(RESIDUAL),
+        ),
         "none": _everything_but_weight_slices,
     }
     if remat not in policies:

@@ -11,6 +11,8 @@ MAX_BLOCK_DIAGONAL_TOKENS = 16
 MIN_BLOCK = 128
 """Queries a block has at least where a row is cut, so that products stay large."""
 
+_MASKED = jnp.finfo(jnp.float32).min
+
 
 def causal_mask(length: int, segment_ids_bt: Int[Array, "b t"] | None) -> Bool[Array, "#b t t"]:
     """True where a query t may attend to a key s: s ≤ t, and in the same segment."""
@@ -44,21 +46,31 @@ def attend_text_backward(
     v_bksh: Float[Array, "b k s h"],
     mask_bts: Bool[Array, "#b t s"],
     log_bnt: Float[Array, "b n t"],
+    delta_bnt: Float[Array, "b n t"],
     do_btnh: Float[Array, "b t n h"],
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b k s h"], Float[Array, "b k s h"]]:
-    """The gradients of queries, keys and values, from the inputs and the logarithms that `attend_text` returned."""
+    """The gradients of queries, keys and values, those of keys and values in float32.
+
+    Args:
+      log_bnt: what `attend_text` returned of the same inputs.
+      delta_bnt: Σ_h o · do, o being what it returned; float32.
+    """
+    # Scores are transposed, keys before queries, and so are the keys of dq's product: XLA's CPU backend takes five
+    # times as long for a product over the first axis of its left side. Barriers keep it from writing one after all.
     k, scale = k_bksh.shape[1], q_btnh.shape[-1] ** -0.5
     q_bkxh, do_bkxh = _by_kv_head(q_btnh, k), _by_kv_head(do_btnh, k)
-    scores_bkgts = _masked_scores(q_bkxh, k_bksh, mask_bts)
-    weights_bkgts = jnp.exp(scores_bkgts - log_bnt.reshape(*scores_bkgts.shape[:-1], 1))
-    weights_bkxs = weights_bkgts.reshape(*q_bkxh.shape[:3], -1)
-    dv_bksh = jnp.einsum("bkxs,bkxh->bksh", weights_bkxs.astype(do_bkxh.dtype), do_bkxh)
-    d_weights_bkxs = jnp.einsum("bkxh,bksh->bkxs", do_bkxh, v_bksh, preferred_element_type=jnp.float32)
-    delta_bkx = jnp.sum(weights_bkxs * d_weights_bkxs, axis=-1, keepdims=True)
-    d_scores_bkxs = (weights_bkxs * (d_weights_bkxs - delta_bkx) * scale).astype(q_btnh.dtype)
-    dq_bkxh = jnp.einsum("bkxs,bksh->bkxh", d_scores_bkxs, k_bksh)
-    dk_bksh = jnp.einsum("bkxs,bkxh->bksh", d_scores_bkxs, q_bkxh)
-    return _from_kv_heads(dq_bkxh, q_btnh.shape), dk_bksh, dv_bksh
+    statistic_bk1x = (*q_bkxh.shape[:2], 1, q_bkxh.shape[2])
+    scores_bksx = jnp.einsum("bksh,bkxh->bksx", k_bksh, q_bkxh, preferred_element_type=jnp.float32) * scale
+    weights_bksx = jnp.exp(_masked_keys(scores_bksx, mask_bts) - log_bnt.reshape(statistic_bk1x))
+    weights_bksx = weights_bksx.astype(q_btnh.dtype)
+    d_weights_bksx = jnp.einsum("bksh,bkxh->bksx", v_bksh, do_bkxh, preferred_element_type=jnp.float32)
+    d_scores_bksx = weights_bksx.astype(jnp.float32) * (d_weights_bksx - delta_bnt.reshape(statistic_bk1x)) * scale
+    d_scores_bksx = d_scores_bksx.astype(q_btnh.dtype)
+    dv_bksh = jnp.einsum("bksx,bkxh->bksh", weights_bksx, do_bkxh, preferred_element_type=jnp.float32)
+    dk_bksh = jnp.einsum("bksx,bkxh->bksh", d_scores_bksx, q_bkxh, preferred_element_type=jnp.float32)
+    k_bkhs = jax.lax.optimization_barrier(k_bksh.swapaxes(2, 3))
+    dq_bkhx = jax.lax.optimization_barrier(jnp.einsum("bkhs,bksx->bkhx", k_bkhs, d_scores_bksx))
+    return _from_kv_heads(dq_bkhx.swapaxes(2, 3), q_btnh.shape), dk_bksh, dv_bksh
 
 
 def attend_causally(
@@ -82,19 +94,23 @@ def attend_causally_backward(
     k_btkh: Float[Array, "b t k h"],
     v_btkh: Float[Array, "b t k h"],
     segment_ids_bt: Int[Array, "b t"] | None,
+    o_btnh: Float[Array, "b t n h"],
     log_bnt: Float[Array, "b n t"],
     do_btnh: Float[Array, "b t n h"],
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
-    """The gradients of queries, keys and values, from the inputs and the logarithms that `attend_causally` returned."""
+    """The gradients of queries, keys and values, from the inputs and what `attend_causally` returned of them."""
     mask_bts = causal_mask(q_btnh.shape[1], segment_ids_bt)
     k_bkth, v_bkth = _heads_first(k_btkh), _heads_first(v_btkh)
-    parts, dk_bkth, dv_bkth = [], jnp.zeros_like(k_bkth), jnp.zeros_like(v_bkth)
+    delta_bnt = jnp.einsum("btnh,btnh->bnt", o_btnh.astype(jnp.float32), do_btnh.astype(jnp.float32))
+    parts, dk_bkth, dv_bkth = [], jnp.zeros(k_bkth.shape, jnp.float32), jnp.zeros(v_bkth.shape, jnp.float32)
     for rows, keys in _causal_blocks(q_btnh.shape[1]):
         inputs = q_btnh[:, rows], k_bkth[:, :, keys], v_bkth[:, :, keys], mask_bts[:, rows, keys]
-        dq_btnh, dk_bksh, dv_bksh = attend_text_backward(*inputs, log_bnt[:, :, rows], do_btnh[:, rows])
+        statistics = log_bnt[:, :, rows], delta_bnt[:, :, rows]
+        dq_btnh, dk_bksh, dv_bksh = attend_text_backward(*inputs, *statistics, do_btnh[:, rows])
         parts.append(dq_btnh)
         dk_bkth, dv_bkth = dk_bkth.at[:, :, keys].add(dk_bksh), dv_bkth.at[:, :, keys].add(dv_bksh)
-    return jnp.concatenate(parts, axis=1), _heads_first(dk_bkth), _heads_first(dv_bkth)
+    dk_btkh, dv_btkh = (_heads_first(x).astype(k_btkh.dtype) for x in (dk_bkth, dv_bkth))
+    return jnp.concatenate(parts, axis=1), dk_btkh, dv_btkh
 
 
 def _causal_blocks(length: int) -> list[tuple[slice, slice]]:
@@ -165,7 +181,13 @@ def _masked_scores(q_bkxh, k_bksh, mask_bts):
     (b, k, _, h), t = q_bkxh.shape, mask_bts.shape[1]
     scores_bkxs = jnp.einsum("bkxh,bksh->bkxs", q_bkxh, k_bksh, preferred_element_type=jnp.float32) * h**-0.5
     scores_bkgts = scores_bkxs.reshape(b, k, -1, t, k_bksh.shape[2])
-    return jnp.where(mask_bts[:, None, None], scores_bkgts, jnp.finfo(jnp.float32).min)
+    return jnp.where(mask_bts[:, None, None], scores_bkgts, _MASKED)
+
+
+def _masked_keys(scores_bksx, mask_bts):
+    b, k, s, x = scores_bksx.shape
+    scores_bksgt = scores_bksx.reshape(b, k, s, -1, mask_bts.shape[1])
+    return jnp.where(mask_bts.swapaxes(1, 2)[:, None, :, None], scores_bksgt, _MASKED).reshape(b, k, s, x)
 
 
 def _by_kv_head(q_btnh, num_kv_heads: int):

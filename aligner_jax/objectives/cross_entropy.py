@@ -1,6 +1,7 @@
 """Cross-entropy of an output head, in chunks: no more than one chunk's logits ever exist."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ from aligner_jax.model.llama import Head, Params, column_of, embed_logits, unemb
 from aligner_jax.model.logical import on_each_device
 
 MIN_CHUNK, MAX_CHUNK = 64, 512
-"""Tokens a chunk, at least and at most: below, reading the head dominates; above, its logits (512 · 128k · 4 bytes)."""
+"""Tokens a chunk, at least and at most: below, reading the head dominates; above, its logits."""
+VOCAB_BLOCK = 4096
+"""Of a chunk's logits so many columns exist at a time where the head is frozen: few enough for a CPU's caches."""
 
 
 def token_losses(
@@ -25,8 +28,9 @@ def token_losses(
 
     Positions of the mask are gathered to the front, and chunks without any are skipped, so the head costs only what
     the targets need. Where only the hidden states are differentiated (a frozen base), the forward pass leaves each
-    token's gradient with respect to its hidden state, and the backward pass neither stores nor recomputes logits;
-    where the parameters are differentiated too, it recomputes them chunk by chunk.
+    token's gradient with respect to its hidden state, and the backward pass neither stores nor recomputes logits: one
+    pass over blocks of the vocabulary makes both, as attention makes its output (arXiv 1805.02867). Where the
+    parameters are differentiated too, the backward pass recomputes the logits chunk by chunk.
 
     Args:
       hidden_btd: hidden states after the final norm.
@@ -52,14 +56,18 @@ def _token_losses(head: Head, hidden_btd, targets_bt, mask_bt, *, chunk: int | N
     return jnp.zeros(b * t, jnp.float32).at[order].set(losses, mode="drop").reshape(b, t)
 
 
+def _frozen_losses(hidden, head: Head, targets, counts, chunk: int):
+    def losses_of(hidden_cd, targets_c, counts_c):
+        return jnp.where(counts_c, _in_blocks(hidden_cd, head, targets_c, slopes=False)[0], 0.0)
+
+    return _scan(losses_of, _no_losses, (hidden, targets, counts), chunk).reshape(-1)
+
+
 def _plain_losses(hidden, head: Head, targets, counts, chunk: int):
     def losses_of(hidden_cd, targets_c, counts_c):
         return jnp.where(counts_c, _losses(hidden_cd, head, targets_c), 0.0)
 
-    def step(_, inputs):
-        return None, jax.lax.cond(jnp.any(inputs[2]), losses_of, _no_losses, *inputs)
-
-    return jax.lax.scan(jax.checkpoint(step), None, _in_chunks((hidden, targets, counts), chunk))[1].reshape(-1)
+    return _scan(losses_of, _no_losses, (hidden, targets, counts), chunk).reshape(-1)
 
 
 def _forward(hidden, head, targets, counts, chunk: int):
@@ -69,25 +77,14 @@ def _forward(hidden, head, targets, counts, chunk: int):
         return _plain_losses(hidden, head, targets, counts, chunk), (hidden, head, targets, counts)
 
     def losses_and_slopes(hidden_cd, targets_c, counts_c):
-        logits_cv = unembed(head, hidden_cd)
-        largest_c1 = jnp.max(logits_cv, axis=-1, keepdims=True)
-        powers_cv = jnp.exp(logits_cv - largest_c1)
-        denominator_c1 = jnp.sum(powers_cv, axis=-1, keepdims=True)
-        of_target_c1 = jnp.take_along_axis(logits_cv, targets_c[:, None], axis=-1)
-        losses_c = (largest_c1 + jnp.log(denominator_c1) - of_target_c1)[:, 0]
-        # The slope of the logits is p − 1 at the target and p elsewhere. The 1 is taken off as the target's own column,
-        # so that p goes into the product as it is, rounded to the head's dtype (which is what makes the product fast).
-        slopes_cd = embed_logits(head, powers_cv.astype(hidden_cd.dtype)) / denominator_c1
-        slopes_cd = jnp.where(counts_c[:, None], slopes_cd - column_of(head, targets_c).astype(jnp.float32), 0.0)
-        return jnp.where(counts_c, losses_c, 0.0), slopes_cd.astype(hidden_cd.dtype)
+        losses_c, slopes_cd = _in_blocks(hidden_cd, head, targets_c, slopes=True)
+        assert slopes_cd is not None
+        return jnp.where(counts_c, losses_c, 0.0), jnp.where(counts_c[:, None], slopes_cd, 0.0).astype(hidden_cd.dtype)
 
     def nothing(hidden_cd, targets_c, counts_c):
         return _no_losses(hidden_cd, targets_c, counts_c), jnp.zeros_like(hidden_cd)
 
-    def step(_, inputs):
-        return None, jax.lax.cond(jnp.any(inputs[2]), losses_and_slopes, nothing, *inputs)
-
-    _, (losses, slopes) = jax.lax.scan(step, None, _in_chunks((hidden, targets, counts), chunk))
+    losses, slopes = _scan(losses_and_slopes, nothing, (hidden, targets, counts), chunk)
     return losses.reshape(-1), slopes.reshape(hidden.shape)
 
 
@@ -99,8 +96,47 @@ def _backward(chunk: int, residuals, d_losses):
     return (residuals.astype(jnp.float32) * d_losses[:, None]).astype(residuals.dtype), None, None, None
 
 
-_chunked_losses = jax.custom_vjp(_plain_losses, nondiff_argnums=(4,))
+_chunked_losses = jax.custom_vjp(_frozen_losses, nondiff_argnums=(4,))
 _chunked_losses.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+class _Sums(NamedTuple):
+    """Of the columns seen so far: the largest logit, and relative to it the denominator and what p gives the slope."""
+
+    largest_c1: Float[Array, "c 1"]
+    denominator_c1: Float[Array, "c 1"]
+    slopes_cd: Float[Array, "c d"] | None
+
+
+def _in_blocks(hidden_cd, head: Head, targets_c, *, slopes: bool):
+    """Losses, and their gradients of the hidden states in float32 or None."""
+
+    def add(sums: _Sums, block: Head) -> _Sums:
+        logits_cv = unembed(block, hidden_cd)
+        largest_c1 = jnp.maximum(sums.largest_c1, jnp.max(logits_cv, axis=-1, keepdims=True))
+        shrink_c1, powers_cv = jnp.exp(sums.largest_c1 - largest_c1), jnp.exp(logits_cv - largest_c1)
+        denominator_c1 = sums.denominator_c1 * shrink_c1 + jnp.sum(powers_cv, axis=-1, keepdims=True)
+        if sums.slopes_cd is None:
+            return _Sums(largest_c1, denominator_c1, None)
+        # Rounded to the head's dtype, which is what makes the product fast.
+        slopes_cd = sums.slopes_cd * shrink_c1 + embed_logits(block, powers_cv.astype(hidden_cd.dtype))
+        return _Sums(largest_c1, denominator_c1, slopes_cd)
+
+    def step(sums: _Sums, start):
+        return add(sums, head.block(start, size)), None
+
+    size = min(VOCAB_BLOCK, head.vocab_size)
+    whole = head.vocab_size // size
+    zeros_c1 = jnp.zeros((len(targets_c), 1))
+    sums = _Sums(zeros_c1 - jnp.inf, zeros_c1, jnp.zeros(hidden_cd.shape) if slopes else None)
+    sums = jax.lax.scan(step, sums, jnp.arange(whole) * size)[0]
+    if rest := head.vocab_size - whole * size:
+        sums = add(sums, head.block(whole * size, rest))
+    # The slope of the logits is p − 1 at the target and p elsewhere; the 1 is taken off as the target's own column.
+    column_cd = column_of(head, targets_c).astype(jnp.float32)
+    of_target_c = jnp.sum(hidden_cd.astype(jnp.float32) * column_cd, axis=-1)
+    losses_c = (sums.largest_c1 + jnp.log(sums.denominator_c1))[:, 0] - of_target_c
+    return losses_c, None if sums.slopes_cd is None else sums.slopes_cd / sums.denominator_c1 - column_cd
 
 
 def _losses(hidden_cd, head: Head, targets_c):
@@ -112,5 +148,11 @@ def _no_losses(hidden_cd, targets_c, counts_c):
     return jnp.zeros(counts_c.shape, jnp.float32)
 
 
-def _in_chunks(arrays, chunk: int):
-    return jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), arrays)
+def _scan(do, do_nothing, arrays, chunk: int):
+    """`do` of every chunk of the arrays; of those that count nothing, `do_nothing`."""
+
+    def step(_, inputs):
+        return None, jax.lax.cond(jnp.any(inputs[2]), do, do_nothing, *inputs)
+
+    chunks = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), arrays)
+    return jax.lax.scan(jax.checkpoint(step), None, chunks)[1]

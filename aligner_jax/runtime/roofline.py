@@ -123,9 +123,8 @@ def train_step(
 
     # A product of t queries with the t / 2 keys they see on average: 2 · t · (t / 2) · n · h FLOPs a row. Forward there
     # are two, scores and values; backward four, for the gradients of weights, values, queries and keys. A flash kernel
-    # keeps no scores, so its backward pass makes them again; and under "full" and "dots" its forward pass runs again,
-    # since its results are not those of products with weights.
-    product, runs_again = tokens * sequence_length * nh, 0 if remat == "none" else 1
+    # keeps no scores, so its backward pass makes them again; and under "full" its forward pass runs again.
+    product, runs_again = tokens * sequence_length * nh, 1 if remat == "full" else 0
     # Scores stay on the chip. Forward q, k and v are read and o is written, with a prefix also the text's part of it;
     # backward those four and o's cotangent are read, and three cotangents written.
     forward_moved, backward_moved = (2 if num_tokens == 1 else 3) * nh + 2 * kh, 4 * nh + 4 * kh
@@ -163,10 +162,11 @@ def train_step(
     chunks = accumulate * math.ceil(target_tokens / accumulate / chunk)
     head_flops = 4 * target_tokens * d * v
     # What the forward pass writes for the backward pass to read: a layer's input; the results of products with weights
-    # that are needed; or everything, of which four copies for the norms are float32 and five are as wide as the MLP.
+    # and of attention that are needed, of which a logarithm a head is float32; or everything, of which four copies for
+    # the norms are float32 and five are as wide as the MLP.
     saved = {
         "full": activation_bytes * d,
-        "dots": activation_bytes * (2 * d + nh + 2 * kh + 2 * f),
+        "dots": activation_bytes * (2 * d + 2 * nh + 2 * kh + 2 * f) + 4 * config.num_heads,
         "none": activation_bytes * (2 * nh + 2 * kh + 5 * f) + 4 * 4 * d,
     }[remat]
     return Cost(
