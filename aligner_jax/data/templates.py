@@ -73,7 +73,7 @@ def _alpaca(example: Example, tokenizer: Tokenizer, system: str | None) -> Segme
         raise InputError("the template 'alpaca' has no place for a system prompt")
     record = example.record
     if not isinstance(record, Instruction):
-        roles = [message["role"] for message in record.messages]
+        roles = [message["role"] for message in example.messages()]
         if roles != ["user", "assistant"]:
             raise InputError(
                 f"{example.where}: the template 'alpaca' takes one user and one assistant turn, not {', '.join(roles)}"

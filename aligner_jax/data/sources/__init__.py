@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aligner_jax.data.sources import alpaca, messages
-from aligner_jax.data.sources.example import Conversation, Example, Instruction, Message
+from aligner_jax.data.sources.example import Conversation, Example, Instruction, Message, Preference
 from aligner_jax.data.sources.records import read_records
 from aligner_jax.errors import InputError
 
-__all__ = ["SOURCES", "Conversation", "Example", "Instruction", "Message", "load_examples"]
+__all__ = ["SOURCES", "Conversation", "Example", "Instruction", "Message", "Preference", "load_examples"]
 
 SOURCES: dict[str, Callable[[dict, str], Instruction | Conversation]] = {
     "alpaca": alpaca.parse,

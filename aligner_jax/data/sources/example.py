@@ -1,7 +1,7 @@
 """What every source yields."""
 
 import dataclasses
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 
 class Message(TypedDict):
@@ -28,10 +28,29 @@ class Conversation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
-    """A record and the "file:line" it came from."""
+class Preference:
+    """Two answers to one prompt, of which one is preferred.
 
-    record: Instruction | Conversation
+    Attributes:
+      prompt: the turns before the answer, the last of them the user's.
+      chosen: the preferred answer.
+      rejected: the other.
+    """
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+
+    def conversation(self, answer: Literal["chosen", "rejected"]) -> Conversation:
+        """The prompt with one of the two answers."""
+        return Conversation((*self.prompt, {"role": "assistant", "content": getattr(self, answer)}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A record and the "file:line" it came from. Of a preference, the answer is the chosen one."""
+
+    record: Instruction | Conversation | Preference
     where: str
 
     @property
@@ -46,12 +65,14 @@ class Example:
         """The wanted answer: the output, or the assistant's last turn."""
         if isinstance(self.record, Instruction):
             return self.record.output
-        return self.record.messages[len(self.messages_before_answer())]["content"]
+        return self.messages()[len(self.messages_before_answer())]["content"]
 
     def messages(self) -> list[Message]:
         """As a conversation: an instruction is one user turn (its input after a blank line) and one assistant turn."""
         if isinstance(self.record, Conversation):
             return list(self.record.messages)
+        if isinstance(self.record, Preference):
+            return list(self.record.conversation("chosen").messages)
         return [{"role": "user", "content": self.question}, {"role": "assistant", "content": self.record.output}]
 
     def messages_before_answer(self) -> list[Message]:
