@@ -31,6 +31,7 @@ import static_bundles
 DUMP = Path(tempfile.gettempdir()) / f"attention_bundles_{os.getpid()}"
 os.environ.update(TPU_SKIP_MDS_QUERY="1", JAX_PLATFORMS="cpu", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 static_bundles.dump_to(DUMP)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
 
 import jax
 import jax.numpy as jnp

@@ -40,7 +40,9 @@ def test_jax_is_told_what_fits_the_machine_and_never_over_the_user(tmp_path):
     plain = prepared(XDG_CACHE_HOME=cache)
     amx = prepared("amx_tile amx_bf16", XDG_CACHE_HOME="/proc/nowhere")
     users = prepared(
-        "amx_tile amx_bf16", XLA_FLAGS="--xla_force_host_platform_device_count=3", JAX_COMPILATION_CACHE_DIR="mine"
+        "amx_tile amx_bf16",
+        XLA_FLAGS="--xla_force_host_platform_device_count=3",
+        JAX_COMPILATION_CACHE_DIR=f"{cache}/mine",
     )
     gpu = prepared(accelerators="gpu", XDG_CACHE_HOME=cache)
 
@@ -51,7 +53,7 @@ def test_jax_is_told_what_fits_the_machine_and_never_over_the_user(tmp_path):
     assert os.path.isdir(folder)
     assert (out.splitlines()[1], err) == ("float32 3.0 1", "")
     assert amx.communicate() == (f"cpu {onednn} None\nbfloat16 3.0 1\n", "")
-    assert users.communicate() == ("cpu --xla_force_host_platform_device_count=3 mine\nbfloat16 3.0 3\n", "")
+    assert users.communicate() == (f"cpu --xla_force_host_platform_device_count=3 {cache}/mine\nbfloat16 3.0 3\n", "")
     assert gpu.communicate()[0].startswith("None None ")
 
 
