@@ -266,6 +266,12 @@ def test_bad_records_are_refused_by_file_and_line(tmp_path, name):
             assert words in sentence, bad
     table = as_parquet(tmp_path / "a.parquet", record, dict.fromkeys(record))
     assert refusal(table, name).startswith(", row 2: the field ")
+    field = REQUIRED[name][0]
+    table = as_parquet(tmp_path / "b.parquet", {**record, field: b"\xff"})
+    text = isinstance(record[field], str)
+    assert f", row 1: the field {field!r} {'holds bytes, not text' if text else 'is not a list'}" in refusal(
+        table, name
+    )
 
 
 @every_source

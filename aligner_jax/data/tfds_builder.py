@@ -31,10 +31,12 @@ def prepare(
 
     Args and Raises: as `make_builder`; and what `load_dataset` raises for the files.
     """
-    builder = make_builder(source, data_dir, raw=raw, fields=fields)
-    folder = Path(builder.data_path)
-    if folder.exists() and raw is not None:
+    folder = Path(data_dir).expanduser() / source / VERSION
+    if folder.exists():
+        if raw is None:
+            return folder
         raise InputError(f"{folder} is prepared already: remove it, or choose another folder")
+    builder = make_builder(source, data_dir, raw=raw, fields=fields)
     try:
         builder.download_and_prepare(file_format="array_record")
     except OSError as error:
@@ -76,8 +78,6 @@ def _builder_class() -> type:
         VERSION = tfds.core.Version(VERSION)
         # Without it TFDS does not let a builder look into its manual folder.
         MANUAL_DOWNLOAD_INSTRUCTIONS = "The published files, if they should not be downloaded."
-        # Set here, so that the base class does not search this package for files that describe a data set.
-        pkg_dir_path = Path(__file__).parent
 
         def __init__(self, source: Source, raw: Mapping[str, Path | str] | None, data_dir: Path | str) -> None:
             self.name, self._source, self._raw = source.name, source, raw
