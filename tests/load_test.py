@@ -1,15 +1,11 @@
 """Every source: what its records become, what is dropped and counted, and what is refused in one sentence."""
 
-import gzip
 import json
-import lzma
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow
 import pytest
-from pyarrow import parquet
+from source_samples import CHAT, HH, PKU, REQUIRED, SAMPLES, as_parquet, every_source, lines, pair, refusal, turns
 
 from aligner_jax.data.sources import (
     SOURCES,
@@ -29,128 +25,12 @@ needs_shared = pytest.mark.skipif(
 )
 
 
-def turns(*contents: str) -> list[dict[str, str]]:
-    return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
-
-
-def pair(prompt: list, chosen: str, rejected: str) -> Preference:
-    return Preference(tuple(prompt), chosen, rejected)
-
-
-PKU = {
-    "prompt": "Which tree?",
-    "response_0": "Yew",
-    "response_1": "Oak",
-    "is_response_0_safe": False,
-    "is_response_1_safe": True,
-    "better_response_id": 0,
-    "safer_response_id": 1,
-}
-CHAT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
-HH = {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"}
-
-SAMPLES = {
-    "alpaca": (
-        {"instruction": "Name a tree.", "input": "not oak", "output": "Pine"},
-        Instruction("Name a tree.", "not oak", "Pine"),
-    ),
-    "messages": ({"messages": turns("Hi", "Hello")}, Conversation(tuple(turns("Hi", "Hello")))),
-    "dolly": (
-        {"instruction": "Name a tree.", "context": "not oak", "response": "Pine", "category": "open_qa"},
-        Instruction("Name a tree.", "not oak", "Pine"),
-    ),
-    "gsm8k": (
-        {"question": "2 + 2?", "answer": "It is <<2+2=4>>4.\n#### 4"},
-        Instruction("2 + 2?", "", "It is <<2+2=4>>4.\n#### 4"),
-    ),
-    "metamath": (
-        {"type": "GSM_SV", "query": "x + 2 = 4. x?", "original_question": "2 + 2?", "response": "2"},
-        Instruction("x + 2 = 4. x?", "", "2"),
-    ),
-    "pku_saferlhf": (PKU, pair(turns("Which tree?"), "Oak", "Yew")),
-    "beavertails": (
-        {"prompt": "Which tree?", "response": "Oak", "category": {"poison": False}, "is_safe": True},
-        Instruction("Which tree?", "", "Oak"),
-    ),
-    "hh_rlhf": (HH, pair(turns("Hi"), "Hello", "What?")),
-    "ultrafeedback": (
-        {
-            "prompt": "Hi",
-            "chosen": turns("Hi", "Hello"),
-            "rejected": turns("Hi", "What?"),
-            "messages": turns("Hi", "Hello"),
-            "score_chosen": 8.0,
-        },
-        pair(turns("Hi"), "Hello", "What?"),
-    ),
-    "sharegpt": ({"id": "a_0", "conversations": CHAT}, Conversation(tuple(turns("Hi", "Hello")))),
-}
-SAMPLES["alpaca_cleaned"] = SAMPLES["alpaca"]
-REQUIRED = {
-    "alpaca": ("instruction", "output"),
-    "alpaca_cleaned": ("instruction", "output"),
-    "messages": ("messages",),
-    "dolly": ("instruction", "response"),
-    "gsm8k": ("question", "answer"),
-    "metamath": ("query", "response"),
-    "pku_saferlhf": tuple(name for name in PKU if name != "better_response_id"),
-    "beavertails": ("prompt", "response", "is_safe"),
-    "hh_rlhf": ("chosen", "rejected"),
-    "ultrafeedback": ("chosen", "rejected"),
-    "sharegpt": ("conversations",),
-}
-every_source = pytest.mark.parametrize("name", SOURCES)
-
-
-def lines(path: Path, *records: object) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
-
-
-def as_parquet(path: Path, *records: dict) -> Path:
-    parquet.write_table(pyarrow.Table.from_pylist(list(records)), path)
-    return path
-
-
-def refusal(path: Path, format: str = "auto", **options) -> str:
-    with pytest.raises(InputError) as caught:
-        load_dataset(path, format, **options)
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    assert sentence.startswith(str(path))
-    return sentence.removeprefix(str(path))
-
-
-@every_source
-def test_a_record_becomes_what_it_says_in_every_kind_of_file(tmp_path, name):
-    record, expected = SAMPLES[name]
-    path = lines(tmp_path / "a.jsonl", record, record)
-    array = tmp_path / "a.json"
-    array.write_text(json.dumps([record, record]))
-    zipped, xz, unnamed = tmp_path / "a.jsonl.gz", tmp_path / "a.jsonl.xz", tmp_path / "zipped"
-    zipped.write_bytes(gzip.compress(path.read_bytes()))
-    unnamed.write_bytes(gzip.compress(path.read_bytes()))
-    xz.write_bytes(lzma.compress(path.read_bytes()))
-    for file in (path, array, zipped, xz, unnamed, as_parquet(tmp_path / "a.parquet", record, record)):
-        assert [e.record for e in load_examples(file, name)] == [expected, expected], file
-        assert [e.record for e in load_examples(file)] == [expected, expected], file
-
-
 @every_source
 def test_the_source_of_a_record_is_told_by_its_fields_alone(name):
     record, expected = SAMPLES[name]
     fitting = [source.name for source in SOURCES.values() if source.fits(record)]
     assert fitting == ["alpaca" if name == "alpaca_cleaned" else name]
     assert type(expected) is SOURCES[name].record
-
-
-def test_where_is_the_line_or_the_row(tmp_path):
-    record, _ = SAMPLES["gsm8k"]
-    path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(b"\n" + json.dumps(record).encode()))
-    assert [e.where for e in load_examples(path)] == [f"{path}:2"]
-    path = as_parquet(tmp_path / "a.parquet", *[record] * 1025)
-    assert [e.where for e in load_examples(path)][::1024] == [f"{path}, row 1", f"{path}, row 1025"]
 
 
 def test_the_shared_form_of_pku_and_pairs_without_a_safe_answer(tmp_path):
@@ -161,6 +41,12 @@ def test_the_shared_form_of_pku_and_pairs_without_a_safe_answer(tmp_path):
     dataset = load_dataset(lines(tmp_path / "b.jsonl", *both))
     assert [e.record for e in dataset.examples] == [pair(turns("Which tree?"), "Yew", "Oak")]
     assert dataset.dropped == {"no safe answer": 1}
+
+
+@pytest.mark.parametrize(("value", "words"), [(True, "true"), (2, "2"), (-1, "-1"), ("1", "a string")])
+def test_the_safer_response_is_number_0_or_1(tmp_path, value, words):
+    path = lines(tmp_path / "a.jsonl", {**PKU, "safer_response_id": value})
+    assert refusal(path) == f":1: the field 'safer_response_id' holds {words}, not 0 or 1"
 
 
 def test_unsafe_answers_are_not_learned_from(tmp_path):
@@ -272,70 +158,6 @@ def test_bad_records_are_refused_by_file_and_line(tmp_path, name):
     assert f", row 1: the field {field!r} {'holds bytes, not text' if text else 'is not a list'}" in refusal(
         table, name
     )
-
-
-@every_source
-def test_damaged_files_are_refused_by_file_and_line(tmp_path, name):
-    record, _ = SAMPLES[name]
-    good = json.dumps(record)
-
-    def written(name: str, content: bytes) -> Path:
-        path = tmp_path / name
-        path.write_bytes(content)
-        return path
-
-    zipped, xz = gzip.compress(good.encode()), lzma.compress(good.encode())
-    table = as_parquet(tmp_path / "good.parquet", record).read_bytes()
-    for path, words in (
-        (written("a.jsonl", b""), " is empty"),
-        (written("b.jsonl.gz", b""), " is empty"),
-        (written("c.jsonl.gz", gzip.compress(b"\n")), " is empty"),
-        (written("d.parquet", b""), " is empty"),
-        (written("e.jsonl", f"{good}\n{good[:-9]}\n".encode()), ":2 is not JSON: "),
-        (written("f.json", f"[\n{good},\n{good[:-9]}".encode()), ":3 is not JSON: "),
-        (written("g.jsonl", f"{good}\n{'[' * 100_000}\n".encode()), ":2 is not JSON: it is nested too deeply"),
-        (written("h.jsonl", f'{good}\n{{"a": {"1" * 5000}}}\n'.encode()), ":2 is not JSON: it holds a number with too"),
-        (written("i.jsonl", f"{good}\n".encode() + b'{"a": "\xff"}'), ":2 is not UTF-8 text"),
-        (written("j.jsonl.gz", zipped[:-9]), " is cut short"),
-        (written("k.jsonl.gz", good.encode()), " cannot be decompressed: Not a gzipped file"),
-        (written("l.jsonl.gz", zipped[:12] + b"\0\0" + zipped[14:]), " cannot be decompressed: "),
-        (written("m.jsonl.xz", xz[:-9]), " is cut short"),
-        (written("n.jsonl.xz", good.encode()), " cannot be decompressed: "),
-        (written("o.parquet", table[:-20]), " cannot be read as Parquet: "),
-        (written("p.parquet", good.encode()), " cannot be read as Parquet: "),
-        (written("q.parquet", table[:4] + bytes(len(table) - 8) + table[-4:]), " cannot be read as Parquet: "),
-        (tmp_path / "nothing.jsonl", " cannot be read: No such file"),
-        (tmp_path, " is a folder, but none that a builder prepared: it has no dataset_info.json"),
-    ):
-        assert refusal(path, name).startswith(words), path
-    no_rows = tmp_path / "r.parquet"
-    parquet.write_table(pyarrow.Table.from_pylist([record]).slice(0, 0), no_rows)
-    assert refusal(no_rows, name) == " holds no records"
-
-
-@every_source
-def test_whatever_is_done_to_a_file_it_is_read_or_refused_in_a_sentence(tmp_path, name):
-    """Bytes are cut out, doubled and overwritten at random; nothing but an InputError may come of it."""
-    record, _ = SAMPLES[name]
-    originals = [
-        lines(tmp_path / "a.jsonl", record, record).read_bytes(),
-        json.dumps([record, record], indent=1).encode(),
-        gzip.compress(json.dumps(record).encode()),
-        as_parquet(tmp_path / "a.parquet", record, record).read_bytes(),
-    ]
-    generator, path, refusals = random.Random(name), tmp_path / "b", []
-    for _ in range(120):
-        content = bytearray(generator.choice(originals))
-        start = generator.randrange(len(content))
-        end = min(start + generator.randrange(1, 20), len(content))
-        content[start:end] = generator.choice([b"", bytes(content[start:end]) * 2, generator.randbytes(end - start)])
-        path.write_bytes(content)
-        try:
-            load_dataset(path, generator.choice(["auto", name]))
-        except InputError as error:
-            refusals.append(str(error))
-    assert [sentence for sentence in refusals if "\n" in sentence or not sentence.startswith(str(path))] == []
-    assert len(refusals) > 40
 
 
 def test_a_file_of_no_known_format_is_told_the_formats(tmp_path):
