@@ -21,7 +21,7 @@ from absl import flags
 from rich.console import Console
 
 from aligner_jax.data import pipeline
-from aligner_jax.data.sources import Example, load_examples
+from aligner_jax.data.sources import Example, load_dataset, split_by_prompt
 from aligner_jax.data.templates import render_example_prompt
 from aligner_jax.errors import InputError
 from aligner_jax.evals import before_after
@@ -121,16 +121,31 @@ def load_data(config: TrainConfig, base: Base, console: Console) -> Data:
     if base.tokenizer is None:
         raise InputError(f"{config.base.path} has no tokenizer (tokenizer.json or tokenizer.model), and text needs one")
     data = config.data
-    examples = load_examples(data.path, data.format)
+
+    def read(path: str) -> list[Example]:
+        dataset = load_dataset(path, data.format, data.fields)
+        console.out(f"data: {path}, {dataset}")
+        return dataset.examples
+
+    examples = read(data.path)
     if data.heldout_path is not None:
-        heldout_examples = load_examples(data.heldout_path, data.format)
+        heldout_examples = read(data.heldout_path)
     else:
         if data.heldout_rows >= len(examples):
             raise InputError(
                 f"config.data.heldout_rows is {data.heldout_rows}, but {data.path} has only {len(examples)} examples"
             )
-        split = len(examples) - data.heldout_rows
-        examples, heldout_examples = examples[:split], examples[split:]
+        total = len(examples)
+        examples, heldout_examples = split_by_prompt(examples, data.heldout_rows)
+        if not examples:
+            raise InputError(
+                f"config.data.heldout_rows is {data.heldout_rows}, but those of {data.path} share prompts with all "
+                f"{total} examples, so that none is left to train on"
+            )
+        if len(heldout_examples) > data.heldout_rows:
+            console.out(
+                f"held out: {len(heldout_examples):,} examples, not {data.heldout_rows:,}, so that no prompt is in both"
+            )
     documents = {}
     for name, part in (("training", examples), ("held-out", heldout_examples)):
         documents[name], summary = pipeline.tokenize_examples(

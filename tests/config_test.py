@@ -43,6 +43,18 @@ def test_other_adapter_keys_are_the_methods_options():
     assert parse_config(as_dict(parsed)) == parsed
 
 
+def test_the_names_of_a_files_fields_are_a_section_of_their_own(tmp_path):
+    names = {"instruction": "q", "output": "a"}
+    parsed = parse_config(ConfigDict(config(data={"format": "fields", "fields": names})))
+    assert parsed.data.fields == names
+    assert hash(parsed) is not None
+    save_config(parsed, tmp_path)
+    check_same_run(parsed, tmp_path)
+    assert parse_config(json.loads((tmp_path / "config.json").read_text())) == parsed
+    with pytest.raises(InputError, match=r"data\.fields\.output is 'b' and was 'a'"):
+        check_same_run(changed(parsed, "data", fields={**names, "output": "b"}), tmp_path)
+
+
 def test_whole_numbers_serve_as_numbers_but_not_the_reverse():
     assert parse_config(config(optim={"lr": 1, "clip": 2})).optim.clip == 2.0
     assert refusal(steps=10.0) == "config.steps is 10.0, but should be a whole number"
@@ -100,6 +112,16 @@ def test_missing_fields_are_named(field):
             {"optim": {"schedule": "paper_as_run"}},
             "config.optim.schedule 'paper_as_run' needs config.optim.warmup_steps (the paper's is 12500)",
         ),
+        (
+            {"data": {"format": "fields"}},
+            "config.data.format is 'fields', but config.data.fields names none of the file's fields",
+        ),
+        (
+            {"data": {"fields": {"output": "a"}}},
+            "config.data.fields is set, but config.data.format is 'auto'; only 'fields' takes it",
+        ),
+        ({"data": {"format": "fields", "fields": {"output": 3}}}, "config.data.fields.output is 3, but should be text"),
+        ({"data": {"fields": "a"}}, "config.data.fields is 'a', but should be a section"),
         ({"data": {"system": "Hi"}}, "config.data.system is set, but template 'alpaca' has no system prompt"),
     ],
 )

@@ -19,7 +19,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.peft.artifact import load_adapter, recorded_prompt_format
 from aligner_jax.runtime import roofline
 from aligner_jax.runtime.config import parse_config
-from aligner_jax.train import train
+from aligner_jax.train import load_data, train
 from aligner_jax.weights.base import load_base
 
 STEPS = 8
@@ -91,6 +91,39 @@ def test_workdir_holds_what_the_design_promises(settings: dict, tmp_path: Path):
     for shown in ("held-out loss", "answers in the wanted form", "76", "step 8/8", "tokens/s", "left"):
         assert shown in text
     assert {file.name: file.read_bytes() for file in model.iterdir()} == before
+
+
+def test_data_of_named_fields_are_counted_and_split_by_prompt(settings: dict, tmp_path: Path):
+    questions = ["b", "a", "c", "a", "b"]
+    rows = [{"q": question, "good": f"good {i}", "bad": f"bad {i}"} for i, question in enumerate(questions)]
+    rows += [{"q": "d", "good": "same", "bad": "same"}]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings["data"] |= {
+        "path": str(path),
+        "format": "fields",
+        "fields": {"prompt": "q", "chosen": "good", "rejected": "bad"},
+        "heldout_rows": 1,
+    }
+    base = load_base(settings["base"]["path"])
+
+    def load(heldout_rows: int):
+        settings["data"]["heldout_rows"] = heldout_rows
+        screen = io.StringIO()
+        return load_data(parse_config(settings), base, Console(width=200, file=screen)), screen.getvalue()
+
+    data, text = load(1)
+    assert [example.answer for example in data.heldout_examples] == ["good 0", "good 4"]
+    assert (len(data.train), len(data.heldout), len(data.heldout_prompts)) == (3, 2, 2)
+    assert f"data: {path}, 5 examples; dropped 1: equal pair (1)\n" in text
+    assert "held out: 2 examples, not 1, so that no prompt is in both\n" in text
+    assert load(2)[0].heldout_examples == data.heldout_examples
+    data, _ = load(3)
+    assert [example.answer for example in data.heldout_examples] == ["good 0", "good 1", "good 3", "good 4"]
+    rows[2]["q"] = "a"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"heldout_rows is 4, but .* share prompts with all 5 examples"):
+        load(4)
 
 
 def test_mfu_is_logged_on_known_chips(settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -42,7 +42,10 @@ class DataConfig:
 
     Attributes:
       path: the training examples.
-      heldout_path: the held-out examples; when None, the last `heldout_rows` examples of `path` are held out.
+      heldout_path: the held-out examples; when None, the last `heldout_rows` examples of `path` are held out, and
+        those that share a prompt with one of them.
+      format: "auto", a source's name, or "fields".
+      fields: for the format "fields": the file's names of the fields, by their meaning.
       system: the system prompt of the chat template; None leaves the template's own.
       loss_on: "all" counts the prompt's tokens too, as the paper did.
       sequence_length: tokens a row.
@@ -54,6 +57,7 @@ class DataConfig:
     heldout_path: str | None = None
     heldout_rows: int = _number(0, least=0)
     format: str = "auto"
+    fields: dict[str, str] = dataclasses.field(default_factory=dict, hash=False)
     template: Literal["alpaca", "chat"] = "alpaca"
     system: str | None = None
     loss_on: Literal["answers", "all"] = "answers"
@@ -247,6 +251,9 @@ def _convert(kind: Any, field: dataclasses.Field, value: Any, name: str) -> Any:
     expected = typing.get_origin(kind) or kind
     if type(value) is not expected:
         raise InputError(f"{name} is {value!r}, but should be {_WORDS[expected]}")
+    for key, item in value.items() if kind == dict[str, str] else ():
+        if type(item) is not str:
+            raise InputError(f"{name}.{key} is {item!r}, but should be text")
     _check_range(field, value, name)
     return value
 
@@ -280,5 +287,11 @@ def _check_together(config: TrainConfig) -> None:
         )
     if schedule == "paper_as_run" and not warmup_steps:
         raise InputError("config.optim.schedule 'paper_as_run' needs config.optim.warmup_steps (the paper's is 12500)")
+    if config.data.fields and config.data.format != "fields":
+        raise InputError(
+            f"config.data.fields is set, but config.data.format is {config.data.format!r}; only 'fields' takes it"
+        )
+    if config.data.format == "fields" and not config.data.fields:
+        raise InputError("config.data.format is 'fields', but config.data.fields names none of the file's fields")
     if config.data.system is not None and config.data.template != "chat":
         raise InputError(f"config.data.system is set, but template {config.data.template!r} has no system prompt")

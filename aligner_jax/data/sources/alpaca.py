@@ -1,13 +1,14 @@
-"""Stanford Alpaca's records: instruction, input, output."""
+"""Stanford Alpaca's records: instruction, input, output. Cleaned Alpaca has the same."""
+
+import dataclasses
 
 from aligner_jax.data.sources.example import Instruction
-from aligner_jax.data.sources.records import text_field
+from aligner_jax.data.sources.source import Source
+from aligner_jax.data.sources.values import text_field
 
 
 def parse(record: dict, where: str) -> Instruction:
     """An Alpaca record; `input` may be missing. Other fields are ignored.
-
-    An empty output is kept, as in the paper's training: its one target is EOS. The Alpaca data have a few of them.
 
     Raises:
       InputError: `instruction` or `output` is missing, or a field is not text.
@@ -17,3 +18,28 @@ def parse(record: dict, where: str) -> Instruction:
         input=text_field(record, "input", where, default=""),
         output=text_field(record, "output", where),
     )
+
+
+ALPACA = Source(
+    name="alpaca",
+    parse=parse,
+    # An answer under another name is Dolly's; a missing one is for `parse` to complain about.
+    fits=lambda record: "instruction" in record and ("output" in record or "response" not in record),
+    record=Instruction,
+    about="52,002 instructions with answers by text-davinci-003.",
+    homepage="https://github.com/tatsu-lab/stanford_alpaca",
+    licence="CC BY-NC 4.0",
+    root="https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/",
+    files={"train": ("alpaca_data.json",)},
+)
+
+ALPACA_CLEANED = dataclasses.replace(
+    ALPACA,
+    name="alpaca_cleaned",
+    # Nothing in a record tells the two apart, and nothing need.
+    fits=lambda record: False,
+    about="Alpaca with wrong, empty and merged records corrected or removed.",
+    homepage="https://github.com/gururise/AlpacaDataCleaned",
+    root="https://raw.githubusercontent.com/gururise/AlpacaDataCleaned/main/",
+    files={"train": ("alpaca_data_cleaned.json",)},
+)

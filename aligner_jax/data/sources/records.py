@@ -1,117 +1,79 @@
-"""Records of a JSON array or of JSON lines, each with the line it begins on."""
+"""Records of a local file, each with the place it stands at: JSON, JSON lines or Parquet, compressed or not."""
 
-import json
-import re
+import gzip
+import io
+import lzma
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from aligner_jax.data.sources.json_records import json_values
+from aligner_jax.data.sources.parquet import MAGIC, parquet_rows
+from aligner_jax.data.sources.values import kind
 from aligner_jax.errors import InputError
-
-_SPACE = re.compile(r"[ \t\r\n]*")
-_DECODER = json.JSONDecoder()
 
 
 def read_records(path: Path | str) -> Iterator[tuple[dict, str]]:
-    """The objects of a file that is one JSON array, or has one JSON object a line (blank lines are skipped).
+    """The objects of a file: a JSON array, a JSON object a line (blank lines are skipped), or Parquet.
+
+    The file may be compressed by gzip or xz; lines are those of the text in it. What a file is, its first bytes say, so
+    that its name need not.
 
     Yields:
-      The object, and where it begins: "file:line".
+      The object, and where it begins: "file:line", of Parquet "file, row N".
 
     Raises:
       InputError: the file cannot be read, holds no record, or has something in it that is not an object.
     """
-    text = _read(Path(path))
-    found = False
-    array = text.lstrip(" \t\r\n").startswith("[")
-    for value, line in _array(text, path) if array else _lines(text, path):
-        if not isinstance(value, dict):
-            raise InputError(f"{path}:{line} holds {_kind(value)} where an object (a record with named fields) belongs")
-        found = True
-        yield value, f"{path}:{line}"
-    if not found:
-        raise InputError(f"{path} {'is empty' if not text.strip() else 'holds no records'}")
+    path = Path(path)
+    data = _content(path)
+    empty = True
+    for record, where in _parquet(data, path) if _is_parquet(data, path) else _json(data, path):
+        empty = False
+        yield record, where
+    if empty:
+        raise InputError(f"{path} {'holds no records' if data.strip() else 'is empty'}")
 
 
-def text_field(record: dict, name: str, where: str, default: str | None = None) -> str:
-    """The string under `name`; `default`, where there is one, stands for a missing field or null.
+def _is_parquet(data: bytes, path: Path) -> bool:
+    return data.startswith(MAGIC) or (bool(data) and ".parquet" in path.suffixes)
 
-    Raises:
-      InputError: the field is missing, is not a string, or has half a surrogate pair in it.
-    """
-    value = record.get(name)
-    if value is None and default is not None:
-        return default
-    if name not in record:
-        present = ", ".join(map(repr, record)) or "none"
-        raise InputError(f"{where}: the record has no field {name!r}; its fields are {present}")
-    if not isinstance(value, str):
-        raise InputError(f"{where}: the field {name!r} holds {_kind(value)}, not text")
+
+def _parquet(data: bytes, path: Path) -> Iterator[tuple[dict, str]]:
+    for row, number in parquet_rows(data, path):
+        yield row, f"{path}, row {number}"
+
+
+def _json(data: bytes, path: Path) -> Iterator[tuple[dict, str]]:
     try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: the field {name!r} holds half a surrogate pair, which is no character") from None
-    return value
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}:{data.count(b'\n', 0, error.start) + 1} is not UTF-8 text") from None
+    for value, line in json_values(text, path):
+        if not isinstance(value, dict):
+            raise InputError(f"{path}:{line} holds {kind(value)} where an object (a record with named fields) belongs")
+        yield value, f"{path}:{line}"
 
 
-def _read(path: Path) -> str:
+def _content(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}:{data.count(b'\n', 0, error.start) + 1} is not UTF-8 text") from None
-
-
-def _lines(text: str, path: Path | str) -> Iterator[tuple[object, int]]:
-    # Not str.splitlines: JSON strings may hold U+2028 and the like as they are.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
+    for magic, suffix, decompress in _COMPRESSIONS:
+        if data.startswith(magic) or (data and path.suffix == suffix):
             try:
-                yield json.loads(line), number
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number} is not JSON: {error.msg} (column {error.colno})") from None
+                return decompress(data)
+            except EOFError:
+                raise InputError(f"{path} is cut short: its compressed data end too early") from None
+            except (OSError, zlib.error, lzma.LZMAError) as error:
+                raise InputError(f"{path} cannot be decompressed: {error}") from None
+    return data
 
 
-def _array(text: str, path: Path | str) -> Iterator[tuple[object, int]]:
-    """Element by element, because `json.loads` of the whole would not tell where each begins."""
-    position, line, counted = text.index("[") + 1, 1, 0
-
-    def skip_space() -> str:
-        nonlocal position, line, counted
-        position = _SPACE.match(text, position).end()  # pyright: ignore[reportOptionalMemberAccess]: it matches nothing too
-        line, counted = line + text.count("\n", counted, position), position
-        return text[position : position + 1]
-
-    if skip_space() == "]":
-        position += 1
-    else:
-        while True:
-            try:
-                value, end = _DECODER.raw_decode(text, position)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{error.lineno} is not JSON: {error.msg} (column {error.colno})") from None
-            yield value, line
-            position = end
-            after = skip_space()
-            position += 1
-            if after == "]":
-                break
-            if after != ",":
-                raise InputError(
-                    f"{path}:{line} is not JSON: expected ',' or the array's ']'{'' if after else ', the file ends'}"
-                )
-            skip_space()
-    if skip_space():
-        raise InputError(f"{path}:{line} is not JSON: something follows the array's end")
+def _unxz(data: bytes) -> bytes:
+    # lzma.decompress does not tell damaged data from missing ones.
+    return lzma.open(io.BytesIO(data)).read()
 
 
-def _kind(value: object) -> str:
-    """What a JSON value is, in JSON's words."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    kinds = {dict: "an object", list: "an array", str: "a string", int: "a number", float: "a number"}
-    return kinds[type(value)]
+_COMPRESSIONS = ((b"\x1f\x8b", ".gz", gzip.decompress), (b"\xfd7zXZ\x00", ".xz", _unxz))

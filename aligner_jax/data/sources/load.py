@@ -1,0 +1,150 @@
+"""A file's examples, and what was left out of them."""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from aligner_jax.data.sources import prepared
+from aligner_jax.data.sources.alpaca import ALPACA, ALPACA_CLEANED
+from aligner_jax.data.sources.beavertails import BEAVERTAILS
+from aligner_jax.data.sources.dolly import DOLLY
+from aligner_jax.data.sources.example import Example
+from aligner_jax.data.sources.fields import NAME as FIELDS
+from aligner_jax.data.sources.fields import fields_source
+from aligner_jax.data.sources.gsm8k import GSM8K
+from aligner_jax.data.sources.hh_rlhf import HH_RLHF
+from aligner_jax.data.sources.messages import MESSAGES
+from aligner_jax.data.sources.metamath import METAMATH
+from aligner_jax.data.sources.pku_saferlhf import PKU_SAFERLHF
+from aligner_jax.data.sources.records import read_records
+from aligner_jax.data.sources.sharegpt import SHAREGPT
+from aligner_jax.data.sources.source import Dropped, Source, check_worth
+from aligner_jax.data.sources.ultrafeedback import ULTRAFEEDBACK
+from aligner_jax.errors import InputError
+
+_ALL = (
+    ALPACA,
+    MESSAGES,
+    ALPACA_CLEANED,
+    DOLLY,
+    GSM8K,
+    METAMATH,
+    PKU_SAFERLHF,
+    BEAVERTAILS,
+    HH_RLHF,
+    ULTRAFEEDBACK,
+    SHAREGPT,
+)
+
+SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Examples in their file's order, and how many records were dropped for which reason."""
+
+    examples: list[Example]
+    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{len(self.examples):,} examples{'; ' if self.dropped else ''}{_dropped(self.dropped)}"
+
+
+def load_examples(path: Path | str, format: str = "auto", fields: Mapping[str, str] | None = None) -> list[Example]:
+    """The examples of `load_dataset`, without the counts of what was dropped."""
+    return load_dataset(path, format, fields).examples
+
+
+def load_dataset(path: Path | str, format: str = "auto", fields: Mapping[str, str] | None = None) -> Dataset:
+    """The examples of a file, or of a folder that a TFDS builder prepared.
+
+    Dropped and counted are records with an empty answer, pairs of equal answers, and what the source drops itself.
+
+    Args:
+      path: a JSON array of objects, one object a line, or Parquet, each perhaps compressed (see `read_records`); or the
+        folder that holds dataset_info.json, of which the split "train" is read, or FOLDER/SPLIT.
+      format: one of `SOURCES`, "fields" with `fields`, or "auto": what the first record's fields tell.
+      fields: for "fields": the file's names of the fields, by their meaning (see `fields_source`).
+
+    Raises:
+      InputError: the format is unknown, no record is left, or the file cannot be read, is empty or has a record that
+        does not fit; the sentence names file and line.
+    """
+    source = None if format == "auto" and not fields else find_source(format, fields)
+    if prepared.is_prepared(path):
+        found = prepared.read_prepared(path, source.name if source else None)
+        return _checked(path, Dataset(*found))
+    if Path(path).is_dir():
+        raise InputError(f"{path} is a folder, but none that a builder prepared: it has no {prepared.INFO}")
+    return _checked(path, _parse_records(read_records(path), source))
+
+
+def load_source(paths: Iterable[Path | str], source: Source) -> Dataset:
+    """The examples of several files of one source, one after the other.
+
+    Raises:
+      InputError: as `load_dataset`.
+    """
+    datasets = [_checked(path, _parse_records(read_records(path), source)) for path in paths]
+    dropped = sum((collections.Counter(dataset.dropped) for dataset in datasets), collections.Counter[str]())
+    return Dataset([example for dataset in datasets for example in dataset.examples], dict(dropped))
+
+
+def _parse_records(records: Iterable[tuple[dict, str]], source: Source | None) -> Dataset:
+    """The examples of records with their places; source None: what the first record's fields tell.
+
+    Raises:
+      InputError: a record does not fit.
+    """
+    examples: list[Example] = []
+    dropped: collections.Counter[str] = collections.Counter()
+    for record, where in records:
+        source = source or _detect(record, where)
+        try:
+            parsed = source.parse(record, where)
+            check_worth(parsed)
+        except Dropped as reason:
+            dropped[str(reason)] += 1
+        else:
+            examples.append(Example(parsed, where))
+    return Dataset(examples, dict(dropped))
+
+
+def find_source(format: str, fields: Mapping[str, str] | None = None) -> Source:
+    """The source of that name.
+
+    Raises:
+      InputError: there is none, or `fields` is given without the format "fields" or does not fit it.
+    """
+    if format == FIELDS:
+        return fields_source(fields or {})
+    if fields:
+        raise InputError(f"data.fields is set, but data.format is {format!r} and not {FIELDS!r}")
+    if format not in SOURCES:
+        raise InputError(f"the data format {format!r} is unknown; there are auto, {', '.join(SOURCES)}, {FIELDS}")
+    return SOURCES[format]
+
+
+def _detect(record: dict, where: str) -> Source:
+    for source in SOURCES.values():
+        if source.fits(record):
+            return source
+    present = ", ".join(map(repr, record)) or "none"
+    raise InputError(
+        f"{where}: the record has no field 'instruction'; its fields are {present}, which tell no format; name one of "
+        f"{', '.join(SOURCES)}, or {FIELDS!r} with data.fields"
+    )
+
+
+def _checked(path: Path | str, dataset: Dataset) -> Dataset:
+    if not dataset.examples:
+        raise InputError(f"{path} holds no example to learn from: {_dropped(dataset.dropped)}")
+    return dataset
+
+
+def _dropped(dropped: Mapping[str, int]) -> str:
+    if not dropped:
+        return ""
+    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in sorted(dropped.items()))
+    return f"dropped {sum(dropped.values()):,}: {reasons}"

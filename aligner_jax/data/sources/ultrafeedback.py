@@ -1,0 +1,40 @@
+"""UltraFeedback's records as binarized: prompt, and two chats under chosen and rejected."""
+
+from aligner_jax.data.sources.example import Message, Preference
+from aligner_jax.data.sources.messages import turns
+from aligner_jax.data.sources.source import Dropped, Source
+from aligner_jax.errors import InputError
+
+
+def parse(record: dict, where: str) -> Preference:
+    """The turns that both chats begin with, and the two last turns. Other fields are ignored, `prompt` among them.
+
+    Raises:
+      InputError: `chosen` or `rejected` is missing, is no list of objects with `role` and `content`, or does not end
+        with the assistant's answer to the user.
+      Dropped: what precedes the answers is not the same.
+    """
+    chosen, rejected = (_chat(record, name, where) for name in ("chosen", "rejected"))
+    if chosen[:-1] != rejected[:-1]:
+        raise Dropped("prompts differ")
+    return Preference(prompt=tuple(chosen[:-1]), chosen=chosen[-1]["content"], rejected=rejected[-1]["content"])
+
+
+def _chat(record: dict, name: str, where: str) -> list[Message]:
+    messages = turns(record, name, where)
+    if [message["role"] for message in messages[-2:]] != ["user", "assistant"]:
+        raise InputError(f"{where}: the field {name!r} does not end with a turn of 'user' and one of 'assistant'")
+    return messages
+
+
+ULTRAFEEDBACK = Source(
+    name="ultrafeedback",
+    parse=parse,
+    fits=lambda record: isinstance(record.get("chosen"), list) and isinstance(record.get("rejected"), list),
+    record=Preference,
+    about="63,135 prompts, each with two answers of four by language models: the one GPT-4 rated best, and another.",
+    homepage="https://huggingface.co/datasets/HuggingFaceH4/ultrafeedback_binarized",
+    licence="MIT",
+    root="https://huggingface.co/datasets/HuggingFaceH4/ultrafeedback_binarized/resolve/main/data/",
+    files={split: (f"{split}_prefs-00000-of-00001.parquet",) for split in ("train", "test")},
+)
