@@ -9,17 +9,11 @@ from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.llama import forward
 from aligner_jax.model.params import Params
-from aligner_jax.peft import Adapter, hidden_states, init_adapter
+from aligner_jax.peft import hidden_states, init_adapter
 from aligner_jax.peft.rows import bind_rows, stack_adapters, unstack_adapter
 
 TOKENS_BT = np.random.default_rng(0).integers(0, 40, (4, 10)).astype(np.int32)
 ADAPTER_B = np.array([2, 0, 0, 1])
-
-
-def _random(adapter: Adapter, key: int) -> Adapter:
-    rng = np.random.default_rng(key)
-    drawn = {name: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32) for name, x in adapter.trainable.items()}
-    return adapter.replace(trainable=drawn)
 
 
 @pytest.mark.parametrize(
@@ -30,8 +24,10 @@ def _random(adapter: Adapter, key: int) -> Adapter:
         ("prefix", {"num_tokens": 2}), ("bias", {}), ("bias", {"target": "v"}),
     ],
 )  # fmt: skip
-def test_a_row_is_what_it_is_with_its_adapter_alone(method: str, options: dict, config: LlamaConfig, params: Params):
-    adapters = [_random(init_adapter(method, config, **options), key) for key in range(3)]
+def test_a_row_is_what_it_is_with_its_adapter_alone(
+    method: str, options: dict, config: LlamaConfig, params: Params, randomized
+):
+    adapters = [randomized(init_adapter(method, config, **options), key) for key in range(3)]
     stacked = stack_adapters(adapters)
 
     @jax.jit
@@ -46,7 +42,9 @@ def test_a_row_is_what_it_is_with_its_adapter_alone(method: str, options: dict, 
     for row, number in enumerate(ADAPTER_B):
         alone, _ = hidden_states(params, adapters[number], TOKENS_BT[row : row + 1], config=config)
         np.testing.assert_allclose(hidden_btd[row], alone[0], atol=1e-5)
-        jax.tree.map(np.testing.assert_array_equal, unstack_adapter(stacked, number).trainable, adapters[number].trainable)
+        jax.tree.map(
+            np.testing.assert_array_equal, unstack_adapter(stacked, number).trainable, adapters[number].trainable
+        )
     others = together(jax.tree.map(lambda x: x.at[1].add(1.0), stacked.trainable), ADAPTER_B)
     np.testing.assert_array_equal(others[:3], hidden_btd[:3])
     assert np.abs(others[3] - hidden_btd[3]).max() > 1e-3

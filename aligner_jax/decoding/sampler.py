@@ -124,9 +124,7 @@ class _State:
 def _prefill(params, adapter, tokens_bt, valid_bt, stops, seed, *, config, sampling, slots):
     bound = bind(adapter, params, config)
     params = bound.on(params)
-    cache = empty_cache(
-        config, tokens_bt.shape[0], slots, params.embed_vd.dtype, first_position=bound.first_position
-    )
+    cache = empty_cache(config, tokens_bt.shape[0], slots, params.embed_vd.dtype, first_position=bound.first_position)
     hidden_btd, cache = forward_cached(
         params, tokens_bt, cache, config=config, prefix=bound.prefix, updates=bound.updates, valid_bt=valid_bt
     )

@@ -5,6 +5,9 @@ weights hands the model an update for each field of `Layers` that it changes, st
 the scan over layers takes it along and puts it beside the frozen weight, which is never copied.
 """
 
+import dataclasses
+from collections.abc import Mapping
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -47,7 +50,7 @@ type Update = LowRank | Array
 
 A bias with a batch axis, [l, b, …], gives every row its own.
 """
-type Updates = dict[str, Update]
+type Updates = Mapping[str, Update]
 
 
 def updated(layer: Layers, updates: Updates | None) -> Layers:
@@ -62,7 +65,8 @@ def updated(layer: Layers, updates: Updates | None) -> Layers:
         total = jnp.broadcast_to(weight, update.shape).astype(jnp.float32) + update.astype(jnp.float32)
         return total.astype(weight.dtype)
 
-    return layer.replace(**{name: put(getattr(layer, name), update) for name, update in (updates or {}).items()})
+    changed = {name: put(getattr(layer, name), update) for name, update in (updates or {}).items()}
+    return dataclasses.replace(layer, **changed)
 
 
 def project(equation: str, x: Array, weight: Array | LowRankWeight) -> Array:

@@ -60,9 +60,7 @@ def complete_options(method: str, config: LlamaConfig, options: dict[str, Any]) 
     return full
 
 
-def bind(
-    adapter: Adapter | None, params: Params, config: LlamaConfig, *, dropout_key: Array | None = None
-) -> Bound:
+def bind(adapter: Adapter | None, params: Params, config: LlamaConfig, *, dropout_key: Array | None = None) -> Bound:
     """What the model needs to know of an adapter over this base; of None, that there is nothing.
 
     Args:

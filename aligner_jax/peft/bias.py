@@ -19,7 +19,7 @@ STRENGTH = ("",)
 
 
 def check(options: Options, config: LlamaConfig) -> None:
-    """Refuses options that cannot be had on this model. Raises InputError: an unknown target, or start_layer outside."""
+    """Refuses options that cannot be had on this model. Raises InputError: an unknown target, start_layer outside."""
     check_choice(options, "target", ("o", "v"))
     check_start_layer(options, config)
 

@@ -1,6 +1,7 @@
 """An adapter as the model sees it: prefixes, updates of weights, parameters in place of the base's."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import flax.struct
 from jaxtyping import Array
@@ -22,9 +23,9 @@ class Bound:
 
     prefix: Prefix | None = None
     updates: Updates = dataclasses.field(default_factory=dict)
-    parameters: dict[str, Array] = dataclasses.field(default_factory=dict)
+    parameters: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     first_position: int = flax.struct.field(pytree_node=False, default=0)
 
     def on(self, params: Params) -> Params:
         """The base with these parameters in place of its own."""
-        return params.replace(**self.parameters)
+        return dataclasses.replace(params, **self.parameters)

@@ -14,7 +14,9 @@ from aligner_jax.peft.bound import Bound
 from aligner_jax.peft.options import check_number
 
 DEFAULTS = {"rank": 8, "alpha": 16, "targets": ("q", "v"), "dropout": 0.05, "rslora": False}
-"""The paper's baseline. targets: any of `TARGETS`. rslora: scale by alpha / √rank (arXiv 2312.03732), not alpha / rank."""
+"""The paper's baseline. targets: any of `TARGETS`. rslora: the scale is alpha / √rank (arXiv 2312.03732) and not
+alpha / rank.
+"""
 TARGETS = {
     "q": "q_ldnh",
     "k": "k_ldkh",
@@ -79,18 +81,18 @@ def bind(
       dropout_key: in training, a key of this step; without one nothing is dropped.
     """
     scale = options["alpha"] / (math.sqrt(options["rank"]) if options["rslora"] else options["rank"])
-    dropped = dropout_key is not None and options["dropout"] > 0
+    dropout = options["dropout"] if dropout_key is not None else 0.0
     updates = {}
     for number, target in enumerate(options["targets"]):
         into, out = _letters(target)
         keys = None
-        if dropped:
+        if dropout_key is not None and dropout:
             keys = jax.random.split(jax.random.fold_in(dropout_key, number), config.num_layers)
         updates[TARGETS[target]] = LowRank(
             a=trainable[f"a_{target}_l{into}r"],
             b=trainable[f"b_{target}_lr{out}"],
             scale=scale,
-            dropout=options["dropout"] if dropped else 0.0,
+            dropout=dropout,
             keys=keys,
         )
     return Bound(updates=updates)

@@ -14,7 +14,7 @@ DEFAULTS = {"num_tokens": 10, "start_layer": 0, "init_std": 0.02}
 """init_std: of the keys' and values' initial normal distribution. There is no network that makes them (the paper's
 reparametrization): they are trained as they are."""
 STRENGTH: tuple[str, ...] = ()
-"""Nothing in it is linear (see `aligner`): a prefix takes attention away from the text even where its values are zero."""
+"""Nothing in it is linear (see `aligner`): a prefix takes attention from the text even where its values are zero."""
 
 
 def check(options: Options, config: LlamaConfig) -> None:
@@ -35,7 +35,9 @@ def init(options: Options, config: LlamaConfig, key: Array) -> dict[str, Array]:
     """Normal numbers, float32. The model is not the base at first."""
     keys = jax.random.split(key)
     found = shapes(options, config).items()
-    return {name: options["init_std"] * jax.random.normal(k, shape) for k, (name, shape) in zip(keys, found, strict=True)}
+    return {
+        name: options["init_std"] * jax.random.normal(k, shape) for k, (name, shape) in zip(keys, found, strict=True)
+    }
 
 
 def bind(

@@ -1,5 +1,7 @@
 """Many adapters in one batch: a leading axis a on the trained arrays, and an adapter's number for every row."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
@@ -64,13 +66,11 @@ def bind_rows(
             return rows(update)
         # Keys are the same for all adapters.
         keys = None if update.keys is None else update.keys[0]
-        return update.replace(a=rows(update.a), b=rows(update.b), keys=keys)
+        return dataclasses.replace(update, a=rows(update.a), b=rows(update.b), keys=keys)
 
     prefix = bound.prefix
     if prefix is not None:
         # Within one adapter all rows share its prefix: [a, l, 1, …] to [l, b, …].
-        prefix = Prefix(
-            *(rows(x[:, :, 0]) for x in (prefix.k_bpkh, prefix.v_bpkh, prefix.gate_bn)), joint=prefix.joint
-        )
+        prefix = Prefix(*(rows(x[:, :, 0]) for x in (prefix.k_bpkh, prefix.v_bpkh, prefix.gate_bn)), joint=prefix.joint)
     updates = {name: update_rows(update) for name, update in bound.updates.items()}
-    return bound.replace(prefix=prefix, updates=updates)
+    return dataclasses.replace(bound, prefix=prefix, updates=updates)
