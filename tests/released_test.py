@@ -31,7 +31,7 @@ def test_reads_what_torch_wrote():
     np.testing.assert_array_equal(adapter.trainable["tokens_pd"], expected["tokens"])
     np.testing.assert_array_equal(adapter.trainable["gates_ln"], expected["gates"])
     assert adapter.method == "aligner"
-    assert adapter.options.as_dict() == {"num_tokens": 2, "start_layer": 2}
+    assert adapter.options.as_dict() == {"num_tokens": 2, "start_layer": 2, "gates": "head", "tokens": "model"}
     assert adapter.num_params == 2 * 8 + 3 * 4
 
 

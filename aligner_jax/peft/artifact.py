@@ -94,7 +94,12 @@ def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Ada
         _check_base(path, metadata, base)
     config = base.config if base is not None else _recorded_config(path, metadata)
     options = _json(path, metadata, "options")
-    full = _complete_options(path, method, config, options) if config else Options.of(**options)
+    # A file without a base's configuration may come from before an option existed, too.
+    full = (
+        _complete_options(path, method, config, options)
+        if config
+        else Options.of(**{**METHODS[method].DEFAULTS, **options})
+    )
     _check_tensors(path, tensors, METHODS[method].shapes(full, config) if config else None)
     return Adapter({name: jnp.asarray(x) for name, x in tensors.items()}, method=method, options=full)
 

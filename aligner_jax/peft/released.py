@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aligner_jax.errors import InputError
+from aligner_jax.peft import aligner
 from aligner_jax.peft.adapter import Adapter, Options
 from aligner_jax.peft.torch_file import read_torch_tensors
 
@@ -47,5 +48,5 @@ def load_released(path: str | Path) -> Adapter:
     return Adapter(
         trainable={name: jnp.asarray(value.astype(np.float32)) for name, value in trainable.items()},
         method="aligner",
-        options=Options.of(num_tokens=tokens_pd.shape[0], start_layer=layers[0]),
+        options=Options.of(**{**aligner.DEFAULTS, "num_tokens": tokens_pd.shape[0], "start_layer": layers[0]}),
     )
