@@ -153,7 +153,7 @@ def test_truncated_files_are_refused(length: int, saved: Path):
 
 def test_files_that_are_no_adapter_are_refused(saved: Path, base: NamedBase):
     assert "does not exist" in _refusal(saved.with_name("absent.safetensors"), base)
-    assert "not a file" in _refusal(saved.parent, base)
+    assert "no folder of a PEFT adapter" in _refusal(saved.parent, base)
     model = Path(__file__).parent / "goldens" / "models" / "llama" / "model.safetensors"
     assert "not an adapter of this project" in _refusal(model, base)
 
