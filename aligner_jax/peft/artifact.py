@@ -116,11 +116,11 @@ def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Ada
 def _load_released(path: Path, base: FingerprintedBase | None) -> Adapter:
     if not path.is_file():
         raise InputError(f"{path} does not exist, or is not a file")
-    adapter = load_released(path)
+    adapter, shapes = load_released(path), None
     if base is not None:
         options = _complete_options(path, adapter.method, base.config, adapter.options.as_dict())
-        tensors = {name: np.asarray(leaf) for name, leaf in adapter.trainable.items()}
-        _check_tensors(path, tensors, METHODS[adapter.method].shapes(options, base.config))
+        shapes = METHODS[adapter.method].shapes(options, base.config)
+    _check_tensors(path, {name: np.asarray(leaf) for name, leaf in adapter.trainable.items()}, shapes)
     return adapter
 
 
