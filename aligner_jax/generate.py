@@ -17,7 +17,9 @@ from aligner_jax.runtime import command, platform
 from aligner_jax.weights.base import Base, load_base
 
 BASE = flags.DEFINE_string("base", None, "The base: a Hugging Face folder or name, or a .gguf file.")
-ADAPTER = flags.DEFINE_string("adapter", None, "An adapter.safetensors; without one, the base alone answers.")
+ADAPTER = flags.DEFINE_string(
+    "adapter", None, "An adapter: a .safetensors, a .pth or a PEFT folder; without one, the base alone answers."
+)
 PROMPT = flags.DEFINE_multi_string("prompt", None, "What to continue or answer; may be given several times.")
 STRENGTH = flags.DEFINE_float("strength", 1.0, "Multiplies what the adapter adds: 0 is the base, 1 the adapter.")
 TEMPLATE = flags.DEFINE_enum(

@@ -1,4 +1,4 @@
-"""A small file like the Aligners that the paper's authors released, written by torch; part of make_goldens.py."""
+"""Small files like the authors' released Aligners and lit-llama's LLaMA-Adapters, by torch; part of make_goldens.py."""
 
 from pathlib import Path
 
@@ -20,3 +20,13 @@ def write_released(path: Path) -> None:
     torch.save(state, path)
     stacked = np.stack([gate.float().numpy().reshape(-1) for gate in gates.values()])
     np.savez(path.with_suffix(".npz"), tokens=tokens.float().numpy(), gates=stacked)
+
+
+def write_lit_llama(path: Path, leaves: dict[str, np.ndarray], start_layer: int) -> None:
+    """Float32 tokens and gates [1, heads, 1, 1] of each adapted layer, from `tokens` [l, p, d] and `gates` [l, n]."""
+    state = {}
+    for index, (tokens, gates) in enumerate(zip(leaves["tokens"], leaves["gates"], strict=True)):
+        attention = f"transformer.h.{start_layer + index}.attn."
+        state[attention + "gating_factor"] = torch.tensor(gates, dtype=torch.float32).reshape(1, -1, 1, 1)
+        state[attention + "adapter_wte.weight"] = torch.tensor(tokens, dtype=torch.float32)
+    torch.save(state, path)

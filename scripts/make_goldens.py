@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from golden_released import write_released
+from golden_released import write_lit_llama, write_released
 from golden_tokenizers import write_tokenizers
 from safetensors.torch import load_file, save_file
 
@@ -379,6 +379,9 @@ def main() -> None:
     write_adapters()
     write_adamw()
     write_released(GOLDENS / "released.pth")
+    # The numbers of llama_adapter_p4.npz, so that its logits are this file's too.
+    same = np.load(GOLDENS / "llama_adapter_p4.npz")
+    write_lit_llama(GOLDENS / "lit_llama.pth", same, int(same["start_layer"]))
     write_tokenizers(GOLDENS / "tokenizers.json", arguments.smollm2)
     total = sum(file.stat().st_size for file in GOLDENS.rglob("*") if file.is_file())
     print(f"{GOLDENS}: {total / 1024:.0f} KB")

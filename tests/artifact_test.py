@@ -78,7 +78,7 @@ def test_what_is_saved_is_loaded(dtype: str, tmp_path: Path, trained_adapter, ba
 def test_metadata_say_what_it_is_and_whose(saved: Path, base: NamedBase):
     metadata = _parts(saved)[0]["__metadata__"]
     assert metadata["method"] == "aligner"
-    assert json.loads(metadata["options"]) == {"num_tokens": 3, "start_layer": 1}
+    assert json.loads(metadata["options"]) == {"num_tokens": 3, "start_layer": 1, "gates": "head", "tokens": "model"}
     assert metadata["format_version"] == "1"
     assert metadata["base_fingerprint"] == base.fingerprint
     assert LlamaConfig.from_dict(json.loads(metadata["base_config"])) == base.config
@@ -153,7 +153,7 @@ def test_truncated_files_are_refused(length: int, saved: Path):
 
 def test_files_that_are_no_adapter_are_refused(saved: Path, base: NamedBase):
     assert "does not exist" in _refusal(saved.with_name("absent.safetensors"), base)
-    assert "not a file" in _refusal(saved.parent, base)
+    assert "no folder of a PEFT adapter" in _refusal(saved.parent, base)
     model = Path(__file__).parent / "goldens" / "models" / "llama" / "model.safetensors"
     assert "not an adapter of this project" in _refusal(model, base)
 
@@ -203,6 +203,16 @@ def test_numbers_that_are_not_finite_are_refused_without_any_base(tmp_path: Path
     adapter, path = trained_adapter(1), tmp_path / "adapter.safetensors"
     save_adapter(jax.tree.map(lambda x: x * jnp.inf, adapter), path)
     assert "not finite" in _refusal(path, None)
+
+
+def test_options_from_before_others_existed_are_completed_without_any_base(saved: Path):
+    header, body = _parts(saved)
+    del header["__metadata__"]["base_config"], header["__metadata__"]["base_fingerprint"]
+    header["__metadata__"]["options"] = '{"num_tokens": 3, "start_layer": 1}'
+    _write(saved, header, body)
+    assert load_adapter(saved).options.as_dict() == {
+        "num_tokens": 3, "start_layer": 1, "gates": "head", "tokens": "model",
+    }  # fmt: skip
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(saved: Path, trained_adapter, base: NamedBase):

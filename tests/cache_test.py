@@ -42,7 +42,7 @@ def _rows(hidden_btd: np.ndarray) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module", params=[0, 1, 3], ids=["base", "p1", "p3"])
 def prefix(request, config: LlamaConfig, params: Params, trained_adapter):
-    return bind(trained_adapter(request.param), params, config) if request.param else None
+    return bind(trained_adapter(request.param), params, config).prefix if request.param else None
 
 
 @pytest.fixture(scope="module")

@@ -35,14 +35,35 @@ def config() -> LlamaConfig:
 
 
 @pytest.fixture(scope="session")
-def params(config: LlamaConfig) -> Params:
+def random_params() -> Callable[[LlamaConfig], Params]:
     """Random weights with norms that are not one, and a residual stream that every layer changes a lot."""
-    rng = np.random.default_rng(1)
 
-    def draw(spec):
-        return jnp.asarray((1.0 if spec.init is None else 0.0) + 0.3 * rng.standard_normal(spec.shape), jnp.float32)
+    def make(config: LlamaConfig) -> Params:
+        rng = np.random.default_rng(1)
 
-    return jax.tree.map(draw, param_specs(config), is_leaf=is_spec)
+        def draw(spec):
+            return jnp.asarray((1.0 if spec.init is None else 0.0) + 0.3 * rng.standard_normal(spec.shape), jnp.float32)
+
+        return jax.tree.map(draw, param_specs(config), is_leaf=is_spec)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def params(config: LlamaConfig, random_params) -> Params:
+    return random_params(config)
+
+
+@pytest.fixture(scope="session")
+def randomized() -> Callable[..., Adapter]:
+    """An adapter as after training: every array random. Takes the adapter and a key."""
+
+    def make(adapter: Adapter, key: int = 4) -> Adapter:
+        rng = np.random.default_rng(key)
+        drawn = {name: 0.3 * rng.standard_normal(x.shape) for name, x in adapter.trainable.items()}
+        return adapter.replace(trainable={name: jnp.asarray(x, jnp.float32) for name, x in drawn.items()})
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from aligner_jax.errors import InputError
-from aligner_jax.runtime.files import reason, write_atomically
+from aligner_jax.runtime.files import reason, write_atomically, write_folder_atomically
 
 BEYOND_LIMIT = """
 import resource, signal, sys
@@ -52,6 +52,36 @@ def test_a_path_that_cannot_be_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"folder cannot be written: Is a directory$"):
         write_atomically(tmp_path / "folder", b"")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    write_folder_atomically(folder, {"a": "größe", "b": b"\x00"})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"a": "größe".encode(), "b": b"\x00"}
+    (tmp_path / "plain").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    write_folder_atomically(tmp_path / "plain", {"a": b""})
+    assert os.listdir(tmp_path / "plain") == ["a"]
+
+    program = BEYOND_LIMIT.replace("write_atomically", "write_folder_atomically")
+    program = program.replace('b"x" * 1000', '{"small": b"x", "large": b"x" * 1000}')
+    path = tmp_path / "new" / "other"
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{path} cannot be written: File too large\n"
+    assert os.listdir(tmp_path / "new") == ["folder"]
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path, sentence in (
+        (tmp_path, "is a folder with other things in it; name a new one$"),
+        (tmp_path / "file", "file is a file, but a folder is to be written there$"),
+        (tmp_path / "file" / "below", "below cannot be written: (Not a directory|File exists)$"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            write_folder_atomically(path, {"a": b""})
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_the_reason_is_found_in_the_chain_of_causes():

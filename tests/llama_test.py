@@ -43,7 +43,7 @@ def test_nothing_of_later_positions_or_other_documents_reaches_a_position(
     num_tokens: int, config: LlamaConfig, params: Params, trained_adapter
 ):
     t = 8
-    prefix = bind(trained_adapter(num_tokens), params, config) if num_tokens else None
+    prefix = bind(trained_adapter(num_tokens), params, config).prefix if num_tokens else None
 
     @jax.jit
     def gradient(segments_t, cotangent_t):
@@ -103,7 +103,7 @@ def test_a_tied_head_is_the_embedding(config: LlamaConfig, params: Params):
 
 def _pullback(trainable, params: Params, *, adapter, config: LlamaConfig, remat):
     def function(trainable):
-        prefix = bind(adapter.replace(trainable=trainable), params, config)
+        prefix = bind(adapter.replace(trainable=trainable), params, config).prefix
         return forward(params, TOKENS_BT, config=config, prefix=prefix, remat=remat)
 
     return jax.vjp(function, trainable)

@@ -1,19 +1,31 @@
-"""The authors' released Aligners, and what is no such file."""
+"""The authors' released Aligners, lit-llama's LLaMA-Adapters, and what is neither."""
 
 import io
 import pickle
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
+from torch_files import write_torch_file
 
 from aligner_jax.errors import InputError
+from aligner_jax.model.config import LlamaConfig
+from aligner_jax.peft import apply
 from aligner_jax.peft.artifact import load_adapter
 from aligner_jax.peft.released import load_released
+from aligner_jax.weights.hf import load_hf
+from aligner_jax.weights.hf_config import hf_config
 
 GOLDEN = Path(__file__).parent / "goldens" / "released.pth"
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "official_aligners"
+
+
+class ShapedBase(NamedTuple):
+    config: LlamaConfig
+    fingerprint: str = "f" * 64
 
 
 def _rewritten(path: Path, change) -> Path:
@@ -31,7 +43,7 @@ def test_reads_what_torch_wrote():
     np.testing.assert_array_equal(adapter.trainable["tokens_pd"], expected["tokens"])
     np.testing.assert_array_equal(adapter.trainable["gates_ln"], expected["gates"])
     assert adapter.method == "aligner"
-    assert adapter.options.as_dict() == {"num_tokens": 2, "start_layer": 2}
+    assert adapter.options.as_dict() == {"num_tokens": 2, "start_layer": 2, "gates": "head", "tokens": "model"}
     assert adapter.num_params == 2 * 8 + 3 * 4
 
 
@@ -92,6 +104,93 @@ def test_another_zip(tmp_path: Path):
     (tmp_path / "zip.pth").write_bytes(archive.getvalue())
     with pytest.raises(InputError, match=r"no data\.pkl"):
         load_released(tmp_path / "zip.pth")
+
+
+def _lit_llama(gate_shape: tuple[int, ...], start_layer: int = 1) -> dict[str, np.ndarray]:
+    """Tensors of a LLaMA-Adapter of 2 tokens on the last two layers of the llama3 golden."""
+    rng, tensors = np.random.default_rng(5), {}
+    for layer in range(start_layer, 3):
+        attention = f"transformer.h.{layer}.attn."
+        tensors[attention + "gating_factor"] = rng.standard_normal(gate_shape).astype(np.float32)
+        tensors[attention + "adapter_wte.weight"] = rng.standard_normal((2, 32)).astype(np.float32)
+    return tensors
+
+
+def test_logits_of_a_lit_llama_file():
+    config, params = load_hf(GOLDEN.parent / "models" / "llama3")
+    expected = np.load(GOLDEN.parent / "llama_adapter_p4.npz")
+    adapter = load_adapter(GOLDEN.parent / "lit_llama.pth", ShapedBase(config))
+    assert adapter.method == "llama_adapter"
+    assert adapter.options.as_dict() == {"num_tokens": 4, "start_layer": 1, "gates": "head", "tanh": False}
+    logits_btv = jax.jit(apply, static_argnames="config")(params, adapter, expected["ids"], config=config)
+    assert np.abs(expected["logits"] - expected["base_logits"]).max() > 0.5
+    np.testing.assert_allclose(logits_btv, expected["logits"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("gate_shape", "gates"), [((1,), "layer"), ((1, 1, 1, 1), "layer"), ((1, 4, 1, 1), "head"), ((1, 1, 4, 1), "head")]
+)
+def test_gates_of_all_versions_of_lit_llama(gate_shape: tuple[int, ...], gates: str, tmp_path: Path):
+    tensors = _lit_llama(gate_shape)
+    path = write_torch_file(tmp_path / "lit.pth", tensors)
+    base = ShapedBase(hf_config(GOLDEN.parent / "models" / "llama3"))
+    for adapter in (load_adapter(path), load_adapter(path, base)):
+        assert adapter.options.as_dict() == {"num_tokens": 2, "start_layer": 1, "gates": gates, "tanh": False}
+        for number, layer in enumerate((1, 2)):
+            attention = f"transformer.h.{layer}.attn."
+            expected = tensors[attention + "gating_factor"].reshape(-1)
+            np.testing.assert_array_equal(adapter.trainable["gates_ln"][number], expected)
+            expected = tensors[attention + "adapter_wte.weight"]
+            np.testing.assert_array_equal(adapter.trainable["tokens_lpd"][number], expected)
+
+
+def test_an_aligner_may_have_one_gate_a_layer(tmp_path: Path):
+    tensors = _lit_llama((1,))
+    shared_pd = tensors["transformer.h.1.attn.adapter_wte.weight"]
+    tensors = {name: shared_pd if "wte" in name else x for name, x in tensors.items()}
+    path = write_torch_file(tmp_path / "one.pth", {"global_value_embedding.weight": shared_pd} | tensors)
+    adapter = load_adapter(path)
+    assert (adapter.method, adapter.options["gates"]) == ("aligner", "layer")
+    assert adapter.num_params == 2 * 32 + 2
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"transformer.h.2.attn.adapter_wte.weight": np.zeros((3, 32))}, r"h\.2.*weight' has shape \(3, 32\), unlike"),
+        ({"transformer.h.2.attn.adapter_wte.weight": np.zeros(32)}, r"h\.2.*weight' has shape \(32,\), unlike"),
+        ({"transformer.h.2.attn.adapter_wte.weight": None}, "has a gate for layer 2, but not tokens"),
+        ({"transformer.h.2.attn.gating_factor": None}, "has tokens for layer 2, but not a gate"),
+        (
+            {"transformer.h.1.attn.gating_factor": None, "transformer.h.2.attn.gating_factor": None},
+            r"gates for layers \[\]",
+        ),
+        ({"transformer.h.2.attn.gating_factor": np.zeros(4)}, "different numbers of heads"),
+        ({"transformer.h.0.rms_1.weight": np.zeros(32)}, r"unknown tensor 'transformer\.h\.0\.rms_1\.weight'"),
+        (
+            {f"transformer.h.{layer}.attn.adapter_wte.weight": None for layer in (1, 2)},
+            "is no Aligner and no LLaMA-Adapter",
+        ),
+    ],
+)
+def test_damaged_lit_llama_files_are_refused(change: dict, sentence: str, tmp_path: Path):
+    tensors = {name: x for name, x in (_lit_llama((1,)) | change).items() if x is not None}
+    with pytest.raises(InputError, match=rf"lit\.pth.*{sentence}"):
+        load_adapter(write_torch_file(tmp_path / "lit.pth", tensors))
+
+
+def test_a_lit_llama_file_of_another_base_is_refused(tmp_path: Path):
+    path = write_torch_file(tmp_path / "lit.pth", _lit_llama((1, 4, 1, 1), start_layer=2))
+    base = ShapedBase(hf_config(GOLDEN.parent / "models" / "llama"))
+    with pytest.raises(InputError, match=r"tensor 'tokens_lpd' has shape \(1, 2, 32\), but \(1, 2, 16\) fits"):
+        load_adapter(path, base)
+
+
+def test_numbers_that_are_not_finite_are_refused_without_any_base(tmp_path: Path):
+    tensors = _lit_llama((1,))
+    tensors["transformer.h.2.attn.gating_factor"] *= np.inf
+    with pytest.raises(InputError, match=r"lit\.pth: tensor 'gates_ln' holds numbers that are not finite"):
+        load_adapter(write_torch_file(tmp_path / "lit.pth", tensors))
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the released files are not beside this checkout")

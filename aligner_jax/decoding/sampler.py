@@ -12,10 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.decoding.choose import Sampling, choose
 from aligner_jax.errors import InputError
-from aligner_jax.model.attention import Prefix
 from aligner_jax.model.cache import KVCache, empty_cache, forward_cached
 from aligner_jax.model.llama import LlamaConfig, Params, unembed
-from aligner_jax.peft import Adapter, bind
+from aligner_jax.peft import Adapter, Bound, bind
 from aligner_jax.weights.base import Base
 
 PROMPT_MULTIPLE = 16
@@ -98,13 +97,13 @@ def continue_ids(
         raise InputError(f"seed is {seed}, but must be at least 0 and below 2**32")
     tokens_bt, valid_bt = _left_padded(prompt_ids, config, max_new_tokens)
     stops = jnp.asarray(sorted(stop_ids) or [-1], jnp.int32)
-    prefix, state = _prefill(
+    bound, state = _prefill(
         params, adapter, jnp.asarray(tokens_bt), jnp.asarray(valid_bt), stops, jnp.uint32(seed),
         config=config, sampling=sampling, slots=tokens_bt.shape[1] + max_new_tokens,
     )  # fmt: skip
     done_b, made = np.zeros(len(prompt_ids), bool), 0
     while made < max_new_tokens and not done_b.all():
-        state, tokens_bt = _decode(params, prefix, state, stops, config=config, sampling=sampling, count=tokens_a_call)
+        state, tokens_bt = _decode(params, bound, state, stops, config=config, sampling=sampling, count=tokens_a_call)
         for tokens_b in np.asarray(tokens_bt).T[: max_new_tokens - made, : len(prompt_ids)]:
             done_b |= np.isin(tokens_b, np.asarray(stops))
             if done_b.all():
@@ -123,23 +122,29 @@ class _State:
 
 @functools.partial(jax.jit, static_argnames=("config", "sampling", "slots"))
 def _prefill(params, adapter, tokens_bt, valid_bt, stops, seed, *, config, sampling, slots):
-    prefix = bind(adapter, params, config)
-    cache = empty_cache(config, tokens_bt.shape[0], slots, params.embed_vd.dtype)
-    hidden_btd, cache = forward_cached(params, tokens_bt, cache, config=config, prefix=prefix, valid_bt=valid_bt)
+    bound = bind(adapter, params, config)
+    params = bound.on(params)
+    cache = empty_cache(config, tokens_bt.shape[0], slots, params.embed_vd.dtype, first_position=bound.first_position)
+    hidden_btd, cache = forward_cached(
+        params, tokens_bt, cache, config=config, prefix=bound.prefix, updates=bound.updates, valid_bt=valid_bt
+    )
     keys_b = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(tokens_bt.shape[0]))
     token_b = _choose_last(params, hidden_btd, keys_b, cache, sampling)
     if len(token_b) == 1 and cache.k_lbksh.dtype == jnp.bfloat16:
         cache = cache.repeat_row(SINGLE_ROW_COPIES)
         token_b, keys_b = (jnp.repeat(x, SINGLE_ROW_COPIES) for x in (token_b, keys_b))
-    return prefix, _State(cache, token_b, jnp.isin(token_b, stops), keys_b)
+    return bound, _State(cache, token_b, jnp.isin(token_b, stops), keys_b)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sampling", "count"), donate_argnames=("state",))
-def _decode(params: Params, prefix: Prefix | None, state: _State, stops, *, config, sampling, count):
+def _decode(params: Params, bound: Bound, state: _State, stops, *, config, sampling, count):
     """`count` tokens a row, of which the first is the one that the state holds already."""
+    params = bound.on(params)
 
     def step(state: _State, _):
-        hidden_b1d, cache = forward_cached(params, state.token_b[:, None], state.cache, config=config, prefix=prefix)
+        hidden_b1d, cache = forward_cached(
+            params, state.token_b[:, None], state.cache, config=config, prefix=bound.prefix, updates=bound.updates
+        )
         token_b = _choose_last(params, hidden_b1d, state.keys_b, cache, sampling)
         token_b = jnp.where(state.done_b, state.token_b, token_b)
         return _State(cache, token_b, state.done_b | jnp.isin(token_b, stops), state.keys_b), state.token_b

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from aligner_jax.model.attention import Prefix, attend_masked
-from aligner_jax.model.llama import Layers, LlamaConfig, Params, embed, layer_at, rms_norm, transform
+from aligner_jax.model.llama import Adapted, LlamaConfig, Params, embed, layer_at, rms_norm, transform
 from aligner_jax.model.rope import rotation
+from aligner_jax.model.updates import Updates, updated
 
 
 @flax.struct.dataclass
@@ -18,7 +19,7 @@ class KVCache:
       k_lbksh, v_lbksh: heads before slots, as the products of attention read them.
       valid_bs: False in slots that are empty or hold padding.
       used: slots filled so far.
-      lengths_b: real tokens a row so far, which is the position of its next token.
+      lengths_b: the position of each row's next token: real tokens so far, and the first position.
     """
 
     k_lbksh: Float[Array, "l b k s h"]
@@ -34,15 +35,17 @@ class KVCache:
         return KVCache(k_lbksh, v_lbksh, valid_bs, self.used, lengths_b)
 
 
-def empty_cache(config: LlamaConfig, batch_size: int, slots: int, dtype: jnp.dtype) -> KVCache:
-    """A cache with nothing in it: 2 · l · b · slots · k · h numbers."""
+def empty_cache(
+    config: LlamaConfig, batch_size: int, slots: int, dtype: jnp.dtype, *, first_position: int = 0
+) -> KVCache:
+    """A cache with nothing in it: 2 · l · b · slots · k · h numbers. first_position: of each row's first token."""
     shape = (config.num_layers, batch_size, config.num_kv_heads, slots, config.head_dim)
     return KVCache(
         k_lbksh=jnp.zeros(shape, dtype),
         v_lbksh=jnp.zeros(shape, dtype),
         valid_bs=jnp.zeros((batch_size, slots), bool),
         used=jnp.int32(0),
-        lengths_b=jnp.zeros(batch_size, jnp.int32),
+        lengths_b=jnp.full(batch_size, first_position, jnp.int32),
     )
 
 
@@ -53,13 +56,14 @@ def forward_cached(
     *,
     config: LlamaConfig,
     prefix: Prefix | None = None,
+    updates: Updates | None = None,
     valid_bt: Bool[Array, "b t"] | None = None,
 ) -> tuple[Float[Array, "b t d"], KVCache]:
     """Hidden states (after the final norm) of new tokens that follow what the cache holds, and the longer cache.
 
     Args:
       tokens_bt: the next t tokens of every row: the prompts at first, then usually one.
-      prefix: as in `llama.forward`.
+      prefix, updates: as in `llama.forward`.
       valid_bt: False for padding, which must come before a row's first real token; padding is never attended to.
     """
     b, t = tokens_bt.shape
@@ -72,9 +76,9 @@ def forward_cached(
     mask_bts = causal_ts[None] & valid_bs[:, None, :]
     cos_sin = rotation(positions_bt, config)
 
-    def step(carry, index_and_prefix):
+    def step(carry, index_and_adapted):
         x_btd, k_lbksh, v_lbksh = carry
-        index, layer_prefix = index_and_prefix
+        index, (layer_prefix, layer_updates) = index_and_adapted
 
         def attention(q_btnh, k_btkh, v_btkh):
             nonlocal k_lbksh, v_lbksh
@@ -84,15 +88,16 @@ def forward_cached(
             k_bksh, v_bksh = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (k_lbksh, v_lbksh))
             return attend_masked(q_btnh, k_bksh, v_bksh, layer_prefix, mask_bts=mask_bts)
 
-        layer: Layers = layer_at(params.layers, index)
+        layer = updated(layer_at(params.layers, index), layer_updates)
         x_btd = transform(x_btd, layer, attention, cos_sin=cos_sin, config=config)
         return (x_btd, k_lbksh, v_lbksh), None
 
-    first = config.num_layers - (0 if prefix is None else prefix.v_bpkh.shape[0])
+    adapted = Adapted(prefix, updates)
+    first = config.num_layers - adapted.num_layers
     carry = (embed(params, tokens_bt), cache.k_lbksh, cache.v_lbksh)
-    carry, _ = jax.lax.scan(step, carry, (jnp.arange(first), None))
-    if prefix is not None:
-        carry, _ = jax.lax.scan(step, carry, (jnp.arange(first, config.num_layers), prefix))
+    carry, _ = jax.lax.scan(step, carry, (jnp.arange(first), Adapted()))
+    if adapted.num_layers:
+        carry, _ = jax.lax.scan(step, carry, (jnp.arange(first, config.num_layers), adapted))
     x_btd, k_lbksh, v_lbksh = carry
     new_cache = KVCache(
         k_lbksh=k_lbksh,

@@ -20,6 +20,7 @@ from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.logical import constrain
 from aligner_jax.model.params import Layers, Params, abstract_params, init_params, param_specs
 from aligner_jax.model.rope import rotate, rotation
+from aligner_jax.model.updates import Updates, project, updated
 
 Remat = Literal["full", "dots", "none"]
 
@@ -30,6 +31,7 @@ def forward(
     *,
     config: LlamaConfig,
     prefix: Prefix | None = None,
+    updates: Updates | None = None,
     segment_ids_bt: Int[Array, "b t"] | None = None,
     positions_bt: Int[Array, "b t"] | None = None,
     remat: Remat = "none",
@@ -42,6 +44,8 @@ def forward(
       prefix: leaves stacked over the *adapted* layers on a leading axis; those are the last layers of the model, so
         the length of that axis says where they start. Layers below it run without a prefix, and a gradient with
         respect to the prefix never enters them.
+      updates: what is added to weights of the adapted layers, by field of `Layers`; stacked as the prefix is, over as
+        many layers.
       segment_ids_bt: a number per document of a packed row; positions attend within their own document only.
       positions_bt: rotary positions; default 0, 1, … along the row, which is wrong for packed rows.
       remat: what the backward pass recomputes. "full": all of a layer from its input; "dots": all but the results of
@@ -52,20 +56,34 @@ def forward(
         positions_bt = jnp.arange(tokens_bt.shape[1], dtype=jnp.int32)[None]
     cos_sin = rotation(positions_bt, config)
 
-    def body(x_btd, layer, layer_prefix):
+    def body(x_btd, layer, adapted: Adapted):
+        layer_prefix, layer_updates = adapted
+
         def attention(q_btnh, k_bskh, v_bskh):
             return attend(
                 q_btnh, k_bskh, v_bskh, layer_prefix, segment_ids_bt=segment_ids_bt, implementation=implementation
             )
 
-        return transform(x_btd, layer, attention, cos_sin=cos_sin, config=config)
+        return transform(x_btd, updated(layer, layer_updates), attention, cos_sin=cos_sin, config=config)
 
-    first = config.num_layers - (0 if prefix is None else prefix.v_bpkh.shape[0])
+    adapted = Adapted(prefix, updates)
+    first = config.num_layers - adapted.num_layers
     x_btd = embed(params, tokens_bt)
-    x_btd = _scan(body, x_btd, params.layers, range(first), None, remat)
-    if prefix is not None:
-        x_btd = _scan(body, x_btd, params.layers, range(first, config.num_layers), prefix, remat)
+    x_btd = _scan(body, x_btd, params.layers, range(first), Adapted(), remat)
+    x_btd = _scan(body, x_btd, params.layers, range(first, config.num_layers), adapted, remat)
     return rms_norm(x_btd, params.norm_d, config.norm_eps)
+
+
+class Adapted(NamedTuple):
+    """What an adapter gives the layers it adapts; leaves stacked over them, or of one of them within a scan."""
+
+    prefix: Prefix | None = None
+    updates: Updates | None = None
+
+    @property
+    def num_layers(self) -> int:
+        """The number of adapted layers, which are the last ones."""
+        return max((leaf.shape[0] for leaf in jax.tree.leaves(self)), default=0)
 
 
 def embed(params: Params, tokens_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
@@ -137,17 +155,17 @@ def transform(
     """
     with jax.named_scope("attention"):
         y_btd = rms_norm(x_btd, layer.attn_norm_ld, config.norm_eps)
-        q_btnh = _biased(jnp.einsum("btd,dnh->btnh", y_btd, layer.q_ldnh), layer.q_bias_lnh)
-        k_btkh = _biased(jnp.einsum("btd,dkh->btkh", y_btd, layer.k_ldkh), layer.k_bias_lkh)
-        v_btkh = _biased(jnp.einsum("btd,dkh->btkh", y_btd, layer.v_ldkh), layer.v_bias_lkh)
+        q_btnh = _biased(project("btd,dnh->btnh", y_btd, layer.q_ldnh), layer.q_bias_lnh)
+        k_btkh = _biased(project("btd,dkh->btkh", y_btd, layer.k_ldkh), layer.k_bias_lkh)
+        v_btkh = _biased(project("btd,dkh->btkh", y_btd, layer.v_ldkh), layer.v_bias_lkh)
         o_btnh = attention(rotate(q_btnh, cos_sin), rotate(k_btkh, cos_sin), v_btkh)
-        o_btd = _biased(jnp.einsum("btnh,nhd->btd", o_btnh, layer.o_lnhd), layer.o_bias_ld)
+        o_btd = _biased(project("btnh,nhd->btd", o_btnh, layer.o_lnhd), layer.o_bias_ld)
         x_btd = constrain(x_btd + o_btd, "batch", None, None)
     with jax.named_scope("mlp"):
         y_btd = rms_norm(x_btd, layer.mlp_norm_ld, config.norm_eps)
-        gate_btf = jax.nn.silu(jnp.einsum("btd,df->btf", y_btd, layer.gate_ldf))
-        up_btf = jnp.einsum("btd,df->btf", y_btd, layer.up_ldf)
-        mlp_btd = jnp.einsum("btf,fd->btd", gate_btf * up_btf, layer.down_lfd)
+        gate_btf = jax.nn.silu(project("btd,df->btf", y_btd, layer.gate_ldf))
+        up_btf = project("btd,df->btf", y_btd, layer.up_ldf)
+        mlp_btd = project("btf,fd->btd", gate_btf * up_btf, layer.down_lfd)
         return constrain(x_btd + mlp_btd, "batch", None, None)
 
 
@@ -169,19 +187,22 @@ def layer_at(layers: Layers, index: Int[Array, ""]) -> Layers:
 
 
 def _biased(y: Array, bias: Array | None) -> Array:
-    return y if bias is None else y + bias.reshape((1, 1, *bias.shape))
+    if bias is None:
+        return y
+    rows = bias.shape[:1] if bias.ndim == y.ndim - 1 else (1,)
+    return y + bias.astype(y.dtype).reshape((*rows, 1, *y.shape[2:]))
 
 
-def _scan(body, x_btd, layers: Layers, indices: range, prefix: Prefix | None, remat: Remat):
+def _scan(body, x_btd, layers: Layers, indices: range, adapted: Adapted, remat: Remat):
     if not indices:
         return x_btd
 
     @functools.partial(jax.checkpoint, prevent_cse=False, policy=remat_policy(remat))
-    def step(x_btd, index_and_prefix):
-        index, layer_prefix = index_and_prefix
-        return body(x_btd, layer_at(layers, index), layer_prefix), None
+    def step(x_btd, index_and_adapted):
+        index, layer_adapted = index_and_adapted
+        return body(x_btd, layer_at(layers, index), layer_adapted), None
 
-    return jax.lax.scan(step, x_btd, (jnp.arange(indices.start, indices.stop), prefix))[0]
+    return jax.lax.scan(step, x_btd, (jnp.arange(indices.start, indices.stop), adapted))[0]
 
 
 def remat_policy(remat: Remat) -> Callable[..., bool]:
@@ -210,6 +231,7 @@ def _everything_but_weight_slices(primitive, *_, **__) -> bool:
 
 
 __all__ = [
+    "Adapted",
     "Head",
     "Layers",
     "LlamaConfig",

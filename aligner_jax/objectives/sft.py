@@ -10,14 +10,20 @@ from aligner_jax.peft import Adapter, hidden_states
 
 
 def losses(
-    params: Params, adapter: Adapter | None, batch: Batch, *, config: LlamaConfig, remat: Remat = "none"
+    params: Params,
+    adapter: Adapter | None,
+    batch: Batch,
+    *,
+    config: LlamaConfig,
+    remat: Remat = "none",
+    dropout_key: Array | None = None,
 ) -> tuple[Float[Array, "b t"], Bool[Array, "b t"]]:
     """Losses in nats of every position's next token, and the mask of positions where that token is a target.
 
     A document's first token is never one: nothing precedes it.
     """
     targets_bt, mask_bt = targets(batch)
-    hidden_btd = hidden_states(
+    hidden_btd, params = hidden_states(
         params,
         adapter,
         jnp.asarray(batch["tokens_bt"]),
@@ -25,6 +31,7 @@ def losses(
         segment_ids_bt=jnp.asarray(batch["segment_ids_bt"]),
         positions_bt=jnp.asarray(batch["positions_bt"]),
         remat=remat,
+        dropout_key=dropout_key,
     )
     return token_losses(params, hidden_btd, targets_bt, mask_bt), mask_bt
 
@@ -39,8 +46,14 @@ def targets(batch: Batch) -> tuple[Int[Array, "b t"], Bool[Array, "b t"]]:
 
 
 def loss_sum(
-    params: Params, adapter: Adapter | None, batch: Batch, *, config: LlamaConfig, remat: Remat = "none"
+    params: Params,
+    adapter: Adapter | None,
+    batch: Batch,
+    *,
+    config: LlamaConfig,
+    remat: Remat = "none",
+    dropout_key: Array | None = None,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Sum of the losses in nats, and the number of targets: their quotient is the loss, over any number of batches."""
-    losses_bt, mask_bt = losses(params, adapter, batch, config=config, remat=remat)
+    losses_bt, mask_bt = losses(params, adapter, batch, config=config, remat=remat, dropout_key=dropout_key)
     return jnp.sum(losses_bt), jnp.sum(mask_bt)

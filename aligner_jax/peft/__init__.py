@@ -5,15 +5,24 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from aligner_jax.errors import InputError
-from aligner_jax.model.attention import Prefix
 from aligner_jax.model.llama import LlamaConfig, Params, Remat, forward, unembed
-from aligner_jax.peft import aligner
+from aligner_jax.peft import aligner, bias, full, llama_adapter, lora, prefix, prompt
 from aligner_jax.peft.adapter import Adapter, Options
+from aligner_jax.peft.bound import Bound
 
-METHODS: dict[str, ModuleType] = {"aligner": aligner}
+METHODS: dict[str, ModuleType] = {
+    "aligner": aligner,
+    "llama_adapter": llama_adapter,
+    "lora": lora,
+    "prompt": prompt,
+    "prefix": prefix,
+    "bias": bias,
+    "full": full,
+}
 
 
 def init_adapter(method: str, config: LlamaConfig, key: int | Array = 0, **options: Any) -> Adapter:
@@ -22,7 +31,7 @@ def init_adapter(method: str, config: LlamaConfig, key: int | Array = 0, **optio
     Args:
       method: a key of `METHODS`.
       key: a seed, or a `jax.random.key`.
-      **options: of the method; for "aligner" num_tokens (default 1) and start_layer (default 2).
+      **options: of the method, see its DEFAULTS; for "aligner" num_tokens (default 1) and start_layer (default 2).
 
     Raises:
       InputError: an unknown method or option, or a value that the model cannot have.
@@ -51,17 +60,33 @@ def complete_options(method: str, config: LlamaConfig, options: dict[str, Any]) 
     return full
 
 
-def bind(adapter: Adapter | None, params: Params, config: LlamaConfig) -> Prefix | None:
-    """What the model needs to know of an adapter: its prefix, through this base's projections. None stays None."""
+def bind(adapter: Adapter | None, params: Params, config: LlamaConfig, *, dropout_key: Array | None = None) -> Bound:
+    """What the model needs to know of an adapter over this base; of None, that there is nothing.
+
+    Args:
+      dropout_key: a `jax.random.key` of this training step, for methods with dropout; None drops nothing.
+    """
     if adapter is None:
-        return None
-    return METHODS[adapter.method].bind(adapter.trainable, adapter.options, params, config)
+        return Bound()
+    return METHODS[adapter.method].bind(adapter.trainable, adapter.options, params, config, dropout_key)
 
 
 def with_strength(adapter: Adapter, strength: float) -> Adapter:
-    """The same adapter with its contribution to every layer multiplied: 0 is the base, 1 changes nothing."""
-    name = METHODS[adapter.method].STRENGTH
-    return adapter.replace(trainable={**adapter.trainable, name: adapter.trainable[name] * strength})
+    """The same adapter with its contribution to every layer multiplied: 0 is the base, 1 changes nothing.
+
+    Raises:
+      InputError: the method has nothing to multiply, and the strength is not 1.
+    """
+    if not has_strength(adapter) and strength != 1:
+        raise InputError(f"an adapter of method {adapter.method!r} has no strength to change: it is used as it is")
+    multiplied = METHODS[adapter.method].STRENGTH
+    scale = {name: strength if name.startswith(multiplied) else 1 for name in adapter.trainable}
+    return adapter.replace(trainable={name: x * scale[name] for name, x in adapter.trainable.items()})
+
+
+def has_strength(adapter: Adapter) -> bool:
+    """Whether `with_strength` can change it: not for prompt and prefix tuning."""
+    return bool(METHODS[adapter.method].STRENGTH)
 
 
 def hidden_states(
@@ -73,17 +98,29 @@ def hidden_states(
     segment_ids_bt: Int[Array, "b t"] | None = None,
     positions_bt: Int[Array, "b t"] | None = None,
     remat: Remat = "none",
-) -> Float[Array, "b t d"]:
-    """Hidden states after the final norm of the adapted model; the arguments are those of `llama.forward`."""
-    return forward(
+    dropout_key: Array | None = None,
+) -> tuple[Float[Array, "b t d"], Params]:
+    """Hidden states after the final norm of the adapted model, and the parameters whose head belongs to them.
+
+    The arguments are those of `llama.forward` and `bind`.
+    """
+    bound = bind(adapter, params, config, dropout_key=dropout_key)
+    params = bound.on(params)
+    if bound.first_position:
+        if positions_bt is None:
+            positions_bt = jnp.arange(tokens_bt.shape[1], dtype=jnp.int32)[None]
+        positions_bt = positions_bt + bound.first_position
+    hidden_btd = forward(
         params,
         tokens_bt,
         config=config,
-        prefix=bind(adapter, params, config),
+        prefix=bound.prefix,
+        updates=bound.updates,
         segment_ids_bt=segment_ids_bt,
         positions_bt=positions_bt,
         remat=remat,
     )
+    return hidden_btd, params
 
 
 def apply(
@@ -104,7 +141,7 @@ def apply(
       segment_ids_bt: document numbers of packed rows; give positions_bt with them.
       positions_bt: rotary positions; default 0, 1, … along the row.
     """
-    hidden_btd = hidden_states(
+    hidden_btd, params = hidden_states(
         params, adapter, tokens_bt, config=config, segment_ids_bt=segment_ids_bt, positions_bt=positions_bt
     )
     return unembed(params, hidden_btd)
@@ -113,10 +150,12 @@ def apply(
 __all__ = [
     "METHODS",
     "Adapter",
+    "Bound",
     "Options",
     "apply",
     "bind",
     "complete_options",
+    "has_strength",
     "hidden_states",
     "init_adapter",
     "with_strength",

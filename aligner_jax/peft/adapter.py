@@ -17,7 +17,9 @@ class Options:
 
     @classmethod
     def of(cls, **options: Any) -> "Options":
-        return cls(tuple(sorted(options.items())))
+        # JSON has no tuples.
+        fixed = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+        return cls(tuple(sorted(fixed.items())))
 
     def as_dict(self) -> dict[str, Any]:
         return dict(self.items)

@@ -1,7 +1,5 @@
 """Aligner (arXiv 2312.05503): one set of tokens shared by every adapted layer, and a gate per layer and head."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -10,30 +8,41 @@ from aligner_jax.errors import InputError
 from aligner_jax.model.attention import Prefix
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.peft.adapter import Options
+from aligner_jax.peft.bound import Bound
+from aligner_jax.peft.gates import GATES, gate_shape, spread_gates
+from aligner_jax.peft.options import adapted_layers, check_choice, check_num_tokens, check_start_layer
+from aligner_jax.peft.project_tokens import project_tokens
 
-DEFAULTS = {"num_tokens": 1, "start_layer": 2}
-STRENGTH = "gates_ln"
-"""The trained array in which the adapter's effect on each layer is linear."""
+DEFAULTS = {"num_tokens": 1, "start_layer": 2, "gates": "head", "tokens": "model"}
+"""gates: see `gates.GATES`. tokens: as wide as the "model", or as one "head" and the same for all heads (the authors'
+code names the combination of "head" tokens with a "global" gate)."""
+STRENGTH = ("gates_",)
+"""Beginnings of the names of the trained arrays that the adapter's effect on each layer is multiplied with."""
 
 
 def check(options: Options, config: LlamaConfig) -> None:
     """Refuses options that cannot be had on this model.
 
     Raises:
-      InputError: num_tokens below one, or start_layer outside the model.
+      InputError: num_tokens below one, start_layer outside the model, an unknown kind of gates or tokens, or tokens of
+        a head's width on a model whose width is not a multiple of it.
     """
-    num_tokens, start_layer = options["num_tokens"], options["start_layer"]
-    if not isinstance(num_tokens, int) or num_tokens < 1:
-        raise InputError(f"num_tokens is {num_tokens!r}, but an Aligner has at least one token")
-    if not isinstance(start_layer, int) or not 0 <= start_layer < config.num_layers:
-        raise InputError(f"start_layer is {start_layer!r}, but the model has layers 0 to {config.num_layers - 1}")
+    check_num_tokens(options)
+    check_start_layer(options, config)
+    check_choice(options, "gates", GATES)
+    check_choice(options, "tokens", ("model", "head"))
+    if options["tokens"] == "head" and config.d_model % config.head_dim:
+        raise InputError(
+            f"tokens is 'head', but the model's width {config.d_model} is no multiple of a head's, {config.head_dim}"
+        )
 
 
 def shapes(options: Options, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the trained arrays: p · d + (layers - start_layer) · heads numbers."""
+    """Shapes of the trained arrays; by default p · d + (layers - start_layer) · heads numbers."""
+    width = config.d_model if options["tokens"] == "model" else config.head_dim
     return {
-        "tokens_pd": (options["num_tokens"], config.d_model),
-        "gates_ln": (config.num_layers - options["start_layer"], config.num_heads),
+        "tokens_pd": (options["num_tokens"], width),
+        "gates_ln": gate_shape(options["gates"], adapted_layers(options, config), config),
     }
 
 
@@ -43,32 +52,16 @@ def init(options: Options, config: LlamaConfig, key: Array) -> dict[str, Array]:
     return {"tokens_pd": jax.random.normal(key, shape["tokens_pd"]), "gates_ln": jnp.zeros(shape["gates_ln"])}
 
 
-def bind(trainable: dict[str, Array], options: Options, params: Params, config: LlamaConfig) -> Prefix:
+def bind(
+    trainable: dict[str, Array], options: Options, params: Params, config: LlamaConfig, dropout_key: Array | None = None
+) -> Bound:
     """The prefix of every adapted layer, stacked: the shared tokens through each layer's own key and value projections.
-
-    No norm and no rotation is applied to the tokens. Biases of the projections are part of them. With one token the
-    keys cancel and are left at zero, uncomputed.
 
     Returns:
       A `Prefix` with leaves [l, 1, p, k, h] and gates [l, 1, n], l over the adapted layers.
     """
-    layers = params.layers
-    tokens_pd = trainable["tokens_pd"].astype(layers.k_ldkh.dtype)
-    needs_keys = options["num_tokens"] > 1
-
-    def project(weight_ldkh, bias_lkh, index):
-        x_pkh = jnp.einsum("pd,dkh->pkh", tokens_pd, jax.lax.dynamic_index_in_dim(weight_ldkh, index, keepdims=False))
-        if bias_lkh is not None:
-            x_pkh += jax.lax.dynamic_index_in_dim(bias_lkh, index)
-        return x_pkh
-
-    # One layer at a time: a single product over a slice of the stack would copy the projections of almost all layers,
-    # and so would the backward pass if it were not made to slice again.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def step(_, index):
-        v_pkh = project(layers.v_ldkh, layers.v_bias_lkh, index)
-        k_pkh = project(layers.k_ldkh, layers.k_bias_lkh, index) if needs_keys else jnp.zeros_like(v_pkh)
-        return None, (k_pkh, v_pkh)
-
-    _, (k_lpkh, v_lpkh) = jax.lax.scan(step, None, jnp.arange(options["start_layer"], config.num_layers))
-    return Prefix(k_bpkh=k_lpkh[:, None], v_bpkh=v_lpkh[:, None], gate_bn=trainable["gates_ln"][:, None])
+    tokens_pd = trainable["tokens_pd"].astype(params.layers.k_ldkh.dtype)
+    tokens_pd = jnp.tile(tokens_pd, (1, config.d_model // tokens_pd.shape[1]))
+    k_lbpkh, v_lbpkh = project_tokens(lambda _: tokens_pd, params, config, options["start_layer"])
+    gates_lbn = spread_gates(trainable["gates_ln"], adapted_layers(options, config), config)
+    return Bound(prefix=Prefix(k_bpkh=k_lbpkh, v_bpkh=v_lbpkh, gate_bn=gates_lbn))

@@ -1,10 +1,13 @@
-"""The file an adapter ships as: one safetensors file that says what it is and which base it belongs to."""
+"""The file an adapter ships as: one safetensors file that says what it is and which base it belongs to.
+
+Adapters of other projects are read by the same function, and have no such file.
+"""
 
 import dataclasses
 import json
 import struct
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +17,7 @@ import safetensors.numpy
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig
 from aligner_jax.peft import METHODS, Adapter, Options, complete_options
+from aligner_jax.peft.hf_peft import load_peft
 from aligner_jax.peft.released import load_released
 from aligner_jax.runtime.files import write_atomically
 
@@ -67,16 +71,21 @@ def save_adapter(
 
 
 def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Adapter:
-    """Reads an adapter that `save_adapter` wrote, or an Aligner that the paper's authors released (.pth).
+    """Reads an adapter that `save_adapter` wrote, or one of another project.
+
+    These are .pth files of the paper's authors' Aligners and of lit-llama's LLaMA-Adapters (see `released`), and the
+    folders of Hugging Face PEFT (see `hf_peft`).
 
     Args:
-      path: the file. A .pth file names no base, so only its shapes are checked against one.
+      path: the file or folder. Only our own names its base, so only shapes of the others are checked against one.
       base: the base it is for; without one neither fingerprint nor shapes are checked against a model.
 
     Raises:
       InputError: no such file, not an adapter, damaged, or trained on another base.
     """
     path = Path(path)
+    if path.is_dir():
+        return load_peft(path, base.config if base is not None else None)
     if path.suffix == ".pth":
         return _load_released(path, base)
     metadata, tensors = _read(path)
@@ -94,7 +103,12 @@ def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Ada
         _check_base(path, metadata, base)
     config = base.config if base is not None else _recorded_config(path, metadata)
     options = _json(path, metadata, "options")
-    full = _complete_options(path, method, config, options) if config else Options.of(**options)
+    # A file without a base's configuration may come from before an option existed, too.
+    full = (
+        _complete_options(path, method, config, options)
+        if config
+        else Options.of(**{**METHODS[method].DEFAULTS, **options})
+    )
     _check_tensors(path, tensors, METHODS[method].shapes(full, config) if config else None)
     return Adapter({name: jnp.asarray(x) for name, x in tensors.items()}, method=method, options=full)
 
@@ -102,24 +116,46 @@ def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Ada
 def _load_released(path: Path, base: FingerprintedBase | None) -> Adapter:
     if not path.is_file():
         raise InputError(f"{path} does not exist, or is not a file")
-    adapter = load_released(path)
+    adapter, shapes = load_released(path), None
     if base is not None:
         options = _complete_options(path, adapter.method, base.config, adapter.options.as_dict())
-        tensors = {name: np.asarray(leaf) for name, leaf in adapter.trainable.items()}
-        _check_tensors(path, tensors, METHODS[adapter.method].shapes(options, base.config))
+        shapes = METHODS[adapter.method].shapes(options, base.config)
+    _check_tensors(path, {name: np.asarray(leaf) for name, leaf in adapter.trainable.items()}, shapes)
     return adapter
 
 
 def recorded_prompt_format(path: str | Path) -> dict[str, str | None]:
-    """The prompt_format that an adapter was saved with; empty when there was none, as in a .pth file.
+    """The prompt_format that an adapter was saved with; empty when there was none, as in other projects' adapters.
 
     Raises:
       InputError: no such file, or damaged.
     """
-    if Path(path).suffix == ".pth":
+    path = Path(path)
+    if path.suffix == ".pth" or path.is_dir():
         return {}
-    metadata, _ = _read(Path(path))
-    return _json(Path(path), metadata, "prompt_format") if "prompt_format" in metadata else {}
+    metadata, _ = _read(path)
+    return _json(path, metadata, "prompt_format") if "prompt_format" in metadata else {}
+
+
+class RecordedBase(NamedTuple):
+    """What an adapter's file says of its base."""
+
+    config: LlamaConfig
+    fingerprint: str
+
+
+def recorded_base(path: str | Path) -> RecordedBase | None:
+    """The base that an adapter was saved with; None when there was none, as in other projects' adapters.
+
+    Raises:
+      InputError: no such file, or damaged.
+    """
+    path = Path(path)
+    if path.suffix == ".pth" or path.is_dir():
+        return None
+    metadata, _ = _read(path)
+    config, fingerprint = _recorded_config(path, metadata), metadata.get("base_fingerprint")
+    return RecordedBase(config, fingerprint) if config and fingerprint else None
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:

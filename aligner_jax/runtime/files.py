@@ -1,8 +1,10 @@
-"""Files that are either there whole or not there at all."""
+"""Files and folders that are either there whole or not there at all."""
 
 import contextlib
 import os
+import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from aligner_jax.errors import InputError
@@ -30,6 +32,38 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
     except OSError as error:
         _remove(temporary)
         raise InputError(f"{path} cannot be written: {reason(error)}") from error
+
+
+def write_folder_atomically(folder: str | Path, contents: Mapping[str, bytes | str]) -> None:
+    """Makes `folder` with these files in it, durably: after a crash or a full disk it is whole or not there.
+
+    Missing parent folders are made. An empty folder of that name is replaced.
+
+    Raises:
+      InputError: something other than an empty folder is there, or it cannot be written; names the path and the reason.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, but a folder is to be written there")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} is a folder with other things in it; name a new one")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.")
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {reason(error)}") from error
+    try:
+        for name, content in contents.items():
+            write_atomically(Path(temporary) / name, content)
+        os.chmod(temporary, 0o777 & ~_umask())
+        os.replace(temporary, folder)
+        _sync_folder(folder.parent)
+    except (OSError, InputError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(f"{folder} cannot be written: {reason(error)}") from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def reason(error: BaseException) -> str:

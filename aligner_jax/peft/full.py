@@ -1,0 +1,48 @@
+"""Full fine-tuning: every parameter is trained, as a float32 difference to the base; for small models.
+
+Trained are differences and not copies, so that the base stays what it is, and weight decay pulls towards it.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
+from aligner_jax.peft.adapter import Options
+from aligner_jax.peft.bound import Bound
+
+DEFAULTS: dict[str, object] = {}
+_LAYERS = "layers."
+STRENGTH = ("",)
+"""All of it, see `aligner`."""
+
+
+def check(options: Options, config: LlamaConfig) -> None:
+    """There are no options."""
+
+
+def shapes(options: Options, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Those of all parameters, by field of `Params`; fields of `Layers` come after "layers."."""
+    paths = jax.tree_util.tree_leaves_with_path(abstract_params(config))
+    return {".".join(str(key.name) for key in path): leaf.shape for path, leaf in paths}
+
+
+def init(options: Options, config: LlamaConfig, key: Array) -> dict[str, Array]:
+    """Zeros, float32: at first the model is the base."""
+    return {name: jnp.zeros(shape) for name, shape in shapes(options, config).items()}
+
+
+def bind(
+    trainable: dict[str, Array], options: Options, params: Params, config: LlamaConfig, dropout_key: Array | None = None
+) -> Bound:
+    """The layers' differences as updates; the sums for the other parameters. Sums are rounded once."""
+    updates = {name.removeprefix(_LAYERS): x for name, x in trainable.items() if name.startswith(_LAYERS)}
+
+    def total(name: str, difference: Array) -> Array:
+        weight = getattr(params, name)
+        return (weight.astype(jnp.float32) + difference.astype(jnp.float32)).astype(weight.dtype)
+
+    return Bound(
+        updates=updates,
+        parameters={name: total(name, x) for name, x in trainable.items() if not name.startswith(_LAYERS)},
+    )

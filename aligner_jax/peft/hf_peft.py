@@ -1,0 +1,243 @@
+"""Hugging Face PEFT adapter folders, LoRA and AdaptionPrompt: adapter_config.json beside adapter_model.safetensors."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from aligner_jax.errors import InputError
+from aligner_jax.model.config import LlamaConfig
+from aligner_jax.peft import METHODS, Adapter, Options, complete_options, llama_adapter, lora
+from aligner_jax.peft.hf_peft_config import FILE, LAYER, MODULES, PeftConfig, adaption_prompt_config, lora_config
+from aligner_jax.peft.torch_file import read_torch_tensors
+from aligner_jax.runtime.files import write_folder_atomically
+from aligner_jax.weights.hf import FORMAT
+from aligner_jax.weights.hf_config import hf_config
+from aligner_jax.weights.safetensors_header import safetensors_sources
+
+_TENSORS = "adapter_model.safetensors"
+_PICKLE = "adapter_model.bin"
+_PREFIX = "base_model.model." + LAYER
+_AT = "self_attn.adaption_"
+_PROMPT = re.compile(re.escape(_PREFIX + _AT).replace(r"\{l\}", r"(\d+)") + "prompt")
+_WRITABLE = "PEFT has lora, and llama_adapter (or an aligner) with one gate a layer and no more"
+
+
+class _Place(NamedTuple):
+    """A tensor of the folder: our array that it is a part of, the number of that part, its shape in the folder."""
+
+    name: str
+    leaf: str
+    part: int
+    shape: tuple[int, ...]
+
+
+def load_peft(folder: str | Path, config: LlamaConfig | None = None) -> Adapter:
+    """A PEFT adapter as one of this project's, float32; the logits are those that PEFT computes.
+
+    LoRA becomes `lora`: x ↦ W x + s · B A x with s = lora_alpha / r, or lora_alpha / √r with use_rslora. AdaptionPrompt
+    becomes `llama_adapter` with one gate a layer and no tanh, in the last adapter_layers layers. Source: PEFT 0.21,
+    tuners/lora/layer.py and tuners/adaption_prompt/layer.py. Of adapter_model.bin only tensors are built.
+
+    Args:
+      folder: has adapter_config.json, and adapter_model.safetensors or adapter_model.bin.
+      config: of the base. Without it an AdaptionPrompt's layers are taken to be the model's last, and LoRA asks the
+        folder that base_model_name_or_path names, if there is one.
+
+    Raises:
+      InputError: a file is missing or damaged, the configuration asks for what is not supported (the field is named),
+        or a tensor is unknown, missing, of another shape, or not finite (it is named).
+    """
+    folder = Path(folder)
+    found = PeftConfig(folder)
+    if found.method == "lora":
+        return _load_lora(found, config or _config_of_base(found), _read_tensors(folder))
+    return _load_adaption_prompt(found, config, _read_tensors(folder))
+
+
+def write_peft(adapter: Adapter, folder: str | Path, *, config: LlamaConfig, base_name: str | None = None) -> None:
+    """Writes an adapter as PEFT saves one, in the dtypes it has; the folder is there whole or not at all.
+
+    PEFT has no Aligner. But one whose gates are one a layer, or one for all, is exactly an AdaptionPrompt that has the
+    same tokens in every layer, and is written as that: so with gates "layer" and "global", tokens of either width.
+    A tanh of gates is written as its value.
+
+    Args:
+      adapter: a `lora`; or a `llama_adapter` or `aligner` with one gate a layer.
+      folder: a new or empty one.
+      config: of the base.
+      base_name: what base_model_name_or_path shall say; PEFT's AutoPeftModel loads the base from there.
+
+    Raises:
+      InputError: PEFT has nothing that computes the same, or the folder cannot be written.
+    """
+    METHODS[adapter.method].check(adapter.options, config)
+    fitting = METHODS[adapter.method].shapes(adapter.options, config)
+    for name, leaf in adapter.trainable.items():
+        if leaf.shape != fitting.get(name):
+            raise InputError(f"{name} of this adapter has shape {leaf.shape}, but {fitting.get(name)} fits this base")
+    if adapter.method == "lora":
+        leaves, places = adapter.trainable, _lora_places(adapter.options, config)
+        text = lora_config(adapter.options.as_dict(), base_name)
+    else:
+        leaves = _as_adaption_prompt(adapter, config)
+        num_layers, num_tokens, _ = leaves["tokens_lpd"].shape
+        places = _adaption_prompt_places(config.num_layers, num_layers, num_tokens, config.d_model)
+        text = adaption_prompt_config(num_tokens, num_layers, base_name)
+    arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    tensors = {place.name: np.ascontiguousarray(_outward(arrays[place.leaf][place.part], place)) for place in places}
+    # The metadata that transformers asks of a file written for torch.
+    data = safetensors.numpy.save(tensors, {"format": "pt"})
+    write_folder_atomically(folder, {_TENSORS: data, FILE: text})
+
+
+def _load_lora(found: PeftConfig, config: LlamaConfig, tensors: dict[str, np.ndarray]) -> Adapter:
+    given = found.lora_options(config.num_layers)
+    try:
+        options = complete_options("lora", config, given)
+    except InputError as error:
+        raise InputError(f"{found.file}: {error}") from None
+    places = _accounted(found.file.parent, tensors, _lora_places(options, config))
+    arrays = {name: np.empty(shape, np.float32) for name, shape in lora.shapes(options, config).items()}
+    for place in places:
+        part = arrays[place.leaf][place.part]
+        part[...] = tensors[place.name].T.reshape(part.shape)
+    return _adapter(arrays, "lora", options)
+
+
+def _load_adaption_prompt(found: PeftConfig, config: LlamaConfig | None, tensors: dict[str, np.ndarray]) -> Adapter:
+    found.check_attention()
+    num_tokens, num_adapted = found.whole("adapter_len"), found.whole("adapter_layers")
+    if config is None:
+        num_layers, d_model = _seen_sizes(found.file.parent, tensors)
+    else:
+        num_layers, d_model = config.num_layers, config.d_model
+        _check_model(config, str(found.file))
+    if num_adapted > num_layers:
+        found.refuse("adapter_layers", f"the model has {num_layers} layers")
+    expected = _adaption_prompt_places(num_layers, num_adapted, num_tokens, d_model)
+    places = _accounted(found.file.parent, tensors, expected)
+    arrays = {
+        "tokens_lpd": np.empty((num_adapted, num_tokens, d_model), np.float32),
+        "gates_ln": np.empty((num_adapted, 1), np.float32),
+    }
+    for place in places:
+        arrays[place.leaf][place.part] = tensors[place.name].reshape(arrays[place.leaf].shape[1:])
+    given = {"num_tokens": num_tokens, "start_layer": num_layers - num_adapted, "gates": "layer", "tanh": False}
+    return _adapter(arrays, "llama_adapter", Options.of(**{**llama_adapter.DEFAULTS, **given}))
+
+
+def _as_adaption_prompt(adapter: Adapter, config: LlamaConfig) -> dict[str, jnp.ndarray]:
+    """tokens_lpd and gates_ln [l, 1] of a prefix with one gate a layer."""
+    if adapter.method not in ("llama_adapter", "aligner"):
+        raise InputError(f"an adapter of method {adapter.method!r} cannot be written for PEFT: {_WRITABLE}")
+    gates_ln = adapter.trainable["gates_ln"]
+    if gates_ln.shape[1] != 1:
+        raise InputError(
+            f"this {adapter.method} has {gates_ln.shape[1]} gates a layer (gates={adapter.options['gates']!r}) "
+            f"and cannot be written for PEFT: {_WRITABLE}"
+        )
+    _check_model(config, "this adapter cannot be written for PEFT")
+    num_layers = config.num_layers - adapter.options["start_layer"]
+    if adapter.method == "aligner":
+        tokens_pd = adapter.trainable["tokens_pd"]
+        tokens_pd = jnp.tile(tokens_pd, (1, config.d_model // tokens_pd.shape[1]))
+        tokens_lpd = jnp.broadcast_to(tokens_pd, (num_layers, *tokens_pd.shape))
+    else:
+        tokens_lpd = adapter.trainable["tokens_lpd"]
+        gates_ln = jnp.tanh(gates_ln) if adapter.options["tanh"] else gates_ln
+    return {"tokens_lpd": tokens_lpd, "gates_ln": jnp.broadcast_to(gates_ln, (num_layers, 1))}
+
+
+def _check_model(config: LlamaConfig, where: str) -> None:
+    """Refuses models on which PEFT's AdaptionPrompt is something else than a prefix in its own softmax."""
+    if config.o_bias:
+        raise InputError(
+            f"{where}: the model has a bias in o_proj, which PEFT's AdaptionPrompt adds a second time in adapted layers"
+        )
+    if config.d_model != config.num_heads * config.head_dim:
+        raise InputError(
+            f"{where}: the model's width {config.d_model} is not its {config.num_heads} heads times {config.head_dim}, "
+            f"and PEFT's AdaptionPrompt does not run on such a model"
+        )
+
+
+def _lora_places(options: Options, config: LlamaConfig) -> Iterator[_Place]:
+    shapes = lora.shapes(options, config)
+    for target in options["targets"]:
+        for side in "AB":
+            leaf = next(name for name in shapes if name.startswith(f"{side.lower()}_{target}_"))
+            # A is [r, in], B is [out, r].
+            size = math.prod(shapes[leaf][1:]) // options["rank"]
+            shape = (options["rank"], size) if side == "A" else (size, options["rank"])
+            for layer in range(config.num_layers):
+                yield _Place(f"{_PREFIX.format(l=layer)}{MODULES[target]}.lora_{side}.weight", leaf, layer, shape)
+
+
+def _adaption_prompt_places(num_layers: int, num_adapted: int, num_tokens: int, d_model: int) -> Iterator[_Place]:
+    for index in range(num_adapted):
+        prefix = _PREFIX.format(l=num_layers - num_adapted + index) + _AT
+        yield _Place(prefix + "prompt", "tokens_lpd", index, (1, num_tokens, d_model))
+        yield _Place(prefix + "gate", "gates_ln", index, (1,))
+
+
+def _outward(part: np.ndarray, place: _Place) -> np.ndarray:
+    """A part of one of our arrays as PEFT shapes it; matrices, LoRA's, are transposed."""
+    return part.reshape(place.shape[::-1]).T if len(place.shape) == 2 else part.reshape(place.shape)
+
+
+def _accounted(folder: Path, tensors: dict[str, np.ndarray], places: Iterator[_Place]) -> list[_Place]:
+    """The places, all of whose tensors are there as they should be, and no others."""
+    found = {}
+    for place in places:
+        name = place.name
+        if name not in tensors:
+            raise InputError(f"{folder} has no tensor {name!r}, although its {FILE} asks for it")
+        if tensors[name].shape != place.shape:
+            raise InputError(f"{folder}: tensor {name!r} has shape {tensors[name].shape}, but {place.shape} fits here")
+        if not np.isfinite(tensors[name]).all():
+            raise InputError(f"{folder}: tensor {name!r} holds numbers that are not finite")
+        found[name] = place
+    for name in tensors:
+        if name not in found:
+            raise InputError(f"{folder} has an unknown tensor {name!r}")
+    return list(found.values())
+
+
+def _seen_sizes(folder: Path, tensors: dict[str, np.ndarray]) -> tuple[int, int]:
+    """Layers and width of the model that an AdaptionPrompt is of, as far as its tensors tell."""
+    found = {int(match[1]): tensors[name] for name in tensors if (match := _PROMPT.fullmatch(name))}
+    if not found or found[max(found)].ndim != 3:
+        raise InputError(f"{folder} has no tensor of an AdaptionPrompt, such as {_PREFIX.format(l=0)}{_AT}prompt")
+    return max(found) + 1, found[max(found)].shape[2]
+
+
+def _config_of_base(found: PeftConfig) -> LlamaConfig:
+    name = found.values.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name or not Path(name).is_dir():
+        found.refuse("base_model_name_or_path", "that is no folder here, so the base has to be given beside this LoRA")
+    return hf_config(Path(name))
+
+
+def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    if (folder / _TENSORS).is_file():
+        tensors = {}
+        for source in safetensors_sources(folder / _TENSORS):
+            FORMAT.check_encoding(source)
+            # As one row: a tensor without axes has none to read along.
+            row = FORMAT.decode(dataclasses.replace(source, shape=(1, -1)))
+            tensors[source.name] = row.reshape(source.shape).astype(np.float32)
+        return tensors
+    if (folder / _PICKLE).is_file():
+        return {name: tensor.astype(np.float32) for name, tensor in read_torch_tensors(folder / _PICKLE).items()}
+    raise InputError(f"{folder} has neither {_TENSORS} nor {_PICKLE}")
+
+
+def _adapter(arrays: dict[str, np.ndarray], method: str, options: Options) -> Adapter:
+    return Adapter({name: jnp.asarray(x) for name, x in arrays.items()}, method=method, options=options)

@@ -1,0 +1,76 @@
+"""Many adapters in one batch: a leading axis a on the trained arrays, and an adapter's number for every row."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from aligner_jax.errors import InputError
+from aligner_jax.model.attention import Prefix
+from aligner_jax.model.llama import LlamaConfig, Params
+from aligner_jax.model.updates import LowRank, Update
+from aligner_jax.peft import METHODS, Adapter, Bound
+
+
+def stack_adapters(adapters: list[Adapter]) -> Adapter:
+    """One adapter whose arrays have a leading axis a, of adapters of one method with the same options.
+
+    Raises:
+      InputError: there is none, or they differ in method or options.
+    """
+    if not adapters:
+        raise InputError("there are no adapters to stack")
+    first = adapters[0]
+    for adapter in adapters[1:]:
+        if (adapter.method, adapter.options) != (first.method, first.options):
+            raise InputError(f"adapters of one batch have one method and the same options, not {first} and {adapter}")
+    trees = [adapter.trainable for adapter in adapters]
+    return first.replace(trainable=jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))
+
+
+def unstack_adapter(adapter: Adapter, index: int) -> Adapter:
+    """The adapter of that number out of a stack."""
+    return adapter.replace(trainable=jax.tree.map(lambda leaf: leaf[index], adapter.trainable))
+
+
+def bind_rows(
+    adapter: Adapter,
+    params: Params,
+    config: LlamaConfig,
+    adapter_b: Int[Array, " b"],
+    *,
+    dropout_key: Array | None = None,
+) -> Bound:
+    """What the model needs to know where row i has the adapter adapter_b[i] of a stack.
+
+    Every adapter is bound once, however many rows it has. A row's output does not depend on the other rows' adapters.
+
+    Raises:
+      InputError: the method is full fine-tuning, whose weights cannot differ from row to row.
+    """
+    if adapter.method == "full":
+        raise InputError("adapters of method 'full' cannot share a batch: each has weights of its own for every row")
+
+    def bind_one(trainable):
+        return METHODS[adapter.method].bind(trainable, adapter.options, params, config, dropout_key)
+
+    bound = jax.vmap(bind_one)(adapter.trainable)
+
+    def rows(leaf_al):
+        """[a, l, …] to [l, b, …]."""
+        return jnp.swapaxes(leaf_al[adapter_b], 0, 1)
+
+    def update_rows(update: Update) -> Update:
+        if not isinstance(update, LowRank):
+            return rows(update)
+        # Keys are the same for all adapters.
+        keys = None if update.keys is None else update.keys[0]
+        return dataclasses.replace(update, a=rows(update.a), b=rows(update.b), keys=keys)
+
+    prefix = bound.prefix
+    if prefix is not None:
+        # Within one adapter all rows share its prefix: [a, l, 1, …] to [l, b, …].
+        prefix = Prefix(*(rows(x[:, :, 0]) for x in (prefix.k_bpkh, prefix.v_bpkh, prefix.gate_bn)), joint=prefix.joint)
+    updates = {name: update_rows(update) for name, update in bound.updates.items()}
+    return dataclasses.replace(bound, prefix=prefix, updates=updates)
