@@ -9,9 +9,9 @@ here imports aligner_jax.
 
 The losses are those of `DPOTrainer._compute_loss`, in float64. Its models only have to return log-probabilities: for
 the plain numbers they are given, for the model they are make_goldens' `Oracle`, with an Aligner as the policy and
-another as the reference over one base. TRL has given up label smoothing in its loss "sigmoid"; its "aot_unpaired", which has
-it, is the same loss for one pair at a time, because it differs by sorting within the batch. So everything is computed a
-pair at a time, and for losses that do not sort it is held against the whole batch.
+another as the reference over one base. TRL has given up label smoothing in its loss "sigmoid"; its "aot_unpaired",
+which has it, is the same loss for one pair at a time, because it differs by sorting within the batch. So everything is
+computed a pair at a time, and for losses that do not sort it is held against the whole batch.
 
 Contents: `policy_m2`, `reference_m2`, `counts_m2`, for each case `<case>/losses_m` and `<case>/slopes_m2` (with respect
 to the policy's); `model/tokens_<i>` and `model/prompt_<i>`, document i being pair i // 2's chosen or rejected one, and
@@ -68,7 +68,7 @@ def trl_loss(case: str, policy: Model, reference: Model, inputs: dict) -> tuple[
         f_divergence_type="reverse_kl", loss_types=[kind], loss_weights=[1.0], beta=beta, label_smoothing=smoothing,
         use_weighting=False, _metrics=metrics, _total_train_tokens=0, _tp_size=1,
     )  # fmt: skip
-    loss = DPOTrainer._compute_loss(trainer, policy, inputs)
+    loss = DPOTrainer._compute_loss(trainer, policy, inputs, return_outputs=False)
     return loss, {name: values[0] for name, values in metrics["train"].items() if name.startswith("rewards/")}
 
 

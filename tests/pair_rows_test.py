@@ -64,9 +64,7 @@ def is_pair(found, pair):
 
 
 def make_iterator(pairs, packing=True, seed=0, **options):
-    return train_pair_batches(
-        pairs, batch_size=BATCH, sequence_length=LENGTH, seed=seed, packing=packing, **options
-    )
+    return train_pair_batches(pairs, batch_size=BATCH, sequence_length=LENGTH, seed=seed, packing=packing, **options)
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -103,7 +101,9 @@ def test_a_resumed_iterator_goes_on_bit_for_bit(packing, number):
 
 
 def test_another_seed_gives_another_order():
-    orders = [[n for _ in range(8) for n, _ in unpack(next(it), True)] for it in map(make_iterator, [make_pairs(99)] * 2)]
+    orders = [
+        [n for _ in range(8) for n, _ in unpack(next(it), True)] for it in map(make_iterator, [make_pairs(99)] * 2)
+    ]
     assert orders[0] == orders[1]
     other = make_iterator(make_pairs(99), seed=1)
     assert [n for _ in range(8) for n, _ in unpack(next(other), True)] != orders[0]

@@ -27,9 +27,7 @@ def tokenizer():
     bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bytewise.decoder = decoders.ByteLevel()
     bytewise.add_special_tokens(specials)
-    return make_tokenizer(
-        HFBackend(bytewise), bos_id=0, eos_id=1, pad_id=None, add_bos=False, chat_template=CHATML
-    )
+    return make_tokenizer(HFBackend(bytewise), bos_id=0, eos_id=1, pad_id=None, add_bos=False, chat_template=CHATML)
 
 
 def preference(chosen: str, rejected: str, before: str | None = None, where: str = "p.jsonl:1") -> Example:
@@ -123,6 +121,6 @@ def test_a_pair_of_which_nothing_of_an_answer_is_left_is_left_out(tokenizer):
     options = {"packing": False, "overlong": "truncate"}
     pairs, summary = tokenize([preference("a", "b")], tokenizer, prompt + 1, **options)
     assert (len(pairs), summary.truncated, summary.without_targets) == (1, 1, 0)
-    with pytest.raises(InputError, match="none of the 1 preferences is left: 0 are longer .* of 1 nothing"):
+    with pytest.raises(InputError, match=r"none of the 1 preferences is left: 0 are longer .* of 1 nothing"):
         tokenize([preference("a", "b")], tokenizer, prompt, **options)
     assert tokenize([], tokenizer)[0] == []

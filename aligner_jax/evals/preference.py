@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -67,7 +68,7 @@ def measure(
     for batch in batches:
         policy_um2, counts_um2 = answer_log_probs(params, policy, batch, config=config)
         if "reference_um2" in batch:
-            reference_um2 = batch["reference_um2"]
+            reference_um2 = jnp.asarray(batch["reference_um2"])
         else:
             reference_um2, _ = answer_log_probs(params, reference, batch, config=config)
         there_um = batch["pairs_um"] >= 0

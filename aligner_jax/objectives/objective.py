@@ -12,9 +12,9 @@ from aligner_jax.runtime.config import ObjectiveConfig
 
 
 class Totals(NamedTuple):
-    """What the loss is a mean over, and sums of the objective's metrics over the same."""
+    """How many the loss is a mean over, and sums of the objective's metrics over the same."""
 
-    count: Int[Array, ""]
+    number: Int[Array, ""]
     metrics: dict[str, Float[Array, ""]]
 
 

@@ -140,8 +140,8 @@ def loss_sum(
         reference_um2 = jnp.asarray(batch["reference_um2"])
     else:
         reference_um2, _ = log_probs(params, reference, batch, config=config)
-    there_um = jnp.asarray(batch["pairs_um"]) >= 0
     of_pairs = losses_and_metrics(policy_um2, reference_um2, counts_um2, objective=objective)
+    there_um = jnp.asarray(batch["pairs_um"]) >= 0
     sums = {name: jnp.sum(jnp.where(there_um, x_um, 0.0)) for name, x_um in of_pairs.items()}
     return sums.pop("loss"), jnp.sum(there_um), sums
 

@@ -93,7 +93,7 @@ def save_table(path: Path, table_m2: Float32[np.ndarray, "m 2"], made_from: dict
 def load_table(path: Path, made_from: dict[str, str]) -> tuple[Float32[np.ndarray, "m 2"] | None, str]:
     """A saved table if it was made from the same; else None, and why in words ("" where there is no file)."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             table_m2, was = file["log_probs_m2"], json.loads(str(file["fingerprint"]))
     except FileNotFoundError:
         return None, ""
