@@ -7,12 +7,10 @@ checkpoints/ and, at the end, adapter.safetensors and report.json. The same comm
 """
 
 import contextlib
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grain
 import jax
@@ -21,21 +19,19 @@ from absl import flags
 from rich.console import Console
 
 from aligner_jax.data import pipeline
-from aligner_jax.data.sources import Example, load_dataset, split_by_prompt
-from aligner_jax.data.templates import render_example_prompt
 from aligner_jax.errors import InputError
 from aligner_jax.evals import before_after
-from aligner_jax.evals.heldout import heldout_loss
 from aligner_jax.model.llama import Params
+from aligner_jax.objectives.objective import make_objective
 from aligner_jax.objectives.step import Step, StepMetrics, TrainState, init_state, make_step
-from aligner_jax.peft import Adapter, init_adapter, with_strength
-from aligner_jax.peft.artifact import save_adapter
+from aligner_jax.peft import Adapter, complete_options, init_adapter
+from aligner_jax.peft.artifact import load_adapter, save_adapter
 from aligner_jax.runtime import command, optim, platform, roofline
 from aligner_jax.runtime.checkpoint import Checkpoints
 from aligner_jax.runtime.config import TrainConfig, check_same_run, parse_config, save_config
-from aligner_jax.runtime.files import write_atomically
 from aligner_jax.runtime.metrics import MetricsWriter
 from aligner_jax.runtime.progress import Progress
+from aligner_jax.tasks import TASKS
 from aligner_jax.weights.base import Base, load_base
 
 CONFIG = command.config_flag()
@@ -58,17 +54,15 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
     base = load_base(config.base.path, platform.compute_dtype(config.base.dtype))
     base_size = sum(leaf.size for leaf in jax.tree.leaves(base.params))
     console.out(f"base: {config.base.path}, {base_size:,} parameters in {base.params.embed_vd.dtype}, frozen")
-    adapter = init_adapter(config.adapter.method, base.config, key=config.seed, **config.adapter.options)
+    adapter = first_adapter(config, base)
     console.out(f"adapter: {adapter}, {adapter.num_params:,} trained parameters")
-
-    rows: dict[str, Any] = {name: getattr(config.data, name) for name in ("batch_size", "sequence_length", "packing")}
-    data = load_data(config, base, console)
-    batches = pipeline.train_batches(data.train, seed=config.seed, **rows)
-    heldout_batches = pipeline.eval_batches(data.heldout, **rows) if data.heldout else []
-
     optimizer = optim.make_optimizer(config.optim, config.steps)
     adapter = adapter.replace(trainable=optim.to_state_dtype(adapter.trainable, config.optim))
-    step = make_step(adapter, optimizer, config=base.config, accumulate=config.optim.accumulate, remat=config.remat)
+    task = TASKS[config.objective.name](config, base, adapter, workdir, console)
+    step = make_step(
+        adapter, optimizer, config=base.config, accumulate=config.optim.accumulate, remat=config.remat,
+        objective=make_objective(config.objective), seed=config.seed,
+    )  # fmt: skip
     state = init_state(adapter, optimizer)
 
     def model_flops(batch: pipeline.Batch) -> float:
@@ -80,20 +74,19 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
             targets=float(np.mean(batch["loss_mask_bt"])),
         ).model_flops  # fmt: skip
 
-    def evaluate(state: TrainState) -> float:
-        now = adapter.replace(trainable=state.trainable)
-        return heldout_loss(base.params, now, heldout_batches, config=base.config)
+    def evaluate(state: TrainState) -> dict[str, float]:
+        return task.evaluate(adapter.replace(trainable=state.trainable))
 
     save_config(config, workdir)
     with Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
         restored = checkpoints.restore(state)
         if restored is not None:
             number, state, data_state = restored
-            batches.set_state(data_state)
+            task.batches.set_state(data_state)
             console.out(f"resuming after step {number} of {config.steps}")
         state = run_steps(
-            config, workdir, jax.jit(step, donate_argnums=0), base.params, state, batches, checkpoints,
-            model_flops, evaluate if heldout_batches else None, console,
+            config, workdir, jax.jit(step, donate_argnums=0), base.params, task.reference, state, task.batches,
+            checkpoints, model_flops, evaluate if task.has_heldout else None, console,
         )  # fmt: skip
 
     adapter = adapter.replace(trainable=state.trainable)
@@ -101,60 +94,24 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
     prompt_format = {"template": config.data.template, "system": config.data.system}
     save_adapter(adapter, path, base=base, prompt_format=prompt_format)
     console.out(f"saved: {path}, {path.stat().st_size:,} bytes")
-    if heldout_batches:
-        report(config, base, adapter, data, heldout_batches, path, console)
+    if task.has_heldout:
+        task.report(adapter, path)
     return adapter
 
 
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """Tokenized documents of a run; the held-out ones also as examples, and as prompts for generation."""
-
-    train: list[pipeline.Document]
-    heldout: list[pipeline.Document]
-    heldout_examples: list[Example]
-    heldout_prompts: list[str]
-
-
-def load_data(config: TrainConfig, base: Base, console: Console) -> Data:
-    """Reads, wraps and tokenizes the training and held-out examples, and says how many there are."""
-    if base.tokenizer is None:
-        raise InputError(f"{config.base.path} has no tokenizer (tokenizer.json or tokenizer.model), and text needs one")
-    data = config.data
-
-    def read(path: str) -> list[Example]:
-        dataset = load_dataset(path, data.format, data.fields)
-        console.out(f"data: {path}, {dataset}")
-        return dataset.examples
-
-    examples = read(data.path)
-    if data.heldout_path is not None:
-        heldout_examples = read(data.heldout_path)
-    else:
-        if data.heldout_rows >= len(examples):
-            raise InputError(
-                f"config.data.heldout_rows is {data.heldout_rows}, but {data.path} has only {len(examples)} examples"
-            )
-        total = len(examples)
-        examples, heldout_examples = split_by_prompt(examples, data.heldout_rows)
-        if not examples:
-            raise InputError(
-                f"config.data.heldout_rows is {data.heldout_rows}, but those of {data.path} share prompts with all "
-                f"{total} examples, so that none is left to train on"
-            )
-        if len(heldout_examples) > data.heldout_rows:
-            console.out(
-                f"held out: {len(heldout_examples):,} examples, not {data.heldout_rows:,}, so that no prompt is in both"
-            )
-    documents = {}
-    for name, part in (("training", examples), ("held-out", heldout_examples)):
-        documents[name], summary = pipeline.tokenize_examples(
-            part, base.tokenizer, data.template, system=data.system, loss_on=data.loss_on,
-            sequence_length=data.sequence_length, overlong=data.overlong,
-        )  # fmt: skip
-        console.out(f"{name}: {summary}")
-    prompts = [render_example_prompt(e, base.tokenizer, data.template, data.system) for e in heldout_examples]
-    return Data(documents["training"], documents["held-out"], heldout_examples, prompts)
+def first_adapter(config: TrainConfig, base: Base) -> Adapter:
+    """The adapter that training begins with: a fresh one, or that of `config.adapter.init_from`."""
+    method, options, path = config.adapter.method, config.adapter.options, config.adapter.init_from
+    if path is None:
+        return init_adapter(method, base.config, key=config.seed, **options)
+    adapter = load_adapter(path, base)
+    wanted = complete_options(method, base.config, options)
+    # Through JSON, where a list is a tuple.
+    same = json.dumps(adapter.options.as_dict(), sort_keys=True) == json.dumps(wanted.as_dict(), sort_keys=True)
+    if adapter.method != method or not same:
+        configured = adapter.replace(method=method, options=wanted)
+        raise InputError(f"config.adapter.init_from, {path}, is {adapter}, but config.adapter is {configured}")
+    return adapter
 
 
 def run_steps(
@@ -162,11 +119,12 @@ def run_steps(
     workdir: Path,
     step: Step,
     params: Params,
+    reference: Adapter | None,
     state: TrainState,
     batches: "grain.DatasetIterator[pipeline.Batch]",
     checkpoints: Checkpoints,
     model_flops: Callable[[pipeline.Batch], float],
-    evaluate: Callable[[TrainState], float] | None,
+    evaluate: Callable[[TrainState], dict[str, float]] | None,
     console: Console,
 ) -> TrainState:
     """From the state's step to the last, with metrics, held-out losses and checkpoints on the way."""
@@ -188,7 +146,7 @@ def run_steps(
 
         for number in range(first + 1, config.steps + 1):
             batch = next(batches)
-            state, metrics = step(state, params, batch)
+            state, metrics = step(state, params, batch, reference)
             # The step is running by now: fetching the one before does not hold it up.
             if (number - 1) % config.log_every == 0 and number - 1 > logged:
                 log(number - 1)
@@ -196,7 +154,7 @@ def run_steps(
             progress.advance(number)
             if evaluate is not None and config.eval_every and number % config.eval_every == 0:
                 with window.paused():
-                    writer.write(number, heldout_loss=evaluate(state))
+                    writer.write(number, **evaluate(state))
             if number % config.checkpoint.every == 0 or number == config.steps:
                 if number % config.log_every == 0 or number == config.steps:
                     # Before the checkpoint: a run that is killed in between would not log this step again.
@@ -232,43 +190,14 @@ class _Window:
 
         On known chips also mfu: model FLOPs a second (of all positions of the rows, padding too) over the peak.
         """
-        steps = jax.device_get(self._steps)
+        steps = [metrics.as_dict() for metrics in jax.device_get(self._steps)]
         now = time.monotonic()
-        means = {name: float(np.mean([getattr(s, name) for s in steps])) for name in StepMetrics._fields}
+        means = {name: float(np.mean([metrics[name] for metrics in steps])) for name in steps[0]}
         means["tokens_per_second"] = self._tokens / (now - self._began)
         if self._peak_flops is not None:
             means["mfu"] = self._model_flops / (now - self._began) / self._peak_flops
         self._began, self._steps, self._tokens, self._model_flops = now, [], 0, 0.0
         return means
-
-
-def report(
-    config: TrainConfig,
-    base: Base,
-    adapter: Adapter,
-    data: Data,
-    batches: list[pipeline.Batch],
-    path: Path,
-    console: Console,
-) -> None:
-    """Prints what changed on the held-out examples, and writes it beside the adapter as report.json."""
-    # The base is the adapter at strength 0, bit for bit; this way it needs no compilation of its own.
-    before, after = (
-        before_after.measure(
-            base, with_strength(adapter, strength), batches, data.heldout_prompts,
-            form=config.report.form, max_new_tokens=config.report.max_new_tokens,
-        )
-        for strength in (0.0, 1.0)
-    )  # fmt: skip
-    result = before_after.BeforeAfter(
-        before=before,
-        after=after,
-        questions=[example.question for example in data.heldout_examples],
-        num_params=adapter.num_params,
-        file_bytes=path.stat().st_size,
-    )
-    write_atomically(path.with_name("report.json"), json.dumps(result.as_dict(), indent=2) + "\n")
-    before_after.show(result, console, samples=config.report.samples)
 
 
 if __name__ == "__main__":

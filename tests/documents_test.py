@@ -3,7 +3,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from aligner_jax.data.documents import tokenize_examples
+from aligner_jax.data.documents import make_document, tokenize_examples
 from aligner_jax.data.sources import Conversation, Example, Instruction
 from aligner_jax.data.templates import render_example_prompt
 from aligner_jax.data.tokenizer import make_tokenizer
@@ -90,6 +90,13 @@ def test_chat_turns_end_with_their_own_token():
     document = one(TALK, tokenizer, "chat")
     assert targets(document, tokenizer) == "b<|im_end|>b<|im_end|>"
     assert document["tokens"][-1] == 3
+
+
+def test_the_last_answer_alone_may_count():
+    tokenizer = make(CHATML, add_bos=False)
+    document = make_document(TALK, tokenizer, "chat", loss_on="last_answer")
+    assert targets(document, tokenizer) == "b<|im_end|>"
+    assert document["tokens"].tolist() == one(TALK, tokenizer, "chat")["tokens"].tolist()
 
 
 def test_a_chat_template_without_end_token_gets_eos():

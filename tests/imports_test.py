@@ -1,4 +1,4 @@
-"""Imports point down: verbs → evals, objectives, decoding → peft, weights, data, runtime → model → kernels."""
+"""Imports point down: verbs → tasks → evals, objectives, decoding → peft, weights, data, runtime → model → kernels."""
 
 import ast
 import pathlib
@@ -21,11 +21,12 @@ MAY_IMPORT = {
     "objectives": MIDDLE | {"objectives"},
     "decoding": MIDDLE | {"decoding"},
     "evals": MIDDLE | {"objectives", "decoding", "evals"},
+    "tasks": MIDDLE | {"objectives", "decoding", "evals", "tasks"},
     "analysis": MIDDLE | {"objectives", "decoding", "evals", "analysis"},
 }
 """What each folder may import of the package; `errors` is a file that all may. Verbs may import every folder."""
 
-NOWHERE = {"torch", "transformers", "peft"}
+NOWHERE = {"torch", "transformers", "peft", "trl"}
 FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 VERBS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "errors"))
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

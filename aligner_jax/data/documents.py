@@ -32,6 +32,7 @@ class Summary:
       truncated: documents cut to the row's length.
       dropped: examples left out because they were longer than a row.
       without_targets: examples left out because cutting them to the row's length left no target.
+      unit: what an example has become, in the plural.
     """
 
     documents: int
@@ -41,6 +42,7 @@ class Summary:
     truncated: int = 0
     dropped: int = 0
     without_targets: int = 0
+    unit: str = "documents"
 
     @property
     def mean_tokens(self) -> float:
@@ -59,7 +61,7 @@ class Summary:
             "dropped because nothing of the answer was left": self.without_targets,
         }
         return (
-            f"{self.documents:,} documents, {self.tokens:,} tokens (mean {self.mean_tokens:.0f}, longest "
+            f"{self.documents:,} {self.unit}, {self.tokens:,} tokens (mean {self.mean_tokens:.0f}, longest "
             f"{self.longest:,}), {self.target_share:.0%} of them targets"
             + "".join(f"; {count:,} {what}" for what, count in left_out.items() if count)
         )
@@ -97,7 +99,7 @@ def tokenize_examples(
     documents: list[Document] = []
     truncated = dropped = without_targets = 0
     for example in examples:
-        document = _document(example, tokenizer, template, loss_on, system)
+        document = make_document(example, tokenizer, template, loss_on=loss_on, system=system)
         length = len(document["tokens"])
         if length > sequence_length:
             if overlong == "error":
@@ -133,14 +135,32 @@ def tokenize_examples(
     return documents, summary
 
 
-def _document(example: Example, tokenizer: Tokenizer, template: str, loss_on: str, system: str | None) -> Document:
+def make_document(
+    example: Example,
+    tokenizer: Tokenizer,
+    template: str,
+    *,
+    loss_on: Literal["answers", "last_answer", "all"] = "answers",
+    system: str | None = None,
+) -> Document:
+    """One example's document, of whatever length; the arguments are those of `tokenize_examples`.
+
+    Args:
+      loss_on: also "last_answer": of a conversation's answers only the last counts.
+
+    Raises:
+      InputError: the example does not fit the template.
+    """
     tokens = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
     mask = [loss_on == "all"] * len(tokens)
     after = None
-    for text, is_target in segments(example, tokenizer, template, system):
+    pieces = segments(example, tokenizer, template, system)
+    last = max((i for i, (_, is_target) in enumerate(pieces) if is_target), default=-1)
+    for i, (text, is_target) in enumerate(pieces):
         ids = tokenizer.encode(text, after=after)
         tokens += ids
-        mask += [is_target or loss_on == "all"] * len(ids)
+        counts = loss_on == "all" or (is_target and (loss_on == "answers" or i == last))
+        mask += [counts] * len(ids)
         after = tokens[-1] if ids else after
     if tokenizer.eos_id is not None and (not tokens or tokens[-1] not in tokenizer.stop_ids or not mask[-1]):
         tokens.append(tokenizer.eos_id)

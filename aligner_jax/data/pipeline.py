@@ -1,6 +1,5 @@
 """Rows of a fixed length, packed with Grain: endless and shuffled for training, once and in order for evaluation."""
 
-import sys
 from collections.abc import Sequence
 from typing import TypedDict, cast
 
@@ -10,12 +9,14 @@ from grain import experimental
 from jaxtyping import Bool, Int32
 
 from aligner_jax.data.documents import Document, Summary, tokenize_examples
+from aligner_jax.data.epochs import Epochs
 from aligner_jax.errors import InputError
 
 __all__ = ["Batch", "Document", "Summary", "eval_batches", "fill", "packing_fill", "tokenize_examples", "train_batches"]
 
-# Rows packed together. More of them are filled better, and a resumed run packs up to as many again.
-_WINDOW = 64
+WINDOW = 64
+"""Rows packed together. More of them are filled better, and a resumed run packs up to as many again."""
+IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
 class Batch(TypedDict):
@@ -50,9 +51,9 @@ def train_batches(
       InputError: there are no documents, or one is longer than a row.
     """
     _check(documents, sequence_length)
-    stream = grain.MapDataset.source(_Epochs(documents, seed))
+    stream = grain.MapDataset.source(Epochs(documents, seed))
     tokens = sum(len(document["tokens"]) for document in documents)
-    window = min(_WINDOW, -(-tokens // sequence_length))
+    window = min(WINDOW, -(-tokens // sequence_length))
     return iter(_rows(stream, sequence_length, window if packing else None, seed).batch(batch_size))
 
 
@@ -80,28 +81,7 @@ def packing_fill(documents: Sequence[Document], *, sequence_length: int, seed: i
     `tokens / (packing_fill · sequence_length)` is the number of rows an epoch takes.
     """
     rows = train_batches(documents, batch_size=1, sequence_length=sequence_length, seed=seed, packing=packing)
-    return float(np.mean([fill(next(rows)) for _ in range(4 * _WINDOW)]))
-
-
-class _Epochs:
-    """Documents of all epochs, one after the other, each epoch in its own order.
-
-    Grain's own `shuffle` takes 30 ms a document where there are few of them, and orders epoch e by seed + e, so that
-    runs with neighbouring seeds repeat each other's epochs.
-    """
-
-    def __init__(self, documents: Sequence[Document], seed: int):
-        self._documents, self._seed, self._epoch, self._order = documents, seed, -1, np.arange(0)
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, index: int) -> Document:
-        epoch, place = divmod(index, len(self._documents))
-        if epoch != self._epoch:
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._documents))
-            self._epoch = epoch
-        return self._documents[self._order[place]]
+    return float(np.mean([fill(next(rows)) for _ in range(4 * WINDOW)]))
 
 
 def _check(documents: Sequence[Document], sequence_length: int) -> None:
@@ -116,11 +96,10 @@ def _rows(
     stream: grain.MapDataset, sequence_length: int, window: int | None, row_seed: int | None
 ) -> grain.IterDataset:
     """Rows as dicts of [t] arrays; window None: a document a row. row_seed None leaves a window's rows in order."""
-    in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     if window is None:
-        return stream.map(lambda document: _alone(document, sequence_length)).to_iter_dataset(in_this_thread)
+        return stream.map(lambda document: _alone(document, sequence_length)).to_iter_dataset(IN_THIS_THREAD)
     packed = experimental.FirstFitPackIterDataset(
-        stream.to_iter_dataset(in_this_thread),
+        stream.to_iter_dataset(IN_THIS_THREAD),
         length_struct={"tokens": sequence_length, "loss_mask": sequence_length},
         num_packing_bins=window,
         shuffle_bins=row_seed is not None,

@@ -1,7 +1,6 @@
 """The training step: what is differentiated, accumulated and updated. Only the adapter is; the base is an argument."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import flax.struct
 import jax
@@ -11,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from aligner_jax.data.pipeline import Batch
 from aligner_jax.model.llama import LlamaConfig, Params, Remat
-from aligner_jax.objectives import sft
+from aligner_jax.objectives.objective import SFT, Objective, Totals
 from aligner_jax.peft import Adapter
 
 
@@ -25,13 +24,26 @@ class TrainState:
 
 
 class StepMetrics(NamedTuple):
-    """Of one optimizer step: loss in nats a target before the update, and the gradient's global norm."""
+    """Of one optimizer step: the loss before the update, the gradient's global norm, and the objective's own metrics.
+
+    All but the norm are means over what the objective counts: target tokens, or preference pairs.
+    """
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
+    others: dict[str, Float[Array, ""]]
+
+    def as_dict(self) -> dict[str, Float[Array, ""]]:
+        """All by name."""
+        return {"loss": self.loss, "grad_norm": self.grad_norm, **self.others}
 
 
-Step = Callable[[TrainState, Params, Batch], tuple[TrainState, StepMetrics]]
+class Step(Protocol):
+    """One optimizer step. The reference is a frozen adapter that some objectives compare with, over the same base."""
+
+    def __call__(
+        self, state: TrainState, params: Params, batch: Batch, reference: Adapter | None = None
+    ) -> tuple[TrainState, StepMetrics]: ...
 
 
 def init_state(adapter: Adapter, optimizer: optax.GradientTransformation) -> TrainState:
@@ -47,32 +59,43 @@ def make_step(
     config: LlamaConfig,
     accumulate: int = 1,
     remat: Remat = "full",
+    objective: Objective = SFT,
+    seed: int = 0,
 ) -> Step:
-    """A pure function of (state, params, batch): one optimizer step. The caller jits it and donates the state.
+    """A pure function of (state, params, batch, reference). The caller jits it and donates the state.
 
     Args:
       adapter: says what method is trained, with what options; its arrays are not used.
       accumulate: the batch's rows are taken in this many parts, one after the other; losses and gradients are summed
-        over all parts' targets and then divided, so that the step is the same as in one part.
+        over all parts' targets (or pairs) and then divided, so that the step is the same as in one part.
       remat: see `llama.forward`.
+      objective: what is minimised, from `make_objective`.
+      seed: of the dropout, where the method has any; what is dropped depends on it, the step and the part.
     """
 
-    def micro(trainable: dict[str, Array], params: Params, batch: Batch):
-        return sft.loss_sum(params, adapter.replace(trainable=trainable), batch, config=config, remat=remat)
+    def micro(trainable: dict[str, Array], params: Params, reference: Adapter | None, batch: Batch, dropout_key: Array):
+        policy = adapter.replace(trainable=trainable)
+        return objective.sums(params, policy, reference, batch, config=config, remat=remat, dropout_key=dropout_key)
 
-    def step(state: TrainState, params: Params, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        def add(total, part):
-            (loss, count), gradient = jax.value_and_grad(micro, has_aux=True)(state.trainable, params, part)
-            return jax.tree.map(jnp.add, total, (loss, count, gradient)), None
+    def step(
+        state: TrainState, params: Params, batch: Batch, reference: Adapter | None = None
+    ) -> tuple[TrainState, StepMetrics]:
+        def add(total, part_and_key):
+            gradient_of = jax.value_and_grad(micro, has_aux=True)
+            (loss, totals), gradient = gradient_of(state.trainable, params, reference, *part_and_key)
+            return jax.tree.map(jnp.add, total, (loss, totals, gradient)), None
 
-        nothing: Any = (jnp.float32(0), jnp.int32(0), jax.tree.map(jnp.zeros_like, state.trainable))
+        none = Totals(jnp.int32(0), dict.fromkeys(objective.metrics, jnp.float32(0)))
+        nothing: Any = (jnp.float32(0), none, jax.tree.map(jnp.zeros_like, state.trainable))
         parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
-        (loss, count, gradient), _ = jax.lax.scan(add, nothing, parts)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), accumulate)
+        (loss, (count, others), gradient), _ = jax.lax.scan(add, nothing, (parts, keys))
         count = jnp.maximum(count, 1)
         gradient = jax.tree.map(lambda g: g / count.astype(g.dtype), gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = StepMetrics(loss=loss / count, grad_norm=optax.tree.norm(gradient))
+        means = {name: total / count for name, total in others.items()}
+        metrics = StepMetrics(loss=loss / count, grad_norm=optax.tree.norm(gradient), others=means)
         return TrainState(cast(dict[str, Array], trainable), optimizer_state, state.step + 1), metrics
 
     return step

@@ -30,9 +30,14 @@ class BaseConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """The method, and its options as they stand in the config: every key but `method`. The method checks them."""
+    """The method, and its options as they stand in the config: every other key. The method checks them.
+
+    Attributes:
+      init_from: a saved adapter of this method and these options to begin with; None begins with a fresh one.
+    """
 
     method: str = "aligner"
+    init_from: str | None = None
     options: dict[str, object] = dataclasses.field(default_factory=dict, hash=False)
 
 
@@ -65,6 +70,27 @@ class DataConfig:
     batch_size: int = _number(64, least=1)
     packing: bool = True
     overlong: Literal["error", "truncate", "drop"] = "error"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is minimised. The fields other than `name` are of preferences; `objectives.preference` explains them.
+
+    Attributes:
+      name: "sft" learns answers; "dpo" and "ipo" learn from preferences.
+      beta: of the implicit rewards, β (log π − log π_ref).
+      label_smoothing: the share of pairs taken to be labelled the wrong way round; of "dpo" only.
+      reference: "initial": the adapter that training begins with, as in the paper; "base" or None: the base without an
+        adapter; or the path of a saved adapter.
+      cache_reference: whether the reference's log-probabilities are computed once, before training, and kept in the
+        workdir, or in every step.
+    """
+
+    name: Literal["sft", "dpo", "ipo"] = "sft"
+    beta: float = _number(0.1, above=0)
+    label_smoothing: float = _number(0.0, least=0, below=0.5)
+    reference: str | None = "initial"
+    cache_reference: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +147,7 @@ class TrainConfig:
     base: BaseConfig
     adapter: AdapterConfig = AdapterConfig()
     data: DataConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     steps: int = _number(least=1)
     seed: int = _number(0, least=0)
@@ -150,7 +177,7 @@ def parse_config(config: ConfigDict | Mapping[str, Any]) -> TrainConfig:
 def as_dict(config: TrainConfig) -> dict[str, Any]:
     """The config as nested plain dicts, such that `parse_config(as_dict(config)) == config`."""
     plain = dataclasses.asdict(config)
-    plain["adapter"] = {"method": config.adapter.method, **config.adapter.options}
+    plain["adapter"] |= plain["adapter"].pop("options")
     return plain
 
 
@@ -217,7 +244,8 @@ def _parse(kind: type, value: Any, name: str) -> Any:
         raise InputError(f"{name} is {value!r}, but should be a section with fields of its own")
     values = dict(value)
     if kind is AdapterConfig:
-        values = {"options": values, **({"method": values.pop("method")} if "method" in values else {})}
+        named = {key: values.pop(key) for key in ("method", "init_from") if key in values}
+        values = {"options": values, **named}
     hints, fields = typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
     for key in values:
         if key not in fields:
@@ -295,3 +323,32 @@ def _check_together(config: TrainConfig) -> None:
         raise InputError("config.data.format is 'fields', but config.data.fields names none of the file's fields")
     if config.data.system is not None and config.data.template != "chat":
         raise InputError(f"config.data.system is set, but template {config.data.template!r} has no system prompt")
+    _check_objective(config)
+
+
+def _check_objective(config: TrainConfig) -> None:
+    objective, data = config.objective, config.data
+    if objective.name == "sft":
+        for field in dataclasses.fields(objective):
+            if getattr(objective, field.name) != field.default:
+                raise InputError(
+                    f"config.objective.{field.name} is {getattr(objective, field.name)!r}, but config.objective.name "
+                    "'sft' has no use for it; 'dpo' and 'ipo' do"
+                )
+        return
+    if objective.name != "dpo" and objective.label_smoothing:
+        raise InputError(
+            f"config.objective.label_smoothing is {objective.label_smoothing}, but config.objective.name "
+            f"{objective.name!r} has no label smoothing; 'dpo' does"
+        )
+    if data.loss_on != "answers":
+        raise InputError(f"config.data.loss_on is {data.loss_on!r}, but a preference is between answers")
+    if not data.packing and (data.batch_size // config.optim.accumulate) % 2:
+        raise InputError(
+            f"config.data.batch_size is {data.batch_size}, of which each of {config.optim.accumulate} parts would hold "
+            "half a pair: without config.data.packing a pair is two rows"
+        )
+    if config.report.form is not None:
+        raise InputError(
+            f"config.report.form is {config.report.form!r}, but the report on preferences generates no answers"
+        )

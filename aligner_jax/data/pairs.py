@@ -1,0 +1,124 @@
+"""Preferences as token ids: two documents that begin with one prompt and differ in the answer."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+from aligner_jax.data.documents import Document, Summary, make_document
+from aligner_jax.data.sources.example import Example, Preference
+from aligner_jax.data.tokenizer import Tokenizer
+from aligner_jax.errors import InputError
+
+
+class Pair(TypedDict):
+    """The prompt with the preferred answer, and with the other. Targets are the last answer's tokens with its end."""
+
+    chosen: Document
+    rejected: Document
+
+
+def tokenize_pairs(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    template: str,
+    *,
+    sequence_length: int,
+    packing: bool = True,
+    overlong: Literal["error", "truncate", "drop"] = "error",
+    system: str | None = None,
+) -> tuple[list[Pair], Summary]:
+    """Pairs in the examples' order, and what became of the examples.
+
+    Args:
+      examples: preferences, from `load_examples`.
+      tokenizer: of the base.
+      template: one of `templates.TEMPLATES`.
+      sequence_length: tokens a row.
+      packing: whether both documents of a pair go into one row, and so have to fit into it together; without, each
+        has a row of its own.
+      overlong: what happens to a pair that does not fit: an error, cut at the end (of the two in one row the longer,
+        until both fit or are half a row long), or left out.
+      system: see `templates.segments`.
+
+    Returns:
+      The pairs, and a summary in which tokens, targets and `longest` are of both documents together.
+
+    Raises:
+      InputError: an example is not a preference or does not fit the template, is too long (`overlong` "error"), or all
+        are left out.
+    """
+    pairs: list[Pair] = []
+    truncated = dropped = without_targets = 0
+    for example in examples:
+        pair = _pair(example, tokenizer, template, system)
+        lengths = _lengths(pair)
+        room = _room(*lengths, sequence_length, packing)
+        if room != lengths:
+            if overlong == "error":
+                raise InputError(_too_long(example.where, *lengths, sequence_length, packing))
+            if overlong == "drop":
+                dropped += 1
+                continue
+            pair = Pair(chosen=_cut(pair["chosen"], room[0]), rejected=_cut(pair["rejected"], room[1]))
+        if not all(document["loss_mask"][1:].any() for document in (pair["chosen"], pair["rejected"])):
+            without_targets += 1
+            continue
+        truncated += room != lengths
+        pairs.append(pair)
+    if examples and not pairs:
+        raise InputError(
+            f"none of the {len(examples)} preferences is left: {dropped} are longer than a row of {sequence_length} "
+            f"tokens, and of {without_targets} nothing of an answer fits into one"
+        )
+    targets = (int(document["loss_mask"].sum()) for pair in pairs for document in (pair["chosen"], pair["rejected"]))
+    summary = Summary(
+        documents=len(pairs),
+        tokens=sum(sum(_lengths(pair)) for pair in pairs),
+        targets=sum(targets),
+        longest=max((sum(_lengths(pair)) for pair in pairs), default=0),
+        truncated=truncated,
+        dropped=dropped,
+        without_targets=without_targets,
+        unit="pairs",
+    )
+    return pairs, summary
+
+
+def _pair(example: Example, tokenizer: Tokenizer, template: str, system: str | None) -> Pair:
+    preference = example.record
+    if not isinstance(preference, Preference):
+        raise InputError(
+            f"{example.where}: a preference (a prompt, a chosen and a rejected answer) is needed, and this is "
+            f"one {type(preference).__name__.lower()}"
+        )
+
+    def document(answer: Literal["chosen", "rejected"]) -> Document:
+        whole = dataclasses.replace(example, record=preference.conversation(answer))
+        return make_document(whole, tokenizer, template, loss_on="last_answer", system=system)
+
+    return Pair(chosen=document("chosen"), rejected=document("rejected"))
+
+
+def _lengths(pair: Pair) -> tuple[int, int]:
+    return len(pair["chosen"]["tokens"]), len(pair["rejected"]["tokens"])
+
+
+def _room(chosen: int, rejected: int, sequence_length: int, packing: bool) -> tuple[int, int]:
+    """How much of each document is kept."""
+    if not packing:
+        return min(chosen, sequence_length), min(rejected, sequence_length)
+    half = sequence_length // 2
+    return (
+        min(chosen, max(half, sequence_length - rejected)),
+        min(rejected, max(half, sequence_length - chosen)),
+    )
+
+
+def _cut(document: Document, length: int) -> Document:
+    return Document(tokens=document["tokens"][:length], loss_mask=document["loss_mask"][:length])
+
+
+def _too_long(where: str, chosen: int, rejected: int, sequence_length: int, packing: bool) -> str:
+    what = f"{where}: the prompt has {chosen} tokens with its chosen answer and {rejected} with the rejected one, and "
+    what += f"a row {sequence_length}" + (", which with data.packing holds both" if packing else "")
+    return f"{what}; raise data.sequence_length, or set data.overlong to 'truncate' or 'drop'"

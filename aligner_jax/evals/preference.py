@@ -1,0 +1,118 @@
+"""Held-out preferences: whether a policy tells the chosen answer from the rejected one, measured by its reference."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from aligner_jax.data.pair_rows import PairBatch
+from aligner_jax.errors import InputError
+from aligner_jax.evals.interval import wilson_interval
+from aligner_jax.model.llama import LlamaConfig, Params
+from aligner_jax.objectives.preference import losses_and_metrics
+from aligner_jax.objectives.reference import answer_log_probs
+from aligner_jax.peft import Adapter
+from aligner_jax.runtime.config import ObjectiveConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Preferred:
+    """Means over held-out pairs; `objectives.preference.metrics` says what each is.
+
+    Attributes:
+      pairs: how many.
+      loss: of the objective, a pair.
+      accuracy: share of the pairs whose chosen answer has the higher implicit reward, ties being half.
+      accuracy_interval: of 95 % confidence (Wilson), from the number of pairs alone.
+    """
+
+    pairs: int
+    loss: float
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    margin: float
+    chosen_reward: float
+    rejected_reward: float
+    kl: float
+
+    def as_metrics(self) -> dict[str, float]:
+        """For a line of metrics, where each name says that it is held out."""
+        low, high = self.accuracy_interval
+        names = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward", "kl")
+        means = {f"heldout_{name}": getattr(self, name) for name in names}
+        return {**means, "heldout_accuracy_low": low, "heldout_accuracy_high": high}
+
+
+def measure(
+    params: Params,
+    policy: Adapter | None,
+    reference: Adapter | None,
+    batches: Iterable[PairBatch],
+    *,
+    objective: ObjectiveConfig,
+    config: LlamaConfig,
+) -> Preferred:
+    """A policy on all pairs of the batches, every pair weighing the same.
+
+    Args:
+      reference: a frozen adapter (None: the base), of which use is made where batches carry no log-probabilities.
+      objective: "dpo" or "ipo", with its β.
+
+    Raises:
+      InputError: the batches hold no pair.
+    """
+    of_batches: list[dict[str, np.ndarray]] = []
+    for batch in batches:
+        policy_um2, counts_um2 = answer_log_probs(params, policy, batch, config=config)
+        if "reference_um2" in batch:
+            reference_um2 = jnp.asarray(batch["reference_um2"])
+        else:
+            reference_um2, _ = answer_log_probs(params, reference, batch, config=config)
+        there_um = batch["pairs_um"] >= 0
+        of_pairs = losses_and_metrics(policy_um2, reference_um2, counts_um2, objective=objective)
+        of_batches.append({name: np.asarray(x_um, np.float64)[there_um] for name, x_um in of_pairs.items()})
+    if not sum(len(of_batch["loss"]) for of_batch in of_batches):
+        raise InputError("the held-out data have no preference pairs")
+    of_pairs = {name: np.concatenate([of_batch[name] for of_batch in of_batches]) for name in of_batches[0]}
+    pairs = len(of_pairs["loss"])
+    return Preferred(
+        pairs=pairs,
+        accuracy_interval=wilson_interval(float(np.sum(of_pairs["accuracy"])), pairs),
+        **{name: float(np.mean(x_m)) for name, x_m in of_pairs.items()},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class BeforeAfter:
+    """The policy that training began with, and the trained one, on the same held-out pairs."""
+
+    before: Preferred
+    after: Preferred
+    num_params: int
+    file_bytes: int
+
+    def as_dict(self) -> dict:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def show(result: BeforeAfter, console: Console) -> None:
+    """Prints the two side by side."""
+    table = Table(title="Before and after, on held-out preferences", title_justify="left")
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    both = result.before, result.after
+    table.add_row("loss (a pair)", *(f"{m.loss:.4f}" for m in both))
+    table.add_row("accuracy", *(f"{m.accuracy:.1%}" for m in both))
+    table.add_row("its 95 % interval", *("{:.1%} to {:.1%}".format(*m.accuracy_interval) for m in both))
+    table.add_row("reward margin", *(f"{m.margin:+.4f}" for m in both))
+    table.add_row("chosen, rejected reward", *(f"{m.chosen_reward:+.4f}, {m.rejected_reward:+.4f}" for m in both))
+    table.add_row("KL to the reference (k2, nats an answer)", *(f"{m.kl:.4f}" for m in both))
+    table.add_row("pairs", *(f"{m.pairs:,}" for m in both))
+    table.add_row("trained parameters", "", f"{result.num_params:,}")
+    table.add_row("size of the adapter file", "", f"{result.file_bytes:,} bytes")
+    console.print(table)

@@ -1,0 +1,89 @@
+"""Learning from preferences, against a frozen reference."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from aligner_jax.data.pair_rows import eval_pair_batches, train_pair_batches
+from aligner_jax.data.pairs import Pair, tokenize_pairs
+from aligner_jax.evals import preference
+from aligner_jax.objectives.reference import fingerprint, load_reference, load_table, save_table, table
+from aligner_jax.peft import Adapter
+from aligner_jax.runtime.config import TrainConfig, save_config
+from aligner_jax.runtime.files import write_atomically
+from aligner_jax.tasks.task import Task, rows, split_examples, tokenizer_of
+from aligner_jax.weights.base import Base
+
+
+def preference_task(config: TrainConfig, base: Base, initial: Adapter, workdir: Path, console: Console) -> Task:
+    """Learning from preferences, against the reference that the config names."""
+    reference = load_reference(config.objective.reference, base, initial)
+    training, heldout = load_pairs(config, base, console)
+    tables: dict[str, np.ndarray] = {}
+    if config.objective.cache_reference:
+        parts = {"train": training, **({"heldout": heldout} if heldout else {})}
+        tables = reference_tables(config, base, reference, parts, workdir, console)
+    batches = train_pair_batches(training, seed=config.seed, reference_m2=tables.get("train"), **rows(config))
+    heldout_batches = []
+    if heldout:
+        heldout_batches = list(eval_pair_batches(heldout, reference_m2=tables.get("heldout"), **rows(config)))
+
+    def measure(adapter: Adapter) -> preference.Preferred:
+        return preference.measure(
+            base.params, adapter, reference, heldout_batches, objective=config.objective, config=base.config
+        )
+
+    def write_report(adapter: Adapter, path: Path) -> None:
+        result = preference.BeforeAfter(
+            before=measure(initial),
+            after=measure(adapter),
+            num_params=adapter.num_params,
+            file_bytes=path.stat().st_size,
+        )
+        write_atomically(path.with_name("report.json"), json.dumps(result.as_dict(), indent=2) + "\n")
+        preference.show(result, console)
+
+    # With tables the steps have no use for the adapter itself.
+    in_steps = None if tables else reference
+    return Task(batches, in_steps, bool(heldout), lambda adapter: measure(adapter).as_metrics(), write_report)
+
+
+def load_pairs(config: TrainConfig, base: Base, console: Console) -> tuple[list[Pair], list[Pair]]:
+    """As `load_data`, of preferences: the training and the held-out pairs."""
+    tokenizer, data = tokenizer_of(base, config), config.data
+    pairs = []
+    for name, part in zip(("training", "held-out"), split_examples(config, console), strict=True):
+        of_part, summary = tokenize_pairs(
+            part, tokenizer, data.template, system=data.system,
+            sequence_length=data.sequence_length, packing=data.packing, overlong=data.overlong,
+        )  # fmt: skip
+        console.out(f"{name}: {summary}")
+        pairs.append(of_part)
+    return pairs[0], pairs[1]
+
+
+def reference_tables(
+    config: TrainConfig,
+    base: Base,
+    reference: Adapter | None,
+    parts: dict[str, list[Pair]],
+    workdir: Path,
+    console: Console,
+) -> dict[str, np.ndarray]:
+    """The reference's log-probabilities of all pairs: those in the workdir, or else computed and kept there."""
+    tables = {}
+    # The workdir is this run's from its first file on.
+    save_config(config, workdir)
+    for name, pairs in parts.items():
+        path = workdir / f"reference_{name}.npz"
+        made_from = fingerprint(base, reference, pairs)
+        found_m2, why = load_table(path, made_from)
+        if found_m2 is None:
+            console.out(f"reference: {f'{why}; ' if why else ''}its log-probabilities of {len(pairs):,} {name} pairs…")
+            batches = eval_pair_batches(pairs, **rows(config))
+            found_m2 = table(base.params, reference, batches, len(pairs), config=base.config)
+            save_table(path, found_m2, made_from)
+        tables[name] = found_m2
+    return tables

@@ -1,0 +1,88 @@
+"""Supervised fine-tuning on the examples' answers."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from aligner_jax.data import pipeline
+from aligner_jax.data.sources import Example
+from aligner_jax.data.templates import render_example_prompt
+from aligner_jax.evals import before_after
+from aligner_jax.evals.heldout import heldout_loss
+from aligner_jax.peft import Adapter, has_strength, with_strength
+from aligner_jax.runtime.config import TrainConfig
+from aligner_jax.runtime.files import write_atomically
+from aligner_jax.tasks.task import Task, rows, split_examples, tokenizer_of
+from aligner_jax.weights.base import Base
+
+
+def sft_task(config: TrainConfig, base: Base, adapter: Adapter, workdir: Path, console: Console) -> Task:
+    """Supervised fine-tuning on the examples' answers."""
+    data = load_data(config, base, console)
+    batches = pipeline.train_batches(data.train, seed=config.seed, **rows(config))
+    heldout_batches = pipeline.eval_batches(data.heldout, **rows(config)) if data.heldout else []
+
+    def evaluate(adapter: Adapter) -> dict[str, float]:
+        return {"heldout_loss": heldout_loss(base.params, adapter, heldout_batches, config=base.config)}
+
+    def write_report(adapter: Adapter, path: Path) -> None:
+        report(config, base, adapter, data, heldout_batches, path, console)
+
+    return Task(batches, None, bool(heldout_batches), evaluate, write_report)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Tokenized documents of a run; the held-out ones also as examples, and as prompts for generation."""
+
+    train: list[pipeline.Document]
+    heldout: list[pipeline.Document]
+    heldout_examples: list[Example]
+    heldout_prompts: list[str]
+
+
+def load_data(config: TrainConfig, base: Base, console: Console) -> Data:
+    """Reads, wraps and tokenizes the training and held-out examples, and says how many there are."""
+    tokenizer, data = tokenizer_of(base, config), config.data
+    examples, heldout_examples = split_examples(config, console)
+    documents = {}
+    for name, part in (("training", examples), ("held-out", heldout_examples)):
+        documents[name], summary = pipeline.tokenize_examples(
+            part, tokenizer, data.template, system=data.system, loss_on=data.loss_on,
+            sequence_length=data.sequence_length, overlong=data.overlong,
+        )  # fmt: skip
+        console.out(f"{name}: {summary}")
+    prompts = [render_example_prompt(e, tokenizer, data.template, data.system) for e in heldout_examples]
+    return Data(documents["training"], documents["held-out"], heldout_examples, prompts)
+
+
+def report(
+    config: TrainConfig,
+    base: Base,
+    adapter: Adapter,
+    data: Data,
+    batches: list[pipeline.Batch],
+    path: Path,
+    console: Console,
+) -> None:
+    """Prints what changed on the held-out examples, and writes it beside the adapter as report.json."""
+    # At strength 0 it is the base, bit for bit, without a compilation of its own.
+    base_alone = with_strength(adapter, 0.0) if has_strength(adapter) else None
+    before, after = (
+        before_after.measure(
+            base, compared, batches, data.heldout_prompts,
+            form=config.report.form, max_new_tokens=config.report.max_new_tokens,
+        )
+        for compared in (base_alone, adapter)
+    )  # fmt: skip
+    result = before_after.BeforeAfter(
+        before=before,
+        after=after,
+        questions=[example.question for example in data.heldout_examples],
+        num_params=adapter.num_params,
+        file_bytes=path.stat().st_size,
+    )
+    write_atomically(path.with_name("report.json"), json.dumps(result.as_dict(), indent=2) + "\n")
+    before_after.show(result, console, samples=config.report.samples)

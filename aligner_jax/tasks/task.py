@@ -1,0 +1,68 @@
+"""What a training run learns from what, and how its result is judged: made from a config, the same way for all."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grain
+from rich.console import Console
+
+from aligner_jax.data.sources import Example, load_dataset, split_by_prompt
+from aligner_jax.data.tokenizer import Tokenizer
+from aligner_jax.errors import InputError
+from aligner_jax.peft import Adapter
+from aligner_jax.runtime.config import TrainConfig
+from aligner_jax.weights.base import Base
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is learned from what: the batches, the reference that their objective needs, and how to judge the result."""
+
+    batches: "grain.DatasetIterator[Any]"
+    reference: Adapter | None
+    has_heldout: bool
+    evaluate: Callable[[Adapter], dict[str, float]]
+    """Held-out metrics of an adapter, by name."""
+    report: Callable[[Adapter, Path], None]
+    """Prints what training changed, and writes it beside the adapter's file as report.json."""
+
+
+def tokenizer_of(base: Base, config: TrainConfig) -> Tokenizer:
+    """The base's tokenizer. Raises InputError where it has none."""
+    if base.tokenizer is None:
+        raise InputError(f"{config.base.path} has no tokenizer (tokenizer.json or tokenizer.model), and text needs one")
+    return base.tokenizer
+
+
+def split_examples(config: TrainConfig, console: Console) -> tuple[list[Example], list[Example]]:
+    """The training and the held-out examples, without a prompt in common, and a line about each file that is read."""
+    data = config.data
+
+    def read(path: str) -> list[Example]:
+        dataset = load_dataset(path, data.format, data.fields)
+        console.out(f"data: {path}, {dataset}")
+        return dataset.examples
+
+    examples = read(data.path)
+    if data.heldout_path is not None:
+        return examples, read(data.heldout_path)
+    if data.heldout_rows >= len(examples):
+        raise InputError(
+            f"config.data.heldout_rows is {data.heldout_rows}, but {data.path} has only {len(examples)} examples"
+        )
+    training, heldout = split_by_prompt(examples, data.heldout_rows)
+    if not training:
+        raise InputError(
+            f"config.data.heldout_rows is {data.heldout_rows}, but those of {data.path} share prompts with all "
+            f"{len(examples)} examples, so that none is left to train on"
+        )
+    if len(heldout) > data.heldout_rows:
+        console.out(f"held out: {len(heldout):,} examples, not {data.heldout_rows:,}, so that no prompt is in both")
+    return training, heldout
+
+
+def rows(config: TrainConfig) -> dict[str, Any]:
+    """What makes rows of documents or pairs."""
+    return {name: getattr(config.data, name) for name in ("batch_size", "sequence_length", "packing")}

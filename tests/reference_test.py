@@ -1,0 +1,101 @@
+"""What a reference thinks of all answers: computed once, kept on disk, and never taken for another's."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aligner_jax.data.pair_rows import eval_pair_batches
+from aligner_jax.errors import InputError
+from aligner_jax.model.llama import LlamaConfig, Params
+from aligner_jax.objectives.reference import fingerprint, load_reference, load_table, save_table, table
+from aligner_jax.peft.artifact import save_adapter
+from aligner_jax.weights.base import Base
+
+
+@pytest.fixture
+def base(config: LlamaConfig, params: Params) -> Base:
+    return Base(params, config)
+
+
+def pairs(number: int = 3) -> list[dict]:
+    random = np.random.default_rng(number)
+
+    def document():
+        tokens = random.integers(0, 40, random.integers(2, 8)).astype(np.int32)
+        return {"tokens": tokens, "loss_mask": np.arange(len(tokens)) > 0}
+
+    return [{"chosen": document(), "rejected": document()} for _ in range(number)]
+
+
+def test_the_names_of_references(base: Base, trained_adapter, tmp_path: Path):
+    initial, other = trained_adapter(1), trained_adapter(2, key=5)
+    assert load_reference("initial", base, initial) is initial
+    assert load_reference(None, base, initial) is load_reference("base", base, initial) is None
+    save_adapter(other, tmp_path / "other.safetensors", base)
+    loaded = load_reference(str(tmp_path / "other.safetensors"), base, initial)
+    assert loaded.options == other.options
+    jax.tree.map(np.testing.assert_array_equal, loaded.trainable, other.trainable)
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        load_reference("nowhere", base, initial)
+    changed = base.replace(params=base.params.replace(norm_d=base.params.norm_d + 1))
+    with pytest.raises(InputError, match="other weights"):
+        load_reference(str(tmp_path / "other.safetensors"), changed, initial)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_table_is_in_the_order_of_the_pairs(base: Base, trained_adapter, packing: bool):
+    all_pairs, adapter = pairs(9), trained_adapter(2)
+    options = {"batch_size": 4, "sequence_length": 16, "packing": packing}
+    whole_m2 = table(base.params, adapter, eval_pair_batches(all_pairs, **options), 9, config=base.config)
+    assert whole_m2.dtype == np.float32
+    assert len(np.unique(whole_m2)) == 18
+    for number in (0, 4, 8):
+        alone = eval_pair_batches([all_pairs[number]], **options)
+        one_m2 = table(base.params, adapter, alone, 1, config=base.config)
+        np.testing.assert_allclose(one_m2[0], whole_m2[number], atol=1e-5)
+
+
+def test_a_table_is_taken_again_only_for_what_it_was_made_from(base: Base, trained_adapter, tmp_path: Path):
+    path, adapter = tmp_path / "reference_train.npz", trained_adapter(1)
+    made_from = fingerprint(base, adapter, pairs())
+    assert load_table(path, made_from) == (None, "")
+    table_m2 = np.random.default_rng(0).standard_normal((3, 2)).astype(np.float32)
+    save_table(path, table_m2, made_from)
+    content = path.read_bytes()
+    found_m2, why = load_table(path, fingerprint(base, adapter, pairs()))
+    np.testing.assert_array_equal(found_m2, table_m2)
+    assert why == ""
+    save_table(path, table_m2, made_from)
+    assert path.read_bytes() == content
+
+    moved = adapter.replace(trainable={**adapter.trainable, "gates_ln": adapter.trainable["gates_ln"] + 1e-3})
+    masked = pairs()
+    masked[1]["rejected"]["loss_mask"] = ~masked[1]["rejected"]["loss_mask"]
+    other_base = base.replace(params=base.params.replace(norm_d=base.params.norm_d + 1))
+    coarse = base.replace(params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), base.params))
+    for other, part in (
+        (fingerprint(base, moved, pairs()), "another reference adapter"),
+        (fingerprint(base, None, pairs()), "another reference adapter"),
+        (fingerprint(base, adapter, masked), "another tokenized pairs"),
+        (fingerprint(base, adapter, pairs()[::-1]), "another tokenized pairs"),
+        (fingerprint(other_base, adapter, pairs()), "another base"),
+        (fingerprint(coarse, adapter, pairs()), "another base"),
+        (fingerprint(other_base, moved, pairs()), "another base and another reference adapter"),
+    ):
+        found_m2, why = load_table(path, other)
+        assert found_m2 is None
+        assert why == f"{path} was made with {part}"
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"PK" + b[5:], lambda b: b"x"])
+def test_a_damaged_table_is_not_taken(tmp_path: Path, damage):
+    path = tmp_path / "reference_train.npz"
+    save_table(path, np.ones((200, 2), np.float32), {"base": "a"})
+    path.write_bytes(damage(path.read_bytes()))
+    found_m2, why = load_table(path, {"base": "a"})
+    assert found_m2 is None
+    assert why.startswith(f"{path} is damaged (")
+    assert "\n" not in why

@@ -1,0 +1,246 @@
+"""Whole runs on preferences: both stages, what a workdir holds, what a killed run comes to, what is refused."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from aligner_jax.errors import InputError
+from aligner_jax.peft import init_adapter
+from aligner_jax.peft.artifact import load_adapter, save_adapter
+from aligner_jax.runtime.config import parse_config
+from aligner_jax.train import train
+from aligner_jax.weights.base import load_base
+
+STEPS = 6
+FRUITS = ("apple", "pear", "plum", "fig")
+
+
+@pytest.fixture
+def settings(tiny_model: Path, tmp_path: Path) -> dict:
+    """A config, as nested dicts, of a DPO run that takes seconds. Polite answers are preferred."""
+    rows = []
+    for i in range(12):
+        polite, curt = f"With pleasure: {FRUITS[i % 4]} {i}.", f"{FRUITS[i % 4]}{' no' * (i % 3)}."
+        responses = (polite, curt) if i % 2 else (curt, polite)
+        flags = {f"is_response_{n}_safe": True for n in (0, 1)}
+        answers = {f"response_{n}": text for n, text in enumerate(responses)}
+        rows.append({"prompt": f"Name fruit number {i}.", **answers, **flags, "safer_response_id": (i + 1) % 2})
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "base": {"path": str(tiny_model), "dtype": "float32"},
+        "adapter": {"num_tokens": 2, "start_layer": 1},
+        "objective": {"name": "dpo", "beta": 0.1},
+        "data": {
+            "path": str(data),
+            "format": "pku_saferlhf",
+            "heldout_rows": 3,
+            "template": "chat",
+            "sequence_length": 128,
+            "batch_size": 2,
+        },
+        "optim": {"lr": 0.01, "accumulate": 2},
+        "steps": STEPS,
+        "log_every": 2,
+        "eval_every": 3,
+        "checkpoint": {"every": 2},
+    }
+
+
+def _run(settings: dict, workdir: Path):
+    screen = io.StringIO()
+    adapter = train(parse_config(settings), workdir, Console(width=100, force_terminal=False, file=screen))
+    return adapter, screen.getvalue()
+
+
+def _lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_both_stages(settings: dict, tmp_path: Path):
+    """Stage 2 begins with the Aligner of stage 1 and measures itself by it, as in the paper."""
+    first = {**settings, "objective": {"name": "sft"}, "optim": {"lr": 0.05}, "steps": 4}
+    _run(first, tmp_path / "sft")
+    path = tmp_path / "sft" / "adapter.safetensors"
+    settings["adapter"]["init_from"] = str(path)
+    trained, text = _run(settings, tmp_path / "dpo")
+
+    training = [line for line in _lines(tmp_path / "dpo") if "loss" in line]
+    assert [line["step"] for line in training] == [2, 4, 6]
+    wanted = {"loss", "grad_norm", "tokens_per_second", "learning_rate"}
+    wanted |= {"chosen_reward", "rejected_reward", "margin", "accuracy", "kl"}
+    assert all(wanted <= line.keys() for line in training)
+    assert training[-1]["margin"] > training[0]["margin"]
+    heldout = [line for line in _lines(tmp_path / "dpo") if "heldout_loss" in line]
+    assert [line["step"] for line in heldout] == [3, 6]
+    assert {"heldout_accuracy", "heldout_accuracy_low", "heldout_accuracy_high", "heldout_margin"} <= heldout[0].keys()
+
+    report = json.loads((tmp_path / "dpo" / "report.json").read_text())
+    # The policy begins as its own reference: nothing is told apart yet, exactly.
+    assert report["before"]["loss"] == pytest.approx(np.log(2))
+    assert (report["before"]["margin"], report["before"]["accuracy"], report["before"]["kl"]) == (0, 0.5, 0)
+    assert report["after"]["margin"] > 0
+    assert report["after"]["kl"] > 0
+    assert report["after"]["pairs"] == 3
+    assert report["num_params"] == trained.num_params
+    for shown in ("training: 9 pairs", "held-out: 3 pairs", "its log-probabilities of 9 train pairs", "accuracy"):
+        assert shown in text
+    begun, ended = (load_adapter(file) for file in (path, tmp_path / "dpo" / "adapter.safetensors"))
+    moved = np.abs(np.asarray(ended.trainable["tokens_pd"]) - np.asarray(begun.trainable["tokens_pd"])).max()
+    assert 0 < moved < 0.2
+
+
+def test_a_reference_kept_on_disk_and_one_computed_in_the_steps_train_alike(settings: dict, tmp_path: Path):
+    settings |= {"objective": {"name": "ipo"}, "log_every": 1, "eval_every": 0}
+    settings["data"]["packing"] = False
+    settings["data"]["batch_size"] = 4
+    runs = {}
+    for cached in (True, False):
+        settings["objective"]["cache_reference"] = cached
+        workdir = tmp_path / str(cached)
+        runs[cached], _ = _run(settings, workdir)
+        assert (workdir / "reference_train.npz").exists() == cached
+    losses = [[line["loss"] for line in _lines(tmp_path / run) if "loss" in line] for run in ("True", "False")]
+    assert len(losses[0]) == STEPS
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    for leaf in runs[True].trainable:
+        np.testing.assert_allclose(*(runs[cached].trainable[leaf] for cached in (True, False)), atol=1e-3)
+
+
+def test_what_the_reference_said_is_used_again_or_computed_anew_with_a_word(settings: dict, tmp_path: Path):
+    """Of two tables one is damaged."""
+    workdir = tmp_path / "run"
+    settings |= {"objective": {"name": "dpo", "reference": None}, "eval_every": 0}
+    _run({**settings, "steps": 2}, workdir)
+    damaged, whole = workdir / "reference_train.npz", workdir / "reference_heldout.npz"
+    content, inode = damaged.read_bytes(), whole.stat().st_ino
+    damaged.write_bytes(content[:100])
+    _, text = _run({**settings, "steps": 4}, workdir)
+    assert "resuming after step 2 of 4" in text
+    assert "reference_train.npz is damaged" in text
+    assert "9 train pairs" in text
+    assert damaged.read_bytes() == content
+    assert "3 heldout pairs" not in text
+    assert whole.stat().st_ino == inode
+
+
+def _saved(settings: dict, folder: Path, **options) -> str:
+    """An adapter with such options and gates that are not zero, saved for the settings' base."""
+    base = load_base(settings["base"]["path"])
+    adapter = init_adapter("aligner", base.config, **options)
+    adapter = adapter.replace(trainable={**adapter.trainable, "gates_ln": adapter.trainable["gates_ln"] + 0.1})
+    save_adapter(adapter, folder / "saved.safetensors", base)
+    return str(folder / "saved.safetensors")
+
+
+def test_a_reference_may_be_any_adapter_of_the_base(settings: dict, tmp_path: Path):
+    """Even one of other options; the policy begins elsewhere, so it is told from it before the first step."""
+    settings["objective"]["reference"] = _saved(settings, tmp_path, num_tokens=1)
+    _run({**settings, "steps": 1, "eval_every": 0}, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["before"]["kl"] > 0
+
+
+def test_killed_at_random_moments_the_adapter_is_byte_identical(settings: dict, tmp_path: Path):
+    settings |= {"steps": 20, "log_every": 1, "eval_every": 0, "checkpoint": {"every": 3}}
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict({settings!r})\n"
+    )
+    seed = int.from_bytes(os.urandom(4))
+    moments, killed = random.Random(seed), 0
+
+    def start(workdir: Path) -> subprocess.Popen:
+        command = [sys.executable, "-m", "aligner_jax.train", f"--config={config}", f"--workdir={workdir}"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    whole = start(tmp_path / "whole")
+    # Once between the two tables of the reference, once in the steps.
+    for lines in (None, moments.randrange(1, 15)):
+        process, metrics = start(tmp_path / "killed"), tmp_path / "killed" / "metrics.jsonl"
+        table = tmp_path / "killed" / "reference_train.npz"
+
+        def reached(lines=lines, table=table, metrics=metrics) -> bool:
+            if lines is None:
+                return table.exists()
+            return metrics.exists() and metrics.read_bytes().count(b"\n") >= lines
+
+        while process.poll() is None and not reached():
+            time.sleep(0.001)
+        time.sleep(moments.random() * 0.02)
+        killed += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    last = start(tmp_path / "killed")
+    for process in (last, whole):
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+    assert killed == 2, f"seed {seed}: the run ended before it could be killed"
+    a, b = (tmp_path / name / "adapter.safetensors" for name in ("whole", "killed"))
+    assert a.read_bytes() == b.read_bytes(), f"seed {seed}"
+    tables = ((tmp_path / name / "reference_train.npz").read_bytes() for name in ("whole", "killed"))
+    assert len(set(tables)) == 1
+    steps = [line["step"] for line in _lines(tmp_path / "killed")]
+    assert steps == sorted(set(steps)), f"seed {seed}: a step is logged twice"
+    assert float(np.abs(load_file(a)["gates_ln"]).max()) > 0
+
+
+def test_an_adapter_to_begin_with_must_be_the_configured_one(settings: dict, tmp_path: Path):
+    path = _saved(settings, tmp_path, num_tokens=3, start_layer=1)
+    settings["adapter"]["init_from"] = path
+    with pytest.raises(InputError) as error:
+        _run(settings, tmp_path / "run")
+    assert str(error.value) == (
+        f"config.adapter.init_from, {path}, is aligner(num_tokens=3, start_layer=1), but config.adapter is "
+        "aligner(num_tokens=2, start_layer=1)"
+    )
+    settings["adapter"]["init_from"] = str(tmp_path / "none.safetensors")
+    with pytest.raises(InputError, match=r"none\.safetensors does not exist"):
+        _run(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_supervised_training_may_begin_with_an_adapter_too(settings: dict, tmp_path: Path):
+    path = _saved(settings, tmp_path, num_tokens=2, start_layer=1)
+    settings |= {"objective": {"name": "sft"}, "adapter": {"num_tokens": 2, "start_layer": 1, "init_from": path}}
+    settings["optim"]["lr"] = 0.0
+    adapter, _ = _run({**settings, "steps": 1, "eval_every": 0}, tmp_path / "run")
+    for name, leaf in load_adapter(path).trainable.items():
+        np.testing.assert_array_equal(leaf, adapter.trainable[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda s: s["objective"].update(reference="/nowhere/a.safetensors"), "/nowhere/a.safetensors does not exist"),
+        (lambda s: s["data"].update(sequence_length=40), "pairs.jsonl:1: the prompt has"),
+        (lambda s: s["data"].update(template="alpaca", heldout_rows=12), "heldout_rows is 12"),
+    ],
+    ids=["no reference", "too long", "held out"],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(settings: dict, tmp_path: Path, change, expected: str):
+    change(settings)
+    with pytest.raises(InputError) as error:
+        _run(settings, tmp_path / "run")
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_examples_that_are_no_preferences_are_refused(settings: dict, tmp_path: Path):
+    path = Path(settings["data"]["path"])
+    path.write_text(json.dumps({"instruction": "a", "output": "b"}) + "\n")
+    settings["data"] |= {"format": "alpaca", "heldout_rows": 0}
+    with pytest.raises(InputError, match=r"pairs\.jsonl:1: a preference .* is needed"):
+        _run(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
