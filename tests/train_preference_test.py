@@ -201,8 +201,8 @@ def test_an_adapter_to_begin_with_must_be_the_configured_one(settings: dict, tmp
     with pytest.raises(InputError) as error:
         _run(settings, tmp_path / "run")
     assert str(error.value) == (
-        f"config.adapter.init_from, {path}, is aligner(num_tokens=3, start_layer=1), but config.adapter is "
-        "aligner(num_tokens=2, start_layer=1)"
+        f"config.adapter.init_from, {path}, is aligner(gates=head, num_tokens=3, start_layer=1, "
+        "tokens=model), but config.adapter is aligner(gates=head, num_tokens=2, start_layer=1, tokens=model)"
     )
     settings["adapter"]["init_from"] = str(tmp_path / "none.safetensors")
     with pytest.raises(InputError, match=r"none\.safetensors does not exist"):

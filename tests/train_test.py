@@ -19,7 +19,8 @@ from aligner_jax.errors import InputError
 from aligner_jax.peft.artifact import load_adapter, recorded_prompt_format
 from aligner_jax.runtime import roofline
 from aligner_jax.runtime.config import parse_config
-from aligner_jax.train import load_data, train
+from aligner_jax.tasks.sft import load_data
+from aligner_jax.train import train
 from aligner_jax.weights.base import load_base
 
 STEPS = 8
