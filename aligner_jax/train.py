@@ -3,10 +3,12 @@
 python -m aligner_jax.train --config=configs/quickstart.py [--workdir=DIR] [--config.optim.lr=1e-3]
 
 The workdir (runs/NAME by default, NAME being the config's) gets config.json, metrics.jsonl, TensorBoard event files,
-checkpoints/ and, at the end, adapter.safetensors and report.json. The same command goes on where a run was ended.
+checkpoints/ and, at the end, adapter.safetensors (of a sweep adapter_0.safetensors, …) and report.json. The same command
+goes on where a run was ended.
 """
 
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,9 @@ from pathlib import Path
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import flags
 from rich.console import Console
 
@@ -26,6 +30,7 @@ from aligner_jax.objectives.objective import make_objective
 from aligner_jax.objectives.step import Step, StepMetrics, TrainState, init_state, make_step
 from aligner_jax.peft import Adapter, complete_options, init_adapter
 from aligner_jax.peft.artifact import load_adapter, save_adapter
+from aligner_jax.peft.rows import stack_adapters, unstack_adapter
 from aligner_jax.runtime import command, optim, platform, roofline
 from aligner_jax.runtime.checkpoint import Checkpoints
 from aligner_jax.runtime.config import TrainConfig, check_same_run, parse_config, save_config
@@ -55,13 +60,15 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
     base_size = sum(leaf.size for leaf in jax.tree.leaves(base.params))
     console.out(f"base: {config.base.path}, {base_size:,} parameters in {base.params.embed_vd.dtype}, frozen")
     adapter = first_adapter(config, base)
-    console.out(f"adapter: {adapter}, {adapter.num_params:,} trained parameters")
-    optimizer = optim.make_optimizer(config.optim, config.steps)
+    number = config.sweep.num_adapters
+    of_each = "" if number is None else f" in each of {number} adapters"
+    console.out(f"adapter: {adapter}, {adapter.num_params // (number or 1):,} trained parameters{of_each}")
+    optimizer = make_optimizer(config)
     adapter = adapter.replace(trainable=optim.to_state_dtype(adapter.trainable, config.optim))
     task = TASKS[config.objective.name](config, base, adapter, workdir, console)
     step = make_step(
         adapter, optimizer, config=base.config, accumulate=config.optim.accumulate, remat=config.remat,
-        objective=make_objective(config.objective), seed=config.seed,
+        objective=make_objective(config.objective), seed=config.seed, num_adapters=number,
     )  # fmt: skip
     state = init_state(adapter, optimizer)
 
@@ -90,20 +97,43 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
         )  # fmt: skip
 
     adapter = adapter.replace(trainable=state.trainable)
-    path = workdir / "adapter.safetensors"
     prompt_format = {"template": config.data.template, "system": config.data.system}
-    save_adapter(adapter, path, base=base, prompt_format=prompt_format)
-    console.out(f"saved: {path}, {path.stat().st_size:,} bytes")
+    for name, each in named_adapters(config, adapter).items():
+        path = workdir / name
+        save_adapter(each, path, base=base, prompt_format=prompt_format)
+        console.out(f"saved: {path}, {path.stat().st_size:,} bytes")
     if task.has_heldout:
-        task.report(adapter, path)
+        task.report(adapter, workdir / "adapter.safetensors")
     return adapter
 
 
+def named_adapters(config: TrainConfig, adapter: Adapter) -> dict[str, Adapter]:
+    """What is saved under which name: the adapter, or each of a sweep."""
+    if config.sweep.num_adapters is None:
+        return {"adapter.safetensors": adapter}
+    return {f"adapter_{i}.safetensors": unstack_adapter(adapter, i) for i in range(config.sweep.num_adapters)}
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """The run's optimizer: of one adapter, or of a sweep."""
+    if config.sweep.num_adapters is None:
+        return optim.make_optimizer(config.optim, config.steps)
+    rates_a = jnp.asarray(config.sweep.lr or (config.optim.lr,) * config.sweep.num_adapters)
+    return optim.make_sweep_optimizer(config.optim, config.steps, rates_a)
+
+
 def first_adapter(config: TrainConfig, base: Base) -> Adapter:
-    """The adapter that training begins with: a fresh one, or that of `config.adapter.init_from`."""
+    """The adapter, or the sweep's stack, that training begins with: fresh, or that of `config.adapter.init_from`."""
+    one = functools.partial(_first_adapter, config, base)
+    if config.sweep.num_adapters is None:
+        return one(config.seed)
+    return stack_adapters([one(seed) for seed in config.sweep.seed or (config.seed,) * config.sweep.num_adapters])
+
+
+def _first_adapter(config: TrainConfig, base: Base, seed: int) -> Adapter:
     method, options, path = config.adapter.method, config.adapter.options, config.adapter.init_from
     if path is None:
-        return init_adapter(method, base.config, key=config.seed, **options)
+        return init_adapter(method, base.config, key=seed, **options)
     adapter = load_adapter(path, base)
     wanted = complete_options(method, base.config, options)
     # Through JSON, where a list is a tuple.
@@ -150,7 +180,9 @@ def run_steps(
             # The step is running by now: fetching the one before does not hold it up.
             if (number - 1) % config.log_every == 0 and number - 1 > logged:
                 log(number - 1)
-            window.add(metrics, int(np.count_nonzero(batch["segment_ids_bt"])), model_flops(batch))
+            # Every adapter of a sweep has all rows.
+            times = config.sweep.num_adapters or 1
+            window.add(metrics, times * int(np.count_nonzero(batch["segment_ids_bt"])), times * model_flops(batch))
             progress.advance(number)
             if evaluate is not None and config.eval_every and number % config.eval_every == 0:
                 with window.paused():
@@ -188,11 +220,15 @@ class _Window:
     def close(self) -> dict[str, float]:
         """Means over the steps, tokens that are not padding a second, and a new beginning.
 
+        Of a sweep, means over the adapters too, and each one's loss by its number.
+
         On known chips also mfu: model FLOPs a second (of all positions of the rows, padding too) over the peak.
         """
         steps = [metrics.as_dict() for metrics in jax.device_get(self._steps)]
         now = time.monotonic()
         means = {name: float(np.mean([metrics[name] for metrics in steps])) for name in steps[0]}
+        for i in range(np.size(steps[0]["loss"]) if np.ndim(steps[0]["loss"]) else 0):
+            means[f"loss_{i}"] = float(np.mean([metrics["loss"][i] for metrics in steps]))
         means["tokens_per_second"] = self._tokens / (now - self._began)
         if self._peak_flops is not None:
             means["mfu"] = self._model_flops / (now - self._began) / self._peak_flops

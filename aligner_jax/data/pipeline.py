@@ -1,7 +1,7 @@
 """Rows of a fixed length, packed with Grain: endless and shuffled for training, once and in order for evaluation."""
 
 from collections.abc import Sequence
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 import grain
 import numpy as np
@@ -26,6 +26,8 @@ class Batch(TypedDict):
     segment_ids_bt: Int32[np.ndarray, "b t"]
     positions_bt: Int32[np.ndarray, "b t"]
     loss_mask_bt: Bool[np.ndarray, "b t"]
+    adapter_b: NotRequired[Int32[np.ndarray, " b"]]
+    """Which adapter of a stack each row is for; the pipeline makes none."""
 
 
 def train_batches(

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: next-token cross-entropy on the tokens that count as targets."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -7,6 +8,7 @@ from aligner_jax.data.pipeline import Batch
 from aligner_jax.model.llama import LlamaConfig, Params, Remat
 from aligner_jax.objectives.cross_entropy import token_losses
 from aligner_jax.peft import Adapter, hidden_states
+from aligner_jax.peft.rows import num_stacked
 
 
 def losses(
@@ -20,7 +22,8 @@ def losses(
 ) -> tuple[Float[Array, "b t"], Bool[Array, "b t"]]:
     """Losses in nats of every position's next token, and the mask of positions where that token is a target.
 
-    A document's first token is never one: nothing precedes it.
+    A document's first token is never one: nothing precedes it. Where the batch says which adapter each row has
+    (adapter_b), the adapter is a stack of many (`peft.rows`).
     """
     targets_bt, mask_bt = targets(batch)
     hidden_btd, params = hidden_states(
@@ -32,6 +35,7 @@ def losses(
         positions_bt=jnp.asarray(batch["positions_bt"]),
         remat=remat,
         dropout_key=dropout_key,
+        adapter_b=jnp.asarray(batch["adapter_b"]) if "adapter_b" in batch else None,
     )
     return token_losses(params, hidden_btd, targets_bt, mask_bt), mask_bt
 
@@ -53,7 +57,14 @@ def loss_sum(
     config: LlamaConfig,
     remat: Remat = "none",
     dropout_key: Array | None = None,
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """Sum of the losses in nats, and the number of targets: their quotient is the loss, over any number of batches."""
+) -> tuple[Float[Array, "*a"], Int[Array, "*a"]]:
+    """Sum of the losses in nats, and the number of targets: their quotient is the loss, over any number of batches.
+
+    Of a stack of adapters, each one's own.
+    """
     losses_bt, mask_bt = losses(params, adapter, batch, config=config, remat=remat, dropout_key=dropout_key)
-    return jnp.sum(losses_bt), jnp.sum(mask_bt)
+    if adapter is None or "adapter_b" not in batch:
+        return jnp.sum(losses_bt), jnp.sum(mask_bt)
+    adapter_b, number = jnp.asarray(batch["adapter_b"]), num_stacked(adapter)
+    losses_b, counts_b = jnp.sum(losses_bt, axis=1), jnp.sum(mask_bt, axis=1)
+    return jax.ops.segment_sum(losses_b, adapter_b, number), jax.ops.segment_sum(counts_b, adapter_b, number)

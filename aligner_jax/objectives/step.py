@@ -26,14 +26,15 @@ class TrainState:
 class StepMetrics(NamedTuple):
     """Of one optimizer step: the loss before the update, the gradient's global norm, and the objective's own metrics.
 
-    All but the norm are means over what the objective counts: target tokens, or preference pairs.
+    All but the norm are means over what the objective counts: target tokens, or preference pairs. Of many adapters,
+    each one's own.
     """
 
-    loss: Float[Array, ""]
-    grad_norm: Float[Array, ""]
-    others: dict[str, Float[Array, ""]]
+    loss: Float[Array, "*a"]
+    grad_norm: Float[Array, "*a"]
+    others: dict[str, Float[Array, "*a"]]
 
-    def as_dict(self) -> dict[str, Float[Array, ""]]:
+    def as_dict(self) -> dict[str, Float[Array, "*a"]]:
         """All by name."""
         return {"loss": self.loss, "grad_norm": self.grad_norm, **self.others}
 
@@ -61,6 +62,7 @@ def make_step(
     remat: Remat = "full",
     objective: Objective = SFT,
     seed: int = 0,
+    num_adapters: int | None = None,
 ) -> Step:
     """A pure function of (state, params, batch, reference). The caller jits it and donates the state.
 
@@ -71,31 +73,54 @@ def make_step(
       remat: see `llama.forward`.
       objective: what is minimised, from `make_objective`.
       seed: of the dropout, where the method has any; what is dropped depends on it, the step and the part.
+      num_adapters: of a stack of adapters (`peft.rows`) that are trained at once, each as if alone, with an optimizer
+        from `make_sweep_optimizer`. All have the batch's rows, or each the rows that the batch's adapter_b gives it.
     """
+    of_adapters = () if num_adapters is None else (num_adapters,)
 
     def micro(trainable: dict[str, Array], params: Params, reference: Adapter | None, batch: Batch, dropout_key: Array):
         policy = adapter.replace(trainable=trainable)
-        return objective.sums(params, policy, reference, batch, config=config, remat=remat, dropout_key=dropout_key)
+        if num_adapters is not None and "adapter_b" not in batch:
+            batch = _for_each(batch, num_adapters)
+        loss, totals = objective.sums(
+            params, policy, reference, batch, config=config, remat=remat, dropout_key=dropout_key
+        )
+        # Each adapter's loss knows nothing of the others, so the sum's gradient is that of each.
+        return jnp.sum(loss), (loss, totals)
 
     def step(
         state: TrainState, params: Params, batch: Batch, reference: Adapter | None = None
     ) -> tuple[TrainState, StepMetrics]:
         def add(total, part_and_key):
             gradient_of = jax.value_and_grad(micro, has_aux=True)
-            (loss, totals), gradient = gradient_of(state.trainable, params, reference, *part_and_key)
+            (_, (loss, totals)), gradient = gradient_of(state.trainable, params, reference, *part_and_key)
             return jax.tree.map(jnp.add, total, (loss, totals, gradient)), None
 
-        none = Totals(jnp.int32(0), dict.fromkeys(objective.metrics, jnp.float32(0)))
-        nothing: Any = (jnp.float32(0), none, jax.tree.map(jnp.zeros_like, state.trainable))
+        zero = jnp.zeros(of_adapters, jnp.float32)
+        none = Totals(jnp.zeros(of_adapters, jnp.int32), dict.fromkeys(objective.metrics, zero))
+        nothing: Any = (zero, none, jax.tree.map(jnp.zeros_like, state.trainable))
         parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), accumulate)
         (loss, (count, others), gradient), _ = jax.lax.scan(add, nothing, (parts, keys))
         count = jnp.maximum(count, 1)
-        gradient = jax.tree.map(lambda g: g / count.astype(g.dtype), gradient)
+        gradient = jax.tree.map(lambda g: g / _along(count, g).astype(g.dtype), gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         means = {name: total / count for name, total in others.items()}
-        metrics = StepMetrics(loss=loss / count, grad_norm=optax.tree.norm(gradient), others=means)
+        norm = optax.tree.norm if num_adapters is None else jax.vmap(optax.tree.norm)
+        metrics = StepMetrics(loss=loss / count, grad_norm=norm(gradient), others=means)
         return TrainState(cast(dict[str, Array], trainable), optimizer_state, state.step + 1), metrics
 
     return step
+
+
+def _for_each(batch: Batch, num_adapters: int) -> Batch:
+    """The batch's rows once for every adapter."""
+    rows = len(batch["tokens_bt"])
+    tiled = jax.tree.map(lambda x: jnp.tile(x, (num_adapters,) + (1,) * (x.ndim - 1)), batch)
+    return cast(Batch, {**tiled, "adapter_b": jnp.repeat(jnp.arange(num_adapters), rows)})
+
+
+def _along(count: Array, leaf: Array) -> Array:
+    """The counts, each beside its adapter's part of the leaf."""
+    return count.reshape(count.shape + (1,) * (leaf.ndim - count.ndim)) if count.ndim else count

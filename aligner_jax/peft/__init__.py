@@ -1,7 +1,6 @@
-"""Adapters: one method a file, each with DEFAULTS, STRENGTH and the same four functions (check, shapes, init, bind)."""
+"""Adapters: one method a file (`methods.METHODS`), and what is done with an adapter of any method."""
 
 import difflib
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -10,19 +9,10 @@ from jaxtyping import Array, Float, Int
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params, Remat, forward, unembed
-from aligner_jax.peft import aligner, bias, full, llama_adapter, lora, prefix, prompt
 from aligner_jax.peft.adapter import Adapter, Options
 from aligner_jax.peft.bound import Bound
-
-METHODS: dict[str, ModuleType] = {
-    "aligner": aligner,
-    "llama_adapter": llama_adapter,
-    "lora": lora,
-    "prompt": prompt,
-    "prefix": prefix,
-    "bias": bias,
-    "full": full,
-}
+from aligner_jax.peft.methods import METHODS
+from aligner_jax.peft.rows import bind_rows
 
 
 def init_adapter(method: str, config: LlamaConfig, key: int | Array = 0, **options: Any) -> Adapter:
@@ -99,12 +89,16 @@ def hidden_states(
     positions_bt: Int[Array, "b t"] | None = None,
     remat: Remat = "none",
     dropout_key: Array | None = None,
+    adapter_b: Int[Array, " b"] | None = None,
 ) -> tuple[Float[Array, "b t d"], Params]:
     """Hidden states after the final norm of the adapted model, and the parameters whose head belongs to them.
 
-    The arguments are those of `llama.forward` and `bind`.
+    The arguments are those of `llama.forward`, `bind` and, where the adapter is a stack of many, `bind_rows`.
     """
-    bound = bind(adapter, params, config, dropout_key=dropout_key)
+    if adapter is not None and adapter_b is not None:
+        bound = bind_rows(adapter, params, config, adapter_b, dropout_key=dropout_key)
+    else:
+        bound = bind(adapter, params, config, dropout_key=dropout_key)
     params = bound.on(params)
     if bound.first_position:
         if positions_bt is None:

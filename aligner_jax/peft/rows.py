@@ -10,7 +10,9 @@ from aligner_jax.errors import InputError
 from aligner_jax.model.attention import Prefix
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.updates import LowRank, Update
-from aligner_jax.peft import METHODS, Adapter, Bound
+from aligner_jax.peft.adapter import Adapter
+from aligner_jax.peft.bound import Bound
+from aligner_jax.peft.methods import METHODS
 
 
 def stack_adapters(adapters: list[Adapter]) -> Adapter:
@@ -32,6 +34,11 @@ def stack_adapters(adapters: list[Adapter]) -> Adapter:
 def unstack_adapter(adapter: Adapter, index: int) -> Adapter:
     """The adapter of that number out of a stack."""
     return adapter.replace(trainable=jax.tree.map(lambda leaf: leaf[index], adapter.trainable))
+
+
+def num_stacked(adapter: Adapter) -> int:
+    """The number of adapters in a stack."""
+    return next(iter(adapter.trainable.values())).shape[0]
 
 
 def bind_rows(

@@ -117,6 +117,26 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Many adapters in one run, over the same rows: one for each learning rate or seed.
+
+    Attributes:
+      lr: the adapters' rates, in place of `optim.lr`.
+      seed: of the adapters' initial values, in place of the run's `seed`, which then is that of the data's order alone.
+
+    Where both are given they are as long as each other and go together.
+    """
+
+    lr: tuple[float, ...] = ()
+    seed: tuple[int, ...] = ()
+
+    @property
+    def num_adapters(self) -> int | None:
+        """How many adapters are trained; None where it is one, and no sweep."""
+        return max(len(self.lr), len(self.seed)) or None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """A checkpoint every so many optimizer steps, and how many of the newest are kept."""
 
@@ -149,6 +169,7 @@ class TrainConfig:
     data: DataConfig
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
+    sweep: SweepConfig = SweepConfig()
     steps: int = _number(least=1)
     seed: int = _number(0, least=0)
     remat: Literal["full", "dots", "none"] = "full"
@@ -274,6 +295,11 @@ def _convert(kind: Any, field: dataclasses.Field, value: Any, name: str) -> Any:
         if value not in choices:
             raise InputError(f"{name} is {value!r}, but should be one of {', '.join(choices)}")
         return value
+    if typing.get_origin(kind) is tuple:
+        (item_kind, _), word = typing.get_args(kind), _WORDS[tuple]
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{name} is {value!r}, but should be {word}")
+        return tuple(_convert(item_kind, field, item, f"{name}[{i}]") for i, item in enumerate(value))
     if kind is float and type(value) is int:
         value = float(value)
     expected = typing.get_origin(kind) or kind
@@ -286,7 +312,14 @@ def _convert(kind: Any, field: dataclasses.Field, value: Any, name: str) -> Any:
     return value
 
 
-_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "True or False", dict: "a section"}
+_WORDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    dict: "a section",
+    tuple: "a list",
+}
 
 
 def _check_range(field: dataclasses.Field, value: Any, name: str) -> None:
@@ -323,7 +356,28 @@ def _check_together(config: TrainConfig) -> None:
         raise InputError("config.data.format is 'fields', but config.data.fields names none of the file's fields")
     if config.data.system is not None and config.data.template != "chat":
         raise InputError(f"config.data.system is set, but template {config.data.template!r} has no system prompt")
+    _check_sweep(config)
     _check_objective(config)
+
+
+def _check_sweep(config: TrainConfig) -> None:
+    sweep = config.sweep
+    for name, values in (("lr", sweep.lr), ("seed", sweep.seed)):
+        for i, value in enumerate(values):
+            if value < 0:
+                raise InputError(f"config.sweep.{name}[{i}] is {value}, but should be 0 or more")
+    if sweep.lr and sweep.seed and len(sweep.lr) != len(sweep.seed):
+        raise InputError(
+            f"config.sweep.lr has {len(sweep.lr)} values and config.sweep.seed {len(sweep.seed)}, but they go together"
+        )
+    if sweep.num_adapters and config.objective.name != "sft":
+        raise InputError(
+            f"config.sweep is set, but config.objective.name is {config.objective.name!r}; only 'sft' has it"
+        )
+    if sweep.num_adapters and config.adapter.method == "full":
+        raise InputError("config.sweep is set, but adapters of method 'full' cannot share a batch")
+    if sweep.num_adapters and config.report.form is not None:
+        raise InputError("config.report.form is set, but the report on a sweep generates no answers")
 
 
 def _check_objective(config: TrainConfig) -> None:

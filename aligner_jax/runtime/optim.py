@@ -1,5 +1,6 @@
 """AdamW and its schedules: what the paper meant, what it ran, and arithmetic in float32 or bfloat16."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -31,7 +32,9 @@ def learning_rate(optim: OptimConfig, steps: int) -> optax.Schedule:
     return _SCHEDULES[optim.schedule](optim, steps)
 
 
-def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    optim: OptimConfig, steps: int, *, rate: Float[Array, ""] | float = 1.0
+) -> optax.GradientTransformation:
     """AdamW with decoupled weight decay on every leaf, p ← p − rate · decay · p, after clipping by global norm if any.
 
     With `state_dtype` "bfloat16" the parameters and both moments are bfloat16, and every operation rounds to it, as in
@@ -43,13 +46,39 @@ def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformati
     Args:
       optim: gradients and parameters given to the transformation should have its `state_dtype`; see `to_state_dtype`.
       steps: of the run, for the schedules that end.
+      rate: what the schedule's rate is multiplied by.
     """
-    rate = learning_rate(optim, steps)
+    schedule = learning_rate(optim, steps)
+
+    def scaled(count):
+        return schedule(count) * rate
+
     if optim.state_dtype == "bfloat16":
-        adamw = _adamw_bfloat16(optim, rate)
+        adamw = _adamw_bfloat16(optim, scaled)
     else:
-        adamw = optax.adamw(rate, b1=optim.b1, b2=optim.b2, eps=optim.eps, weight_decay=optim.weight_decay)
+        adamw = optax.adamw(scaled, b1=optim.b1, b2=optim.b2, eps=optim.eps, weight_decay=optim.weight_decay)
     return adamw if optim.clip is None else optax.chain(optax.clip_by_global_norm(optim.clip), adamw)
+
+
+def make_sweep_optimizer(optim: OptimConfig, steps: int, rates_a: Float[Array, " a"]) -> optax.GradientTransformation:
+    """`make_optimizer` for arrays with a leading axis a, each entry of it on its own and at its own rate.
+
+    Args:
+      rates_a: stand for `optim.lr`.
+    """
+    # Adam's step is proportional to the rate, and so is the decay.
+    one = dataclasses.replace(optim, lr=1.0)
+
+    def at(rate) -> optax.GradientTransformation:
+        return make_optimizer(one, steps, rate=rate)
+
+    def init(params):
+        return jax.vmap(lambda rate, p: at(rate).init(p))(rates_a, params)
+
+    def update(updates, state, params=None):
+        return jax.vmap(lambda rate, u, s, p: at(rate).update(u, s, p))(rates_a, updates, state, params)
+
+    return optax.GradientTransformation(init, update)
 
 
 def to_state_dtype(trainable: PyTree[Float[Array, "..."]], optim: OptimConfig) -> PyTree[Float[Array, "..."]]:

@@ -9,9 +9,10 @@ from rich.console import Console
 from aligner_jax.data import pipeline
 from aligner_jax.data.sources import Example
 from aligner_jax.data.templates import render_example_prompt
-from aligner_jax.evals import before_after
+from aligner_jax.evals import before_after, sweep
 from aligner_jax.evals.heldout import heldout_loss
 from aligner_jax.peft import Adapter, has_strength, with_strength
+from aligner_jax.peft.rows import unstack_adapter
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.tasks.task import Task, rows, split_examples, tokenizer_of
@@ -24,10 +25,20 @@ def sft_task(config: TrainConfig, base: Base, adapter: Adapter, workdir: Path, c
     batches = pipeline.train_batches(data.train, seed=config.seed, **rows(config))
     heldout_batches = pipeline.eval_batches(data.heldout, **rows(config)) if data.heldout else []
 
+    def loss_of(adapter: Adapter) -> float:
+        return heldout_loss(base.params, adapter, heldout_batches, config=base.config)
+
+    number = config.sweep.num_adapters
+
     def evaluate(adapter: Adapter) -> dict[str, float]:
-        return {"heldout_loss": heldout_loss(base.params, adapter, heldout_batches, config=base.config)}
+        if number is None:
+            return {"heldout_loss": loss_of(adapter)}
+        return {f"heldout_loss_{i}": loss_of(unstack_adapter(adapter, i)) for i in range(number)}
 
     def write_report(adapter: Adapter, path: Path) -> None:
+        if number is not None:
+            sweep.report(config, list(evaluate(adapter).values()), path.with_name("report.json"), console)
+            return
         report(config, base, adapter, data, heldout_batches, path, console)
 
     return Task(batches, None, bool(heldout_batches), evaluate, write_report)

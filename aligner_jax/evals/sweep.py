@@ -1,0 +1,33 @@
+"""What a sweep found: the held-out loss of each adapter, and which is best."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from aligner_jax.runtime.config import TrainConfig
+from aligner_jax.runtime.files import write_atomically
+
+
+def report(config: TrainConfig, losses: list[float], path: Path, console: Console) -> None:
+    """Prints a line for each adapter and writes them to `path` as JSON.
+
+    Args:
+      losses: held-out, in nats a target, in the adapters' order.
+    """
+    rates = config.sweep.lr or (config.optim.lr,) * len(losses)
+    seeds = config.sweep.seed or (config.seed,) * len(losses)
+    found = [
+        {"adapter": f"adapter_{i}.safetensors", "lr": rate, "seed": seed, "heldout_loss": loss}
+        for i, (rate, seed, loss) in enumerate(zip(rates, seeds, losses, strict=True))
+    ]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    write_atomically(path, json.dumps({"adapters": found, "best": best}, indent=2) + "\n")
+    table = Table(title="The sweep, on held-out examples", title_justify="left")
+    for heading in ("adapter", "learning rate", "seed", "loss (nats a token)"):
+        table.add_column(heading, justify="right")
+    for i, one in enumerate(found):
+        loss = f"{one['heldout_loss']:.4f}{' *' if i == best else ''}"
+        table.add_row(str(i), f"{one['lr']:g}", str(one["seed"]), loss)
+    console.print(table)
