@@ -139,12 +139,12 @@ def compare(policy_bt: Float[Array, "b t"], reference_bt: Float[Array, "b t"], b
         return add(x_bt.reshape(units, -1), segments_ut)[:, 1:].reshape(units, most, 2)
 
     ratios_bt = policy_bt - reference_bt
-    # A target is where its predecessor's position says so.
-    targets_bt = jnp.roll(sft.targets(batch)[1], 1, axis=1)
+    # Those positions come one before their targets, but in the same document.
+    _, mask_bt = sft.targets(batch)
     return Answers(
         of_documents(policy_bt),
         of_documents(reference_bt),
-        of_documents(targets_bt.astype(jnp.int32)),
+        of_documents(mask_bt.astype(jnp.int32)),
         of_documents(jnp.expm1(ratios_bt) - ratios_bt),
     )
 
