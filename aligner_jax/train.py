@@ -3,8 +3,8 @@
 python -m aligner_jax.train --config=configs/quickstart.py [--workdir=DIR] [--config.optim.lr=1e-3]
 
 The workdir (runs/NAME by default, NAME being the config's) gets config.json, metrics.jsonl, TensorBoard event files,
-checkpoints/ and, at the end, adapter.safetensors (of a sweep adapter_0.safetensors, …) and report.json. The same command
-goes on where a run was ended.
+checkpoints/ and, at the end, adapter.safetensors (of a sweep adapter_0.safetensors, …) and report.json. The same
+command goes on where a run was ended.
 """
 
 import contextlib

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from aligner_jax.data.pair_rows import eval_pair_batches, most_pairs, train_pair_batches
+from aligner_jax.data.pair_rows import eval_pair_batches, most_pairs, offsets, train_pair_batches
 from aligner_jax.errors import InputError
 
 LENGTH = 32
@@ -85,14 +85,14 @@ def test_every_pair_comes_whole_and_once_an_epoch(packing, number):
 @pytest.mark.parametrize("number", [3, 200])
 def test_a_resumed_iterator_goes_on_bit_for_bit(packing, number):
     pairs = make_pairs(number)
-    reference_m2 = np.random.default_rng(1).standard_normal((number, 2)).astype(np.float32)
-    batches = make_iterator(pairs, packing, reference_m2=reference_m2)
+    reference_t = np.random.default_rng(1).standard_normal(offsets(pairs)[-1]).astype(np.float32)
+    batches = make_iterator(pairs, packing, reference_t=reference_t)
     states, expected = [json.dumps(batches.get_state())], []
     for _ in range(40):
         expected.append(next(batches))
         states.append(json.dumps(batches.get_state()))
     for step in (0, 1, 15, 16, 17, 36):
-        resumed = make_iterator(pairs, packing, reference_m2=reference_m2)
+        resumed = make_iterator(pairs, packing, reference_t=reference_t)
         resumed.set_state(json.loads(states[step]))
         for later in expected[step : step + 3]:
             batch = next(resumed)
@@ -122,17 +122,19 @@ def test_evaluation_sees_every_pair_once_and_can_be_repeated(packing, number):
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_the_reference_goes_with_its_pair(packing):
+    """Here it says of each token its own number, so that it can be told from the tokens."""
     pairs = make_pairs(30)
-    reference_m2 = np.arange(60, dtype=np.float32).reshape(30, 2) + 1
-    training = make_iterator(pairs, packing, reference_m2=reference_m2)
+    reference_t = np.concatenate([d["tokens"] for pair in pairs for d in (pair["chosen"], pair["rejected"])])
+    reference_t = reference_t.astype(np.float32)
+    assert offsets(pairs).tolist()[:2] == [0, len(pairs[0]["chosen"]["tokens"]) + len(pairs[0]["rejected"]["tokens"])]
+    training = make_iterator(pairs, packing, reference_t=reference_t)
     options = {"batch_size": BATCH, "sequence_length": LENGTH, "packing": packing}
-    evaluation = eval_pair_batches(pairs, reference_m2=reference_m2, **options)
+    evaluation = eval_pair_batches(pairs, reference_t=reference_t, **options)
     for batch in [*(next(training) for _ in range(5)), *evaluation]:
-        there = batch["pairs_um"] >= 0
-        assert batch["reference_um2"].dtype == np.float32
-        np.testing.assert_array_equal(batch["reference_um2"][there], reference_m2[batch["pairs_um"][there]])
-        assert not batch["reference_um2"][~there].any()
-    assert "reference_um2" not in next(make_iterator(pairs, packing))
+        unpack(batch, packing)
+        assert batch["reference_bt"].dtype == np.float32
+        np.testing.assert_array_equal(batch["reference_bt"], batch["tokens_bt"])
+    assert "reference_bt" not in next(make_iterator(pairs, packing))
 
 
 def test_a_row_holds_as_many_of_the_smallest_pairs_as_it_has_places_for():

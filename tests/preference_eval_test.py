@@ -11,8 +11,8 @@ from aligner_jax.errors import InputError
 from aligner_jax.evals import preference
 from aligner_jax.evals.interval import wilson_interval
 from aligner_jax.model.llama import LlamaConfig, Params
-from aligner_jax.objectives.preference import losses_and_metrics
-from aligner_jax.objectives.reference import answer_log_probs, table
+from aligner_jax.objectives.preference import compare, losses_and_metrics
+from aligner_jax.objectives.reference import table, token_log_probs
 from aligner_jax.runtime.config import ObjectiveConfig
 
 DPO = ObjectiveConfig(name="dpo", beta=0.3)
@@ -38,11 +38,9 @@ def test_the_measures_are_means_over_all_pairs(config: LlamaConfig, params: Para
     each = []
     for pair in pairs:
         (batch,) = eval_pair_batches([pair], **ROWS)
-        (policy_m2, counts_m2), (reference_m2, _) = (
-            answer_log_probs(params, adapter, batch, config=config) for adapter in (policy, reference)
-        )
-        of_pair = losses_and_metrics(policy_m2[0, 0], reference_m2[0, 0], counts_m2[0, 0], objective=DPO)
-        each.append({name: float(value) for name, value in of_pair.items()})
+        both = (token_log_probs(params, adapter, batch, config=config) for adapter in (policy, reference))
+        of_pair = losses_and_metrics(compare(*both, batch), objective=DPO)
+        each.append({name: float(value[0, 0]) for name, value in of_pair.items()})
     for name in each[0]:
         assert getattr(found, name) == pytest.approx(np.mean([one[name] for one in each]), abs=1e-5)
     assert found.pairs == 9
@@ -50,16 +48,16 @@ def test_the_measures_are_means_over_all_pairs(config: LlamaConfig, params: Para
     assert found.accuracy_interval == wilson_interval(found.accuracy * 9, 9)
     assert found.as_metrics()["heldout_accuracy_low"] == found.accuracy_interval[0]
 
-    tables_m2 = table(params, reference, batches, 9, config=config)
-    cached = list(eval_pair_batches(pairs, reference_m2=tables_m2, **ROWS))
+    reference_t = table(params, reference, batches, pairs, config=config)
+    cached = list(eval_pair_batches(pairs, reference_t=reference_t, **ROWS))
     assert preference.measure(params, policy, None, cached, objective=DPO, config=config) == found
 
 
 def test_a_policy_that_is_its_own_reference(config: LlamaConfig, params: Params, trained_adapter, pairs):
     policy = trained_adapter(1)
     batches = list(eval_pair_batches(pairs, **ROWS))
-    tables_m2 = table(params, policy, batches, 9, config=config)
-    cached = list(eval_pair_batches(pairs, reference_m2=tables_m2, **ROWS))
+    reference_t = table(params, policy, batches, pairs, config=config)
+    cached = list(eval_pair_batches(pairs, reference_t=reference_t, **ROWS))
     for reference, some in ((policy, batches), (None, cached)):
         found = preference.measure(params, policy, reference, some, objective=DPO, config=config)
         assert (found.accuracy, found.margin, found.kl, found.chosen_reward) == (0.5, 0, 0, 0)

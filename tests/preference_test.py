@@ -72,32 +72,31 @@ def batch_of(pairs: list[dict], layout: str = "packed", **options) -> dict:
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def log_probs_and_gradient(params, adapter, batch, slopes_um2, *, config):
-    """Log-probabilities and counts, and the adapter's gradient where the loss has such slopes of the former."""
+def log_probs_and_gradient(params, adapter, batch, slopes_bt, *, config):
+    """Log-probabilities of tokens, and the adapter's gradient where the loss has such slopes of them."""
 
     def of(trainable):
-        return preference.log_probs(params, adapter.replace(trainable=trainable), batch, config=config)
+        return preference.token_log_probs(params, adapter.replace(trainable=trainable), batch, config=config)
 
-    log_probs_um2, pull, counts_um2 = jax.vjp(of, adapter.trainable, has_aux=True)
-    return log_probs_um2, counts_um2, pull(slopes_um2)[0]
+    log_probs_bt, pull = jax.vjp(of, adapter.trainable)
+    return log_probs_bt, pull(slopes_bt)[0]
 
 
 def loss_and_gradient(model, policy: Adapter, reference: Adapter, batch: dict, objective: ObjectiveConfig):
     """Means over the pairs: the loss, its gradient, the metrics. The model is compiled once for all objectives."""
     config, params = model
     run = functools.partial(log_probs_and_gradient, params, config=config)
-    nothing_um2 = jnp.zeros((*batch["pairs_um"].shape, 2))
-    policy_um2, counts_um2, _ = run(policy, batch, nothing_um2)
-    reference_um2, _, _ = run(reference, batch, nothing_um2)
+    policy_bt, reference_bt = (run(adapter, batch, jnp.zeros((ROWS, LENGTH)))[0] for adapter in (policy, reference))
     there_um = batch["pairs_um"] >= 0
 
-    def loss_of(policy_um2):
-        of_pairs = preference.losses_and_metrics(policy_um2, reference_um2, counts_um2, objective=objective)
+    def loss_of(policy_bt):
+        answers = preference.compare(policy_bt, reference_bt, batch)
+        of_pairs = preference.losses_and_metrics(answers, objective=objective)
         means = {name: jnp.mean(x_um, where=there_um) for name, x_um in of_pairs.items()}
         return means.pop("loss"), means
 
-    (loss, metrics), slopes_um2 = jax.value_and_grad(loss_of, has_aux=True)(policy_um2)
-    return loss, run(policy, batch, slopes_um2)[2], metrics
+    (loss, metrics), slopes_bt = jax.value_and_grad(loss_of, has_aux=True)(policy_bt)
+    return loss, run(policy, batch, slopes_bt)[1], metrics
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -106,7 +105,9 @@ def test_losses_and_slopes_are_those_of_trl(case: str):
     arrays = [jnp.asarray(golden[name], jnp.float32) for name in ("policy_m2", "reference_m2", "counts_m2")]
 
     def loss_of(policy_m2, reference_m2, counts_m2):
-        losses_m = preference.losses_and_metrics(policy_m2, reference_m2, counts_m2, objective=objective)["loss"]
+        losses_m = preference.LOSSES[objective.name](
+            policy_m2, reference_m2, counts_m2, beta=objective.beta, label_smoothing=objective.label_smoothing
+        )
         return jnp.sum(losses_m), losses_m
 
     slopes_m2, losses_m = jax.grad(loss_of, has_aux=True)(*arrays)
@@ -171,10 +172,10 @@ def test_references_from_a_table_give_the_losses_of_those_computed_in_the_step(m
     config, params = model
     reference = request.getfixturevalue(name) if name else None
     rows = {"batch_size": ROWS, "sequence_length": LENGTH}
-    reference_m2 = table(params, reference, eval_pair_batches(pairs, **rows), len(pairs), config=config)
+    reference_t = table(params, reference, eval_pair_batches(pairs, **rows), pairs, config=config)
     loss_sum = jax.jit(preference.loss_sum, static_argnames=("objective", "config"))
     run = functools.partial(loss_sum, params, policy, objective=CASES["dpo"], config=config)
-    cached = run(None, batch_of(pairs, reference_m2=reference_m2))
+    cached = run(None, batch_of(pairs, reference_t=reference_t))
     computed = run(reference, batch_of(pairs))
     np.testing.assert_allclose(cached[0], computed[0], rtol=1e-6)
     assert cached[1] == computed[1] == 4
@@ -182,39 +183,57 @@ def test_references_from_a_table_give_the_losses_of_those_computed_in_the_step(m
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_log_probabilities_are_sums_over_the_answers_tokens(model, policy, pairs, layout: str):
+def test_answers_are_compared_over_their_own_tokens(model, policy, reference, pairs, layout: str):
+    """Against the logits of each document alone; of the divergence, against its definition."""
     config, params = model
     pairs = pairs[:2]
     batch = batch_of(pairs, layout)
     numbers = np.asarray(batch["pairs_um"])
-    log_probs_um2, counts_um2, _ = log_probs_and_gradient(
-        params, policy, batch, jnp.zeros((*numbers.shape, 2)), config=config
+    answers = preference.compare(
+        *(
+            log_probs_and_gradient(params, adapter, batch, jnp.zeros((ROWS, LENGTH)), config=config)[0]
+            for adapter in (policy, reference)
+        ),
+        batch,
     )
     documents = [document for pair in pairs for document in (pair["chosen"], pair["rejected"])]
     tokens_bt = np.zeros((len(documents), LENGTH), np.int32)
     for row, document in enumerate(documents):
         tokens_bt[row, : len(document["tokens"])] = document["tokens"]
-    logits_btv = np.asarray(apply(params, policy, tokens_bt, config=config), np.float64)
-    log_probs_btv = logits_btv - np.log(np.exp(logits_btv).sum(-1, keepdims=True))
+    both_btv = [
+        np.asarray(jax.nn.log_softmax(apply(params, adapter, tokens_bt, config=config)), np.float64)
+        for adapter in (policy, reference)
+    ]
     for row, document in enumerate(documents):
         place = (*np.argwhere(numbers == row // 2)[0], row % 2)
         where = np.flatnonzero(document["loss_mask"])
-        expected = log_probs_btv[row, where - 1, document["tokens"][where]].sum()
-        np.testing.assert_allclose(log_probs_um2[place], expected, atol=1e-4)
-        assert counts_um2[place] == len(where)
+        policy_t, reference_t = (x_btv[row, where - 1, document["tokens"][where]] for x_btv in both_btv)
+        ratios_t = np.exp(policy_t - reference_t)
+        np.testing.assert_allclose(answers.policy_m2[place], policy_t.sum(), atol=1e-4)
+        np.testing.assert_allclose(answers.reference_m2[place], reference_t.sum(), atol=1e-4)
+        divergence = (ratios_t - 1 - np.log(ratios_t)).sum()
+        np.testing.assert_allclose(answers.divergence_m2[place], divergence, rtol=1e-4, atol=1e-4)
+        assert answers.counts_m2[place] == len(where)
     assert (numbers < 0).any()
-    assert not np.asarray(log_probs_um2)[numbers < 0].any()
-    assert not np.asarray(counts_um2)[numbers < 0].any()
+    for x_m2 in answers:
+        assert not np.asarray(x_m2)[numbers < 0].any()
 
 
-def test_the_divergence_and_the_accuracy_of_ties():
+def test_rewards_and_the_accuracy_of_ties():
     policy_m2, reference_m2 = jnp.array([[-3.0, -5.0], [-1.0, -1.0]]), jnp.array([[-4.0, -2.0], [-1.0, -1.0]])
-    found = preference.metrics(policy_m2, reference_m2, beta=0.5)
-    np.testing.assert_allclose(found["kl"], [0.5 * (1.0 + 9.0) / 2, 0.0])
+    counts_m2, divergence_m2 = jnp.ones((2, 2), jnp.int32), jnp.array([[1.0, 2.0], [0.0, 0.0]])
+    objective = ObjectiveConfig(name="dpo", beta=0.5)
+    found = preference.losses_and_metrics(
+        preference.Answers(policy_m2, reference_m2, counts_m2, divergence_m2), objective=objective
+    )
+    np.testing.assert_allclose(found["chosen_reward"], [0.5, 0.0])
+    np.testing.assert_allclose(found["rejected_reward"], [-1.5, 0.0])
+    np.testing.assert_allclose(found["margin"], [2.0, 0.0])
     np.testing.assert_allclose(found["accuracy"], [1.0, 0.5])
-    np.testing.assert_allclose(found["margin"], [0.5 * (1.0 + 3.0), 0.0])
-    np.testing.assert_allclose(preference.metrics(reference_m2, policy_m2, beta=0.5)["accuracy"], [0.0, 0.5])
-    assert tuple(found) == preference.METRICS
+    np.testing.assert_allclose(found["kl"], [1.5, 0.0])
+    swapped = preference.Answers(reference_m2, policy_m2, counts_m2, divergence_m2)
+    np.testing.assert_allclose(preference.losses_and_metrics(swapped, objective=objective)["accuracy"], [0.0, 0.5])
+    assert set(found) == {"loss", *preference.METRICS}
 
 
 def test_ipo_has_no_label_smoothing():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aligner_jax.data.pair_rows import eval_pair_batches
+from aligner_jax.data.pair_rows import eval_pair_batches, offsets
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.objectives.reference import fingerprint, load_reference, load_table, save_table, table
@@ -49,26 +49,28 @@ def test_the_names_of_references(base: Base, trained_adapter, tmp_path: Path):
 def test_a_table_is_in_the_order_of_the_pairs(base: Base, trained_adapter, packing: bool):
     all_pairs, adapter = pairs(9), trained_adapter(2)
     options = {"batch_size": 4, "sequence_length": 16, "packing": packing}
-    whole_m2 = table(base.params, adapter, eval_pair_batches(all_pairs, **options), 9, config=base.config)
-    assert whole_m2.dtype == np.float32
-    assert len(np.unique(whole_m2)) == 18
+    whole_t = table(base.params, adapter, eval_pair_batches(all_pairs, **options), all_pairs, config=base.config)
+    assert whole_t.dtype == np.float32
+    starts = offsets(all_pairs)
     for number in (0, 4, 8):
-        alone = eval_pair_batches([all_pairs[number]], **options)
-        one_m2 = table(base.params, adapter, alone, 1, config=base.config)
-        np.testing.assert_allclose(one_m2[0], whole_m2[number], atol=1e-5)
+        one = [all_pairs[number]]
+        one_t = table(base.params, adapter, eval_pair_batches(one, **options), one, config=base.config)
+        np.testing.assert_allclose(one_t, whole_t[starts[number] : starts[number + 1]], atol=1e-5)
+        masks = [one[0][side]["loss_mask"] for side in ("chosen", "rejected")]
+        np.testing.assert_array_equal(one_t < 0, np.concatenate(masks))
 
 
 def test_a_table_is_taken_again_only_for_what_it_was_made_from(base: Base, trained_adapter, tmp_path: Path):
     path, adapter = tmp_path / "reference_train.npz", trained_adapter(1)
     made_from = fingerprint(base, adapter, pairs())
     assert load_table(path, made_from) == (None, "")
-    table_m2 = np.random.default_rng(0).standard_normal((3, 2)).astype(np.float32)
-    save_table(path, table_m2, made_from)
+    table_t = np.random.default_rng(0).standard_normal(30).astype(np.float32)
+    save_table(path, table_t, made_from)
     content = path.read_bytes()
-    found_m2, why = load_table(path, fingerprint(base, adapter, pairs()))
-    np.testing.assert_array_equal(found_m2, table_m2)
+    found_t, why = load_table(path, fingerprint(base, adapter, pairs()))
+    np.testing.assert_array_equal(found_t, table_t)
     assert why == ""
-    save_table(path, table_m2, made_from)
+    save_table(path, table_t, made_from)
     assert path.read_bytes() == content
 
     moved = adapter.replace(trainable={**adapter.trainable, "gates_ln": adapter.trainable["gates_ln"] + 1e-3})
@@ -85,17 +87,17 @@ def test_a_table_is_taken_again_only_for_what_it_was_made_from(base: Base, train
         (fingerprint(coarse, adapter, pairs()), "another base"),
         (fingerprint(other_base, moved, pairs()), "another base and another reference adapter"),
     ):
-        found_m2, why = load_table(path, other)
-        assert found_m2 is None
+        found_t, why = load_table(path, other)
+        assert found_t is None
         assert why == f"{path} was made with {part}"
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"PK" + b[5:], lambda b: b"x"])
 def test_a_damaged_table_is_not_taken(tmp_path: Path, damage):
     path = tmp_path / "reference_train.npz"
-    save_table(path, np.ones((200, 2), np.float32), {"base": "a"})
+    save_table(path, np.ones(400, np.float32), {"base": "a"})
     path.write_bytes(damage(path.read_bytes()))
-    found_m2, why = load_table(path, {"base": "a"})
-    assert found_m2 is None
+    found_t, why = load_table(path, {"base": "a"})
+    assert found_t is None
     assert why.startswith(f"{path} is damaged (")
     assert "\n" not in why

@@ -64,6 +64,15 @@ def _run(settings: dict, workdir: Path):
     return adapter, screen.getvalue()
 
 
+def _saved(settings: dict, folder: Path, **options) -> str:
+    """An adapter with such options and gates that are not zero, saved for the settings' base."""
+    base = load_base(settings["base"]["path"])
+    adapter = init_adapter("aligner", base.config, **options)
+    adapter = adapter.replace(trainable={**adapter.trainable, "gates_ln": adapter.trainable["gates_ln"] + 0.1})
+    save_adapter(adapter, folder / "saved.safetensors", base)
+    return str(folder / "saved.safetensors")
+
+
 def _lines(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
@@ -102,7 +111,8 @@ def test_both_stages(settings: dict, tmp_path: Path):
 
 
 def test_a_reference_kept_on_disk_and_one_computed_in_the_steps_train_alike(settings: dict, tmp_path: Path):
-    settings |= {"objective": {"name": "ipo"}, "log_every": 1, "eval_every": 0}
+    reference = _saved(settings, tmp_path, num_tokens=1)
+    settings |= {"objective": {"name": "ipo", "reference": reference}, "log_every": 1, "eval_every": 0}
     settings["data"]["packing"] = False
     settings["data"]["batch_size"] = 4
     runs = {}
@@ -133,15 +143,6 @@ def test_what_the_reference_said_is_used_again_or_computed_anew_with_a_word(sett
     assert damaged.read_bytes() == content
     assert "3 heldout pairs" not in text
     assert whole.stat().st_ino == inode
-
-
-def _saved(settings: dict, folder: Path, **options) -> str:
-    """An adapter with such options and gates that are not zero, saved for the settings' base."""
-    base = load_base(settings["base"]["path"])
-    adapter = init_adapter("aligner", base.config, **options)
-    adapter = adapter.replace(trainable={**adapter.trainable, "gates_ln": adapter.trainable["gates_ln"] + 0.1})
-    save_adapter(adapter, folder / "saved.safetensors", base)
-    return str(folder / "saved.safetensors")
 
 
 def test_a_reference_may_be_any_adapter_of_the_base(settings: dict, tmp_path: Path):

@@ -12,15 +12,15 @@ from aligner_jax.data.pair_rows import PairBatch
 from aligner_jax.errors import InputError
 from aligner_jax.evals.interval import wilson_interval
 from aligner_jax.model.llama import LlamaConfig, Params
-from aligner_jax.objectives.preference import losses_and_metrics
-from aligner_jax.objectives.reference import answer_log_probs
+from aligner_jax.objectives.preference import compare, losses_and_metrics
+from aligner_jax.objectives.reference import token_log_probs
 from aligner_jax.peft import Adapter
 from aligner_jax.runtime.config import ObjectiveConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Preferred:
-    """Means over held-out pairs; `objectives.preference.metrics` says what each is.
+    """Means over held-out pairs; `objectives.preference.losses_and_metrics` says what each is.
 
     Attributes:
       pairs: how many.
@@ -66,13 +66,13 @@ def measure(
     """
     of_batches: list[dict[str, np.ndarray]] = []
     for batch in batches:
-        policy_um2, counts_um2 = answer_log_probs(params, policy, batch, config=config)
-        if "reference_um2" in batch:
-            reference_um2 = jnp.asarray(batch["reference_um2"])
+        policy_bt = token_log_probs(params, policy, batch, config=config)
+        if "reference_bt" in batch:
+            reference_bt = jnp.asarray(batch["reference_bt"])
         else:
-            reference_um2, _ = answer_log_probs(params, reference, batch, config=config)
+            reference_bt = token_log_probs(params, reference, batch, config=config)
+        of_pairs = losses_and_metrics(compare(policy_bt, reference_bt, batch), objective=objective)
         there_um = batch["pairs_um"] >= 0
-        of_pairs = losses_and_metrics(policy_um2, reference_um2, counts_um2, objective=objective)
         of_batches.append({name: np.asarray(x_um, np.float64)[there_um] for name, x_um in of_pairs.items()})
     if not sum(len(of_batch["loss"]) for of_batch in of_batches):
         raise InputError("the held-out data have no preference pairs")
@@ -111,7 +111,7 @@ def show(result: BeforeAfter, console: Console) -> None:
     table.add_row("its 95 % interval", *("{:.1%} to {:.1%}".format(*m.accuracy_interval) for m in both))
     table.add_row("reward margin", *(f"{m.margin:+.4f}" for m in both))
     table.add_row("chosen, rejected reward", *(f"{m.chosen_reward:+.4f}, {m.rejected_reward:+.4f}" for m in both))
-    table.add_row("KL to the reference (k2, nats an answer)", *(f"{m.kl:.4f}" for m in both))
+    table.add_row("KL estimate (nats an answer)", *(f"{m.kl:.4f}" for m in both))
     table.add_row("pairs", *(f"{m.pairs:,}" for m in both))
     table.add_row("trained parameters", "", f"{result.num_params:,}")
     table.add_row("size of the adapter file", "", f"{result.file_bytes:,} bytes")

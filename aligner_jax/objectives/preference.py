@@ -1,9 +1,11 @@
 """Preference objectives: of two answers to one prompt, make the chosen one likelier, as seen from a frozen reference.
 
-Shapes, as in `data.pair_rows`: u unit of a batch, m pair, and 2 for the chosen and the rejected answer, in this order.
+Shapes: u unit of a batch and m pair of a unit, as in `data.pair_rows` (m alone: any pairs), and 2 for the chosen and
+the rejected answer, in this order.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,33 +77,50 @@ LOSSES: dict[str, Callable[..., Float[Array, "*m"]]] = {"dpo": dpo, "ipo": ipo}
 METRICS = ("chosen_reward", "rejected_reward", "margin", "accuracy", "kl")
 
 
-def metrics(
-    policy_m2: Float[Array, "*m 2"], reference_m2: Float[Array, "*m 2"], *, beta: float
-) -> dict[str, Float[Array, "*m"]]:
-    """What is watched of each pair; every one is reported as its mean over pairs.
+class Answers(NamedTuple):
+    """What is known of both answers of each pair; 0 where a unit has no pair.
+
+    Attributes:
+      policy_m2: log-probabilities under the policy in nats, summed over the answers' tokens.
+      reference_m2: the same under the reference.
+      counts_m2: the number of those tokens.
+      divergence_m2: how far the policy is from the reference, in nats; see `losses_and_metrics`.
+    """
+
+    policy_m2: Float[Array, "*m 2"]
+    reference_m2: Float[Array, "*m 2"]
+    counts_m2: Int[Array, "*m 2"]
+    divergence_m2: Float[Array, "*m 2"]
+
+
+def losses_and_metrics(answers: Answers, *, objective: ObjectiveConfig) -> dict[str, Float[Array, "*m"]]:
+    """The "loss" of each pair, and the `METRICS`, of which every one is reported as its mean over pairs.
 
     - chosen_reward, rejected_reward: the implicit rewards β (log π − log π_ref) of the two answers.
     - margin: the difference between them.
     - accuracy: 1 if it is positive, 0 if it is negative, ½ if it is 0, as for a policy that is its own reference. It
       is rounding that decides while the two hardly differ.
-    - kl: ½ (log π − log π_ref)², in nats an answer, mean of the two answers: the estimator "k2" of the divergence
-      between policy and reference. It is 0 only where they agree, and to second order in their difference its
-      expectation is KL(π ‖ π_ref), and KL(π_ref ‖ π) too, if the answers are samples of either. Those of the data are
-      samples of neither, so it says how far the policy has moved on these answers, not on its own; and far from the
-      reference it is larger than the divergence.
+    - kl: an estimate of KL(π_ref ‖ π) in nats an answer, mean of the two answers: the sum over an answer's tokens of
+      r − 1 − log r with r = π / π_ref of the token after those before it (Schulman's estimator "k3"). It is never
+      negative, and 0 only where they agree on every token. Its expectation is the divergence of whole answers if the
+      answers are samples of the reference; those of the data are not, though a reference that was fine-tuned on
+      their like is near. So it says how far the policy has moved on these answers, and nothing of its own.
     """
-    ratios_m2 = policy_m2 - reference_m2
-    chosen_m, rejected_m = beta * ratios_m2[..., 0], beta * ratios_m2[..., 1]
+    beta, smoothing = objective.beta, objective.label_smoothing
+    losses_m = LOSSES[objective.name](*answers[:3], beta=beta, label_smoothing=smoothing)
+    rewards_m2 = beta * (answers.policy_m2 - answers.reference_m2)
+    margins_m = rewards_m2[..., 0] - rewards_m2[..., 1]
     return {
-        "chosen_reward": chosen_m,
-        "rejected_reward": rejected_m,
-        "margin": chosen_m - rejected_m,
-        "accuracy": 0.5 * (jnp.sign(chosen_m - rejected_m) + 1),
-        "kl": 0.5 * jnp.mean(jnp.square(ratios_m2), axis=-1),
+        "loss": losses_m,
+        "chosen_reward": rewards_m2[..., 0],
+        "rejected_reward": rewards_m2[..., 1],
+        "margin": margins_m,
+        "accuracy": 0.5 * (jnp.sign(margins_m) + 1),
+        "kl": jnp.mean(answers.divergence_m2, axis=-1),
     }
 
 
-def log_probs(
+def token_log_probs(
     params: Params,
     adapter: Adapter | None,
     batch: PairBatch,
@@ -109,21 +128,31 @@ def log_probs(
     config: LlamaConfig,
     remat: Remat = "none",
     dropout_key: Array | None = None,
-) -> tuple[Float[Array, "u m 2"], Int[Array, "u m 2"]]:
-    """Log-probabilities of the batch's answers in nats, summed over their tokens, and the number of those tokens.
+) -> Float[Array, "b t"]:
+    """Log-probabilities in nats of the batch's target tokens, each at its own position; 0 elsewhere."""
+    losses_bt, _ = sft.losses(params, adapter, batch, config=config, remat=remat, dropout_key=dropout_key)
+    return -jnp.roll(losses_bt, 1, axis=1)
 
-    Both are 0 where a unit has no pair.
-    """
-    losses_bt, mask_bt = sft.losses(params, adapter, batch, config=config, remat=remat, dropout_key=dropout_key)
+
+def compare(policy_bt: Float[Array, "b t"], reference_bt: Float[Array, "b t"], batch: PairBatch) -> Answers:
+    """The answers of a batch, from the `token_log_probs` of policy and reference."""
     units, most = batch["pairs_um"].shape
     segments_ut = jnp.asarray(batch["segment_ids_bt"]).reshape(units, -1)
+    add = jax.vmap(lambda x_t, segments_t: jax.ops.segment_sum(x_t, segments_t, 2 * most + 1))
 
     def of_documents(x_bt: Array) -> Array:
-        add = jax.vmap(lambda x_t, segments_t: jax.ops.segment_sum(x_t, segments_t, 2 * most + 1))
         # Segment 0 is the padding.
         return add(x_bt.reshape(units, -1), segments_ut)[:, 1:].reshape(units, most, 2)
 
-    return -of_documents(losses_bt), of_documents(mask_bt.astype(jnp.int32))
+    ratios_bt = policy_bt - reference_bt
+    # Those positions come one before their targets, but in the same document.
+    _, mask_bt = sft.targets(batch)
+    return Answers(
+        of_documents(policy_bt),
+        of_documents(reference_bt),
+        of_documents(mask_bt.astype(jnp.int32)),
+        of_documents(jnp.expm1(ratios_bt) - ratios_bt),
+    )
 
 
 def loss_sum(
@@ -142,25 +171,12 @@ def loss_sum(
     The reference's log-probabilities are those that the batch carries; where it carries none they are computed here,
     with the reference adapter (None: none) over the same base.
     """
-    policy_um2, counts_um2 = log_probs(params, adapter, batch, config=config, remat=remat, dropout_key=dropout_key)
-    if "reference_um2" in batch:
-        reference_um2 = jnp.asarray(batch["reference_um2"])
+    policy_bt = token_log_probs(params, adapter, batch, config=config, remat=remat, dropout_key=dropout_key)
+    if "reference_bt" in batch:
+        reference_bt = jnp.asarray(batch["reference_bt"])
     else:
-        reference_um2, _ = log_probs(params, reference, batch, config=config)
-    of_pairs = losses_and_metrics(policy_um2, reference_um2, counts_um2, objective=objective)
+        reference_bt = token_log_probs(params, reference, batch, config=config)
+    of_pairs = losses_and_metrics(compare(policy_bt, reference_bt, batch), objective=objective)
     there_um = jnp.asarray(batch["pairs_um"]) >= 0
     sums = {name: jnp.sum(jnp.where(there_um, x_um, 0.0)) for name, x_um in of_pairs.items()}
     return sums.pop("loss"), jnp.sum(there_um), sums
-
-
-def losses_and_metrics(
-    policy_m2: Float[Array, "*m 2"],
-    reference_m2: Float[Array, "*m 2"],
-    counts_m2: Int[Array, "*m 2"],
-    *,
-    objective: ObjectiveConfig,
-) -> dict[str, Float[Array, "*m"]]:
-    """The `METRICS` of each pair, and its "loss"."""
-    beta, smoothing = objective.beta, objective.label_smoothing
-    losses_m = LOSSES[objective.name](policy_m2, reference_m2, counts_m2, beta=beta, label_smoothing=smoothing)
-    return {"loss": losses_m, **metrics(policy_m2, reference_m2, beta=beta)}

@@ -10,9 +10,9 @@ from typing import cast
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32
 
-from aligner_jax.data.pair_rows import PairBatch
+from aligner_jax.data.pair_rows import PairBatch, offsets
 from aligner_jax.data.pairs import Pair
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.objectives import preference
@@ -21,7 +21,7 @@ from aligner_jax.peft.artifact import load_adapter
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.weights.base import Base
 
-_log_probs = jax.jit(preference.log_probs, static_argnames=("config",))
+_log_probs = jax.jit(preference.token_log_probs, static_argnames=("config",))
 
 
 def load_reference(name: str | None, base: Base, initial: Adapter) -> Adapter | None:
@@ -39,25 +39,35 @@ def load_reference(name: str | None, base: Base, initial: Adapter) -> Adapter | 
     return initial if name == "initial" else load_adapter(name, base)
 
 
-def answer_log_probs(
+def token_log_probs(
     params: Params, adapter: Adapter | None, batch: PairBatch, *, config: LlamaConfig
-) -> tuple[Float[Array, "u m 2"], Int[Array, "u m 2"]]:
-    """`preference.log_probs` compiled: one program for policies and references, so that equal ones give equal bits."""
+) -> Float[Array, "b t"]:
+    """That of `preference`, compiled: one program for policies and references, so that equal ones give equal bits."""
     # What a batch may carry besides makes another structure, hence another program.
-    rows = {name: array for name, array in batch.items() if name != "reference_um2"}
+    rows = {name: array for name, array in batch.items() if name != "reference_bt"}
     return _log_probs(params, adapter, cast(PairBatch, rows), config=config)
 
 
 def table(
-    params: Params, adapter: Adapter | None, batches: Iterable[PairBatch], count: int, *, config: LlamaConfig
-) -> Float32[np.ndarray, "m 2"]:
-    """Log-probabilities of the chosen and rejected answers of all `count` pairs, from batches that hold each once."""
-    found_m2 = np.full((count, 2), np.nan, np.float32)
+    params: Params,
+    adapter: Adapter | None,
+    batches: Iterable[PairBatch],
+    pairs: Sequence[Pair],
+    *,
+    config: LlamaConfig,
+) -> Float32[np.ndarray, " t"]:
+    """Log-probabilities of all pairs' tokens in the order of `pair_rows.offsets`, from batches that hold each once."""
+    starts = offsets(pairs)
+    found_t = np.full(starts[-1], np.nan, np.float32)
     for batch in batches:
-        log_probs_um2, _ = answer_log_probs(params, adapter, batch, config=config)
-        there_um = batch["pairs_um"] >= 0
-        found_m2[batch["pairs_um"][there_um]] = np.asarray(log_probs_um2)[there_um]
-    return found_m2
+        log_probs_bt = np.asarray(token_log_probs(params, adapter, batch, config=config))
+        units = len(batch["pairs_um"])
+        log_probs_ut, segments_ut = (x.reshape(units, -1) for x in (log_probs_bt, batch["segment_ids_bt"]))
+        for unit, place in np.argwhere(batch["pairs_um"] >= 0):
+            number = batch["pairs_um"][unit, place]
+            here_t = (segments_ut[unit] + 1) // 2 == place + 1
+            found_t[starts[number] : starts[number + 1]] = log_probs_ut[unit, here_t]
+    return found_t
 
 
 def fingerprint(base: Base, adapter: Adapter | None, pairs: Sequence[Pair]) -> dict[str, str]:
@@ -79,22 +89,22 @@ def fingerprint(base: Base, adapter: Adapter | None, pairs: Sequence[Pair]) -> d
     }
 
 
-def save_table(path: Path, table_m2: Float32[np.ndarray, "m 2"], made_from: dict[str, str]) -> None:
+def save_table(path: Path, table_t: Float32[np.ndarray, " t"], made_from: dict[str, str]) -> None:
     """Writes a table with its fingerprint as .npz, whole or not at all.
 
     Raises:
       InputError: it cannot be written.
     """
     content = io.BytesIO()
-    np.savez(content, log_probs_m2=table_m2, fingerprint=json.dumps(made_from))
+    np.savez(content, log_probs_t=table_t, fingerprint=json.dumps(made_from))
     write_atomically(path, content.getvalue())
 
 
-def load_table(path: Path, made_from: dict[str, str]) -> tuple[Float32[np.ndarray, "m 2"] | None, str]:
+def load_table(path: Path, made_from: dict[str, str]) -> tuple[Float32[np.ndarray, " t"] | None, str]:
     """A saved table if it was made from the same; else None, and why in words ("" where there is no file)."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            table_m2, was = file["log_probs_m2"], json.loads(str(file["fingerprint"]))
+            table_t, was = file["log_probs_t"], json.loads(str(file["fingerprint"]))
     except FileNotFoundError:
         return None, ""
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
@@ -102,4 +112,4 @@ def load_table(path: Path, made_from: dict[str, str]) -> tuple[Float32[np.ndarra
     different = [name for name, digest in made_from.items() if was.get(name) != digest]
     if different:
         return None, f"{path} was made with another {' and another '.join(different)}"
-    return table_m2, ""
+    return table_t, ""

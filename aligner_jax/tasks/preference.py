@@ -25,10 +25,10 @@ def preference_task(config: TrainConfig, base: Base, initial: Adapter, workdir: 
     if config.objective.cache_reference:
         parts = {"train": training, **({"heldout": heldout} if heldout else {})}
         tables = reference_tables(config, base, reference, parts, workdir, console)
-    batches = train_pair_batches(training, seed=config.seed, reference_m2=tables.get("train"), **rows(config))
+    batches = train_pair_batches(training, seed=config.seed, reference_t=tables.get("train"), **rows(config))
     heldout_batches = []
     if heldout:
-        heldout_batches = list(eval_pair_batches(heldout, reference_m2=tables.get("heldout"), **rows(config)))
+        heldout_batches = list(eval_pair_batches(heldout, reference_t=tables.get("heldout"), **rows(config)))
 
     def measure(adapter: Adapter) -> preference.Preferred:
         return preference.measure(
@@ -72,18 +72,18 @@ def reference_tables(
     workdir: Path,
     console: Console,
 ) -> dict[str, np.ndarray]:
-    """The reference's log-probabilities of all pairs: those in the workdir, or else computed and kept there."""
+    """The reference's log-probabilities of all pairs' tokens: those in the workdir, or else computed and kept there."""
     tables = {}
     # The workdir is this run's from its first file on.
     save_config(config, workdir)
     for name, pairs in parts.items():
         path = workdir / f"reference_{name}.npz"
         made_from = fingerprint(base, reference, pairs)
-        found_m2, why = load_table(path, made_from)
-        if found_m2 is None:
+        found_t, why = load_table(path, made_from)
+        if found_t is None:
             console.out(f"reference: {f'{why}; ' if why else ''}its log-probabilities of {len(pairs):,} {name} pairs…")
             batches = eval_pair_batches(pairs, **rows(config))
-            found_m2 = table(base.params, reference, batches, len(pairs), config=base.config)
-            save_table(path, found_m2, made_from)
-        tables[name] = found_m2
+            found_t = table(base.params, reference, batches, pairs, config=base.config)
+            save_table(path, found_t, made_from)
+        tables[name] = found_t
     return tables
