@@ -125,12 +125,13 @@ def configs(cell: Cell, sizes: Sizes, split: Split, runs: Path) -> dict[str, dic
 def seconds(cell: Cell, sizes: Sizes, split: Split) -> float:
     """About how long the cell takes on the machine that `TRAIN_RATE` is of."""
     cost, step = ARMS[cell.arm].cost, sizes.rows * sizes.length / TRAIN_RATE
-    # Twice: the base (or the reference), and the trained adapter.
-    heldout = 2 * split.heldout.tokens / EVAL_RATE
+    heldout = split.heldout.tokens / EVAL_RATE
     if cell.task != "pku":
-        return START_SECONDS + cost * sizes.steps * step + heldout
-    # The reference's forward pass is about a third of a step; whole pairs fill rows less well than documents.
-    return 2 * START_SECONDS + cost * step * (sizes.stage1_steps + 4 / 3 * sizes.dpo_steps) + 1.2 * heldout
+        # Held-out losses of the base, and of the trained adapter.
+        return START_SECONDS + cost * sizes.steps * step + 2 * heldout
+    # The reference's forward pass is about a third of a step. Held out are the beginning, the result and the reference
+    # again; whole pairs fill rows less well than documents.
+    return 2 * START_SECONDS + cost * step * (sizes.stage1_steps + 4 / 3 * sizes.dpo_steps) + 3 * 1.2 * heldout
 
 
 def finished(cell: Cell, settings: dict[str, dict[str, Any]], out: Path) -> dict[str, Any] | None:

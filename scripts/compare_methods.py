@@ -23,6 +23,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
+
 import compare_table
 from bench_model import MODEL, names
 from compare_cells import ARMS, TASKS, Cell, Sizes, configs, finished, run, seconds

@@ -67,10 +67,10 @@ def measure(
     of_batches: list[dict[str, np.ndarray]] = []
     for batch in batches:
         policy_um2, counts_um2 = answer_log_probs(params, policy, batch, config=config)
-        if policy is reference:
-            reference_um2 = policy_um2
-        elif "reference_um2" in batch:
+        if "reference_um2" in batch:
             reference_um2 = jnp.asarray(batch["reference_um2"])
+        elif policy is reference:
+            reference_um2 = policy_um2
         else:
             reference_um2, _ = answer_log_probs(params, reference, batch, config=config)
         there_um = batch["pairs_um"] >= 0
