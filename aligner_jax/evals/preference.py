@@ -69,6 +69,8 @@ def measure(
         policy_bt = token_log_probs(params, policy, batch, config=config)
         if "reference_bt" in batch:
             reference_bt = jnp.asarray(batch["reference_bt"])
+        elif policy is reference:
+            reference_bt = policy_bt
         else:
             reference_bt = token_log_probs(params, reference, batch, config=config)
         of_pairs = losses_and_metrics(compare(policy_bt, reference_bt, batch), objective=objective)

@@ -1,0 +1,81 @@
+"""What is trained on and what is held out, the same for every arm; part of compare_methods.py."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from aligner_jax.data.sources import Example, Preference, load_examples, split_by_prompt
+from aligner_jax.errors import InputError
+from aligner_jax.runtime.files import write_atomically
+
+FILES = {
+    "alpaca": "sft/alpaca_random_9k.json",
+    "gsm8k": "reasoning/gsm8k/train.jsonl",
+    "pku": "pref/pku_saferlhf_dpo_5k.json",
+}
+"""Each task's file in the folder --data."""
+_CHARACTERS_A_TOKEN = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Examples as a file of their own, whose name holds a hash of its content: other examples are another file."""
+
+    path: Path
+    text: str
+    examples: int
+    tokens: float
+    """About how many all of them have, with the chat template's; of preferences, both documents of a pair."""
+
+    def write(self) -> None:
+        """Puts the file in its place. Raises InputError: it cannot be written."""
+        if not self.path.exists():
+            write_atomically(self.path, self.text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A task's examples."""
+
+    train: Part
+    heldout: Part
+
+
+def split(task: str, file: Path, heldout: int, folder: Path, *, tuning: bool = False) -> Split:
+    """The last examples held out, by prompt; for `tuning` as many before those, and the last ones are left out.
+
+    Raises:
+      InputError: the file cannot be read, is of another kind, or has too few examples.
+    """
+    examples = load_examples(file, "pku_saferlhf" if task == "pku" else "auto")
+    for example in examples:
+        if isinstance(example.record, Preference) != (task == "pku"):
+            raise InputError(f"{example.where} is not of the kind of the task {task!r}")
+    train, last = split_by_prompt(examples, heldout)
+    if tuning:
+        train, last = split_by_prompt(train, heldout)
+    if not train or not last:
+        raise InputError(f"{file} has {len(examples)} examples, too few to hold out {heldout}")
+    return Split(_part(f"{task}-train", train, folder), _part(f"{task}-heldout", last, folder))
+
+
+def _part(name: str, examples: Sequence[Example], folder: Path) -> Part:
+    text = "".join(json.dumps(_record(example), ensure_ascii=False) + "\n" for example in examples)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return Part(folder / f"{name}-{digest}.jsonl", text, len(examples), sum(map(_tokens, examples)))
+
+
+def _record(example: Example) -> dict:
+    if isinstance(example.record, Preference):
+        return {"prompt": example.question, "response": [example.record.chosen, example.record.rejected]}
+    return {"instruction": example.question, "input": "", "output": example.answer}
+
+
+def _tokens(example: Example) -> float:
+    template = 12
+    tokens = template + (len(example.question) + len(example.answer)) / _CHARACTERS_A_TOKEN
+    if isinstance(example.record, Preference):
+        tokens += template + (len(example.question) + len(example.record.rejected)) / _CHARACTERS_A_TOKEN
+    return tokens

@@ -1,0 +1,174 @@
+"""Every method on the same rows for the same steps: Alpaca, GSM8K, and two-stage DPO on PKU-SafeRLHF, in one table.
+
+    python scripts/compare_methods.py --data=FOLDER [--steps=…] [--dpo-steps=…] [--seeds=3] [--arms=…] [--out=DIR]
+    python scripts/compare_methods.py --data=FOLDER --out=runs/tune --tune    # three learning rates a method, on Alpaca
+
+FOLDER holds sft/alpaca_random_9k.json, reasoning/gsm8k/train.jsonl and pref/pku_saferlhf_dpo_5k.json; --alpaca, --gsm8k
+and --pku name files elsewhere. The default sizes take about an hour on two cores.
+
+A cell is a task, an arm and a seed, and a run of aligner_jax.train in a process of its own; of preferences it is two:
+supervised on the preferred answers, then DPO with that adapter as beginning and reference. A seed gives the order and
+packing of the rows, the same for all arms, and the adapter's first values. All cells of a task are judged by the same
+held-out examples, which share no prompt with those trained on. Rates fall as a cosine from the arm's own (see
+compare_cells.py), without warm-up; weight decay is 0.02 for all.
+
+The same command skips finished cells and goes on with the one that was ended. The tables are printed and are in
+OUT/table.md; every cell's result is in OUT/cells, its run in OUT/runs (one of "full" takes gigabytes). No text of the
+data is printed.
+"""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
+
+import compare_table
+from bench_model import MODEL, names
+from compare_cells import ARMS, TASKS, Cell, Sizes, configs, finished, run, seconds
+from compare_data import FILES, split
+
+from aligner_jax.errors import InputError
+from aligner_jax.runtime.files import write_atomically
+
+_SCALES = (1 / 3, 1.0, 3.0)
+
+
+def main() -> None:
+    # Else a run outlives the script that was ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    args = arguments()
+    try:
+        sys.exit(compare(args))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, help="the folder of all data")
+    for task, file in FILES.items():
+        add(f"--{task}", type=Path, help=f"the task's file (default DATA/{file})")
+    add("--base", default=MODEL, help="the model (default %(default)s)")
+    add("--out", type=Path, default=Path("runs/compare"), help="where everything is kept (default %(default)s)")
+    add("--tasks", type=names(TASKS), default=",".join(TASKS), help="some of %(default)s")
+    add("--arms", type=names(tuple(ARMS)), default=",".join(ARMS), help="some of %(default)s")
+    add("--seeds", type=_positive, default=3, help="of the Aligner arms; the others have one (default %(default)s)")
+    add("--all-seeds", action="store_true", help="as many for all arms")
+    add("--steps", type=_positive, default=16, help="of alpaca and gsm8k (default %(default)s)")
+    add("--stage1-steps", type=_positive, default=8, help="of pku's supervised stage (default %(default)s)")
+    add("--dpo-steps", type=_positive, default=30, help="of pku's second stage (default %(default)s)")
+    add("--rows", type=_positive, default=4, help="a step (default %(default)s)")
+    add(
+        "--length", type=_positive, default=256, help="tokens a row; longer examples are left out (default %(default)s)"
+    )
+    add("--heldout", type=_positive, default=48, help="examples of alpaca and gsm8k (default %(default)s)")
+    add("--heldout-pairs", type=_positive, default=200, help="of pku (default %(default)s)")
+    add(
+        "--dtype", choices=("bfloat16", "float32", "auto"), default="bfloat16", help="of the base (default %(default)s)"
+    )
+    add("--tune", action="store_true", help="try three learning rates an arm instead, on other held-out examples")
+    args = parser.parse_args()
+    if args.tune:
+        args.tasks, args.seeds = ["alpaca"], 1
+    for task in args.tasks:
+        if getattr(args, task) is None:
+            if args.data is None:
+                parser.error(f"--data=FOLDER or --{task}=FILE is needed")
+            setattr(args, task, args.data / FILES[task])
+    return args
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Makes the cells that are missing and the tables; returns the exit status."""
+    sizes = Sizes(
+        base=args.base, dtype=args.dtype, rows=args.rows, length=args.length,
+        steps=args.steps, stage1_steps=args.stage1_steps, dpo_steps=args.dpo_steps,
+    )  # fmt: skip
+    splits = {
+        task: split(
+            task, getattr(args, task), args.heldout_pairs if task == "pku" else args.heldout, args.out / "data",
+            tuning=args.tune,
+        )
+        for task in args.tasks
+    }  # fmt: skip
+    cells = plan(args)
+    settings = {cell: configs(cell, sizes, splits[cell.task], args.out / "runs") for cell in cells}
+    found = {cell: finished(cell, settings[cell], args.out) for cell in cells}
+    results = {cell: result for cell, result in found.items() if result is not None}
+    missing = [cell for cell in cells if cell not in results]
+    expected = {cell: seconds(cell, sizes, splits[cell.task]) for cell in cells}
+    print(_forecast(cells, missing, expected), flush=True)
+    for part in (part for task in splits.values() for part in (task.train, task.heldout)):
+        part.write()
+    failures = make(missing, settings, expected, results, args.out)
+    # In the plan's order, whichever were made first.
+    results = {cell: results[cell] for cell in cells if cell in results}
+    text = compare_table.tuning(results) if args.tune else compare_table.tables(args.tasks, results, sizes)
+    write_atomically(args.out / "table.md", text)
+    print(f"\n{text}\n{args.out / 'table.md'}")
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def plan(args: argparse.Namespace) -> list[Cell]:
+    """All cells, first seeds first, so that a table of all methods is there early."""
+    if args.tune:
+        return [Cell("alpaca", arm, 0, scale) for arm in args.arms for scale in _SCALES]
+    return [
+        Cell(task, arm, seed)
+        for seed in range(args.seeds)
+        for task in args.tasks
+        for arm in args.arms
+        if seed == 0 or args.all_seeds or ARMS[arm].method == "aligner"
+    ]
+
+
+def make(
+    missing: list[Cell],
+    settings: dict[Cell, dict[str, dict[str, Any]]],
+    expected: dict[Cell, float],
+    results: dict[Cell, dict[str, Any]],
+    out: Path,
+) -> list[InputError]:
+    """Runs one cell after the other into `results`; returns what went wrong, which ends no other cell."""
+    failures: list[InputError] = []
+    took = should_have = 0.0
+    for number, cell in enumerate(missing, 1):
+        try:
+            results[cell] = run(cell, settings[cell], out)
+        except InputError as error:
+            failures.append(error)
+            print(f"[{number}/{len(missing)}] {cell}: failed", flush=True)
+            continue
+        took, should_have = took + results[cell]["seconds"], should_have + expected[cell]
+        left = sum(expected[later] for later in missing[number:]) * took / should_have
+        after = f"; about {left / 60:.0f} minutes left" if missing[number:] else ""
+        print(f"[{number}/{len(missing)}] {cell}: {compare_table.line(results[cell])}{after}", flush=True)
+    return failures
+
+
+def _forecast(cells: list[Cell], missing: list[Cell], expected: dict[Cell, float]) -> str:
+    minutes = sum(expected[cell] for cell in missing) / 60
+    done = f", {len(cells) - len(missing)} of {len(cells)} being there" if len(missing) < len(cells) else ""
+    return f"about {minutes:.0f} minutes on two cores for {len(missing)} cells{done}; finished cells are kept"
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+_positive.__name__ = "whole number above 0"
+
+if __name__ == "__main__":
+    main()

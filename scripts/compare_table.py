@@ -1,0 +1,116 @@
+"""The tables of compare_methods.py, in Markdown."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from compare_cells import ARMS, Cell, Sizes
+
+from aligner_jax.evals.interval import wilson_interval
+
+Results = Mapping[Cell, Mapping[str, Any]]
+
+
+def tables(tasks: Sequence[str], results: Results, sizes: Sizes) -> str:
+    """One table a task, of the cells that have a result."""
+    made = []
+    for task in tasks:
+        of_task = {cell: result for cell, result in results.items() if cell.task == task}
+        if of_task:
+            made.append(preferences(of_task, sizes) if task == "pku" else answers(task, of_task, sizes))
+    return "\n".join(made)
+
+
+def answers(task: str, results: Results, sizes: Sizes) -> str:
+    """Held-out losses of a supervised task, lowest first."""
+    by_arm = _by_arm(results)
+    base = next(iter(results.values()))["base_loss"]
+    rows = [["base", "0", f"{base:.4f}", "", "", ""]]
+    for arm in sorted(by_arm, key=lambda arm: _mean(by_arm[arm], "loss")):
+        found = by_arm[arm]
+        rows.append(
+            [
+                arm, f"{found[0]['parameters']:,}", _spread(found, "loss", "{:.4f}"),
+                f"{_mean(found, 'loss') - base:+.4f}", f"{_mean(found, 'tokens_per_second'):,.0f}", str(len(found)),
+            ]
+        )  # fmt: skip
+    header = ["arm", "trained parameters", "held-out loss (nats a token)", "against the base", "tokens/s", "seeds"]
+    steps = f"{sizes.steps} steps of {sizes.rows} × {sizes.length} tokens"
+    return f"## {task}: {steps}\n\n{_markdown(header, rows)}"
+
+
+def preferences(results: Results, sizes: Sizes) -> str:
+    """Held-out accuracies of DPO, highest first, with the interval that so many pairs allow."""
+    by_arm = _by_arm(results)
+    rows = []
+    for arm in sorted(by_arm, key=lambda arm: -_mean(by_arm[arm], "accuracy")):
+        found = by_arm[arm]
+        pairs, accuracy = found[0]["pairs"], _mean(found, "accuracy")
+        # All seeds are judged by the same pairs, so more seeds do not make it narrower.
+        low, high = wilson_interval(accuracy * pairs, pairs)
+        rows.append(
+            [
+                arm, f"{found[0]['parameters']:,}", _spread(found, "accuracy", "{:.3f}"), f"[{low:.3f}, {high:.3f}]",
+                _spread(found, "margin", "{:+.3f}"), f"{_mean(found, 'tokens_per_second'):,.0f}", str(len(found)),
+            ]
+        )  # fmt: skip
+    pairs = next(iter(results.values()))["pairs"]
+    header = ["arm", "trained parameters", "held-out accuracy", "95 % interval", "reward margin", "tokens/s", "seeds"]
+    steps = f"{sizes.stage1_steps} supervised, then {sizes.dpo_steps} DPO steps of {sizes.rows} × {sizes.length} tokens"
+    return f"## pku: {steps}; {pairs} held-out pairs\n\n{_markdown(header, rows)}"
+
+
+def tuning(results: Results) -> str:
+    """Held-out loss of every arm at every rate that was tried."""
+    scales = sorted({cell.rate_scale for cell in results})
+    rows = []
+    for arm in dict.fromkeys(cell.arm for cell in results):
+        losses = {cell.rate_scale: result["loss"] for cell, result in results.items() if cell.arm == arm}
+        best = min(losses, key=lambda scale: losses[scale])
+        tried = [f"{losses[scale]:.4f}" if scale in losses else "" for scale in scales]
+        rows.append([arm, f"{ARMS[arm].sft:.2g}", *tried, f"{ARMS[arm].sft * best:.2g}"])
+    header = ["arm", "its rate", *(f"loss at × {scale:.3g}" for scale in scales), "best rate"]
+    return f"## Learning rates, on Alpaca examples that are not held out elsewhere\n\n{_markdown(header, rows)}"
+
+
+def line(result: Mapping[str, Any]) -> str:
+    """One cell's result in a few words."""
+    if "accuracy" in result:
+        low, high = result["accuracy_interval"]
+        found = f"accuracy {result['accuracy']:.3f} [{low:.3f}, {high:.3f}], margin {result['margin']:+.3f}"
+    else:
+        found = f"held-out loss {result['loss']:.4f} (base {result['base_loss']:.4f})"
+    return f"{found}, {result['tokens_per_second']:,.0f} tokens/s, {result['seconds']:.0f} s"
+
+
+def _by_arm(results: Results) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for cell, result in results.items():
+        found.setdefault(cell.arm, []).append(result)
+    return found
+
+
+def _mean(results: Sequence[Mapping[str, Any]], name: str) -> float:
+    return statistics.fmean(result[name] for result in results)
+
+
+def _spread(results: Sequence[Mapping[str, Any]], name: str, form: str) -> str:
+    """The mean, and the seeds' standard deviation where there are several."""
+    values = [result[name] for result in results]
+    text: Callable[[float], str] = form.format
+    if len(values) == 1:
+        return text(values[0])
+    return f"{text(statistics.fmean(values))} ± {text(statistics.stdev(values)).lstrip('+')}"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+
+    def padded(row: Sequence[str]) -> str:
+        first, *others = zip(row, widths, strict=True)
+        cells = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]
+        return f"| {' | '.join(cells)} |"
+
+    first, *others = widths
+    rule = f"| {'-' * first} | {' | '.join('-' * (width - 1) + ':' for width in others)} |"
+    return "\n".join([padded(header), rule, *map(padded, rows)]) + "\n"
