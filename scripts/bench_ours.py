@@ -18,7 +18,7 @@ from aligner_jax.data.sources import load_examples
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.decoding.sampler import continue_ids
 from aligner_jax.objectives.step import Step, TrainState, init_state, make_step
-from aligner_jax.peft import METHODS, init_adapter
+from aligner_jax.peft import init_adapter
 from aligner_jax.runtime import command, optim, platform
 from aligner_jax.runtime.config import OptimConfig
 from aligner_jax.weights.base import Base
@@ -37,7 +37,7 @@ class Ours:
     def about(self) -> dict[str, Any]:
         """What this package has, and how its quickstart trains the model that is measured here."""
         versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
-        return {"methods": list(METHODS), "remat": command.load_config(CONFIG)["remat"], "versions": versions}
+        return {"remat": command.load_config(CONFIG)["remat"], "versions": versions}
 
     def tokenize(self, base: str, data: str, sequence_length: int, count: int) -> dict[str, Any]:
         """The first examples of a file in the Alpaca template, loss on the answers; longer ones are left out."""

@@ -37,9 +37,9 @@ OURS = {
     "aligner_1": ("aligner", {"num_tokens": 1}),
     "aligner_10": ("aligner", {"num_tokens": 10}),
     "llama_adapter_10": ("llama_adapter", {"num_tokens": 10}),
-    "lora_8": ("lora", {"rank": 8, "alpha": 16, "targets": ["q", "v"]}),
+    "lora_8": ("lora", {"rank": 8, "alpha": 16, "targets": ["q", "v"], "dropout": 0.0}),
 }
-"""Method and options of each arm; those whose method the package does not have are left out."""
+"""Method and options of each arm."""
 _LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
 PEERS = {
     "peft_adaption_prompt_10": ("adaption_prompt", {"adapter_len": 10}),
@@ -60,7 +60,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench_train_") as scratch:
         model = bench_model.prepare(args.base, args.data, args.dtype, Path(scratch), examples=args.examples, peer=peer)
         args.remat = args.remat or model["ours"]["remat"]
-        args.arms = [arm for arm in args.arms if arm in PEERS or OURS[arm][0] in model["ours"]["methods"]]
         about = {side: model[side] for side in ("ours", "peer", "largest_difference") if side in model}
         result: dict[str, Any] = {"about": about, "remat": args.remat, "steps": args.steps, "measured": []}
         for workload, dtype in itertools.product(args.workload, args.dtype):
