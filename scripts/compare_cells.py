@@ -34,13 +34,13 @@ class Arm:
 
 
 ARMS = {
-    "aligner_1": Arm("aligner", {"num_tokens": 1}, sft=2e-2, dpo=1e-2),
-    "aligner_10": Arm("aligner", {"num_tokens": 10}, sft=2e-2, dpo=1e-2),
-    "llama_adapter_10": Arm("llama_adapter", {"num_tokens": 10}, sft=2e-2, dpo=1e-2),
-    "lora_8": Arm("lora", {"rank": 8}, sft=2e-3, dpo=1e-3, cost=1.2),
-    "prompt_20": Arm("prompt", {"num_tokens": 20}, sft=1e-2, dpo=5e-3, cost=1.2),
-    "prefix_10": Arm("prefix", {"num_tokens": 10}, sft=2e-2, dpo=1e-2),
-    "bias_o": Arm("bias", {"target": "o"}, sft=5e-3, dpo=2e-3),
+    "aligner_1": Arm("aligner", {"num_tokens": 1}, sft=2e-2, dpo=2e-3),
+    "aligner_10": Arm("aligner", {"num_tokens": 10}, sft=2e-2, dpo=2e-3),
+    "llama_adapter_10": Arm("llama_adapter", {"num_tokens": 10}, sft=2e-2, dpo=2e-3),
+    "lora_8": Arm("lora", {"rank": 8}, sft=2e-3, dpo=5e-4, cost=1.2),
+    "prompt_20": Arm("prompt", {"num_tokens": 20}, sft=1e-2, dpo=2e-3, cost=1.2),
+    "prefix_10": Arm("prefix", {"num_tokens": 10}, sft=2e-2, dpo=2e-3),
+    "bias_o": Arm("bias", {"target": "o"}, sft=5e-3, dpo=1e-3),
     "full": Arm("full", {}, sft=5e-5, dpo=1e-5, cost=1.8),
 }
 """The rates are for tens of steps of a few rows; the methods' own papers have smaller ones for thousands."""
@@ -125,13 +125,12 @@ def configs(cell: Cell, sizes: Sizes, split: Split, runs: Path) -> dict[str, dic
 def seconds(cell: Cell, sizes: Sizes, split: Split) -> float:
     """About how long the cell takes on the machine that `TRAIN_RATE` is of."""
     cost, step = ARMS[cell.arm].cost, sizes.rows * sizes.length / TRAIN_RATE
+    # Each twice: for the base or the reference, and for the trained adapter.
     heldout = split.heldout.tokens / EVAL_RATE
     if cell.task != "pku":
-        # Held-out losses of the base, and of the trained adapter.
         return START_SECONDS + cost * sizes.steps * step + 2 * heldout
-    # The reference's forward pass is about a third of a step. Held out are the beginning, the result and the reference
-    # again; whole pairs fill rows less well than documents.
-    return 2 * START_SECONDS + cost * step * (sizes.stage1_steps + 4 / 3 * sizes.dpo_steps) + 3 * 1.2 * heldout
+    # The reference's forward pass is about a third of a step; whole pairs fill rows less well than documents.
+    return 2 * START_SECONDS + cost * step * (sizes.stage1_steps + 4 / 3 * sizes.dpo_steps) + 2 * 1.2 * heldout
 
 
 def finished(cell: Cell, settings: dict[str, dict[str, Any]], out: Path) -> dict[str, Any] | None:

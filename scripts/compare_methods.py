@@ -59,11 +59,15 @@ def arguments() -> argparse.Namespace:
     add("--out", type=Path, default=Path("runs/compare"), help="where everything is kept (default %(default)s)")
     add("--tasks", type=names(TASKS), default=",".join(TASKS), help="some of %(default)s")
     add("--arms", type=names(tuple(ARMS)), default=",".join(ARMS), help="some of %(default)s")
+    add(
+        "--pku-arms", type=names(tuple(ARMS)), default="aligner_1,aligner_10,llama_adapter_10,lora_8",
+        help="those of the arms that learn from preferences, which takes longest (default %(default)s)",
+    )  # fmt: skip
     add("--seeds", type=_positive, default=3, help="of the Aligner arms; the others have one (default %(default)s)")
     add("--all-seeds", action="store_true", help="as many for all arms")
     add("--steps", type=_positive, default=16, help="of alpaca and gsm8k (default %(default)s)")
     add("--stage1-steps", type=_positive, default=8, help="of pku's supervised stage (default %(default)s)")
-    add("--dpo-steps", type=_positive, default=30, help="of pku's second stage (default %(default)s)")
+    add("--dpo-steps", type=_positive, default=54, help="of pku's second stage (default %(default)s)")
     add("--rows", type=_positive, default=4, help="a step (default %(default)s)")
     add(
         "--length", type=_positive, default=256, help="tokens a row; longer examples are left out (default %(default)s)"
@@ -127,6 +131,7 @@ def plan(args: argparse.Namespace) -> list[Cell]:
         for seed in range(args.seeds)
         for task in args.tasks
         for arm in args.arms
+        if task != "pku" or arm in args.pku_arms
         if seed == 0 or args.all_seeds or ARMS[arm].method == "aligner"
     ]
 
