@@ -64,7 +64,7 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One task learned by one arm from one seed; `rate_scale` multiplies the arm's learning rates."""
+    """One task learned by one arm from one seed; `rate_scale` multiplies the last run's learning rate."""
 
     task: str
     arm: str
@@ -102,7 +102,7 @@ def configs(cell: Cell, sizes: Sizes, split: Split, runs: Path) -> dict[str, dic
             "adapter": {"method": arm.method, **arm.options, **changed.get("adapter", {})},
             "data": {**data, **changed.get("data", {})},
             "objective": changed.get("objective", {}),
-            "optim": {"lr": rate * cell.rate_scale, "weight_decay": 0.02, "schedule": "cosine"},
+            "optim": {"lr": rate, "weight_decay": 0.02, "schedule": "cosine"},
             "steps": steps,
             "seed": cell.seed,
             "remat": "dots",
@@ -112,11 +112,11 @@ def configs(cell: Cell, sizes: Sizes, split: Split, runs: Path) -> dict[str, dic
         return as_dict(parse_config(made))
 
     if cell.task != "pku":
-        return {"sft": config(arm.sft, sizes.steps)}
+        return {"sft": config(arm.sft * cell.rate_scale, sizes.steps)}
     stage1 = config(arm.sft, sizes.stage1_steps, data={"heldout_path": None})
     adapter = runs / cell.name / "sft" / "adapter.safetensors"
     stage2 = config(
-        arm.dpo, sizes.dpo_steps, adapter={"init_from": str(adapter)},
+        arm.dpo * cell.rate_scale, sizes.dpo_steps, adapter={"init_from": str(adapter)},
         objective={"name": "dpo", "reference": "initial", "cache_reference": False},
     )  # fmt: skip
     return {"sft": stage1, "dpo": stage2}
@@ -228,5 +228,6 @@ def _result(workdir: Path) -> dict[str, Any]:
     # The first window holds the compilation.
     result["tokens_per_second"] = statistics.median(rates[1:] or rates)
     if "accuracy" in report["after"]:
-        return result | {name: report["after"][name] for name in ("pairs", "accuracy", "accuracy_interval", "margin")}
+        names = ("pairs", "loss", "accuracy", "accuracy_interval", "margin")
+        return result | {name: report["after"][name] for name in names}
     return result | {when: report[key]["heldout_loss"] for when, key in (("base_loss", "before"), ("loss", "after"))}

@@ -141,3 +141,15 @@ def test_the_accuracy_of_several_seeds_is_as_sure_as_the_pairs_allow(script):
     assert "0.600 ± 0.100" in row
     # Wilson's interval of 60 in 100, not of 180 in 300.
     assert "[0.502, 0.691]" in row
+
+
+def test_the_best_rate_is_that_of_the_lowest_loss(script):
+    cells, table = script("compare_cells"), script("compare_table")
+    losses = {1 / 3: 2.5, 1.0: 2.25, 3.0: 2.125}
+    results = {
+        cells.Cell(task, "lora_8", 0, scale): {"loss": x} for task in ("alpaca", "pku") for scale, x in losses.items()
+    }
+    rows = [line for line in table.tuning(["alpaca", "pku"], results).splitlines() if line.startswith("| lora_8")]
+    rates = [getattr(cells.ARMS["lora_8"], of) for of in ("sft", "dpo")]
+    found = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert found == [["lora_8", f"{r:.2g}", "2.5000", "2.2500", "2.1250", f"{3 * r:.2g}"] for r in rates]
