@@ -34,16 +34,18 @@ class Arm:
 
 
 ARMS = {
-    "aligner_1": Arm("aligner", {"num_tokens": 1}, sft=2e-2, dpo=2e-3),
-    "aligner_10": Arm("aligner", {"num_tokens": 10}, sft=2e-2, dpo=2e-3),
-    "llama_adapter_10": Arm("llama_adapter", {"num_tokens": 10}, sft=2e-2, dpo=2e-3),
+    "aligner_1": Arm("aligner", {"num_tokens": 1}, sft=2e-2, dpo=1e-3),
+    "aligner_10": Arm("aligner", {"num_tokens": 10}, sft=2e-2, dpo=1e-3),
+    "llama_adapter_10": Arm("llama_adapter", {"num_tokens": 10}, sft=2e-2, dpo=1e-3),
     "lora_8": Arm("lora", {"rank": 8}, sft=2e-3, dpo=5e-4, cost=1.2),
     "prompt_20": Arm("prompt", {"num_tokens": 20}, sft=1e-2, dpo=2e-3, cost=1.2),
-    "prefix_10": Arm("prefix", {"num_tokens": 10}, sft=2e-2, dpo=2e-3),
+    "prefix_10": Arm("prefix", {"num_tokens": 10}, sft=2e-2, dpo=1e-3),
     "bias_o": Arm("bias", {"target": "o"}, sft=5e-3, dpo=1e-3),
-    "full": Arm("full", {}, sft=5e-5, dpo=1e-5, cost=1.8),
+    "full": Arm("full", {}, sft=5e-5, dpo=1e-5, cost=2.5),
 }
-"""The rates are for tens of steps of a few rows; the methods' own papers have smaller ones for thousands."""
+"""The rates are for tens of steps of a few rows; the methods' own papers have smaller ones for thousands. What "full"
+costs is to cover its checkpoints, which are gigabytes.
+"""
 TASKS = ("alpaca", "gsm8k", "pku")
 TRAIN_RATE, EVAL_RATE, START_SECONDS = 420.0, 1000.0, 12.0
 """Tokens a second of a 135M model in bfloat16 on two cores, and what a process needs to load and compile."""
@@ -107,7 +109,7 @@ def configs(cell: Cell, sizes: Sizes, split: Split, runs: Path) -> dict[str, dic
             "seed": cell.seed,
             "remat": "dots",
             "log_every": max(1, steps // 8),
-            "checkpoint": {"every": max(1, steps // 3), "keep": 1},
+            "checkpoint": {"every": max(1, steps // 2), "keep": 1},
         }
         return as_dict(parse_config(made))
 
