@@ -34,16 +34,18 @@ class Arm:
 
 
 ARMS = {
-    "aligner_1": Arm("aligner", {"num_tokens": 1}, sft=2e-2, dpo=1e-2),
-    "aligner_10": Arm("aligner", {"num_tokens": 10}, sft=2e-2, dpo=1e-2),
-    "llama_adapter_10": Arm("llama_adapter", {"num_tokens": 10}, sft=2e-2, dpo=1e-2),
-    "lora_8": Arm("lora", {"rank": 8}, sft=2e-3, dpo=1e-3, cost=1.2),
-    "prompt_20": Arm("prompt", {"num_tokens": 20}, sft=1e-2, dpo=5e-3, cost=1.2),
-    "prefix_10": Arm("prefix", {"num_tokens": 10}, sft=2e-2, dpo=1e-2),
-    "bias_o": Arm("bias", {"target": "o"}, sft=5e-3, dpo=2e-3),
-    "full": Arm("full", {}, sft=5e-5, dpo=1e-5, cost=1.8),
+    "aligner_1": Arm("aligner", {"num_tokens": 1}, sft=2e-2, dpo=1e-3),
+    "aligner_10": Arm("aligner", {"num_tokens": 10}, sft=2e-2, dpo=1e-3),
+    "llama_adapter_10": Arm("llama_adapter", {"num_tokens": 10}, sft=2e-2, dpo=1e-3),
+    "lora_8": Arm("lora", {"rank": 8}, sft=2e-3, dpo=5e-4, cost=1.2),
+    "prompt_20": Arm("prompt", {"num_tokens": 20}, sft=1e-2, dpo=2e-3, cost=1.2),
+    "prefix_10": Arm("prefix", {"num_tokens": 10}, sft=2e-2, dpo=1e-3),
+    "bias_o": Arm("bias", {"target": "o"}, sft=5e-3, dpo=1e-3),
+    "full": Arm("full", {}, sft=5e-5, dpo=1e-5, cost=2.5),
 }
-"""The rates are for tens of steps of a few rows; the methods' own papers have smaller ones for thousands."""
+"""The rates are for tens of steps of a few rows; the methods' own papers have smaller ones for thousands. What "full"
+costs is to cover its checkpoints, which are gigabytes.
+"""
 TASKS = ("alpaca", "gsm8k", "pku")
 TRAIN_RATE, EVAL_RATE, START_SECONDS = 420.0, 1000.0, 12.0
 """Tokens a second of a 135M model in bfloat16 on two cores, and what a process needs to load and compile."""
@@ -64,7 +66,7 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One task learned by one arm from one seed; `rate_scale` multiplies the arm's learning rates."""
+    """One task learned by one arm from one seed; `rate_scale` multiplies the last run's learning rate."""
 
     task: str
     arm: str
@@ -102,21 +104,21 @@ def configs(cell: Cell, sizes: Sizes, split: Split, runs: Path) -> dict[str, dic
             "adapter": {"method": arm.method, **arm.options, **changed.get("adapter", {})},
             "data": {**data, **changed.get("data", {})},
             "objective": changed.get("objective", {}),
-            "optim": {"lr": rate * cell.rate_scale, "weight_decay": 0.02, "schedule": "cosine"},
+            "optim": {"lr": rate, "weight_decay": 0.02, "schedule": "cosine"},
             "steps": steps,
             "seed": cell.seed,
             "remat": "dots",
             "log_every": max(1, steps // 8),
-            "checkpoint": {"every": max(1, steps // 3), "keep": 1},
+            "checkpoint": {"every": max(1, steps // 2), "keep": 1},
         }
         return as_dict(parse_config(made))
 
     if cell.task != "pku":
-        return {"sft": config(arm.sft, sizes.steps)}
+        return {"sft": config(arm.sft * cell.rate_scale, sizes.steps)}
     stage1 = config(arm.sft, sizes.stage1_steps, data={"heldout_path": None})
     adapter = runs / cell.name / "sft" / "adapter.safetensors"
     stage2 = config(
-        arm.dpo, sizes.dpo_steps, adapter={"init_from": str(adapter)},
+        arm.dpo * cell.rate_scale, sizes.dpo_steps, adapter={"init_from": str(adapter)},
         objective={"name": "dpo", "reference": "initial", "cache_reference": False},
     )  # fmt: skip
     return {"sft": stage1, "dpo": stage2}
@@ -125,13 +127,12 @@ def configs(cell: Cell, sizes: Sizes, split: Split, runs: Path) -> dict[str, dic
 def seconds(cell: Cell, sizes: Sizes, split: Split) -> float:
     """About how long the cell takes on the machine that `TRAIN_RATE` is of."""
     cost, step = ARMS[cell.arm].cost, sizes.rows * sizes.length / TRAIN_RATE
+    # Each twice: for the base or the reference, and for the trained adapter.
     heldout = split.heldout.tokens / EVAL_RATE
     if cell.task != "pku":
-        # Held-out losses of the base, and of the trained adapter.
         return START_SECONDS + cost * sizes.steps * step + 2 * heldout
-    # The reference's forward pass is about a third of a step. Held out are the beginning, the result and the reference
-    # again; whole pairs fill rows less well than documents.
-    return 2 * START_SECONDS + cost * step * (sizes.stage1_steps + 4 / 3 * sizes.dpo_steps) + 3 * 1.2 * heldout
+    # The reference's forward pass is about a third of a step; whole pairs fill rows less well than documents.
+    return 2 * START_SECONDS + cost * step * (sizes.stage1_steps + 4 / 3 * sizes.dpo_steps) + 2 * 1.2 * heldout
 
 
 def finished(cell: Cell, settings: dict[str, dict[str, Any]], out: Path) -> dict[str, Any] | None:
@@ -229,5 +230,6 @@ def _result(workdir: Path) -> dict[str, Any]:
     # The first window holds the compilation.
     result["tokens_per_second"] = statistics.median(rates[1:] or rates)
     if "accuracy" in report["after"]:
-        return result | {name: report["after"][name] for name in ("pairs", "accuracy", "accuracy_interval", "margin")}
+        names = ("pairs", "loss", "accuracy", "accuracy_interval", "margin")
+        return result | {name: report["after"][name] for name in names}
     return result | {when: report[key]["heldout_loss"] for when, key in (("base_loss", "before"), ("loss", "after"))}

@@ -1,7 +1,7 @@
 """Every method on the same rows for the same steps: Alpaca, GSM8K, and two-stage DPO on PKU-SafeRLHF, in one table.
 
     python scripts/compare_methods.py --data=FOLDER [--steps=…] [--dpo-steps=…] [--seeds=3] [--arms=…] [--out=DIR]
-    python scripts/compare_methods.py --data=FOLDER --out=runs/tune --tune    # three learning rates a method, on Alpaca
+    python scripts/compare_methods.py --data=FOLDER --out=runs/tune --tune [--tasks=…]  # three rates a method
 
 FOLDER holds sft/alpaca_random_9k.json, reasoning/gsm8k/train.jsonl and pref/pku_saferlhf_dpo_5k.json; --alpaca, --gsm8k
 and --pku name files elsewhere. The default sizes take about an hour on two cores.
@@ -57,13 +57,17 @@ def arguments() -> argparse.Namespace:
         add(f"--{task}", type=Path, help=f"the task's file (default DATA/{file})")
     add("--base", default=MODEL, help="the model (default %(default)s)")
     add("--out", type=Path, default=Path("runs/compare"), help="where everything is kept (default %(default)s)")
-    add("--tasks", type=names(TASKS), default=",".join(TASKS), help="some of %(default)s")
+    add("--tasks", type=names(TASKS), help=f"some of {','.join(TASKS)} (default all, or alpaca to --tune)")
     add("--arms", type=names(tuple(ARMS)), default=",".join(ARMS), help="some of %(default)s")
+    add(
+        "--pku-arms", type=names(tuple(ARMS)), default="aligner_1,aligner_10,llama_adapter_10,lora_8",
+        help="those of the arms that learn from preferences, which takes longest (default %(default)s)",
+    )  # fmt: skip
     add("--seeds", type=_positive, default=3, help="of the Aligner arms; the others have one (default %(default)s)")
     add("--all-seeds", action="store_true", help="as many for all arms")
     add("--steps", type=_positive, default=16, help="of alpaca and gsm8k (default %(default)s)")
     add("--stage1-steps", type=_positive, default=8, help="of pku's supervised stage (default %(default)s)")
-    add("--dpo-steps", type=_positive, default=30, help="of pku's second stage (default %(default)s)")
+    add("--dpo-steps", type=_positive, default=54, help="of pku's second stage (default %(default)s)")
     add("--rows", type=_positive, default=4, help="a step (default %(default)s)")
     add(
         "--length", type=_positive, default=256, help="tokens a row; longer examples are left out (default %(default)s)"
@@ -75,8 +79,8 @@ def arguments() -> argparse.Namespace:
     )
     add("--tune", action="store_true", help="try three learning rates an arm instead, on other held-out examples")
     args = parser.parse_args()
-    if args.tune:
-        args.tasks, args.seeds = ["alpaca"], 1
+    if args.tasks is None:
+        args.tasks = ["alpaca"] if args.tune else list(TASKS)
     for task in args.tasks:
         if getattr(args, task) is None:
             if args.data is None:
@@ -110,7 +114,7 @@ def compare(args: argparse.Namespace) -> int:
     failures = make(missing, settings, expected, results, args.out)
     # In the plan's order, whichever were made first.
     results = {cell: results[cell] for cell in cells if cell in results}
-    text = compare_table.tuning(results) if args.tune else compare_table.tables(args.tasks, results, sizes)
+    text = compare_table.tuning(args.tasks, results) if args.tune else compare_table.tables(args.tasks, results, sizes)
     write_atomically(args.out / "table.md", text)
     print(f"\n{text}\n{args.out / 'table.md'}")
     for failure in failures:
@@ -121,12 +125,19 @@ def compare(args: argparse.Namespace) -> int:
 def plan(args: argparse.Namespace) -> list[Cell]:
     """All cells, first seeds first, so that a table of all methods is there early."""
     if args.tune:
-        return [Cell("alpaca", arm, 0, scale) for arm in args.arms for scale in _SCALES]
+        return [
+            Cell(task, arm, 0, scale)
+            for task in args.tasks
+            for arm in args.arms
+            if task != "pku" or arm in args.pku_arms
+            for scale in _SCALES
+        ]
     return [
         Cell(task, arm, seed)
         for seed in range(args.seeds)
         for task in args.tasks
         for arm in args.arms
+        if task != "pku" or arm in args.pku_arms
         if seed == 0 or args.all_seeds or ARMS[arm].method == "aligner"
     ]
 

@@ -60,17 +60,22 @@ def preferences(results: Results, sizes: Sizes) -> str:
     return f"## pku: {steps}; {pairs} held-out pairs\n\n{_markdown(header, rows)}"
 
 
-def tuning(results: Results) -> str:
-    """Held-out loss of every arm at every rate that was tried."""
-    scales = sorted({cell.rate_scale for cell in results})
-    rows = []
-    for arm in dict.fromkeys(cell.arm for cell in results):
-        losses = {cell.rate_scale: result["loss"] for cell, result in results.items() if cell.arm == arm}
-        best = min(losses, key=lambda scale: losses[scale])
-        tried = [f"{losses[scale]:.4f}" if scale in losses else "" for scale in scales]
-        rows.append([arm, f"{ARMS[arm].sft:.2g}", *tried, f"{ARMS[arm].sft * best:.2g}"])
-    header = ["arm", "its rate", *(f"loss at × {scale:.3g}" for scale in scales), "best rate"]
-    return f"## Learning rates, on Alpaca examples that are not held out elsewhere\n\n{_markdown(header, rows)}"
+def tuning(tasks: Sequence[str], results: Results) -> str:
+    """Held-out loss of every arm at every rate that was tried, one table a task."""
+    made = []
+    for task in tasks:
+        losses = {(cell.arm, cell.rate_scale): x["loss"] for cell, x in results.items() if cell.task == task}
+        scales = sorted({scale for _, scale in losses})
+        rows = []
+        for arm in dict.fromkeys(arm for arm, _ in losses):
+            rate = ARMS[arm].dpo if task == "pku" else ARMS[arm].sft
+            best = min((scale for of, scale in losses if of == arm), key=lambda scale: losses[arm, scale])
+            tried = [f"{losses[arm, scale]:.4f}" if (arm, scale) in losses else "" for scale in scales]
+            rows.append([arm, f"{rate:.2g}", *tried, f"{rate * best:.2g}"])
+        header = ["arm", "its rate", *(f"loss at × {scale:.3g}" for scale in scales), "best rate"]
+        if rows:
+            made.append(f"## {task}: learning rates, on held-out examples of their own\n\n{_markdown(header, rows)}")
+    return "\n".join(made)
 
 
 def line(result: Mapping[str, Any]) -> str:

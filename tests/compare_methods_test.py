@@ -1,15 +1,20 @@
 """scripts/compare_methods.py on a tiny model: whole cells, what is done again and what is refused, and the tables."""
 
 import importlib
+import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from rich.console import Console
+
+from aligner_jax.errors import InputError
+from aligner_jax.runtime.config import parse_config
+from aligner_jax.train import train
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 FRUITS = ("apple", "pear", "plum", "fig")
@@ -41,73 +46,76 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def _compare(model: Path, data: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPTS / "compare_methods.py"), f"--base={model}", f"--data={data}"]
-    sizes = ["--rows=2", "--length=128", "--steps=2", "--stage1-steps=1", "--dpo-steps=2"]
-    small = [*sizes, "--heldout=2", "--heldout-pairs=3", "--dtype=float32", "--tasks=alpaca,pku", "--seeds=1"]
-    # Nothing that is measured here depends on how well the programs are compiled.
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return subprocess.run(
-        [*command, *small, f"--out={data.parent / 'out'}", *flags], env=environment, capture_output=True, text=True
-    )
+SIZES = ["--rows=2", "--length=128", "--steps=2", "--stage1-steps=1", "--dpo-steps=2", "--heldout=2"]
+SMALL = [*SIZES, "--heldout-pairs=3", "--dtype=float32", "--seeds=1"]
 
 
-def test_a_table_cell_by_cell(tiny_model: Path, data: Path):
-    out = data.parent / "out"
-    done = _compare(tiny_model, data, "--arms=aligner_1,bias_o")
-    assert done.returncode == 0, done.stderr
-    table = (out / "table.md").read_text()
-    assert table in done.stdout
-    alpaca, pku = table.split("\n\n## pku")
-    for part, columns in ((alpaca, ("held-out loss", "base")), (pku, ("held-out accuracy", "95 % interval"))):
-        assert all(text in part for text in ("aligner_1", "bias_o", "tokens/s", *columns))
-    assert "3 held-out pairs" in pku
-
-    cells = {path.stem: json.loads(path.read_text()) for path in (out / "cells").iterdir()}
-    assert cells.keys() == {f"{task}-{arm}-0" for task in ("alpaca", "pku") for arm in ("aligner_1", "bias_o")}
-    result = cells["alpaca-aligner_1-0"]["result"]
-    assert result["parameters"] == 32 + 2 * 4
-    # A run of the package made it, and left what a run leaves but for the checkpoints.
-    report = json.loads((out / "runs" / "alpaca-aligner_1-0" / "sft" / "report.json").read_text())
-    assert (result["base_loss"], result["loss"]) == tuple(report[k]["heldout_loss"] for k in ("before", "after"))
-    assert not (out / "runs" / "alpaca-aligner_1-0" / "sft" / "checkpoints").exists()
-    stage2 = json.loads((out / "runs" / "pku-bias_o-0" / "dpo" / "config.json").read_text())
-    assert stage2["adapter"]["init_from"] == str(out / "runs" / "pku-bias_o-0" / "sft" / "adapter.safetensors")
-    assert stage2["objective"]["name"] == "dpo"
-
-    # As if it was ended during the last cell's second run: nothing else is done again.
-    (out / "cells" / "pku-bias_o-0.json").unlink()
-    shutil.rmtree(out / "runs" / "pku-bias_o-0" / "dpo")
-    times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name in ("finished", "report.json")}
-    again = _compare(tiny_model, data, "--arms=aligner_1,bias_o")
-    assert again.returncode == 0, again.stderr
-    assert "1 cells, 3 of 4 being there" in again.stdout
-    assert "[1/1] pku, bias_o, seed 0" in again.stdout
-    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
-    made = json.loads((out / "cells" / "pku-bias_o-0.json").read_text())["result"]
-    timing = ("seconds", "tokens_per_second")
-    assert {k: v for k, v in made.items() if k not in timing} == {
-        k: v for k, v in cells["pku-bias_o-0"]["result"].items() if k not in timing
-    }
-
-    refused = _compare(tiny_model, data, "--arms=aligner_1,bias_o", "--steps=3")
-    assert refused.returncode == 1
-    assert "sft.steps is 3 and was 2" in refused.stderr
-    assert refused.stderr.count("\n") == 1
-    assert (out / "table.md").read_text().split("\n\n## pku")[0] == alpaca
-
-
-def test_a_cell_that_fails_ends_no_other(tiny_model: Path, data: Path):
+def test_the_command_runs_the_package_and_a_run_that_fails_ends_no_other(tiny_model: Path, data: Path):
     out = data.parent / "out"
     # In the way of the first cell's workdir.
     (out / "runs" / "alpaca-bias_o-0").mkdir(parents=True)
     (out / "runs" / "alpaca-bias_o-0" / "sft").write_text("")
-    done = _compare(tiny_model, data, "--arms=bias_o")
+    command = [sys.executable, str(SCRIPTS / "compare_methods.py"), f"--base={tiny_model}", f"--data={data}", *SMALL]
+    done = subprocess.run(
+        [*command, f"--out={out}", "--tasks=alpaca", "--arms=bias_o,aligner_1"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 1
     assert "[1/2] alpaca, bias_o, seed 0: failed" in done.stdout
-    assert "## pku" in (out / "table.md").read_text()
-    assert "error: alpaca, bias_o, seed 0 ended with status 1: " in done.stderr
-    assert not (out / "cells" / "alpaca-bias_o-0.json").exists()
+    assert done.stderr.startswith("error: alpaca, bias_o, seed 0 ended with status 1: ")
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in (out / "cells").iterdir()] == ["alpaca-aligner_1-0.json"]
+    assert (out / "table.md").read_text() in done.stdout
+    # A run of the package made it, and left what a run leaves but for the checkpoints.
+    result = json.loads((out / "cells" / "alpaca-aligner_1-0.json").read_text())["result"]
+    workdir = out / "runs" / "alpaca-aligner_1-0" / "sft"
+    report = json.loads((workdir / "report.json").read_text())
+    assert (result["base_loss"], result["loss"]) == tuple(report[k]["heldout_loss"] for k in ("before", "after"))
+    assert result["parameters"] == 32 + 2 * 4
+    assert not (workdir / "checkpoints").exists()
+
+
+def test_a_table_cell_by_cell(script, tiny_model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """In this process, where programs are compiled once; a run is killed where the second stage would begin."""
+    cells, methods, out, begun = script("compare_cells"), script("compare_methods"), data.parent / "out", []
+
+    def run_here(file: Path, workdir: Path, cell) -> None:
+        begun.append(f"{cell.name}/{workdir.name}")
+        if begun == ["alpaca-aligner_1-0/sft", "pku-aligner_1-0/sft", "pku-aligner_1-0/dpo"]:
+            raise KeyboardInterrupt
+        train(parse_config(json.loads(file.read_text())), workdir, Console(file=io.StringIO()))
+
+    def compare(*flags: str) -> int:
+        given = [f"--base={tiny_model}", f"--data={data}", f"--out={out}", "--tasks=alpaca,pku", *SMALL, *flags]
+        monkeypatch.setattr(sys, "argv", ["compare_methods.py", *given])
+        return methods.compare(methods.arguments())
+
+    monkeypatch.setattr(cells, "_train", run_here)
+    with pytest.raises(KeyboardInterrupt):
+        compare("--arms=aligner_1")
+    assert [path.name for path in (out / "cells").iterdir()] == ["alpaca-aligner_1-0.json"]
+    begun.clear()
+    begun.append("again")
+    assert compare("--arms=aligner_1") == 0
+    # Neither a finished cell nor a finished stage is run again.
+    assert begun == ["again", "pku-aligner_1-0/dpo"]
+    shown = capsys.readouterr().out
+    assert "1 cells, 1 of 2 being there" in shown
+    table = (out / "table.md").read_text()
+    assert table in shown
+    alpaca, pku = table.split("## pku")
+    for part, columns in ((alpaca, ("held-out loss", "base")), (pku, ("held-out accuracy", "95 % interval"))):
+        assert all(text in part for text in ("aligner_1", "tokens/s", *columns))
+    assert "3 held-out pairs" in pku
+    stage2 = json.loads((out / "runs" / "pku-aligner_1-0" / "dpo" / "config.json").read_text())
+    assert stage2["adapter"]["init_from"] == str(out / "runs" / "pku-aligner_1-0" / "sft" / "adapter.safetensors")
+    assert stage2["objective"]["name"] == "dpo"
+
+    with pytest.raises(InputError, match=r"other settings \(sft\.steps is 3 and was 2\)"):
+        compare("--arms=aligner_1", "--steps=3")
+    assert len(begun) == 2
+    assert (out / "table.md").read_text() == table
 
 
 def test_what_is_held_out_is_trained_on_by_no_arm(script, data: Path, tmp_path: Path):
@@ -133,3 +141,15 @@ def test_the_accuracy_of_several_seeds_is_as_sure_as_the_pairs_allow(script):
     assert "0.600 ± 0.100" in row
     # Wilson's interval of 60 in 100, not of 180 in 300.
     assert "[0.502, 0.691]" in row
+
+
+def test_the_best_rate_is_that_of_the_lowest_loss(script):
+    cells, table = script("compare_cells"), script("compare_table")
+    losses = {1 / 3: 2.5, 1.0: 2.25, 3.0: 2.125}
+    results = {
+        cells.Cell(task, "lora_8", 0, scale): {"loss": x} for task in ("alpaca", "pku") for scale, x in losses.items()
+    }
+    rows = [line for line in table.tuning(["alpaca", "pku"], results).splitlines() if line.startswith("| lora_8")]
+    rates = [getattr(cells.ARMS["lora_8"], of) for of in ("sft", "dpo")]
+    found = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert found == [["lora_8", f"{r:.2g}", "2.5000", "2.2500", "2.1250", f"{3 * r:.2g}"] for r in rates]

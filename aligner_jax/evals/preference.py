@@ -1,7 +1,7 @@
 """Held-out preferences: whether a policy tells the chosen answer from the rejected one, measured by its reference."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -64,18 +64,35 @@ def measure(
     Raises:
       InputError: the batches hold no pair.
     """
-    of_batches: list[dict[str, np.ndarray]] = []
+    return measure_each(params, [policy], reference, batches, objective=objective, config=config)[0]
+
+
+def measure_each(
+    params: Params,
+    policies: Sequence[Adapter | None],
+    reference: Adapter | None,
+    batches: Iterable[PairBatch],
+    *,
+    objective: ObjectiveConfig,
+    config: LlamaConfig,
+) -> list[Preferred]:
+    """Several policies as `measure` does each, for whom the reference is computed once; if it is one of them, as it."""
+    of_policies: list[list[dict[str, np.ndarray]]] = [[] for _ in policies]
     for batch in batches:
-        policy_bt = token_log_probs(params, policy, batch, config=config)
-        if "reference_bt" in batch:
-            reference_bt = jnp.asarray(batch["reference_bt"])
-        elif policy is reference:
-            reference_bt = policy_bt
-        else:
+        reference_bt = batch.get("reference_bt")
+        if reference_bt is None:
             reference_bt = token_log_probs(params, reference, batch, config=config)
-        of_pairs = losses_and_metrics(compare(policy_bt, reference_bt, batch), objective=objective)
-        there_um = batch["pairs_um"] >= 0
-        of_batches.append({name: np.asarray(x_um, np.float64)[there_um] for name, x_um in of_pairs.items()})
+        given, there_um = "reference_bt" in batch, batch["pairs_um"] >= 0
+        for policy, of_batches in zip(policies, of_policies, strict=True):
+            same = policy is reference and not given
+            policy_bt = reference_bt if same else token_log_probs(params, policy, batch, config=config)
+            answers = compare(jnp.asarray(policy_bt), jnp.asarray(reference_bt), batch)
+            of_pairs = losses_and_metrics(answers, objective=objective)
+            of_batches.append({name: np.asarray(x_um, np.float64)[there_um] for name, x_um in of_pairs.items()})
+    return [_mean(of_batches) for of_batches in of_policies]
+
+
+def _mean(of_batches: list[dict[str, np.ndarray]]) -> Preferred:
     if not sum(len(of_batch["loss"]) for of_batch in of_batches):
         raise InputError("the held-out data have no preference pairs")
     of_pairs = {name: np.concatenate([of_batch[name] for of_batch in of_batches]) for name in of_batches[0]}

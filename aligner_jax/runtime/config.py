@@ -224,7 +224,8 @@ def check_same_run(config: TrainConfig, workdir: str | Path) -> None:
         return
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be used: {error}") from error
-    was, now = flatten(as_dict(old)), flatten(json.loads(json.dumps(as_dict(config))))
+    # Through JSON, where a tuple is a list.
+    was, now = (flatten(json.loads(json.dumps(as_dict(each)))) for each in (old, config))
     free = MAY_DIFFER[1:] if config.optim.schedule == "cosine" else MAY_DIFFER
     differences = [
         f"{name} is {now.get(name)!r} and was {was.get(name)!r}"

@@ -30,15 +30,16 @@ def preference_task(config: TrainConfig, base: Base, initial: Adapter, workdir: 
     if heldout:
         heldout_batches = list(eval_pair_batches(heldout, reference_t=tables.get("heldout"), **rows(config)))
 
-    def measure(adapter: Adapter) -> preference.Preferred:
-        return preference.measure(
-            base.params, adapter, reference, heldout_batches, objective=config.objective, config=base.config
+    def measure(*adapters: Adapter) -> list[preference.Preferred]:
+        return preference.measure_each(
+            base.params, adapters, reference, heldout_batches, objective=config.objective, config=base.config
         )
 
     def write_report(adapter: Adapter, path: Path) -> None:
+        before, after = measure(initial, adapter)
         result = preference.BeforeAfter(
-            before=measure(initial),
-            after=measure(adapter),
+            before=before,
+            after=after,
             num_params=adapter.num_params,
             file_bytes=path.stat().st_size,
         )
@@ -47,7 +48,7 @@ def preference_task(config: TrainConfig, base: Base, initial: Adapter, workdir: 
 
     # With tables the steps have no use for the adapter itself.
     in_steps = None if tables else reference
-    return Task(batches, in_steps, bool(heldout), lambda adapter: measure(adapter).as_metrics(), write_report)
+    return Task(batches, in_steps, bool(heldout), lambda adapter: measure(adapter)[0].as_metrics(), write_report)
 
 
 def load_pairs(config: TrainConfig, base: Base, console: Console) -> tuple[list[Pair], list[Pair]]:
