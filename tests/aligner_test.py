@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_check import check_golden
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params, forward, init_params
-from aligner_jax.objectives import sft
 from aligner_jax.peft import Adapter, Options, apply, bind, init_adapter, with_strength
 from aligner_jax.weights.hf import load_hf
 
@@ -22,31 +22,11 @@ apply_jit = jax.jit(apply, static_argnames=("config",))
 
 
 def _check_golden(golden, config: LlamaConfig, params: Params):
-    tokens_bt = golden["ids"].astype(np.int32)
     options = Options.of(num_tokens=len(golden["tokens"]), start_layer=int(golden["start_layer"]))
     trained = {name: jnp.asarray(golden[name[:-3]], jnp.float32) for name in ("tokens_pd", "gates_ln")}
     adapter = Adapter(trained, method="aligner", options=options)
-    batch = {
-        "tokens_bt": tokens_bt,
-        "segment_ids_bt": np.ones_like(tokens_bt),
-        "positions_bt": np.broadcast_to(np.arange(tokens_bt.shape[1], dtype=np.int32), tokens_bt.shape),
-        "loss_mask_bt": golden["loss_mask"].astype(bool),
-    }
-
-    @jax.jit
-    @functools.partial(jax.value_and_grad, has_aux=True)
-    def mean_loss(trainable, params):
-        loss, count = sft.loss_sum(params, adapter.replace(trainable=trainable), batch, config=config)
-        return loss / count, apply(params, adapter.replace(trainable=trainable), tokens_bt, config=config)
-
-    (loss, logits_btv), gradient = mean_loss(adapter.trainable, params)
-    np.testing.assert_allclose(logits_btv, golden["logits"], atol=1e-4, rtol=0)
-    np.testing.assert_allclose(loss, golden["loss"], atol=1e-5, rtol=0)
-    base_btv = apply_jit(params, None, tokens_bt, config=config)
-    np.testing.assert_allclose(base_btv, golden["base_logits"], atol=1e-4, rtol=0)
-    for name, golden_name in (("tokens_pd", "grad_tokens"), ("gates_ln", "grad_gates")):
-        error = np.linalg.norm(gradient[name] - golden[golden_name]) / np.linalg.norm(golden[golden_name])
-        assert error < 1e-4, name
+    gradients = {"tokens_pd": golden["grad_tokens"], "gates_ln": golden["grad_gates"]}
+    check_golden(golden, adapter, gradients, config, params)
 
 
 @pytest.mark.parametrize("name", ["aligner_p1", "aligner_p3"])

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_check import check_golden
 
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.decoding.sampler import continue_ids
@@ -259,26 +260,7 @@ def test_golden_on_a_real_model(file: str, method: str):
     golden = np.load(SHARED / "goldens" / f"{file}.npz")
     config, params = load_hf(SHARED / "data" / "models" / "stories260K" / "hf", "float32")
     adapter, gradients = {"llama_adapter": _golden_adapter, "lora": _golden_lora}[method](golden, config)
-    tokens_bt = golden["ids"].astype(np.int32)
-    batch = {
-        "tokens_bt": tokens_bt,
-        "segment_ids_bt": np.ones_like(tokens_bt),
-        "positions_bt": np.broadcast_to(np.arange(tokens_bt.shape[1], dtype=np.int32), tokens_bt.shape),
-        "loss_mask_bt": golden["loss_mask"].astype(bool),
-    }
-
-    @jax.jit
-    @functools.partial(jax.value_and_grad, has_aux=True)
-    def mean_loss(trainable, params):
-        loss, count = sft.loss_sum(params, adapter.replace(trainable=trainable), batch, config=config)
-        return loss / count, apply(params, adapter.replace(trainable=trainable), tokens_bt, config=config)
-
-    (loss, logits_btv), gradient = mean_loss(adapter.trainable, params)
-    np.testing.assert_allclose(logits_btv, golden["logits"], atol=1e-4, rtol=0)
-    np.testing.assert_allclose(loss, golden["loss"], atol=1e-5, rtol=0)
-    for name, expected in gradients.items():
-        actual = np.asarray(gradient[name])
-        assert np.linalg.norm(actual - expected) / np.linalg.norm(expected) < 1e-4, name
+    check_golden(golden, adapter, gradients, config, params)
 
 
 def _golden_adapter(golden, config: LlamaConfig):

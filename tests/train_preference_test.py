@@ -4,16 +4,12 @@ import io
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from killed_runs import check_killed_run, logged
 from rich.console import Console
-from safetensors.numpy import load_file
 
 from aligner_jax.errors import InputError
 from aligner_jax.peft import init_adapter
@@ -159,41 +155,11 @@ def test_killed_at_random_moments_the_adapter_is_byte_identical(settings: dict, 
         f"import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict({settings!r})\n"
     )
     seed = int.from_bytes(os.urandom(4))
-    moments, killed = random.Random(seed), 0
-
-    def start(workdir: Path) -> subprocess.Popen:
-        command = [sys.executable, "-m", "aligner_jax.train", f"--config={config}", f"--workdir={workdir}"]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    whole = start(tmp_path / "whole")
+    chance = random.Random(seed)
     # Once between the two tables of the reference, once in the steps.
-    for lines in (None, moments.randrange(1, 15)):
-        process, metrics = start(tmp_path / "killed"), tmp_path / "killed" / "metrics.jsonl"
-        table = tmp_path / "killed" / "reference_train.npz"
-
-        def reached(lines=lines, table=table, metrics=metrics) -> bool:
-            if lines is None:
-                return table.exists()
-            return metrics.exists() and metrics.read_bytes().count(b"\n") >= lines
-
-        while process.poll() is None and not reached():
-            time.sleep(0.001)
-        time.sleep(moments.random() * 0.02)
-        killed += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    last = start(tmp_path / "killed")
-    for process in (last, whole):
-        output, _ = process.communicate()
-        assert process.returncode == 0, output
-    assert killed == 2, f"seed {seed}: the run ended before it could be killed"
-    a, b = (tmp_path / name / "adapter.safetensors" for name in ("whole", "killed"))
-    assert a.read_bytes() == b.read_bytes(), f"seed {seed}"
-    tables = ((tmp_path / name / "reference_train.npz").read_bytes() for name in ("whole", "killed"))
-    assert len(set(tables)) == 1
-    steps = [line["step"] for line in _lines(tmp_path / "killed")]
-    assert steps == sorted(set(steps)), f"seed {seed}: a step is logged twice"
-    assert float(np.abs(load_file(a)["gates_ln"]).max()) > 0
+    moments = [lambda workdir: (workdir / "reference_train.npz").exists(), logged(chance.randrange(1, 15))]
+    workdirs = check_killed_run(config, tmp_path, moments, chance, f"seed {seed}")
+    assert len({(workdir / "reference_train.npz").read_bytes() for workdir in workdirs}) == 1
 
 
 def test_an_adapter_to_begin_with_must_be_the_configured_one(settings: dict, tmp_path: Path):

@@ -4,16 +4,14 @@ import io
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from killed_runs import check_killed_run, logged
 from rich.console import Console
-from safetensors.numpy import load_file
 
 from aligner_jax.errors import InputError
 from aligner_jax.peft.artifact import load_adapter, recorded_prompt_format
@@ -171,32 +169,9 @@ def test_killed_at_random_moments_the_adapter_is_byte_identical(settings: dict, 
     settings["checkpoint"] = {"every": 3}
     config = _config_file(settings, tmp_path)
     seed = int.from_bytes(os.urandom(4))
-    moments, killed = random.Random(seed), 0
-
-    def start(workdir: Path) -> subprocess.Popen:
-        command = [sys.executable, "-m", "aligner_jax.train", f"--config={config}", f"--workdir={workdir}"]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    whole = start(tmp_path / "whole")
-    for target in sorted(moments.sample(range(1, 50), 3)):
-        process, metrics = start(tmp_path / "killed"), tmp_path / "killed" / "metrics.jsonl"
-        while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < target):
-            time.sleep(0.001)
-        time.sleep(moments.random() * 0.02)
-        killed += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    last = start(tmp_path / "killed")
-    for process in (last, whole):
-        output, _ = process.communicate()
-        assert process.returncode == 0, output
-    assert killed == 3, f"seed {seed}: the run ended before it could be killed"
-    a, b = (tmp_path / name / "adapter.safetensors" for name in ("whole", "killed"))
-    assert a.read_bytes() == b.read_bytes(), f"seed {seed}"
-    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(set(steps)), f"seed {seed}: a step is logged twice"
-    assert not list((tmp_path / "killed" / "checkpoints").glob("*tmp*"))
-    assert float(np.abs(load_file(a)["gates_ln"]).max()) > 0
+    chance = random.Random(seed)
+    moments = [logged(lines) for lines in sorted(chance.sample(range(1, 50), 3))]
+    check_killed_run(config, tmp_path, moments, chance, f"seed {seed}")
 
 
 def _write(path: str, text: str):

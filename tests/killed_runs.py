@@ -1,0 +1,64 @@
+"""A training run killed at given moments and started again, beside the same run left alone."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+
+def logged(lines: int) -> Callable[[Path], bool]:
+    """A moment: so many lines of metrics are in the workdir."""
+
+    def reached(workdir: Path) -> bool:
+        metrics = workdir / "metrics.jsonl"
+        return metrics.exists() and metrics.read_bytes().count(b"\n") >= lines
+
+    return reached
+
+
+def check_killed_run(
+    config: Path, folder: Path, moments: Sequence[Callable[[Path], bool]], chance: random.Random, what: str
+) -> tuple[Path, Path]:
+    """Kills the run shortly after each moment; asserts that it goes on and gives the same adapter, byte for byte.
+
+    Args:
+      moments: what is waited for, a look at the workdir.
+      what: named in the assertions, to repeat a failure.
+
+    Returns:
+      The workdirs of the run left alone and of the run killed.
+    """
+
+    def start(workdir: Path) -> subprocess.Popen:
+        command = [sys.executable, "-m", "aligner_jax.train", f"--config={config}", f"--workdir={workdir}"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    whole, killed, kills = folder / "whole", folder / "killed", 0
+    beside = start(whole)
+    for reached in moments:
+        process = start(killed)
+        while process.poll() is None and not reached(killed):
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.02)
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    last = start(killed)
+    for process in (last, beside):
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+    assert kills == len(moments), f"{what}: the run ended before it could be killed"
+    a, b = (workdir / "adapter.safetensors" for workdir in (whole, killed))
+    assert a.read_bytes() == b.read_bytes(), what
+    assert float(np.abs(load_file(a)["gates_ln"]).max()) > 0
+    steps = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)), f"{what}: a step is logged twice"
+    assert not list((killed / "checkpoints").glob("*tmp*"))
+    return whole, killed
