@@ -9,7 +9,6 @@ command goes on where a run was ended.
 
 import contextlib
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,9 +135,7 @@ def _first_adapter(config: TrainConfig, base: Base, seed: int) -> Adapter:
         return init_adapter(method, base.config, key=seed, **options)
     adapter = load_adapter(path, base)
     wanted = complete_options(method, base.config, options)
-    # Through JSON, where a list is a tuple.
-    same = json.dumps(adapter.options.as_dict(), sort_keys=True) == json.dumps(wanted.as_dict(), sort_keys=True)
-    if adapter.method != method or not same:
+    if (adapter.method, adapter.options) != (method, wanted):
         configured = adapter.replace(method=method, options=wanted)
         raise InputError(f"config.adapter.init_from, {path}, is {adapter}, but config.adapter is {configured}")
     return adapter

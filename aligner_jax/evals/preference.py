@@ -79,14 +79,13 @@ def measure_each(
     """Several policies as `measure` does each, for whom the reference is computed once; if it is one of them, as it."""
     of_policies: list[list[dict[str, np.ndarray]]] = [[] for _ in policies]
     for batch in batches:
-        reference_bt = batch.get("reference_bt")
-        if reference_bt is None:
-            reference_bt = token_log_probs(params, reference, batch, config=config)
-        given, there_um = "reference_bt" in batch, batch["pairs_um"] >= 0
+        kept_bt, there_um = batch.get("reference_bt"), batch["pairs_um"] >= 0
+        given = kept_bt is not None
+        reference_bt = jnp.asarray(kept_bt) if given else token_log_probs(params, reference, batch, config=config)
         for policy, of_batches in zip(policies, of_policies, strict=True):
             same = policy is reference and not given
             policy_bt = reference_bt if same else token_log_probs(params, policy, batch, config=config)
-            answers = compare(jnp.asarray(policy_bt), jnp.asarray(reference_bt), batch)
+            answers = compare(policy_bt, reference_bt, batch)
             of_pairs = losses_and_metrics(answers, objective=objective)
             of_batches.append({name: np.asarray(x_um, np.float64)[there_um] for name, x_um in of_pairs.items()})
     return [_mean(of_batches) for of_batches in of_policies]

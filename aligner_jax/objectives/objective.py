@@ -12,14 +12,14 @@ from aligner_jax.runtime.config import ObjectiveConfig
 
 
 class Totals(NamedTuple):
-    """How many the loss is a mean over, and sums of the objective's metrics over the same."""
+    """How many the loss is a mean over, and sums of the objective's metrics over the same (of a stack, each one's)."""
 
-    number: Int[Array, ""]
-    metrics: dict[str, Float[Array, ""]]
+    number: Int[Array, "*a"]
+    metrics: dict[str, Float[Array, "*a"]]
 
 
 class Sums(Protocol):
-    """A sum of losses, which is what is differentiated, and what goes with it. The reference is another adapter."""
+    """A sum of losses (of a stack, each adapter's), and what goes with it. The reference is another adapter."""
 
     def __call__(
         self,
@@ -31,7 +31,7 @@ class Sums(Protocol):
         config: LlamaConfig,
         remat: Remat,
         dropout_key: Array | None = None,
-    ) -> tuple[Float[Array, ""], Totals]: ...
+    ) -> tuple[Float[Array, "*a"], Totals]: ...
 
 
 class Objective(NamedTuple):

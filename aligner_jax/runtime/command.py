@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from aligner_jax.errors import InputError
 from aligner_jax.runtime import platform
-from aligner_jax.runtime.config import did_you_mean
+from aligner_jax.runtime.fields import did_you_mean
 
 # A flag that this module defines for a command is listed among that command's own.
 flags.disclaim_key_flags()

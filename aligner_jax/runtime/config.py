@@ -1,23 +1,16 @@
 """What a training run is configured by: typed, with defaults, and checked before anything is loaded."""
 
 import dataclasses
-import difflib
 import json
-import math
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
 from aligner_jax.errors import InputError
+from aligner_jax.runtime.fields import number, parse_section
 from aligner_jax.runtime.files import write_atomically
-
-
-def _number(default: Any = dataclasses.MISSING, *, least: float | None = None, above: float | None = None, below=None):
-    return dataclasses.field(default=default, metadata={"least": least, "above": above, "below": below})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +33,12 @@ class AdapterConfig:
     init_from: str | None = None
     options: dict[str, object] = dataclasses.field(default_factory=dict, hash=False)
 
+    @staticmethod
+    def arrange(values: dict[str, object]) -> dict[str, object]:
+        """What is not of all adapters is an option of the method."""
+        named = {key: values.pop(key) for key in ("method", "init_from") if key in values}
+        return {"options": values, **named}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -60,14 +59,14 @@ class DataConfig:
 
     path: str
     heldout_path: str | None = None
-    heldout_rows: int = _number(0, least=0)
+    heldout_rows: int = number(0, least=0)
     format: str = "auto"
     fields: dict[str, str] = dataclasses.field(default_factory=dict, hash=False)
     template: Literal["alpaca", "chat"] = "alpaca"
     system: str | None = None
     loss_on: Literal["answers", "all"] = "answers"
-    sequence_length: int = _number(512, least=2)
-    batch_size: int = _number(64, least=1)
+    sequence_length: int = number(512, least=2)
+    batch_size: int = number(64, least=1)
     packing: bool = True
     overlong: Literal["error", "truncate", "drop"] = "error"
 
@@ -87,8 +86,8 @@ class ObjectiveConfig:
     """
 
     name: Literal["sft", "dpo", "ipo"] = "sft"
-    beta: float = _number(0.1, above=0)
-    label_smoothing: float = _number(0.0, least=0, below=0.5)
+    beta: float = number(0.1, above=0)
+    label_smoothing: float = number(0.0, least=0, below=0.5)
     reference: str | None = "initial"
     cache_reference: bool = True
 
@@ -104,15 +103,15 @@ class OptimConfig:
       state_dtype: of the adapter and of Adam's moments.
     """
 
-    lr: float = _number(9e-3, least=0)
-    weight_decay: float = _number(0.02, least=0)
-    b1: float = _number(0.9, least=0, below=1)
-    b2: float = _number(0.999, least=0, below=1)
-    eps: float = _number(1e-8, above=0)
+    lr: float = number(9e-3, least=0)
+    weight_decay: float = number(0.02, least=0)
+    b1: float = number(0.9, least=0, below=1)
+    b2: float = number(0.999, least=0, below=1)
+    eps: float = number(1e-8, above=0)
     schedule: Literal["constant", "cosine", "warmup_constant", "paper_as_run"] = "constant"
-    warmup_steps: int = _number(0, least=0)
-    clip: float | None = _number(None, above=0)
-    accumulate: int = _number(1, least=1)
+    warmup_steps: int = number(0, least=0)
+    clip: float | None = number(None, above=0)
+    accumulate: int = number(1, least=1)
     state_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -140,8 +139,8 @@ class SweepConfig:
 class CheckpointConfig:
     """A checkpoint every so many optimizer steps, and how many of the newest are kept."""
 
-    every: int = _number(200, least=1)
-    keep: int = _number(2, least=1)
+    every: int = number(200, least=1)
+    keep: int = number(2, least=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,8 +148,8 @@ class ReportConfig:
     """The table before and after: the form that answers should have (None: no generation), samples and their length."""
 
     form: str | None = None
-    samples: int = _number(3, least=0)
-    max_new_tokens: int = _number(64, least=1)
+    samples: int = number(3, least=0)
+    max_new_tokens: int = number(64, least=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,11 +169,11 @@ class TrainConfig:
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     sweep: SweepConfig = SweepConfig()
-    steps: int = _number(least=1)
-    seed: int = _number(0, least=0)
+    steps: int = number(least=1)
+    seed: int = number(0, least=0)
     remat: Literal["full", "dots", "none"] = "full"
-    log_every: int = _number(10, least=1)
-    eval_every: int = _number(0, least=0)
+    log_every: int = number(10, least=1)
+    eval_every: int = number(0, least=0)
     checkpoint: CheckpointConfig = CheckpointConfig()
     report: ReportConfig = ReportConfig()
 
@@ -190,7 +189,7 @@ def parse_config(config: ConfigDict | Mapping[str, Any]) -> TrainConfig:
       InputError: an unknown or missing field, a value of the wrong type or out of range, or two fields that contradict
         each other; names the fields as "config.optim.lr".
     """
-    parsed = _parse(TrainConfig, config.to_dict() if isinstance(config, ConfigDict) else config, "config")
+    parsed = parse_section(TrainConfig, config.to_dict() if isinstance(config, ConfigDict) else config, "config")
     _check_together(parsed)
     return parsed
 
@@ -245,94 +244,6 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in nested.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A clause to end an error message with: the known name that was probably meant, or all of them."""
-    leaves = {k.rpartition(".")[2]: k for k in known}
-    leaf = name.rpartition(".")[2]
-    near = difflib.get_close_matches(leaf, leaves, n=1) or [k for k in leaves if _abbreviates(k, leaf)]
-    return f"did you mean {leaves[near[0]]}?" if near else f"there are {', '.join(leaves.values())}"
-
-
-def _abbreviates(short: str, name: str) -> bool:
-    """Whether the letters of `short` stand in `name` in that order, the first at its start: lr in learning_rate."""
-    letters = iter(name)
-    return name.startswith(short[0]) and all(letter in letters for letter in short)
-
-
-def _parse(kind: type, value: Any, name: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise InputError(f"{name} is {value!r}, but should be a section with fields of its own")
-    values = dict(value)
-    if kind is AdapterConfig:
-        named = {key: values.pop(key) for key in ("method", "init_from") if key in values}
-        values = {"options": values, **named}
-    hints, fields = typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
-    for key in values:
-        if key not in fields:
-            raise InputError(f"{name}.{key} is not a field; {did_you_mean(key, [f'{name}.{f}' for f in fields])}")
-    parsed = {}
-    for key, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and dataclasses.is_dataclass(hints[key]):
-            values.setdefault(key, {})
-        elif required and values.get(key) is None:
-            raise InputError(f"{name}.{key} is not set; set it in the config file or with --{name}.{key}=…")
-        if key in values:
-            parsed[key] = _convert(hints[key], field, values[key], f"{name}.{key}")
-    return kind(**parsed)
-
-
-def _convert(kind: Any, field: dataclasses.Field, value: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _parse(typing.cast(type, kind), value, name)
-    if isinstance(kind, types.UnionType):
-        if value is None:
-            return None
-        kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
-    if typing.get_origin(kind) is Literal:
-        choices = typing.get_args(kind)
-        if value not in choices:
-            raise InputError(f"{name} is {value!r}, but should be one of {', '.join(choices)}")
-        return value
-    if typing.get_origin(kind) is tuple:
-        (item_kind, _), word = typing.get_args(kind), _WORDS[tuple]
-        if not isinstance(value, list | tuple):
-            raise InputError(f"{name} is {value!r}, but should be {word}")
-        return tuple(_convert(item_kind, field, item, f"{name}[{i}]") for i, item in enumerate(value))
-    if kind is float and type(value) is int:
-        value = float(value)
-    expected = typing.get_origin(kind) or kind
-    if type(value) is not expected:
-        raise InputError(f"{name} is {value!r}, but should be {_WORDS[expected]}")
-    for key, item in value.items() if kind == dict[str, str] else ():
-        if type(item) is not str:
-            raise InputError(f"{name}.{key} is {item!r}, but should be text")
-    _check_range(field, value, name)
-    return value
-
-
-_WORDS = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "True or False",
-    dict: "a section",
-    tuple: "a list",
-}
-
-
-def _check_range(field: dataclasses.Field, value: Any, name: str) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{name} is {value}, but should be finite")
-    least, above, below = (field.metadata.get(bound) for bound in ("least", "above", "below"))
-    if least is not None and value < least:
-        raise InputError(f"{name} is {value}, but should be {least} or more")
-    if above is not None and value <= above:
-        raise InputError(f"{name} is {value}, but should be greater than {above}")
-    if below is not None and value >= below:
-        raise InputError(f"{name} is {value}, but should be less than {below}")
 
 
 def _check_together(config: TrainConfig) -> None:

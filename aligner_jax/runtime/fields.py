@@ -1,0 +1,113 @@
+"""Typed dataclasses out of plain mappings, and one sentence for each mistake in them."""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from aligner_jax.errors import InputError
+
+
+def number(default: Any = dataclasses.MISSING, *, least: float | None = None, above: float | None = None, below=None):
+    """A dataclass field that holds a number (or None) within these bounds."""
+    return dataclasses.field(default=default, metadata={"least": least, "above": above, "below": below})
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A clause to end an error message with: the known name that was probably meant, or all of them."""
+    leaves = {k.rpartition(".")[2]: k for k in known}
+    leaf = name.rpartition(".")[2]
+    near = difflib.get_close_matches(leaf, leaves, n=1) or [k for k in leaves if _abbreviates(k, leaf)]
+    return f"did you mean {leaves[near[0]]}?" if near else f"there are {', '.join(leaves.values())}"
+
+
+def _abbreviates(short: str, name: str) -> bool:
+    """Whether the letters of `short` stand in `name` in that order, the first at its start: lr in learning_rate."""
+    letters = iter(name)
+    return name.startswith(short[0]) and all(letter in letters for letter in short)
+
+
+def parse_section(kind: type, value: Any, name: str) -> Any:
+    """An instance of the dataclass from a mapping of its fields, sections within it included.
+
+    A class whose sections look otherwise in a config has a static method `arrange`, from the one mapping to the other.
+
+    Args:
+      name: of the section, as in "config.optim".
+
+    Raises:
+      InputError: an unknown or missing field, or a value of the wrong type or out of range; names it in full.
+    """
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} is {value!r}, but should be a section with fields of its own")
+    values = dict(value)
+    if arrange := getattr(kind, "arrange", None):
+        values = arrange(values)
+    hints, fields = typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
+    for key in values:
+        if key not in fields:
+            raise InputError(f"{name}.{key} is not a field; {did_you_mean(key, [f'{name}.{f}' for f in fields])}")
+    parsed = {}
+    for key, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and dataclasses.is_dataclass(hints[key]):
+            values.setdefault(key, {})
+        elif required and values.get(key) is None:
+            raise InputError(f"{name}.{key} is not set; set it in the config file or with --{name}.{key}=…")
+        if key in values:
+            parsed[key] = _convert(hints[key], field, values[key], f"{name}.{key}")
+    return kind(**parsed)
+
+
+def _convert(kind: Any, field: dataclasses.Field, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return parse_section(typing.cast(type, kind), value, name)
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return None
+        kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise InputError(f"{name} is {value!r}, but should be one of {', '.join(choices)}")
+        return value
+    if typing.get_origin(kind) is tuple:
+        (item_kind, _), word = typing.get_args(kind), _WORDS[tuple]
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{name} is {value!r}, but should be {word}")
+        return tuple(_convert(item_kind, field, item, f"{name}[{i}]") for i, item in enumerate(value))
+    if kind is float and type(value) is int:
+        value = float(value)
+    expected = typing.get_origin(kind) or kind
+    if type(value) is not expected:
+        raise InputError(f"{name} is {value!r}, but should be {_WORDS[expected]}")
+    for key, item in value.items() if kind == dict[str, str] else ():
+        if type(item) is not str:
+            raise InputError(f"{name}.{key} is {item!r}, but should be text")
+    _check_range(field, value, name)
+    return value
+
+
+_WORDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    dict: "a section",
+    tuple: "a list",
+}
+
+
+def _check_range(field: dataclasses.Field, value: Any, name: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} is {value}, but should be finite")
+    least, above, below = (field.metadata.get(bound) for bound in ("least", "above", "below"))
+    if least is not None and value < least:
+        raise InputError(f"{name} is {value}, but should be {least} or more")
+    if above is not None and value <= above:
+        raise InputError(f"{name} is {value}, but should be greater than {above}")
+    if below is not None and value >= below:
+        raise InputError(f"{name} is {value}, but should be less than {below}")
