@@ -1,7 +1,7 @@
 """Every method on the same rows for the same steps: Alpaca, GSM8K, and two-stage DPO on PKU-SafeRLHF, in one table.
 
     python scripts/compare_methods.py --data=FOLDER [--steps=…] [--dpo-steps=…] [--seeds=3] [--arms=…] [--out=DIR]
-    python scripts/compare_methods.py --data=FOLDER --out=runs/tune --tune [--tasks=…]  # three rates a method
+    python scripts/compare_methods.py --data=FOLDER --out=runs/tune --tune [--tasks=…]  # several rates a method
 
 FOLDER holds sft/alpaca_random_9k.json, reasoning/gsm8k/train.jsonl and pref/pku_saferlhf_dpo_5k.json; --alpaca, --gsm8k
 and --pku name files elsewhere. The default sizes take about an hour on two cores.
@@ -20,6 +20,7 @@ data is printed.
 import argparse
 import signal
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from compare_data import FILES, split
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.files import write_atomically
 
-_SCALES = (1 / 3, 1.0, 3.0)
+_SCALES = "1/3,1,3"
 
 
 def main() -> None:
@@ -77,7 +78,11 @@ def arguments() -> argparse.Namespace:
     add(
         "--dtype", choices=("bfloat16", "float32", "auto"), default="bfloat16", help="of the base (default %(default)s)"
     )
-    add("--tune", action="store_true", help="try three learning rates an arm instead, on other held-out examples")
+    add("--tune", action="store_true", help="try several learning rates an arm instead, on other held-out examples")
+    add(
+        "--scales", type=_scales, default=_SCALES,
+        help="to --tune: what the arm's own rate is multiplied by (default %(default)s)",
+    )  # fmt: skip
     args = parser.parse_args()
     if args.tasks is None:
         args.tasks = ["alpaca"] if args.tune else list(TASKS)
@@ -130,7 +135,7 @@ def plan(args: argparse.Namespace) -> list[Cell]:
             for task in args.tasks
             for arm in args.arms
             if task != "pku" or arm in args.pku_arms
-            for scale in _SCALES
+            for scale in args.scales
         ]
     return [
         Cell(task, arm, seed)
@@ -179,6 +184,11 @@ def _positive(text: str) -> int:
     return value
 
 
+def _scales(text: str) -> tuple[float, ...]:
+    return tuple(float(Fraction(part)) for part in text.split(","))
+
+
+_scales.__name__ = "list of numbers such as 1/3,1,3"
 _positive.__name__ = "whole number above 0"
 
 if __name__ == "__main__":
