@@ -68,13 +68,13 @@ def arguments() -> argparse.Namespace:
     add("--all-seeds", action="store_true", help="as many for all arms")
     add("--steps", type=_positive, default=16, help="of alpaca and gsm8k (default %(default)s)")
     add("--stage1-steps", type=_positive, default=8, help="of pku's supervised stage (default %(default)s)")
-    add("--dpo-steps", type=_positive, default=54, help="of pku's second stage (default %(default)s)")
+    add("--dpo-steps", type=_positive, default=40, help="of pku's second stage (default %(default)s)")
     add("--rows", type=_positive, default=4, help="a step (default %(default)s)")
     add(
         "--length", type=_positive, default=256, help="tokens a row; longer examples are left out (default %(default)s)"
     )
     add("--heldout", type=_positive, default=48, help="examples of alpaca and gsm8k (default %(default)s)")
-    add("--heldout-pairs", type=_positive, default=200, help="of pku (default %(default)s)")
+    add("--heldout-pairs", type=_positive, default=150, help="of pku (default %(default)s)")
     add(
         "--dtype", choices=("bfloat16", "float32", "auto"), default="bfloat16", help="of the base (default %(default)s)"
     )
