@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int
 from aligner_jax.errors import InputError
 from aligner_jax.model.attention import RESIDUAL, Prefix, attend
 from aligner_jax.model.config import LlamaConfig
-from aligner_jax.model.logical import constrain
-from aligner_jax.model.params import Layers, Params, abstract_params, init_params, param_specs
+from aligner_jax.model.logical import constrain, is_split, mesh_axes, num_parts, on_each_device
+from aligner_jax.model.params import Layers, Params, abstract_params, init_params, is_spec, param_specs
 from aligner_jax.model.rope import rotate, rotation
 from aligner_jax.model.updates import Updates, project, updated
 
@@ -69,8 +69,8 @@ def forward(
     adapted = Adapted(prefix, updates)
     first = config.num_layers - adapted.num_layers
     x_btd = embed(params, tokens_bt)
-    x_btd = _scan(body, x_btd, params.layers, range(first), Adapted(), remat)
-    x_btd = _scan(body, x_btd, params.layers, range(first, config.num_layers), adapted, remat)
+    x_btd = _scan(body, x_btd, params.layers, range(first), Adapted(), remat, config)
+    x_btd = _scan(body, x_btd, params.layers, range(first, config.num_layers), adapted, remat, config)
     return rms_norm(x_btd, params.norm_d, config.norm_eps)
 
 
@@ -88,8 +88,22 @@ class Adapted(NamedTuple):
 
 def embed(params: Params, tokens_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
     """Token embeddings, in the parameters' dtype."""
+
+    def look_up(embed_vd, tokens_bt):
+        split_over = mesh_axes("vocab")
+        if not split_over:
+            return embed_vd[tokens_bt]
+        # Each device has the rows of a part of the vocabulary.
+        local_bt = tokens_bt - jax.lax.axis_index(split_over) * len(embed_vd)
+        here_bt1 = ((local_bt >= 0) & (local_bt < len(embed_vd)))[..., None]
+        return jax.lax.psum(jnp.where(here_bt1, embed_vd[local_bt], 0), split_over)
+
     with jax.named_scope("embed"):
-        return constrain(params.embed_vd[tokens_bt], "batch", None, None)
+        if tokens_bt.shape[0] % num_parts("batch"):
+            return params.embed_vd[tokens_bt]
+        # The table is gathered, not the rows that are looked up: those would have to change places.
+        rows = ("batch", None)
+        return on_each_device(look_up, (("vocab", None), rows), (*rows, None))(params.embed_vd, tokens_bt)
 
 
 class Head(NamedTuple):
@@ -186,6 +200,21 @@ def layer_at(layers: Layers, index: Int[Array, ""]) -> Layers:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), layers)
 
 
+def _gathered(layer: Layers, config: LlamaConfig) -> Layers:
+    """One layer's weights, whole along the axis that is only split for storage.
+
+    Without it the compiler may rather move activations, which are larger.
+    """
+    if not is_split():
+        return layer
+    specs = param_specs(config).layers
+
+    def gather(spec, weight):
+        return constrain(weight, *(None if axis == "embed" else axis for axis in spec.axes[1:]))
+
+    return jax.tree.map(gather, specs, layer, is_leaf=is_spec)
+
+
 def _biased(y: Array, bias: Array | None) -> Array:
     if bias is None:
         return y
@@ -193,14 +222,14 @@ def _biased(y: Array, bias: Array | None) -> Array:
     return y + bias.astype(y.dtype).reshape((*rows, 1, *y.shape[2:]))
 
 
-def _scan(body, x_btd, layers: Layers, indices: range, adapted: Adapted, remat: Remat):
+def _scan(body, x_btd, layers: Layers, indices: range, adapted: Adapted, remat: Remat, config: LlamaConfig):
     if not indices:
         return x_btd
 
     @functools.partial(jax.checkpoint, prevent_cse=False, policy=remat_policy(remat))
     def step(x_btd, index_and_adapted):
         index, layer_adapted = index_and_adapted
-        return body(x_btd, layer_at(layers, index), layer_adapted), None
+        return body(x_btd, _gathered(layer_at(layers, index), config), layer_adapted), None
 
     return jax.lax.scan(step, x_btd, (jnp.arange(indices.start, indices.stop), adapted))[0]
 

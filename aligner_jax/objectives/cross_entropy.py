@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from aligner_jax.model.llama import Head, Params, column_of, embed_logits, unembed
-from aligner_jax.model.logical import on_each_device
+from aligner_jax.model.logical import mesh_axes, on_each_device
 
 MIN_CHUNK, MAX_CHUNK = 64, 512
 """Tokens a chunk, at least and at most: below, reading the head dominates; above, its logits."""
@@ -38,10 +38,13 @@ def token_losses(
       mask_bt: which positions count.
       chunk: positions whose logits exist at a time; by default a quarter of them all, within the bounds above.
     """
-    # Each device gathers the positions of its own rows to the front, and needs the whole head.
-    rows = ("batch", None)
-    losses = on_each_device(functools.partial(_token_losses, chunk=chunk), ((), (*rows, None), rows, rows), rows)
-    return losses(Head.of(params), hidden_btd, targets_bt, mask_bt)
+    # Each device gathers the positions of its own rows to the front, and needs the whole of its vocabulary's head.
+    rows, head = ("batch", None), Head.of(params)
+    of_head = {"head_dv": (None, "vocab"), "embed_vd": ("vocab", None)}
+    head_axes = {name: axes for name, axes in of_head.items() if getattr(head, name) is not None}
+    in_axes = (head._replace(**head_axes), (*rows, None), rows, rows)
+    losses = on_each_device(functools.partial(_token_losses, chunk=chunk), in_axes, rows)
+    return losses(head, hidden_btd, targets_bt, mask_bt)
 
 
 def _token_losses(head: Head, hidden_btd, targets_bt, mask_bt, *, chunk: int | None):
@@ -132,16 +135,48 @@ def _in_blocks(hidden_cd, head: Head, targets_c, *, slopes: bool):
     sums = jax.lax.scan(step, sums, jnp.arange(whole) * size)[0]
     if rest := head.vocab_size - whole * size:
         sums = add(sums, head.block(whole * size, rest))
+    sums = _over_all_parts(sums)
     # The slope of the logits is p − 1 at the target and p elsewhere; the 1 is taken off as the target's own column.
-    column_cd = column_of(head, targets_c).astype(jnp.float32)
+    column_cd = _of_target(head, targets_c, lambda local_c: column_of(head, local_c).astype(jnp.float32))
     of_target_c = jnp.sum(hidden_cd.astype(jnp.float32) * column_cd, axis=-1)
     losses_c = (sums.largest_c1 + jnp.log(sums.denominator_c1))[:, 0] - of_target_c
     return losses_c, None if sums.slopes_cd is None else sums.slopes_cd / sums.denominator_c1 - column_cd
 
 
+def _over_all_parts(sums: _Sums) -> _Sums:
+    """Of the whole vocabulary, from those of each device's part of it."""
+    split_over = mesh_axes("vocab")
+    if not split_over:
+        return sums
+    largest_c1 = jax.lax.pmax(sums.largest_c1, split_over)
+    shrink_c1 = jnp.exp(sums.largest_c1 - largest_c1)
+    denominator_c1 = jax.lax.psum(sums.denominator_c1 * shrink_c1, split_over)
+    if sums.slopes_cd is None:
+        return _Sums(largest_c1, denominator_c1, None)
+    return _Sums(largest_c1, denominator_c1, jax.lax.psum(sums.slopes_cd * shrink_c1, split_over))
+
+
+def _of_target(head: Head, targets_c, of_local):
+    """What `of_local` gives of each target's place in the head, on the device whose part of it has the place."""
+    split_over = mesh_axes("vocab")
+    if not split_over:
+        return of_local(targets_c)
+    local_c = targets_c - jax.lax.axis_index(split_over) * head.vocab_size
+    here_c = (local_c >= 0) & (local_c < head.vocab_size)
+    found = of_local(jnp.where(here_c, local_c, 0))
+    return jax.lax.psum(jnp.where(here_c.reshape(-1, *(1,) * (found.ndim - 1)), found, 0), split_over)
+
+
 def _losses(hidden_cd, head: Head, targets_c):
     logits_cv = unembed(head, hidden_cd)
-    return jax.nn.logsumexp(logits_cv, axis=-1) - jnp.take_along_axis(logits_cv, targets_c[:, None], axis=-1)[:, 0]
+    largest_c = jax.lax.stop_gradient(jnp.max(logits_cv, axis=-1))
+    if split_over := mesh_axes("vocab"):
+        largest_c = jax.lax.pmax(largest_c, split_over)
+    denominator_c = jnp.sum(jnp.exp(logits_cv - largest_c[:, None]), axis=-1)
+    if split_over:
+        denominator_c = jax.lax.psum(denominator_c, split_over)
+    take = lambda local_c: jnp.take_along_axis(logits_cv, local_c[:, None], axis=-1)[:, 0]  # noqa: E731
+    return largest_c + jnp.log(denominator_c) - _of_target(head, targets_c, take)
 
 
 def _no_losses(hidden_cd, targets_c, counts_c):

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from aligner_jax.data.pipeline import Batch
 from aligner_jax.model.llama import LlamaConfig, Params, Remat
+from aligner_jax.model.logical import constrain, num_parts
 from aligner_jax.objectives.objective import SFT, Objective, Totals
 from aligner_jax.peft import Adapter
 
@@ -48,9 +49,10 @@ class Step(Protocol):
 
 
 def init_state(adapter: Adapter, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state at step 0. The trainable arrays are copied: the step donates its state."""
+    """The state at step 0. All arrays are copies, since the step donates its state: optax may give one array twice."""
     trainable = jax.tree.map(jnp.copy, adapter.trainable)
-    return TrainState(trainable=trainable, optimizer=optimizer.init(trainable), step=jnp.int32(0))
+    state = jax.tree.map(jnp.copy, optimizer.init(trainable))
+    return TrainState(trainable=trainable, optimizer=state, step=jnp.int32(0))
 
 
 def make_step(
@@ -99,7 +101,7 @@ def make_step(
         zero = jnp.zeros(of_adapters, jnp.float32)
         none = Totals(jnp.zeros(of_adapters, jnp.int32), dict.fromkeys(objective.metrics, zero))
         nothing: Any = (zero, none, jax.tree.map(jnp.zeros_like, state.trainable))
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        parts = jax.tree.map(lambda x: _in_parts(x, accumulate), batch)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), accumulate)
         (loss, (count, others), gradient), _ = jax.lax.scan(add, nothing, (parts, keys))
         count = jnp.maximum(count, 1)
@@ -112,6 +114,13 @@ def make_step(
         return TrainState(cast(dict[str, Array], trainable), optimizer_state, state.step + 1), metrics
 
     return step
+
+
+def _in_parts(x: Array, accumulate: int) -> Array:
+    """The rows in parts on a leading axis; each device's in so many, so that none has to move."""
+    devices = num_parts("batch")
+    x = x.reshape(devices, accumulate, -1, *x.shape[1:]).swapaxes(0, 1)
+    return constrain(x.reshape(accumulate, -1, *x.shape[3:]), None, "batch", *(None,) * (x.ndim - 3))
 
 
 def _for_each(batch: Batch, num_adapters: int) -> Batch:

@@ -15,10 +15,16 @@ from aligner_jax.runtime.files import write_atomically
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseConfig:
-    """The frozen model: where it is, and the dtype it is held and computed in ("auto": what the device does best)."""
+    """The frozen model: where it is, and the dtype it is held and computed in ("auto": what the device does best).
+
+    Attributes:
+      model: the name of the published architecture (`aj.llama_config`) that the weights must have; what is planned for
+        where there are no weights.
+    """
 
     path: str
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    model: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,6 +142,30 @@ class SweepConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How a step is split over devices; `runtime.sharding` explains it.
+
+    Attributes:
+      data: replicas of the base, each with its own rows.
+      fsdp: devices that split a replica's parameters for storage, and its rows.
+      tensor: devices that split heads, MLP and vocabulary. One of the three may be -1: as many as there are devices.
+      slices: TPU slices that are joined by the data centre's network; they split `data`.
+      rules: of single logical axes, the mesh axes to split them over in place of the default ones: names with commas
+        between, or "none".
+      topology: the TPU topology that the config is made for, as "v5e:2x4"; what is planned for by default.
+      devices: of the topology so many are planned for; None for all.
+    """
+
+    data: int = number(1, least=-1)
+    fsdp: int = number(-1, least=-1)
+    tensor: int = number(1, least=-1)
+    slices: int = number(1, least=1)
+    rules: dict[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    topology: str | None = None
+    devices: int | None = number(None, least=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """A checkpoint every so many optimizer steps, and how many of the newest are kept."""
 
@@ -169,6 +199,7 @@ class TrainConfig:
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     sweep: SweepConfig = SweepConfig()
+    mesh: MeshConfig = MeshConfig()
     steps: int = number(least=1)
     seed: int = number(0, least=0)
     remat: Literal["full", "dots", "none"] = "full"
@@ -178,8 +209,8 @@ class TrainConfig:
     report: ReportConfig = ReportConfig()
 
 
-MAY_DIFFER = ("steps", "log_every", "eval_every", "checkpoint.", "report.")
-"""Fields that a resumed run may change: they do not alter what a step computes."""
+MAY_DIFFER = ("steps", "log_every", "eval_every", "checkpoint.", "report.", "mesh.", "base.model")
+"""Fields that a resumed run may change: they do not alter what a step computes, but for rounding."""
 
 
 def parse_config(config: ConfigDict | Mapping[str, Any]) -> TrainConfig:
