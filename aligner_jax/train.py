@@ -15,27 +15,26 @@ from pathlib import Path
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags
+from jax.sharding import Mesh
 from rich.console import Console
 
 from aligner_jax.data import pipeline
 from aligner_jax.errors import InputError
 from aligner_jax.evals import before_after
 from aligner_jax.model.llama import Params
-from aligner_jax.objectives.objective import make_objective
-from aligner_jax.objectives.step import Step, StepMetrics, TrainState, init_state, make_step
+from aligner_jax.objectives.step import Step, StepMetrics, TrainState, init_state
 from aligner_jax.peft import Adapter, complete_options, init_adapter
 from aligner_jax.peft.artifact import load_adapter, save_adapter
-from aligner_jax.peft.rows import stack_adapters, unstack_adapter
-from aligner_jax.runtime import command, optim, platform, roofline
+from aligner_jax.peft.rows import unstack_adapter
+from aligner_jax.runtime import command, optim, platform, roofline, sharding
 from aligner_jax.runtime.checkpoint import Checkpoints
 from aligner_jax.runtime.config import TrainConfig, check_same_run, parse_config, save_config
 from aligner_jax.runtime.metrics import MetricsWriter
 from aligner_jax.runtime.progress import Progress
 from aligner_jax.tasks import TASKS
+from aligner_jax.tasks.program import check_model, make_program, of_sweep
 from aligner_jax.weights.base import Base, load_base
 
 CONFIG = command.config_flag()
@@ -55,21 +54,27 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
     """
     before_after.check_form(config.report.form)
     check_same_run(config, workdir)
+    mesh = sharding.mesh_of(config.mesh)
+    rules = sharding.rules_of(config.mesh)
+    with sharding.use(mesh, rules):
+        return _train_on(mesh, rules, config, workdir, console)
+
+
+def _train_on(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, workdir: Path, console: Console) -> Adapter:
     base = load_base(config.base.path, platform.compute_dtype(config.base.dtype))
+    check_model(config, base.config)
+    base = base.replace(params=jax.device_put(base.params, sharding.param_shardings(base.config, mesh, rules)))
+    if mesh.size > 1:
+        console.out(f"mesh: {sharding.describe(mesh)}")
     base_size = sum(leaf.size for leaf in jax.tree.leaves(base.params))
     console.out(f"base: {config.base.path}, {base_size:,} parameters in {base.params.embed_vd.dtype}, frozen")
     adapter = first_adapter(config, base)
     number = config.sweep.num_adapters
     of_each = "" if number is None else f" in each of {number} adapters"
     console.out(f"adapter: {adapter}, {adapter.num_params // (number or 1):,} trained parameters{of_each}")
-    optimizer = make_optimizer(config)
-    adapter = adapter.replace(trainable=optim.to_state_dtype(adapter.trainable, config.optim))
     task = TASKS[config.objective.name](config, base, adapter, workdir, console)
-    step = make_step(
-        adapter, optimizer, config=base.config, accumulate=config.optim.accumulate, remat=config.remat,
-        objective=make_objective(config.objective), seed=config.seed, num_adapters=number,
-    )  # fmt: skip
-    state = init_state(adapter, optimizer)
+    program = make_program(config, base.config, adapter, mesh)
+    state = jax.device_put(init_state(adapter, program.optimizer), program.whole)
 
     def model_flops(batch: pipeline.Batch) -> float:
         # A method without a prefix has neither option: then all layers have a backward pass.
@@ -91,7 +96,7 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
             task.batches.set_state(data_state)
             console.out(f"resuming after step {number} of {config.steps}")
         state = run_steps(
-            config, workdir, jax.jit(step, donate_argnums=0), base.params, task.reference, state, task.batches,
+            config, workdir, program.step, base.params, task.reference, state, task.batches,
             checkpoints, model_flops, evaluate if task.has_heldout else None, console,
         )  # fmt: skip
 
@@ -113,20 +118,9 @@ def named_adapters(config: TrainConfig, adapter: Adapter) -> dict[str, Adapter]:
     return {f"adapter_{i}.safetensors": unstack_adapter(adapter, i) for i in range(config.sweep.num_adapters)}
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """The run's optimizer: of one adapter, or of a sweep."""
-    if config.sweep.num_adapters is None:
-        return optim.make_optimizer(config.optim, config.steps)
-    rates_a = jnp.asarray(config.sweep.lr or (config.optim.lr,) * config.sweep.num_adapters)
-    return optim.make_sweep_optimizer(config.optim, config.steps, rates_a)
-
-
 def first_adapter(config: TrainConfig, base: Base) -> Adapter:
     """The adapter, or the sweep's stack, that training begins with: fresh, or that of `config.adapter.init_from`."""
-    one = functools.partial(_first_adapter, config, base)
-    if config.sweep.num_adapters is None:
-        return one(config.seed)
-    return stack_adapters([one(seed) for seed in config.sweep.seed or (config.seed,) * config.sweep.num_adapters])
+    return of_sweep(config, functools.partial(_first_adapter, config, base))
 
 
 def _first_adapter(config: TrainConfig, base: Base, seed: int) -> Adapter:

@@ -1,0 +1,172 @@
+"""The training step of a config as a program for a mesh of devices: what is run, and what is planned."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from aligner_jax.data.pair_rows import most_pairs
+from aligner_jax.errors import InputError
+from aligner_jax.model.config import llama_config
+from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
+from aligner_jax.objectives.objective import make_objective
+from aligner_jax.objectives.step import Step, init_state, make_step
+from aligner_jax.peft import Adapter, init_adapter
+from aligner_jax.peft.rows import stack_adapters
+from aligner_jax.runtime import optim, sharding
+from aligner_jax.runtime.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A step that is jitted for its mesh, and where its arguments are.
+
+    Attributes:
+      step: (state, params, batch, reference) to (state, metrics); donates the state. Trace it with `mesh` and `rules`
+        in context (`sharding.use`).
+      optimizer: what makes the state's optimizer part.
+      params_sharding: of each parameter.
+      batch_sharding: of every array of a batch.
+      whole: of what every device holds whole: state, reference and metrics.
+    """
+
+    step: Step
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    rules: sharding.Rules
+    params_sharding: Params
+    batch_sharding: NamedSharding
+    whole: NamedSharding
+
+    def use(self) -> Any:
+        """Mesh and rules as the context in which the step is traced."""
+        return sharding.use(self.mesh, self.rules)
+
+
+def make_program(config: TrainConfig, model: LlamaConfig, adapter: Adapter, mesh: Mesh) -> Program:
+    """The program of a config's step. The adapter's arrays, or the sweep's, may be `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      InputError: the mesh does not divide the rows or the model.
+    """
+    rules = sharding.rules_of(config.mesh)
+    _check_rows(config, mesh, rules)
+    optimizer = make_optimizer(config)
+    step = make_step(
+        adapter, optimizer, config=model, accumulate=config.optim.accumulate, remat=config.remat,
+        objective=make_objective(config.objective), seed=config.seed, num_adapters=config.sweep.num_adapters,
+    )  # fmt: skip
+    params_sharding = sharding.param_shardings(model, mesh, rules)
+    rows, whole = sharding.batch_sharding(mesh, rules), sharding.replicated(mesh)
+    jitted = jax.jit(
+        step, donate_argnums=0, in_shardings=(whole, params_sharding, rows, whole), out_shardings=(whole, whole)
+    )
+    return Program(jitted, optimizer, mesh, rules, params_sharding, rows, whole)
+
+
+def fresh_adapter(config: TrainConfig, model: LlamaConfig) -> Adapter:
+    """What training begins with where the config names no saved adapter: one, or a stack of the sweep's."""
+
+    def one(seed: int) -> Adapter:
+        return init_adapter(config.adapter.method, model, key=seed, **config.adapter.options)
+
+    return of_sweep(config, one)
+
+
+def of_sweep(config: TrainConfig, one: Callable[[int], Adapter]) -> Adapter:
+    """The adapter of the config's seed, or a stack of those of the sweep's seeds, in the dtype of the state."""
+    number = config.sweep.num_adapters
+    seeds = config.sweep.seed or (config.seed,) * (number or 1)
+    adapter = one(config.seed) if number is None else stack_adapters([one(seed) for seed in seeds])
+    return adapter.replace(trainable=optim.to_state_dtype(adapter.trainable, config.optim))
+
+
+def abstract_arguments(config: TrainConfig, model: LlamaConfig, program: Program, dtype: str) -> tuple[Any, ...]:
+    """What the step is called with, as `jax.ShapeDtypeStruct`s where the program wants it: nothing is allocated.
+
+    Args:
+      dtype: of the base.
+
+    Returns:
+      (state, params, batch, reference), for `program.step.lower`.
+    """
+    adapter = jax.eval_shape(lambda: fresh_adapter(config, model))
+    state = jax.eval_shape(lambda: init_state(fresh_adapter(config, model), program.optimizer))
+    in_steps = config.objective.name != "sft" and not config.objective.cache_reference
+    reference = adapter if in_steps and config.objective.reference not in (None, "base") else None
+    return (
+        _placed(state, program.whole),
+        jax.tree.map(_struct, abstract_params(model, dtype), program.params_sharding),
+        _placed(abstract_batch(config), program.batch_sharding),
+        _placed(reference, program.whole),
+    )
+
+
+def abstract_batch(config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of the config's data, as shapes."""
+    data = config.data
+    rows = (data.batch_size, data.sequence_length)
+    dtypes = {"tokens_bt": "int32", "segment_ids_bt": "int32", "positions_bt": "int32", "loss_mask_bt": "bool"}
+    shapes = {name: (rows, dtype) for name, dtype in dtypes.items()}
+    if config.objective.name != "sft":
+        units = rows[0] if data.packing else rows[0] // 2
+        shapes["pairs_um"] = (units, most_pairs(data.sequence_length, data.packing)), "int32"
+        if config.objective.cache_reference:
+            shapes["reference_bt"] = rows, "float32"
+    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+
+
+def _placed(tree: Any, where: NamedSharding) -> Any:
+    return jax.tree.map(lambda leaf: _struct(leaf, where), tree)
+
+
+def _struct(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """The run's optimizer: of one adapter, or of a sweep."""
+    if config.sweep.num_adapters is None:
+        return optim.make_optimizer(config.optim, config.steps)
+    rates = config.sweep.lr or (config.optim.lr,) * config.sweep.num_adapters
+    return optim.make_sweep_optimizer(config.optim, config.steps, jax.numpy.asarray(rates))
+
+
+def check_model(config: TrainConfig, model: LlamaConfig) -> None:
+    """Refuses a base of another architecture than the config names.
+
+    Raises:
+      InputError: names the field that differs.
+    """
+    if config.base.model is None:
+        return
+    named = llama_config(config.base.model)
+    for field in dataclasses.fields(named):
+        wanted, found = getattr(named, field.name), getattr(model, field.name)
+        # How long a context is said to be does not change what is computed.
+        if wanted != found and field.name != "context_length":
+            raise InputError(
+                f"config.base.model is {config.base.model!r}, whose {field.name} is {wanted}, but the base at "
+                f"{config.base.path} has {found}"
+            )
+
+
+def row_multiple(config: TrainConfig, mesh: Mesh, rules: sharding.Rules | None = None) -> int:
+    """What `data.batch_size` must be a multiple of: every device has as many rows in every part of the accumulation."""
+    shards = sharding.batch_sharding(mesh, rules or sharding.rules_of(config.mesh)).shard_shape((mesh.size,))
+    # Without packing a pair is two rows, which stay together.
+    together = 1 if config.objective.name == "sft" or config.data.packing else 2
+    return mesh.size // shards[0] * config.optim.accumulate * together
+
+
+def _check_rows(config: TrainConfig, mesh: Mesh, rules: sharding.Rules) -> None:
+    batch_size, multiple = config.data.batch_size, row_multiple(config, mesh, rules)
+    if batch_size % multiple:
+        raise InputError(
+            f"config.data.batch_size is {batch_size}, but on the mesh {dict(mesh.shape)} with config.optim.accumulate "
+            f"{config.optim.accumulate} it must be a multiple of {multiple}, such as "
+            f"{-(-batch_size // multiple) * multiple}"
+        )
