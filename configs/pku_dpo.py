@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     return ConfigDict(
         {
-            "base": {"path": "meta-llama/Llama-2-7b-hf"},
+            "base": {"path": "meta-llama/Llama-2-7b-hf", "model": "llama2_7b"},
             "adapter": {
                 "method": "aligner",
                 "num_tokens": 1,
@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
                 "overlong": "truncate",
             },
             "optim": {"lr": 1e-4, "weight_decay": 0.02, "schedule": "paper_as_run", "warmup_steps": 10_000},
+            "mesh": {"fsdp": -1, "topology": "v5e:2x4"},
             "steps": 7_500,
             "remat": "full",
             "log_every": 10,

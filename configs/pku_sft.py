@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     return ConfigDict(
         {
-            "base": {"path": "meta-llama/Llama-2-7b-hf"},
+            "base": {"path": "meta-llama/Llama-2-7b-hf", "model": "llama2_7b"},
             "adapter": {"method": "aligner", "num_tokens": 1, "start_layer": 2},
             "data": {
                 "path": "data/pku_saferlhf/train.jsonl",
@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
                 "overlong": "truncate",
             },
             "optim": {"lr": 9e-3, "weight_decay": 0.02, "schedule": "warmup_constant", "warmup_steps": 625},
+            "mesh": {"fsdp": -1, "topology": "v5e:2x4"},
             "steps": 3_750,
             "remat": "full",
             "log_every": 10,

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     return ConfigDict(
         {
-            "base": {"path": "models/SmolLM2-135M-Instruct.Q4_1.gguf"},
+            "base": {"path": "models/SmolLM2-135M-Instruct.Q4_1.gguf", "model": "smollm2_135m"},
             "adapter": {"method": "aligner", "num_tokens": 1, "start_layer": 2},
             "data": {
                 "path": "aligner_jax/data/quickstart/train.jsonl",
@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
                 "batch_size": 1,
             },
             "optim": {"lr": 2e-2, "weight_decay": 0.02, "schedule": "cosine"},
+            "mesh": {"topology": "v5e:2x2", "devices": 1},
             "steps": 56,
             "remat": "dots",
             "log_every": 5,

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     return ConfigDict(
         {
-            "base": {"path": "models/SmolLM2-135M-Instruct.Q4_1.gguf"},
+            "base": {"path": "models/SmolLM2-135M-Instruct.Q4_1.gguf", "model": "smollm2_135m"},
             "adapter": {
                 "method": "aligner",
                 "num_tokens": 1,
@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
                 "overlong": "drop",
             },
             "optim": {"lr": 1e-3, "weight_decay": 0.02, "schedule": "warmup_constant", "warmup_steps": 10},
+            "mesh": {"topology": "v5e:2x2", "devices": 1},
             "steps": 60,
             "remat": "dots",
             "log_every": 5,

@@ -251,22 +251,27 @@ def layer_weights(config: LlamaConfig) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one JAX device can do at most: bfloat16 FLOPs a second, HBM bytes a second, and bytes of HBM."""
+    """What one JAX device can do at most: bfloat16 FLOPs a second, HBM bytes a second and bytes of HBM.
+
+    Also the bytes a second that it can receive from others of its slice, over all its links together.
+    """
 
     name: str
     flops_per_second: float
     hbm_bytes_per_second: float
     hbm_bytes: int
+    network_bytes_per_second: float
 
 
 # Published a chip, in TFLOP/s, GB/s and GiB, at https://docs.cloud.google.com/tpu/docs/ v4, v5e and v6e, and for v5p
 # in the table at tpu7x. JAX's own table (jax/_src/tpu_info.py) agrees within 3 % but for v5p's bandwidth, 2460 GB/s.
+# Links between chips are published in Gbit/s a chip: 2400, 1600, 4800, 3200, 9600.
 # On v4 and v5p the two cores of a chip are one device; on tpu7x each core is one, with half of everything.
-_V4 = Chip("v4", 275e12, 1200e9, 32 << 30)
-_V5E = Chip("v5e", 197e12, 819e9, 16 << 30)
-_V5P = Chip("v5p", 459e12, 2765e9, 95 << 30)
-_V6E = Chip("v6e", 918e12, 1638e9, 32 << 30)
-_TPU7X = Chip("tpu7x", 2307e12 / 2, 7380e9 / 2, (192 << 30) // 2)
+_V4 = Chip("v4", 275e12, 1200e9, 32 << 30, 300e9)
+_V5E = Chip("v5e", 197e12, 819e9, 16 << 30, 200e9)
+_V5P = Chip("v5p", 459e12, 2765e9, 95 << 30, 600e9)
+_V6E = Chip("v6e", 918e12, 1638e9, 32 << 30, 400e9)
+_TPU7X = Chip("tpu7x", 2307e12 / 2, 7380e9 / 2, (192 << 30) // 2, 1200e9 / 2)
 
 CHIPS: dict[str, Chip] = {
     "TPU v4": _V4,

@@ -11,8 +11,9 @@ from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
 from aligner_jax.weights.assemble import DTYPES
 from aligner_jax.weights.fingerprint import fingerprint
-from aligner_jax.weights.gguf import load_gguf
+from aligner_jax.weights.gguf import load_gguf, read_gguf_config
 from aligner_jax.weights.hf import load_hf
+from aligner_jax.weights.hf_config import hf_config
 
 _FORMS = "a Hugging Face folder (config.json and model.safetensors), a .gguf file or the hub name of a model"
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
@@ -51,6 +52,20 @@ def load_base(path: str | Path, dtype: str = "float32") -> Base:
         local = _from_hub(str(path))
     config, params = _loader(local)(local, dtype)
     return Base(params, config, load_tokenizer(local))
+
+
+def base_config(path: str | Path) -> LlamaConfig:
+    """The configuration of the base model at a local `path`, without its weights.
+
+    Raises:
+      InputError: there is no model, or it cannot be read as one.
+    """
+    local = Path(path).expanduser()
+    if local.suffix == ".gguf" and local.is_file():
+        return read_gguf_config(local)
+    if (local / "config.json").is_file():
+        return hf_config(local)
+    raise InputError(f"there is no base model at {path}; give {_FORMS}")
 
 
 def _loader(path: Path):

@@ -86,6 +86,17 @@ def load_gguf(path: Path, dtype: str = "float32") -> tuple[LlamaConfig, Params]:
       InputError: the file is cut short or damaged, the architecture is not LLaMA's, or a tensor is missing, unknown,
         of the wrong shape, or of a type that is not read.
     """
+    header, sources, config = _read(path)
+    form = _INTERLEAVED if is_interleaved(header) else FORMAT
+    return config, assemble(config, sources, form, dtype, where=path)
+
+
+def read_gguf_config(path: Path) -> LlamaConfig:
+    """The configuration alone. Raises InputError as `load_gguf`."""
+    return _read(path)[2]
+
+
+def _read(path: Path) -> tuple[GGUFHeader, list[Source], LlamaConfig]:
     header = read_gguf_header(path)
     sources = gguf_sources(path, header)
     rope_freqs = next((source for source in sources if source.name == "rope_freqs.weight"), None)
@@ -93,9 +104,7 @@ def load_gguf(path: Path, dtype: str = "float32") -> tuple[LlamaConfig, Params]:
     if rope_freqs is not None:
         FORMAT.check_encoding(rope_freqs)
         factors = FORMAT.decode(rope_freqs).astype(np.float64).ravel()
-    config = gguf_config(path, header, factors)
-    form = _INTERLEAVED if is_interleaved(header) else FORMAT
-    return config, assemble(config, sources, form, dtype, where=path)
+    return header, sources, gguf_config(path, header, factors)
 
 
 def gguf_sources(path: Path, header: GGUFHeader) -> list[Source]:

@@ -1,0 +1,194 @@
+"""What a config's training step needs on a TPU topology, from the TPU compiler and from counting."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from aligner_jax.errors import InputError
+from aligner_jax.model.llama import LlamaConfig
+from aligner_jax.planning.collectives import bytes_by_kind, collectives
+from aligner_jax.planning.topology import without_a_cache_of_programs
+from aligner_jax.runtime import roofline, sharding
+from aligner_jax.runtime.config import MeshConfig, TrainConfig
+from aligner_jax.tasks.program import abstract_arguments, fresh_adapter, make_program
+
+ATTAINED = 0.5
+"""Of the roofline, what a step may be expected to reach."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Of one device, a step: bytes of memory, and what is computed, moved and sent. Sizes in bytes.
+
+    Attributes:
+      peak_bytes: the most memory in use; where the step does not fit, what the compiler says that it would need.
+      weights_bytes, adapter_bytes: of the arguments: the base, and the adapter with its optimizer state.
+      temporary_bytes: the most that lives within the step.
+      flops: hardware FLOPs of products, recomputation included (`runtime.roofline`).
+      hbm_traffic_bytes: read from and written to the chip's memory.
+      collective_bytes: results of collectives, by kind; read from the compiled program, None where it does not fit.
+      bound: what sets the roofline: compute, memory or network.
+      tokens_per_second: of all devices, at half of the roofline.
+    """
+
+    topology: str
+    devices: int
+    mesh: dict[str, int]
+    batch: int
+    sequence_length: int
+    weight_dtype: str
+    remat: str
+    peak_bytes: int
+    hbm_bytes: int
+    fits: bool
+    weights_bytes: int
+    adapter_bytes: int
+    temporary_bytes: int | None
+    flops: float
+    model_flops: float
+    hbm_traffic_bytes: float
+    collective_bytes: dict[str, int] | None
+    roofline_seconds: float
+    bound: str
+    tokens_per_second: float
+    compile_seconds: float
+
+
+def make_plan(config: TrainConfig, model: LlamaConfig, topology: str, devices: Sequence[Any]) -> Plan:
+    """Compiles the step that training would run, for these devices.
+
+    Raises:
+      InputError: the mesh does not divide rows or model, the chip is unknown, or the program cannot be compiled for
+        another reason than its size.
+    """
+    mesh = sharding.mesh_of(refitted(config.mesh, len(devices)), devices)
+    program = make_program(config, model, fresh_adapter_shapes(config, model), mesh)
+    arguments = abstract_arguments(config, model, program, weight_dtype(config))
+    began = time.monotonic()
+    compiled, needed = _compile(program, arguments)
+    took = time.monotonic() - began
+    sent = None if compiled is None else collectives(compiled.as_text())
+    memory = None if compiled is None else compiled.memory_analysis()
+    chip = _chip(devices[0])
+    state, params, *_ = arguments
+    cost = _cost(config, model, mesh, _nbytes(params.layers) / _num_weights(params.layers))
+    tensor = mesh.shape["tensor"]
+    # What is gathered is written to memory before it is read.
+    traffic = cost.hbm_bytes / tensor + sum(each.nbytes * each.runs for each in sent or ())
+    seconds = {
+        "compute": cost.hardware_flops / tensor / chip.flops_per_second,
+        "memory": traffic / chip.hbm_bytes_per_second,
+        "network": sum(each.received for each in sent or ()) / chip.network_bytes_per_second,
+    }
+    bound = max(seconds, key=lambda name: seconds[name])
+    tokens = config.data.batch_size * config.data.sequence_length
+    return Plan(
+        topology=topology,
+        devices=len(devices),
+        mesh=dict(mesh.shape.items()),
+        batch=config.data.batch_size,
+        sequence_length=config.data.sequence_length,
+        weight_dtype=weight_dtype(config),
+        remat=config.remat,
+        peak_bytes=needed if memory is None else memory.peak_memory_in_bytes,
+        hbm_bytes=chip.hbm_bytes,
+        fits=memory is not None and memory.peak_memory_in_bytes <= chip.hbm_bytes,
+        weights_bytes=_nbytes(params),
+        adapter_bytes=_nbytes(state),
+        temporary_bytes=None if memory is None else memory.temp_size_in_bytes,
+        flops=cost.hardware_flops / tensor,
+        model_flops=cost.model_flops / tensor,
+        hbm_traffic_bytes=traffic,
+        collective_bytes=None if sent is None else bytes_by_kind(sent),
+        roofline_seconds=seconds[bound],
+        bound=bound,
+        tokens_per_second=ATTAINED * tokens / seconds[bound],
+        compile_seconds=took,
+    )
+
+
+def refitted(config: MeshConfig, num_devices: int) -> MeshConfig:
+    """The config's mesh where it fits so many devices; else the nearest that does: less of each axis, fsdp the rest."""
+    sizes = [config.data, config.fsdp, config.tensor]
+    known = [size for size in sizes if size != -1]
+    product = 1
+    for size in known:
+        product *= size
+    if product == num_devices or (len(known) == 2 and num_devices % product == 0 and config.slices == 1):
+        return config
+    tensor = _largest_divisor(num_devices, config.tensor)
+    data = _largest_divisor(num_devices // tensor, config.data)
+    return dataclasses.replace(config, data=data, fsdp=-1, tensor=tensor, slices=1)
+
+
+def weight_dtype(config: TrainConfig) -> str:
+    """What the weights of the layers are held in on a TPU."""
+    return "bfloat16" if config.base.dtype == "auto" else config.base.dtype
+
+
+def fresh_adapter_shapes(config: TrainConfig, model: LlamaConfig) -> Any:
+    """The adapter that training would begin with, with shapes in place of arrays."""
+    return jax.eval_shape(lambda: fresh_adapter(config, model))
+
+
+def _compile(program: Any, arguments: tuple) -> tuple[Any, int]:
+    with without_a_cache_of_programs(), program.use():
+        lowered = program.step.lower(*arguments)
+        try:
+            return lowered.compile(), 0
+        except jax.errors.JaxRuntimeError as error:
+            used = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error))
+            if used is None:
+                first = str(error).strip().splitlines()[0]
+                raise InputError(f"the TPU compiler cannot compile the step: {first}") from error
+            return None, int(float(used.group(1)) * 2 ** (10 * (1 + "KMGT".index(used.group(2)))))
+
+
+def _cost(config: TrainConfig, model: LlamaConfig, mesh: Mesh, weight_bytes: float) -> roofline.Cost:
+    """Of the rows of one device, before heads, MLP and vocabulary are split over `tensor`."""
+    adapter = fresh_adapter_shapes(config, model)
+    # A method without a prefix has neither option: then all layers have a backward pass.
+    options = adapter.options.as_dict()
+    rows = config.data.batch_size // (mesh.size // mesh.shape["tensor"])
+    return roofline.train_step(
+        model, batch_size=rows * (config.sweep.num_adapters or 1), sequence_length=config.data.sequence_length,
+        num_tokens=options.get("num_tokens", 1), start_layer=options.get("start_layer", 0),
+        accumulate=config.optim.accumulate, remat=config.remat, weight_bytes=weight_bytes,
+    )  # fmt: skip
+
+
+def _chip(device: Any) -> roofline.Chip:
+    chip = roofline.CHIPS.get(device.device_kind)
+    if chip is None:
+        raise InputError(f"{device.device_kind!r} is not a known chip; there are {', '.join(roofline.CHIPS)}")
+    return chip
+
+
+def _nbytes(tree: Any) -> int:
+    """Bytes of the parts that one device holds."""
+    return sum(_bits(leaf.dtype) * _size(leaf.sharding.shard_shape(leaf.shape)) // 8 for leaf in jax.tree.leaves(tree))
+
+
+def _num_weights(layers: Any) -> int:
+    return sum(_size(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(layers))
+
+
+def _bits(dtype: Any) -> int:
+    return 4 if "int4" in str(dtype) else 8 * jax.numpy.dtype(dtype).itemsize
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for each in shape:
+        size *= each
+    return size
+
+
+def _largest_divisor(number: int, at_most: int) -> int:
+    wanted = number if at_most == -1 else at_most
+    return max(divisor for divisor in range(1, min(wanted, number) + 1) if number % divisor == 0)

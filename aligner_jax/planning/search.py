@@ -1,0 +1,52 @@
+"""The largest batch that fits a topology, for each way of rematerialization."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from aligner_jax.planning.plan import Plan
+from aligner_jax.runtime.config import TrainConfig
+
+POLICIES = ("none", "dots", "full")
+MOST_ROWS = 65_536
+
+
+def search(config: TrainConfig, step: int, plan: Callable[[TrainConfig], Plan]) -> Iterator[Plan]:
+    """For each policy the plan of the largest batch that fits, or of the smallest where none does.
+
+    Args:
+      step: batches are multiples of this.
+      plan: makes the plan of a config.
+    """
+    for policy in POLICIES:
+        yield _largest(lambda rows, policy=policy: plan(_with(config, rows, policy)), step)
+
+
+def _largest(plan: Callable[[int], Plan], step: int) -> Plan:
+    best, fitting = plan(step), 1
+    if not best.fits:
+        return best
+    failed: Plan | None = None
+    failing = MOST_ROWS // step + 1
+    while failing - fitting > 1:
+        guess = _guess(best, failed, fitting, failing)
+        latest = plan(guess * step)
+        if latest.fits:
+            best, fitting = latest, guess
+        else:
+            failed, failing = latest, guess
+    return best
+
+
+def _guess(best: Plan, failed: Plan | None, fitting: int, failing: int) -> int:
+    """Where memory, which grows about linearly with the rows, would run out; strictly between the two."""
+    room = best.hbm_bytes - best.peak_bytes
+    if failed is None:
+        growth = max(best.peak_bytes - best.weights_bytes, 1) / fitting
+    else:
+        growth = max(failed.peak_bytes - best.peak_bytes, 1) / (failing - fitting)
+    return min(max(fitting + int(room / growth), fitting + 1), failing - 1)
+
+
+def _with(config: TrainConfig, rows: int, policy: str) -> TrainConfig:
+    data = dataclasses.replace(config.data, batch_size=rows)
+    return dataclasses.replace(config, data=data, remat=policy)

@@ -1,0 +1,64 @@
+"""TPU topologies by name, from the TPU compiler alone: no TPU is needed."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from aligner_jax.errors import InputError
+
+EXAMPLES = "v4:2x2x1, v5e:2x4, v5e:16x16, v5p:4x4x4, v6e:8x8 or tpu7x:2x2x1"
+
+
+def topology_devices(name: str, count: int | None = None) -> list[Any]:
+    """The devices of a topology, or its first `count`, as the compiler knows them.
+
+    Raises:
+      InputError: there is no such topology, it has fewer devices, or libtpu, which holds the compiler, is missing.
+    """
+    if not re.fullmatch(r"\w+:\d+(x\d+)*", name):
+        raise InputError(f"{name!r} is not a TPU topology; they are called {EXAMPLES}")
+    _ready_libtpu()
+    from jax.experimental import topologies
+
+    try:
+        devices = list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except Exception as error:  # Whatever the plugin raises.
+        reason = str(error).strip().splitlines()
+        raise InputError(
+            f"the TPU compiler knows no topology {name!r} ({reason[0] if reason else type(error).__name__}); "
+            f"they are called {EXAMPLES}"
+        ) from None
+    if count is not None and not 1 <= count <= len(devices):
+        raise InputError(f"{name} has {len(devices)} devices, of which {count} cannot be taken")
+    return devices[:count]
+
+
+@contextlib.contextmanager
+def without_a_cache_of_programs() -> Iterator[None]:
+    """For compiling: a program for chips that are not here cannot be read back from JAX's cache on disk."""
+    enabled = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
+
+
+def _ready_libtpu() -> None:
+    # There is no metadata server to ask, and other compilers may run beside this one.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    try:
+        import libtpu  # noqa: F401  (the plugin finds it by itself)
+    except ImportError:
+        raise InputError(
+            "the TPU compiler is in the package libtpu, which is not installed: pip install libtpu "
+            "(it exists for Linux on x86-64)"
+        ) from None
