@@ -13,7 +13,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from aligner_jax.errors import InputError
-from aligner_jax.runtime import platform
+from aligner_jax.runtime import distributed, platform
 from aligner_jax.runtime.fields import did_you_mean
 
 # A flag that this module defines for a command is listed among that command's own.
@@ -93,6 +93,8 @@ def load_config(path: str | Path, overrides: Iterable[Override] = ()) -> ConfigD
 def run(main: Callable[[], None]) -> None:
     """Parses flags, prepares the platform, calls `main` and exits; the last line of every command's file.
 
+    A process of a run on several hosts joins the others before `main` is called.
+
     Exit status 0 when main returns, 1 with one sentence for an `InputError` or a wrong flag, 130 with one line when
     interrupted. Any other exception is a bug and keeps its traceback.
     """
@@ -101,6 +103,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         _parse_flags(sys.argv)
         platform.prepare()
+        distributed.initialize()
         main()
         sys.stdout.flush()
     except InputError as error:

@@ -14,11 +14,15 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 from aligner_jax.errors import InputError
+from aligner_jax.runtime.distributed import is_first
 from aligner_jax.runtime.files import reason, write_atomically
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl` and to the event files of a workdir. A context manager."""
+    """Appends to `metrics.jsonl` and to the event files of a workdir. A context manager.
+
+    Of several processes only the first one's does: the others' take the same numbers and write nothing.
+    """
 
     def __init__(self, workdir: str | Path, *, resume_step: int = 0) -> None:
         """Opens both.
@@ -32,6 +36,9 @@ class MetricsWriter:
           InputError: a file cannot be read or written, or metrics.jsonl has a line that is not one of metrics (named).
         """
         self.path = Path(workdir) / "metrics.jsonl"
+        self._file = self._events = None
+        if not is_first():
+            return
         self._keep_until(resume_step)
         with self._failure_is_one_sentence():
             self._file = self.path.open("a", encoding="utf-8")
@@ -48,6 +55,8 @@ class MetricsWriter:
         Raises:
           InputError: the line cannot be written.
         """
+        if self._file is None or self._events is None:
+            return
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self._failure_is_one_sentence():
             self._file.write(json.dumps({"step": step, **finite}) + "\n")
@@ -62,7 +71,8 @@ class MetricsWriter:
         # Every line was flushed when it was written; one that could not be has been told of already.
         for file in (self._file, self._events):
             with contextlib.suppress(OSError):
-                file.close()
+                if file is not None:
+                    file.close()
 
     def __enter__(self) -> Self:
         return self

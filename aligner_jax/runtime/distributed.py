@@ -1,0 +1,144 @@
+"""Runs on several hosts: joining them before JAX starts, and the one process that speaks for all."""
+
+import os
+import socket
+import time
+import urllib.request
+
+import jax
+from rich.console import Console
+
+from aligner_jax.errors import InputError
+from aligner_jax.runtime import platform
+from aligner_jax.runtime.files import reason
+
+_ADDRESS, _COUNT, _ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+# How long the others have to come up; JAX's own limit, past which it aborts the process.
+_PATIENCE_SECONDS = 300
+
+
+def initialize() -> None:
+    """Joins the processes of this run, where there are several; called before the first array is made.
+
+    - JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID: processes on CPUs or GPUs,
+      anywhere. On CPUs their collectives are gloo's, unless JAX_CPU_COLLECTIVES_IMPLEMENTATION says otherwise.
+    - On TPUs, when the slice has several hosts by TPU_WORKER_HOSTNAMES (or TPU_PROCESS_ADDRESSES) and TPU_WORKER_ID, or
+      else by the metadata of the machine: its hosts, as JAX finds them.
+
+    Otherwise, and when the processes are joined already, nothing happens.
+
+    Raises:
+      InputError: variables are missing or wrong, or the other processes cannot be reached.
+    """
+    if jax.distributed.is_initialized():
+        return
+    if any(name in os.environ for name in (_ADDRESS, _COUNT, _ID)):
+        _join_as_told()
+    elif _on_tpu() and len(hosts := _tpu_hosts()) > 1:
+        try:
+            jax.distributed.initialize()
+        except (RuntimeError, ValueError, OSError) as error:
+            raise InputError(
+                f"this host cannot join the {len(hosts)} hosts of its TPU slice: {reason(error)}"
+            ) from error
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints and writes for all; True where there is no other.
+
+    With several processes it starts JAX's backend.
+    """
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def console() -> Console:
+    """Where a command says what it does; of several processes only the first one's shows anything."""
+    return Console(highlight=False, quiet=not is_first())
+
+
+def _join_as_told() -> None:
+    missing = [name for name in (_ADDRESS, _COUNT, _ID) if name not in os.environ]
+    if missing:
+        raise InputError(
+            f"a run of several processes needs {_ADDRESS}, {_COUNT} and {_ID}, but {missing[0]} is not set"
+        )
+    address, count, number = os.environ[_ADDRESS], _whole_number(_COUNT), _whole_number(_ID)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise InputError(f"{_ADDRESS} is {address!r}, but should be HOST:PORT of process 0")
+    if count < 1:
+        raise InputError(f"{_COUNT} is 0, but a run has at least one process")
+    if number >= count:
+        raise InputError(f"{_ID} is {number}, but with {_COUNT}={count} it should be from 0 to {count - 1}")
+    if count == 1:
+        return
+    # JAX aborts the process, with a stack trace, where these would fail.
+    if number == 0:
+        _check_port_is_free(int(port))
+    else:
+        _wait_for_coordinator(host.strip("[]"), int(port), f"process {number} of {count}")
+    jax.distributed.initialize(address, count, number, cluster_detection_method="deactivate")
+
+
+def _whole_number(name: str) -> int:
+    text = os.environ[name]
+    if not text.isdecimal():
+        raise InputError(f"{name} is {text!r}, but should be a whole number")
+    return int(text)
+
+
+def _check_port_is_free(port: int) -> None:
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise InputError(f"port {port} of {_ADDRESS} cannot be opened here, on process 0: {reason(error)}") from error
+
+
+def _wait_for_coordinator(host: str, port: int, who: str) -> None:
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=10).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise InputError(
+                    f"{who} has not reached process 0 at {_ADDRESS}={host}:{port} "
+                    f"in {_PATIENCE_SECONDS} seconds: {reason(error)}"
+                ) from error
+        time.sleep(1)
+
+
+def _on_tpu() -> bool:
+    platforms = jax.config.jax_platforms
+    return platform.has_tpu() and (not platforms or "tpu" in platforms.split(","))
+
+
+def _tpu_hosts() -> list[str]:
+    """The hosts of this slice; none where neither the environment nor the machine's metadata name any."""
+    for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):
+        hosts = [host for host in os.environ.get(name, "").split(",") if host]
+        if len(hosts) > 1 and "TPU_WORKER_ID" not in os.environ:
+            raise InputError(f"{name} names {len(hosts)} hosts, but TPU_WORKER_ID, which of them this is, is not set")
+        if len(hosts) > 1 and (number := _whole_number("TPU_WORKER_ID")) >= len(hosts):
+            last = len(hosts) - 1
+            raise InputError(f"TPU_WORKER_ID is {number}, but {name} names {len(hosts)} hosts, 0 to {last}")
+        if hosts:
+            return hosts
+    return [] if "TPU_SKIP_MDS_QUERY" in os.environ else _hosts_of_metadata()
+
+
+def _hosts_of_metadata() -> list[str]:
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+    url = f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+    # The metadata server is on the machine itself: no proxy can reach it.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(urllib.request.Request(url, headers={"Metadata-Flavor": "Google"}), timeout=5) as answer:
+            return [host for host in answer.read().decode().split(",") if host]
+    except (OSError, ValueError):
+        # A TPU outside Compute Engine, or one on its own.
+        return []
