@@ -281,6 +281,7 @@ while :; do
   [ -z "$resume" ] || sleep "$poll"
   state=$(state_of tpu-vm)
   is_gone "$state" || break
+  launched=''
   [ -n "$resume" ] || fail "$name is $state; --resume-on-preemption makes it again and goes on"
   note "$name is $state; it is made again"
 done

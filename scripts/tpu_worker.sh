@@ -70,7 +70,7 @@ EOF
 # The output from here on, until the command ends.
 follow_script() {
   cat <<'EOF'
-cd ~/aligner_jax_run && tail -n 50 -f --pid="$(cat pid)" log
+cd ~/aligner_jax_run && tail -n 50 -f -s 0.3 --pid="$(cat pid)" log
 EOF
 }
 

@@ -167,7 +167,6 @@ def test_a_port_that_is_taken_and_a_coordinator_that_is_not_there_are_one_senten
         (SLICE, True),
         ({"TPU_PROCESS_ADDRESSES": "t0:8476,t1:8476", "TPU_WORKER_ID": "0"}, True),
         ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, False),
-        ({"TPU_SKIP_MDS_QUERY": "1"}, False),
     ],
 )
 def test_the_hosts_of_a_slice_join_as_jax_finds_them(tpu, environment, variables, joins):
@@ -190,6 +189,14 @@ def test_the_machines_metadata_tell_of_the_other_hosts(tpu, metadata_server, tol
     distributed.initialize()
     assert asked == [("/computeMetadata/v1/instance/attributes/worker-network-endpoints", "Google")]
     assert tpu == [({},)] * joins
+
+
+def test_metadata_are_not_asked_for_where_the_user_says_so(tpu, metadata_server, environment):
+    asked, answers = metadata_server
+    answers["worker-network-endpoints"] = "a,b"
+    environment(TPU_SKIP_MDS_QUERY="1")
+    distributed.initialize()
+    assert (asked, tpu) == ([], [])
 
 
 def test_a_machine_without_metadata_is_on_its_own(tpu, environment, free_port):
