@@ -29,12 +29,14 @@ set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/tpu_worker.sh
 source "$root/scripts/tpu_worker.sh"
+# shellcheck source=scripts/tpu_slice.sh
+source "$root/scripts/tpu_slice.sh"
 
 name='' zone='' project='' create='' type='' version='' spot='' queued='' wait=720 repo='' rev='' workdir=''
 resume='' delete='' poll=30 dry_run=''
 with_create=() with_ssh=()
 # What there is to clean up, or to tell of, when the script ends.
-there='' launched='' interrupted=''
+there='' made='' launched='' status='' interrupted=''
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
 
@@ -138,77 +140,6 @@ find_revision() {
     fail "$root is at a commit that is not pushed, so the workers cannot get it: push it, or give --rev=REVISION"
 }
 
-create_slice() {
-  local flags=("${place[@]}" "--accelerator-type=$type" ${spot:+--spot} ${with_create[@]+"${with_create[@]}"})
-  if [ -n "$queued" ]; then
-    run gcloud compute tpus queued-resources create "$name" --node-id="$name" --runtime-version="$version" "${flags[@]}" ||
-      fail "the slice could not be asked for (gcloud's reason is above)"
-  else
-    run gcloud compute tpus tpu-vm create "$name" --version="$version" "${flags[@]}" ||
-      fail "the slice could not be made (gcloud's reason is above); if there is no room, --queued waits for it"
-  fi
-}
-
-delete_slice() { run "${delete_command[@]}"; }
-
-# state_of KIND: of the slice (tpu-vm) or the request for it (queued-resources); NONE where there is none.
-state_of() {
-  local format=state state
-  [ "$1" = tpu-vm ] || format=state.state
-  if state=$(gcloud compute tpus "$1" describe "$name" "${place[@]}" --format="value($format)" 2>"$scratch"); then
-    echo "${state:-UNKNOWN}"
-  elif grep -q NOT_FOUND "$scratch"; then
-    echo NONE
-  else
-    cat "$scratch" >&2
-    fail "the state of $name cannot be read (gcloud's reason is above)"
-  fi
-}
-
-is_gone() { case $1 in PREEMPTED | TERMINATED | STOPPING | STOPPED | DELETING | NONE) ;; *) return 1 ;; esac }
-
-# await KIND STATE: returns 1 when the slice was taken away meanwhile.
-await() {
-  local state last='' deadline=$((SECONDS + wait * 60)) describe
-  describe=$(quoted gcloud compute tpus "$1" describe "$name" "${place[@]}")
-  echo "+ $describe  # until it is $2" >&2
-  while :; do
-    state=$(state_of "$1")
-    [ "$state" = "$last" ] || note "$(date +%T) $name is $state"
-    last=$state
-    case $state in
-      "$2") return 0 ;;
-      FAILED) fail "the request for $name failed; why: $describe" ;;
-      SUSPENDING | SUSPENDED) return 1 ;;
-    esac
-    if is_gone "$state"; then return 1; fi
-    [ "$SECONDS" -lt "$deadline" ] || fail "$name is still $state after $wait minutes (--wait=MINUTES)"
-    sleep "$poll"
-  done
-}
-
-# Returns when the slice is ready: one that is there, or a new one.
-make_ready() {
-  local state request=NONE
-  while :; do
-    state=$(state_of tpu-vm)
-    [ -z "$queued" ] || request=$(state_of queued-resources)
-    [ "$state $request" = "NONE NONE" ] || there=yes
-    [ "$state" != READY ] || return 0
-    case $state,$request in STOPPING* | DELETING* | *SUSPENDING | *DELETING) sleep "$poll" && continue ;; esac
-    case $request in WAITING_FOR_RESOURCES | CREATING | ACCEPTED | PROVISIONING) state=WAITING ;; esac
-    if is_gone "$state"; then
-      [ -n "$create" ] || fail "there is no slice $name that is ready ($state): --create makes one"
-      if [ -n "$there" ]; then delete_slice || fail "what is left of $name could not be deleted"; fi
-      there=''
-      create_slice
-      there=yes
-    fi
-    if { [ -z "$queued" ] || await queued-resources ACTIVE; } && await tpu-vm READY; then return 0; fi
-    [ -n "$resume" ] || fail "$name was taken away before it was ready"
-  done
-}
-
 on() { # on WORKERS SCRIPT
   run gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker="$1" ${with_ssh[@]+"${with_ssh[@]}"} --command="$2"
 }
@@ -245,7 +176,8 @@ finish() {
   trap - EXIT
   rm -f "$scratch"
   if [ -n "$launched" ]; then note "The command goes on on the workers; the same line follows it again."; fi
-  if [ -n "$there" ] && [ -n "$delete" ] && [ -z "$interrupted" ]; then
+  # Not under somebody's command: one that still runs, or that was there first.
+  if [ -n "$there" ] && [ -n "$delete" ] && [ -z "$launched$interrupted" ] && [ -n "$status$made" ]; then
     delete_slice || code=1
   elif [ -n "$there" ]; then
     note "$name is still there and costs what it costs; this deletes it: $(quoted "${delete_command[@]}")"
@@ -272,7 +204,7 @@ fi
 type -P gcloud >/dev/null || fail "gcloud is not installed here; it comes with the Google Cloud CLI"
 scratch=$(mktemp)
 trap finish EXIT
-trap 'interrupted=yes; exit 130' INT TERM
+trap 'interrupted=yes; exit 130' INT TERM HUP
 while :; do
   make_ready
   attempt

@@ -1,6 +1,7 @@
+# shellcheck shell=bash
 # Sourced by run_tpu_pod.sh: what the workers of a slice are asked to do, as text for their shells. gcloud repeats a
-# request whose connection was lost, so each can run twice. A lock that the running command holds tells that there is
-# one; the command is in a process group of its own, so that all of it can be ended.
+# request whose connection was lost, so each can run twice. The lock on file descriptor 9, which the command inherits,
+# tells that it is running; it is in a process group of its own, so that all of it can be ended.
 
 # The words as a shell reads them. Any shell: a worker's login shell need not be this one.
 quoted() {
@@ -50,7 +51,8 @@ launch_script() {
 set -e
 cd ~/aligner_jax_run
 if [ "\$(cat id 2>/dev/null)" = $id ]; then exit 0; fi
-if ! flock -n lock true; then
+exec 9>lock
+if ! flock -n 9; then
   if [ "\$(cat command)" = $text ]; then echo "\$(hostname): the command is running already"; exit 0; fi
   echo "error: \$(hostname) is still running another command, which kill -- -\$(cat pid) ends there" >&2
   exit 1
@@ -58,7 +60,7 @@ fi
 rm -f status
 printf '%s\n' $text >command
 cd ~/aligner_jax
-nohup setsid flock -n ~/aligner_jax_run/lock bash -c '
+nohup setsid bash -c '
   source .venv/bin/activate
   PYTHONUNBUFFERED=1 bash ~/aligner_jax_run/command
   echo \$? >~/aligner_jax_run/status' </dev/null >~/aligner_jax_run/log 2>&1 &

@@ -56,7 +56,7 @@ class Pod:
         self.program("gcloud", f'exec {sys.executable} -S -E "{REPO}/tests/fake_gcloud.py" "$@"')
         self.program("hostname", 'echo "w-$WORKER"')
         self.program("python3.12", "exit 0")
-        for script in ("run_tpu_pod.sh", "tpu_worker.sh"):
+        for script in ("run_tpu_pod.sh", "tpu_slice.sh", "tpu_worker.sh"):
             shutil.copy(REPO / "scripts" / script, self.root / "scripts")
         (self.root / "scripts" / "environment.sh").write_text(ENVIRONMENT.format(real=sys.executable))
         (self.root / ".gitignore").write_text(".venv\n")
@@ -67,6 +67,8 @@ class Pod:
         self.git("push", "--quiet", "--set-upstream", "origin", "main")
 
     def program(self, name: str, text: str) -> None:
+        # It may be a link to the machine's own.
+        (self.bin / name).unlink(missing_ok=True)
         (self.bin / name).write_text(f"#!{self.bin / 'bash'}\n{text}\n")
         (self.bin / name).chmod(0o755)
 
@@ -147,7 +149,8 @@ def test_a_slice_is_made_set_up_and_used(pod: Pod):
 
 
 def test_a_queued_spot_slice_is_waited_for(pod: Pod):
-    pod.states("queued-resources", "NONE", "WAITING_FOR_RESOURCES", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
+    states = ("WAITING_FOR_RESOURCES", "WAITING_FOR_RESOURCES", "no network", "PROVISIONING", "ACTIVE")
+    pod.states("queued-resources", "NONE", *states)
     pod.states("tpu-vm", "NONE", "READY")
     result = pod.run(*NEW, "--queued", "--spot", "--delete", *LINE)
     assert result.returncode == 0, result.stderr
@@ -156,8 +159,8 @@ def test_a_queued_spot_slice_is_waited_for(pod: Pod):
          "--zone=us-west4-a", "--accelerator-type=v5litepod-16", "--spot"],
         ["queued-resources", "delete", "pod", "--zone=us-west4-a", "--force", "--quiet"],
     ]  # fmt: skip
-    told = [line.split()[1:] for line in result.stderr.splitlines() if " pod is " in line]
-    assert [words[2] for words in told] == ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE", "READY"]
+    told = [line.partition(" pod is ")[2] for line in result.stderr.splitlines() if " pod is " in line]
+    assert told == ["WAITING_FOR_RESOURCES", "out of sight", "PROVISIONING", "ACTIVE", "READY"]
     assert pod.calls()[-1][1] == "delete"
 
 
@@ -179,6 +182,10 @@ def test_a_request_that_comes_to_nothing_is_one_sentence(pod: Pod, states, told)
     assert sentence(result).startswith(f"error: {told}")
     assert "queued-resources delete pod" in result.stderr.splitlines()[-1]
     assert pod.verbs() == ["queued-resources create"]
+
+    pod.states("queued-resources", "NONE", *states)
+    pod.run(*NEW, "--queued", "--delete", "--wait=0", *LINE)
+    assert pod.verbs()[1:] == ["queued-resources create", "queued-resources delete"]
 
 
 def test_what_is_left_of_an_earlier_request_is_deleted_first(pod: Pod):
@@ -248,6 +255,7 @@ def test_each_type_has_its_runtime(pod: Pod, type, version):
     [
         ("exit 3", 3, ("w-0 ended with status 3", "w-1 ended with status 3")),
         ("[ $WORKER = 0 ] || { echo the reason; exit 7; }", 7, ("w-1 ended with status 7", "w-1: the reason")),
+        ("[ $WORKER = 1 ] || exit 5", 5, ("w-0 ended with status 5",)),
         ("kill -9 $PPID", 137, ("w-0 ended with status 137",)),
     ],
 )
@@ -256,6 +264,23 @@ def test_the_status_is_the_commands(ready: Pod, act, status, told):
     assert result.returncode == status
     assert [line for line in told if line not in result.stderr.splitlines()] == []
     assert ready.verbs() == ["tpu-vm delete"]
+
+
+def test_a_command_that_is_killed_with_all_around_it_has_not_succeeded(ready: Pod):
+    assert ready.run(*SLICE, *LINE).returncode == 0
+    result = ready.run(*SLICE, *LINE, ACT='sleep 0.5; kill -KILL -- "-$(cat ~/aligner_jax_run/pid)"')
+    assert result.returncode == 137
+
+
+def test_a_worker_that_hangs_when_the_first_has_ended_is_ended_too(ready: Pod):
+    flock = (ready.bin / "flock").readlink()
+    # Waiting for the others is cut short.
+    ready.program("flock", f'[ "$1" != -w ] || exit "$WORKER"; exec {flock} "$@"')
+    result = ready.run(*SLICE, *LINE, ACT='[ "$WORKER" = 0 ] || sleep 600')
+    assert result.returncode == 137
+    assert "w-1 ended with status 137" in result.stderr
+    lock = ready.fake / "worker-1" / "aligner_jax_run" / "lock"
+    subprocess.run([flock, "-w", "5", lock, "true"], check=True)
 
 
 def test_requests_that_gcloud_repeats_start_the_command_once(ready: Pod):
@@ -284,8 +309,8 @@ def test_an_interrupted_line_follows_the_command_again_and_another_is_refused(re
     assert "The command goes on on the workers; the same line follows it again." in err
     assert ready.verbs() == []
 
-    other = ready.run(*SLICE, *LINE, "--more")
-    assert other.returncode == 1
+    other = ready.run(*SLICE, "--delete", *LINE, "--more")
+    assert (other.returncode, ready.verbs()) == (1, [])
     assert "error: w-0 is still running another command, which kill -- -" in other.stderr
     assert sentence(other) == "error: the command could not be started on all workers (their reasons are above)"
 
@@ -331,7 +356,10 @@ def test_a_slice_that_is_taken_away_is_made_again_and_the_command_runs_again(pod
 
 
 def test_a_command_that_fails_because_its_slice_is_taken_away_runs_again(pod: Pod, tmp_path: Path):
-    pod.states("tpu-vm", *TAKEN[:3], "READY")
+    pod.states("tpu-vm", "READY")
+    # Only after a while is the slice said to be gone.
+    later = f"[ -e '{tmp_path}/later' ] || printf 'PREEMPTED\\nPREEMPTED\\nREADY' >'{pod.fake}/states/tpu-vm'"
+    pod.program("sleep", f"{later}; : >'{tmp_path}/later'")
     fails_once = f"[ -e '{tmp_path}/once'$WORKER ] || {{ : >'{tmp_path}/once'$WORKER; exit 134; }}"
     result = pod.run(*NEW, "--resume-on-preemption", "--workdir=/shared/run", *LINE, ACT=fails_once)
     assert result.returncode == 0, result.stderr
@@ -405,6 +433,11 @@ def test_a_slice_that_cannot_be_made_is_one_sentence_and_nothing_is_deleted(pod:
         "error: the slice could not be made (gcloud's reason is above); if"
     )
     assert pod.verbs() == ["tpu-vm create"]
+
+    pod.states("tpu-vm", "PREEMPTED")
+    again = pod.run(*NEW, "--create", "--delete", *LINE, REFUSES="create")
+    assert again.stderr.splitlines()[-1].startswith("error: the slice could not be made")
+    assert pod.verbs()[1:] == ["tpu-vm delete", "tpu-vm create"]
 
 
 def test_work_that_the_workers_would_not_get_is_refused(ready: Pod):
