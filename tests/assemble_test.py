@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import abstract_params
-from aligner_jax.weights import assemble
-from aligner_jax.weights.hf import FORMAT, load_hf
+from aligner_jax.weights import fill
+from aligner_jax.weights.hf import FORMAT, hf_sources, load_hf
 
 MODELS = Path(__file__).parent / "goldens" / "models"
 
@@ -119,23 +119,16 @@ def test_host_memory_is_below_the_model_and_its_largest_tensor(tmp_path, stored,
 
 
 def test_buffers_are_taken_without_a_copy():
-    spec = abstract_params(LARGE).norm_d
-    source = next(s for s in assemble_sources("llama") if s.name == "model.norm.weight")
-    place = assemble._Place(FORMAT.slots[source.name], None, (16,))
-    host = assemble._fill("norm_d", assemble.Spec((16,), ("norm",)), [(source, place)], FORMAT, spec.dtype)
+    source = next(s for s in hf_sources(MODELS / "llama") if s.name == "model.norm.weight")
+    place = fill.Place(FORMAT.slots[source.name], None, (16,))
+    host = fill.fill("norm_d", (16,), [(source, place)], FORMAT, np.dtype(np.float32))
     assert jax.device_put(host).unsafe_buffer_pointer() == host.ctypes.data
-
-
-def assemble_sources(name: str) -> list[assemble.Source]:
-    from aligner_jax.weights.safetensors_header import safetensors_sources
-
-    return safetensors_sources(MODELS / name / "model.safetensors")
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 500])
 @pytest.mark.parametrize("name", ["wide_head", "llama3"])
 def test_chunks_leave_no_seams(monkeypatch, name, chunk_bytes):
     whole = load_hf(MODELS / name)[1]
-    monkeypatch.setattr(assemble, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(fill, "_CHUNK_BYTES", chunk_bytes)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(load_hf(MODELS / name)[1]), strict=True):
         np.testing.assert_array_equal(a, b)

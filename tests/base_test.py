@@ -56,7 +56,7 @@ def touch(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("files", "path", "sentence"),
     [
-        (["m/params.json", "m/consolidated.00.pth"], "m", "m is a folder in Meta's format, which cannot be read yet"),
+        (["m/params.json", "m/consolidated.00.pth"], "m", "m/params.json:1 is not JSON"),
         (["m/_METADATA"], "m", "m is an Orbax checkpoint, which cannot be read yet"),
         (["m/b.gguf"], "m", "m is a folder; give the file itself, such as"),
         (["m/model.safetensors"], "m", "m has no config.json"),

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
+_STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage"}
+
 
 def write_torch_file(path: Path, tensors: dict[str, np.ndarray]) -> Path:
-    """A state dict of float32 tensors."""
+    """A state dict; what is neither float16 nor bfloat16 becomes float32."""
+    stored = {name: x if x.dtype.name in _STORAGES else x.astype(np.float32) for name, x in tensors.items()}
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", _pickled(tensors))
-        for number, tensor in enumerate(tensors.values()):
-            archive.writestr(f"archive/data/{number}", np.ascontiguousarray(tensor, np.float32).tobytes())
+        archive.writestr("archive/data.pkl", _pickled(stored))
+        for number, tensor in enumerate(stored.values()):
+            archive.writestr(f"archive/data/{number}", np.ascontiguousarray(tensor).tobytes())
     return path
 
 
@@ -20,8 +23,9 @@ def _pickled(tensors: dict[str, np.ndarray]) -> bytes:
     """{name: _rebuild_tensor_v2(storage of that number, 0, shape, strides, False, {})} in opcodes of protocol 2."""
     entries = b""
     for number, (name, tensor) in enumerate(tensors.items()):
-        strides = tuple(stride // 4 for stride in np.empty(tensor.shape, np.float32).strides)
-        place = b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text(str(number)) + _text("cpu")
+        strides = tuple(stride // tensor.itemsize for stride in np.empty(tensor.shape, tensor.dtype).strides)
+        kind = f"ctorch\n{_STORAGES[tensor.dtype.name]}\n".encode()
+        place = b"(" + _text("storage") + kind + _text(str(number)) + _text("cpu")
         storage = place + _number(tensor.size) + b"tQ"
         arguments = b"(" + storage + _number(0) + _numbers(tensor.shape) + _numbers(strides) + b"\x89}t"
         entries += _text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"

@@ -21,11 +21,19 @@ def read_model(path: Path) -> ModelProto:
 
     Raises:
       InputError: not a SentencePiece model, or cut off (its trainer and normalizer settings come after its pieces).
+        LLaMA 3's tiktoken vocabulary, which Meta's folders have under the same name, is told from those.
     """
     try:
-        model = new_model.FromString(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", content):
+        raise InputError(
+            f"{path} is a tiktoken vocabulary, which is not read: put tokenizer.json and tokenizer_config.json of the "
+            "same model's Hugging Face folder beside it"
+        )
+    try:
+        model = new_model.FromString(content)
     except Exception:  # protobuf's DecodeError; the class depends on its implementation
         raise InputError(f"{path} is not a SentencePiece model, or is cut off") from None
     if not model.pieces or not model.HasField("trainer_spec") or not model.HasField("normalizer_spec"):

@@ -15,11 +15,11 @@ from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft import METHODS, Adapter, Options, complete_options, llama_adapter, lora
 from aligner_jax.peft.hf_peft_config import FILE, LAYER, MODULES, PeftConfig, adaption_prompt_config, lora_config
-from aligner_jax.peft.torch_file import read_torch_tensors
 from aligner_jax.runtime.files import write_folder_atomically
 from aligner_jax.weights.hf import FORMAT
 from aligner_jax.weights.hf_config import hf_config
 from aligner_jax.weights.safetensors_header import safetensors_sources
+from aligner_jax.weights.torch_file import read_torch_tensors
 
 _TENSORS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"

@@ -14,7 +14,7 @@ import numpy as np
 
 from aligner_jax.errors import InputError
 from aligner_jax.peft import METHODS, Adapter, Options
-from aligner_jax.peft.torch_file import read_torch_tensors
+from aligner_jax.weights.torch_file import read_torch_tensors
 
 _TOKENS = "global_value_embedding.weight"
 _GATE = re.compile(r"transformer\.h\.(\d+)\.attn\.gating_factor")

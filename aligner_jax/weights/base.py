@@ -9,13 +9,14 @@ from aligner_jax.data.tokenizer import Tokenizer, load_tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
-from aligner_jax.weights.assemble import DTYPES
 from aligner_jax.weights.fingerprint import fingerprint
 from aligner_jax.weights.gguf import load_gguf, read_gguf_config
 from aligner_jax.weights.hf import load_hf
-from aligner_jax.weights.hf_config import hf_config
+from aligner_jax.weights.leaves import Finish, Shardings, check_dtype
+from aligner_jax.weights.meta import load_meta
 
 _FORMS = "a Hugging Face folder (config.json and model.safetensors), a .gguf file or the hub name of a model"
+_META_TOKENIZER, _TOKENIZER = "tokenizer.model", "tokenizer.json"
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
 
 
@@ -32,26 +33,49 @@ class Base(flax.struct.PyTreeNode):
         return fingerprint(self.config, self.params)
 
 
-def load_base(path: str | Path, dtype: str = "float32") -> Base:
+def load_base(path: str | Path, dtype: str = "float32", *, shardings: Shardings = None, finish: Finish = None) -> Base:
     """The base model at `path`, which is only ever read.
 
     Args:
       path: a Hugging Face folder, a .gguf file, or, where `huggingface_hub` is installed and reaches a hub, the name
         of a model there ("org/name").
       dtype: of the parameters: "float32" or "bfloat16".
+      shardings: a `Params` of `jax.sharding.NamedSharding`, or a function from the model's `LlamaConfig` to one, such
+        as `functools.partial(param_shardings, mesh=mesh)`. Every process then reads what its own devices hold, and no
+        parameter is ever whole on a host. None: all on the default device.
+      finish: called with each leaf's name ("q_ldnh") and array, largest first; its result takes the array's place.
 
     Raises:
       InputError: there is no model at `path`, or it cannot be read as one.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
+    local = locate(path)
+    load = _loader(local)
+    # Before the weights, which take longer, so that a damaged vocabulary is told at once.
+    tokenizer = load_tokenizer(tokenizer_path(local))
+    config, params = load(local, dtype, shardings=shardings, finish=finish)
+    return Base(params, config, tokenizer)
+
+
+def tokenizer_path(local: Path) -> Path:
+    """Where the vocabulary of the base at `local` is: there too, or, as Meta gives it out, one folder up."""
+    is_meta = (local / "params.json").is_file() and not (local / "config.json").is_file()
+    above = local.resolve().parent / _META_TOKENIZER
+    if is_meta and above.is_file() and not any((local / name).is_file() for name in (_META_TOKENIZER, _TOKENIZER)):
+        return above
+    return local
+
+
+def locate(path: str | Path) -> Path:
+    """Where the files of a base model are: `path` itself, or the copy of what a hub has of that name.
+
+    Raises:
+      InputError: there is nothing at `path`, nor on a hub.
+    """
     if not str(path):
         raise InputError(f"the path of the base model is empty; give {_FORMS}")
     local = Path(path).expanduser()
-    if not local.exists():
-        local = _from_hub(str(path))
-    config, params = _loader(local)(local, dtype)
-    return Base(params, config, load_tokenizer(local))
+    return local if local.exists() else _from_hub(str(path))
 
 
 def base_config(path: str | Path) -> LlamaConfig:
@@ -76,7 +100,7 @@ def _loader(path: Path):
     if (path / "config.json").is_file():
         return load_hf
     if (path / "params.json").is_file():
-        raise InputError(f"{path} is a folder in Meta's format, which cannot be read yet; give {_FORMS}")
+        return load_meta
     if (path / "_METADATA").is_file() or (path / "_CHECKPOINT_METADATA").is_file():
         raise InputError(f"{path} is an Orbax checkpoint, which cannot be read yet; give {_FORMS}")
     files = sorted(path.glob("*.gguf"))

@@ -13,8 +13,10 @@ from aligner_jax.data.gguf_metadata import GGUFHeader, TensorEntry, read_gguf_he
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
-from aligner_jax.weights.assemble import Format, Slot, Source, assemble
+from aligner_jax.weights.assemble import assemble
 from aligner_jax.weights.gguf_config import gguf_config, is_interleaved
+from aligner_jax.weights.leaves import Finish, Shardings
+from aligner_jax.weights.source import Format, Slot, Source
 
 _BLOCK = "blk.{l}."
 
@@ -74,13 +76,16 @@ _INTERLEAVED = dataclasses.replace(
 )
 
 
-def load_gguf(path: Path, dtype: str = "float32") -> tuple[LlamaConfig, Params]:
+def load_gguf(
+    path: Path, dtype: str = "float32", *, shardings: Shardings = None, finish: Finish = None
+) -> tuple[LlamaConfig, Params]:
     """A model from a GGUF file, dequantized: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K or Q6_K.
 
     The host never holds more than the model in `dtype` and a few megabytes.
 
     Args:
       dtype: of the parameters: "float32" or "bfloat16".
+      shardings, finish: see `assemble`.
 
     Raises:
       InputError: the file is cut short or damaged, the architecture is not LLaMA's, or a tensor is missing, unknown,
@@ -104,7 +109,9 @@ def _read(path: Path) -> tuple[GGUFHeader, list[Source], LlamaConfig]:
     if rope_freqs is not None:
         FORMAT.check_encoding(rope_freqs)
         factors = FORMAT.decode(rope_freqs).astype(np.float64).ravel()
-    return header, sources, gguf_config(path, header, factors)
+    config = gguf_config(path, header, factors)
+    form = _INTERLEAVED if is_interleaved(header) else FORMAT
+    return config, assemble(config, sources, form, dtype, path, shardings=shardings, finish=finish)
 
 
 def gguf_sources(path: Path, header: GGUFHeader) -> list[Source]:

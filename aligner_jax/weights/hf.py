@@ -9,9 +9,11 @@ import numpy as np
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
-from aligner_jax.weights.assemble import Format, Slot, Source, assemble
+from aligner_jax.weights.assemble import assemble
 from aligner_jax.weights.hf_config import hf_config
+from aligner_jax.weights.leaves import Finish, Shardings
 from aligner_jax.weights.safetensors_header import safetensors_sources
+from aligner_jax.weights.source import Format, Slot, Source
 
 _LAYER = "model.layers.{l}."
 
@@ -45,23 +47,31 @@ FORMAT = Format(
 )
 
 
-def load_hf(path: Path, dtype: str = "float32") -> tuple[LlamaConfig, Params]:
+def load_hf(
+    path: Path, dtype: str = "float32", *, shardings: Shardings = None, finish: Finish = None
+) -> tuple[LlamaConfig, Params]:
     """A model from a folder with config.json and model.safetensors or model.safetensors.index.json.
 
     The host never holds more than the model in `dtype` and a few megabytes.
 
     Args:
       dtype: of the parameters: "float32" or "bfloat16".
+      shardings, finish: see `assemble`.
 
     Raises:
       InputError: the architecture is not LLaMA's, or a file or a tensor is missing, cut short, unknown, there twice
         or of the wrong shape.
     """
     config = hf_config(path)
-    return config, assemble(config, _sources(path), FORMAT, dtype, where=path)
+    return config, assemble(config, hf_sources(path), FORMAT, dtype, path, shardings=shardings, finish=finish)
 
 
-def _sources(path: Path) -> list[Source]:
+def hf_sources(path: Path) -> list[Source]:
+    """Every tensor of the folder's safetensors files, not read yet.
+
+    Raises:
+      InputError: there are no such files, or one is missing, cut short, or not what the index says.
+    """
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
     if single.is_file():
         return safetensors_sources(single)

@@ -1,57 +1,13 @@
 """Hugging Face's config.json as a `LlamaConfig`, and refusal of what is not a LLaMA in all but name."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig, RopeScaling
+from aligner_jax.weights.json_fields import JsonFields, read_json_fields
 
 _QWEN2 = "qwen2"
 _MODEL_TYPES = ("llama", "mistral", _QWEN2)
-
-
-class _Fields:
-    """Typed access to a JSON object, with errors that name the file and the field."""
-
-    def __init__(self, values: Mapping[str, object], file: Path, prefix: str = ""):
-        self.values, self.file, self.prefix = values, file, prefix
-
-    def get(self, name: str) -> object:
-        return self.values.get(name)
-
-    def error(self, name: str, problem: str) -> InputError:
-        return InputError(f"{self.file}: {self.prefix}{name} {problem}")
-
-    def integer(self, name: str, default: int | None = None) -> int:
-        value = self.get(name)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise self.error(name, "is missing" if value is None else f"is {value!r}, not a positive integer")
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        value = self.get(name)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise self.error(name, "is missing" if value is None else f"is {value!r}, not a positive number")
-        return float(value)
-
-    def flag(self, name: str) -> bool:
-        value = self.get(name)
-        if value not in (None, True, False):
-            raise self.error(name, f"is {value!r}, not true or false")
-        return bool(value)
-
-    def section(self, name: str) -> "_Fields | None":
-        value = self.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            raise self.error(name, f"is {value!r}, not an object")
-        return _Fields(value, self.file, f"{self.prefix}{name}.")
 
 
 def hf_config(path: Path) -> LlamaConfig:
@@ -62,7 +18,7 @@ def hf_config(path: Path) -> LlamaConfig:
         that `LlamaConfig` cannot say: another architecture, an active sliding window, MLP biases, quantized weights,
         an activation other than SiLU, a rotary scaling other than llama3's.
     """
-    fields = _read(path / "config.json")
+    fields = read_json_fields(path / "config.json")
     model_type = fields.get("model_type")
     if model_type not in _MODEL_TYPES:
         raise fields.error("model_type", f"is {model_type!r}, not one of {', '.join(_MODEL_TYPES)}")
@@ -93,21 +49,7 @@ def hf_config(path: Path) -> LlamaConfig:
         raise (error if message.startswith(str(path)) else InputError(f"{fields.file}: {message}")) from None
 
 
-def _read(file: Path) -> _Fields:
-    if not file.is_file():
-        raise InputError(f"there is no file {file}")
-    try:
-        values = json.loads(file.read_bytes())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}:{error.lineno} is not JSON ({error.msg})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file} is not JSON (it is not text)") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{file} is not a JSON object")
-    return _Fields(values, file)
-
-
-def _refuse_other_mathematics(fields: _Fields, context_length: int) -> None:
+def _refuse_other_mathematics(fields: JsonFields, context_length: int) -> None:
     if fields.get("hidden_act") not in (None, "silu", "swish"):
         raise fields.error("hidden_act", f"is {fields.get('hidden_act')!r}, but a LLaMA's MLP has silu")
     if fields.flag("mlp_bias"):
@@ -126,7 +68,7 @@ def _refuse_other_mathematics(fields: _Fields, context_length: int) -> None:
         )
 
 
-def _rope(fields: _Fields) -> tuple[float, RopeScaling | None]:
+def _rope(fields: JsonFields) -> tuple[float, RopeScaling | None]:
     """Base frequency and scaling, from transformers 5's `rope_parameters` or from the older two fields."""
     rope = fields.section("rope_parameters") or fields.section("rope_scaling")
     theta = fields.number("rope_theta", 10_000.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from aligner_jax.errors import InputError
-from aligner_jax.weights.assemble import Source
+from aligner_jax.weights.source import Source
 
 
 def safetensors_sources(path: Path) -> list[Source]:

@@ -1,0 +1,95 @@
+"""Meta's params.json as a `LlamaConfig`: what it leaves out follows from the tensors, or from the kind of LLaMA."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from aligner_jax.errors import InputError
+from aligner_jax.model.config import LlamaConfig, RopeScaling
+from aligner_jax.weights.json_fields import JsonFields, read_json_fields
+
+_LLAMA1_EPS = 1e-6
+_LLAMA3_CONTEXT = 8192
+_CONTEXT_BY_THETA = {500_000.0: _LLAMA3_CONTEXT, 1_000_000.0: 16_384}
+
+
+def meta_fields(folder: Path) -> JsonFields:
+    """The fields of a folder's params.json.
+
+    Raises:
+      InputError: it is not a JSON object.
+    """
+    return read_json_fields(folder / "params.json")
+
+
+def meta_config(fields: JsonFields, shapes: Mapping[str, tuple[int, ...]]) -> LlamaConfig:
+    """The configuration of a model in Meta's form.
+
+    - vocab_size is -1 in LLaMA 1 and 2, whose tokenizer has it: it is the embedding's number of rows.
+    - The width of the MLP is that of its weights; multiple_of and ffn_dim_multiplier only say how it was chosen.
+    - The context is nowhere. It is 131,072 where the rotary frequencies are scaled (LLaMA 3.1), 8,192 where their base
+      is LLaMA 3's, 16,384 where it is Code Llama's, 2,048 with LLaMA 1's norm_eps of 1e-6, and else LLaMA 2's 4,096, as
+      in Hugging Face's folders of the same models; a field max_seq_len is believed.
+    - The factor of that scaling is in Meta's code alone: 32 in the models smaller than 4,096 wide (LLaMA 3.2), else 8.
+      Source: github.com/meta-llama/llama-models, models/llama3/model.py, apply_scaling.
+
+    Args:
+      shapes: of whole tensors, by name.
+
+    Raises:
+      InputError: a field is missing or absurd, or a tensor that is needed here is not in `shapes`.
+    """
+    if fields.get("moe_args") is not None:
+        raise fields.error("moe_args", "is set: mixtures of experts are not supported")
+    if fields.get("vision_chunk_size") is not None:
+        raise fields.error("vision_chunk_size", "is set: models of images are not supported")
+    d_model, num_heads = fields.integer("dim"), fields.integer("n_heads")
+    if d_model % num_heads:
+        raise fields.error("dim", f"is {d_model}, not a multiple of n_heads {num_heads}")
+    scaled = fields.flag("use_scaled_rope")
+    theta, eps = fields.number("rope_theta", 10_000.0), fields.number("norm_eps")
+    folder = fields.file.parent
+    try:
+        return LlamaConfig(
+            vocab_size=_vocab_size(fields, shapes),
+            d_model=d_model,
+            d_mlp=_rows(folder, shapes, "layers.0.feed_forward.w1.weight"),
+            num_layers=fields.integer("n_layers"),
+            num_heads=num_heads,
+            num_kv_heads=fields.integer("n_kv_heads", num_heads),
+            head_dim=d_model // num_heads,
+            context_length=fields.integer("max_seq_len", _context_length(scaled, theta, eps)),
+            rope_theta=theta,
+            rope_scaling=_scaling(fields, d_model) if scaled else None,
+            norm_eps=eps,
+            tied_embeddings="output.weight" not in shapes,
+        )
+    except InputError as error:
+        message = str(error)
+        raise (error if message.startswith(str(folder)) else InputError(f"{fields.file}: {message}")) from None
+
+
+def _vocab_size(fields: JsonFields, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    if fields.get("vocab_size") in (None, -1):
+        return _rows(fields.file.parent, shapes, "tok_embeddings.weight")
+    return fields.integer("vocab_size")
+
+
+def _rows(folder: Path, shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
+    if not shapes.get(name):
+        raise InputError(f"{folder}: tensor {name} is missing")
+    return shapes[name][0]
+
+
+def _context_length(scaled: bool, theta: float, eps: float) -> int:
+    if scaled:
+        return 131_072
+    return _CONTEXT_BY_THETA.get(theta, 2048 if eps == _LLAMA1_EPS else 4096)
+
+
+def _scaling(fields: JsonFields, d_model: int) -> RopeScaling:
+    return RopeScaling(
+        factor=fields.number("rope_scaling_factor", 32.0 if d_model < 4096 else 8.0),
+        low_freq_factor=1.0,
+        high_freq_factor=fields.number("rope_high_freq_factor", 4.0),
+        original_context_length=_LLAMA3_CONTEXT,
+    )
