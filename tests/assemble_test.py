@@ -121,7 +121,7 @@ def test_host_memory_is_below_the_model_and_its_largest_tensor(tmp_path, stored,
 def test_buffers_are_taken_without_a_copy():
     source = next(s for s in hf_sources(MODELS / "llama") if s.name == "model.norm.weight")
     place = fill.Place(FORMAT.slots[source.name], None, (16,))
-    host = fill.fill("norm_d", (16,), [(source, place)], FORMAT, np.dtype(np.float32))
+    (host,) = fill.fill("norm_d", (16,), [(source, place)], FORMAT, np.dtype(np.float32), [[slice(None)]])
     assert jax.device_put(host).unsafe_buffer_pointer() == host.ctypes.data
 
 

@@ -7,7 +7,7 @@ the files a few rows at a time.
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -34,8 +34,9 @@ def assemble(
 ) -> Params:
     """The parameters of a model, from the tensors of its checkpoint.
 
-    With shardings, this process reads only what its own devices hold, each part once, and the host never has more than
-    one device's part of one leaf beside what is on the devices. Without, every leaf is whole on the default device.
+    With shardings, this process reads only rows that its own devices hold a part of, each once, and the host never has
+    more than about one device's part of one leaf beside what is on the devices. Without, every leaf is whole on the
+    default device.
 
     Args:
       sources: every tensor of the checkpoint, in any order.
@@ -60,11 +61,12 @@ def assemble(
         by_leaf[places[name].slot.leaf] += [(source, places[name]) for source in parts]
 
     def make(leaf: str, spec: Spec, sharding: NamedSharding | None) -> jax.Array:
+        def parts(indexes: Sequence[Sequence[slice]]) -> list[np.ndarray]:
+            return fill(leaf, spec.shape, by_leaf[leaf], form, numbers, indexes)
+
         if sharding is None:
-            return jax.device_put(fill(leaf, spec.shape, by_leaf[leaf], form, numbers))
-        return make_on_devices(
-            spec.shape, sharding, numbers, lambda index: fill(leaf, spec.shape, by_leaf[leaf], form, numbers, index)
-        )
+            return jax.device_put(parts([[slice(None)] * len(spec.shape)])[0])
+        return make_on_devices(spec.shape, sharding, numbers, parts)
 
     return build_params(config, make, shardings=shardings, finish=finish)
 

@@ -42,33 +42,51 @@ def fill(
     placed: Iterable[tuple[Source, Place]],
     form: Format,
     dtype: np.dtype,
-    index: Sequence[slice] | None = None,
-) -> np.ndarray:
-    """One part of a leaf, in memory that the CPU backend takes without a copy.
+    indexes: Sequence[Sequence[slice]],
+) -> list[np.ndarray]:
+    """Parts of a leaf, each in memory that the CPU backend takes without a copy.
+
+    Parts that want other columns of the same rows are filled together, so that no row is read or decoded twice.
 
     Args:
       shape: of the whole leaf.
       placed: every tensor, or part of one, that the leaf is made of.
       dtype: of the result; rounding is to nearest even.
-      index: a slice of every axis; None is all of them.
+      indexes: of each part, a slice of every axis.
 
     Raises:
       InputError: a file ends before its tensors do.
     """
-    index = (slice(None),) * len(shape) if index is None else index
-    ranges = [range(*cut.indices(size)) for cut, size in zip(index, shape, strict=True)]
-    # NumPy copies and transposes its own integers several times faster than a bfloat16 it knows nothing of.
-    part = _aligned(tuple(map(len, ranges)), np.dtype(f"u{dtype.itemsize}"))
     axes = axes_of(leaf)
     sizes = dict(zip(axes, shape, strict=True))
-    wanted = dict(zip(axes, ranges, strict=True))
+    # NumPy copies and transposes its own integers several times faster than a bfloat16 it knows nothing of.
+    stored = np.dtype(f"u{dtype.itemsize}")
+    wanted = [
+        {axis: range(*cut.indices(sizes[axis])) for axis, cut in zip(axes, index, strict=True)} for index in indexes
+    ]
+    parts = [_aligned(tuple(map(len, ranges.values())), stored) for ranges in wanted]
     for source, place in placed:
-        if place.layer is None:
-            _fill_from(source, place, form, dtype, part, axes, sizes, wanted)
-        elif place.layer in wanted["l"]:
-            target = part[place.layer - wanted["l"].start]
-            _fill_from(source, place, form, dtype, target, axes[1:], sizes, wanted)
-    return part.view(dtype)
+        by_rows: dict[tuple[range, ...], list[_Target]] = {}
+        for part, ranges in zip(parts, wanted, strict=True):
+            if place.layer is None:
+                target = _Target(part, axes, ranges)
+            elif place.layer in ranges["l"]:
+                target = _Target(part[place.layer - ranges["l"].start], axes[1:], ranges)
+            else:
+                continue
+            rows = tuple(ranges[axis] for axis in _leaf_axes(groups_of(place.slot.layout)[0]))
+            by_rows.setdefault(rows, []).append(target)
+        for targets in by_rows.values():
+            _fill_from(source, place, form, dtype, targets, sizes)
+    return [part.view(dtype) for part in parts]
+
+
+class _Target(NamedTuple):
+    """Where a tensor goes in one part: an array with these axes, and what the part wants of every axis."""
+
+    array: np.ndarray
+    axes: str
+    wanted: Mapping[str, range]
 
 
 def _fill_from(
@@ -76,29 +94,32 @@ def _fill_from(
     place: Place,
     form: Format,
     dtype: np.dtype,
-    target: np.ndarray,
-    axes: str,
+    targets: Sequence[_Target],
     sizes: Mapping[str, int],
-    wanted: Mapping[str, range],
 ) -> None:
-    """Copies what `target`, which has these axes, wants of one source."""
+    """Copies what the targets, which want the same rows, want of one source."""
     groups = groups_of(place.slot.layout)
-    numbers = [_numbers(group, sizes, wanted) for group in groups]
-    order = [axes.index(axis) for group in groups for axis in _leaf_axes(group)]
-    # A vector is a matrix of one column. The letters of a group are neighbours in the leaf, so this is a view.
-    target_rc = target.transpose(order).reshape(len(numbers[0]), -1, copy=False)
-    rows_at, rows = _inside(numbers[0], source, 0)
-    columns_at, columns = _inside(numbers[1], source, 1) if len(numbers) > 1 else (np.arange(1), np.arange(1))
-    if not len(rows) or not len(columns):
+    numbers = _numbers(groups[0], sizes, targets[0].wanted)
+    rows_at, rows = _inside(numbers, source, 0)
+    columns = []
+    for target in targets:
+        # The letters of a group are neighbours in the leaf, so this is a view. A vector is a matrix of one column.
+        order = [target.axes.index(axis) for group in groups for axis in _leaf_axes(group)]
+        target_rc = target.array.transpose(order).reshape(len(numbers), -1, copy=False)
+        one = np.arange(1)
+        at, picked = _inside(_numbers(groups[1], sizes, target.wanted), source, 1) if len(groups) > 1 else (one, one)
+        if len(picked):
+            columns.append((target_rc, _indexer(at), _indexer(picked)))
+    if not len(rows) or not columns:
         return
-    pick, put = _indexer(columns), _indexer(columns_at)
     # Rows of a head that are interleaved lie in one range of the file only together.
-    together = len(numbers[0]) // len(wanted[groups[0][0]])
+    together = len(numbers) // len(targets[0].wanted[groups[0][0]])
     for start, stop in chunks(len(rows), source.shape[1:], together):
-        chosen = rows[start:stop]
+        chosen, at = rows[start:stop], _indexer(rows_at[start:stop])
         first = int(chosen.min())
-        decoded = form.decode(source, first, int(chosen.max()) + 1)[_indexer(chosen - first)][:, pick]
-        target_rc[_indexer(rows_at[start:stop]), put] = decoded.astype(dtype, copy=False).view(target.dtype)
+        decoded = form.decode(source, first, int(chosen.max()) + 1)[_indexer(chosen - first)]
+        for target_rc, put, pick in columns:
+            target_rc[at, put] = decoded[:, pick].astype(dtype, copy=False).view(target_rc.dtype)
 
 
 def _leaf_axes(group: str) -> str:

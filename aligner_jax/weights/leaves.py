@@ -1,6 +1,7 @@
 """`Params` out of its leaves, one after the other and the largest first, each where it belongs before the next."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
@@ -77,26 +78,58 @@ def make_on_devices(
     shape: tuple[int, ...],
     sharding: NamedSharding,
     dtype: np.dtype,
-    part: Callable[[Sequence[slice]], np.ndarray],
+    parts: Callable[[Sequence[Sequence[slice]]], list[np.ndarray]],
 ) -> jax.Array:
     """An array of which this process makes only what its own devices hold.
 
-    `part` is called once for each distinct index, even where several devices hold the same. Its result is on the
-    devices before it is called again, so that the host has one at a time. (`jax.make_array_from_callback` makes all
-    first, and each as often as it is held.)
+    `parts`, which makes the parts at some indexes, is asked for all that this process needs at once, so that what they
+    share need be read once, and for each part once, even where several devices hold it. But it is asked block by block
+    of an axis that is not split, as many as there are parts: so the host has no more than one part's worth at a time.
+    (`jax.make_array_from_callback` makes all of them first, and each as often as it is held.)
     """
-    devices: dict[tuple[tuple[int, int], ...], list[Any]] = {}
+    holders: dict[tuple[tuple[int, int], ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         assert index is not None
         ends = tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True))
-        devices.setdefault(ends, []).append(device)
-    arrays = []
-    for ends, holders in devices.items():
-        host = part([slice(*each) for each in ends])
-        held = [jax.device_put(host, SingleDeviceSharding(one, memory_kind=sharding.memory_kind)) for one in holders]
-        del host
-        arrays += jax.block_until_ready(held)
+        holders.setdefault(ends, []).append(device)
+    axis = next((axis for axis, size in enumerate(shape) if all(ends[axis] == (0, size) for ends in holders)), None)
+    blocks = [slice(None)] if axis is None or not holders else _blocks(shape[axis], len(holders))
+    held: dict[Any, list[jax.Array]] = {device: [] for devices in holders.values() for device in devices}
+
+    def hold(hosts: list[np.ndarray]) -> None:
+        for host, devices in zip(hosts, holders.values(), strict=True):
+            for device in devices:
+                held[device].append(jax.device_put(host, device))
+        jax.block_until_ready(list(held.values()))
+
+    for block in blocks:
+        hold(parts([[block if at == axis else slice(*one) for at, one in enumerate(ends)] for ends in holders]))
+    arrays = _joined(held, axis or 0)
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays, dtype=dtype)
+
+
+def _joined(held: dict[Any, list[jax.Array]], axis: int) -> list[jax.Array]:
+    """Every device's blocks as one array on it. One program for all of them, which is compiled once."""
+    number = max(map(len, held.values()), default=0)
+    if number <= 1:
+        return [blocks[0] for blocks in held.values()]
+    mesh, split = Mesh(np.array(list(held)), ("device",)), PartitionSpec("device")
+    arguments = []
+    for blocks in zip(*held.values(), strict=True):
+        rows, *rest = blocks[0].shape
+        shape = (rows * len(held), *rest)
+        arguments.append(jax.make_array_from_single_device_arrays(shape, NamedSharding(mesh, split), blocks))
+    held.clear()
+    join = jax.shard_map(lambda *blocks: jnp.concatenate(blocks, axis), mesh=mesh, in_specs=split, out_specs=split)
+    with jax.set_mesh(mesh):
+        joined = jax.block_until_ready(jax.jit(join)(*arguments))
+    return [shard.data for shard in joined.addressable_shards]
+
+
+def _blocks(size: int, number: int) -> list[slice]:
+    """An axis in that many blocks, or fewer, that differ by one at most in their length."""
+    ends = sorted({size * i // number for i in range(number + 1)})
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
 def _named(params: Params) -> dict[str, Any]:
