@@ -1,35 +1,87 @@
-"""Write an adapter in another form: this project's file or a Hugging Face PEFT folder.
+"""Write an adapter in another form, or a base as an Orbax checkpoint.
+
+An adapter becomes this project's file or a Hugging Face PEFT folder:
 
 python -m aligner_jax.convert --adapter=aligner.pth --to=aligner.safetensors [--base=PATH]
 python -m aligner_jax.convert --adapter=lora.safetensors --to=lora_peft
+
+A base (a Hugging Face folder or name, a .gguf file, a folder of Meta's) becomes an Orbax folder with its tokenizer,
+which every command takes as --base, and of which each device reads its own part. The host holds about one stacked leaf
+(a matrix of all layers) of it at a time:
+
+python -m aligner_jax.convert --base=PATH --out=DIR [--dtype=bfloat16]
 """
 
+import math
 from pathlib import Path
 from typing import cast
 
 from absl import flags
 
+from aligner_jax.data.tokenizer import tokenizer_files
 from aligner_jax.errors import InputError
+from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format, save_adapter
 from aligner_jax.peft.hf_peft import write_peft
 from aligner_jax.runtime import command
-from aligner_jax.weights.base import load_base
+from aligner_jax.weights.base import load_base, load_base_tokenizer, load_params, locate, stored_dtype, tokenizer_path
+from aligner_jax.weights.leaves import leaf_specs
+from aligner_jax.weights.orbax import Write, write_orbax
 
 ADAPTER = flags.DEFINE_string(
     "adapter", None, "A .safetensors of this project, a .pth of an Aligner or of lit-llama, or a PEFT folder."
 )
 TO = flags.DEFINE_string("to", None, "Where to write it: a name that ends in .safetensors, or a folder for PEFT.")
 BASE = flags.DEFINE_string(
-    "base", None, "The adapter's base: a Hugging Face folder or name, or a .gguf file. Shapes are checked against it."
+    "base", None, "With --adapter: its base, against which shapes are checked. With --out: the base to write."
 )
+OUT = flags.DEFINE_string("out", None, "A new folder, for --base as an Orbax checkpoint.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", "stored", ["stored", "float32", "bfloat16"],
+    "Of what is written to --out; stored: bfloat16 if all of the base is stored so, else float32, which is exact.",
+)  # fmt: skip
 FORMAT = flags.DEFINE_enum(
     "format", "auto", ["auto", "aligner", "peft"], "Of what is written; auto: aligner if --to ends in .safetensors."
 )
 
 
 def main() -> None:
+    if OUT.value:
+        _write_base(Path(OUT.value))
+    else:
+        _write_adapter()
+
+
+def _write_base(target: Path) -> None:
+    given = [name for name in ("adapter", "to", "format") if flags.FLAGS[name].present]
+    if given:
+        raise InputError(f"--out writes a base, and --{given[0]} is of adapters: convert one after the other")
+    if not BASE.value:
+        raise InputError("give the base that is to be written to --out: --base=IN")
+    local = locate(BASE.value)
+    dtype = stored_dtype(local) if DTYPE.value == "stored" else cast(str, DTYPE.value)
+    # Loaded, so that a damaged vocabulary is told now, and not when the folder is first used.
+    vocabulary = tokenizer_path(local) if load_base_tokenizer(local) is not None else None
+    files = {} if vocabulary is None else tokenizer_files(vocabulary)
+    count = 0
+
+    def load(write: Write) -> LlamaConfig:
+        nonlocal count
+        config, _ = load_params(local, dtype, finish=write)
+        count = sum(math.prod(spec.shape) for spec in leaf_specs(config).values())
+        return config
+
+    write_orbax(target, load, dtype, files)
+    print(f"{count:,} parameters in {dtype}, written to {target}")
+
+
+def _write_adapter() -> None:
     if not ADAPTER.value or not TO.value:
-        raise InputError("give an adapter and where to write it: --adapter=IN --to=OUT")
+        raise InputError(
+            "give an adapter and where to write it: --adapter=IN --to=OUT (or a base and where: --base=IN --out=DIR)"
+        )
+    if flags.FLAGS["dtype"].present:
+        raise InputError("--dtype is of a base that is written to --out; adapters are float32")
     source, target = Path(ADAPTER.value), Path(TO.value)
     if source.resolve() == target.resolve():
         raise InputError(f"{source} would be overwritten: give another name as --to")

@@ -57,7 +57,7 @@ def touch(path: Path) -> Path:
     ("files", "path", "sentence"),
     [
         (["m/params.json", "m/consolidated.00.pth"], "m", "m/params.json:1 is not JSON"),
-        (["m/_METADATA"], "m", "m is an Orbax checkpoint, which cannot be read yet"),
+        (["m/_METADATA"], "m", "m is an Orbax checkpoint, but not of a base: aligner_jax.convert writes"),
         (["m/b.gguf"], "m", "m is a folder; give the file itself, such as"),
         (["m/model.safetensors"], "m", "m has no config.json"),
         (["m.bin"], "m.bin", "m.bin is not a .gguf file"),

@@ -22,6 +22,9 @@ _END_TOKENS = (
 )
 
 
+_GGUF = "tokenizer.gguf"
+
+
 class Backend(Protocol):
     """What a vocabulary's implementation supplies; `special_ids` are the tokens that `decode` leaves out."""
 
@@ -141,8 +144,8 @@ def load_tokenizer(path: Path | str) -> Tokenizer | None:
     """The tokenizer of a checkpoint: a Hugging Face folder, a SentencePiece .model, a tokenizer.json, or a GGUF file.
 
     A folder's tokenizer.json is preferred to its tokenizer.model; tokenizer_config.json, special_tokens_map.json,
-    generation_config.json, config.json and chat_template.jinja are consulted where present. None: the folder or GGUF
-    holds no vocabulary.
+    generation_config.json, config.json and chat_template.jinja are consulted where present. A folder may hold a
+    tokenizer.gguf instead, as `tokenizer_files` makes it. None: the folder or GGUF holds no vocabulary.
 
     Raises:
       InputError: the path does not exist, or a file is damaged or of a kind that is not known.
@@ -154,7 +157,32 @@ def load_tokenizer(path: Path | str) -> Tokenizer | None:
     if not path.exists():
         raise InputError(f"{path} does not exist")
     if path.is_dir():
-        return tokenizer_folder.load(path)
+        vocabulary = path / _GGUF
+        return tokenizer_gguf.load(vocabulary) if vocabulary.is_file() else tokenizer_folder.load(path)
     if path.suffix == ".gguf":
         return tokenizer_gguf.load(path)
     return tokenizer_folder.load_file(path)
+
+
+def tokenizer_files(path: Path | str) -> dict[str, bytes]:
+    """Files by name that make a folder of which `load_tokenizer` is that of `path`.
+
+    Of a GGUF file they are its beginning, the metadata that hold the vocabulary.
+
+    Raises:
+      InputError: a file cannot be read.
+    """
+    from aligner_jax.data import tokenizer_folder
+    from aligner_jax.data.gguf_metadata import read_gguf_header
+
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return {file.name: file.read_bytes() for file in tokenizer_folder.files(path)}
+        if path.suffix != ".gguf":
+            return {path.name: path.read_bytes()}
+        size = read_gguf_header(path).data_offset
+        with path.open("rb") as file:
+            return {_GGUF: file.read(size)}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error

@@ -8,19 +8,24 @@ from aligner_jax.data.tokenizer_hf import HFBackend, read_tokenizer_json
 from aligner_jax.data.tokenizer_sentencepiece import SentencePieceBackend, read_model
 from aligner_jax.errors import InputError
 
+_SETTINGS = ("tokenizer_config", "special_tokens_map", "added_tokens", "generation_config", "config")
+
 
 def load(folder: Path) -> Tokenizer | None:
     """The tokenizer of a folder, None if it holds none; see `tokenizer.load_tokenizer`."""
-    settings = {
-        name: _read_json(folder / f"{name}.json")
-        for name in ("tokenizer_config", "special_tokens_map", "added_tokens", "generation_config", "config")
-    }
+    settings = {name: _read_json(folder / f"{name}.json") for name in _SETTINGS}
     if (folder / "tokenizer.json").is_file():
         return _declared(read_tokenizer_json(folder / "tokenizer.json"), settings, folder)
     for path in [folder / "tokenizer.model", *sorted(folder.glob("tokenizer.model.v*"))]:
         if path.is_file():
             return _declared(_sentencepiece(path, settings), settings, folder)
     return None
+
+
+def files(folder: Path) -> list[Path]:
+    """Every file of a folder that `load` reads."""
+    names = ["tokenizer.json", "tokenizer.model", "chat_template.jinja", *(f"{name}.json" for name in _SETTINGS)]
+    return [*(folder / name for name in names if (folder / name).is_file()), *folder.glob("tokenizer.model.v*")]
 
 
 def load_file(path: Path) -> Tokenizer:

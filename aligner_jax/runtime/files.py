@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from aligner_jax.errors import InputError
@@ -28,7 +28,7 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
         raise InputError(f"{path} cannot be written: {reason(error)}") from error
     try:
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     except OSError as error:
         _remove(temporary)
         raise InputError(f"{path} cannot be written: {reason(error)}") from error
@@ -37,7 +37,20 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
 def write_folder_atomically(folder: str | Path, contents: Mapping[str, bytes | str]) -> None:
     """Makes `folder` with these files in it, durably: after a crash or a full disk it is whole or not there.
 
-    Missing parent folders are made. An empty folder of that name is replaced.
+    Raises:
+      InputError: see `new_folder`.
+    """
+    with new_folder(folder) as temporary:
+        for name, content in contents.items():
+            (temporary / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to fill, which has another name until the block ends, and is then `folder`: it is whole or not there.
+
+    All its files are on disk before it gets its name. Missing parent folders are made. An empty folder of that name is
+    replaced. When anything fails, the folder is removed.
 
     Raises:
       InputError: something other than an empty folder is there, or it cannot be written; names the path and the reason.
@@ -49,16 +62,17 @@ def write_folder_atomically(folder: str | Path, contents: Mapping[str, bytes | s
         raise InputError(f"{folder} is a folder with other things in it; name a new one")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.")
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {reason(error)}") from error
     try:
-        for name, content in contents.items():
-            write_atomically(Path(temporary) / name, content)
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
         os.chmod(temporary, 0o777 & ~_umask())
         os.replace(temporary, folder)
-        _sync_folder(folder.parent)
-    except (OSError, InputError) as error:
+        _sync(folder.parent)
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(f"{folder} cannot be written: {reason(error)}") from error
     except BaseException:
@@ -97,10 +111,10 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
-    # Without it a power cut can undo the rename. Not every file system lets a folder be opened for this.
+def _sync(path: Path) -> None:
+    # Without it a power cut can undo a rename. Not every file system lets a folder be opened for this.
     with contextlib.suppress(PermissionError, IsADirectoryError):
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

@@ -2,21 +2,28 @@
 
 import re
 from pathlib import Path
+from typing import Literal
 
 import flax.struct
 
+from aligner_jax.data.gguf_metadata import read_gguf_header
 from aligner_jax.data.tokenizer import Tokenizer, load_tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
 from aligner_jax.weights.fingerprint import fingerprint
-from aligner_jax.weights.gguf import load_gguf, read_gguf_config
-from aligner_jax.weights.hf import load_hf
+from aligner_jax.weights.gguf import gguf_sources, load_gguf
+from aligner_jax.weights.hf import hf_sources, load_hf
 from aligner_jax.weights.leaves import Finish, Shardings, check_dtype
-from aligner_jax.weights.meta import load_meta
+from aligner_jax.weights.meta import load_meta, meta_sources
+from aligner_jax.weights.orbax import INDEX, TOKENIZER, load_orbax, orbax_fields
 
-_FORMS = "a Hugging Face folder (config.json and model.safetensors), a .gguf file or the hub name of a model"
-_META_TOKENIZER, _TOKENIZER = "tokenizer.model", "tokenizer.json"
+_FORMS = (
+    "a Hugging Face folder (config.json and model.safetensors), a .gguf file, a folder of Meta's (params.json and "
+    "consolidated.00.pth), an Orbax folder that aligner_jax.convert wrote, or the hub name of a model"
+)
+_META_TOKENIZER = "tokenizer.model"
+_TOKENIZERS = (_META_TOKENIZER, "tokenizer.json")
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
 
 
@@ -37,8 +44,8 @@ def load_base(path: str | Path, dtype: str = "float32", *, shardings: Shardings 
     """The base model at `path`, which is only ever read.
 
     Args:
-      path: a Hugging Face folder, a .gguf file, or, where `huggingface_hub` is installed and reaches a hub, the name
-        of a model there ("org/name").
+      path: a Hugging Face folder, a .gguf file, a folder of Meta's, an Orbax folder of `aligner_jax.convert`, or, where
+        `huggingface_hub` is installed and reaches a hub, the name of a model there ("org/name").
       dtype: of the parameters: "float32" or "bfloat16".
       shardings: a `Params` of `jax.sharding.NamedSharding`, or a function from the model's `LlamaConfig` to one, such
         as `functools.partial(param_shardings, mesh=mesh)`. Every process then reads what its own devices hold, and no
@@ -50,20 +57,17 @@ def load_base(path: str | Path, dtype: str = "float32", *, shardings: Shardings 
     """
     check_dtype(dtype)
     local = locate(path)
-    load = _loader(local)
     # Before the weights, which take longer, so that a damaged vocabulary is told at once.
-    tokenizer = load_tokenizer(tokenizer_path(local))
-    config, params = load(local, dtype, shardings=shardings, finish=finish)
+    tokenizer = load_base_tokenizer(local)
+    config, params = load_params(local, dtype, shardings=shardings, finish=finish)
     return Base(params, config, tokenizer)
 
 
-def tokenizer_path(local: Path) -> Path:
-    """Where the vocabulary of the base at `local` is: there too, or, as Meta gives it out, one folder up."""
-    is_meta = (local / "params.json").is_file() and not (local / "config.json").is_file()
-    above = local.resolve().parent / _META_TOKENIZER
-    if is_meta and above.is_file() and not any((local / name).is_file() for name in (_META_TOKENIZER, _TOKENIZER)):
-        return above
-    return local
+def load_params(
+    local: Path, dtype: str, *, shardings: Shardings = None, finish: Finish = None
+) -> tuple[LlamaConfig, Params]:
+    """The base at `local` without its tokenizer; see `load_base`."""
+    return _loader(local)(local, dtype, shardings=shardings, finish=finish)
 
 
 def locate(path: str | Path) -> Path:
@@ -78,18 +82,41 @@ def locate(path: str | Path) -> Path:
     return local if local.exists() else _from_hub(str(path))
 
 
-def base_config(path: str | Path) -> LlamaConfig:
-    """The configuration of the base model at a local `path`, without its weights.
+def load_base_tokenizer(local: Path) -> Tokenizer | None:
+    """The tokenizer of the base at `local`; None where it has none.
 
     Raises:
-      InputError: there is no model, or it cannot be read as one.
+      InputError: see `load_tokenizer`.
     """
-    local = Path(path).expanduser()
-    if local.suffix == ".gguf" and local.is_file():
-        return read_gguf_config(local)
-    if (local / "config.json").is_file():
-        return hf_config(local)
-    raise InputError(f"there is no base model at {path}; give {_FORMS}")
+    path = tokenizer_path(local)
+    return None if path is None else load_tokenizer(path)
+
+
+def tokenizer_path(local: Path) -> Path | None:
+    """Where the vocabulary of the base at `local` is: there, below, or, as Meta gives it out, one folder up."""
+    kind = _loader(local)
+    if kind is load_orbax:
+        return local / TOKENIZER if (local / TOKENIZER).is_dir() else None
+    above = local.resolve().parent / _META_TOKENIZER
+    if kind is load_meta and above.is_file() and not any((local / name).is_file() for name in _TOKENIZERS):
+        return above
+    return local
+
+
+def stored_dtype(local: Path) -> Literal["float32", "bfloat16"]:
+    """The smaller dtype that holds every number of the base at `local` exactly; reads no weights.
+
+    Raises:
+      InputError: see `load_base`.
+    """
+    kind = _loader(local)
+    if kind is load_orbax:
+        return "bfloat16" if orbax_fields(local).get("dtype") == "bfloat16" else "float32"
+    if kind is load_gguf:
+        sources = gguf_sources(local, read_gguf_header(local))
+    else:
+        sources = meta_sources(local)[1] if kind is load_meta else hf_sources(local)
+    return "bfloat16" if {source.encoding for source in sources} == {"BF16"} else "float32"
 
 
 def _loader(path: Path):
@@ -101,8 +128,12 @@ def _loader(path: Path):
         return load_hf
     if (path / "params.json").is_file():
         return load_meta
+    if (path / INDEX).is_file():
+        return load_orbax
     if (path / "_METADATA").is_file() or (path / "_CHECKPOINT_METADATA").is_file():
-        raise InputError(f"{path} is an Orbax checkpoint, which cannot be read yet; give {_FORMS}")
+        raise InputError(
+            f"{path} is an Orbax checkpoint, but not of a base: aligner_jax.convert writes those, with a {INDEX}"
+        )
     files = sorted(path.glob("*.gguf"))
     if files:
         raise InputError(f"{path} is a folder; give the file itself, such as {files[0]}")
