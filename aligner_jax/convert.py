@@ -6,8 +6,8 @@ python -m aligner_jax.convert --adapter=aligner.pth --to=aligner.safetensors [--
 python -m aligner_jax.convert --adapter=lora.safetensors --to=lora_peft
 
 A base (a Hugging Face folder or name, a .gguf file, a folder of Meta's) becomes an Orbax folder with its tokenizer,
-which every command takes as --base, and of which each device reads its own part. The host holds about one stacked leaf
-(a matrix of all layers) of it at a time:
+which every command takes as --base, and of which each device reads its own part. The host holds no more than a few
+times its largest matrix:
 
 python -m aligner_jax.convert --base=PATH --out=DIR [--dtype=bfloat16]
 """
@@ -20,13 +20,13 @@ from absl import flags
 
 from aligner_jax.data.tokenizer import tokenizer_files
 from aligner_jax.errors import InputError
-from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format, save_adapter
 from aligner_jax.peft.hf_peft import write_peft
 from aligner_jax.runtime import command
-from aligner_jax.weights.base import load_base, load_base_tokenizer, load_params, locate, stored_dtype, tokenizer_path
+from aligner_jax.weights.assemble import open_parts
+from aligner_jax.weights.base import load_base, load_base_tokenizer, locate, open_base, tokenizer_path
 from aligner_jax.weights.leaves import leaf_specs
-from aligner_jax.weights.orbax import Write, write_orbax
+from aligner_jax.weights.orbax import write_orbax
 
 ADAPTER = flags.DEFINE_string(
     "adapter", None, "A .safetensors of this project, a .pth of an Aligner or of lit-llama, or a PEFT folder."
@@ -59,19 +59,13 @@ def _write_base(target: Path) -> None:
     if not BASE.value:
         raise InputError("give the base that is to be written to --out: --base=IN")
     local = locate(BASE.value)
-    dtype = stored_dtype(local) if DTYPE.value == "stored" else cast(str, DTYPE.value)
+    checkpoint = open_base(local)
+    dtype = checkpoint.stored_dtype if DTYPE.value == "stored" else cast(str, DTYPE.value)
     # Loaded, so that a damaged vocabulary is told now, and not when the folder is first used.
     vocabulary = tokenizer_path(local) if load_base_tokenizer(local) is not None else None
     files = {} if vocabulary is None else tokenizer_files(vocabulary)
-    count = 0
-
-    def load(write: Write) -> LlamaConfig:
-        nonlocal count
-        config, _ = load_params(local, dtype, finish=write)
-        count = sum(math.prod(spec.shape) for spec in leaf_specs(config).values())
-        return config
-
-    write_orbax(target, load, dtype, files)
+    write_orbax(target, checkpoint.config, open_parts(checkpoint, dtype), dtype, files)
+    count = sum(math.prod(spec.shape) for spec in leaf_specs(checkpoint.config).values())
     print(f"{count:,} parameters in {dtype}, written to {target}")
 
 

@@ -5,9 +5,10 @@ read. Then each leaf is made in its final dtype, whole or in the parts that this
 the files a few rows at a time.
 """
 
+import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -18,57 +19,70 @@ from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, Spec
 from aligner_jax.weights.fill import Place, axes_of, chunks, fill, groups_of
-from aligner_jax.weights.leaves import Finish, Shardings, build_params, check_dtype, leaf_specs, make_on_devices
-from aligner_jax.weights.source import Format, Source
+from aligner_jax.weights.leaves import (
+    DTYPES,
+    Finish,
+    Shardings,
+    build_params,
+    check_dtype,
+    leaf_specs,
+    make_on_devices,
+)
+from aligner_jax.weights.source import Checkpoint, Format, Source
+
+type Parts = Callable[[str, Sequence[Sequence[slice]]], list[np.ndarray]]
+"""From a leaf's name and some indexes into it, each a slice of every axis, to the parts of the leaf there, read now."""
 
 
 def assemble(
-    config: LlamaConfig,
-    sources: Iterable[Source],
-    form: Format,
-    dtype: str,
-    where: Path,
-    *,
-    shardings: Shardings = None,
-    finish: Finish = None,
-) -> Params:
-    """The parameters of a model, from the tensors of its checkpoint.
+    checkpoint: Checkpoint, dtype: str, *, shardings: Shardings = None, finish: Finish = None
+) -> tuple[LlamaConfig, Params]:
+    """A model's configuration and parameters, from the tensors of its checkpoint.
 
     With shardings, this process reads only rows that its own devices hold a part of, each once, and the host never has
     more than about one device's part of one leaf beside what is on the devices. Without, every leaf is whole on the
     default device.
 
     Args:
-      sources: every tensor of the checkpoint, in any order.
       dtype: of the result: "float32" or "bfloat16"; rounding is to nearest even.
-      where: the checkpoint, for messages about tensors that no file has.
       shardings: see `leaves.Shardings`.
       finish: see `leaves.Finish`.
+
+    Raises:
+      InputError: see `open_parts`.
+    """
+    parts = open_parts(checkpoint, dtype)
+
+    def make(leaf: str, spec: Spec, sharding: NamedSharding | None) -> jax.Array:
+        if sharding is None:
+            return jax.device_put(parts(leaf, [[slice(None)] * len(spec.shape)])[0])
+        return make_on_devices(spec.shape, sharding, DTYPES[dtype], functools.partial(parts, leaf))
+
+    return checkpoint.config, build_params(checkpoint.config, make, shardings=shardings, finish=finish)
+
+
+def open_parts(checkpoint: Checkpoint, dtype: str) -> Parts:
+    """What reads parts of a checkpoint's leaves, all of whose tensors are accounted for.
+
+    Args:
+      dtype: of the parts: "float32" or "bfloat16"; rounding is to nearest even.
 
     Raises:
       InputError: a tensor is unknown, missing, there twice, there in part, of a wrong shape, or stored in a way that
         is not supported; or a redundant one differs from the tensor it repeats; or dtype is neither of the two.
     """
     numbers = check_dtype(dtype)
-    sources = list(sources)
-    if config.num_layers > len(sources):
-        raise InputError(f"{where} has {len(sources)} tensors, too few for the {config.num_layers} layers it speaks of")
+    config, form, where = checkpoint.config, checkpoint.form, checkpoint.where
+    count = len(checkpoint.sources)
+    if config.num_layers > count:
+        raise InputError(f"{where} has {count} tensors, too few for the {config.num_layers} layers it speaks of")
     specs = leaf_specs(config)
     places = dict(_places(config, specs, form))
-    found = _account(sources, places, form, where)
+    found = _account(checkpoint.sources, places, form, where)
     by_leaf: dict[str, list[tuple[Source, Place]]] = {leaf: [] for leaf in specs}
-    for name, parts in found.items():
-        by_leaf[places[name].slot.leaf] += [(source, places[name]) for source in parts]
-
-    def make(leaf: str, spec: Spec, sharding: NamedSharding | None) -> jax.Array:
-        def parts(indexes: Sequence[Sequence[slice]]) -> list[np.ndarray]:
-            return fill(leaf, spec.shape, by_leaf[leaf], form, numbers, indexes)
-
-        if sharding is None:
-            return jax.device_put(parts([[slice(None)] * len(spec.shape)])[0])
-        return make_on_devices(spec.shape, sharding, numbers, parts)
-
-    return build_params(config, make, shardings=shardings, finish=finish)
+    for name, sources in found.items():
+        by_leaf[places[name].slot.leaf] += [(source, places[name]) for source in sources]
+    return lambda leaf, indexes: fill(leaf, specs[leaf].shape, by_leaf[leaf], form, numbers, indexes)
 
 
 def _places(config: LlamaConfig, specs: Mapping[str, Spec], form: Format) -> Iterator[tuple[str, Place]]:

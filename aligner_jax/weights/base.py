@@ -2,21 +2,20 @@
 
 import re
 from pathlib import Path
-from typing import Literal
 
 import flax.struct
 
-from aligner_jax.data.gguf_metadata import read_gguf_header
 from aligner_jax.data.tokenizer import Tokenizer, load_tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
 from aligner_jax.weights.fingerprint import fingerprint
-from aligner_jax.weights.gguf import gguf_sources, load_gguf
-from aligner_jax.weights.hf import hf_sources, load_hf
+from aligner_jax.weights.gguf import load_gguf, open_gguf
+from aligner_jax.weights.hf import load_hf, open_hf
 from aligner_jax.weights.leaves import Finish, Shardings, check_dtype
-from aligner_jax.weights.meta import load_meta, meta_sources
-from aligner_jax.weights.orbax import INDEX, TOKENIZER, load_orbax, orbax_fields
+from aligner_jax.weights.meta import load_meta, open_meta
+from aligner_jax.weights.orbax import INDEX, TOKENIZER, load_orbax
+from aligner_jax.weights.source import Checkpoint
 
 _FORMS = (
     "a Hugging Face folder (config.json and model.safetensors), a .gguf file, a folder of Meta's (params.json and "
@@ -59,15 +58,8 @@ def load_base(path: str | Path, dtype: str = "float32", *, shardings: Shardings 
     local = locate(path)
     # Before the weights, which take longer, so that a damaged vocabulary is told at once.
     tokenizer = load_base_tokenizer(local)
-    config, params = load_params(local, dtype, shardings=shardings, finish=finish)
+    config, params = _loader(local)(local, dtype, shardings=shardings, finish=finish)
     return Base(params, config, tokenizer)
-
-
-def load_params(
-    local: Path, dtype: str, *, shardings: Shardings = None, finish: Finish = None
-) -> tuple[LlamaConfig, Params]:
-    """The base at `local` without its tokenizer; see `load_base`."""
-    return _loader(local)(local, dtype, shardings=shardings, finish=finish)
 
 
 def locate(path: str | Path) -> Path:
@@ -103,20 +95,16 @@ def tokenizer_path(local: Path) -> Path | None:
     return local
 
 
-def stored_dtype(local: Path) -> Literal["float32", "bfloat16"]:
-    """The smaller dtype that holds every number of the base at `local` exactly; reads no weights.
+def open_base(local: Path) -> Checkpoint:
+    """The files of the base at `local`, of which no weight is read yet.
 
     Raises:
-      InputError: see `load_base`.
+      InputError: see `load_base`; or it is an Orbax folder, whose arrays are leaves already.
     """
     kind = _loader(local)
     if kind is load_orbax:
-        return "bfloat16" if orbax_fields(local).get("dtype") == "bfloat16" else "float32"
-    if kind is load_gguf:
-        sources = gguf_sources(local, read_gguf_header(local))
-    else:
-        sources = meta_sources(local)[1] if kind is load_meta else hf_sources(local)
-    return "bfloat16" if {source.encoding for source in sources} == {"BF16"} else "float32"
+        raise InputError(f"{local} is a base in Orbax's form already")
+    return {load_gguf: open_gguf, load_meta: open_meta, load_hf: open_hf}[kind](local)
 
 
 def _loader(path: Path):

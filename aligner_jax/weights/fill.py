@@ -64,7 +64,7 @@ def fill(
     wanted = [
         {axis: range(*cut.indices(sizes[axis])) for axis, cut in zip(axes, index, strict=True)} for index in indexes
     ]
-    parts = [_aligned(tuple(map(len, ranges.values())), stored) for ranges in wanted]
+    parts = [aligned(tuple(map(len, ranges.values())), stored) for ranges in wanted]
     for source, place in placed:
         by_rows: dict[tuple[range, ...], list[_Target]] = {}
         for part, ranges in zip(parts, wanted, strict=True):
@@ -160,7 +160,8 @@ def chunks(rows: int, row_shape: tuple[int, ...], multiple: int = 1) -> Iterator
         yield start, min(start + step, rows)
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that is not filled yet, in memory that the CPU backend takes without a copy."""
     nbytes = math.prod(shape) * dtype.itemsize
     buffer = np.empty(nbytes + _ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % _ALIGNMENT

@@ -16,7 +16,7 @@ from aligner_jax.model.params import Params
 from aligner_jax.weights.assemble import assemble
 from aligner_jax.weights.gguf_config import gguf_config, is_interleaved
 from aligner_jax.weights.leaves import Finish, Shardings
-from aligner_jax.weights.source import Format, Slot, Source
+from aligner_jax.weights.source import Checkpoint, Format, Slot, Source
 
 _BLOCK = "blk.{l}."
 
@@ -91,17 +91,15 @@ def load_gguf(
       InputError: the file is cut short or damaged, the architecture is not LLaMA's, or a tensor is missing, unknown,
         of the wrong shape, or of a type that is not read.
     """
-    header, sources, config = _read(path)
-    form = _INTERLEAVED if is_interleaved(header) else FORMAT
-    return config, assemble(config, sources, form, dtype, where=path)
+    return assemble(open_gguf(path), dtype, shardings=shardings, finish=finish)
 
 
-def read_gguf_config(path: Path) -> LlamaConfig:
-    """The configuration alone. Raises InputError as `load_gguf`."""
-    return _read(path)[2]
+def open_gguf(path: Path) -> Checkpoint:
+    """A GGUF file, of which no weight is read yet.
 
-
-def _read(path: Path) -> tuple[GGUFHeader, list[Source], LlamaConfig]:
+    Raises:
+      InputError: see `load_gguf`.
+    """
     header = read_gguf_header(path)
     sources = gguf_sources(path, header)
     rope_freqs = next((source for source in sources if source.name == "rope_freqs.weight"), None)
@@ -111,7 +109,7 @@ def _read(path: Path) -> tuple[GGUFHeader, list[Source], LlamaConfig]:
         factors = FORMAT.decode(rope_freqs).astype(np.float64).ravel()
     config = gguf_config(path, header, factors)
     form = _INTERLEAVED if is_interleaved(header) else FORMAT
-    return config, assemble(config, sources, form, dtype, path, shardings=shardings, finish=finish)
+    return Checkpoint(config, sources, form, path)
 
 
 def gguf_sources(path: Path, header: GGUFHeader) -> list[Source]:

@@ -13,7 +13,7 @@ from aligner_jax.weights.assemble import assemble
 from aligner_jax.weights.hf_config import hf_config
 from aligner_jax.weights.leaves import Finish, Shardings
 from aligner_jax.weights.safetensors_header import safetensors_sources
-from aligner_jax.weights.source import Format, Slot, Source
+from aligner_jax.weights.source import Checkpoint, Format, Slot, Source
 
 _LAYER = "model.layers.{l}."
 
@@ -62,8 +62,16 @@ def load_hf(
       InputError: the architecture is not LLaMA's, or a file or a tensor is missing, cut short, unknown, there twice
         or of the wrong shape.
     """
-    config = hf_config(path)
-    return config, assemble(config, hf_sources(path), FORMAT, dtype, path, shardings=shardings, finish=finish)
+    return assemble(open_hf(path), dtype, shardings=shardings, finish=finish)
+
+
+def open_hf(path: Path) -> Checkpoint:
+    """The files of a folder, of which no weight is read yet.
+
+    Raises:
+      InputError: see `load_hf`.
+    """
+    return Checkpoint(hf_config(path), hf_sources(path), FORMAT, path)
 
 
 def hf_sources(path: Path) -> list[Source]:

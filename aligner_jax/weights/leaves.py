@@ -104,7 +104,18 @@ def make_on_devices(
 
     for block in blocks:
         hold(parts([[block if at == axis else slice(*one) for at, one in enumerate(ends)] for ends in holders]))
-    arrays = _joined(held, axis or 0)
+    return join_blocks(shape, sharding, dtype, held, axis or 0)
+
+
+def join_blocks(
+    shape: tuple[int, ...], sharding: NamedSharding, dtype: np.dtype, held: dict[Any, list[jax.Array]], axis: int
+) -> jax.Array:
+    """An array of which each device of this process holds some blocks along an axis that is not split.
+
+    Args:
+      held: by device, the blocks in their order, which are given up.
+    """
+    arrays = _joined(held, axis)
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays, dtype=dtype)
 
 

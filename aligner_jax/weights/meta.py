@@ -21,7 +21,7 @@ from aligner_jax.weights.assemble import assemble
 from aligner_jax.weights.fill import chunks
 from aligner_jax.weights.leaves import Finish, Shardings
 from aligner_jax.weights.meta_config import meta_config, meta_fields
-from aligner_jax.weights.source import Format, Part, Slot, Source
+from aligner_jax.weights.source import Checkpoint, Format, Part, Slot, Source
 from aligner_jax.weights.torch_file import torch_sources
 
 _LAYER = "layers.{l}."
@@ -70,12 +70,11 @@ def load_meta(
       InputError: params.json is not a LLaMA's; or a file is missing, cut short, not of torch, there twice, or unlike
         the others; or a tensor is missing, unknown, or of the wrong shape.
     """
-    config, sources = meta_sources(path)
-    return config, assemble(config, sources, FORMAT, dtype, path, shardings=shardings, finish=finish)
+    return assemble(open_meta(path), dtype, shardings=shardings, finish=finish)
 
 
-def meta_sources(path: Path) -> tuple[LlamaConfig, list[Source]]:
-    """The configuration and every tensor of the folder's files, not read yet.
+def open_meta(path: Path) -> Checkpoint:
+    """The files of a folder, of which no weight is read yet but those that say whether it is one model.
 
     Raises:
       InputError: see `load_meta`.
@@ -90,7 +89,7 @@ def meta_sources(path: Path) -> tuple[LlamaConfig, list[Source]]:
     if _is_tied(joined):
         del joined[_HEAD]
     config = meta_config(fields, {name: parts[0].whole_shape for name, parts in joined.items()})
-    return config, [source for parts in joined.values() for source in parts]
+    return Checkpoint(config, [source for parts in joined.values() for source in parts], FORMAT, path)
 
 
 def _files(path: Path) -> list[Path]:

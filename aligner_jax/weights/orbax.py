@@ -1,22 +1,28 @@
-"""Bases as Orbax checkpoints: written leaf by leaf, and read in the parts that devices hold.
+"""Bases as Orbax checkpoints: written block by block, and read in the parts that devices hold.
 
 A base is a folder:
 
     base.json            {"format": "aligner_jax base", "version": 1, "dtype": "bfloat16" or "float32",
-                          "config": the fields of `LlamaConfig`, "files": {path of every other file: its bytes}}
-    params/q_ldnh/       one Orbax checkpoint of {"q_ldnh": array} for every leaf of `Params`, shaped as there, in
-                         chunks of at most a mebibyte, so that a device's part of it is read without the rest
+                          "config": the fields of `LlamaConfig`,
+                          "blocks": {leaf: the number of layers in each of its blocks},
+                          "files": {path of every other file: its bytes}}
+    params/q_ldnh/0      one Orbax checkpoint of {"q_ldnh": array} for every block of every leaf of `Params`: some
+                         layers of it, shaped as there, in chunks of at most a mebibyte, so that a device's part of it
+                         is read without the rest. A leaf without layers is one block.
     tokenizer/           the vocabulary's files, where the base has one; see `data.tokenizer.tokenizer_files`
 
-One checkpoint holds one leaf because Orbax wants all arrays of a checkpoint at once, which a host may not have room
-for. TensorStore takes a chunk that is missing for zeros, so the files' sizes are checked before anything is read.
+A block is no larger than the model's largest matrix (or 16 MiB), because Orbax wants all of an array at once, which of
+a stacked leaf a host may not have room for. TensorStore takes a chunk that is missing for zeros, so the files' sizes
+are checked before anything is read.
 """
 
 import contextlib
 import dataclasses
+import gc
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,41 +35,43 @@ from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, Spec
 from aligner_jax.runtime.files import new_folder, reason
+from aligner_jax.weights.assemble import Parts
+from aligner_jax.weights.fill import aligned
 from aligner_jax.weights.json_fields import JsonFields, read_json_fields
-from aligner_jax.weights.leaves import DTYPES, Finish, Shardings, build_params, check_dtype
+from aligner_jax.weights.leaves import DTYPES, Finish, Shardings, build_params, check_dtype, join_blocks, leaf_specs
 
 INDEX, TOKENIZER = "base.json", "tokenizer"
 _PARAMS = "params"
 _FORMAT, _VERSION = "aligner_jax base", 1
 _CHUNK_BYTES = 2**20
-
-type Write = Callable[[str, jax.Array], None]
+_BLOCK_BYTES = 2**24
 
 
 def write_orbax(
-    folder: str | Path, load: Callable[[Write], LlamaConfig], dtype: str, tokenizer: Mapping[str, bytes]
+    folder: str | Path, config: LlamaConfig, parts: Parts, dtype: str, tokenizer: Mapping[str, bytes]
 ) -> None:
-    """Writes a base as it is loaded: `folder` is whole or not there, and the host holds about one leaf at a time.
+    """Writes a base block by block: `folder` is whole or not there, and the host holds a few blocks at a time.
 
     Args:
       folder: a new one.
-      load: loads the base, gives each leaf's name and array to what it is called with, and gives them up; returns the
-        base's configuration.
+      parts: reads the base's leaves; see `open_parts`.
       dtype: of the arrays.
       tokenizer: the vocabulary's files by name; none where the base has none.
 
     Raises:
-      InputError: something is at `folder`, or it cannot be written, for the reason given; or see `load`.
+      InputError: something is at `folder`, or it cannot be written, for the reason given; or see `parts`.
     """
+    blocks = _blocks(config, DTYPES[dtype].itemsize)
     with new_folder(folder) as temporary, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-
-        def write(leaf: str, array: jax.Array) -> None:
-            options = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)
-            items = ocp.args.StandardSave({leaf: array}, save_args={leaf: options})
-            with _failure_is_one_sentence(f"{folder} cannot be written"):
-                checkpointer.save(temporary.absolute() / _PARAMS / leaf, args=items)
-
-        config = load(write)
+        for leaf, spec in leaf_specs(config).items():
+            start = 0
+            for number, length in enumerate(blocks[leaf]):
+                index = [slice(start, start + length), *[slice(None)] * (len(spec.shape) - 1)]
+                with _failure_is_one_sentence(f"{folder} cannot be written"):
+                    _save(checkpointer, temporary.absolute() / _PARAMS / leaf / str(number), leaf, parts(leaf, [index]))
+                start += length
+                # Orbax leaves the array in a circle of references, and the next is as large.
+                gc.collect()
         for name, content in tokenizer.items():
             (temporary / TOKENIZER).mkdir(exist_ok=True)
             (temporary / TOKENIZER / name).write_bytes(content)
@@ -73,9 +81,29 @@ def write_orbax(
             "version": _VERSION,
             "dtype": dtype,
             "config": dataclasses.asdict(config),
+            "blocks": blocks,
             "files": {path.relative_to(temporary).as_posix(): path.stat().st_size for path in files},
         }
         (temporary / INDEX).write_text(json.dumps(index, indent=1))
+
+
+def _save(checkpointer: ocp.Checkpointer, folder: Path, leaf: str, block: list[np.ndarray]) -> None:
+    options = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)
+    items = ocp.args.StandardSave({leaf: jax.device_put(block.pop())}, save_args={leaf: options})
+    checkpointer.save(folder, args=items)
+
+
+def _blocks(config: LlamaConfig, itemsize: int) -> dict[str, list[int]]:
+    """How each leaf's first axis is divided: as many layers to a block as are no larger than the largest matrix."""
+    specs = leaf_specs(config)
+    layer_bytes = {leaf: math.prod(spec.shape[spec.axes[0] == "layers" :]) * itemsize for leaf, spec in specs.items()}
+    most = max(_BLOCK_BYTES, *layer_bytes.values())
+    blocks = {}
+    for leaf, spec in specs.items():
+        length = spec.shape[0]
+        step = max(1, most // layer_bytes[leaf]) if spec.axes[0] == "layers" else length
+        blocks[leaf] = [min(step, length - start) for start in range(0, length, step)]
+    return blocks
 
 
 def load_orbax(
@@ -94,14 +122,32 @@ def load_orbax(
     fields = orbax_fields(path)
     config = _config(fields)
     _check_files(path, fields)
+    blocks = _read_blocks(config, fields)
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
 
+        def restore(leaf: str, number: int, shape: tuple[int, ...], sharding: NamedSharding | None) -> Any:
+            target = jax.ShapeDtypeStruct(shape, numbers, sharding=sharding)
+            with _failure_is_one_sentence(f"{path}: block {number} of leaf {leaf} cannot be read", always=True):
+                folder = path.absolute() / _PARAMS / leaf / str(number)
+                return checkpointer.restore(folder, args=ocp.args.StandardRestore({leaf: target}))[leaf]
+
         def make(leaf: str, spec: Spec, sharding: NamedSharding | None) -> jax.Array:
-            target = jax.ShapeDtypeStruct(spec.shape, numbers, sharding=sharding)
-            with _failure_is_one_sentence(f"{path}: leaf {leaf} cannot be read", always=True):
-                folder = path.absolute() / _PARAMS / leaf
-                array = checkpointer.restore(folder, args=ocp.args.StandardRestore({leaf: target}))[leaf]
-            return array if sharding is not None else jax.device_put(np.asarray(array, numbers))
+            shapes = [(length, *spec.shape[1:]) for length in blocks[leaf]]
+            if sharding is None:
+                host, start = aligned(spec.shape, numbers), 0
+                for number, shape in enumerate(shapes):
+                    host[start : start + shape[0]] = restore(leaf, number, shape, None)
+                    start += shape[0]
+                return jax.device_put(host)
+            if len(shapes) == 1:
+                return restore(leaf, 0, spec.shape, sharding)
+            if sharding.shard_shape(spec.shape)[0] != spec.shape[0]:
+                raise InputError(f"{path}: the layers of leaf {leaf} cannot be split, since they are stored in blocks")
+            held: dict[Any, list[jax.Array]] = {device: [] for device in sharding.addressable_devices}
+            for number, shape in enumerate(shapes):
+                for shard in restore(leaf, number, shape, sharding).addressable_shards:
+                    held[shard.device].append(shard.data)
+            return join_blocks(spec.shape, sharding, numbers, held, axis=0)
 
         return config, build_params(config, make, shardings=shardings, finish=finish)
 
@@ -128,6 +174,19 @@ def _config(fields: JsonFields) -> LlamaConfig:
         return LlamaConfig.from_dict(dict(section.values) if section else {})
     except InputError as error:
         raise InputError(f"{fields.file}: {error}") from None
+
+
+def _read_blocks(config: LlamaConfig, fields: JsonFields) -> dict[str, list[int]]:
+    """How many rows each block of each leaf has."""
+    section = fields.section("blocks")
+    blocks: dict[str, Any] = dict(section.values) if section else {}
+    for leaf, spec in leaf_specs(config).items():
+        lengths = blocks.get(leaf)
+        if not isinstance(lengths, list) or not all(isinstance(length, int) and length > 0 for length in lengths):
+            raise fields.error(f"blocks.{leaf}", f"is {lengths!r}, not the lengths of its blocks")
+        if sum(lengths) != spec.shape[0]:
+            raise fields.error(f"blocks.{leaf}", f"is {lengths}, which are not {spec.shape[0]} together")
+    return blocks
 
 
 def _check_files(path: Path, fields: JsonFields) -> None:

@@ -1,13 +1,14 @@
 """A tensor of a checkpoint before it is read: where its bytes are, and what each kind of checkpoint calls it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from aligner_jax.errors import InputError
+from aligner_jax.model.config import LlamaConfig
 
 
 class Slot(NamedTuple):
@@ -97,3 +98,21 @@ class Format:
                 f"{source.file}: tensor {source.name} is stored as {source.encoding}, "
                 f"which is not one of {', '.join(self.decoders)}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A base's files before a weight is read: every tensor, in any order, and what they are called.
+
+    `where` is the file or folder, for messages about tensors that no file has.
+    """
+
+    config: LlamaConfig
+    sources: Sequence[Source]
+    form: Format
+    where: Path
+
+    @property
+    def stored_dtype(self) -> Literal["float32", "bfloat16"]:
+        """The smaller dtype that holds every number exactly."""
+        return "bfloat16" if {source.encoding for source in self.sources} == {"BF16"} else "float32"
