@@ -207,9 +207,12 @@ def _check_files(path: Path, fields: JsonFields) -> None:
 def _failure_is_one_sentence(beginning: str, *, always: bool = False) -> Iterator[None]:
     try:
         yield
-    except (ValueError, OSError) as error:
+    except Exception as error:  # Orbax raises bare ones.
         # TensorStore, which reads and writes the arrays, raises ValueErrors with the system's reason near their end.
         found: Any = re.search(r"([^:\[\]]+?) \[os_error_code", str(error))
         if not always and not found and not isinstance(error, OSError):
             raise
-        raise InputError(f"{beginning}: {found.group(1).strip() if found else reason(error)}") from error
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        raise InputError(f"{beginning}: {found.group(1).strip() if found else reason(first)[:200]}") from error

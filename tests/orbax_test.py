@@ -1,0 +1,245 @@
+"""Bases in Orbax's form: bit-equal to what they were written from, whole or absent, damage in one sentence."""
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import jax
+import numpy as np
+import pytest
+from model_folders import CONFIG, draw, meta_params, meta_parts, write_hf, write_meta
+
+from aligner_jax.data.tokenizer import load_tokenizer, tokenizer_files
+from aligner_jax.errors import InputError
+from aligner_jax.runtime.sharding import make_mesh, param_shardings
+from aligner_jax.weights import orbax
+from aligner_jax.weights.assemble import open_parts
+from aligner_jax.weights.base import load_base, open_base
+from aligner_jax.weights.orbax import write_orbax
+
+ROOT = Path(__file__).parents[1]
+
+LARGE = dataclasses.replace(
+    CONFIG, vocab_size=4096, d_model=512, d_mlp=512, num_layers=32, num_heads=8, num_kv_heads=8, head_dim=64
+)
+"""251 MB in float32, of which a leaf of all layers is 34 MB and a matrix at most 8 MB."""
+
+MEASURE = """
+import sys
+from absl import flags
+from aligner_jax import convert
+
+def megabytes(name):
+    line = next(line for line in open("/proc/self/status") if line.startswith(name))
+    return int(line.split()[1]) * 1024 / 1e6
+
+small, large, out = sys.argv[1:]
+flags.FLAGS(["convert", f"--base={small}", f"--out={out}/small"])
+convert.main()
+before = megabytes("VmRSS")
+flags.FLAGS(["convert", f"--base={large}", f"--out={out}/large"])
+convert.main()
+print(megabytes("VmHWM") - before)
+"""
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that even a tiny model's leaves have several blocks."""
+    monkeypatch.setattr(orbax, "_BLOCK_BYTES", 1)
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hf(tmp_path_factory.mktemp("hf") / "model", CONFIG, draw(), files=2)
+
+
+@pytest.fixture(scope="module")
+def written(hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model in float32; not to be changed."""
+    return write(hf, tmp_path_factory.mktemp("orbax") / "model")
+
+
+def write(base: Path, folder: Path, dtype: str = "float32", tokenizer: dict[str, bytes] | None = None) -> Path:
+    checkpoint = open_base(base)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(orbax, "_BLOCK_BYTES", 1)
+        write_orbax(folder, checkpoint.config, open_parts(checkpoint, dtype), dtype, tokenizer or {})
+    return folder
+
+
+def assert_equal(left, right) -> None:
+    assert left.config == right.config
+    for (path, a), b in zip(jax.tree.leaves_with_path(left), jax.tree.leaves(right), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_read_is_what_was_written(written, hf, dtype):
+    base = load_base(written, dtype)
+    assert_equal(base, load_base(hf, dtype))
+    assert base.tokenizer is None
+    assert base.fingerprint == load_base(hf).fingerprint
+
+
+def test_leaves_have_blocks_of_layers_no_larger_than_the_largest_matrix(written):
+    blocks = json.loads((written / "base.json").read_text())["blocks"]
+    # The largest matrix is the embedding's, of 64 × 32.
+    assert blocks["embed_vd"] == [64]
+    assert blocks["gate_ldf"] == [1, 1, 1]
+    assert blocks["k_ldkh"] == [3]
+    assert sorted(path.name for path in (written / "params" / "gate_ldf").iterdir()) == ["0", "1", "2"]
+
+
+def test_a_checkpoint_in_bfloat16(hf, tmp_path):
+    half = write(hf, tmp_path / "half", "bfloat16")
+    assert_equal(load_base(half, "bfloat16"), load_base(hf, "bfloat16"))
+    assert load_base(half).params.norm_d.dtype == np.float32
+
+
+def test_parts_on_devices_and_what_finish_makes_of_them(written, hf):
+    names = []
+
+    def finish(name: str, leaf: jax.Array) -> jax.Array:
+        names.append(name)
+        return -leaf
+
+    shardings = functools.partial(param_shardings, mesh=make_mesh())
+    base, plain = load_base(written, shardings=shardings, finish=finish), load_base(hf)
+    assert names[0] in ("gate_ldf", "up_ldf", "down_lfd")
+    assert len(names) == len(jax.tree.leaves(plain))
+    for leaf, sharding, expected in zip(
+        jax.tree.leaves(base), jax.tree.leaves(shardings(CONFIG)), jax.tree.leaves(plain), strict=True
+    ):
+        assert leaf.sharding == sharding
+        np.testing.assert_array_equal(leaf, -expected)
+
+
+def test_a_scaled_rope_and_metas_files(tmp_path):
+    params = {**meta_params(CONFIG), "use_scaled_rope": True}
+    meta = write_meta(tmp_path / "meta", params, meta_parts(CONFIG, draw(), 2))
+    assert_equal(load_base(write(meta, tmp_path / "orbax")), load_base(meta))
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        (lambda folder: data_file(folder).unlink(), "is damaged: its file params/embed_vd/0/"),
+        (lambda folder: data_file(folder).write_bytes(data_file(folder).read_bytes()[:-1]), "bytes, and had"),
+        (lambda folder: shutil.rmtree(folder / "params" / "q_ldnh"), "is damaged: its file params/q_ldnh/"),
+        (lambda folder: data_file(folder).write_bytes(bytes(size(folder))), "block 0 of leaf embed_vd cannot be read"),
+        (lambda folder: index(folder, version=2), "base.json: version is 2, but this release reads version 1"),
+        (lambda folder: index(folder, format="x"), "base.json: format is 'x', not 'aligner_jax base'"),
+        (lambda folder: index(folder, config={}), "base.json: this is not a model configuration"),
+        (lambda folder: index(folder, files=None), "base.json: files is missing"),
+        (lambda folder: index(folder, blocks={}), "base.json: blocks.embed_vd is None"),
+        (lambda folder: index(folder, blocks={"embed_vd": [60]}), "blocks.embed_vd is [60], which are not 64"),
+        (lambda folder: (folder / "base.json").write_text("{"), "base.json:1 is not JSON"),
+    ],
+)  # fmt: skip
+def test_damage_is_one_sentence(written, tmp_path, edit, sentence):
+    folder = Path(shutil.copytree(written, tmp_path / "copy"))
+    edit(folder)
+    with pytest.raises(InputError) as error:
+        load_base(folder)
+    assert sentence in str(error.value)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def data_file(folder: Path) -> Path:
+    return max((folder / "params" / "embed_vd" / "0").rglob("d/*"), key=lambda file: file.stat().st_size)
+
+
+def size(folder: Path) -> int:
+    return data_file(folder).stat().st_size
+
+
+def index(folder: Path, **fields: object) -> None:
+    content = json.loads((folder / "base.json").read_text())
+    (folder / "base.json").write_text(json.dumps(content | fields))
+
+
+def test_a_base_is_whole_or_absent(hf, tmp_path):
+    checkpoint = open_base(hf)
+    parts = open_parts(checkpoint, "float32")
+
+    def failing(leaf, indexes):
+        if leaf == "norm_d":
+            raise InputError("the file ends here")
+        return parts(leaf, indexes)
+
+    with pytest.raises(InputError, match="the file ends here"):
+        write_orbax(tmp_path / "out", checkpoint.config, failing, "float32", {})
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(InputError, match="out is a folder with other things in it"):
+        write_orbax(tmp_path / "out", checkpoint.config, parts, "float32", {})
+    assert os.listdir(tmp_path / "out") == ["mine"]
+
+
+def test_a_base_of_orbax_is_not_converted_again(written):
+    with pytest.raises(InputError, match="is a base in Orbax's form already"):
+        open_base(written)
+
+
+def test_layers_in_blocks_cannot_be_split(written):
+    rules = (("layers", "fsdp"),)
+    shardings = param_shardings(CONFIG, make_mesh(), rules)
+    # One device splits nothing, so this is as before.
+    assert_equal(load_base(written, shardings=shardings), load_base(written))
+
+
+def test_a_vocabulary_comes_along(tiny_model, tmp_path):
+    base = load_base(tiny_model)
+    copy = load_base(write(tiny_model, tmp_path / "copy", tokenizer=tokenizer_files(tiny_model)))
+    assert_same_tokenizer(copy.tokenizer, base.tokenizer)
+    assert copy.tokenizer.chat_template is not None
+
+
+def test_the_vocabulary_of_a_gguf_comes_along(tmp_path):
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>", "\u2581a", "a", "b"])
+    writer.add_token_scores([0.0, 0.0, 0.0, -1.0, -2.0, -3.0])
+    writer.add_token_types([2, 3, 3, 1, 1, 1])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_tensor("x", np.ones((999, 7), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for name, content in tokenizer_files(path).items():
+        (tmp_path / "copy").mkdir()
+        (tmp_path / "copy" / name).write_bytes(content)
+        assert len(content) < 2000
+    assert_same_tokenizer(load_tokenizer(tmp_path / "copy"), load_tokenizer(path))
+
+
+def assert_same_tokenizer(left, right) -> None:
+    names = ("vocab_size", "bos_id", "eos_id", "stop_ids", "pad_id", "add_bos", "chat_template")
+    assert [getattr(left, name) for name in names] == [getattr(right, name) for name in names]
+    assert left.encode("a ab") == right.encode("a ab")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+def test_the_host_has_room_for_a_few_matrices_only(hf, tmp_path):
+    large = write_hf(tmp_path / "large", LARGE, draw(LARGE))
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", MEASURE, hf, large, tmp_path / "out"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    leaf = LARGE.num_layers * LARGE.d_model**2 * 4 / 1e6
+    model = sum(x.nbytes for x in draw(LARGE).values()) / 1e6
+    assert model > 7 * leaf
+    # Three times the largest block (16 MiB), and what TensorStore holds.
+    assert float(done.stdout.splitlines()[-1]) < 3 * leaf
