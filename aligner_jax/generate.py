@@ -16,7 +16,9 @@ from aligner_jax.peft.artifact import load_adapter, recorded_prompt_format
 from aligner_jax.runtime import command, platform
 from aligner_jax.weights.base import Base, load_base
 
-BASE = flags.DEFINE_string("base", None, "The base: a Hugging Face folder or name, or a .gguf file.")
+BASE = flags.DEFINE_string(
+    "base", None, "The base: a folder of Hugging Face, Meta or Orbax, a .gguf file or a hub name."
+)
 ADAPTER = flags.DEFINE_string(
     "adapter", None, "An adapter: a .safetensors, a .pth or a PEFT folder; without one, the base alone answers."
 )

@@ -33,7 +33,7 @@ from aligner_jax.runtime import command
 for line in sys.stdin:
     sys.argv = ["convert", *json.loads(line)]
     flags.FLAGS.unparse_flags()
-    for name in ("adapter", "to", "base", "format"):
+    for name in ("adapter", "to", "base", "format", "out", "dtype"):
         flags.FLAGS[name].unparse()
     out = io.StringIO()
     try:
@@ -117,6 +117,40 @@ def test_to_peft_and_back(convert, lora: Adapter, tmp_path: Path):
 
     assert convert(f"--adapter={again}", f"--to={tmp_path / 'named'}", f"--base={MODEL}", "--format=peft")[0] == 0
     assert json.loads((tmp_path / "named" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(MODEL)
+
+
+def test_a_base_becomes_an_orbax_folder_with_its_tokenizer(convert, tiny_model: Path, tmp_path: Path):
+    folder = tmp_path / "new" / "orbax"
+    base = load_base(tiny_model)
+    count = sum(leaf.size for leaf in jax.tree.leaves(base.params))
+    line = f"{count:,} parameters in float32, written to {folder}\n"
+    assert convert(f"--base={tiny_model}", f"--out={folder}") == (0, line)
+    again = load_base(folder)
+    assert again.config == base.config
+    jax.tree.map(np.testing.assert_array_equal, again.params, base.params)
+    assert again.tokenizer.encode("a pixel<|im_end|>") == base.tokenizer.encode("a pixel<|im_end|>")
+    assert again.tokenizer.stop_ids == base.tokenizer.stop_ids
+    for arguments, sentence in [
+        ([f"--base={tiny_model}", f"--out={folder}"], f"{folder} is a folder with other things in it"),
+        ([f"--base={folder}", f"--out={tmp_path / 'b'}"], f"{folder} is a base in Orbax's form already"),
+        ([f"--base={tmp_path / 'no'}", f"--out={tmp_path / 'b'}"], "there is no base model at"),
+        ([f"--out={tmp_path / 'b'}"], "give the base that is to be written to --out: --base=IN"),
+        ([f"--base={tiny_model}", f"--out={tmp_path / 'b'}", "--to=x"], "--to is of adapters"),
+        ([f"--adapter={folder}", f"--out={tmp_path / 'b'}"], "--adapter is of adapters"),
+        ([f"--adapter={folder}", f"--to={tmp_path / 'b'}", "--dtype=float32"], "--dtype is of a base"),
+    ]:
+        status, printed = convert(*arguments)
+        assert (str(status).count("\n"), printed) == (0, "")
+        assert sentence in status
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(("model", "dtype"), [("bfloat16", "bfloat16"), ("llama", "float32")])
+def test_a_base_keeps_every_number_that_it_has(convert, model: str, dtype: str, tmp_path: Path):
+    status, line = convert(f"--base={GOLDENS / 'models' / model}", f"--out={tmp_path / 'orbax'}")
+    assert (status, f"parameters in {dtype}," in line) == (0, True)
+    exact, again = load_base(GOLDENS / "models" / model), load_base(tmp_path / "orbax")
+    jax.tree.map(np.testing.assert_array_equal, again.params, exact.params)
 
 
 def test_what_cannot_be_is_refused_in_one_sentence(convert, lora: Adapter, tmp_path: Path):

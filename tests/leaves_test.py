@@ -19,7 +19,9 @@ from model_folders import CONFIG, draw, meta_params, meta_parts, write_hf, write
 
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.sharding import make_mesh, param_shardings, use
-from aligner_jax.weights.base import load_base
+from aligner_jax.weights import orbax
+from aligner_jax.weights.assemble import open_parts
+from aligner_jax.weights.base import load_base, open_base
 from aligner_jax.weights.leaves import leaf_specs, make_on_devices
 from aligner_jax.weights.source import Source
 
@@ -74,6 +76,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder, tensors = tmp_path_factory.mktemp("models"), draw()
     write_hf(folder / "hf", CONFIG, tensors, files=3)
     write_meta(folder / "meta", meta_params(CONFIG), meta_parts(CONFIG, tensors, 4))
+    checkpoint = open_base(folder / "hf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(orbax, "_BLOCK_BYTES", 1)
+        orbax.write_orbax(folder / "orbax", CONFIG, open_parts(checkpoint, "float32"), "float32", {})
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -174,6 +180,7 @@ def main(address: str, process: str, folder: Path) -> None:
     assert (jax.device_count(), jax.local_device_count()) == (PROCESSES * DEVICES, DEVICES)
     wrong = wrong_leaves(folder / "hf", "float32", MESHES, RULES)
     wrong += wrong_leaves(folder / "meta", "bfloat16", MESHES[:1], RULES[:2])
+    wrong += wrong_leaves(folder / "orbax", "bfloat16", MESHES[:1], RULES[:1])
     read = {f"{data} {fsdp}": bytes_read(folder / "hf", data, fsdp) for data, fsdp in MESHES}
     print(json.dumps({"wrong": wrong, "read": read, "held": held_at_once()}))
 

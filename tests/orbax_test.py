@@ -192,10 +192,11 @@ def test_a_base_of_orbax_is_not_converted_again(written):
 
 
 def test_layers_in_blocks_cannot_be_split(written):
-    rules = (("layers", "fsdp"),)
-    shardings = param_shardings(CONFIG, make_mesh(), rules)
-    # One device splits nothing, so this is as before.
-    assert_equal(load_base(written, shardings=shardings), load_base(written))
+    shardings = param_shardings(CONFIG, jax.sharding.AbstractMesh((3,), ("fsdp",)), (("layers", "fsdp"),))
+    with pytest.raises(
+        InputError, match="the layers of leaf gate_ldf cannot be split, since they are stored in blocks"
+    ):
+        load_base(written, shardings=shardings)
 
 
 def test_a_vocabulary_comes_along(tiny_model, tmp_path):

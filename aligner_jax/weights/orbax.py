@@ -123,13 +123,17 @@ def load_orbax(
     config = _config(fields)
     _check_files(path, fields)
     blocks = _read_blocks(config, fields)
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
 
         def restore(leaf: str, number: int, shape: tuple[int, ...], sharding: NamedSharding | None) -> Any:
-            target = jax.ShapeDtypeStruct(shape, numbers, sharding=sharding)
+            if sharding is None:
+                how = ocp.RestoreArgs(restore_type=np.ndarray, dtype=numbers)
+            else:
+                how = ocp.ArrayRestoreArgs(sharding=sharding, dtype=numbers, global_shape=shape)
             with _failure_is_one_sentence(f"{path}: block {number} of leaf {leaf} cannot be read", always=True):
                 folder = path.absolute() / _PARAMS / leaf / str(number)
-                return checkpointer.restore(folder, args=ocp.args.StandardRestore({leaf: target}))[leaf]
+                args = ocp.args.PyTreeRestore(restore_args={leaf: how})
+                return checkpointer.restore(folder, args=args)[leaf]
 
         def make(leaf: str, spec: Spec, sharding: NamedSharding | None) -> jax.Array:
             shapes = [(length, *spec.shape[1:]) for length in blocks[leaf]]
