@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gguf_test import converted, write_gguf
 from jax.sharding import NamedSharding, PartitionSpec
 from model_folders import CONFIG, draw, meta_params, meta_parts, write_hf, write_meta
 
@@ -76,6 +77,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder, tensors = tmp_path_factory.mktemp("models"), draw()
     write_hf(folder / "hf", CONFIG, tensors, files=3)
     write_meta(folder / "meta", meta_params(CONFIG), meta_parts(CONFIG, tensors, 4))
+    write_gguf(folder / "model.gguf", *converted(write_hf(folder / "one", CONFIG, tensors)))
     checkpoint = open_base(folder / "hf")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(orbax, "_BLOCK_BYTES", 1)
@@ -180,6 +182,7 @@ def main(address: str, process: str, folder: Path) -> None:
     assert (jax.device_count(), jax.local_device_count()) == (PROCESSES * DEVICES, DEVICES)
     wrong = wrong_leaves(folder / "hf", "float32", MESHES, RULES)
     wrong += wrong_leaves(folder / "meta", "bfloat16", MESHES[:1], RULES[:2])
+    wrong += wrong_leaves(folder / "model.gguf", "float32", MESHES[:1], RULES[1:2])
     wrong += wrong_leaves(folder / "orbax", "bfloat16", MESHES[:1], RULES[:1])
     read = {f"{data} {fsdp}": bytes_read(folder / "hf", data, fsdp) for data, fsdp in MESHES}
     print(json.dumps({"wrong": wrong, "read": read, "held": held_at_once()}))
