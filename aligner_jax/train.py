@@ -28,7 +28,7 @@ from aligner_jax.objectives.step import Step, StepMetrics, TrainState, init_stat
 from aligner_jax.peft import Adapter, complete_options, init_adapter
 from aligner_jax.peft.artifact import load_adapter, save_adapter
 from aligner_jax.peft.rows import unstack_adapter
-from aligner_jax.runtime import command, optim, platform, roofline, sharding
+from aligner_jax.runtime import command, distributed, optim, platform, roofline, sharding
 from aligner_jax.runtime.checkpoint import Checkpoints
 from aligner_jax.runtime.config import TrainConfig, check_same_run, parse_config, save_config
 from aligner_jax.runtime.metrics import MetricsWriter
@@ -43,7 +43,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/
 
 def main() -> None:
     config = parse_config(CONFIG.value)
-    train(config, Path(WORKDIR.value or f"runs/{CONFIG.name}"), Console(highlight=False))
+    train(config, Path(WORKDIR.value or f"runs/{CONFIG.name}"), distributed.console())
 
 
 def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
@@ -61,9 +61,10 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
 
 
 def _train_on(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, workdir: Path, console: Console) -> Adapter:
-    base = load_base(config.base.path, platform.compute_dtype(config.base.dtype))
+    # A single device takes what the host holds without a copy.
+    split = functools.partial(sharding.param_shardings, mesh=mesh, rules=rules) if mesh.size > 1 else None
+    base = load_base(config.base.path, platform.compute_dtype(config.base.dtype), shardings=split)
     check_model(config, base.config)
-    base = base.replace(params=jax.device_put(base.params, sharding.param_shardings(base.config, mesh, rules)))
     if mesh.size > 1:
         console.out(f"mesh: {sharding.describe(mesh)}")
     base_size = sum(leaf.size for leaf in jax.tree.leaves(base.params))

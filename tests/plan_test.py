@@ -43,7 +43,7 @@ def small(**changed: Any) -> TrainConfig:
         ({"fsdp": 4, "tensor": 2}, 8, (1, 4, 2)),
         ({"fsdp": 4, "tensor": 2}, 1, (1, -1, 1)),
         ({"data": 2, "fsdp": 4, "tensor": 2}, 8, (2, -1, 2)),
-        ({"data": 2, "tensor": 4, "fsdp": -1, "slices": 2}, 6, (1, -1, 3)),
+        ({"data": 2, "tensor": 4, "fsdp": -1, "slices": 2}, 6, (2, -1, 3)),
     ],
 )
 def test_a_mesh_is_refitted_to_other_devices(mesh: dict, devices: int, sizes: tuple[int, int, int]):

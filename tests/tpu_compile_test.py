@@ -2,21 +2,23 @@
 
 import functools
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
+from aligner_jax.compile import planned_model
 from aligner_jax.model.attention import Prefix, attend
-from aligner_jax.model.config import llama_config
-from aligner_jax.model.llama import abstract_params
-from aligner_jax.objectives.step import init_state, make_step
-from aligner_jax.peft import init_adapter
+from aligner_jax.planning import table
+from aligner_jax.planning.plan import make_plan
+from aligner_jax.planning.topology import topology_devices, without_a_cache_of_programs
 from aligner_jax.runtime import sharding
+from aligner_jax.runtime.command import load_config
+from aligner_jax.runtime.config import parse_config
+from aligner_jax.tasks.program import abstract_arguments, fresh_adapter, make_program
 
 pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
 
@@ -25,26 +27,13 @@ TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x4", "v5p": "v5p:2x2x1", "v6e": "v6
 
 @functools.cache
 def devices(chip: str):
-    from jax.experimental import topologies
-
-    return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices
+    return topology_devices(TOPOLOGIES[chip])
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _without_a_cache_of_programs():
-    """A program compiled for chips that are not here cannot be read back from JAX's cache on disk."""
-    enabled = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_enable_compilation_cache", enabled)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(autouse=True)
-def _beside_other_compilers(monkeypatch):
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    with without_a_cache_of_programs():
+        yield
 
 
 def structs(tree, split):
@@ -83,19 +72,28 @@ def test_attention_compiles_without_a_mesh_in_context(chip, head_dim, length, to
     assert "aligner_attention_backward" in program
 
 
-def test_the_7b_step_compiles_with_the_kernel_under_fsdp():
-    config, mesh = llama_config("llama2_7b"), sharding.make_mesh(devices=devices("v5e"))
-    optimizer = optax.adamw(9e-3)
-    adapter = jax.eval_shape(lambda: init_adapter("aligner", config, num_tokens=10))
-    state = jax.eval_shape(lambda: init_state(init_adapter("aligner", config, num_tokens=10), optimizer))
-    params = structs(abstract_params(config, "bfloat16"), sharding.param_shardings(config, mesh))
-    fields = {"tokens_bt": "int32", "segment_ids_bt": "int32", "positions_bt": "int32", "loss_mask_bt": "bool"}
-    batch = {name: jax.ShapeDtypeStruct((64, 512), dtype) for name, dtype in fields.items()}
-    step = make_step(adapter, optimizer, config=config, remat="full")
-    with sharding.use(mesh):
-        whole = structs(state, sharding.replicated(mesh))
-        lowered = jax.jit(step, donate_argnums=0).lower(whole, params, structs(batch, sharding.batch_sharding(mesh)))
-    compiled = lowered.compile()
+CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_compiles_for_its_topology_and_fits(name: str):
+    config = parse_config(load_config(Path(__file__).parents[1] / "configs" / f"{name}.py"))
+    assert config.mesh.topology is not None
+    devices = topology_devices(config.mesh.topology, config.mesh.devices)
+    plan = make_plan(config, planned_model(config), config.mesh.topology, devices)
+    assert plan.fits, table.advice(plan)
+    if plan.devices > 1:
+        assert plan.collective_bytes is not None
+        # Each layer's weights once forward and once backward; the rows stay where they are.
+        assert plan.collective_bytes["all-gather"] <= 2 * plan.weights_bytes * plan.devices
+        assert plan.collective_bytes.keys() <= {"all-gather", "all-reduce"}
+
+
+def test_the_7b_step_has_the_kernel_in_both_passes():
+    config = parse_config(load_config(Path(__file__).parents[1] / "configs" / "llama7b_metamath.py:10"))
+    model, mesh = planned_model(config), sharding.mesh_of(config.mesh, devices("v5e"))
+    program = make_program(config, model, jax.eval_shape(lambda: fresh_adapter(config, model)), mesh)
+    with program.use():
+        compiled = program.step.lower(*abstract_arguments(config, model, program, "bfloat16")).compile()
     calls = re.findall(r"custom-call\(.*tpu_custom_call.*op_name=\"[^\"]*(forward|backward)", compiled.as_text())
     assert {"forward", "backward"} <= set(calls)
-    assert compiled.memory_analysis().peak_memory_in_bytes < 3.5 * 2**30

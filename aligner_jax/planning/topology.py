@@ -22,11 +22,12 @@ def topology_devices(name: str, count: int | None = None) -> list[Any]:
     """
     if not re.fullmatch(r"\w+:\d+(x\d+)*", name):
         raise InputError(f"{name!r} is not a TPU topology; they are called {EXAMPLES}")
-    _ready_libtpu()
+    _check_libtpu()
     from jax.experimental import topologies
 
     try:
-        devices = list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+        with _quietly():
+            devices = list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
     except Exception as error:  # Whatever the plugin raises.
         reason = str(error).strip().splitlines()
         raise InputError(
@@ -51,10 +52,27 @@ def without_a_cache_of_programs() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def _ready_libtpu() -> None:
-    # There is no metadata server to ask, and other compilers may run beside this one.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """libtpu is loaded as if on a host by itself: else it asks a metadata server, and prints that there is none."""
+    alone = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        # Other compilers may run beside this one.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    missing = {name: value for name, value in alone.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]
+
+
+def _check_libtpu() -> None:
     try:
         import libtpu  # noqa: F401  (the plugin finds it by itself)
     except ImportError:

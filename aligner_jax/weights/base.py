@@ -14,7 +14,7 @@ from aligner_jax.weights.gguf import load_gguf, open_gguf
 from aligner_jax.weights.hf import load_hf, open_hf
 from aligner_jax.weights.leaves import Finish, Shardings, check_dtype
 from aligner_jax.weights.meta import load_meta, open_meta
-from aligner_jax.weights.orbax import INDEX, TOKENIZER, load_orbax
+from aligner_jax.weights.orbax import INDEX, TOKENIZER, load_orbax, orbax_config
 from aligner_jax.weights.source import Checkpoint
 
 _FORMS = (
@@ -105,6 +105,18 @@ def open_base(local: Path) -> Checkpoint:
     if kind is load_orbax:
         raise InputError(f"{local} is a base in Orbax's form already")
     return {load_gguf: open_gguf, load_meta: open_meta, load_hf: open_hf}[kind](local)
+
+
+def base_config(path: str | Path) -> LlamaConfig:
+    """The configuration of the base model at a local `path`, without its weights.
+
+    Raises:
+      InputError: there is no model, or it cannot be read as one.
+    """
+    local = Path(path).expanduser()
+    if not local.exists():
+        raise InputError(f"there is no base model at {path}")
+    return orbax_config(local) if _loader(local) is load_orbax else open_base(local).config
 
 
 def _loader(path: Path):

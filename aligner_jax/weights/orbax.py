@@ -172,6 +172,11 @@ def orbax_fields(path: Path) -> JsonFields:
     return fields
 
 
+def orbax_config(path: Path) -> LlamaConfig:
+    """The configuration alone. Raises InputError as `load_orbax`."""
+    return _config(orbax_fields(path))
+
+
 def _config(fields: JsonFields) -> LlamaConfig:
     section = fields.section("config")
     try:
