@@ -191,8 +191,8 @@ def rms_norm(x_btd: Float[Array, "*bt d"], weight_d: Float[Array, " d"], eps: fl
     return normed_btd * weight_d.reshape((1,) * (x_btd.ndim - 1) + weight_d.shape)
 
 
-def layer_at(layers: Layers, index: Int[Array, ""]) -> Layers:
-    """One layer's weights out of the stack.
+def layer_at[T](layers: T, index: Int[Array, ""]) -> T:
+    """One layer's weights out of the stack: of `Layers`, or of any part of them.
 
     The stack stays a constant of the scan and is indexed inside it: handing a scan a slice of the stack (the layers
     from the first adapted one on) would copy almost the whole model.

@@ -8,21 +8,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from aligner_jax.model.config import LlamaConfig
+from aligner_jax.model.quantized import Quantization, Quantized
 
 
 @flax.struct.dataclass
 class Layers:
-    """Weights of all layers, stacked on a leading layer axis and split by heads, so that nothing is reshaped."""
+    """Weights of all layers, stacked on a leading layer axis and split by heads, so that nothing is reshaped.
+
+    Of a quantized base, every projection is a `Quantized` of the same shape.
+    """
 
     attn_norm_ld: Float[Array, "l d"]
-    q_ldnh: Float[Array, "l d n h"]
-    k_ldkh: Float[Array, "l d k h"]
-    v_ldkh: Float[Array, "l d k h"]
-    o_lnhd: Float[Array, "l n h d"]
+    q_ldnh: Float[Array, "l d n h"] | Quantized
+    k_ldkh: Float[Array, "l d k h"] | Quantized
+    v_ldkh: Float[Array, "l d k h"] | Quantized
+    o_lnhd: Float[Array, "l n h d"] | Quantized
     mlp_norm_ld: Float[Array, "l d"]
-    gate_ldf: Float[Array, "l d f"]
-    up_ldf: Float[Array, "l d f"]
-    down_lfd: Float[Array, "l f d"]
+    gate_ldf: Float[Array, "l d f"] | Quantized
+    up_ldf: Float[Array, "l d f"] | Quantized
+    down_lfd: Float[Array, "l f d"] | Quantized
     q_bias_lnh: Float[Array, "l n h"] | None = None
     k_bias_lkh: Float[Array, "l k h"] | None = None
     v_bias_lkh: Float[Array, "l k h"] | None = None
@@ -44,30 +48,37 @@ class Spec:
     """What one parameter is, before it exists: its shape, the logical name of each axis, how it is initialized."""
 
     shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
-    axes: tuple[str, ...] = flax.struct.field(pytree_node=False)
+    axes: tuple[str | None, ...] = flax.struct.field(pytree_node=False)
     init: float | None = flax.struct.field(pytree_node=False, default=None)
     """Standard deviation of the initial normal distribution; None: ones (norms); 0.0: zeros (biases)."""
+    dtype: str | None = flax.struct.field(pytree_node=False, default=None)
+    """None: the model's."""
+    or_whole: bool = flax.struct.field(pytree_node=False, default=False)
+    """True where the array is whole on every device of a mesh that does not divide it, as scales are."""
 
 
-def param_specs(config: LlamaConfig) -> Params:
+def param_specs(config: LlamaConfig, quantization: Quantization | None = None) -> Params:
     """The one declaration of all parameters: a `Params` with a `Spec` in place of every array."""
     d, f, n, k, h = config.d_model, config.d_mlp, config.num_heads, config.num_kv_heads, config.head_dim
     v, l = config.vocab_size, config.num_layers  # noqa: E741
     in_std, out_std = d**-0.5, (2 * l) ** -0.5
+
+    def weight(shape, axes, std, summed=1):
+        return _projection((l, *shape), ("layers", *axes), std, summed, quantization)
 
     def bias(shape, axes, wanted):
         return _spec((l, *shape), ("layers", *axes), 0.0) if wanted else None
 
     layers = Layers(
         attn_norm_ld=_spec((l, d), ("layers", "norm")),
-        q_ldnh=_spec((l, d, n, h), ("layers", "embed", "heads", "head_dim"), in_std),
-        k_ldkh=_spec((l, d, k, h), ("layers", "embed", "kv_heads", "head_dim"), in_std),
-        v_ldkh=_spec((l, d, k, h), ("layers", "embed", "kv_heads", "head_dim"), in_std),
-        o_lnhd=_spec((l, n, h, d), ("layers", "heads", "head_dim", "embed"), (n * h) ** -0.5 * out_std),
+        q_ldnh=weight((d, n, h), ("embed", "heads", "head_dim"), in_std),
+        k_ldkh=weight((d, k, h), ("embed", "kv_heads", "head_dim"), in_std),
+        v_ldkh=weight((d, k, h), ("embed", "kv_heads", "head_dim"), in_std),
+        o_lnhd=weight((n, h, d), ("heads", "head_dim", "embed"), (n * h) ** -0.5 * out_std, summed=2),
         mlp_norm_ld=_spec((l, d), ("layers", "norm")),
-        gate_ldf=_spec((l, d, f), ("layers", "embed", "mlp"), in_std),
-        up_ldf=_spec((l, d, f), ("layers", "embed", "mlp"), in_std),
-        down_lfd=_spec((l, f, d), ("layers", "mlp", "embed"), f**-0.5 * out_std),
+        gate_ldf=weight((d, f), ("embed", "mlp"), in_std),
+        up_ldf=weight((d, f), ("embed", "mlp"), in_std),
+        down_lfd=weight((f, d), ("mlp", "embed"), f**-0.5 * out_std),
         q_bias_lnh=bias((n, h), ("heads", "head_dim"), config.qkv_bias),
         k_bias_lkh=bias((k, h), ("kv_heads", "head_dim"), config.qkv_bias),
         v_bias_lkh=bias((k, h), ("kv_heads", "head_dim"), config.qkv_bias),
@@ -81,6 +92,17 @@ def param_specs(config: LlamaConfig) -> Params:
     )
 
 
+def _projection(shape, axes, std: float, summed: int, quantization: Quantization | None) -> Any:
+    if quantization is None:
+        return _spec(shape, axes, std)
+    values_dtype, scales_dtype = quantization.dtypes
+    scales_shape = (shape[0], *quantization.scales_shape(shape[1:], summed))
+    # Split as the values are, so that each device has the scales of its own; an axis that is summed up has one entry.
+    scales_axes = tuple(axis if size > 1 else None for axis, size in zip(axes, scales_shape, strict=True))
+    values, scales = _spec(shape, axes, std, values_dtype), _spec(scales_shape, scales_axes, None, scales_dtype, True)
+    return Quantized(values, scales)
+
+
 def _spec(*args) -> Any:
     # Typed Any: a Spec stands where the pytree's fields declare arrays.
     return Spec(*args)
@@ -91,10 +113,12 @@ def is_spec(leaf: object) -> bool:
     return isinstance(leaf, Spec)
 
 
-def abstract_params(config: LlamaConfig, dtype: str = "float32") -> Params:
+def abstract_params(
+    config: LlamaConfig, dtype: str = "float32", quantization: Quantization | None = None
+) -> Params:
     """`Params` of `jax.ShapeDtypeStruct`: what a model would be, without allocating it."""
-    to_abstract = lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype)  # noqa: E731
-    return jax.tree.map(to_abstract, param_specs(config), is_leaf=is_spec)
+    to_abstract = lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype or dtype)  # noqa: E731
+    return jax.tree.map(to_abstract, param_specs(config, quantization), is_leaf=is_spec)
 
 
 def init_params(config: LlamaConfig, key: int | Array = 0, dtype: str = "float32") -> Params:

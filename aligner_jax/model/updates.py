@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from aligner_jax.model.params import Layers
+from aligner_jax.model.quantized import Quantized, Weight, product
 
 
 @flax.struct.dataclass
@@ -41,7 +42,7 @@ class LowRank:
 class LowRankWeight:
     """One layer's weight beside its `LowRank` factors."""
 
-    weight: Array
+    weight: Weight
     update: LowRank
 
 
@@ -69,12 +70,15 @@ def updated(layer: Layers, updates: Updates | None) -> Layers:
     return dataclasses.replace(layer, **changed)
 
 
-def project(equation: str, x: Array, weight: Array | LowRankWeight) -> Array:
+def project(equation: str, x: Array, weight: Weight | LowRankWeight) -> Array:
     """einsum(equation, x, weight) for any leaf that `Layers` may hold, in x's dtype.
 
     Args:
-      equation: x's axes begin with b, and no axis of the weight is b, t or r.
+      equation: x's axes begin with b where there is an update, and no axis of the weight is b, t or r. The result's
+        are x's that are not summed over, then the weight's, each in their order.
     """
+    if isinstance(weight, Quantized):
+        return product(equation, x, weight)
     if not isinstance(weight, LowRankWeight):
         return jnp.einsum(equation, x, weight)
     update = weight.update
@@ -90,4 +94,4 @@ def project(equation: str, x: Array, weight: Array | LowRankWeight) -> Array:
         seen = jnp.where(kept, x / (1 - update.dropout), 0).astype(x.dtype)
     down = jnp.einsum(f"{of_x},{rows}{summed}r->{low}", seen, update.a.astype(x.dtype))
     up = jnp.einsum(f"{low},{rows}r{others}->{result}", down, update.b.astype(x.dtype))
-    return jnp.einsum(equation, x, weight.weight) + up * jnp.asarray(update.scale, up.dtype)
+    return project(equation, x, weight.weight) + up * jnp.asarray(update.scale, up.dtype)

@@ -60,7 +60,7 @@ def bind(
     Returns:
       A `Prefix` with leaves [l, 1, p, k, h] and gates [l, 1, n], l over the adapted layers.
     """
-    tokens_pd = trainable["tokens_pd"].astype(params.layers.k_ldkh.dtype)
+    tokens_pd = trainable["tokens_pd"].astype(params.embed_vd.dtype)
     tokens_pd = jnp.tile(tokens_pd, (1, config.d_model // tokens_pd.shape[1]))
     k_lbpkh, v_lbpkh = project_tokens(lambda _: tokens_pd, params, config, options["start_layer"])
     gates_lbn = spread_gates(trainable["gates_ln"], adapted_layers(options, config), config)

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
+from aligner_jax.model.quantized import Quantized
 from aligner_jax.peft.adapter import Options
 from aligner_jax.peft.bound import Bound
 
@@ -35,7 +37,13 @@ def init(options: Options, config: LlamaConfig, key: Array) -> dict[str, Array]:
 def bind(
     trainable: dict[str, Array], options: Options, params: Params, config: LlamaConfig, dropout_key: Array | None = None
 ) -> Bound:
-    """The layers' differences as updates; the sums for the other parameters. Sums are rounded once."""
+    """The layers' differences as updates; the sums for the other parameters. Sums are rounded once.
+
+    Raises:
+      InputError: the base is quantized.
+    """
+    if isinstance(params.layers.q_ldnh, Quantized):
+        raise InputError("the base is quantized, and an adapter of method 'full' cannot change its weights")
     updates = {name.removeprefix(_LAYERS): x for name, x in trainable.items() if name.startswith(_LAYERS)}
 
     def total(name: str, difference: Array) -> Array:

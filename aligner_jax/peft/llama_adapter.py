@@ -53,7 +53,7 @@ def bind(
     trainable: dict[str, Array], options: Options, params: Params, config: LlamaConfig, dropout_key: Array | None = None
 ) -> Bound:
     """The prefix of every adapted layer, stacked: its tokens through its own key and value projections."""
-    tokens_lpd = trainable["tokens_lpd"].astype(params.layers.k_ldkh.dtype)
+    tokens_lpd = trainable["tokens_lpd"].astype(params.embed_vd.dtype)
 
     def tokens_of(index):
         return jax.lax.dynamic_index_in_dim(tokens_lpd, index, keepdims=False)

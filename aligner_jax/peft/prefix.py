@@ -44,7 +44,7 @@ def bind(
     trainable: dict[str, Array], options: Options, params: Params, config: LlamaConfig, dropout_key: Array | None = None
 ) -> Bound:
     """The prefix as it is trained; its keys are not rotated."""
-    dtype = params.layers.k_ldkh.dtype
+    dtype = params.embed_vd.dtype
     k_lbpkh, v_lbpkh = (trainable[name][:, None].astype(dtype) for name in ("keys_lpkh", "values_lpkh"))
     gates_lbn = jnp.ones((k_lbpkh.shape[0], 1, config.num_heads))
     return Bound(prefix=Prefix(k_bpkh=k_lbpkh, v_bpkh=v_lbpkh, gate_bn=gates_lbn, joint=True))

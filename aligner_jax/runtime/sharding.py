@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, is_spec, param_specs
+from aligner_jax.model.quantized import Quantization
 from aligner_jax.runtime.config import MeshConfig
 from aligner_jax.runtime.fields import did_you_mean
 
@@ -117,8 +118,12 @@ def use(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
         yield
 
 
-def param_shardings(config: LlamaConfig, mesh: Mesh, rules: Rules = RULES) -> Params:
+def param_shardings(
+    config: LlamaConfig, mesh: Mesh, rules: Rules = RULES, quantization: Quantization | None = None
+) -> Params:
     """A `Params` with a NamedSharding in place of every array.
+
+    Scales are split as their values are, or whole on every device of a mesh that does not divide them.
 
     Raises:
       InputError: a mesh axis does not divide the axis it would split.
@@ -130,11 +135,13 @@ def param_shardings(config: LlamaConfig, mesh: Mesh, rules: Rules = RULES) -> Pa
         try:
             named.shard_shape(spec.shape)
         except ValueError as error:
+            if spec.or_whole:
+                return replicated(mesh)
             axes = ", ".join(f"{name} {size}" for name, size in zip(spec.axes, spec.shape, strict=True))
             raise InputError(f"a mesh of {dict(mesh.shape)} does not divide a parameter with axes {axes}") from error
         return named
 
-    return jax.tree.map(sharding, param_specs(config), is_leaf=is_spec)
+    return jax.tree.map(sharding, param_specs(config, quantization), is_leaf=is_spec)
 
 
 def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
