@@ -11,6 +11,7 @@ from absl import flags
 from aligner_jax.data.templates import TEMPLATES, render_prompt
 from aligner_jax.decoding.sampler import sample
 from aligner_jax.errors import InputError
+from aligner_jax.model.quantized import KINDS
 from aligner_jax.peft import with_strength
 from aligner_jax.peft.artifact import load_adapter, recorded_prompt_format
 from aligner_jax.runtime import command, platform
@@ -37,12 +38,17 @@ SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.", low
 DTYPE = flags.DEFINE_enum(
     "dtype", "auto", ["auto", "float32", "bfloat16"], "Of the base; auto: what the device does best."
 )
+QUANTIZATION = flags.DEFINE_enum(
+    "quantization", "none", ["none", *KINDS], "What the base's projections are held in, instead of its dtype."
+)
+GROUP_SIZE = flags.DEFINE_integer("group_size", 32, "Numbers that share a scale in int4.", lower_bound=2)
 
 
 def main() -> None:
     if not BASE.value or not PROMPT.value:
         raise InputError("give a base and a prompt: --base=PATH --prompt='…'")
-    base = load_base(BASE.value, platform.compute_dtype(cast(Any, DTYPE.value)))
+    dtype = platform.compute_dtype(cast(Any, DTYPE.value))
+    base = load_base(BASE.value, dtype, QUANTIZATION.value, cast(int, GROUP_SIZE.value))
     adapter, prompt_format = None, {}
     if ADAPTER.value:
         adapter = with_strength(load_adapter(ADAPTER.value, base), STRENGTH.value)

@@ -9,6 +9,7 @@ command goes on where a run was ended.
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from rich.console import Console
 from aligner_jax.data import pipeline
 from aligner_jax.errors import InputError
 from aligner_jax.evals import before_after
-from aligner_jax.model.llama import Params
+from aligner_jax.model.llama import Params, abstract_params
 from aligner_jax.objectives.step import Step, StepMetrics, TrainState, init_state
 from aligner_jax.peft import Adapter, complete_options, init_adapter
 from aligner_jax.peft.artifact import load_adapter, save_adapter
@@ -63,12 +64,16 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
 def _train_on(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, workdir: Path, console: Console) -> Adapter:
     # A single device takes what the host holds without a copy.
     split = functools.partial(sharding.param_shardings, mesh=mesh, rules=rules) if mesh.size > 1 else None
-    base = load_base(config.base.path, platform.compute_dtype(config.base.dtype), shardings=split)
+    dtype, held_as = platform.compute_dtype(config.base.dtype), config.base
+    base = load_base(
+        held_as.path, dtype, quantization=held_as.quantization, group_size=held_as.group_size, shardings=split
+    )
     check_model(config, base.config)
     if mesh.size > 1:
         console.out(f"mesh: {sharding.describe(mesh)}")
-    base_size = sum(leaf.size for leaf in jax.tree.leaves(base.params))
-    console.out(f"base: {config.base.path}, {base_size:,} parameters in {base.params.embed_vd.dtype}, frozen")
+    base_size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(base.config)))
+    held = f", projections in {base.quantization}" if base.quantization else ""
+    console.out(f"base: {config.base.path}, {base_size:,} parameters in {dtype}{held}, frozen")
     adapter = first_adapter(config, base)
     number = config.sweep.num_adapters
     of_each = "" if number is None else f" in each of {number} adapters"

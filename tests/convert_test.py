@@ -95,7 +95,7 @@ def test_with_a_base_its_fingerprint_is_recorded(convert, tmp_path: Path):
     target, base = tmp_path / "lit.safetensors", load_base(MODEL)
     status, line = convert(f"--adapter={GOLDENS / 'lit_llama.pth'}", f"--to={target}", f"--base={MODEL}")
     assert (status, line.split(":")[0]) == (0, "llama_adapter(gates=head, num_tokens=4, start_layer=1, tanh=False)")
-    assert recorded_base(target) == (base.config, base.fingerprint)
+    assert recorded_base(target) == (base.config, base.fingerprint, None)
     _assert_same(load_adapter(target, base), load_adapter(GOLDENS / "lit_llama.pth"))
 
 

@@ -113,9 +113,7 @@ def is_spec(leaf: object) -> bool:
     return isinstance(leaf, Spec)
 
 
-def abstract_params(
-    config: LlamaConfig, dtype: str = "float32", quantization: Quantization | None = None
-) -> Params:
+def abstract_params(config: LlamaConfig, dtype: str = "float32", quantization: Quantization | None = None) -> Params:
     """`Params` of `jax.ShapeDtypeStruct`: what a model would be, without allocating it."""
     to_abstract = lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype or dtype)  # noqa: E731
     return jax.tree.map(to_abstract, param_specs(config, quantization), is_leaf=is_spec)

@@ -43,7 +43,8 @@ def save_adapter(
     """Writes an adapter as safetensors, whole or not at all; the same adapter gives the same bytes.
 
     The metadata are format_version, method, options (JSON), base_config (JSON) and base_fingerprint; the last two are
-    left out without a base, and the file is then accepted beside any base it fits.
+    left out without a base, and the file is then accepted beside any base it fits. Over a quantized base there is
+    base_quantization too, for the reader: the fingerprint is that of the base before, and fits it either way.
 
     Args:
       adapter: of any method and dtype.
@@ -64,6 +65,8 @@ def save_adapter(
     if base is not None:
         metadata["base_config"] = json.dumps(dataclasses.asdict(base.config), sort_keys=True)
         metadata["base_fingerprint"] = base.fingerprint
+        if (quantization := getattr(base, "quantization", None)) is not None:
+            metadata["base_quantization"] = str(quantization)
     if prompt_format is not None:
         metadata["prompt_format"] = json.dumps(prompt_format, sort_keys=True)
     tensors = {name: np.asarray(leaf) for name, leaf in adapter.trainable.items()}
@@ -142,6 +145,7 @@ class RecordedBase(NamedTuple):
 
     config: LlamaConfig
     fingerprint: str
+    quantization: str | None = None
 
 
 def recorded_base(path: str | Path) -> RecordedBase | None:
@@ -155,7 +159,9 @@ def recorded_base(path: str | Path) -> RecordedBase | None:
         return None
     metadata, _ = _read(path)
     config, fingerprint = _recorded_config(path, metadata), metadata.get("base_fingerprint")
-    return RecordedBase(config, fingerprint) if config and fingerprint else None
+    if not config or not fingerprint:
+        return None
+    return RecordedBase(config, fingerprint, metadata.get("base_quantization"))
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:

@@ -15,16 +15,22 @@ from aligner_jax.runtime.files import write_atomically
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseConfig:
-    """The frozen model: where it is, and the dtype it is held and computed in ("auto": what the device does best).
+    """The frozen model.
 
     Attributes:
+      path: where it is.
+      dtype: what it is held and computed in; "auto": what the device does best.
       model: the name of the published architecture (`aj.llama_config`) that the weights must have; what is planned for
         where there are no weights.
+      quantization: what its projections are held in instead, see `model.quantized`.
+      group_size: of "int4": numbers that share a scale.
     """
 
     path: str
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     model: str | None = None
+    quantization: Literal["none", "int8", "int4"] = "none"
+    group_size: int = number(32, least=2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -299,8 +305,23 @@ def _check_together(config: TrainConfig) -> None:
         raise InputError("config.data.format is 'fields', but config.data.fields names none of the file's fields")
     if config.data.system is not None and config.data.template != "chat":
         raise InputError(f"config.data.system is set, but template {config.data.template!r} has no system prompt")
+    _check_base(config)
     _check_sweep(config)
     _check_objective(config)
+
+
+def _check_base(config: TrainConfig) -> None:
+    base = config.base
+    if base.quantization != "int4" and base.group_size != BaseConfig.group_size:
+        raise InputError(
+            f"config.base.group_size is {base.group_size}, but config.base.quantization {base.quantization!r} has no "
+            "groups; 'int4' does"
+        )
+    if base.quantization != "none" and config.adapter.method == "full":
+        raise InputError(
+            f"config.base.quantization is {base.quantization!r}, but an adapter of method 'full' changes all weights: "
+            "it needs 'none'"
+        )
 
 
 def _check_sweep(config: TrainConfig) -> None:

@@ -2,19 +2,23 @@
 
 import re
 from pathlib import Path
+from typing import Any, cast
 
 import flax.struct
+import jax
 
 from aligner_jax.data.tokenizer import Tokenizer, load_tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
-from aligner_jax.weights.fingerprint import fingerprint
+from aligner_jax.model.quantized import Quantization
+from aligner_jax.weights.fingerprint import LeafSums, digest, fingerprint, leaf_sums
 from aligner_jax.weights.gguf import load_gguf, open_gguf
 from aligner_jax.weights.hf import load_hf, open_hf
 from aligner_jax.weights.leaves import Finish, Shardings, check_dtype
 from aligner_jax.weights.meta import load_meta, open_meta
 from aligner_jax.weights.orbax import INDEX, TOKENIZER, load_orbax, orbax_config
+from aligner_jax.weights.quantize import quantizer
 from aligner_jax.weights.source import Checkpoint
 
 _FORMS = (
@@ -27,39 +31,85 @@ _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
 
 
 class Base(flax.struct.PyTreeNode):
-    """A base model. A pytree of its parameters; `tokenizer` is None where the checkpoint has none."""
+    """A base model. A pytree of its parameters; `tokenizer` is None where the checkpoint has none.
+
+    Attributes:
+      quantization: how the projections are held; None: as the arrays of the rest.
+      loaded_fingerprint: of a quantized base, that of the weights it was made of.
+    """
 
     params: Params
     config: LlamaConfig = flax.struct.field(pytree_node=False)
     tokenizer: Tokenizer | None = flax.struct.field(pytree_node=False, default=None)
+    quantization: Quantization | None = flax.struct.field(pytree_node=False, default=None)
+    loaded_fingerprint: str | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def fingerprint(self) -> str:
-        """What adapters record of it; see `weights.fingerprint`. Reads all weights each time."""
-        return fingerprint(self.config, self.params)
+        """What adapters record of it; see `weights.fingerprint`. The same whether or not the base is quantized.
+
+        Reads all weights each time, unless they are quantized.
+        """
+        return self.loaded_fingerprint or fingerprint(self.config, self.params)
 
 
-def load_base(path: str | Path, dtype: str = "float32", *, shardings: Shardings = None, finish: Finish = None) -> Base:
+def load_base(
+    path: str | Path,
+    dtype: str = "float32",
+    *,
+    quantization: str | None = None,
+    group_size: int = 32,
+    shardings: Shardings = None,
+    finish: Finish = None,
+) -> Base:
     """The base model at `path`, which is only ever read.
 
     Args:
       path: a Hugging Face folder, a .gguf file, a folder of Meta's, an Orbax folder of `aligner_jax.convert`, or, where
         `huggingface_hub` is installed and reaches a hub, the name of a model there ("org/name").
-      dtype: of the parameters: "float32" or "bfloat16".
+      dtype: of the parameters and of what is computed: "float32" or "bfloat16".
+      quantization: "int8" or "int4" holds the layers' projections so, see `model.quantized`, and never more than one
+        of them otherwise; None or "none" does not.
+      group_size: of "int4".
       shardings: a `Params` of `jax.sharding.NamedSharding`, or a function from the model's `LlamaConfig` to one, such
         as `functools.partial(param_shardings, mesh=mesh)`. Every process then reads what its own devices hold, and no
         parameter is ever whole on a host. None: all on the default device.
       finish: called with each leaf's name ("q_ldnh") and array, largest first; its result takes the array's place.
+        Of a quantized base it gets the quantized leaves.
 
     Raises:
-      InputError: there is no model at `path`, or it cannot be read as one.
+      InputError: there is no model at `path`, or it cannot be read as one; or dtype, quantization or group_size cannot
+        be had.
     """
     check_dtype(dtype)
+    chosen = None if quantization in (None, "none") else Quantization(cast(Any, quantization), group_size)
     local = locate(path)
     # Before the weights, which take longer, so that a damaged vocabulary is told at once.
     tokenizer = load_base_tokenizer(local)
-    config, params = _loader(local)(local, dtype, shardings=shardings, finish=finish)
-    return Base(params, config, tokenizer)
+    load = _loader(local)
+    if chosen is None:
+        config, params = load(local, dtype, shardings=shardings, finish=finish)
+        return Base(params, config, tokenizer)
+    leaves = _QuantizedLeaves(chosen, shardings, finish)
+    config, params = load(local, dtype, shardings=leaves.begin, finish=leaves.finish)
+    return Base(params, config, tokenizer, chosen, digest(config, leaves.sums))
+
+
+class _QuantizedLeaves:
+    """What becomes of each leaf, and the sums of what it was; the model is known when its shardings are asked for."""
+
+    def __init__(self, quantization: Quantization, shardings: Shardings, finish: Finish) -> None:
+        self.sums: dict[str, LeafSums] = {}
+        self._quantization, self._shardings, self._finish = quantization, shardings, finish
+
+    def begin(self, config: LlamaConfig) -> Params | None:
+        self._quantize = quantizer(config, self._quantization)
+        return self._shardings(config) if callable(self._shardings) else self._shardings
+
+    def finish(self, name: str, leaf: jax.Array) -> Any:
+        self.sums[name] = leaf_sums(leaf)
+        held = self._quantize(name, leaf)
+        return held if self._finish is None else self._finish(name, cast(Any, held))
 
 
 def locate(path: str | Path) -> Path:

@@ -3,13 +3,22 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from aligner_jax.model.config import LlamaConfig
-from aligner_jax.model.params import Params
+from aligner_jax.model.params import Layers, Params
+
+
+class LeafSums(NamedTuple):
+    """What the fingerprint needs of one parameter."""
+
+    shape: tuple[int, ...]
+    sums: tuple[Array, Array]
 
 
 def fingerprint(config: LlamaConfig, params: Params) -> str:
@@ -20,11 +29,28 @@ def fingerprint(config: LlamaConfig, params: Params) -> str:
     change of a single weight by one step of bfloat16 always changes the digest: its multiplier is odd, hence
     invertible modulo 2³². This guards against mistakes, not against somebody who wants two models to collide.
     """
-    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    sums = jax.device_get({name: _sums(leaf) for name, leaf in leaves.items()})
+    leaves = {path[-1].name: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    return digest(config, {name: leaf_sums(leaf) for name, leaf in leaves.items()})
+
+
+def leaf_sums(leaf: Array) -> LeafSums:
+    """What the fingerprint needs of one parameter, which need not be kept for it."""
+    return LeafSums(leaf.shape, _sums(leaf))
+
+
+def digest(config: LlamaConfig, leaves: Mapping[str, LeafSums]) -> str:
+    """The fingerprint, from the sums of all parameters by field of `Params` or `Layers`."""
+    of_layers = {field.name for field in dataclasses.fields(Layers)}
+    sums = jax.device_get({name: leaf.sums for name, leaf in leaves.items()})
     content = {
         "config": dataclasses.asdict(config),
-        "leaves": {name: [list(leaves[name].shape), [int(total) for total in sums[name]]] for name in leaves},
+        "leaves": {
+            f".layers.{name}" if name in of_layers else f".{name}": [
+                list(leaf.shape),
+                [int(total) for total in sums[name]],
+            ]
+            for name, leaf in leaves.items()
+        },
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -17,7 +17,7 @@ from aligner_jax.model.params import Layers, Params, Spec, param_specs
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 
-type Shardings = Params | Callable[[LlamaConfig], Params] | None
+type Shardings = Params | Callable[[LlamaConfig], Params | None] | None
 """A `Params` with a NamedSharding in place of every array, or what makes one of the model's configuration, which is
 known only from its files: `functools.partial(param_shardings, mesh=mesh)`."""
 
@@ -59,6 +59,9 @@ def build_params(
     named: dict[str, NamedSharding] = {}
     if shardings is not None:
         tree = shardings(config) if not isinstance(shardings, Params) else shardings
+    else:
+        tree = None
+    if tree is not None:
         named = {leaf: sharding for leaf, sharding in _named(tree).items() if isinstance(sharding, NamedSharding)}
         if named.keys() != specs.keys():
             other = min(named.keys() ^ specs.keys())
