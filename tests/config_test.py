@@ -137,6 +137,22 @@ def test_missing_fields_are_named(field):
         ({"data": {"fields": "a"}}, "config.data.fields is 'a', but should be a section"),
         ({"data": {"system": "Hi"}}, "config.data.system is set, but template 'alpaca' has no system prompt"),
         (
+            {"base": {"quantization": "int3"}},
+            "config.base.quantization is 'int3', but should be one of none, int8, int4",
+        ),
+        (
+            {"base": {"quantization": "int8", "group_size": 64}},
+            "config.base.group_size is 64, but config.base.quantization 'int8' has no groups; 'int4' does",
+        ),
+        (
+            {"base": {"quantization": "int4", "group_size": 1}},
+            "config.base.group_size is 1, but should be 2 or more",
+        ),
+        (
+            {"base": {"quantization": "int8"}, "adapter": {"method": "full"}},
+            "config.base.quantization is 'int8', but an adapter of method 'full' changes all weights: it needs 'none'",
+        ),
+        (
             {"objective": {"name": "ppo"}},
             "config.objective.name is 'ppo', but should be one of sft, dpo, ipo",
         ),

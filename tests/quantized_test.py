@@ -96,9 +96,7 @@ def test_a_low_rank_update_is_added_to_the_quantized_product(quantized, kind: st
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_works_over_a_quantized_base(
-    quantized, randomized, config: LlamaConfig, kind: str, method: str
-):
+def test_every_method_works_over_a_quantized_base(quantized, randomized, config: LlamaConfig, kind: str, method: str):
     adapter = randomized(init_adapter(method, config))
     params = quantized(kind)
     logits_btv = apply_jit(params, adapter, TOKENS_BT, config=config)

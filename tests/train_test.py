@@ -8,13 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from killed_runs import check_killed_run, logged
 from rich.console import Console
 
 from aligner_jax.errors import InputError
-from aligner_jax.peft.artifact import load_adapter, recorded_prompt_format
+from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format
 from aligner_jax.runtime import roofline
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.tasks.sft import load_data
@@ -90,6 +91,26 @@ def test_workdir_holds_what_the_design_promises(settings: dict, tmp_path: Path):
     for shown in ("held-out loss", "answers in the wanted form", "76", "step 8/8", "tokens/s", "left"):
         assert shown in text
     assert {file.name: file.read_bytes() for file in model.iterdir()} == before
+
+
+@pytest.mark.parametrize(("quantization", "held"), [("int8", "int8"), ("int4", "int4 in groups of 16")])
+def test_an_adapter_is_trained_over_a_quantized_base(settings: dict, tmp_path: Path, quantization: str, held: str):
+    settings["base"] |= {"quantization": quantization} | ({"group_size": 16} if quantization == "int4" else {})
+    settings |= {"steps": 4}
+    settings["optim"]["accumulate"] = 1
+    settings["report"]["form"] = None
+    adapter, text = _run(settings, tmp_path / "run")
+    path = tmp_path / "run" / "adapter.safetensors"
+    base = load_base(settings["base"]["path"])
+    count = sum(leaf.size for leaf in jax.tree.leaves(base.params))
+    assert f"{count:,} parameters in float32, projections in {held}, frozen" in text
+    # The adapter is one of the base, however that was held.
+    assert load_adapter(path, base).num_params == adapter.num_params
+    recorded = recorded_base(path)
+    assert recorded is not None
+    assert recorded == (base.config, base.fingerprint, held)
+    result = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert result["after"]["heldout_loss"] < result["before"]["heldout_loss"]
 
 
 def test_data_of_named_fields_are_counted_and_split_by_prompt(settings: dict, tmp_path: Path):
