@@ -48,7 +48,7 @@ def main() -> None:
     if not BASE.value or not PROMPT.value:
         raise InputError("give a base and a prompt: --base=PATH --prompt='…'")
     dtype = platform.compute_dtype(cast(Any, DTYPE.value))
-    base = load_base(BASE.value, dtype, QUANTIZATION.value, cast(int, GROUP_SIZE.value))
+    base = load_base(BASE.value, dtype, quantization=QUANTIZATION.value, group_size=cast(int, GROUP_SIZE.value))
     adapter, prompt_format = None, {}
     if ADAPTER.value:
         adapter = with_strength(load_adapter(ADAPTER.value, base), STRENGTH.value)

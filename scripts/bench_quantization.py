@@ -43,7 +43,7 @@ def main() -> None:
     dtype = platform.compute_dtype(args.dtype)
     rows = []
     for kind in KINDS:
-        base = aj.load_base(args.base, dtype, kind, args.group_size)
+        base = aj.load_base(args.base, dtype, quantization=kind, group_size=args.group_size)
         batches = pipeline.eval_batches(
             documents(base, args.data, args.length)[-args.examples :], batch_size=ROWS, sequence_length=args.length
         )

@@ -180,7 +180,7 @@ def test_groups_run_along_the_axes_that_are_summed(size: int, shape, summed: int
     assert Quantization("int8").scales_shape(shape, summed) == (1,) * summed + shape[summed:]
 
 
-@pytest.mark.parametrize(("kind", "held"), [("int8", 6.53), ("int4", 3.88)])
+@pytest.mark.parametrize(("kind", "held"), [("int8", 6.53), ("int4", 4.25)])
 def test_7b_is_as_large_as_its_numbers(kind: str, held: float):
     leaves = jax.tree.leaves(abstract_params(llama_config("llama2_7b"), "bfloat16", Quantization(kind)))
     bits = {"int4": 4, "int8": 8, "bfloat16": 16, "float32": 32}
@@ -209,6 +209,8 @@ def test_scales_are_split_as_their_values_are_or_whole():
     # Two groups of 32 do not go on four devices.
     assert shardings[4].layers.q_ldnh.values.spec == PartitionSpec(None, "fsdp", None, None)
     assert shardings[4].layers.q_ldnh.scales.spec == PartitionSpec()
+    for split in shardings.values():
+        assert split.layers.q_ldnh.offsets == split.layers.q_ldnh.scales
     per_channel = param_specs(config, Quantization("int8")).layers.q_ldnh.scales
     assert (per_channel.shape, per_channel.axes[1]) == ((3, 1, 2, 64), None)
 

@@ -97,3 +97,28 @@ def test_the_7b_step_has_the_kernel_in_both_passes():
         compiled = program.step.lower(*abstract_arguments(config, model, program, "bfloat16")).compile()
     calls = re.findall(r"custom-call\(.*tpu_custom_call.*op_name=\"[^\"]*(forward|backward)", compiled.as_text())
     assert {"forward", "backward"} <= set(calls)
+
+
+@pytest.mark.parametrize(
+    ("model", "quantization", "rows", "length", "devices", "most"),
+    [
+        ("llama2_7b", "none", 8, 512, 1, 14.0),
+        ("llama2_7b", "int8", 8, 512, 1, 8.0),
+        ("llama2_7b", "int4", 1, 2048, 1, 6.0),
+        ("llama3_8b", "int8", 8, 512, 1, 15.75),
+        ("llama2_7b", "none", 64, 512, None, 3.4),
+    ],
+)
+def test_the_memory_that_a_device_of_v5e_needs(
+    model: str, quantization: str, rows: int, length: int, devices: int | None, most: float
+):
+    config = parse_config(
+        {
+            "base": {"path": "", "model": model, "quantization": quantization},
+            "data": {"path": "", "batch_size": rows, "sequence_length": length},
+            "steps": 1,
+        }
+    )
+    plan = make_plan(config, planned_model(config), "v5e:2x4", topology_devices("v5e:2x4", devices))
+    assert plan.fits
+    assert plan.peak_bytes / 2**30 <= most

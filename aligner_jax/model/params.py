@@ -99,8 +99,9 @@ def _projection(shape, axes, std: float, summed: int, quantization: Quantization
     scales_shape = (shape[0], *quantization.scales_shape(shape[1:], summed))
     # Split as the values are, so that each device has the scales of its own; an axis that is summed up has one entry.
     scales_axes = tuple(axis if size > 1 else None for axis, size in zip(axes, scales_shape, strict=True))
-    values, scales = _spec(shape, axes, std, values_dtype), _spec(scales_shape, scales_axes, None, scales_dtype, True)
-    return Quantized(values, scales)
+    scales = _spec(scales_shape, scales_axes, None, scales_dtype, True)
+    offsets = scales if quantization.kind == "int4" else None
+    return Quantized(_spec(shape, axes, std, values_dtype), scales, offsets)
 
 
 def _spec(*args) -> Any:

@@ -24,8 +24,8 @@ class Quantization:
     """How the projections of the layers are held; hashable.
 
     Attributes:
-      kind: "int8" has one float32 scale an output channel, "int4" one bfloat16 scale a group.
-      group_size: of "int4": so many neighbours along the axes that the product sums over share a scale; fewer, their
+      kind: "int8" has one float32 scale an output channel, "int4" one bfloat16 scale and offset a group.
+      group_size: of "int4": so many neighbours along the axes that the product sums over share both; fewer, their
         greatest common divisor, where it does not divide such an axis.
     """
 
@@ -61,15 +61,19 @@ class Quantization:
 
 @flax.struct.dataclass
 class Quantized:
-    """A weight as values · scales. Frozen: products have a gradient for what is multiplied with it, and it has none.
+    """A weight as values · scales + offsets.
+
+    Frozen: products have a gradient for what is multiplied with it, and it has none.
 
     Attributes:
       values: int8 or int4, of the weight's shape. int4 is two a byte on TPUs.
       scales: of the same rank, each for a block of values: every axis's size divides that of the values.
+      offsets: as scales; None: zero.
     """
 
     values: Int[Array, "*weight"]
     scales: Float[Array, "*blocks"]
+    offsets: Float[Array, "*blocks"] | None = None
 
 
 type Weight = Array | Quantized
@@ -78,21 +82,25 @@ type Weight = Array | Quantized
 
 def dequantized(weight: Quantized, dtype: jnp.dtype) -> Array:
     """The weight as an array of this dtype, computed in it."""
-    values, scales = weight.values.astype(dtype), weight.scales.astype(dtype)
+    shape = weight.values.shape
     blocked, spread = [], []
-    for size, blocks in zip(values.shape, scales.shape, strict=True):
+    for size, blocks in zip(shape, weight.scales.shape, strict=True):
         splits = 1 < blocks < size
         blocked += [blocks, size // blocks] if splits else [size]
         spread += [blocks, 1] if splits else [blocks]
-    return (values.reshape(blocked) * scales.reshape(spread)).reshape(values.shape)
+    found = weight.values.astype(dtype).reshape(blocked) * weight.scales.astype(dtype).reshape(spread)
+    if weight.offsets is not None:
+        found += weight.offsets.astype(dtype).reshape(spread)
+    return found.reshape(shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(equation: str, x: Array, weight: Quantized) -> Array:
     """einsum(equation, x, weight) in x's dtype.
 
-    Scales that are one for all that a sum runs over multiply the sum; others the weight, just before the product. What
-    the backward pass needs is x and the weight as it is held, so no policy of `jax.checkpoint` can keep more of it.
+    Scales that are one for all that a sum runs over, and no offsets, multiply the sum; otherwise the weight is made
+    just before the product. What the backward pass needs is the weight as it is held, so no policy of `jax.checkpoint`
+    can keep another form of it.
 
     Args:
       equation: the result's axes are x's that are not summed over, then the weight's, each in their order.
@@ -118,11 +126,11 @@ product.defvjp(_forward, _backward)
 
 
 def _channels(equation: str, weight: Quantized) -> tuple[str, Array | None]:
-    """The equation of the transposed product, and the scales of the output channels if there are no others."""
+    """The equation of the transposed product, and the scales of the output channels if that is all there is."""
     inputs, result = equation.split("->")
     of_x, of_weight = inputs.split(",")
     sizes = dict(zip(of_weight, weight.scales.shape, strict=True))
-    after_sum = all(size == 1 for axis, size in sizes.items() if axis in of_x)
+    after_sum = weight.offsets is None and all(size == 1 for axis, size in sizes.items() if axis in of_x)
     channels = [size for axis, size in sizes.items() if axis not in of_x]
     return f"{result},{of_weight}->{of_x}", weight.scales.reshape(channels) if after_sum else None
 

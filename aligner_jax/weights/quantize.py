@@ -11,8 +11,10 @@ from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, param_specs
 from aligner_jax.model.quantized import Quantization, Quantized
 
-_FACTORS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-"""Of the scale that just holds a group's largest number: what is tried. Smaller ones clip it and serve the rest."""
+_FACTORS = (1.0, 0.9, 0.8)
+"""Of the range that just holds a group's numbers: where the search begins. Narrower ones clip the outermost ones and
+serve the rest."""
+_REFITS = 2
 
 
 def quantizer(
@@ -41,8 +43,9 @@ def quantizer(
 def quantize(leaf: Float[Array, "l ..."], spec: Quantized) -> Quantized:
     """The nearest quantized weight: rounded to nearest with scales that depend on all that share them.
 
-    int8: a channel's number furthest from zero becomes ±127. int4: a group's becomes one end of −8 … 7, or beyond it
-    and is clipped, by the sign and the one of `_FACTORS` that leave the smallest sum of squared errors.
+    int8: a channel's number furthest from zero becomes ±127. int4: of a group's numbers the values are rounded, and
+    then scale and offset fitted to them by least squares, in turns; kept is what leaves the smallest sum of squared
+    errors of the beginnings in `_FACTORS`.
 
     Args:
       leaf: a projection of all layers, float32 or bfloat16.
@@ -63,24 +66,42 @@ def _int8(weight: Array, spec: Quantized) -> Quantized:
 def _int4(weight: Array, spec: Quantized) -> Quantized:
     blocks = _Blocks(weight.shape, spec.scales.shape[1:])
     x = blocks.split(weight.astype(jnp.float32))
+    mean = blocks.over(jnp.mean, x)
     lowest, highest = blocks.over(jnp.min, x), blocks.over(jnp.max, x)
-    # Divided by −8 the number furthest from zero gets the end of the range that is one longer.
-    furthest = jnp.where(-lowest > highest, lowest, highest)
-    whole = jnp.where(furthest != 0, furthest / -8, 1.0)
+    step = jnp.where(highest > lowest, (highest - lowest) / 15, 1.0)
 
-    def rounded(scales):
-        return jnp.clip(jnp.round(x / scales), -8, 7)
+    def rounded(scales, offsets):
+        return jnp.clip(jnp.round((x - offsets) / scales), -8, 7)
+
+    def refit(_, scales_offsets):
+        values = rounded(*scales_offsets)
+        mean_value = blocks.over(jnp.mean, values)
+        deviation = values - mean_value
+        variance = blocks.over(jnp.sum, jnp.square(deviation))
+        # Where all values are the same, any scale will do.
+        slope = blocks.over(jnp.sum, deviation * (x - mean)) / jnp.where(variance > 0, variance, 1.0)
+        scales = _as_held(jnp.where(slope > 0, slope, scales_offsets[0]))
+        return scales, _as_held(mean - scales * mean_value)
 
     def keep_better(best, factor):
-        # As they are held: the values are chosen for what they will be multiplied with.
-        scales = (whole * factor).astype(jnp.bfloat16).astype(jnp.float32)
-        error = blocks.over(jnp.sum, jnp.square(x - rounded(scales) * scales))
+        scales = _as_held(step * factor)
+        # The range of −8 … 7 has its middle at −1/2.
+        offsets = _as_held((highest + lowest) / 2 + scales / 2)
+        scales, offsets = jax.lax.fori_loop(0, _REFITS, refit, (scales, offsets))
+        error = blocks.over(jnp.sum, jnp.square(x - offsets - rounded(scales, offsets) * scales))
         better = error < best[0]
-        return (jnp.where(better, error, best[0]), jnp.where(better, scales, best[1])), None
+        pairs = zip((error, scales, offsets), best, strict=True)
+        return tuple(jnp.where(better, new, old) for new, old in pairs), None
 
-    factors = jnp.asarray([sign * factor for factor in _FACTORS for sign in (1, -1)])
-    (_, scales), _ = jax.lax.scan(keep_better, (jnp.full_like(whole, jnp.inf), whole), factors)
-    return Quantized(blocks.join(rounded(scales)).astype(jnp.int4), blocks.scales(scales).astype(jnp.bfloat16))
+    nothing = (jnp.full_like(step, jnp.inf), step, mean)
+    (_, scales, offsets), _ = jax.lax.scan(keep_better, nothing, jnp.asarray(_FACTORS))
+    values = blocks.join(rounded(scales, offsets)).astype(jnp.int4)
+    return Quantized(values, *(blocks.scales(each).astype(jnp.bfloat16) for each in (scales, offsets)))
+
+
+def _as_held(x: Array) -> Array:
+    """Rounded to bfloat16: the values are chosen for what they will be multiplied with."""
+    return x.astype(jnp.bfloat16).astype(jnp.float32)
 
 
 class _Blocks:
