@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from types import ModuleType
 
@@ -196,3 +197,17 @@ def test_another_model_is_noticed(script):
     for wrong in (logits + 1e-2, logits * np.nan):
         with pytest.raises(SystemExit, match="another model"):
             check_logits(logits, wrong)
+
+
+def test_quantized_bases_are_compared_with_the_first(script):
+    bench = script("bench_quantization")
+    rows = [bench.Row("bfloat16", 1000, 2.0, 10.0), bench.Row("int8", 500, 2.01, 9.0)]
+    lines = bench.table(rows)
+    assert lines[1].split() == ["bfloat16", "1,000", "2.0000", "0.00%", "10"]
+    assert lines[2].split() == ["int8", "500", "2.0100", "0.50%", "9"]
+
+
+def test_two_int4_are_a_byte(script):
+    bench = script("bench_quantization")
+    params = {"a": np.zeros((4, 8), ml_dtypes.int4), "b": np.zeros(3, ml_dtypes.bfloat16)}
+    assert bench.nbytes(types.SimpleNamespace(params=params)) == 16 + 6
