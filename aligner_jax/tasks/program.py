@@ -12,6 +12,7 @@ from aligner_jax.data.pair_rows import most_pairs
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import llama_config
 from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
+from aligner_jax.model.quantized import Quantization
 from aligner_jax.objectives.objective import make_objective
 from aligner_jax.objectives.step import Step, init_state, make_step
 from aligner_jax.peft import Adapter, init_adapter
@@ -59,7 +60,7 @@ def make_program(config: TrainConfig, model: LlamaConfig, adapter: Adapter, mesh
         adapter, optimizer, config=model, accumulate=config.optim.accumulate, remat=config.remat,
         objective=make_objective(config.objective), seed=config.seed, num_adapters=config.sweep.num_adapters,
     )  # fmt: skip
-    params_sharding = sharding.param_shardings(model, mesh, rules)
+    params_sharding = sharding.param_shardings(model, mesh, rules, quantization_of(config))
     rows, whole = sharding.batch_sharding(mesh, rules), sharding.replicated(mesh)
     jitted = jax.jit(
         step, donate_argnums=0, in_shardings=(whole, params_sharding, rows, whole), out_shardings=(whole, whole)
@@ -99,10 +100,16 @@ def abstract_arguments(config: TrainConfig, model: LlamaConfig, program: Program
     reference = adapter if in_steps and config.objective.reference not in (None, "base") else None
     return (
         _placed(state, program.whole),
-        jax.tree.map(_struct, abstract_params(model, dtype), program.params_sharding),
+        jax.tree.map(_struct, abstract_params(model, dtype, quantization_of(config)), program.params_sharding),
         _placed(abstract_batch(config), program.batch_sharding),
         _placed(reference, program.whole),
     )
+
+
+def quantization_of(config: TrainConfig) -> Quantization | None:
+    """How the config's base is held."""
+    base = config.base
+    return None if base.quantization == "none" else Quantization(base.quantization, base.group_size)
 
 
 def abstract_batch(config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:

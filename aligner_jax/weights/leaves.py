@@ -57,10 +57,7 @@ def build_params(
     """
     specs = leaf_specs(config)
     named: dict[str, NamedSharding] = {}
-    if shardings is not None:
-        tree = shardings(config) if not isinstance(shardings, Params) else shardings
-    else:
-        tree = None
+    tree = shardings(config) if callable(shardings) else shardings
     if tree is not None:
         named = {leaf: sharding for leaf, sharding in _named(tree).items() if isinstance(sharding, NamedSharding)}
         if named.keys() != specs.keys():
