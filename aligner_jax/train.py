@@ -70,6 +70,10 @@ def _train_on(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, workdir: P
     )
     check_model(config, base.config)
     if mesh.size > 1:
+        if base.quantization is not None:
+            # Quantizing leaves scales where the compiler likes them; the step takes them where they are declared.
+            held_shardings = sharding.param_shardings(base.config, mesh, rules, base.quantization)
+            base = base.replace(params=jax.device_put(base.params, held_shardings))
         console.out(f"mesh: {sharding.describe(mesh)}")
     base_size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(base.config)))
     held = f", projections in {base.quantization}" if base.quantization else ""
