@@ -210,7 +210,9 @@ def _gathered(layer: Layers, config: LlamaConfig) -> Layers:
     specs = param_specs(config).layers
 
     def gather(spec, weight):
-        return constrain(weight, *(None if axis == "embed" else axis for axis in spec.axes[1:]))
+        axes = [None if axis == "embed" else axis for axis in spec.axes[1:]]
+        # A quantized weight is gathered as it is held.
+        return jax.tree.map(lambda x: constrain(x, *axes), weight)
 
     return jax.tree.map(gather, specs, layer, is_leaf=is_spec)
 

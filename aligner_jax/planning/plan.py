@@ -68,7 +68,7 @@ def make_plan(config: TrainConfig, model: LlamaConfig, topology: str, devices: S
     """
     mesh = sharding.mesh_of(refitted(config.mesh, len(devices)), devices)
     program = make_program(config, model, fresh_adapter_shapes(config, model), mesh)
-    arguments = abstract_arguments(config, model, program, weight_dtype(config))
+    arguments = abstract_arguments(config, model, program, compute_dtype(config))
     began = time.monotonic()
     compiled, needed = _compile(program, arguments)
     took = time.monotonic() - began
@@ -76,7 +76,7 @@ def make_plan(config: TrainConfig, model: LlamaConfig, topology: str, devices: S
     memory = None if compiled is None else compiled.memory_analysis()
     chip = _chip(devices[0])
     state, params, *_ = arguments
-    cost = _cost(config, model, mesh, _nbytes(params.layers) / _num_weights(params.layers))
+    cost = _cost(config, model, mesh, params)
     tensor = mesh.shape["tensor"]
     # What is gathered is written to memory before it is read.
     traffic = cost.hbm_bytes / tensor + sum(each.nbytes * each.runs for each in sent or ())
@@ -126,9 +126,14 @@ def refitted(config: MeshConfig, num_devices: int) -> MeshConfig:
     return dataclasses.replace(config, data=data, fsdp=-1, tensor=tensor, slices=1)
 
 
-def weight_dtype(config: TrainConfig) -> str:
-    """What the weights of the layers are held in on a TPU."""
+def compute_dtype(config: TrainConfig) -> str:
+    """What a TPU computes in, and holds what is not quantized in."""
     return "bfloat16" if config.base.dtype == "auto" else config.base.dtype
+
+
+def weight_dtype(config: TrainConfig) -> str:
+    """What the projections of the layers are held in on a TPU."""
+    return compute_dtype(config) if config.base.quantization == "none" else config.base.quantization
 
 
 def fresh_adapter_shapes(config: TrainConfig, model: LlamaConfig) -> Any:
@@ -149,16 +154,19 @@ def _compile(program: Any, arguments: tuple) -> tuple[Any, int]:
             return None, int(float(used.group(1)) * 2 ** (10 * (1 + "KMGT".index(used.group(2)))))
 
 
-def _cost(config: TrainConfig, model: LlamaConfig, mesh: Mesh, weight_bytes: float) -> roofline.Cost:
+def _cost(config: TrainConfig, model: LlamaConfig, mesh: Mesh, params: Any) -> roofline.Cost:
     """Of the rows of one device, before heads, MLP and vocabulary are split over `tensor`."""
     adapter = fresh_adapter_shapes(config, model)
     # A method without a prefix has neither option: then all layers have a backward pass.
     options = adapter.options.as_dict()
     rows = config.data.batch_size // (mesh.size // mesh.shape["tensor"])
+    held_bytes = sum(_bits(leaf.dtype) * leaf.size for leaf in jax.tree.leaves(params.layers)) / 8
     return roofline.train_step(
         model, batch_size=rows * (config.sweep.num_adapters or 1), sequence_length=config.data.sequence_length,
         num_tokens=options.get("num_tokens", 1), start_layer=options.get("start_layer", 0),
-        accumulate=config.optim.accumulate, remat=config.remat, weight_bytes=weight_bytes,
+        accumulate=config.optim.accumulate, remat=config.remat,
+        weight_bytes=held_bytes / (roofline.layer_weights(model) * model.num_layers),
+        head_bytes=_bits(params.embed_vd.dtype) / 8,
     )  # fmt: skip
 
 
@@ -172,10 +180,6 @@ def _chip(device: Any) -> roofline.Chip:
 def _nbytes(tree: Any) -> int:
     """Bytes of the parts that one device holds."""
     return sum(_bits(leaf.dtype) * _size(leaf.sharding.shard_shape(leaf.shape)) // 8 for leaf in jax.tree.leaves(tree))
-
-
-def _num_weights(layers: Any) -> int:
-    return sum(_size(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(layers))
 
 
 def _bits(dtype: Any) -> int:

@@ -52,7 +52,9 @@ def advice(plan: Plan) -> str | None:
         changes.append("--config.remat=full recomputes more and keeps less")
     if plan.weights_bytes > 0.6 * plan.hbm_bytes:
         if plan.weight_dtype not in ("int8", "int4"):
-            changes.append("weights of fewer bits are half (int8) or a quarter (int4) as large")
+            changes.append(
+                "--config.base.quantization=int8 (or int4) holds weights in half (or a quarter) of the bytes"
+            )
         changes.append("more devices split the weights (--topology, --config.mesh.fsdp)")
     elif plan.batch > plan.devices:
         changes.append(

@@ -72,6 +72,7 @@ def train_step(
     accumulate: int = 1,
     remat: Literal["full", "dots", "none"] = "full",
     weight_bytes: float = 2,
+    head_bytes: float | None = None,
     activation_bytes: float = 2,
     chunk: int = 512,
 ) -> Cost:
@@ -91,6 +92,7 @@ def train_step(
       accumulate: parts that the rows are taken in; weights are read for each.
       remat: as in `llama.forward`.
       weight_bytes: bytes a weight in HBM: float32 4, bfloat16 2, int8 1, int4 0.5.
+      head_bytes: the same of embedding and head; None: as weight_bytes.
       activation_bytes: bytes an activation in HBM.
       chunk: positions whose logits exist at a time, as in `cross_entropy.token_losses`; the head is read for each.
 
@@ -106,6 +108,7 @@ def train_step(
         raise InputError(f"batch_size is {batch_size}, which accumulate, {accumulate}, does not divide")
     if remat not in ("full", "dots", "none"):
         raise InputError(f"remat {remat!r} is not one of full, dots, none")
+    head_bytes = weight_bytes if head_bytes is None else head_bytes
     d, f, v, nh, kh = _sizes(config)
     forward, backward = config.num_layers, config.num_layers - start_layer
     tokens = batch_size * sequence_length
@@ -180,11 +183,11 @@ def train_step(
             # Hidden states are read and their gradients written.
             Part("head", head_flops, head_flops, hbm_bytes=2 * target_tokens * d * activation_bytes),
             # For the logits and for the gradient, by each chunk.
-            Part("head weights", hbm_bytes=2 * chunks * d * v * weight_bytes),
+            Part("head weights", hbm_bytes=2 * chunks * d * v * head_bytes),
             # float32: written, read for the loss, read for the gradient.
             Part("logits", hbm_bytes=3 * 4 * target_tokens * v),
             Part("saved activations", hbm_bytes=2 * tokens * backward * saved),
-            _embedding(config, tokens, weight_bytes, activation_bytes),
+            _embedding(config, tokens, head_bytes, activation_bytes),
         )
     )
 
