@@ -33,6 +33,7 @@ from aligner_jax.runtime import command, distributed, optim, platform, roofline,
 from aligner_jax.runtime.checkpoint import Checkpoints
 from aligner_jax.runtime.config import TrainConfig, check_same_run, parse_config, save_config
 from aligner_jax.runtime.metrics import MetricsWriter
+from aligner_jax.runtime.nonfinite import SkippedSteps
 from aligner_jax.runtime.progress import Progress
 from aligner_jax.tasks import TASKS
 from aligner_jax.tasks.program import check_model, make_program, of_sweep
@@ -166,7 +167,8 @@ def run_steps(
         Progress(console, steps=config.steps, first=first) as progress,
     ):
         peak_flops = roofline.peak_flops(device.device_kind for device in params.embed_vd.devices())
-        window, logged = _Window(peak_flops), first
+        window, logged, skipped = _Window(peak_flops), first, SkippedSteps(config.nonfinite.max_skipped)
+        before: StepMetrics | None = None
 
         def log(number: int) -> None:
             nonlocal logged
@@ -179,6 +181,9 @@ def run_steps(
             batch = next(batches)
             state, metrics = step(state, params, batch, reference)
             # The step is running by now: fetching the one before does not hold it up.
+            if before is not None:
+                skipped.add(np.asarray(before.skipped))
+            before, stop = metrics, skipped.too_many
             if (number - 1) % config.log_every == 0 and number - 1 > logged:
                 log(number - 1)
             # Every adapter of a sweep has all rows.
@@ -188,11 +193,14 @@ def run_steps(
             if evaluate is not None and config.eval_every and number % config.eval_every == 0:
                 with window.paused():
                     writer.write(number, **evaluate(state))
-            if number % config.checkpoint.every == 0 or number == config.steps:
-                if number % config.log_every == 0 or number == config.steps:
+            if number % config.checkpoint.every == 0 or number == config.steps or stop:
+                if number % config.log_every == 0 or number == config.steps or stop:
                     # Before the checkpoint: a run that is killed in between would not log this step again.
                     log(number)
                 checkpoints.save(number, state, batches.get_state())
+            if stop:
+                checkpoints.wait()
+                raise skipped.error(number)
     return state
 
 
@@ -221,20 +229,29 @@ class _Window:
     def close(self) -> dict[str, float]:
         """Means over the steps, tokens that are not padding a second, and a new beginning.
 
-        Of a sweep, means over the adapters too, and each one's loss by its number.
+        Skipped steps are counted and not in the means. Of a sweep, means over the adapters too, and each one's loss by
+        its number.
 
         On known chips also mfu: model FLOPs a second (of all positions of the rows, padding too) over the peak.
         """
-        steps = [metrics.as_dict() for metrics in jax.device_get(self._steps)]
+        steps = jax.device_get(self._steps)
         now = time.monotonic()
-        means = {name: float(np.mean([metrics[name] for metrics in steps])) for name in steps[0]}
-        for i in range(np.size(steps[0]["loss"]) if np.ndim(steps[0]["loss"]) else 0):
-            means[f"loss_{i}"] = float(np.mean([metrics["loss"][i] for metrics in steps]))
+        taken = ~np.stack([metrics.skipped for metrics in steps])
+        numbers = [metrics.as_dict() for metrics in steps]
+        by_name = {name: np.stack([each[name] for each in numbers]) for name in numbers[0]}
+        means = {name: _mean(values, taken) for name, values in by_name.items()}
+        for i in range(taken.shape[1] if taken.ndim > 1 else 0):
+            means[f"loss_{i}"] = _mean(by_name["loss"][:, i], taken[:, i])
+        means["skipped"] = int(np.sum(~taken))
         means["tokens_per_second"] = self._tokens / (now - self._began)
         if self._peak_flops is not None:
             means["mfu"] = self._model_flops / (now - self._began) / self._peak_flops
         self._began, self._steps, self._tokens, self._model_flops = now, [], 0, 0.0
         return means
+
+
+def _mean(values: np.ndarray, taken: np.ndarray) -> float:
+    return float(np.mean(values[taken])) if taken.any() else math.nan
 
 
 if __name__ == "__main__":

@@ -133,6 +133,24 @@ def tiny_model(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def tiny_run(tiny_model: Path, tmp_path: Path) -> dict:
+    """A config, as nested dicts, of a run that takes a second and judges nothing at its end."""
+    rows = [{"instruction": f"Name number {i}.", "output": f"It is {'very ' * (i % 4)}{i}."} for i in range(12)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "base": {"path": str(tiny_model), "dtype": "float32"},
+        "adapter": {"num_tokens": 2, "start_layer": 1},
+        "data": {
+            "path": str(tmp_path / "data.jsonl"), "template": "chat", "sequence_length": 128, "batch_size": 2,
+        },
+        "optim": {"lr": 0.01},
+        "steps": 8,
+        "log_every": 1,
+        "checkpoint": {"every": 3},
+    }  # fmt: skip
+
+
 def _tokenizer(folder: Path) -> int:
     """A byte-level BPE of the quickstart's data with a small chat template; returns the size of its vocabulary."""
     tokenizer = Tokenizer(models.BPE())

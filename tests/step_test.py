@@ -1,5 +1,6 @@
 """The training step: only the adapter moves, in the same way however the batch is cut, and the loss goes down."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 from aligner_jax.model.llama import LlamaConfig, Params
+from aligner_jax.objectives.objective import Objective, Totals
 from aligner_jax.objectives.step import init_state, make_step
 from aligner_jax.peft import Adapter, Options, init_adapter
 
@@ -84,6 +86,60 @@ def test_training_lowers_the_loss_and_leaves_the_base_bit_for_bit(config: LlamaC
     state, metrics = step(init_state(adapter, optimizer), params, empty)
     assert metrics.loss == metrics.grad_norm == 0
     np.testing.assert_array_equal(state.trainable["gates_ln"], fresh["gates_ln"])
+
+
+def same_bits(a, b) -> bool:
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in leaves)
+
+
+POISON = 39
+
+
+@pytest.fixture(scope="module")
+def poisoned(params: Params) -> Params:
+    """The base with one token of the vocabulary whose embedding is not a number."""
+    return dataclasses.replace(params, embed_vd=params.embed_vd.at[POISON].set(jnp.nan))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_that_is_not_finite_changes_the_number_alone(
+    accumulate, config: LlamaConfig, poisoned: Params, batch, trained_adapter
+):
+    adapter, optimizer = trained_adapter(2), optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.05))
+    step = jax.jit(make_step(adapter, optimizer, config=config, accumulate=accumulate))
+    clean = {**batch, "tokens_bt": jnp.minimum(batch["tokens_bt"], POISON - 1)}
+    bad = {**batch, "tokens_bt": clean["tokens_bt"].at[2, 4].set(POISON)}
+    state, metrics = step(init_state(adapter, optimizer), poisoned, clean)
+    assert not metrics.skipped
+    after, metrics = step(state, poisoned, bad)
+    assert metrics.skipped
+    assert not np.isfinite(metrics.loss)
+    assert after.step == 2
+    assert same_bits(after.replace(step=state.step), state)
+    # As if the skipped step had never been.
+    again, _ = step(after, poisoned, clean)
+    without, _ = step(state, poisoned, clean)
+    assert same_bits(again.replace(step=without.step), without)
+    assert not same_bits(again.trainable, after.trainable)
+
+
+def test_a_gradient_that_is_not_finite_is_seen_where_the_loss_is(config: LlamaConfig, params: Params, batch):
+    adapter = init_adapter("aligner", config, 0, num_tokens=2, start_layer=0)
+
+    def sums(params, policy, reference, batch, **_):
+        # √|x| has no slope at 0, where the gates begin.
+        gates_ln = policy.trainable["gates_ln"]
+        return jnp.sum(jnp.sqrt(jnp.abs(gates_ln))), Totals(jnp.int32(1), {})
+
+    optimizer = optax.adamw(0.05)
+    state = init_state(adapter, optimizer)
+    after, metrics = jax.jit(make_step(adapter, optimizer, config=config, objective=Objective(sums)))(
+        state, params, batch
+    )
+    assert metrics.loss == 0
+    assert metrics.skipped
+    assert same_bits(after.replace(step=state.step), state)
 
 
 def test_a_bfloat16_adapter_stays_bfloat16(config: LlamaConfig, params: Params, batch, trained_adapter):

@@ -58,6 +58,29 @@ def test_each_is_trained_as_if_alone(method, accumulate, config: LlamaConfig, pa
             np.testing.assert_allclose(leaf, alone.trainable[name], atol=1e-6)
 
 
+def test_one_that_is_not_finite_is_skipped_alone(config: LlamaConfig, params: Params, batches):
+    adapters = [init_adapter("aligner", config, key, num_tokens=2, start_layer=1) for key in (1, 2)]
+    broken = adapters[0].replace(trainable=jax.tree.map(lambda x: x.at[0].set(jnp.nan), adapters[0].trainable))
+    optimizer = optim.make_sweep_optimizer(OptimConfig(clip=0.5), 3, jnp.asarray(RATES))
+    step = jax.jit(make_step(adapters[0], optimizer, config=config, num_adapters=2))
+
+    def run(first):
+        state = init_state(stack_adapters([first, adapters[1]]), optimizer)
+        start = jax.tree.map(np.asarray, state)
+        for batch in batches:
+            state, metrics = step(state, params, batch)
+        return start, jax.tree.map(np.asarray, state), metrics
+
+    _, want, metrics = run(adapters[0])
+    assert metrics.skipped.tolist() == [False, False]
+    start, got, metrics = run(broken)
+    assert metrics.skipped.tolist() == [True, False]
+    for a, b, c in zip(*map(jax.tree.leaves, (start, got, want)), strict=True):
+        if a.ndim:
+            np.testing.assert_array_equal(b[0], a[0])
+            np.testing.assert_array_equal(b[1], c[1])
+
+
 def test_rows_may_belong_to_different_users(config: LlamaConfig, params: Params, batches):
     adapters = [init_adapter("aligner", config, key, num_tokens=2, start_layer=1) for key in (1, 2)]
     stack, rates = stack_adapters(adapters), jnp.asarray([1e-2, 1e-2])

@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from aligner_jax.data.pipeline import Batch
 from aligner_jax.model.llama import LlamaConfig, Params, Remat
@@ -28,15 +28,16 @@ class StepMetrics(NamedTuple):
     """Of one optimizer step: the loss before the update, the gradient's global norm, and the objective's own metrics.
 
     All but the norm are means over what the objective counts: target tokens, or preference pairs. Of many adapters,
-    each one's own.
+    each one's own. Where the loss or the norm is not finite, the step is skipped.
     """
 
     loss: Float[Array, "*a"]
     grad_norm: Float[Array, "*a"]
+    skipped: Bool[Array, "*a"]
     others: dict[str, Float[Array, "*a"]]
 
     def as_dict(self) -> dict[str, Float[Array, "*a"]]:
-        """All by name."""
+        """All numbers by name; `skipped` is none."""
         return {"loss": self.loss, "grad_norm": self.grad_norm, **self.others}
 
 
@@ -67,6 +68,9 @@ def make_step(
     num_adapters: int | None = None,
 ) -> Step:
     """A pure function of (state, params, batch, reference). The caller jits it and donates the state.
+
+    A step whose loss or gradient is not finite is skipped: of the state only the step's number changes. Of many
+    adapters each is skipped on its own.
 
     Args:
       adapter: says what method is trained, with what options; its arrays are not used.
@@ -107,10 +111,16 @@ def make_step(
         count = jnp.maximum(count, 1)
         gradient = jax.tree.map(lambda g: g / _along(count, g).astype(g.dtype), gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
-        means = {name: total / count for name, total in others.items()}
+        updated = optax.apply_updates(state.trainable, updates), optimizer_state
         norm = optax.tree.norm if num_adapters is None else jax.vmap(optax.tree.norm)
-        metrics = StepMetrics(loss=loss / count, grad_norm=norm(gradient), others=means)
+        loss, grad_norm = loss / count, norm(gradient)
+        # optax.apply_if_finite does not look at the loss, and lets what is not finite through after so many.
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        trainable, optimizer_state = jax.tree.map(
+            lambda new, old: jnp.where(_along(finite, new), new, old), updated, (state.trainable, state.optimizer)
+        )
+        means = {name: total / count for name, total in others.items()}
+        metrics = StepMetrics(loss, grad_norm, ~finite, means)
         return TrainState(cast(dict[str, Array], trainable), optimizer_state, state.step + 1), metrics
 
     return step
@@ -130,6 +140,6 @@ def _for_each(batch: Batch, num_adapters: int) -> Batch:
     return cast(Batch, {**tiled, "adapter_b": jnp.repeat(jnp.arange(num_adapters), rows)})
 
 
-def _along(count: Array, leaf: Array) -> Array:
-    """The counts, each beside its adapter's part of the leaf."""
-    return count.reshape(count.shape + (1,) * (leaf.ndim - count.ndim)) if count.ndim else count
+def _along(values: Array, leaf: Array) -> Array:
+    """The adapters' values, each beside its adapter's part of the leaf."""
+    return values.reshape(values.shape + (1,) * (leaf.ndim - values.ndim)) if values.ndim else values

@@ -103,6 +103,15 @@ class Checkpoints:
             return step, self._read(step, state=ocp.args.StandardRestore(template))["state"], run["data_state"]
         return None
 
+    def wait(self) -> None:
+        """Waits until the last checkpoint is written.
+
+        Raises:
+          InputError: as `close`.
+        """
+        with self._failure_is_one_sentence():
+            self._manager.wait_until_finished()
+
     def close(self) -> None:
         """Waits until the last checkpoint is written.
 

@@ -180,6 +180,13 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class NonfiniteConfig:
+    """A step whose loss or gradient is not finite is skipped; after so many in a row the run ends."""
+
+    max_skipped: int = number(10, least=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportConfig:
     """The table before and after: the form that answers should have (None: no generation), samples and their length."""
 
@@ -212,10 +219,11 @@ class TrainConfig:
     log_every: int = number(10, least=1)
     eval_every: int = number(0, least=0)
     checkpoint: CheckpointConfig = CheckpointConfig()
+    nonfinite: NonfiniteConfig = NonfiniteConfig()
     report: ReportConfig = ReportConfig()
 
 
-MAY_DIFFER = ("steps", "log_every", "eval_every", "checkpoint.", "report.", "mesh.", "base.model")
+MAY_DIFFER = ("steps", "log_every", "eval_every", "checkpoint.", "nonfinite.", "report.", "mesh.", "base.model")
 """Fields that a resumed run may change: they do not alter what a step computes, but for rounding."""
 
 

@@ -34,7 +34,9 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
-    def log(self, step: int, *, loss: float, tokens_per_second: float, learning_rate: float, **_: float) -> None:
+    def log(
+        self, step: int, *, loss: float, tokens_per_second: float, learning_rate: float, skipped: float = 0, **_: float
+    ) -> None:
         """One line of metrics; others than these are for the metrics file."""
         first, began = self._since
         left = (time.monotonic() - began) / max(step - first, 1) * (self._steps - step)
@@ -43,7 +45,7 @@ class Progress:
             self._since, self._logged = (step, time.monotonic()), True
         self._console.out(
             f"step {step}/{self._steps}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  "
-            f"lr {learning_rate:.1e}  {_clock(left)} left",
+            f"lr {learning_rate:.1e}  {_clock(left)} left{f'  skipped {skipped:.0f}' if skipped else ''}",
             highlight=False,
         )
         self.advance(step)
