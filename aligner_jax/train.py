@@ -34,7 +34,9 @@ from aligner_jax.runtime.checkpoint import Checkpoints
 from aligner_jax.runtime.config import TrainConfig, check_same_run, parse_config, save_config
 from aligner_jax.runtime.metrics import MetricsWriter
 from aligner_jax.runtime.nonfinite import SkippedSteps
+from aligner_jax.runtime.preemption import StopRequests
 from aligner_jax.runtime.progress import Progress
+from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.tasks import TASKS
 from aligner_jax.tasks.program import check_model, make_program, of_sweep
 from aligner_jax.weights.base import Base, load_base
@@ -100,7 +102,11 @@ def _train_on(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, workdir: P
         return task.evaluate(adapter.replace(trainable=state.trainable))
 
     save_config(config, workdir)
-    with Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
+    with (
+        Watchdog(config.stall) as watchdog,
+        Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
+    ):
+        watchdog.waiting_for("the checkpoint to go on from", compiles=True)
         restored = checkpoints.restore(state)
         if restored is not None:
             number, state, data_state = restored
@@ -108,7 +114,7 @@ def _train_on(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, workdir: P
             console.out(f"resuming after step {number} of {config.steps}")
         state = run_steps(
             config, workdir, program.step, base.params, task.reference, state, task.batches,
-            checkpoints, model_flops, evaluate if task.has_heldout else None, console,
+            checkpoints, model_flops, evaluate if task.has_heldout else None, watchdog, console,
         )  # fmt: skip
 
     adapter = adapter.replace(trainable=state.trainable)
@@ -157,14 +163,21 @@ def run_steps(
     checkpoints: Checkpoints,
     model_flops: Callable[[pipeline.Batch], float],
     evaluate: Callable[[TrainState], dict[str, float]] | None,
+    watchdog: Watchdog,
     console: Console,
 ) -> TrainState:
-    """From the state's step to the last, with metrics, held-out losses and checkpoints on the way."""
+    """From the state's step to the last, with metrics, held-out losses and checkpoints on the way.
+
+    Raises:
+      Stopped: the process was asked to stop, and the step it is at is saved.
+      InputError: too many steps in a row were skipped, and the step it is at is saved; or nothing can be written.
+    """
     rate = optim.learning_rate(config.optim, config.steps)
     first = int(state.step)
     with (
         MetricsWriter(workdir, resume_step=first) as writer,
         Progress(console, steps=config.steps, first=first) as progress,
+        StopRequests(config.steps) as stop_requests,
     ):
         peak_flops = roofline.peak_flops(device.device_kind for device in params.embed_vd.devices())
         window, logged, skipped = _Window(peak_flops), first, SkippedSteps(config.nonfinite.max_skipped)
@@ -178,12 +191,14 @@ def run_steps(
             progress.log(number, **metrics)
 
         for number in range(first + 1, config.steps + 1):
+            watchdog.waiting_for(f"the batch of step {number}")
             batch = next(batches)
+            watchdog.waiting_for(f"step {number}", compiles=before is None)
             state, metrics = step(state, params, batch, reference)
             # The step is running by now: fetching the one before does not hold it up.
             if before is not None:
                 skipped.add(np.asarray(before.skipped))
-            before, stop = metrics, skipped.too_many
+            before = metrics
             if (number - 1) % config.log_every == 0 and number - 1 > logged:
                 log(number - 1)
             # Every adapter of a sweep has all rows.
@@ -192,15 +207,20 @@ def run_steps(
             progress.advance(number)
             if evaluate is not None and config.eval_every and number % config.eval_every == 0:
                 with window.paused():
+                    watchdog.waiting_for(f"the held-out evaluation after step {number}", compiles=True)
                     writer.write(number, **evaluate(state))
-            if number % config.checkpoint.every == 0 or number == config.steps or stop:
-                if number % config.log_every == 0 or number == config.steps or stop:
+            ended = skipped.ended_at(number) or stop_requests.stopped_at(number)
+            if number % config.checkpoint.every == 0 or number == config.steps or ended:
+                watchdog.waiting_for(f"step {number}")
+                if number % config.log_every == 0 or number == config.steps or ended:
                     # Before the checkpoint: a run that is killed in between would not log this step again.
                     log(number)
+                watchdog.waiting_for(f"the checkpoint of step {number}")
                 checkpoints.save(number, state, batches.get_state())
-            if stop:
+            if ended:
                 checkpoints.wait()
-                raise skipped.error(number)
+                raise ended
+        watchdog.waiting_for("the last checkpoint")
     return state
 
 

@@ -1,5 +1,6 @@
 """A training run killed at given moments and started again, beside the same run left alone."""
 
+import itertools
 import json
 import random
 import signal
@@ -24,13 +25,19 @@ def logged(lines: int) -> Callable[[Path], bool]:
 
 
 def check_killed_run(
-    config: Path, folder: Path, moments: Sequence[Callable[[Path], bool]], chance: random.Random, what: str
+    config: Path,
+    folder: Path,
+    moments: Sequence[Callable[[Path], bool]],
+    chance: random.Random,
+    what: str,
+    signals: Sequence[int] = (signal.SIGKILL,),
 ) -> tuple[Path, Path]:
     """Kills the run shortly after each moment; asserts that it goes on and gives the same adapter, byte for byte.
 
     Args:
       moments: what is waited for, a look at the workdir.
       what: named in the assertions, to repeat a failure.
+      signals: what the run gets at each moment, over and over. After SIGTERM it has to stop in order.
 
     Returns:
       The workdirs of the run left alone and of the run killed.
@@ -42,14 +49,18 @@ def check_killed_run(
 
     whole, killed, kills = folder / "whole", folder / "killed", 0
     beside = start(whole)
-    for reached in moments:
+    for reached, number in zip(moments, itertools.cycle(signals), strict=False):
         process = start(killed)
         while process.poll() is None and not reached(killed):
             time.sleep(0.001)
         time.sleep(chance.random() * 0.02)
         kills += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.send_signal(number)
+        output, _ = process.communicate()
+        if number == signal.SIGTERM:
+            # Before the first step there is nothing to save, and the signal does what it does to any process.
+            assert process.returncode in (143, -signal.SIGTERM), output
+            assert process.returncode < 0 or "stopped by SIGTERM after step " in output
     last = start(killed)
     for process in (last, beside):
         output, _ = process.communicate()

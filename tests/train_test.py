@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -192,7 +193,8 @@ def test_killed_at_random_moments_the_adapter_is_byte_identical(settings: dict, 
     seed = int.from_bytes(os.urandom(4))
     chance = random.Random(seed)
     moments = [logged(lines) for lines in sorted(chance.sample(range(1, 50), 3))]
-    check_killed_run(config, tmp_path, moments, chance, f"seed {seed}")
+    signals = (signal.SIGKILL, signal.SIGTERM)
+    check_killed_run(config, tmp_path, moments, chance, f"seed {seed}", signals)
 
 
 def _write(path: str, text: str):

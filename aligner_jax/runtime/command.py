@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from aligner_jax.errors import InputError
 from aligner_jax.runtime import distributed, platform
+from aligner_jax.runtime.exit import Stopped
 from aligner_jax.runtime.fields import did_you_mean
 
 # A flag that this module defines for a command is listed among that command's own.
@@ -96,7 +97,8 @@ def run(main: Callable[[], None]) -> None:
     A process of a run on several hosts joins the others before `main` is called.
 
     Exit status 0 when main returns, 1 with one sentence for an `InputError` or a wrong flag, 130 with one line when
-    interrupted. Any other exception is a bug and keeps its traceback.
+    interrupted; 143 or 130 where a run was asked to stop by SIGTERM or SIGINT and saved its state, 124 where it waited
+    too long (`runtime.watchdog`). Any other exception is a bug and keeps its traceback.
     """
     # Before a library makes handlers of its own, with a prefix that means nothing to a user.
     logging.basicConfig(format="%(message)s")
@@ -108,6 +110,9 @@ def run(main: Callable[[], None]) -> None:
         sys.stdout.flush()
     except InputError as error:
         sys.exit(f"error: {error}")
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.status)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)

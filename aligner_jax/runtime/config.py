@@ -187,6 +187,19 @@ class NonfiniteConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class StallConfig:
+    """Seconds after which a run that waits for one thing ends; 0 or None: never.
+
+    Attributes:
+      seconds: for a batch, a step or a checkpoint.
+      compile_seconds: for the first step and for a held-out evaluation, which are compiled.
+    """
+
+    seconds: float | None = number(1800.0, least=0)
+    compile_seconds: float | None = number(7200.0, least=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportConfig:
     """The table before and after: the form that answers should have (None: no generation), samples and their length."""
 
@@ -220,10 +233,11 @@ class TrainConfig:
     eval_every: int = number(0, least=0)
     checkpoint: CheckpointConfig = CheckpointConfig()
     nonfinite: NonfiniteConfig = NonfiniteConfig()
+    stall: StallConfig = StallConfig()
     report: ReportConfig = ReportConfig()
 
 
-MAY_DIFFER = ("steps", "log_every", "eval_every", "checkpoint.", "nonfinite.", "report.", "mesh.", "base.model")
+MAY_DIFFER = ("steps", "log_every", "eval_every", "checkpoint.", "nonfinite.", "stall.", "report.", "mesh.", "base.model")
 """Fields that a resumed run may change: they do not alter what a step computes, but for rounding."""
 
 

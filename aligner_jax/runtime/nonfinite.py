@@ -18,15 +18,16 @@ class SkippedSteps:
         """Counts the next step."""
         self._in_a_row = np.where(skipped, self._in_a_row + 1, 0)
 
-    @property
-    def too_many(self) -> bool:
-        """Whether nothing is trained any more. One adapter of many may stand still while others learn."""
-        return int(np.min(self._in_a_row)) >= self._max_skipped
+    def ended_at(self, step: int) -> InputError | None:
+        """What ends the run after this step, once its state is saved, which the skipped steps left as it was.
 
-    def error(self, step: int) -> InputError:
-        """What ends the run; its state, which the skipped steps left as it was, is saved at `step`."""
+        None while something is trained: one adapter of many may stand still while others learn.
+        """
+        in_a_row = int(np.min(self._in_a_row))
+        if in_a_row < self._max_skipped:
+            return None
         return InputError(
-            f"the loss or its gradient was not finite in {int(np.min(self._in_a_row))} steps in a row "
-            f"(config.nonfinite.max_skipped is {self._max_skipped}), so the run ends at step {step}, where what it had "
-            "learned before them is saved; lower config.optim.lr, or look at the data"
+            f"the loss or its gradient was not finite in {in_a_row} steps in a row (config.nonfinite.max_skipped is "
+            f"{self._max_skipped}), so the run ends at step {step}, where what it had learned before them is saved; "
+            "lower config.optim.lr, or look at the data"
         )

@@ -1,0 +1,137 @@
+"""Runs that are asked to stop: at the end of a step, saved, and going on as if never stopped."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from aligner_jax.runtime.config import parse_config
+from aligner_jax.runtime.exit import Stopped
+from aligner_jax.runtime.preemption import StopRequests
+from aligner_jax.train import train
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def _wait_until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "status"), [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "SIGINT", 130)]
+)
+def test_a_request_is_heard_and_handlers_are_put_back(number, name, status, capfd):
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    threads = threading.active_count()
+    with StopRequests(9) as requests:
+        assert requests.stopped_at(1) is None
+        os.kill(os.getpid(), number)
+        _wait_until(lambda: requests.stopped_at(2))
+        stopped = requests.stopped_at(2)
+        with pytest.raises(Stopped):
+            raise stopped
+        assert str(stopped) == f"stopped by {name} after step 2 of 9, which is saved; the same command goes on there"
+        assert stopped.status == status
+        requests._received = None
+    assert capfd.readouterr().err == f"{name}: the run stops after this step; another ends it at once\n"
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
+    assert threading.active_count() == threads
+
+
+def test_a_request_after_the_last_step_is_not_forgotten():
+    def run():
+        with StopRequests(9) as requests:
+            os.kill(os.getpid(), signal.SIGTERM)
+            _wait_until(lambda: requests._received)
+
+    with pytest.raises(Stopped, match="after step 9 of 9"):
+        run()
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    found = []
+
+    def run():
+        with StopRequests(9) as requests:
+            found.extend([requests.stopped_at(1), signal.getsignal(signal.SIGTERM)])
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [None, signal.getsignal(signal.SIGTERM)]
+
+
+BUSY = """
+import ctypes
+from aligner_jax.runtime.preemption import StopRequests
+libc = ctypes.CDLL(None)
+with StopRequests(9):
+    print("busy", flush=True)
+    # A call that does not come back to Python for a signal's sake, as a compilation.
+    while True:
+        libc.usleep(900_000)
+"""
+
+
+def test_a_second_signal_ends_a_busy_process_at_once():
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "busy\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline().startswith("SIGINT: the run stops after this step")
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate() == ("", "ended by a second SIGTERM\n")
+    assert process.returncode == 143
+
+
+class _Screen(io.StringIO):
+    """Sends the process a signal when a text is printed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def write(self, text: str) -> int:
+        if self.text in text:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().write(text)
+
+
+def test_a_stopped_run_goes_on_with_the_same_bits_and_logs_each_step_once(tiny_run: dict, tmp_path: Path):
+    def run(workdir: str, screen: io.StringIO):
+        train(parse_config(tiny_run), tmp_path / workdir, Console(width=100, file=screen))
+
+    tiny_run |= {"steps": 12, "checkpoint": {"every": 50}}
+    run("whole", io.StringIO())
+    with pytest.raises(Stopped) as stopped:
+        # Printed while step 6 runs.
+        run("stopped", _Screen("step 5/12"))
+    number = int(str(stopped.value).split("after step ")[1].split()[0])
+    assert 6 <= number <= 8
+    assert os.listdir(tmp_path / "stopped" / "checkpoints") == [str(number)]
+    assert not (tmp_path / "stopped" / "adapter.safetensors").exists()
+    screen = io.StringIO()
+    run("stopped", screen)
+    assert f"resuming after step {number} of 12" in screen.getvalue()
+    a, b = (tmp_path / name / "adapter.safetensors" for name in ("whole", "stopped"))
+    assert a.read_bytes() == b.read_bytes()
+    whole, pieces = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "stopped")
+    )
+    for line in whole + pieces:
+        del line["tokens_per_second"]
+    assert pieces == whole
