@@ -13,7 +13,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree
 
 from aligner_jax.errors import InputError
@@ -22,7 +24,10 @@ from aligner_jax.runtime.files import reason, write_atomically
 _log = logging.getLogger(__name__)
 
 _CHECKSUMS = "checksums.json"
+_RUN = "run/metadata"
 _UNFINISHED = ".orbax-checkpoint-tmp*"
+
+_NO_STEP, _FAILED = -1, -2
 
 State = TypeVar("State")
 """A pytree of arrays; what is restored has the structure of the template."""
@@ -34,6 +39,9 @@ class Checkpoints:
     Orbax writes each into a temporary folder and renames that when it is whole. So a process that is killed leaves
     whole checkpoints, and a temporary folder that is removed when the checkpoints are next opened. Each holds a file
     of checksums, since Orbax notices some kinds of damage only.
+
+    Of many processes, which share the folder, all make the same calls. The first one writes checksums, removes, and
+    decides what is restored.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2) -> None:
@@ -72,7 +80,7 @@ class Checkpoints:
         Raises:
           InputError: this checkpoint or the last cannot be written, for the reason given; older ones are intact.
         """
-        run = {"leaves": _describe(state), "data_state": data_state}
+        run = {"step": step, "leaves": _describe(state), "data_state": data_state}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
         with self._failure_is_one_sentence():
             self._manager.wait_until_finished()
@@ -90,18 +98,13 @@ class Checkpoints:
         Raises:
           InputError: the checkpoint holds another kind of state than the template.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            folder = self.directory / str(step)
-            try:
-                _check(folder)
-            except (OSError, ValueError) as error:
-                self._set_aside(step, error)
-                continue
-            run = self._read(step, run=ocp.args.JsonRestore())["run"]
-            if run["leaves"] != _describe(template):
-                raise InputError(f"{folder} is of another run: {_difference(run['leaves'], template)}")
-            return step, self._read(step, state=ocp.args.StandardRestore(template))["state"], run["data_state"]
-        return None
+        step = self._newest_whole()
+        if step is None:
+            return None
+        run = self._read(step, run=ocp.args.JsonRestore())["run"]
+        if run["leaves"] != _describe(template):
+            raise InputError(f"{self.directory / str(step)} is of another run: {_difference(run['leaves'], template)}")
+        return step, self._read(step, state=ocp.args.StandardRestore(template))["state"], run["data_state"]
 
     def wait(self) -> None:
         """Waits until the last checkpoint is written.
@@ -134,6 +137,28 @@ class Checkpoints:
         with contextlib.suppress(InputError) if kind else contextlib.nullcontext():
             self.close()
 
+    def _newest_whole(self) -> int | None:
+        """The step that the first process finds, after it has set aside what is newer and damaged."""
+        found, failure = _NO_STEP, None
+        if jax.process_index() == 0:
+            try:
+                for step in sorted(self._manager.all_steps(), reverse=True):
+                    try:
+                        _check(self.directory / str(step), step)
+                    except (OSError, ValueError) as error:
+                        self._set_aside(step, error)
+                    else:
+                        found = step
+                        break
+            except InputError as error:
+                found, failure = _FAILED, error
+        if jax.process_count() > 1:
+            found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        if found == _FAILED:
+            raise failure or InputError(f"a damaged checkpoint in {self.directory} cannot be set aside")
+        self._manager.reload()
+        return None if found == _NO_STEP else found
+
     def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
@@ -154,7 +179,6 @@ class Checkpoints:
             old.rename(new)
         except OSError as failure:
             raise InputError(f"{old} is damaged and cannot be set aside: {reason(failure)}") from error
-        self._manager.reload()
         _log.warning("checkpoint %s is damaged (%s); it is now %s, and the one before is used", old, error, new.name)
 
     @contextlib.contextmanager
@@ -187,8 +211,8 @@ def _checksum(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _check(folder: Path) -> None:
-    """Raises if a file is not as it was written."""
+def _check(folder: Path, step: int) -> None:
+    """Raises if a file is not as it was written, or the folder not where."""
     if not (folder / _CHECKSUMS).is_file():
         raise ValueError(f"{_CHECKSUMS} is missing")
     for name, checksum in json.loads((folder / _CHECKSUMS).read_bytes()).items():
@@ -196,6 +220,9 @@ def _check(folder: Path) -> None:
             raise ValueError(f"{name} is missing")
         if _checksum(folder / name) != checksum:
             raise ValueError(f"{name} has changed")
+    written = json.loads((folder / _RUN).read_bytes()).get("step", step)
+    if written != step:
+        raise ValueError(f"it is the one of step {written}")
 
 
 def _describe(state: Any) -> dict[str, str]:
