@@ -17,6 +17,7 @@ the case stays.
 import argparse
 import collections
 import concurrent.futures
+import contextlib
 import json
 import logging
 import os
@@ -116,7 +117,7 @@ class Run:
     def __init__(self, config: Path, workdir: Path) -> None:
         command = [sys.executable, "-m", "aligner_jax.train", f"--config={config}", f"--workdir={workdir}"]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-        self.workdir, self.output = workdir, ""
+        self.workdir, self.output, self.began = workdir, "", time.time()
         self._process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -154,7 +155,7 @@ class Run:
             return
         self._sleep(chance.uniform(0, 0.8))
         if moment == "saving":
-            while not self.ended and not unfinished(self.workdir):
+            while not self.ended and not unfinished(self.workdir, self.began):
                 time.sleep(0.0002)
             self._sleep(chance.uniform(0, 0.03))
 
@@ -172,9 +173,13 @@ class Run:
         return self.wait()
 
 
-def unfinished(workdir: Path) -> bool:
-    """Whether a checkpoint is half-written."""
-    return any((workdir / "checkpoints").glob("*orbax-checkpoint-tmp*"))
+def unfinished(workdir: Path, since: float = 0) -> bool:
+    """Whether a checkpoint is half-written, begun after that time of the clock."""
+    for path in (workdir / "checkpoints").glob("*orbax-checkpoint-tmp*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime >= since:
+                return True
+    return False
 
 
 def killed_runs(folder: Path, config: Path, kills: int, seed: int, jobs: int) -> list[dict[str, str | bool]]:
@@ -227,7 +232,7 @@ def killed_run(folder: Path, config: Path, seed: int, number: int, kills: int) -
         if ended:
             break
         found.append({"moment": moment, "signal": name + (" twice" if again is not None else "")})
-        found[-1]["in a save"] = unfinished(workdir)
+        found[-1]["in a save"] = unfinished(workdir, since=run.began)
     check_ended(Run(config, workdir), folder / "whole", what)
     shutil.rmtree(workdir)
     return found

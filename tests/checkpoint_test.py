@@ -216,6 +216,39 @@ def test_what_does_not_fit_is_one_sentence_and_the_earlier_checkpoint_stays(tmp_
         assert restored(tmp_path / limit, {"a": jnp.zeros((100, 1000))})[0] == 1
 
 
+OTHER_DEVICES = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from aligner_jax.runtime.checkpoint import Checkpoints
+from aligner_jax.runtime.sharding import make_mesh
+state = {"a": jax.random.normal(jax.random.key(0), (8, 6)), "n": jnp.int32(7)}
+def on(count, *spec):
+    sharding = NamedSharding(make_mesh(data=count, fsdp=1, devices=jax.devices()[:count]), PartitionSpec(*spec))
+    whole = NamedSharding(sharding.mesh, PartitionSpec())
+    return {"a": jax.device_put(state["a"], sharding), "n": jax.device_put(state["n"], whole)}
+layouts = [on(1), on(4), on(2), on(4, "data"), on(2, "data"), state]
+for i, saved in enumerate(layouts):
+    with Checkpoints(f"{sys.argv[1]}/{i}") as checkpoints:
+        checkpoints.save(1, saved, {})
+        checkpoints.wait()
+        for wanted in layouts:
+            template = jax.tree.map(lambda x: jax.device_put(jnp.zeros_like(x), x.sharding), wanted)
+            step, found, data_state = checkpoints.restore(template)
+            for name in state:
+                assert found[name].sharding == wanted[name].sharding, (found[name].sharding, wanted[name].sharding)
+                assert np.asarray(found[name]).tobytes() == np.asarray(state[name]).tobytes()
+print("done")
+"""
+
+
+def test_the_template_says_on_which_devices_a_state_is_restored(tmp_path):
+    environment = {**ENVIRONMENT, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    command = [sys.executable, "-c", OTHER_DEVICES, tmp_path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=rf"^{re.escape(str(tmp_path))}/file/below cannot be made: Not a directory$"):

@@ -1,0 +1,41 @@
+"""Batches of a run on many processes: each holds its devices' rows, and together they hold every row as one would."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Shaped
+
+from aligner_jax.errors import InputError
+
+
+def global_batch(
+    batch: Mapping[str, Shaped[np.ndarray, "..."]], sharding: NamedSharding
+) -> dict[str, Shaped[Array, "..."]]:
+    """The batch as arrays over all processes' devices, of which this process copies its own devices' rows.
+
+    Every process makes the same batches, since their order follows from the seed, and a row's position in the batch
+    says which devices have it. So the batches, and the position in the data that a checkpoint holds, are the same for
+    every number of processes; and processes that share rows, because their devices split something else, need no
+    special case. Every process packs all rows, which takes it about a millisecond a row of 512 tokens, while a step
+    runs.
+
+    Args:
+      batch: rows on the first axis of every array, the same on every process.
+      sharding: of that first axis, from `sharding.batch_sharding`.
+
+    Raises:
+      InputError: the sharding does not divide the rows.
+    """
+    return {name: _spread(name, rows, sharding) for name, rows in batch.items()}
+
+
+def _spread(name: str, rows: np.ndarray, sharding: NamedSharding) -> Array:
+    try:
+        sharding.shard_shape(rows.shape)
+    except ValueError as error:
+        raise InputError(
+            f"{name} of a batch has {len(rows)} rows, which the mesh {dict(sharding.mesh.shape)} does not divide"
+        ) from error
+    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
