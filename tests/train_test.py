@@ -197,6 +197,31 @@ def test_killed_at_random_moments_the_adapter_is_byte_identical(settings: dict, 
     check_killed_run(config, tmp_path, moments, chance, f"seed {seed}", signals)
 
 
+class _Screen(io.StringIO):
+    """Puts a file in the place of the checkpoints when a text is printed."""
+
+    def __init__(self, text: str, checkpoints: Path) -> None:
+        super().__init__()
+        self.text, self.checkpoints = text, checkpoints
+
+    def write(self, text: str) -> int:
+        if self.text in text and self.checkpoints.is_dir():
+            # One step of the file system: a save may be under way.
+            self.checkpoints.rename(self.checkpoints.with_name("elsewhere"))
+            self.checkpoints.write_text("in the way")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("last", ["step 5/8", "step 8/8"])
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(tiny_run: dict, tmp_path: Path, last: str):
+    screen = _Screen(last, tmp_path / "run" / "checkpoints")
+    with pytest.raises(InputError, match=r"a checkpoint in .*/run/checkpoints cannot be written: \w"):
+        train(parse_config(tiny_run), tmp_path / "run", Console(width=100, file=screen))
+    # At the next save or at the end, and never later.
+    assert ("step 7/8" in screen.getvalue()) == (last == "step 8/8")
+    assert not (tmp_path / "run" / "adapter.safetensors").exists()
+
+
 def _write(path: str, text: str):
     Path(path).write_text(text)
 
