@@ -209,6 +209,7 @@ def test_a_run_goes_on_with_its_own_configuration_only(tmp_path):
     save_config(old, tmp_path)
     longer = dataclasses.replace(changed(old, "checkpoint", every=7), steps=99, log_every=1, eval_every=5)
     check_same_run(changed(longer, "report", form="json"), tmp_path)
+    check_same_run(changed(changed(old, "stall", seconds=None), "nonfinite", max_skipped=1), tmp_path)
     with pytest.raises(InputError) as caught:
         check_same_run(changed(changed(old, "optim", lr=1e-3), "adapter", options={"rank": 2}), tmp_path)
     assert str(caught.value) == (
