@@ -237,7 +237,17 @@ class TrainConfig:
     report: ReportConfig = ReportConfig()
 
 
-MAY_DIFFER = ("steps", "log_every", "eval_every", "checkpoint.", "nonfinite.", "stall.", "report.", "mesh.", "base.model")
+MAY_DIFFER = (
+    "steps",
+    "log_every",
+    "eval_every",
+    "checkpoint.",
+    "nonfinite.",
+    "stall.",
+    "report.",
+    "mesh.",
+    "base.model",
+)
 """Fields that a resumed run may change: they do not alter what a step computes, but for rounding."""
 
 
