@@ -25,20 +25,21 @@ from aligner_jax.data import pipeline
 from aligner_jax.errors import InputError
 from aligner_jax.evals import before_after
 from aligner_jax.model.llama import Params, abstract_params
-from aligner_jax.objectives.step import Step, StepMetrics, TrainState, init_state
+from aligner_jax.objectives.step import StepMetrics, TrainState, init_state
 from aligner_jax.peft import Adapter, complete_options, init_adapter
 from aligner_jax.peft.artifact import load_adapter, save_adapter
 from aligner_jax.peft.rows import unstack_adapter
 from aligner_jax.runtime import command, distributed, optim, platform, roofline, sharding
 from aligner_jax.runtime.checkpoint import Checkpoints
 from aligner_jax.runtime.config import TrainConfig, check_same_run, parse_config, save_config
+from aligner_jax.runtime.global_batch import global_batch
 from aligner_jax.runtime.metrics import MetricsWriter
 from aligner_jax.runtime.nonfinite import SkippedSteps
 from aligner_jax.runtime.preemption import StopRequests
 from aligner_jax.runtime.progress import Progress
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.tasks import TASKS
-from aligner_jax.tasks.program import check_model, make_program, of_sweep
+from aligner_jax.tasks.program import Program, check_model, make_program, of_sweep
 from aligner_jax.weights.base import Base, load_base
 
 CONFIG = command.config_flag()
@@ -113,7 +114,7 @@ def _train_on(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, workdir: P
             task.batches.set_state(data_state)
             console.out(f"resuming after step {number} of {config.steps}")
         state = run_steps(
-            config, workdir, program.step, base.params, task.reference, state, task.batches,
+            config, workdir, program, base.params, task.reference, state, task.batches,
             checkpoints, model_flops, evaluate if task.has_heldout else None, watchdog, console,
         )  # fmt: skip
 
@@ -155,7 +156,7 @@ def _first_adapter(config: TrainConfig, base: Base, seed: int) -> Adapter:
 def run_steps(
     config: TrainConfig,
     workdir: Path,
-    step: Step,
+    program: Program,
     params: Params,
     reference: Adapter | None,
     state: TrainState,
@@ -193,8 +194,9 @@ def run_steps(
         for number in range(first + 1, config.steps + 1):
             watchdog.waiting_for(f"the batch of step {number}")
             batch = next(batches)
+            rows = batch if program.mesh.size == 1 else global_batch(batch, program.batch_sharding)
             watchdog.waiting_for(f"step {number}", compiles=before is None)
-            state, metrics = step(state, params, batch, reference)
+            state, metrics = program.step(state, params, rows, reference)
             # The step is running by now: fetching the one before does not hold it up.
             if before is not None:
                 skipped.add(np.asarray(before.skipped))
