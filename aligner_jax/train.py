@@ -11,8 +11,9 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import grain
 import jax
@@ -194,7 +195,7 @@ def run_steps(
         for number in range(first + 1, config.steps + 1):
             watchdog.waiting_for(f"the batch of step {number}")
             batch = next(batches)
-            rows = batch if program.mesh.size == 1 else global_batch(batch, program.batch_sharding)
+            rows = batch if program.mesh.size == 1 else _on_mesh(batch, program)
             watchdog.waiting_for(f"step {number}", compiles=before is None)
             state, metrics = program.step(state, params, rows, reference)
             # The step is running by now: fetching the one before does not hold it up.
@@ -224,6 +225,11 @@ def run_steps(
                 raise ended
         watchdog.waiting_for("the last checkpoint")
     return state
+
+
+def _on_mesh(batch: pipeline.Batch, program: Program) -> pipeline.Batch:
+    arrays = cast(Mapping[str, np.ndarray], batch)
+    return cast(pipeline.Batch, global_batch(arrays, program.batch_sharding))
 
 
 class _Window:

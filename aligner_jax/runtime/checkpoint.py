@@ -1,6 +1,7 @@
 """Checkpoints of a run: whole or absent, and written while the next step runs."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -165,7 +166,9 @@ class Checkpoints:
     def _seal(self) -> None:
         """Runs in Orbax's thread, when all is written and only the renaming is left."""
         if jax.process_index() == 0:
-            folder = next(self.directory.glob(f"{self._writing}{_UNFINISHED}"))
+            folder = next(self.directory.glob(f"{self._writing}{_UNFINISHED}"), None)
+            if folder is None:
+                raise FileNotFoundError(errno.ENOENT, "its folder has gone")
             # Not the files at the top: they are Orbax's notes, to which it adds the time of the renaming.
             files = [file for file in sorted(folder.glob("*/**/*")) if file.is_file()]
             checksums = {str(file.relative_to(folder)): _checksum(file) for file in files}
@@ -188,9 +191,13 @@ class Checkpoints:
         except Exception as error:
             # TensorStore, which writes the arrays, raises ValueErrors with the system's reason near their end.
             found = re.search(r"([^:\[\]]+?) \[os_error_code", str(error))
-            if not found and not isinstance(error, OSError):
+            # Without a system's error there is its own status alone: a file has gone, for one.
+            status = re.match(r"([A-Z_]+): ", str(error)) if isinstance(error, ValueError) else None
+            if not found and not status and not isinstance(error, OSError):
                 raise
             why = found.group(1).strip() if found else reason(error)
+            if status and not found:
+                why = status.group(1).lower().replace("_", " ")
             raise InputError(f"a checkpoint in {self.directory} cannot be written: {why}") from error
 
     def _remove_unfinished(self) -> None:
