@@ -6,30 +6,14 @@
 The recipe is that of configs/llama7b_alpaca.py; the paper has no run on this model.
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
+
+from aligner_jax.runtime.command import load_config
 
 
 def get_config() -> ConfigDict:
-    return ConfigDict(
-        {
-            "base": {"path": "meta-llama/Meta-Llama-3-8B", "model": "llama3_8b"},
-            "adapter": {"method": "aligner", "num_tokens": 1, "start_layer": 2},
-            "data": {
-                "path": "data/alpaca_data.json",
-                "heldout_rows": 2000,
-                "template": "alpaca",
-                "loss_on": "all",
-                "sequence_length": 512,
-                "batch_size": 64,
-                "packing": False,
-                "overlong": "truncate",
-            },
-            "optim": {"lr": 9e-3, "weight_decay": 0.02, "schedule": "paper_as_run", "warmup_steps": 12_500},
-            "mesh": {"fsdp": -1, "topology": "v5e:2x4"},
-            "steps": 6_250,
-            "remat": "full",
-            "log_every": 10,
-            "eval_every": 500,
-            "checkpoint": {"every": 100},
-        }
-    )
+    config = load_config(Path(__file__).with_name("llama7b_alpaca.py"))
+    config.base = {"path": "meta-llama/Meta-Llama-3-8B", "model": "llama3_8b"}
+    return config

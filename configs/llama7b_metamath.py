@@ -8,31 +8,17 @@ What follows the colon is the number of tokens; without it there is one. The pap
 steps of 64. The rate rises over half an epoch, as was meant there, and stays.
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
+
+from aligner_jax.runtime.command import load_config
 
 
 def get_config(num_tokens: str = "1") -> ConfigDict:
-    return ConfigDict(
-        {
-            "base": {"path": "meta-llama/Llama-2-7b-hf", "model": "llama2_7b"},
-            "adapter": {"method": "aligner", "num_tokens": int(num_tokens), "start_layer": 2},
-            "data": {
-                "path": "data/MetaMathQA-395K.json",
-                "format": "metamath",
-                "heldout_rows": 2000,
-                "template": "alpaca",
-                "loss_on": "answers",
-                "sequence_length": 512,
-                "batch_size": 64,
-                "packing": False,
-                "overlong": "truncate",
-            },
-            "optim": {"lr": 9e-3, "weight_decay": 0.02, "schedule": "warmup_constant", "warmup_steps": 3_086},
-            "mesh": {"fsdp": -1, "topology": "v5e:2x4"},
-            "steps": 18_516,
-            "remat": "full",
-            "log_every": 10,
-            "eval_every": 1000,
-            "checkpoint": {"every": 200},
-        }
-    )
+    config = load_config(Path(__file__).with_name("llama7b_alpaca.py"))
+    config.adapter.num_tokens = int(num_tokens)
+    config.data.update(path="data/MetaMathQA-395K.json", format="metamath", loss_on="answers")
+    config.optim.update(schedule="warmup_constant", warmup_steps=3_086)
+    config.update(steps=18_516, eval_every=1000, checkpoint={"every": 200})
+    return config
