@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -19,6 +20,8 @@ from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, is_spec, param_specs
 from aligner_jax.peft import Adapter, init_adapter
 
+# A shell that starts the tests in the background has them, and all that they start, ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiling is most of what these tests cost, and takes half the time so; `optimized` is for what must hold either way.
 jax.config.update("jax_disable_most_optimizations", True)

@@ -199,15 +199,15 @@ def test_scales_are_split_as_their_values_are_or_whole():
         vocab_size=64, d_model=64, d_mlp=96, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=64, context_length=128
     )
     shardings = {
-        size: sharding.param_shardings(config, AbstractMesh((1, size), ("data", "fsdp")), quantization=quantization)
+        size: sharding.param_shardings(config, AbstractMesh((1, size, 1), sharding.AXES), quantization=quantization)
         for quantization in [Quantization("int4")]
         for size in (2, 4)
     }
-    assert shardings[2].layers.q_ldnh.values.spec == PartitionSpec(None, "fsdp", None, None)
-    assert shardings[2].layers.q_ldnh.scales.spec == PartitionSpec(None, "fsdp", None, None)
-    assert shardings[2].layers.down_lfd.scales.spec == PartitionSpec(None, None, "fsdp")
+    assert shardings[2].layers.q_ldnh.values.spec == PartitionSpec(None, "fsdp", "tensor", None)
+    assert shardings[2].layers.q_ldnh.scales.spec == PartitionSpec(None, "fsdp", "tensor", None)
+    assert shardings[2].layers.down_lfd.scales.spec == PartitionSpec(None, "tensor", "fsdp")
     # Two groups of 32 do not go on four devices.
-    assert shardings[4].layers.q_ldnh.values.spec == PartitionSpec(None, "fsdp", None, None)
+    assert shardings[4].layers.q_ldnh.values.spec == PartitionSpec(None, "fsdp", "tensor", None)
     assert shardings[4].layers.q_ldnh.scales.spec == PartitionSpec()
     for split in shardings.values():
         assert split.layers.q_ldnh.offsets == split.layers.q_ldnh.scales

@@ -94,7 +94,7 @@ class Pod:
 
     def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments, **variables)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=180)
         return subprocess.CompletedProcess([], process.returncode, out, err)
 
     def calls(self, *verbs: str) -> list[list[str]]:
@@ -304,7 +304,7 @@ def test_an_interrupted_line_follows_the_command_again_and_another_is_refused(re
     assert first.stdout.readline() == "output of worker 0\n"
     # As on a terminal, where it reaches gcloud too.
     os.killpg(first.pid, signal.SIGINT)
-    _, err = first.communicate(timeout=30)
+    _, err = first.communicate(timeout=120)
     assert first.returncode == 130
     assert "The command goes on on the workers; the same line follows it again." in err
     assert ready.verbs() == []
@@ -321,7 +321,7 @@ def test_an_interrupted_line_follows_the_command_again_and_another_is_refused(re
     assert "w-1: the command is running already\n" in told[2:4]
     assert told[4] == "output of worker 0\n"
     (tmp_path / "go").touch()
-    out, err = again.communicate(timeout=30)
+    out, err = again.communicate(timeout=120)
     assert (again.returncode, out) == (0, "at last\n"), err
     assert [len(ready.ran(worker)) for worker in (0, 1)] == [1, 1]
 

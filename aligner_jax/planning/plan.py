@@ -21,6 +21,10 @@ ATTAINED = 0.5
 """Of the roofline, what a step may be expected to reach."""
 
 
+_USED = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|\(([\d.]+)([KMGT])\) exceeds available HBM")
+"""What a program would need, in the compiler's words; the second of temporaries alone."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Of one device, a step: bytes of memory, and what is computed, moved and sent. Sizes in bytes.
@@ -147,11 +151,12 @@ def _compile(program: Any, arguments: tuple) -> tuple[Any, int]:
         try:
             return lowered.compile(), 0
         except jax.errors.JaxRuntimeError as error:
-            used = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error))
+            used = _USED.search(str(error))
             if used is None:
                 first = str(error).strip().splitlines()[0]
                 raise InputError(f"the TPU compiler cannot compile the step: {first}") from error
-            return None, int(float(used.group(1)) * 2 ** (10 * (1 + "KMGT".index(used.group(2)))))
+            number, unit = (group for group in used.groups() if group)
+            return None, int(float(number) * 2 ** (10 * (1 + "KMGT".index(unit))))
 
 
 def _cost(config: TrainConfig, model: LlamaConfig, mesh: Mesh, params: Any) -> roofline.Cost:
