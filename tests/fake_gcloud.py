@@ -46,6 +46,11 @@ def ssh(flags: dict[str, str]) -> int:
     return next(filter(None, [process.wait() for process in processes]), 0)
 
 
+def wait_for_commands() -> None:
+    for lock in FAKE.glob("worker-*/aligner_jax_run/lock"):
+        subprocess.run(["flock", lock, "true"], check=True)
+
+
 def main() -> int:
     arguments = sys.argv[1:]
     with (FAKE / "calls.jsonl").open("a") as file:
@@ -59,9 +64,11 @@ def main() -> int:
         if "TWICE" not in os.environ:
             return status
         # As when a connection is lost at the very end, and what was asked is long done when it is asked again.
-        for lock in FAKE.glob("worker-*/aligner_jax_run/lock"):
-            subprocess.run(["flock", lock, "true"], check=True)
+        wait_for_commands()
         return ssh(flags)
+    if verb == "delete":
+        # The next slice has other workers, on which nothing runs yet.
+        wait_for_commands()
     return int(os.environ.get("REFUSES") == verb)
 
 
