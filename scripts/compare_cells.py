@@ -34,19 +34,18 @@ class Arm:
 
 
 ARMS = {
-    "aligner_1": Arm("aligner", {"num_tokens": 1}, sft=7e-3, dpo=3e-3),
-    "aligner_10": Arm("aligner", {"num_tokens": 10}, sft=2e-3, dpo=3e-3),
-    "llama_adapter_10": Arm("llama_adapter", {"num_tokens": 10}, sft=2e-3, dpo=3e-3),
-    "lora_8": Arm("lora", {"rank": 8}, sft=6e-3, dpo=1.5e-3, cost=1.2),
+    "aligner_1": Arm("aligner", {"num_tokens": 1}, sft=7e-3, dpo=1e-3),
+    "aligner_10": Arm("aligner", {"num_tokens": 10}, sft=2e-3, dpo=1e-3),
+    "llama_adapter_10": Arm("llama_adapter", {"num_tokens": 10}, sft=2e-3, dpo=1e-3),
+    "lora_8": Arm("lora", {"rank": 8}, sft=6e-3, dpo=5e-4, cost=1.2),
     "prompt_20": Arm("prompt", {"num_tokens": 20}, sft=3e-2, dpo=2e-3, cost=1.2),
     "prefix_10": Arm("prefix", {"num_tokens": 10}, sft=0.2, dpo=1e-3),
     "bias_o": Arm("bias", {"target": "o"}, sft=1.5e-2, dpo=1e-3),
     "full": Arm("full", {}, sft=1.5e-4, dpo=1e-5, cost=4.0),
 }
-"""The rates are the best of three to four (of two for DPO) by --tune, on examples of their own; see docs/comparison.md.
-They are for tens of steps of a few rows; the methods' own papers have smaller ones for thousands. Untried are the DPO
-rates of the arms that learn no preferences by default. What "full" costs is to cover its checkpoints, which are
-gigabytes.
+"""The supervised rates are the best of three to four by --tune, on examples of their own; see docs/comparison.md. They
+are for tens of steps of a few rows; the methods' own papers have smaller ones for thousands. Untried are the DPO rates
+of the arms that learn no preferences by default. What "full" costs is to cover its checkpoints, which are gigabytes.
 """
 TASKS = ("alpaca", "gsm8k", "pku")
 TRAIN_RATE, EVAL_RATE, START_SECONDS = 420.0, 1000.0, 12.0

@@ -74,7 +74,7 @@ def arguments() -> argparse.Namespace:
         "--length", type=_positive, default=256, help="tokens a row; longer examples are left out (default %(default)s)"
     )
     add("--heldout", type=_positive, default=48, help="examples of alpaca and gsm8k (default %(default)s)")
-    add("--heldout-pairs", type=_positive, default=150, help="of pku (default %(default)s)")
+    add("--heldout-pairs", type=_positive, default=300, help="of pku (default %(default)s)")
     add(
         "--dtype", choices=("bfloat16", "float32", "auto"), default="bfloat16", help="of the base (default %(default)s)"
     )
