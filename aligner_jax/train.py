@@ -49,7 +49,14 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/
 
 def main() -> None:
     config = parse_config(CONFIG.value)
-    train(config, Path(WORKDIR.value or f"runs/{CONFIG.name}"), distributed.console())
+    train(config, workdir_of(WORKDIR.value or f"runs/{CONFIG.name}"), distributed.console())
+
+
+def workdir_of(text: str) -> Path:
+    """The folder of the run. Raises InputError where it is an address, which would become a folder of that name."""
+    if "://" in text:
+        raise InputError(f"--workdir={text} is not a folder: mount it (a bucket with gcsfuse) and give where it is")
+    return Path(text)
 
 
 def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:

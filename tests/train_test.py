@@ -20,7 +20,7 @@ from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prom
 from aligner_jax.runtime import roofline
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.tasks.sft import load_data
-from aligner_jax.train import train
+from aligner_jax.train import train, workdir_of
 from aligner_jax.weights.base import load_base
 
 STEPS = 8
@@ -112,6 +112,11 @@ def test_an_adapter_is_trained_over_a_quantized_base(settings: dict, tmp_path: P
     assert recorded == (base.config, base.fingerprint, held)
     result = json.loads((tmp_path / "run" / "report.json").read_text())
     assert result["after"]["heldout_loss"] < result["before"]["heldout_loss"]
+
+
+def test_an_address_is_no_workdir():
+    with pytest.raises(InputError, match="--workdir=gs://bucket/run is not a folder: mount it"):
+        workdir_of("gs://bucket/run")
 
 
 def test_data_of_named_fields_are_counted_and_split_by_prompt(settings: dict, tmp_path: Path):
