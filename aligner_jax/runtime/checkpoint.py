@@ -193,11 +193,15 @@ class Checkpoints:
             found = re.search(r"([^:\[\]]+?) \[os_error_code", str(error))
             # Without a system's error there is its own status alone: a file has gone, for one.
             status = re.match(r"([A-Z_]+): ", str(error)) if isinstance(error, ValueError) else None
-            if not found and not status and not isinstance(error, OSError):
+            # Or Orbax misses a file that it has written.
+            gone = isinstance(error, ValueError) and str(self.directory) in str(error)
+            if not found and not status and not gone and not isinstance(error, OSError):
                 raise
             why = found.group(1).strip() if found else reason(error)
             if status and not found:
                 why = status.group(1).lower().replace("_", " ")
+            elif gone and not found:
+                why = "files of it have gone while it was written"
             raise InputError(f"a checkpoint in {self.directory} cannot be written: {why}") from error
 
     def _remove_unfinished(self) -> None:
