@@ -32,12 +32,13 @@ from aligner_jax.peft.artifact import load_adapter, save_adapter
 from aligner_jax.peft.rows import unstack_adapter
 from aligner_jax.runtime import command, distributed, optim, platform, roofline, sharding
 from aligner_jax.runtime.checkpoint import Checkpoints
-from aligner_jax.runtime.config import TrainConfig, check_same_run, parse_config, save_config
+from aligner_jax.runtime.config import TrainConfig, parse_config
 from aligner_jax.runtime.global_batch import global_batch
 from aligner_jax.runtime.metrics import MetricsWriter
 from aligner_jax.runtime.nonfinite import SkippedSteps
 from aligner_jax.runtime.preemption import StopRequests
 from aligner_jax.runtime.progress import Progress
+from aligner_jax.runtime.same_run import check_same_run, save_config
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.tasks import TASKS
 from aligner_jax.tasks.program import Program, check_model, make_program, of_sweep

@@ -16,8 +16,9 @@ from typing import Any
 from compare_data import Split
 
 from aligner_jax.errors import InputError
-from aligner_jax.runtime.config import as_dict, flatten, parse_config
+from aligner_jax.runtime.config import as_dict, parse_config
 from aligner_jax.runtime.files import write_atomically
+from aligner_jax.runtime.same_run import differences
 
 SCRIPTS = Path(__file__).resolve().parent
 
@@ -145,22 +146,13 @@ def finished(cell: Cell, settings: dict[str, dict[str, Any]], out: Path) -> dict
     path = _path(cell, out)
     try:
         found = json.loads(path.read_bytes())
-        was, result = flatten(found["settings"]), found["result"]
+        was, result = dict(found["settings"]), found["result"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be used ({type(error).__name__}): remove it to have it made anew") from error
-    now = flatten(json.loads(json.dumps(settings)))
-    # `flatten` drops a section without fields, on both sides alike.
-    differences = [
-        f"{name} is {now.get(name)!r} and was {was.get(name)!r}"
-        for name in sorted(was.keys() | now.keys())
-        if was.get(name) != now.get(name)
-    ]
-    if differences:
-        raise InputError(
-            f"{path} was made with other settings ({'; '.join(differences)}): use those, or choose another --out"
-        )
+    if changes := differences(was, settings):
+        raise InputError(f"{path} was made with other settings ({changes}): use those, or choose another --out")
     return result
 
 

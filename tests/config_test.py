@@ -6,7 +6,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from aligner_jax.errors import InputError
-from aligner_jax.runtime.config import AdapterConfig, TrainConfig, as_dict, check_same_run, parse_config, save_config
+from aligner_jax.runtime.config import AdapterConfig, TrainConfig, as_dict, parse_config
+from aligner_jax.runtime.same_run import check_same_run, save_config
 
 REQUIRED = {"base": {"path": "model"}, "data": {"path": "train.json"}, "steps": 10}
 

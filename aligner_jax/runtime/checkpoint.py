@@ -254,4 +254,12 @@ class _NotOrbax(logging.Filter):
         return "orbax" not in Path(record.pathname).parts
 
 
+class _NotWhatIsRaised(logging.Filter):
+    """Drops asyncio's traces of parts of a save that failed beside the one whose failure is raised."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "exception was never retrieved" not in record.getMessage()
+
+
 logging.getLogger("absl").addFilter(_NotOrbax())
+logging.getLogger("asyncio").addFilter(_NotWhatIsRaised())

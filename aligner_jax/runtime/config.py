@@ -1,16 +1,13 @@
 """What a training run is configured by: typed, with defaults, and checked before anything is loaded."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.fields import number, parse_section
-from aligner_jax.runtime.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -237,20 +234,6 @@ class TrainConfig:
     report: ReportConfig = ReportConfig()
 
 
-MAY_DIFFER = (
-    "steps",
-    "log_every",
-    "eval_every",
-    "checkpoint.",
-    "nonfinite.",
-    "stall.",
-    "report.",
-    "mesh.",
-    "base.model",
-)
-"""Fields that a resumed run may change: they do not alter what a step computes, but for rounding."""
-
-
 def parse_config(config: ConfigDict | Mapping[str, Any]) -> TrainConfig:
     """A `TrainConfig` from a ConfigDict or dict; fields that are left out take their defaults.
 
@@ -268,51 +251,6 @@ def as_dict(config: TrainConfig) -> dict[str, Any]:
     plain = dataclasses.asdict(config)
     plain["adapter"] |= plain["adapter"].pop("options")
     return plain
-
-
-def save_config(config: TrainConfig, workdir: str | Path) -> None:
-    """Writes `config.json` into the workdir, which is made if it does not exist.
-
-    Raises:
-      InputError: the file cannot be written.
-    """
-    write_atomically(Path(workdir) / "config.json", json.dumps(as_dict(config), indent=2) + "\n")
-
-
-def check_same_run(config: TrainConfig, workdir: str | Path) -> None:
-    """Refuses to go on with a workdir that was begun with another configuration. A workdir without one passes.
-
-    Raises:
-      InputError: names every differing field with its old and its new value, or says what is wrong with config.json.
-    """
-    path = Path(workdir) / "config.json"
-    try:
-        old = parse_config(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be used: {error}") from error
-    # Through JSON, where a tuple is a list.
-    was, now = (flatten(json.loads(json.dumps(as_dict(each)))) for each in (old, config))
-    free = MAY_DIFFER[1:] if config.optim.schedule == "cosine" else MAY_DIFFER
-    differences = [
-        f"{name} is {now.get(name)!r} and was {was.get(name)!r}"
-        for name in sorted(was.keys() | now.keys())
-        if was.get(name) != now.get(name) and not name.startswith(free)
-    ]
-    if differences:
-        raise InputError(
-            f"{workdir} holds a run with another configuration ({'; '.join(differences)}): "
-            "continue it with its own, or choose another --workdir"
-        )
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _check_together(config: TrainConfig) -> None:

@@ -11,8 +11,9 @@ from aligner_jax.data.pairs import Pair, tokenize_pairs
 from aligner_jax.evals import preference
 from aligner_jax.objectives.reference import fingerprint, load_reference, load_table, save_table, table
 from aligner_jax.peft import Adapter
-from aligner_jax.runtime.config import TrainConfig, save_config
+from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.files import write_atomically
+from aligner_jax.runtime.same_run import save_config
 from aligner_jax.tasks.task import Task, rows, split_examples, tokenizer_of
 from aligner_jax.weights.base import Base
 
