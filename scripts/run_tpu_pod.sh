@@ -36,7 +36,7 @@ name='' zone='' project='' create='' type='' version='' spot='' queued='' wait=7
 resume='' delete='' poll=30 dry_run=''
 with_create=() with_ssh=()
 # What there is to clean up, or to tell of, when the script ends.
-there='' made='' launched='' status='' interrupted=''
+there='' made='' launched='' status='' interrupted='' attempts=0
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
 
@@ -151,7 +151,8 @@ attempt() {
   note "Setting up all workers"
   on all "$(set_up_script "$repo" "$rev")" || return 0
   note "Starting the command on all workers"
-  on all "$(launch_script "$(date +%s)-$$" "${command[@]}")" || return 0
+  attempts=$((attempts + 1))
+  on all "$(launch_script "$(date +%s)-$$-$attempts" "${command[@]}")" || return 0
   launched=yes
   note "Following worker 0"
   until on 0 "$(follow_script)"; do

@@ -188,3 +188,22 @@ def test_commands_are_quiet_and_their_ends_are_clean(command, config_file):
     if platform.has_tpu() or platform.has_gpu():
         pytest.skip("this machine has an accelerator, whose runtime may have something to say")
     assert (right.communicate(), right.returncode) == (("3 1.0 True None cpu\n", ""), 0)
+
+
+def test_a_mistake_ends_the_command_whatever_its_threads_wait_for(tmp_path):
+    program = """
+import threading
+from aligner_jax.errors import InputError
+from aligner_jax.runtime import command
+
+def main():
+    threading.Thread(target=threading.Event().wait).start()
+    raise InputError("the disk is full")
+
+command.run(main)
+"""
+    paths = {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    run = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **paths}, capture_output=True, text=True, timeout=120
+    )
+    assert (run.returncode, run.stderr) == (1, "error: the disk is full\n")

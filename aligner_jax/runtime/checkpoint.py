@@ -135,7 +135,7 @@ class Checkpoints:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # What ended the run matters more than what then becomes of its last checkpoint.
-        with contextlib.suppress(InputError) if kind else contextlib.nullcontext():
+        with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
             self.close()
 
     def _newest_whole(self) -> int | None:
@@ -193,8 +193,8 @@ class Checkpoints:
             found = re.search(r"([^:\[\]]+?) \[os_error_code", str(error))
             # Without a system's error there is its own status alone: a file has gone, for one.
             status = re.match(r"([A-Z_]+): ", str(error)) if isinstance(error, ValueError) else None
-            # Or Orbax misses a file that it has written.
-            gone = isinstance(error, ValueError) and str(self.directory) in str(error)
+            # Or Orbax misses a file that it has written, or what is left of a failed save comes too late.
+            gone = (isinstance(error, ValueError) and str(self.directory) in str(error)) or _is_too_late(error)
             if not found and not status and not gone and not isinstance(error, OSError):
                 raise
             why = found.group(1).strip() if found else reason(error)
@@ -247,6 +247,10 @@ def _difference(leaves: dict[str, str], template: Any) -> str:
     return f"its {name} is {leaves.get(name, 'missing')}, and this run's is {wanted.get(name, 'missing')}"
 
 
+def _is_too_late(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+
 class _NotOrbax(logging.Filter):
     """Drops Orbax's own log: what its threads print as tracebacks is raised, and told in one sentence."""
 
@@ -255,11 +259,13 @@ class _NotOrbax(logging.Filter):
 
 
 class _NotWhatIsRaised(logging.Filter):
-    """Drops asyncio's traces of parts of a save that failed beside the one whose failure is raised."""
+    """Drops traces of parts of a save that fail beside, or after, the one whose failure is raised."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "exception was never retrieved" not in record.getMessage()
+        too_late = record.exc_info and _is_too_late(record.exc_info[1])
+        return not too_late and "exception was never retrieved" not in record.getMessage()
 
 
 logging.getLogger("absl").addFilter(_NotOrbax())
-logging.getLogger("asyncio").addFilter(_NotWhatIsRaised())
+for _name in ("asyncio", "concurrent.futures"):
+    logging.getLogger(_name).addFilter(_NotWhatIsRaised())

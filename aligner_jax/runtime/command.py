@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from aligner_jax.errors import InputError
 from aligner_jax.runtime import distributed, platform
-from aligner_jax.runtime.exit import Stopped
+from aligner_jax.runtime.exit import Stopped, at_once, is_held_up
 from aligner_jax.runtime.fields import did_you_mean
 
 # A flag that this module defines for a command is listed among that command's own.
@@ -109,6 +109,8 @@ def run(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()
     except InputError as error:
+        if is_held_up():
+            at_once(f"error: {error}", 1)
         sys.exit(f"error: {error}")
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

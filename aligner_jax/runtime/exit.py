@@ -39,6 +39,11 @@ def at_once(sentence: str, status: int) -> Never:
     os._exit(status)
 
 
+def is_held_up() -> bool:
+    """Whether the interpreter would wait for other threads before it ends; Orbax's wait minutes after a failed save."""
+    return any(not thread.daemon and thread is not threading.current_thread() for thread in threading.enumerate())
+
+
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
