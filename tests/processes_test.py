@@ -1,115 +1,227 @@
-"""Two processes on loopback: asked to stop, damaged, killed, and gone on with by one, as if nothing had been."""
+"""Training in two processes on loopback: stopped, damaged, killed, started again, and as if nothing had been."""
 
+import json
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from joined_process import LENGTH, ROWS, documents, step, train
+from killed_runs import logged
+from safetensors.numpy import load_file
+from tiny_llama import write_tiny_llama
 
-from aligner_jax.data.pipeline import train_batches
+STEPS, EVERY, STALL = 60, 5, 10
+CONFIG = """
+from ml_collections import ConfigDict
 
-STEPS = 30
+
+def get_config():
+    return ConfigDict({config!r})
+"""
 
 
-class Processes:
-    """Those of one run; each is read up to its end."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a model, data of both kinds, and a config of each."""
+    folder = tmp_path_factory.mktemp("processes")
+    write_tiny_llama(folder / "model")
+    answers = [f"It is {'very ' * (i % 5)}{i}." for i in range(44)]
+    rows = [
+        {
+            "sft": {"instruction": f"Name number {i}.", "output": answer},
+            "dpo": {"prompt": f"Name number {i}.", "response": [answer, "No" + " never" * (i % 3)]},
+        }
+        for i, answer in enumerate(answers)
+    ]
+    for kind in ("sft", "dpo"):
+        data = folder / f"{kind}.jsonl"
+        data.write_text("".join(json.dumps(row[kind]) + "\n" for row in rows))
+        config = {
+            "base": {"path": str(folder / "model"), "dtype": "float32"},
+            "adapter": {"num_tokens": 2, "start_layer": 1},
+            "data": {
+                "path": str(data), "format": {"sft": "alpaca", "dpo": "pku_saferlhf"}[kind], "heldout_rows": 4,
+                "template": "chat", "sequence_length": 128, "batch_size": 4,
+            },
+            "objective": {"name": kind},
+            "optim": {"lr": 0.01},
+            "steps": STEPS,
+            "log_every": 1,
+            "eval_every": 20,
+            "checkpoint": {"every": EVERY},
+            "report": {"form": "json_answer" if kind == "sft" else None, "max_new_tokens": 10},
+            "stall": {"seconds": STALL},
+        }  # fmt: skip
+        (folder / f"{kind}.py").write_text(CONFIG.format(config=config))
+    return folder
 
-    def __init__(self, workdir: Path, count: int) -> None:
+
+class Run:
+    """Processes that train together."""
+
+    def __init__(self, config: Path, workdir: Path, count: int, *overrides: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-        script = str(Path(__file__).with_name("joined_process.py"))
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        self.all = [
-            subprocess.Popen(
-                [sys.executable, script, str(workdir), str(port), str(number), str(count), str(STEPS)],
-                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-            for number in range(count)
-        ]  # fmt: skip
-        self.lines: list[list[str]] = [[] for _ in self.all]
+        self.workdir, self.processes = workdir, []
+        for number in range(count):
+            joined = {
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(number),
+            }  # fmt: skip
+            command = [sys.executable, "-m", "aligner_jax.train", f"--config={config}", f"--workdir={workdir}"]
+            self.processes.append(
+                subprocess.Popen(
+                    [*command, *overrides], env={**os.environ, **(joined if count > 1 else {})},
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                )
+            )  # fmt: skip
 
-    def read_until(self, number: int, step: int) -> None:
-        for line in self.all[number].stdout:
-            self.lines[number].append(line)
-            if line.startswith(f"{step} "):
-                return
-        pytest.fail(f"process {number} ended early: {self.all[number].communicate()}")
+    def send(self, number: int, which: signal.Signals, lines: int) -> None:
+        """A signal to one of them, shortly after so many lines of metrics are there."""
+        reached = logged(lines)
+        while not reached(self.workdir):
+            assert all(process.poll() is None for process in self.processes), self.end()
+            time.sleep(0.001)
+        time.sleep(random.random() * 0.05)
+        self.processes[number].send_signal(which)
 
-    def end(self) -> list[tuple[int, str]]:
-        """Exit statuses and what was said on stderr."""
+    def end(self) -> list[tuple[int, str, str]]:
+        """Of each the exit status, and what it said on stdout and on stderr."""
         found = []
-        for process, lines in zip(self.all, self.lines, strict=True):
-            output, errors = process.communicate(timeout=120)
-            lines += output.splitlines()
-            found.append((process.returncode, errors))
+        for process in self.processes:
+            output, errors = process.communicate(timeout=300)
+            # What JAX's CPU backend prints of its connections, past Python.
+            lines = [line for line in output.splitlines(keepends=True) if not line.startswith("[Gloo]")]
+            found.append((process.returncode, "".join(lines), errors))
         return found
 
-    def steps(self, number: int) -> dict[int, float]:
-        return steps_of(self.lines[number])
-
-    def first(self, number: int) -> int:
-        return next(int(line.split()[1]) for line in self.lines[number] if line.startswith("from "))
-
-
-def steps_of(lines: list[str]) -> dict[int, float]:
-    """The state after each step, as a process printed it."""
-    pairs = [line.split() for line in lines if line[:1].isdigit()]
-    return {int(step): float(total) for step, total in pairs}
+    def metrics(self) -> dict[int, dict[str, float]]:
+        """By step; what is logged twice of a step has to be of two kinds."""
+        found: dict[int, dict[str, float]] = {}
+        for line in (self.workdir / "metrics.jsonl").read_text().splitlines():
+            values = json.loads(line)
+            step = found.setdefault(values.pop("step"), {})
+            assert not step.keys() & values.keys()
+            step |= values
+        return found
 
 
-def totals() -> dict[int, float]:
-    """The state after each step of one process that nothing happens to."""
-    batches = train_batches(documents(), batch_size=ROWS, sequence_length=LENGTH, seed=0)
-    state, found = {"total": jnp.float32(0), "step": jnp.int32(0)}, {}
-    for number in range(1, STEPS + 1):
-        state = step(state, {"tokens_bt": next(batches)["tokens_bt"]})
-        found[number] = float(state["total"])
-    return found
+def check_same(found: Run, wanted: Run) -> None:
+    """All that a run leaves: the adapter within 1e-5, all losses, and the report."""
+    of_found, of_wanted = (load_file(run.workdir / "adapter.safetensors") for run in (found, wanted))
+    assert of_found.keys() == of_wanted.keys()
+    for name, array in of_wanted.items():
+        np.testing.assert_allclose(of_found[name], array, atol=1e-5, rtol=1e-5, err_msg=name)
+    assert float(np.abs(of_found["gates_ln"]).max()) > 0.01
+    metrics, expected = found.metrics(), wanted.metrics()
+    assert list(metrics) == list(expected) == list(range(1, STEPS + 1))
+    for step, values in expected.items():
+        assert metrics[step].keys() == values.keys()
+        for name in values.keys() - {"tokens_per_second"}:
+            np.testing.assert_allclose(
+                metrics[step][name], values[name], atol=2e-5, rtol=2e-5, err_msg=f"{step} {name}"
+            )
+    reports = [json.loads((run.workdir / "report.json").read_text()) for run in (found, wanted)]
+    for part in ("before", "after"):
+        of_part = [report[part] for report in reports]
+        assert of_part[0].keys() == of_part[1].keys()
+        for name, value in of_part[1].items():
+            if isinstance(value, float):
+                np.testing.assert_allclose(of_part[0][name], value, atol=2e-5, rtol=2e-5, err_msg=f"{part} {name}")
+            elif name == "answers":
+                assert of_part[0][name] == value
 
 
-def test_two_processes_survive_what_one_does(tmp_path: Path, capsys: pytest.CaptureFixture):
-    wanted, checkpoints = totals(), tmp_path / "checkpoints"
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Run:
+    run = Run(folder / "sft.py", folder / "alone", 1)
+    ((status, _, errors),) = run.end()
+    assert status == 0, errors
+    return run
+
+
+def test_two_processes_survive_what_one_does(folder: Path, alone: Run):
+    config, workdir = folder / "sft.py", folder / "together"
+    checkpoints = workdir / "checkpoints"
 
     # The second is asked to stop, and both do, at the same step.
-    stopped = Processes(tmp_path, 2)
-    stopped.read_until(1, random.randrange(6, 10))
-    stopped.all[1].send_signal(signal.SIGTERM)
-    ends = stopped.end()
-    last = max(stopped.steps(0))
-    assert last < STEPS
-    for status, errors in ends:
+    run = Run(config, workdir, 2)
+    run.send(1, signal.SIGTERM, random.randrange(12, 16))
+    ends = run.end()
+    last = max(run.metrics())
+    assert 12 <= last < STEPS
+    for status, _, errors in ends:
         assert status == 143, errors
         assert f"stopped by SIGTERM after step {last} of {STEPS}, which is saved" in errors
-    assert max(stopped.steps(1)) == last
     assert (checkpoints / str(last)).is_dir()
 
     # What they saved is damaged: both go on from the one before. Then one of them is killed, and the other ends.
     earlier = max(int(name) for name in os.listdir(checkpoints) if name != str(last))
     (checkpoints / str(last) / "run" / "metadata").write_text("{}")
-    killed = Processes(tmp_path, 2)
-    killed.read_until(0, earlier + 5)
-    killed.all[1].send_signal(signal.SIGKILL)
-    (status, errors), _ = killed.end()
-    assert killed.first(0) == killed.first(1) == earlier
+    run = Run(config, workdir, 2)
+    run.send(1, signal.SIGKILL, 26)
+    (status, output, errors), (other, silent, _) = run.end()
+    assert other == -signal.SIGKILL
+    assert silent == ""
+    assert f"resuming after step {earlier} of {STEPS}" in output
     assert errors.count("is damaged") == 1
-    assert status == 124, errors
-    assert "was waited for longer than 4 s (config.stall.seconds), so the run ends" in errors
-
-    # One process, this one, goes on for both.
-    capsys.readouterr()
-    train(tmp_path, 1, STEPS)
-    lines = capsys.readouterr().out.splitlines()
-    assert int(lines[0].removeprefix("from ")) >= earlier
-    assert int(lines[-1].split()[0]) == STEPS
-    for found in (stopped.steps(0), stopped.steps(1), killed.steps(0), killed.steps(1), steps_of(lines)):
-        for each, total in found.items():
-            np.testing.assert_allclose(total, wanted[each], rtol=1e-5, atol=1e-5)
-    assert not [name for name in os.listdir(checkpoints) if "tmp" in name]
     assert f"damaged_{last}" in os.listdir(checkpoints)
+    assert status == 124, errors
+    sentences = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(sentences) == 1
+    # Its connection breaks in the middle of a step, or is not in use.
+    gone = "error: process 0 of 2 cannot go on, since another is gone (" in sentences[0]
+    assert gone or f"was waited for longer than {STALL} s (config.stall.seconds), so the run ends" in sentences[0]
+    assert sentences[0].endswith("; the same command goes on from the last checkpoint")
+
+    # Both again, up to the end.
+    run = Run(config, workdir, 2)
+    (status, output, errors), (other, silent, _) = run.end()
+    assert (status, other, silent) == (0, 0, ""), errors
+    assert "resuming after step 2" in output
+    check_same(run, alone)
+    assert not [name for name in os.listdir(checkpoints) if "tmp" in name]
+
+
+def test_a_mistake_ends_both_with_one_sentence_each(folder: Path):
+    began = time.monotonic()
+    run = Run(folder / "sft.py", folder / "mistaken", 2, "--config.data.path=nowhere.jsonl")
+    for status, output, errors in run.end():
+        assert status == 1
+        assert errors.startswith("error: ")
+        assert errors.count("\n") == 1
+        assert "nowhere.jsonl" in errors
+        assert "Traceback" not in output
+    assert time.monotonic() - began < 200
+    assert not (folder / "mistaken").exists()
+
+
+def test_one_process_goes_on_for_two(folder: Path, alone: Run):
+    first = Run(folder / "sft.py", folder / "fewer", 2)
+    first.send(0, signal.SIGTERM, 10)
+    assert [status for status, _, _ in first.end()] == [143, 143]
+    run = Run(folder / "sft.py", folder / "fewer", 1)
+    ((status, output, errors),) = run.end()
+    assert status == 0, errors
+    assert "resuming after step 1" in output
+    check_same(run, alone)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_two_processes_learn_from_preferences(folder: Path, cached: bool):
+    runs = [
+        Run(
+            folder / "dpo.py", folder / f"dpo_{cached}_{count}", count, f"--config.objective.cache_reference={cached}"
+        )
+        for count in (1, 2)
+    ]  # fmt: skip
+    ends = [end for run in runs for end in run.end()]
+    for status, _, errors in ends:
+        assert status == 0, errors
+    check_same(runs[1], runs[0])

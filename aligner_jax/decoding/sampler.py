@@ -14,6 +14,7 @@ from aligner_jax.decoding.choose import Sampling, choose
 from aligner_jax.errors import InputError
 from aligner_jax.model.cache import KVCache, empty_cache, forward_cached
 from aligner_jax.model.llama import LlamaConfig, Params, unembed
+from aligner_jax.model.logical import whole
 from aligner_jax.peft import Adapter, Bound, bind
 from aligner_jax.weights.base import Base
 
@@ -150,7 +151,7 @@ def _decode(params: Params, bound: Bound, state: _State, stops, *, config, sampl
         return _State(cache, token_b, state.done_b | jnp.isin(token_b, stops), state.keys_b), state.token_b
 
     state, tokens_tb = jax.lax.scan(step, state, None, length=count)
-    return state, tokens_tb.T
+    return state, whole(tokens_tb.T)
 
 
 def _choose_last(params, hidden_btd: Float[Array, "b t d"], keys_b, cache: KVCache, sampling: Sampling):

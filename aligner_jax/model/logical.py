@@ -30,6 +30,11 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(dividing))
 
 
+def whole(x: jax.Array) -> jax.Array:
+    """The same array, whole on every device of the mesh in context, so that every process can read it."""
+    return jax.lax.with_sharding_constraint(x, PartitionSpec()) if is_split() else x
+
+
 def mesh_axes(name: str | None) -> tuple[str, ...]:
     """The axes of the mesh in context that split a logical axis; none where it is not split, or there is no mesh."""
     mesh = jax.sharding.get_abstract_mesh()

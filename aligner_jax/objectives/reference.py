@@ -1,5 +1,6 @@
 """The frozen reference of a preference objective: an adapter over the same base, and what it thinks of the answers."""
 
+import functools
 import hashlib
 import io
 import json
@@ -15,13 +16,17 @@ from jaxtyping import Array, Float, Float32
 from aligner_jax.data.pair_rows import PairBatch, offsets
 from aligner_jax.data.pairs import Pair
 from aligner_jax.model.llama import LlamaConfig, Params
+from aligner_jax.model.logical import whole
 from aligner_jax.objectives import preference
 from aligner_jax.peft import Adapter
 from aligner_jax.peft.artifact import load_adapter
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.weights.base import Base
 
-_log_probs = jax.jit(preference.token_log_probs, static_argnames=("config",))
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _log_probs(params, adapter, batch, *, config):
+    return whole(preference.token_log_probs(params, adapter, batch, config=config))
 
 
 def load_reference(name: str | None, base: Base, initial: Adapter) -> Adapter | None:

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree
 
 from aligner_jax.errors import InputError
+from aligner_jax.runtime import distributed
 from aligner_jax.runtime.files import reason, write_atomically
 
 _log = logging.getLogger(__name__)
@@ -189,6 +190,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            if distributed.is_peer_gone(error):
+                raise
             # TensorStore, which writes the arrays, raises ValueErrors with the system's reason near their end.
             found = re.search(r"([^:\[\]]+?) \[os_error_code", str(error))
             # Without a system's error there is its own status alone: a file has gone, for one.

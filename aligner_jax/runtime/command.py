@@ -98,7 +98,7 @@ def run(main: Callable[[], None]) -> None:
 
     Exit status 0 when main returns, 1 with one sentence for an `InputError` or a wrong flag, 130 with one line when
     interrupted; 143 or 130 where a run was asked to stop by SIGTERM or SIGINT and saved its state, 124 where it waited
-    too long (`runtime.watchdog`). Any other exception is a bug and keeps its traceback.
+    too long (`runtime.watchdog`) or its other processes are gone. Any other exception is a bug and keeps its traceback.
     """
     # Before a library makes handlers of its own, with a prefix that means nothing to a user.
     logging.basicConfig(format="%(message)s")
@@ -109,6 +109,7 @@ def run(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()
     except InputError as error:
+        distributed.end_alone(error)
         if is_held_up():
             at_once(f"error: {error}", 1)
         sys.exit(f"error: {error}")
@@ -122,6 +123,9 @@ def run(main: Callable[[], None]) -> None:
         # The reader (`| head`) is gone: nobody is left to tell, and the interpreter must not try at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:
+        distributed.end_alone(error)
+        raise
     sys.exit(0)
 
 

@@ -1,8 +1,12 @@
 """Runs on several hosts: joining them before JAX starts, and the one process that speaks for all."""
 
 import os
+import re
 import socket
+import sys
+import threading
 import time
+import traceback
 import urllib.request
 
 import jax
@@ -10,6 +14,7 @@ from rich.console import Console
 
 from aligner_jax.errors import InputError
 from aligner_jax.runtime import platform
+from aligner_jax.runtime.exit import STALLED, at_once
 from aligner_jax.runtime.files import reason
 
 _ADDRESS, _COUNT, _ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -17,12 +22,19 @@ _ADDRESS, _COUNT, _ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 # How long the others have to come up; JAX's own limit, past which it aborts the process.
 _PATIENCE_SECONDS = 300
 
+# How the collectives of CPUs and GPUs, and the service that processes are joined by, say that a connection broke.
+_GONE = re.compile(r"gloo|nccl|by peer|connection|heartbeat|unavailable", re.IGNORECASE)
+
+# How long a process that ends by a mistake waits for the others, which may end by the same.
+_LEAVING_SECONDS = 5
+
 
 def initialize() -> None:
     """Joins the processes of this run, where there are several; called before the first array is made.
 
     - JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID: processes on CPUs or GPUs,
-      anywhere. On CPUs their collectives are gloo's, unless JAX_CPU_COLLECTIVES_IMPLEMENTATION says otherwise.
+      anywhere. On CPUs their collectives are gloo's, unless JAX_CPU_COLLECTIVES_IMPLEMENTATION says otherwise, and
+      compiled programs are not kept.
     - On TPUs, when the slice has several hosts by TPU_WORKER_HOSTNAMES (or TPU_PROCESS_ADDRESSES) and TPU_WORKER_ID, or
       else by the metadata of the machine: its hosts, as JAX finds them.
 
@@ -57,6 +69,39 @@ def console() -> Console:
     return Console(highlight=False, quiet=not is_first())
 
 
+def is_peer_gone(error: BaseException) -> bool:
+    """Whether a failure of this process is that another of its run has gone."""
+    return (
+        isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+        and jax.distributed.is_initialized()
+        and _GONE.search(str(error)) is not None
+    )
+
+
+def end_alone(error: Exception) -> None:
+    """Ends one of several processes that failed, at once; a process of its own is left to end as Python does.
+
+    An orderly end would wait for the others, who wait for this one: JAX's takes minutes, and then aborts. Where the
+    failure is that another is gone, it is one sentence and the status `exit.STALLED`; for an `InputError`, which may be
+    all processes', one sentence and 1; else the traceback and 1.
+    """
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return
+    who = f"process {jax.process_index()} of {jax.process_count()}"
+    if isinstance(error, InputError):
+        sys.stderr.write(f"error: {error}\n")
+        # All together in order, else without those that do not come.
+        leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        leaving.start()
+        leaving.join(_LEAVING_SECONDS)
+        at_once(None, 1)
+    if is_peer_gone(error):
+        why = f"another is gone ({' '.join(str(error).split())})"
+        at_once(f"error: {who} cannot go on, since {why}; the same command goes on from the last checkpoint", STALLED)
+    traceback.print_exception(error)
+    at_once(f"{who} has failed", 1)
+
+
 def _join_as_told() -> None:
     missing = [name for name in (_ADDRESS, _COUNT, _ID) if name not in os.environ]
     if missing:
@@ -78,6 +123,9 @@ def _join_as_told() -> None:
         _check_port_is_free(int(port))
     else:
         _wait_for_coordinator(host.strip("[]"), int(port), f"process {number} of {count}")
+    if platform.is_cpu_only():
+        # Programs for CPUs that come out of JAX's cache wait for each other's collectives for ever.
+        jax.config.update("jax_enable_compilation_cache", False)
     jax.distributed.initialize(address, count, number, cluster_detection_method="deactivate")
 
 

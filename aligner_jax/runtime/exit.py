@@ -7,7 +7,7 @@ import threading
 from typing import Never
 
 STALLED = 124
-"""Exit status of a run that waited too long; that of coreutils' `timeout`."""
+"""Exit status of a run that waited too long, or whose other processes are gone; that of coreutils' `timeout`."""
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -23,8 +23,8 @@ class Stopped(Exception):
         self.status = status
 
 
-def at_once(sentence: str, status: int) -> Never:
-    """Ends the process from any thread, whatever the others are held up by: the sentence, and nothing is cleaned up.
+def at_once(sentence: str | None, status: int) -> Never:
+    """Ends the process from any thread, whatever the others are held up by: a sentence, and nothing is cleaned up.
 
     Files are as after a kill: whole, or temporary ones that the next run removes.
     """
@@ -35,7 +35,8 @@ def at_once(sentence: str, status: int) -> Never:
     with contextlib.suppress(OSError):
         if os.isatty(1):
             os.write(1, _SHOW_CURSOR)
-        os.write(2, f"{sentence}\n".encode())
+        if sentence is not None:
+            os.write(2, f"{sentence}\n".encode())
     os._exit(status)
 
 

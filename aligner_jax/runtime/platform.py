@@ -33,7 +33,7 @@ def prepare() -> None:
     if not has_tpu() and not has_gpu() and not jax.config.jax_platforms:
         os.environ["JAX_PLATFORMS"] = "cpu"
         jax.config.update("jax_platforms", "cpu")
-    if _is_cpu_only() and has_amx() and importlib.metadata.version("jaxlib").startswith(_AMX_JAXLIB):
+    if is_cpu_only() and has_amx() and importlib.metadata.version("jaxlib").startswith(_AMX_JAXLIB):
         os.environ.setdefault("XLA_FLAGS", _AMX_FLAGS)
     if jax.config.jax_compilation_cache_dir is None and (folder := _cache_folder()):
         jax.config.update("jax_compilation_cache_dir", folder)
@@ -56,6 +56,11 @@ def has_amx() -> bool:
     return {"amx_tile", "amx_bf16"} <= _cpu_features()
 
 
+def is_cpu_only() -> bool:
+    """Whether JAX is told to use nothing but the CPU."""
+    return jax.config.jax_platforms == "cpu"
+
+
 def compute_dtype(dtype: Literal["auto", "float32", "bfloat16"]) -> Literal["float32", "bfloat16"]:
     """The dtype the model is held and computed in; "auto" is bfloat16 where the device has units for it.
 
@@ -64,10 +69,6 @@ def compute_dtype(dtype: Literal["auto", "float32", "bfloat16"]) -> Literal["flo
     if dtype != "auto":
         return dtype
     return "bfloat16" if jax.default_backend() != "cpu" or has_amx() else "float32"
-
-
-def _is_cpu_only() -> bool:
-    return jax.config.jax_platforms == "cpu"
 
 
 def _cpu_features() -> frozenset[str]:
