@@ -2,7 +2,7 @@
 
     python scripts/plan_scales.py [--models=…] [--chips=v5e,v5p,v6e] [--devices=1,8,32,256] [--rows=8] [--out=FILE]
 
-Every device has as many rows of 512 tokens, so that the batch grows with the devices. Where weights in bfloat16 do not
+Every device has the same number of rows of 512 tokens, so the batch grows with the devices. Where bfloat16 weights do not
 fit, int8 and then int4 are planned too. Needs no TPU; a plan takes about 40 seconds. Finished plans are kept in FILE, a
 JSON object a line, and the same command goes on after them.
 """
@@ -26,6 +26,7 @@ from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime import platform
 from aligner_jax.runtime.command import load_config
 from aligner_jax.runtime.config import parse_config
+from aligner_jax.runtime.files import write_atomically
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 MODELS = {"7b": "llama7b_alpaca", "13b": "llama13b_alpaca", "70b": "llama70b_alpaca"}
@@ -67,8 +68,8 @@ def make_plans(args: argparse.Namespace, kept: dict[tuple, dict[str, Any]]) -> I
                     key = model, f"{chip}:{CHIPS[chip][count]}", count, args.rows * count, held
                     if key not in kept:
                         kept[key] = _plan(*key)
-                        with args.out.open("a") as file:
-                            file.write(json.dumps({"key": key, "plan": kept[key]}) + "\n")
+                        lines = (json.dumps({"key": key, "plan": plan}) for key, plan in kept.items())
+                        write_atomically(args.out, "".join(f"{line}\n" for line in lines))
                         print(f"{' '.join(map(str, key))}: {_memory(kept[key])}", file=sys.stderr, flush=True)
                     yield {"model": model, **kept[key]}
                     if kept[key]["fits"]:
@@ -76,10 +77,8 @@ def make_plans(args: argparse.Namespace, kept: dict[tuple, dict[str, Any]]) -> I
 
 
 def _plan(model: str, topology: str, count: int, rows: int, held: str) -> dict[str, Any]:
-    overrides = {"data.batch_size": rows, "base.quantization": held}
-    config = parse_config(
-        load_config(ROOT / "configs" / f"{MODELS[model]}.py", [(name, str(value)) for name, value in overrides.items()])
-    )
+    overrides = [("data.batch_size", str(rows)), ("base.quantization", held)]
+    config = parse_config(load_config(CONFIGS / f"{MODELS[model]}.py", overrides))
     devices = topology_devices(topology, count)
     return as_json(make_plan(config, planner.planned_model(config), topology, devices))
 

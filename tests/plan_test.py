@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import plan_scales
 import pytest
 
 from aligner_jax import compile as command_compile
@@ -132,3 +133,42 @@ def test_the_command_prints_one_object_a_line():
     assert plans[0]["fits"]
     # The compiler talks to itself on loading; a user need not read it.
     assert run.stderr == ""
+
+
+def test_scales_are_planned_once_and_in_fewer_bits_where_they_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    made = []
+
+    def plan(model: str, topology: str, count: int, rows: int, held: str) -> dict[str, Any]:
+        made.append((model, topology, count, rows, held))
+        fits = count > 1 or held == "int4"
+        of_it = {"topology": topology, "devices": count, "weight_dtype": held, "fits": fits, "peak_bytes": 12 << 30}
+        return table.as_json(dataclasses.replace(PLAN, **of_it))
+
+    monkeypatch.setattr(plan_scales, "_plan", plan)
+    command = ["plan_scales.py", "--models=7b", "--chips=v5e", "--devices=1,8", f"--out={tmp_path / 'plans.jsonl'}"]
+    printed = []
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", command)
+        plan_scales.main()
+        printed.append(capsys.readouterr().out)
+    of_one = [("7b", "v5e:2x2", 1, 8, held) for held in ("none", "int8", "int4")]
+    assert made == [*of_one, ("7b", "v5e:2x4", 8, 64, "none")]
+    assert printed[0] == printed[1]
+    assert "| 7B | v5e:2x2 | 1 | int8 | 12.00 of 16.00: too much |  |  |  |" in printed[0]
+    assert "| 7B | v5e:2x4 | 8 | none | 12.00 of 16.00 | 500 | compute | 32,768 |" in printed[0]
+
+
+def test_a_scale_is_a_config_with_other_rows_and_bits(monkeypatch: pytest.MonkeyPatch):
+    asked = {}
+
+    def make_plan(config: TrainConfig, model: Any, topology: str, devices: list) -> Plan:
+        asked.update(config=config, model=model, devices=len(devices))
+        return PLAN
+
+    monkeypatch.setattr(plan_scales, "make_plan", make_plan)
+    plan_scales._plan("13b", "v5e:2x4", 8, 64, "int8")
+    assert (asked["config"].data.batch_size, asked["config"].base.quantization) == (64, "int8")
+    assert asked["model"].num_layers == 40
+    assert asked["devices"] == 8
