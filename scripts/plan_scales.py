@@ -2,9 +2,9 @@
 
     python scripts/plan_scales.py [--models=…] [--chips=v5e,v5p,v6e] [--devices=1,8,32,256] [--rows=8] [--out=FILE]
 
-Every device has the same number of rows of 512 tokens, so the batch grows with the devices. Where bfloat16 weights do not
-fit, int8 and then int4 are planned too. Needs no TPU; a plan takes about 40 seconds. Finished plans are kept in FILE, a
-JSON object a line, and the same command goes on after them.
+Every device has the same number of rows of 512 tokens, so the batch grows with the devices. Where weights in bfloat16
+do not fit, int8 and then int4 are planned too. Needs no TPU; a plan takes about 40 seconds. Finished plans are kept in
+FILE, a JSON object a line, and the same command goes on after them.
 """
 
 import argparse
