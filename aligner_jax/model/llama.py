@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
 from aligner_jax.errors import InputError
@@ -19,6 +20,7 @@ from aligner_jax.model.attention import RESIDUAL, Prefix, attend
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.logical import constrain, is_split, mesh_axes, num_parts, on_each_device
 from aligner_jax.model.params import Layers, Params, abstract_params, init_params, is_spec, param_specs
+from aligner_jax.model.quantized import Quantized
 from aligner_jax.model.rope import rotate, rotation
 from aligner_jax.model.updates import Updates, project, updated
 
@@ -217,6 +219,22 @@ def _gathered(layer: Layers, config: LlamaConfig) -> Layers:
     return jax.tree.map(gather, specs, layer, is_leaf=is_spec)
 
 
+def _as_stored(layer: Layers) -> Layers:
+    """One layer's weights, on TPUs in the order in which the stacks lie in memory.
+
+    The compiler would rather have queries' and keys' in another order, and copies their whole stacks ahead of the loop
+    over layers, where they stay for the step: so it is a layer's weights that are put into order. Weights of a single
+    device that are not quantized it reads where they lie.
+    """
+    if not is_split() and not any(isinstance(leaf, Quantized) for leaf in vars(layer).values()):
+        return layer
+
+    def keep(x: Array) -> Array:
+        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+    return jax.tree.map(lambda x: jax.lax.platform_dependent(x, tpu=keep, default=lambda x: x), layer)
+
+
 def _biased(y: Array, bias: Array | None) -> Array:
     if bias is None:
         return y
@@ -231,7 +249,8 @@ def _scan(body, x_btd, layers: Layers, indices: range, adapted: Adapted, remat: 
     @functools.partial(jax.checkpoint, prevent_cse=False, policy=remat_policy(remat))
     def step(x_btd, index_and_adapted):
         index, layer_adapted = index_and_adapted
-        return body(x_btd, _gathered(layer_at(layers, index), config), layer_adapted), None
+        layer = _as_stored(layer_at(layers, index))
+        return body(x_btd, _gathered(layer, config), layer_adapted), None
 
     return jax.lax.scan(step, x_btd, (jnp.arange(indices.start, indices.stop), adapted))[0]
 
