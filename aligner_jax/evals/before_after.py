@@ -10,18 +10,22 @@ from aligner_jax.data.pipeline import Batch
 from aligner_jax.decoding.sampler import sample
 from aligner_jax.errors import InputError
 from aligner_jax.evals.form import FORMS, form_share
-from aligner_jax.evals.heldout import heldout_loss
+from aligner_jax.evals.heldout import DocumentLoss, document_losses, mean_loss
 from aligner_jax.peft import Adapter
 from aligner_jax.weights.base import Base
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One model on the held-out examples: nats a target token, its answers, the share of them that have the form."""
+    """One model on the held-out examples: nats a target token, its answers, the share of them that have the form.
+
+    `documents` are the losses of each, in the batches' order: two models' are pairs.
+    """
 
     heldout_loss: float
     answers: list[str]
     form_share: float | None
+    documents: list[DocumentLoss]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +59,15 @@ def measure(
       max_new_tokens: where answers are cut.
 
     Raises:
-      InputError: an unknown form, or what `heldout_loss` and `sample` raise.
+      InputError: an unknown form, or what `mean_loss` and `sample` raise.
     """
     check_form(form)
-    loss = heldout_loss(base.params, adapter, batches, config=base.config)
+    documents = document_losses(base.params, adapter, batches, config=base.config)
+    loss = mean_loss(documents)
     if form is None:
-        return Measured(loss, [], None)
+        return Measured(loss, [], None, documents)
     answers = sample(base, adapter, prompts, max_new_tokens=max_new_tokens)
-    return Measured(loss, answers, form_share(answers, FORMS[form]))
+    return Measured(loss, answers, form_share(answers, FORMS[form]), documents)
 
 
 def check_form(form: str | None) -> None:

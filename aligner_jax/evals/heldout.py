@@ -1,17 +1,27 @@
 """Held-out loss: mean cross-entropy in nats over all targets of documents that were not trained on."""
 
+import functools
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from aligner_jax.data.pipeline import Batch
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params
+from aligner_jax.model.logical import constrain
 from aligner_jax.objectives import sft
 from aligner_jax.peft import Adapter
 
-_loss_sum = jax.jit(sft.loss_sum, static_argnames=("config",))
+
+class DocumentLoss(NamedTuple):
+    """One document: the sum of its targets' losses in nats, and how many targets it has."""
+
+    nats: float
+    targets: int
 
 
 def heldout_loss(params: Params, adapter: Adapter | None, batches: Iterable[Batch], *, config: LlamaConfig) -> float:
@@ -20,10 +30,49 @@ def heldout_loss(params: Params, adapter: Adapter | None, batches: Iterable[Batc
     Raises:
       InputError: the batches hold no target.
     """
-    total, count = 0.0, 0
+    return mean_loss(document_losses(params, adapter, batches, config=config))
+
+
+def document_losses(
+    params: Params, adapter: Adapter | None, batches: Iterable[Batch], *, config: LlamaConfig
+) -> list[DocumentLoss]:
+    """The loss of each document, batch by batch, row by row and in the order within the row.
+
+    The order is that of the batches alone, so the losses of two adapters on the same batches are pairs.
+    """
+    found = []
     for batch in batches:
-        loss, targets = _loss_sum(params, adapter, jax.tree.map(jnp.asarray, batch), config=config)
-        total, count = total + float(loss), count + int(targets)
-    if not count:
+        losses_bt, mask_bt = (np.asarray(x) for x in _losses(params, adapter, _on_device(batch), config=config))
+        for losses_t, mask_t, segments_t in zip(losses_bt, mask_bt, batch["segment_ids_bt"], strict=True):
+            segments_t = np.asarray(segments_t)
+            nats_s = np.bincount(segments_t, weights=losses_t.astype(np.float64))
+            targets_s = np.bincount(segments_t, weights=mask_t)
+            # Segment 0 is padding.
+            found += [DocumentLoss(float(nats_s[i]), int(targets_s[i])) for i in range(1, len(nats_s))]
+    return found
+
+
+def mean_loss(documents: Iterable[DocumentLoss]) -> float:
+    """Nats a target token over all documents, every target weighing the same.
+
+    Raises:
+      InputError: there are no targets.
+    """
+    found = list(documents)
+    targets = sum(document.targets for document in found)
+    if not targets:
         raise InputError("the held-out data have no target tokens")
-    return total / count
+    return sum(document.nats for document in found) / targets
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _losses(
+    params: Params, adapter: Adapter | None, batch: Batch, *, config: LlamaConfig
+) -> tuple[Float[Array, "b t"], Bool[Array, "b t"]]:
+    losses_bt, mask_bt = sft.losses(params, adapter, batch, config=config)
+    # Whole on every device, so that each process can read them.
+    return constrain(losses_bt, None, None), constrain(mask_bt, None, None)
+
+
+def _on_device(batch: Batch) -> Batch:
+    return jax.tree.map(jnp.asarray, batch)
