@@ -43,8 +43,13 @@ class Split:
     heldout: Part
 
 
-def split(task: str, file: Path, heldout: int, folder: Path, *, tuning: bool = False) -> Split:
-    """The last examples held out, by prompt; for `tuning` as many before those, and the last ones are left out.
+def split(
+    task: str, file: Path, heldout: int, folder: Path, *, tuning: bool = False, tuning_heldout: int | None = None
+) -> Split:
+    """The last examples held out, by prompt; for `tuning` others before those, and the last ones are left out.
+
+    Args:
+      tuning_heldout: how many others; None: as many.
 
     Raises:
       InputError: the file cannot be read, is of another kind, or has too few examples.
@@ -55,7 +60,7 @@ def split(task: str, file: Path, heldout: int, folder: Path, *, tuning: bool = F
             raise InputError(f"{example.where} is not of the kind of the task {task!r}")
     train, last = split_by_prompt(examples, heldout)
     if tuning:
-        train, last = split_by_prompt(train, heldout)
+        train, last = split_by_prompt(train, tuning_heldout or heldout)
     if not train or not last:
         raise InputError(f"{file} has {len(examples)} examples, too few to hold out {heldout}")
     return Split(_part(f"{task}-train", train, folder), _part(f"{task}-heldout", last, folder))

@@ -18,36 +18,21 @@ data is printed.
 """
 
 import argparse
-import signal
 import sys
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
 
+import cell_runs
 import compare_table
 from bench_model import MODEL, names
-from compare_cells import ARMS, TASKS, Cell, Sizes, configs, finished, run, seconds
+from compare_cells import ARMS, COMPARED, TASKS, Cell, Sizes, configs, seconds
 from compare_data import FILES, split
 
-from aligner_jax.errors import InputError
 from aligner_jax.runtime.files import write_atomically
 
 _SCALES = "1/3,1,3"
-
-
-def main() -> None:
-    # Else a run outlives the script that was ended.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    args = arguments()
-    try:
-        sys.exit(compare(args))
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
 
 
 def arguments() -> argparse.Namespace:
@@ -59,7 +44,12 @@ def arguments() -> argparse.Namespace:
     add("--base", default=MODEL, help="the model (default %(default)s)")
     add("--out", type=Path, default=Path("runs/compare"), help="where everything is kept (default %(default)s)")
     add("--tasks", type=names(TASKS), help=f"some of {','.join(TASKS)} (default all, or alpaca to --tune)")
-    add("--arms", type=names(tuple(ARMS)), default=",".join(ARMS), help="some of %(default)s")
+    add(
+        "--arms",
+        type=names(tuple(ARMS)),
+        default=",".join(COMPARED),
+        help=f"some of {','.join(ARMS)} (default %(default)s)",
+    )
     add(
         "--pku-arms", type=names(tuple(ARMS)), default="aligner_1,aligner_10,llama_adapter_10,lora_8",
         help="those of the arms that learn from preferences, which takes longest (default %(default)s)",
@@ -109,14 +99,16 @@ def compare(args: argparse.Namespace) -> int:
     }  # fmt: skip
     cells = plan(args)
     settings = {cell: configs(cell, sizes, splits[cell.task], args.out / "runs") for cell in cells}
-    found = {cell: finished(cell, settings[cell], args.out) for cell in cells}
+    found = {cell: cell_runs.finished(cell, settings[cell], args.out) for cell in cells}
     results = {cell: result for cell, result in found.items() if result is not None}
     missing = [cell for cell in cells if cell not in results]
     expected = {cell: seconds(cell, sizes, splits[cell.task]) for cell in cells}
-    print(_forecast(cells, missing, expected), flush=True)
+    print(cell_runs.forecast(cells, missing, expected), flush=True)
     for part in (part for task in splits.values() for part in (task.train, task.heldout)):
         part.write()
-    failures = make(missing, settings, expected, results, args.out)
+    failures = cell_runs.make(
+        missing, settings.__getitem__, expected, results, args.out, line=compare_table.line
+    )  # fmt: skip
     # In the plan's order, whichever were made first.
     results = {cell: results[cell] for cell in cells if cell in results}
     text = compare_table.tuning(args.tasks, results) if args.tune else compare_table.tables(args.tasks, results, sizes)
@@ -147,36 +139,6 @@ def plan(args: argparse.Namespace) -> list[Cell]:
     ]
 
 
-def make(
-    missing: list[Cell],
-    settings: dict[Cell, dict[str, dict[str, Any]]],
-    expected: dict[Cell, float],
-    results: dict[Cell, dict[str, Any]],
-    out: Path,
-) -> list[InputError]:
-    """Runs one cell after the other into `results`; returns what went wrong, which ends no other cell."""
-    failures: list[InputError] = []
-    took = should_have = 0.0
-    for number, cell in enumerate(missing, 1):
-        try:
-            results[cell] = run(cell, settings[cell], out)
-        except InputError as error:
-            failures.append(error)
-            print(f"[{number}/{len(missing)}] {cell}: failed", flush=True)
-            continue
-        took, should_have = took + results[cell]["seconds"], should_have + expected[cell]
-        left = sum(expected[later] for later in missing[number:]) * took / should_have
-        after = f"; about {left / 60:.0f} minutes left" if missing[number:] else ""
-        print(f"[{number}/{len(missing)}] {cell}: {compare_table.line(results[cell])}{after}", flush=True)
-    return failures
-
-
-def _forecast(cells: list[Cell], missing: list[Cell], expected: dict[Cell, float]) -> str:
-    minutes = sum(expected[cell] for cell in missing) / 60
-    done = f", {len(cells) - len(missing)} of {len(cells)} being there" if len(missing) < len(cells) else ""
-    return f"about {minutes:.0f} minutes on two cores for {len(missing)} cells{done}; finished cells are kept"
-
-
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -192,4 +154,4 @@ _scales.__name__ = "list of numbers such as 1/3,1,3"
 _positive.__name__ = "whole number above 0"
 
 if __name__ == "__main__":
-    main()
+    cell_runs.main(lambda: compare(arguments()))

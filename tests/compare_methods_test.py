@@ -78,7 +78,7 @@ def test_the_command_runs_the_package_and_a_run_that_fails_ends_no_other(tiny_mo
 
 def test_a_table_cell_by_cell(script, tiny_model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """In this process, where programs are compiled once; a run is killed where the second stage would begin."""
-    cells, methods, out, begun = script("compare_cells"), script("compare_methods"), data.parent / "out", []
+    runs, methods, out, begun = script("cell_runs"), script("compare_methods"), data.parent / "out", []
 
     def run_here(file: Path, workdir: Path, cell) -> None:
         begun.append(f"{cell.name}/{workdir.name}")
@@ -91,7 +91,7 @@ def test_a_table_cell_by_cell(script, tiny_model: Path, data: Path, monkeypatch:
         monkeypatch.setattr(sys, "argv", ["compare_methods.py", *given])
         return methods.compare(methods.arguments())
 
-    monkeypatch.setattr(cells, "_train", run_here)
+    monkeypatch.setattr(runs, "_train", run_here)
     with pytest.raises(KeyboardInterrupt):
         compare("--arms=aligner_1")
     assert [path.name for path in (out / "cells").iterdir()] == ["alpaca-aligner_1-0.json"]

@@ -188,6 +188,40 @@ def test_quickstart_fails_as_training_fails(clone: Clone):
     assert "aligner_jax.generate" not in result.stdout
 
 
+def _data(tmp_path: Path) -> Path:
+    folder = tmp_path / "some data"
+    for name in ("sft/alpaca_random_9k.json", "reasoning/gsm8k/train.jsonl"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).touch()
+    return folder
+
+
+def test_reproduction_gets_the_model_and_hands_on_its_folder_and_arguments(clone: Clone, tmp_path: Path):
+    clone.add_python()
+    data = _data(tmp_path)
+    # Counted from where the user is, which here is /.
+    result = clone.run("scripts/reproduce_small.sh", str(data)[1:], "--large", "--out=my runs")
+    assert result.returncode == 0, result.stderr
+    assert clone.modules()[-3:] == ["pip", "scripts/place_smollm2.py", "scripts/reproduce_small.py"]
+    assert clone.calls()[-1] == ["scripts/reproduce_small.py", f"/{data}", "--large", "--out=my runs"]
+    data.rename(clone.root / "data")
+    clone.run("scripts/reproduce_small.sh", "--seeds=5")
+    assert clone.calls() == [["scripts/reproduce_small.py", str(clone.root / "data"), "--seeds=5"]]
+    assert clone.run("scripts/reproduce_small.sh", FAILS="reproduce_small.py").returncode == 7
+
+
+def test_reproduction_without_data_says_what_is_missing_before_it_begins(clone: Clone, tmp_path: Path):
+    clone.add_python()
+    data = _data(tmp_path)
+    (data / "reasoning/gsm8k/train.jsonl").unlink()
+    for given in ([], [str(data)]):
+        result = clone.run("scripts/reproduce_small.sh", *given)
+        assert result.returncode == 1
+        assert len(result.stderr.splitlines()) == 1
+        assert clone.calls() == []
+    assert f"there is no {data}/reasoning/gsm8k/train.jsonl: name a folder that holds" in result.stderr
+
+
 def test_test_script_runs_its_stages_and_hands_its_arguments_to_pytest(clone: Clone):
     clone.add_python()
     result = clone.run("scripts/test.sh", "tests/model_test.py", "-k", "rope and not llama3")

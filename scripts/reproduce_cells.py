@@ -1,0 +1,108 @@
+"""Cells of reproduce_small.py: the tuning of an arm, which is one run of several adapters, and an arm with a seed."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from cell_runs import Settings
+from compare_cells import ARMS, EVAL_RATE, START_SECONDS, TRAIN_RATE, Cell, Sizes, run_config, seconds
+from compare_data import Split
+
+from aligner_jax.errors import InputError
+
+Results = Mapping["Cell | Tuning", Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """One task learned by one arm at several learning rates from one seed, judged by held-out examples of its own."""
+
+    task: str
+    arm: str
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}-{self.arm}-rates"
+
+    def __str__(self) -> str:
+        return f"{self.task}, {self.arm}, learning rates"
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What the cells are made of.
+
+    Attributes:
+      arms: of each task.
+      rates: the learning rates that every arm is tuned over.
+      splits: of each task.
+      tuning: of each task, with other examples held out; those of `splits` are in neither part.
+      template: the prompt's, "chat" or "alpaca".
+    """
+
+    arms: Mapping[str, list[str]]
+    seeds: int
+    rates: tuple[float, ...]
+    sizes: Sizes
+    splits: Mapping[str, Split]
+    tuning: Mapping[str, Split]
+    template: str
+
+    def cells(self) -> list[Cell | Tuning]:
+        """All tunings, then all first seeds, and so on: whatever time there is, it gives whole tables."""
+        pairs = [(task, arm) for task, arms in self.arms.items() for arm in arms]
+        rounds = [Cell(task, arm, seed) for seed in range(self.seeds) for task, arm in pairs]
+        return [*(Tuning(task, arm) for task, arm in pairs), *rounds]
+
+    def settings(self, cell: Cell | Tuning, results: Results) -> Settings:
+        """The config of the cell's run.
+
+        Args:
+          results: the tunings', for the rate of a seed's run.
+
+        Raises:
+          InputError: the arm has not been tuned.
+        """
+        tuned = isinstance(cell, Tuning)
+        split = self.tuning[cell.task] if tuned else self.splits[cell.task]
+        of_run = Cell(cell.task, cell.arm, cell.seed)
+        rate = self.rates[0] if tuned else best_rate(results, cell.task, cell.arm)
+        sections = {"sweep": {"lr": list(self.rates)}} if tuned else {}
+        if self.template != "chat":
+            sections["data"] = {"template": self.template, "system": None}
+        return {"sft": run_config(of_run, self.sizes, split, rate=rate, steps=self.sizes.steps, **sections)}
+
+    def seconds(self, cell: Cell | Tuning) -> float:
+        """About how long the cell takes on the machine that the rates are of."""
+        if isinstance(cell, Cell):
+            return seconds(cell, self.sizes, self.splits[cell.task])
+        sizes = self.sizes
+        one = ARMS[cell.arm].cost * sizes.steps * sizes.rows * sizes.length / TRAIN_RATE
+        heldout = self.tuning[cell.task].heldout.tokens / EVAL_RATE
+        return START_SECONDS + len(self.rates) * (one + heldout)
+
+
+def best_rate(results: Results, task: str, arm: str) -> float:
+    """The learning rate of the lowest loss in the arm's tuning.
+
+    Raises:
+      InputError: there is no tuning, or no loss of it is finite.
+    """
+    result = results.get(Tuning(task, arm))
+    if result is None:
+        raise InputError(f"{Tuning(task, arm)} has no result, and without it {arm} has no rate for {task}")
+    losses = {each["lr"]: each["heldout_loss"] for each in result["sweep"] if math.isfinite(each["heldout_loss"])}
+    if not losses:
+        raise InputError(f"{Tuning(task, arm)} ended with no finite loss")
+    return min(losses, key=losses.__getitem__)
+
+
+def line(result: Mapping[str, Any]) -> str:
+    """One cell's result in a few words."""
+    end = f"{result['tokens_per_second']:,.0f} tokens/s, {result['seconds']:.0f} s"
+    if "sweep" in result:
+        tried = ", ".join(f"{each['heldout_loss']:.4f} at {each['lr']:g}" for each in result["sweep"])
+        return f"held-out loss {tried}; {end}"
+    return f"held-out loss {result['loss']:.4f} (base {result['base_loss']:.4f}), {end}"

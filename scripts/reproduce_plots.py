@@ -1,0 +1,92 @@
+"""The figures of reproduce_small.py: quality against trained parameters, with intervals, as PNG and SVG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from reproduce_shares import REFERENCE, Measured
+
+_COLOURS = {"aligner": "#0072b2", "llama_adapter": "#009e73", "lora": "#d55e00"}
+_OTHER = "#666666"
+
+
+def plot(title: str, measured: Sequence[Measured], base_loss: float, documents: int, path: Path) -> list[Path]:
+    """Writes `path` with .png and .svg, and returns both.
+
+    Left: held-out loss, with the interval of its distance to the base. Right: the share of the reference's improvement,
+    with its interval, and a dot for each seed.
+    """
+    # No text as outlines, and no random ids or dates: the same results are the same files, which can be searched.
+    with mpl.rc_context({"svg.hashsalt": "aligner_jax", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        losses, shares = figure.subplots(1, 2)
+        _losses(losses, measured, base_loss)
+        _shares(shares, measured)
+        seeds = max((len(each.seeds) for each in measured), default=0)
+        of = f"{seeds} seed{'s' if seeds > 1 else ''}, {documents} held-out examples, 95 % intervals"
+        figure.suptitle(f"{title}: {of}", fontsize=11)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files = [path.with_suffix(".png"), path.with_suffix(".svg")]
+        figure.savefig(files[0], dpi=150)
+        figure.savefig(files[1], metadata={"Date": None})
+    return files
+
+
+def _losses(axes: Axes, measured: Sequence[Measured], base_loss: float) -> None:
+    axes.axhline(base_loss, color=_OTHER, linestyle="--", linewidth=1)
+    axes.annotate("base", (0.01, base_loss), xycoords=("axes fraction", "data"), va="bottom", color=_OTHER)
+    for each in measured:
+        # The better by more, the lower the loss.
+        _point(axes, each, each.loss, each.gain.high - each.gain.value, each.gain.value - each.gain.low)
+    _finish(axes, measured, [each.loss for each in measured], "held-out loss (nats a token)")
+
+
+def _shares(axes: Axes, measured: Sequence[Measured]) -> None:
+    shown = [each for each in measured if each.share is not None]
+    if not shown:
+        axes.text(
+            0.5, 0.5, f"{REFERENCE}'s improvement\nis not above 0 for sure", transform=axes.transAxes, ha="center"
+        )
+    axes.axhline(100, color=_OTHER, linestyle=":", linewidth=1)
+    axes.axhline(0, color=_OTHER, linestyle="--", linewidth=1)
+    for each in shown:
+        assert each.share is not None
+        value, low, high = (100 * x for x in (each.share.value, each.share.low, each.share.high))
+        _point(axes, each, value, value - low, high - value)
+        dots = [100 * share for share in each.shares]
+        # Beside the interval, where they can be seen.
+        axes.plot([0.85 * each.parameters] * len(dots), dots, ".", color=_colour(each), alpha=0.6, markersize=4)
+    values = [100 * each.share.value for each in shown if each.share is not None]
+    _finish(axes, shown, values, f"share of {REFERENCE}'s improvement (%)")
+
+
+def _point(axes: Axes, each: Measured, value: float, below: float, above: float) -> None:
+    axes.errorbar(
+        each.parameters, value, yerr=[[below], [above]], fmt="o", color=_colour(each),
+        markersize=5, capsize=3, linewidth=1.2,
+    )  # fmt: skip
+    axes.annotate(each.arm, (each.parameters, value), xytext=(6, 5), textcoords="offset points", color=_colour(each))
+
+
+def _finish(axes: Axes, measured: Sequence[Measured], values: Sequence[float], label: str) -> None:
+    """The Aligners as a line, and the axes."""
+    line = [(each.parameters, v) for each, v in zip(measured, values, strict=True) if each.arm.startswith("aligner_")]
+    if len(line) > 1:
+        axes.plot(*zip(*line, strict=True), color=_COLOURS["aligner"], linewidth=0.8, alpha=0.6)
+    axes.set_xscale("log")
+    if measured:
+        least, most = (bound(each.parameters for each in measured) for bound in (min, max))
+        # Room for the names.
+        axes.set_xlim(least / 2, most * 8)
+    axes.margins(y=0.12)
+    axes.set_xlabel("trained parameters")
+    axes.set_ylabel(label)
+    axes.grid(True, which="major", alpha=0.25)
+
+
+def _colour(each: Measured) -> str:
+    return _COLOURS.get(each.arm.rpartition("_")[0], _OTHER)

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# The paper's two claims in small, on SmolLM2-135M-Instruct and two CPU cores: tables and figures in runs/reproduce.
+#
+#   bash scripts/reproduce_small.sh [DATA_FOLDER]            # 60 to 90 minutes, which it says first
+#   bash scripts/reproduce_small.sh [DATA_FOLDER] --large    # hours; further arguments go to reproduce_small.py (--help)
+#
+# DATA_FOLDER (default data) holds sft/alpaca_random_9k.json and reasoning/gsm8k/train.jsonl. Interrupted, it goes on
+# where it stopped when it is started again.
+set -euo pipefail
+
+data=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)/data
+case ${1:--} in
+  -*) ;;
+  # Before environment.sh goes elsewhere.
+  /*) data=$1 && shift ;;
+  *) data=$PWD/$1 && shift ;;
+esac
+case " $* " in
+  *" --help "* | *" -h "*) ;;
+  *)
+    for file in sft/alpaca_random_9k.json reasoning/gsm8k/train.jsonl; do
+      [ -e "$data/$file" ] && continue
+      echo "error: there is no $data/$file: name a folder that holds sft/alpaca_random_9k.json (any file in Alpaca's" \
+        "format under that name, as alpaca_data.json of github.com/tatsu-lab/stanford_alpaca) and" \
+        "reasoning/gsm8k/train.jsonl (grade_school_math/data/train.jsonl of github.com/openai/grade-school-math)" >&2
+      exit 1
+    done
+    ;;
+esac
+
+source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+source scripts/smollm2.sh
+
+exec "$python" scripts/reproduce_small.py "$data" "$@"

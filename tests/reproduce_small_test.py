@@ -1,0 +1,266 @@
+"""scripts/reproduce_small.py on made-up results: shares, intervals, the forecast, what is done again, the files."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from aligner_jax.errors import InputError
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch):
+    """Imports a file of scripts/ by its plain name, as the scripts import each other."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load
+
+
+def _result(gains: list[float], parameters: int = 828) -> dict:
+    """A cell's result on documents of ten targets and 20 nats, each better by so many nats."""
+    base = [[20.0, 10] for _ in gains]
+    after = [[20.0 - gain, 10] for gain in gains]
+    loss = sum(nats for nats, _ in after) / (10 * len(gains))
+    return {
+        "parameters": parameters, "base_documents": base, "documents": after, "base_loss": 2.0, "loss": loss,
+        "tokens_per_second": 400.0, "seconds": 50.0,
+    }  # fmt: skip
+
+
+def test_an_interval_over_examples_alone_or_seeds_alone_is_students(script):
+    ratio = script("reproduce_shares").ratio
+    part_n = np.array([1.0, 4.0, 2.0, 2.5, 0.5])
+    found = ratio(part_n[None], np.ones((1, 5)))
+    want = stats.ttest_1samp(part_n, 0).confidence_interval(0.95)
+    np.testing.assert_allclose([found.value, found.low, found.high], [2.0, *want])
+    # Seeds that differ, and examples that do not.
+    found = ratio(np.repeat(part_n[:3, None], 7, axis=1), np.ones((3, 7)))
+    want = stats.ttest_1samp(part_n[:3], 0).confidence_interval(0.95)
+    np.testing.assert_allclose([found.value, found.low, found.high], [7 / 3, *want])
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say(script):
+    """Seeds, examples and both together vary; the parts and the whole go up and down together, as losses do."""
+    ratio, rng = script("reproduce_shares").ratio, np.random.default_rng(0)
+    held = []
+    for _ in range(400):
+        seeds_s1, examples_n = rng.normal(0, 0.1, (3, 1)), rng.gamma(4, 0.25, 40)
+        whole_sn = examples_n * (1 + rng.normal(0, 0.1, (3, 1))) + rng.normal(0, 0.2, (3, 40))
+        part_sn = (0.6 + seeds_s1 + rng.normal(0, 0.2, 40)) * examples_n + rng.normal(0, 0.2, (3, 40))
+        found = ratio(part_sn, whole_sn)
+        held.append(found.low < 0.6 < found.high)
+    # A binomial's spread is 0.011; below, intervals are too narrow, and at 1 they say nothing.
+    assert 0.92 <= np.mean(held) < 1
+
+
+def test_shares_are_of_what_lora_gains_with_the_same_seed(script):
+    shares = script("reproduce_shares")
+    results = {
+        "lora_8": {s: _result([2 + s // 2, 4 + s // 2, 2, 4], 460_800) for s in range(3)},
+        "aligner_1": {s: _result([1, 2, 1, 2]) for s in range(3)},
+    }
+    small, large = shares.measure(results, {"lora_8": 1e-2, "aligner_1": 3e-3})
+    assert [small.arm, large.arm] == ["aligner_1", "lora_8"]
+    assert small.shares == (6 / 12, 6 / 12, 6 / 14)
+    assert small.share.value == pytest.approx(18 / 38)
+    assert small.share.low < 6 / 14
+    assert small.share.high > 6 / 12
+    assert large.share == shares.Estimate(1.0, 1.0, 1.0)
+    assert small.loss == pytest.approx(2.0 - 0.15)
+    assert small.gain.value == pytest.approx(0.15)
+    assert small.gain.low < 0.15 < small.gain.high
+    # Examples differ by as much with either arm, which a comparison in pairs does not see.
+    one_seed = {arm: {0: by_seed[0]} for arm, by_seed in results.items()}
+    assert shares.measure(one_seed, {"lora_8": 1e-2, "aligner_1": 3e-3})[0].share == shares.Estimate(0.5, 0.5, 0.5)
+
+
+def test_a_share_of_an_improvement_that_may_be_none_is_not_given(script):
+    shares, table = script("reproduce_shares"), script("reproduce_table")
+    results = {"lora_8": {0: _result([2, -2, 1, -0.5], 460_800)}, "aligner_1": {0: _result([1, 1, 1, 1])}}
+    measured = shares.measure(results, dict.fromkeys(results, 1e-2))
+    assert [each.share for each in measured] == [None, None]
+    assert "not sure" in table.table("alpaca", measured, 2.0, 4, (1e-3, 1e-2, 1e-1))
+    assert "not above 0 for sure" in table.claims("alpaca", measured)
+
+
+def test_the_tables_say_which_rates_were_best_and_which_are_at_an_edge(script):
+    shares, table = script("reproduce_shares"), script("reproduce_table")
+    results = {"lora_8": {0: _result([2, 4, 2, 3], 460_800)}, "aligner_1": {0: _result([1, 2, 1, 2])}}
+    measured = shares.measure(results, {"lora_8": 1e-1, "aligner_1": 1e-2})
+    rows = table.table("gsm8k", measured, 2.0, 4, (1e-3, 1e-2, 1e-1)).splitlines()
+    cells = {row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:-1]] for row in rows[2:]}
+    assert cells["aligner_1"][:4] == ["828", "0.18%", "0.01", "1.8500"]
+    assert cells["lora_8"][2] == "0.1 (edge)"
+    assert cells["lora_8"][5] == "100%"
+    assert cells["aligner_1"][5].startswith("55% [")
+    tried = {"aligner_1": {"sweep": [{"lr": 1e-3, "heldout_loss": 1.75}, {"lr": 1e-2, "heldout_loss": 1.5}]}}
+    assert "| 1.7500 | **1.5000** |" in table.tuning("gsm8k", tried)
+
+
+def test_figures_are_pictures_that_name_every_arm_and_come_out_the_same_again(script, tmp_path: Path):
+    shares, plots = script("reproduce_shares"), script("reproduce_plots")
+    results = {
+        "lora_8": {s: _result([2, 4 + s, 2, 3], 460_800) for s in range(3)},
+        "aligner_1": {s: _result([1, 2, 1 - s, 2]) for s in range(3)},
+        "aligner_10": {s: _result([1, 2, 1, 2 + s], 6_012) for s in range(3)},
+    }
+    measured = shares.measure(results, dict.fromkeys(results, 1e-2))
+    files = plots.plot("Form", measured, 2.0, 4, tmp_path / "figures" / "alpaca")
+    assert [file.name for file in files] == ["alpaca.png", "alpaca.svg"]
+    png, svg = (file.read_bytes() for file in files)
+    assert png.startswith(b"\x89PNG")
+    assert len(png) > 20_000
+    text = svg.decode()
+    for word in (*results, "trained parameters", "3 seeds, 4 held-out examples"):
+        assert f">{word}<" in text or word in text.partition("<defs>")[2], word
+    # Six bars of errors: three arms, and each on both sides.
+    assert text.count("LineCollection") == 6
+    assert [file.read_bytes() for file in plots.plot("Form", measured, 2.0, 4, tmp_path / "again")] == [png, svg]
+    nothing = [shares.measure({"lora_8": {0: _result([1, -1], 5)}}, {"lora_8": 1e-2})[0]]
+    assert plots.plot("Form", nothing, 2.0, 2, tmp_path / "nothing")[0].stat().st_size > 10_000
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder with 30 examples of either task's form."""
+    folder = tmp_path / "data"
+    for name in ("sft", "reasoning/gsm8k"):
+        (folder / name).mkdir(parents=True)
+    records = [{"instruction": f"Name number {i}.", "input": "", "output": f"It is {i}."} for i in range(30)]
+    (folder / "sft" / "alpaca_random_9k.json").write_text(json.dumps(records))
+    lines = [
+        json.dumps({"question": f"What is {i} + 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"}) for i in range(30)
+    ]
+    (folder / "reasoning" / "gsm8k" / "train.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def reproduce(script, data: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs the script with flags, and with runs that end at once with what was to be trained in place of a result."""
+    runs, small = script("cell_runs"), script("reproduce_small")
+    begun: list[str] = []
+    ends: dict[str, BaseException] = {}
+
+    def pretend(file: Path, workdir: Path, cell) -> None:
+        begun.append(cell.name)
+        if cell.name in ends:
+            raise ends[cell.name]
+        config = json.loads(file.read_text())
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "metrics.jsonl").write_text(json.dumps({"step": 1, "tokens_per_second": 400.0}) + "\n")
+        rates, rank = config["sweep"]["lr"], 2.0 if config["adapter"]["method"] == "lora" else 1.0
+        if rates:
+            # The best is the second for LoRA and the third for Aligners.
+            best = rates[1] if rank == 2 else rates[2]
+            losses = [{"lr": rate, "heldout_loss": 2 + abs(np.log(rate / best))} for rate in rates]
+            report = {"adapters": losses, "best": 0}
+        else:
+            gains = np.linspace(1, 2, 8) * rank + 0.01 * config["seed"]
+            made = _result(gains.tolist(), 460_800 if rank == 2 else 828)
+            documents = {"before": made["base_documents"], "after": made["documents"]}
+            losses = {"before": made["base_loss"], "after": made["loss"]}
+            report = {key: {"documents": documents[key], "heldout_loss": losses[key]} for key in documents}
+            report |= {"num_params": made["parameters"], "file_bytes": 4104}
+        (workdir / "report.json").write_text(json.dumps(report))
+
+    def call(*flags: str, **ending: BaseException) -> tuple[int, list[str]]:
+        begun.clear()
+        ends.clear()
+        ends.update(ending)
+        arms = ["--form-arms=aligner_1,lora_8", "--reasoning-arms=aligner_1,lora_8"]
+        sizes = ["--heldout=8", "--tuning-heldout=4", "--seeds=2", f"--out={data.parent / 'out'}"]
+        monkeypatch.setattr(sys, "argv", ["reproduce_small.py", str(data), *arms, *sizes, *flags])
+        return small.reproduce(small.arguments()), list(begun)
+
+    def touch(title: str, measured: list, base_loss: float, documents: int, path: Path) -> None:
+        path.with_suffix(".png").write_text(f"{title}, {len(measured)} arms")
+
+    monkeypatch.setattr(runs, "_train", pretend)
+    monkeypatch.setattr(small, "plot", touch)
+    return call
+
+
+def test_every_arm_is_tuned_and_then_trained_at_its_best_rate(reproduce, data: Path, capsys):
+    out = data.parent / "out"
+    status, begun = reproduce()
+    assert status == 0
+    pairs = [f"{task}-{arm}" for task in ("alpaca", "gsm8k") for arm in ("aligner_1", "lora_8")]
+    assert begun == [f"{pair}-{what}" for what in ("rates", 0, 1) for pair in pairs]
+    settings = {p.stem: json.loads(p.read_text())["settings"]["sft"] for p in (out / "cells").iterdir()}
+    assert len({tuple(settings[f"{pair}-rates"]["sweep"]["lr"]) for pair in pairs}) == 1
+    assert {settings[f"{pair}-rates"]["steps"] for pair in pairs} == {settings[f"{pair}-1"]["steps"] for pair in pairs}
+    assert [settings[f"alpaca-{arm}-1"]["optim"]["lr"] for arm in ("aligner_1", "lora_8")] == [0.01, 0.003]
+    assert settings["alpaca-lora_8-1"]["seed"] == 1
+    # What the tables are judged by is neither trained on nor tuned by.
+    judged, tuned = ({settings[f"alpaca-lora_8-{kind}"]["data"]["heldout_path"]} for kind in (1, "rates"))
+    rows = {path: set(Path(path).read_text().splitlines()) for path in judged | tuned}
+    trained = {kind: settings[f"alpaca-lora_8-{kind}"]["data"]["path"] for kind in (1, "rates")}
+    for path in trained.values():
+        assert not rows[next(iter(judged))] & set(Path(path).read_text().splitlines())
+    assert not rows[next(iter(judged))] & rows[next(iter(tuned))]
+    assert not rows[next(iter(tuned))] & set(Path(trained["rates"]).read_text().splitlines())
+    table, shown = (out / "table.md").read_text(), capsys.readouterr().out
+    assert "minutes on two cores for 12 cells" in shown
+    assert table in shown
+    assert "Aligner-1 (828 parameters) keeps 50% [" in table
+    assert "8 held-out examples" in table
+    numbers = json.loads((out / "results.json").read_text())
+    assert numbers["gsm8k"]["arms"][0]["share"]["value"] == pytest.approx(0.5, abs=0.01)
+    assert (out / "gsm8k.png").read_text() == "Reasoning: GSM8K, 2 arms"
+
+
+def test_what_is_finished_is_kept_and_shown_early(reproduce, data: Path, capsys):
+    out = data.parent / "out"
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(**{"alpaca-lora_8-1": KeyboardInterrupt()})
+    # All of the first seed is in tables already.
+    rows = [line.split("|")[-2].strip() for line in (out / "table.md").read_text().splitlines() if "| lora_8" in line]
+    assert rows[::2] == ["1", "1"]
+    status, begun = reproduce()
+    assert (status, begun) == (0, ["alpaca-lora_8-1", "gsm8k-aligner_1-1", "gsm8k-lora_8-1"])
+    assert "3 cells, 9 of 12 being there" in capsys.readouterr().out
+    assert reproduce() == (0, [])
+    with pytest.raises(InputError, match=r"made with other settings \(.*sft\.steps is 9 and was 40\)"):
+        reproduce("--steps=9")
+
+
+def test_an_arm_without_a_tuning_is_not_trained(reproduce, capsys):
+    status, begun = reproduce(**{"gsm8k-aligner_1-rates": InputError("it ended with status 1")})
+    assert status == 1
+    assert not {"gsm8k-aligner_1-0", "gsm8k-aligner_1-1"} & set(begun)
+    assert "alpaca-aligner_1-1" in begun
+    assert "without it aligner_1 has no rate for gsm8k" in capsys.readouterr().err
+
+
+def test_the_default_is_made_within_ninety_minutes_by_its_forecast(script, monkeypatch: pytest.MonkeyPatch):
+    small, cells, parts = script("reproduce_small"), script("reproduce_cells"), script("compare_data")
+
+    def minutes(*flags: str) -> float:
+        monkeypatch.setattr(sys, "argv", ["reproduce_small.py", *flags])
+        args = small.arguments()
+        arms = {"alpaca": args.form_arms, "gsm8k": args.reasoning_arms}
+        # Tokens an example, as the two have.
+        length = {"alpaca": 90, "gsm8k": 180}
+
+        def split_of(task: str, examples: int):
+            part = parts.Part(Path(task), "", examples, examples * length[task])
+            return parts.Split(part, part)
+
+        splits = [{t: split_of(t, n) for t in arms} for n in (args.heldout, args.tuning_heldout)]
+        sizes = cells.Sizes(base="model", dtype="bfloat16", rows=args.rows, length=args.length, steps=args.steps)
+        grid = cells.Grid(arms, args.seeds, args.rates, sizes, *splits, args.template)
+        return sum(map(grid.seconds, grid.cells())) / 60
+
+    assert 45 < minutes() < 85
+    assert minutes("--large") > 2 * minutes()
