@@ -1,13 +1,19 @@
 """The config files: each is one, and those of preferences are the paper's two stages."""
 
+import functools
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from aligner_jax.errors import InputError
+from aligner_jax.model.config import llama_config
+from aligner_jax.peft import Adapter
 from aligner_jax.runtime import optim
 from aligner_jax.runtime.command import load_config
 from aligner_jax.runtime.config import TrainConfig, parse_config
+from aligner_jax.tasks.program import fresh_adapter
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -36,3 +42,27 @@ def test_the_papers_dpo_ran_at_three_quarters_of_its_rate_in_the_end():
     assert config.steps * config.data.batch_size == 3 * 160_000
     rate = optim.learning_rate(config.optim, config.steps)
     np.testing.assert_allclose(rate(config.steps), 7.5e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["", ",metamath"])
+def test_the_baselines_differ_from_the_aligners_run_by_method_and_rate(task: str):
+    of = "llama7b_metamath" if task else "llama7b_alpaca"
+    aligner = read(of)
+    lora, adapter = (
+        parse_config(load_config(f"{CONFIGS / 'llama7b_baselines.py'}:{method}{task}"))
+        for method in ("lora", "llama_adapter")
+    )
+    assert lora.data == adapter.data == aligner.data
+    assert (adapter.steps, adapter.optim.lr) == (aligner.steps, 9e-3)
+    assert (lora.optim.lr, lora.optim.schedule) == (3e-4, "constant")
+    if not task:
+        assert lora.steps == 5 * 50_000 // lora.data.batch_size
+    counts = [init.num_params for init in map(_abstract, (lora, adapter))]
+    assert counts == [4_194_304, 1_229_760]
+    with pytest.raises(InputError, match=r"'dora' is not one of lora, llama_adapter"):
+        load_config(f"{CONFIGS / 'llama7b_baselines.py'}:dora")
+
+
+def _abstract(config: TrainConfig) -> Adapter:
+    assert config.base.model is not None
+    return jax.eval_shape(functools.partial(fresh_adapter, config, llama_config(config.base.model)))
