@@ -38,7 +38,7 @@ from aligner_jax.runtime.files import write_atomically
 
 TASKS = ("alpaca", "gsm8k")
 DEFAULT = {
-    "out": Path("runs/reproduce"), "steps": 40, "rows": 2, "heldout": 96, "tuning_heldout": 48,
+    "out": Path("runs/reproduce"), "steps": 36, "rows": 2, "heldout": 96, "tuning_heldout": 48,
     "form_arms": "aligner_1,aligner_10,lora_8",
     "reasoning_arms": "aligner_1,aligner_10,aligner_100,aligner_300,lora_8",
 }  # fmt: skip

@@ -232,7 +232,7 @@ def test_what_is_finished_is_kept_and_shown_early(reproduce, data: Path, capsys)
     assert (status, begun) == (0, ["alpaca-lora_8-1", "gsm8k-aligner_1-1", "gsm8k-lora_8-1"])
     assert "3 cells, 9 of 12 being there" in capsys.readouterr().out
     assert reproduce() == (0, [])
-    with pytest.raises(InputError, match=r"made with other settings \(.*sft\.steps is 9 and was 40\)"):
+    with pytest.raises(InputError, match=r"made with other settings \(.*sft\.steps is 9 and was 36\)"):
         reproduce("--steps=9")
 
 
