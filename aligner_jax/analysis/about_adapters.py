@@ -1,0 +1,160 @@
+"""What can be said of adapters without their base: sections on gates, common entries, effective rank."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from aligner_jax.analysis import adapter_figures
+from aligner_jax.analysis.entries import UPDATES, Shared, compare
+from aligner_jax.analysis.gates import Gates, gates_of
+from aligner_jax.analysis.named import Named, file_names
+from aligner_jax.analysis.rank import entropy_rank, fresh_spectrum, participation_ratio, spectra
+from aligner_jax.analysis.report import Section, Table
+
+_BARS = "▁▂▃▄▅▆▇█"
+_MATRICES = {
+    ("tokens_pd", "identical"): "identical entries of the shared tokens",
+    ("tokens_pd", "cosine"): "cosine of the shared tokens",
+    ("tokens_lpd", "identical"): "identical entries of each layer's tokens",
+    ("tokens_lpd", "cosine"): "cosine of each layer's tokens",
+    ("gates_ln", "cosine"): "cosine of the gates",
+    (UPDATES, "cosine"): "cosine of the weight updates",
+}
+
+
+def sections(named: Sequence[Named]) -> list[Section]:
+    """All sections that need no base; one adapter has nothing in common with others."""
+    made = [_overview(named), _gates(named)]
+    if len(named) > 1:
+        made.append(_common(named))
+    return [*made, _rank(named)]
+
+
+def _overview(named: Sequence[Named]) -> Section:
+    rows = []
+    for one in named:
+        leaves = [np.asarray(leaf) for leaf in one.adapter.trainable.values()]
+        exact = sum(int(np.sum(_is_bfloat16(leaf))) for leaf in leaves) / max(one.adapter.num_params, 1)
+        options = ", ".join(f"{name} {_words(value)}" for name, value in one.adapter.options.items)
+        rows.append((one.name, one.adapter.method, options, one.adapter.num_params, exact, str(one.path)))
+    columns = ("adapter", "method", "options", "trained numbers", "exact in bfloat16", "file")
+    text = (
+        "An adapter whose numbers are all exact in bfloat16 was trained in it: most updates are smaller than half a "
+        "step of that type and round away, so many entries stay as they were initialized."
+    )
+    return Section("The adapters", text, tables=[Table("adapters", "Adapters", columns, rows)])
+
+
+def _is_bfloat16(x: np.ndarray) -> np.ndarray:
+    """Entries whose float32 ends in the 16 zero bits that bfloat16 leaves out."""
+    return np.ascontiguousarray(x, np.float32).view(np.uint32) & 0xFFFF == 0
+
+
+def _words(value: object) -> str:
+    return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _gates(named: Sequence[Named]) -> Section:
+    text = (
+        "A gate weighs what one head of one layer takes from the adapter's tokens; at 0 the layer is the base's. The "
+        "map shows every gate, white at 0. Above it are the mean over the heads and one standard deviation to either "
+        "side. The paper found that the spread grows with depth: the trend is Spearman's rank correlation of spread "
+        "and layer, 1 where it grows from each layer to the next."
+    )
+    found = {one.name: (i, gates) for i, one in enumerate(named) if (gates := gates_of(one.adapter)) is not None}
+    if without := [one.name for one in named if one.name not in found]:
+        text += f" No gates have: {', '.join(without)}."
+    if not found:
+        return Section("Gates by layer and head", text)
+    columns = ("adapter", "layers", "mean", "largest size", "spread at first", "spread at last", "largest spread",
+               "at layer", "trend", "spread by layer")  # fmt: skip
+    rows = [_gate_row(name, gates) for name, (_, gates) in found.items()]
+    every = [
+        (name, int(layer), *(float(x) for x in (mean, std, row.min(), row.max())))
+        for name, (_, gates) in found.items()
+        for layer, mean, std, row in zip(gates.layers_l, gates.mean_l, gates.std_l, gates.gates_ln, strict=True)
+    ]
+    files = file_names("gates", named)
+    pictures = [adapter_figures.gate_map(files[i], name, gates) for name, (i, gates) in found.items()]
+    if any(len(gates.layers_l) > 1 for _, gates in found.values()):
+        pictures.append(adapter_figures.gate_spreads(found))
+    return Section(
+        "Gates by layer and head",
+        text,
+        pictures,
+        [
+            Table("gates", "Gates; spread is the standard deviation over a layer's heads", columns, rows),
+            Table("gates_by_layer", "Gates of every layer",
+                  ("adapter", "layer", "mean", "spread", "smallest", "largest"), every, brief=False),
+        ],
+    )  # fmt: skip
+
+
+def _gate_row(name: str, gates: Gates) -> tuple:
+    first, last, highest = gates.std_l[0], gates.std_l[-1], int(np.argmax(gates.std_l))
+    bars = "".join(_BARS[min(int(8 * x / (gates.std_l.max() or 1)), 7)] for x in gates.std_l)
+    layers = f"{gates.layers_l[0]} to {gates.layers_l[-1]}"
+    return (
+        name, layers, float(gates.gates_ln.mean()), float(np.abs(gates.gates_ln).max()), float(first), float(last),
+        float(gates.std_l[highest]), int(gates.layers_l[highest]), gates.trend, bars,
+    )  # fmt: skip
+
+
+def _common(named: Sequence[Named]) -> Section:
+    text = (
+        "Entries that two adapters have bit for bit alike were moved by neither training, or never drawn apart: two "
+        "runs that begin with the same seed in bfloat16 leave most of their tokens' entries where they were. “By "
+        "chance” is the same share with one of the two shifted by one place. The cosine compares directions, without "
+        "regard to size. Where adapters have different numbers of shared tokens, those compared are the first ones, "
+        "which both have. LoRA's updates are compared as products, since its factors can be turned freely."
+    )
+    rows = []
+    matrices = {title: np.full((len(named), len(named)), np.nan) for title in _MATRICES.values()}
+    for (i, first), (j, second) in itertools.combinations(enumerate(named), 2):
+        for shared in compare(first.adapter, second.adapter):
+            rows.append(_shared_row(first.name, second.name, shared))
+            for kind in ("identical", "cosine"):
+                title, value = _MATRICES.get((shared.array, kind)), getattr(shared, kind)
+                if title is not None and value is not None:
+                    matrices[title][i, j] = matrices[title][j, i] = value
+    if not rows:
+        return Section("What they have in common", f"{text} No two of these have arrays of one name and shape.")
+    columns = ("first", "second", "array", "entries", "identical", "by chance", "cosine")
+    drawn = {title: matrix for title, matrix in matrices.items() if not np.isnan(matrix).all()}
+    pictures = [adapter_figures.similarities([one.name for one in named], drawn)] if drawn else []
+    return Section("What they have in common", text, pictures, [Table("pairs", "Pairs of adapters", columns, rows)])
+
+
+def _shared_row(first: str, second: str, shared: Shared) -> tuple:
+    return first, second, shared.array, shared.entries, shared.identical, shared.by_chance, shared.cosine
+
+
+def _rank(named: Sequence[Named]) -> Section:
+    text = (
+        "How many directions p tokens span, from 1 to p. By entropy: exp(−Σ q ln q) of the singular values' shares q "
+        "(Roy and Vetterli 2007). Participation ratio: (Σ σ²)² / Σ σ⁴, in which small directions count for less. Of "
+        "several matrices (one a layer) they are means. “Fresh” is that of tokens as they are initialized, N(0, 1): "
+        "what is close to it has learned little, or has learned it everywhere alike."
+    )
+    rows, lines, fresh = [], {}, {}
+    for i, one in enumerate(named):
+        for array, sigma_mp in spectra(one.adapter).items():
+            p = sigma_mp.shape[1]
+            of_fresh: tuple[float | None, float | None] = (None, None)
+            if array == "tokens":
+                width = one.adapter.trainable["tokens_pd" if len(sigma_mp) == 1 else "tokens_lpd"].shape[-1]
+                reference_p = fresh_spectrum(p, width)
+                of_fresh = float(entropy_rank(reference_p)), float(participation_ratio(reference_p))
+                if p > 1:
+                    fresh[f"fresh tokens, {p} × {width:,}"] = reference_p
+            if p > 1:
+                lines[f"{one.name}, {array}"] = i, sigma_mp.mean(axis=0)
+            means = float(entropy_rank(sigma_mp).mean()), float(participation_ratio(sigma_mp).mean())
+            rows.append((one.name, array, len(sigma_mp), p, *means, *of_fresh))
+    if not rows:
+        return Section("Effective rank", f"{text} None of these has tokens or low-rank updates.")
+    columns = ("adapter", "of", "matrices", "p", "by entropy", "participation ratio", "fresh, by entropy",
+               "fresh, participation")  # fmt: skip
+    pictures = [adapter_figures.spectra(lines, fresh)] if lines else []
+    return Section("Effective rank", text, pictures, [Table("effective_rank", "Effective rank", columns, rows)])

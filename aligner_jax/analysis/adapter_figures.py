@@ -1,0 +1,106 @@
+"""Figures of adapters alone: gates, what several have in common, singular values."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from aligner_jax.analysis.gates import Gates
+from aligner_jax.analysis.report import Picture
+from aligner_jax.analysis.style import (
+    BASE,
+    DIVERGING,
+    SEQUENTIAL,
+    annotate,
+    figure,
+    layer_axis,
+    legend,
+    line_of,
+    names_on,
+    picture,
+    plain,
+    styled,
+)  # fmt: skip
+
+
+@styled
+def gate_map(file: str, name: str, gates: Gates) -> Picture:
+    """The gates of one adapter by layer and head, and above them their mean and spread a layer."""
+    layers_l, gates_ln = gates.layers_l, gates.gates_ln
+    height = 3.0 + min(max(0.12 * gates_ln.shape[1], 1.0), 5.5)
+    made, (above, below) = figure(
+        height, nrows=2, sharex=True, height_ratios=[2.0, height - 2.6], gridspec_kw={"hspace": 0.05}
+    )
+    above.axhline(0, color="#bbbbbb", linewidth=0.8)
+    band = (gates.mean_l - gates.std_l, gates.mean_l + gates.std_l)
+    above.fill_between(layers_l, *band, color="#0072b2", alpha=0.25, linewidth=0, label="± standard deviation")
+    above.plot(layers_l, gates.mean_l, color="#0072b2", label="mean over the heads", marker="o", markersize=3)
+    above.set_ylabel("gate")
+    above.legend(fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
+    above.set_title(plain(name), loc="right")
+    # A few large gates would leave all others pale.
+    largest = float(np.abs(gates_ln).max())
+    limit = float(np.quantile(np.abs(gates_ln), 0.995)) or largest or 1.0
+    edges = (layers_l[0] - 0.5, layers_l[-1] + 0.5, gates_ln.shape[1] - 0.5, -0.5)
+    drawn = below.imshow(
+        gates_ln.T, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest", extent=edges
+    )
+    below.set_ylabel("head" if gates_ln.shape[1] > 1 else "one gate a layer")
+    layer_axis(below)
+    extend = "both" if largest > limit else "neither"
+    made.colorbar(drawn, ax=below, extend=extend, label="gate (0: the base)", pad=0.01, aspect=30)
+    return picture(file, f"Gates of {name}.", made)
+
+
+@styled
+def gate_spreads(gates: Mapping[str, tuple[int, Gates]]) -> Picture:
+    """The spread a layer of all adapters that have gates; the number says which adapter it is."""
+    made, axes = figure(3.4)
+    for name, (number, found) in gates.items():
+        axes.plot(found.layers_l, found.std_l, label=plain(name), marker="o", markersize=3, **line_of(number))
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("standard deviation of the gates\nover a layer's heads")
+    layer_axis(axes)
+    legend(axes, len(gates))
+    return picture("gate_spread", "Spread of the gates a layer.", made)
+
+
+@styled
+def similarities(names: Sequence[str], matrices: Mapping[str, Float[np.ndarray, "a a"]]) -> Picture:
+    """Matrices over pairs of adapters, NaN where two cannot be compared; titles say what the numbers are.
+
+    A title that begins with "cosine" is of numbers from -1 to 1, any other of shares from 0 to 1.
+    """
+    columns = min(len(matrices), 2)
+    rows = math.ceil(len(matrices) / columns)
+    made, grid = figure(rows * (1.2 + 0.36 * max(len(names), 2)), nrows=rows, ncols=columns, squeeze=False, sharey=True)
+    for axes, (title, matrix) in zip(grid.flat, matrices.items(), strict=False):
+        is_cosine = title.startswith("cosine")
+        cmap, least = (DIVERGING, -1) if is_cosine else (f"{SEQUENTIAL}_r", 0)
+        axes.imshow(matrix, cmap=cmap, vmin=least, vmax=1, aspect="auto")
+        annotate(axes, matrix, "{:+.2f}" if is_cosine else "{:.1%}", dark_above=0.75 if is_cosine else 0.55)
+        names_on(axes, names)
+        axes.set_title(title, loc="left")
+    for axes in grid.flat[len(matrices) :]:
+        axes.set_visible(False)
+    return picture("similarity", "What pairs of adapters have in common; empty: their shapes differ.", made)
+
+
+@styled
+def spectra(lines: Mapping[str, tuple[int, Float[np.ndarray, " p"]]], fresh: Mapping[str, np.ndarray]) -> Picture:
+    """Singular values over the largest; `fresh` are those of tokens that nothing was learned into."""
+    made, axes = figure(3.4)
+    for label, (number, sigma_p) in lines.items():
+        largest = sigma_p[0] or 1.0
+        places = np.arange(1, len(sigma_p) + 1)
+        axes.plot(places, sigma_p / largest, label=plain(label), marker="o", markersize=3.5, **line_of(number))
+    for label, sigma_p in fresh.items():
+        places = np.arange(1, len(sigma_p) + 1)
+        axes.plot(places, sigma_p / sigma_p[0], label=label, color=BASE, linestyle=":", linewidth=1.2)
+    axes.set_ylim(0, 1.05)
+    axes.set_ylabel("singular value\nover the largest")
+    axes.set_xlabel("number of the singular value")
+    layer_axis(axes, label=False)
+    legend(axes, len(lines) + len(fresh))
+    return picture("effective_rank", "Singular values of tokens and updates.", made)

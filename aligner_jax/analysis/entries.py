@@ -1,0 +1,102 @@
+"""What two adapters have in common, entry by entry and in direction; no base is needed for it."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float
+
+from aligner_jax.peft import Adapter
+
+UPDATES = "weight updates"
+"""The array's name under which LoRA's products are compared: its factors may be turned without changing anything."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """One array of two adapters.
+
+    Attributes:
+      array: its name in `Adapter.trainable`, or `UPDATES`.
+      entries: how many numbers of each were compared.
+      identical: share of the entries that are equal bit for bit; None of `UPDATES`, which are not stored.
+      by_chance: the same share after shifting one of them by one place, so what unrelated numbers of this kind have.
+      cosine: of the two arrays as vectors; None where one is zero.
+    """
+
+    array: str
+    entries: int
+    identical: float | None
+    by_chance: float | None
+    cosine: float | None
+
+
+def compare(first: Adapter, second: Adapter) -> list[Shared]:
+    """All that can be compared: arrays of one name and shape.
+
+    Shared tokens (tokens_pd) of one width may differ in number: the first ones, which both have, are compared.
+    """
+    found = []
+    for name, x, y in _common(first, second):
+        by_chance = _identical(x, np.roll(y, 1, axis=-1)) if x.shape[-1] > 1 else None
+        found.append(Shared(name, x.size, _identical(x, y), by_chance, cosine(x, y)))
+    updates = _updates(first, second)
+    return found if updates is None else [*found, updates]
+
+
+def cosine(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Of two arrays of one shape as vectors, in float64; None where one is zero."""
+    x, y = x.astype(np.float64).ravel(), y.astype(np.float64).ravel()
+    norms = np.linalg.norm(x) * np.linalg.norm(y)
+    return float(x @ y / norms) if norms else None
+
+
+def _common(first: Adapter, second: Adapter) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    for name, leaf in first.trainable.items():
+        if name not in second.trainable:
+            continue
+        x, y = np.asarray(leaf), np.asarray(second.trainable[name])
+        if name == "tokens_pd" and first.method == second.method and x.shape[1] == y.shape[1]:
+            x, y = (z[: min(len(x), len(y))] for z in (x, y))
+        if x.shape == y.shape and x.dtype == y.dtype:
+            yield name, x, y
+
+
+def _identical(x: np.ndarray, y: np.ndarray) -> float:
+    bits = np.dtype(f"u{x.dtype.itemsize}")
+    return float(np.mean(np.ascontiguousarray(x).view(bits) == np.ascontiguousarray(y).view(bits)))
+
+
+def _updates(first: Adapter, second: Adapter) -> Shared | None:
+    """Tr(ΔWᵀ ΔW') of all common targets, from the factors: the products are never made."""
+    ours, theirs = factors(first), factors(second)
+    products, entries = np.zeros(3), 0
+    for name in ours.keys() & theirs.keys():
+        (a, b), (c, d) = ours[name], theirs[name]
+        if a.shape[:2] != c.shape[:2] or b.shape[2] != d.shape[2]:
+            return None
+        entries += a.shape[0] * a.shape[1] * b.shape[2]
+        products += [_inner(a, b, c, d), _inner(a, b, a, b), _inner(c, d, c, d)]
+    if not entries:
+        return None
+    norms = np.sqrt(products[1] * products[2])
+    return Shared(UPDATES, entries, None, None, float(products[0] / norms) if norms else None)
+
+
+def _inner(a_lir, b_lro, c_lis, d_lso) -> float:
+    """Σ over layers of the inner product of A B and C D."""
+    return float(np.sum(np.einsum("lir,lis->lrs", a_lir, c_lis) * np.einsum("lro,lso->lrs", b_lro, d_lso)))
+
+
+def factors(adapter: Adapter) -> dict[str, tuple[Float[np.ndarray, "l i r"], Float[np.ndarray, "l r o"]]]:
+    """LoRA's factors by target, as matrices of every layer in float64; nothing of other methods."""
+    if adapter.method != "lora":
+        return {}
+    found = {}
+    for target in adapter.options["targets"]:
+        (a,), (b,) = (
+            [np.asarray(x, np.float64) for name, x in adapter.trainable.items() if name.startswith(f"{side}_{target}_")]
+            for side in "ab"
+        )
+        found[target] = a.reshape(len(a), -1, a.shape[-1]), b.reshape(*b.shape[:2], -1)
+    return found

@@ -1,0 +1,47 @@
+"""Gates by layer and head: how much each head lets in of what the adapter adds."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from aligner_jax.peft import Adapter
+
+
+@dataclasses.dataclass(frozen=True)
+class Gates:
+    """An adapter's gates, and their mean and spread over the heads of each layer.
+
+    Attributes:
+      layers_l: the layers' numbers in the model; of gates that all layers share, the first of them alone.
+      gates_ln: as they weigh: after the tanh where the method has one.
+      std_l: standard deviation over the heads (n in the denominator, not n - 1).
+    """
+
+    layers_l: Int[np.ndarray, " l"]
+    gates_ln: Float[np.ndarray, "l n"]
+    mean_l: Float[np.ndarray, " l"]
+    std_l: Float[np.ndarray, " l"]
+
+    @property
+    def trend(self) -> float | None:
+        """Spearman's rank correlation of the spread with the depth: 1 where it grows from every layer to the next.
+
+        None where there are fewer than three layers, or no spread at all.
+        """
+        if len(self.layers_l) < 3 or not self.std_l.any():
+            return None
+        ranks = np.argsort(np.argsort(self.std_l, kind="stable"), kind="stable")
+        return float(np.corrcoef(ranks, self.layers_l)[0, 1])
+
+
+def gates_of(adapter: Adapter) -> Gates | None:
+    """The gates of an adapter whose method has them; None of the others."""
+    if "gates_ln" not in adapter.trainable:
+        return None
+    gates_ln = np.asarray(adapter.trainable["gates_ln"], np.float64)
+    options = adapter.options.as_dict()
+    if options.get("tanh"):
+        gates_ln = np.tanh(gates_ln)
+    layers_l = options["start_layer"] + np.arange(len(gates_ln))
+    return Gates(layers_l, gates_ln, gates_ln.mean(axis=1), gates_ln.std(axis=1))

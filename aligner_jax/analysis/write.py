@@ -1,0 +1,89 @@
+"""An analysis as a folder: the page, every figure as PNG and SVG, every table as CSV, and all numbers as JSON."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as Shown
+from rich.text import Text
+
+from aligner_jax.analysis.page import render
+from aligner_jax.analysis.report import Cell, Section, Table, shown
+from aligner_jax.errors import InputError
+from aligner_jax.runtime.files import reason, write_atomically
+
+PAGE, NUMBERS = "index.html", "analysis.json"
+
+
+def check_folder(folder: Path) -> None:
+    """Makes the folder, before anything is computed for it. Raises InputError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made a folder: {reason(error)}") from error
+
+
+def write(folder: Path, title: str, sections: Sequence[Section]) -> list[Path]:
+    """Writes each file whole or not at all, the page last; files of the same names are replaced.
+
+    Returns:
+      What was written, in that order.
+
+    Raises:
+      InputError: a file cannot be written; names it and the system's reason.
+    """
+    contents: dict[str, bytes | str] = {}
+    for section in sections:
+        for table in section.tables:
+            contents[f"{table.name}.csv"] = _csv(table)
+        for picture in section.pictures:
+            contents[f"figures/{picture.name}.png"] = picture.png
+            contents[f"figures/{picture.name}.svg"] = picture.svg
+    contents[NUMBERS] = json.dumps(numbers(sections), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    contents[PAGE] = render(title, sections)
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def numbers(sections: Sequence[Section]) -> dict[str, list[dict[str, Cell]]]:
+    """Every table by its name, as a list of its rows by column; what is not a number is null."""
+    return {
+        table.name: [
+            {column: _finite(cell) for column, cell in zip(table.columns, row, strict=True)} for row in table.rows
+        ]
+        for section in sections
+        for table in section.tables
+    }
+
+
+def show(sections: Sequence[Section], console: Console) -> None:
+    """Prints the brief tables, for those who have no browser."""
+    for section in sections:
+        for table in section.tables:
+            if not table.brief:
+                continue
+            drawn = Shown(title=f"{section.title}: {table.title}", title_justify="left", title_style="bold")
+            for i, column in enumerate(table.columns):
+                is_text = all(isinstance(row[i], str | None) for row in table.rows)
+                drawn.add_column(column, justify="left" if is_text else "right", overflow="fold")
+            for row in table.rows:
+                # Text, not markup: a token may be a square bracket.
+                drawn.add_row(*(Text(shown(cell)) for cell in row))
+            console.print(drawn)
+
+
+def _csv(table: Table) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows([["" if (x := _finite(cell)) is None else x for cell in row] for row in table.rows])
+    return text.getvalue()
+
+
+def _finite(cell: Cell) -> Cell:
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell

@@ -1,0 +1,114 @@
+"""Look into adapters: figures (PNG and SVG), tables (CSV and JSON), and one HTML page that holds them all.
+
+python -m aligner_jax.analyze --adapter=A [--adapter=B …] --out=DIR
+python -m aligner_jax.analyze --adapter=A [--adapter=B …] --base=PATH [--data=HELDOUT] --out=DIR
+
+Without a base: gates by layer and head, entries and directions that adapters have in common, effective rank. With one:
+what an adapter adds to the residual stream, the tokens that it promotes, hidden states with and without it; with
+held-out data also form against knowledge. docs/analysis.md says how to read each figure.
+"""
+
+from pathlib import Path
+from typing import Any, cast
+
+from absl import flags
+from rich.console import Console
+
+from aligner_jax.analysis import about_adapters, about_base
+from aligner_jax.analysis.named import load_named, prompt_format
+from aligner_jax.analysis.write import PAGE, check_folder, show, write
+from aligner_jax.data.sources import Example, load_dataset
+from aligner_jax.data.templates import TEMPLATES
+from aligner_jax.errors import InputError
+from aligner_jax.model.quantized import KINDS
+from aligner_jax.runtime import command, platform
+from aligner_jax.weights.base import load_base
+
+ADAPTER = flags.DEFINE_multi_string(
+    "adapter", None, "An adapter: a .safetensors, a .pth or a PEFT folder; may be given several times."
+)
+BASE = flags.DEFINE_string(
+    "base",
+    None,
+    "The base that all the adapters are for: a folder of Hugging Face, Meta or Orbax, a .gguf or hub name.",
+)
+OUT = flags.DEFINE_string("out", None, "The folder to write; files of the same names are replaced.")
+DATA = flags.DEFINE_string("data", None, "Held-out examples, in any format that training reads; with --base.")
+FORMAT = flags.DEFINE_string("format", "auto", "Format of --data: auto, or a source's name.")
+EXAMPLES = flags.DEFINE_integer("examples", 64, "Examples of --data at most, from its beginning.", lower_bound=4)
+TEMPLATE = flags.DEFINE_enum(
+    "template",
+    "auto",
+    ["auto", *TEMPLATES],
+    "How prompts are wrapped. auto: as the adapters' training had it, or alpaca.",
+)
+SYSTEM = flags.DEFINE_string("system", None, "System prompt of the chat template, instead of the recorded one.")
+SEQUENCE_LENGTH = flags.DEFINE_integer("sequence_length", 512, "Tokens of an example at most.", lower_bound=8)
+OPENING = flags.DEFINE_integer("opening", 5, "First tokens of an answer that count as form.", lower_bound=0)
+TOP_TOKENS = flags.DEFINE_integer("top_tokens", 10, "Promoted and demoted tokens to show.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Of the maps of hidden states.", lower_bound=0)
+DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["auto", "float32", "bfloat16"], "Of the base; auto: what the device does best."
+)
+QUANTIZATION = flags.DEFINE_enum(
+    "quantization", "none", ["none", *KINDS], "What the base's projections are held in, instead of its dtype."
+)
+GROUP_SIZE = flags.DEFINE_integer("group_size", 32, "Numbers that share a scale in int4.", lower_bound=2)
+
+
+def main() -> None:
+    if not ADAPTER.value or not OUT.value:
+        raise InputError("give an adapter and where to write: --adapter=PATH --out=DIR")
+    _check_flags()
+    folder, console = Path(OUT.value), Console(highlight=False)
+    # Read twice where there is a base: a wrong file or prompt format is told before the base is loaded.
+    named = load_named(ADAPTER.value)
+    template, system = prompt_format(named, cast(str, TEMPLATE.value), SYSTEM.value) if BASE.value else ("", None)
+    examples = _examples(console) if DATA.value else None
+    check_folder(folder)
+    sections = []
+    if BASE.value:
+        dtype = platform.compute_dtype(cast(Any, DTYPE.value))
+        base = load_base(BASE.value, dtype, quantization=QUANTIZATION.value, group_size=cast(int, GROUP_SIZE.value))
+        named = load_named(ADAPTER.value, base)
+        looking = about_base.Looking(
+            template, system, sequence_length=cast(int, SEQUENCE_LENGTH.value), opening=cast(int, OPENING.value),
+            top_tokens=cast(int, TOP_TOKENS.value), seed=cast(int, SEED.value),
+        )  # fmt: skip
+        sections = about_base.sections(base, named, examples, looking)
+    sections = [*about_adapters.sections(named), *sections]
+    written = write(folder, f"Analysis of {', '.join(one.name for one in named)}", sections)
+    show(sections, console)
+    console.out(f"{len(written)} files written; the page is {folder / PAGE}")
+    for missing in _left_out():
+        console.out(missing)
+
+
+def _check_flags() -> None:
+    """Refuses flags that nothing would come of."""
+    needs_base = ("data", "template", "system", "sequence_length", "top_tokens", "seed", "dtype", "quantization")
+    for name in () if BASE.value else needs_base:
+        if flags.FLAGS[name].present:
+            raise InputError(f"--{name} is of what adapters do to their base: add --base=PATH")
+    for name in () if DATA.value else ("format", "examples", "opening"):
+        if flags.FLAGS[name].present:
+            raise InputError(f"--{name} is of held-out data: add --data=FILE")
+
+
+def _examples(console: Console) -> list[Example]:
+    dataset = load_dataset(cast(str, DATA.value), cast(str, FORMAT.value))
+    examples = dataset.examples[: EXAMPLES.value]
+    console.out(f"data: {DATA.value}, {dataset}; the first {len(examples):,} are looked at")
+    return examples
+
+
+def _left_out() -> list[str]:
+    if not BASE.value:
+        return ["what the adapters add to their base, and how it moves tokens and hidden states: add --base=PATH"]
+    if not DATA.value:
+        return ["form against knowledge needs held-out answers: add --data=FILE"]
+    return []
+
+
+if __name__ == "__main__":
+    command.run(main)
