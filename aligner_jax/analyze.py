@@ -60,7 +60,7 @@ def main() -> None:
     if not ADAPTER.value or not OUT.value:
         raise InputError("give an adapter and where to write: --adapter=PATH --out=DIR")
     _check_flags()
-    folder, console = Path(OUT.value), Console(highlight=False)
+    folder, console = Path(OUT.value), Console(highlight=False, width=None if Console().is_terminal else 160)
     # Read twice where there is a base: a wrong file or prompt format is told before the base is loaded.
     named = load_named(ADAPTER.value)
     template, system = prompt_format(named, cast(str, TEMPLATE.value), SYSTEM.value) if BASE.value else ("", None)

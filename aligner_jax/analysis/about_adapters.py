@@ -11,6 +11,7 @@ from aligner_jax.analysis.gates import Gates, gates_of
 from aligner_jax.analysis.named import Named, file_names
 from aligner_jax.analysis.rank import entropy_rank, fresh_spectrum, participation_ratio, spectra
 from aligner_jax.analysis.report import Section, Table
+from aligner_jax.peft import METHODS, Adapter
 
 _BARS = "▁▂▃▄▅▆▇█"
 _MATRICES = {
@@ -36,7 +37,7 @@ def _overview(named: Sequence[Named]) -> Section:
     for one in named:
         leaves = [np.asarray(leaf) for leaf in one.adapter.trainable.values()]
         exact = sum(int(np.sum(_is_bfloat16(leaf))) for leaf in leaves) / max(one.adapter.num_params, 1)
-        options = ", ".join(f"{name} {_words(value)}" for name, value in one.adapter.options.items)
+        options = ", ".join(f"{name} {_words(value)}" for name, value in _chosen(one.adapter))
         rows.append((one.name, one.adapter.method, options, one.adapter.num_params, exact, str(one.path)))
     columns = ("adapter", "method", "options", "trained numbers", "exact in bfloat16", "file")
     text = (
@@ -49,6 +50,13 @@ def _overview(named: Sequence[Named]) -> Section:
 def _is_bfloat16(x: np.ndarray) -> np.ndarray:
     """Entries whose float32 ends in the 16 zero bits that bfloat16 leaves out."""
     return np.ascontiguousarray(x, np.float32).view(np.uint32) & 0xFFFF == 0
+
+
+def _chosen(adapter: Adapter) -> list[tuple[str, object]]:
+    """Options that are not the method's defaults, and how many tokens there are or which rank."""
+    defaults = METHODS[adapter.method].DEFAULTS
+    always = ("num_tokens", "rank", "start_layer")
+    return [(name, value) for name, value in adapter.options.items if name in always or value != defaults.get(name)]
 
 
 def _words(value: object) -> str:
@@ -68,7 +76,7 @@ def _gates(named: Sequence[Named]) -> Section:
     if not found:
         return Section("Gates by layer and head", text)
     columns = ("adapter", "layers", "mean", "largest size", "spread at first", "spread at last", "largest spread",
-               "at layer", "trend", "spread by layer")  # fmt: skip
+               "at layer", "trend")  # fmt: skip
     rows = [_gate_row(name, gates) for name, (_, gates) in found.items()]
     every = [
         (name, int(layer), *(float(x) for x in (mean, std, row.min(), row.max())))
@@ -88,16 +96,20 @@ def _gates(named: Sequence[Named]) -> Section:
             Table("gates_by_layer", "Gates of every layer",
                   ("adapter", "layer", "mean", "spread", "smallest", "largest"), every, brief=False),
         ],
+        ["spread by layer", *(f"  {_bars(gates.std_l)}  {name}" for name, (_, gates) in found.items())],
     )  # fmt: skip
+
+
+def _bars(sizes_l: np.ndarray) -> str:
+    return "".join(_BARS[min(int(8 * x / (sizes_l.max() or 1)), 7)] for x in sizes_l)
 
 
 def _gate_row(name: str, gates: Gates) -> tuple:
     first, last, highest = gates.std_l[0], gates.std_l[-1], int(np.argmax(gates.std_l))
-    bars = "".join(_BARS[min(int(8 * x / (gates.std_l.max() or 1)), 7)] for x in gates.std_l)
     layers = f"{gates.layers_l[0]} to {gates.layers_l[-1]}"
     return (
         name, layers, float(gates.gates_ln.mean()), float(np.abs(gates.gates_ln).max()), float(first), float(last),
-        float(gates.std_l[highest]), int(gates.layers_l[highest]), gates.trend, bars,
+        float(gates.std_l[highest]), int(gates.layers_l[highest]), gates.trend,
     )  # fmt: skip
 
 

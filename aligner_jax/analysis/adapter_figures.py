@@ -1,5 +1,6 @@
 """Figures of adapters alone: gates, what several have in common, singular values."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -72,19 +73,20 @@ def similarities(names: Sequence[str], matrices: Mapping[str, Float[np.ndarray, 
 
     A title that begins with "cosine" is of numbers from -1 to 1, any other of shares from 0 to 1.
     """
-    columns = min(len(matrices), 2)
+    columns = min(len(matrices), 3 if len(names) <= 4 else 2)
     rows = math.ceil(len(matrices) / columns)
-    made, grid = figure(rows * (1.2 + 0.36 * max(len(names), 2)), nrows=rows, ncols=columns, squeeze=False, sharey=True)
-    for axes, (title, matrix) in zip(grid.flat, matrices.items(), strict=False):
+    made, grid = figure(rows * (0.8 + 0.34 * max(len(names), 2)), nrows=rows, ncols=columns, squeeze=False, sharey=True)
+    for i, (axes, (title, matrix)) in enumerate(zip(grid.flat, matrices.items(), strict=False)):
         is_cosine = title.startswith("cosine")
         cmap, least = (DIVERGING, -1) if is_cosine else (f"{SEQUENTIAL}_r", 0)
+        axes.set_facecolor("#ececec")
         axes.imshow(matrix, cmap=cmap, vmin=least, vmax=1, aspect="auto")
-        annotate(axes, matrix, "{:+.2f}" if is_cosine else "{:.1%}", dark_above=0.75 if is_cosine else 0.55)
-        names_on(axes, names)
-        axes.set_title(title, loc="left")
+        annotate(axes, matrix, "{:+.3f}" if is_cosine else "{:.1%}", dark_above=0.75 if is_cosine else 0.55)
+        names_on(axes, names if i % columns == 0 else None, len(names))
+        axes.set_title(title, loc="left", fontsize=10)
     for axes in grid.flat[len(matrices) :]:
         axes.set_visible(False)
-    return picture("similarity", "What pairs of adapters have in common; empty: their shapes differ.", made)
+    return picture("similarity", "What pairs have in common; grey: their shapes differ.", made)
 
 
 @styled
@@ -95,9 +97,9 @@ def spectra(lines: Mapping[str, tuple[int, Float[np.ndarray, " p"]]], fresh: Map
         largest = sigma_p[0] or 1.0
         places = np.arange(1, len(sigma_p) + 1)
         axes.plot(places, sigma_p / largest, label=plain(label), marker="o", markersize=3.5, **line_of(number))
-    for label, sigma_p in fresh.items():
+    for (label, sigma_p), dashes in zip(fresh.items(), itertools.cycle((":", "--", "-.")), strict=False):
         places = np.arange(1, len(sigma_p) + 1)
-        axes.plot(places, sigma_p / sigma_p[0], label=label, color=BASE, linestyle=":", linewidth=1.2)
+        axes.plot(places, sigma_p / sigma_p[0], label=label, color=BASE, linestyle=dashes, linewidth=1.2)
     axes.set_ylim(0, 1.05)
     axes.set_ylabel("singular value\nover the largest")
     axes.set_xlabel("number of the singular value")

@@ -53,4 +53,5 @@ def token_text(token_id: int, tokenizer: Tokenizer) -> str:
     # SentencePiece decodes a first word without the space that is part of its token.
     if not text.startswith(" ") and tokenizer.backend.token(token_id).startswith("▁"):
         text = " " + text
-    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+    shown = text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in shown)

@@ -36,12 +36,18 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """One question and its answer. `text` says what was measured and how to read it."""
+    """One question and its answer.
+
+    Attributes:
+      text: what was measured and how to read it.
+      sketch: lines for the terminal, which has no pictures.
+    """
 
     title: str
     text: str
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
+    sketch: Sequence[str] = ()
 
 
 def shown(cell: Cell) -> str:

@@ -75,7 +75,7 @@ def legend(axes: Axes, count: int, **options: Any) -> None:
 
 def plain(text: str) -> str:
     """Text as matplotlib draws it: no formulas, and \\uXXXX for letters that its font may not have."""
-    drawn = "".join(c if ord(c) < 0x500 or c in "␣⏎⇥␍▁…" else f"\\u{ord(c):04x}" for c in text)
+    drawn = "".join(c if (ord(c) < 0x500 and c.isprintable()) or c in "␣⏎⇥␍▁…" else f"\\u{ord(c):04x}" for c in text)
     return drawn.replace("$", r"\$")
 
 
@@ -90,10 +90,11 @@ def annotate(axes: Axes, matrix: Any, form: str, *, dark_above: float) -> None:
                 )  # fmt: skip
 
 
-def names_on(axes: Axes, names: Sequence[str]) -> None:
-    """A matrix of adapters: names at the left, numbers at the bottom, so that long names never overlap."""
-    axes.set_yticks(range(len(names)), [f"{plain(name)}  {i}" for i, name in enumerate(names, 1)])
-    axes.set_xticks(range(len(names)), [str(i) for i in range(1, len(names) + 1)])
+def names_on(axes: Axes, names: Sequence[str] | None, count: int) -> None:
+    """A matrix of adapters: names at the left (None: not again), numbers below, so that long names never overlap."""
+    if names is not None:
+        axes.set_yticks(range(count), [f"{plain(name)}  {i}" for i, name in enumerate(names, 1)])
+    axes.set_xticks(range(count), [str(i) for i in range(1, count + 1)])
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.tick_params(length=0)

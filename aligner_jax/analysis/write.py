@@ -70,11 +70,13 @@ def show(sections: Sequence[Section], console: Console) -> None:
             drawn = Shown(title=f"{section.title}: {table.title}", title_justify="left", title_style="bold")
             for i, column in enumerate(table.columns):
                 is_text = all(isinstance(row[i], str | None) for row in table.rows)
-                drawn.add_column(column, justify="left" if is_text else "right", overflow="fold")
+                drawn.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
             for row in table.rows:
                 # Text, not markup: a token may be a square bracket.
                 drawn.add_row(*(Text(shown(cell)) for cell in row))
             console.print(drawn)
+        for line in section.sketch:
+            console.out(line)
 
 
 def _csv(table: Table) -> str:
