@@ -75,7 +75,7 @@ def main() -> None:
             template, system, sequence_length=cast(int, SEQUENCE_LENGTH.value), opening=cast(int, OPENING.value),
             top_tokens=cast(int, TOP_TOKENS.value), seed=cast(int, SEED.value),
         )  # fmt: skip
-        sections = about_base.sections(base, named, examples, looking)
+        sections = about_base.sections(base, named, examples, looking, console.out)
     sections = [*about_adapters.sections(named), *sections]
     written = write(folder, f"Analysis of {', '.join(one.name for one in named)}", sections)
     show(sections, console)

@@ -151,6 +151,7 @@ def test_matrices_of_each_method(config, aligner):
         (["runs/a/sft/adapter.safetensors", "runs/b/sft/adapter.safetensors"], ["a", "b"]),
         (["runs/a/adapter.safetensors", "x/alpaca.pth"], ["a", "alpaca"]),
         (["one/a/1/b.pth", "two/a/1/c.pth", "two/a/2/b.pth"], ["1/b", "1/c", "2/b"]),
+        (["x/base.pth", "y/a.pth"], ["x/base", "y/a"]),
         (["x/a.pth", "x/a.safetensors"], ["x/a.pth", "x/a.safetensors"]),
     ],
 )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from aligner_jax.analysis.form_and_knowledge import (
     target_losses,
 )  # fmt: skip
 from aligner_jax.analysis.hidden_states import displacement, maps
-from aligner_jax.analysis.named import Named, file_names
+from aligner_jax.analysis.named import BASE, Named, file_names
 from aligner_jax.analysis.promoted import Moved, logit_shift, moved, probability_shift
 from aligner_jax.analysis.prompts import default_examples, tokenize_prompts
 from aligner_jax.analysis.report import Section, Table
@@ -26,9 +26,9 @@ from aligner_jax.data.documents import tokenize_examples
 from aligner_jax.data.sources import Example
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
+from aligner_jax.peft import Adapter
 from aligner_jax.weights.base import Base
 
-BASE = "base"
 _PLACES = 32
 _MOST_LINES = 10
 
@@ -55,31 +55,42 @@ class Looking:
     seed: int = 0
 
 
-def sections(base: Base, named: Sequence[Named], examples: Sequence[Example] | None, looking: Looking) -> list[Section]:
+def sections(
+    base: Base,
+    named: Sequence[Named],
+    examples: Sequence[Example] | None,
+    looking: Looking,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Section]:
     """All sections that need the base.
 
     Args:
       examples: held-out ones, whose prompts are taken and whose answers are judged; None: default prompts, and form is
         not told from knowledge.
+      say: is told what is done next, which with a large base takes its time.
 
     Raises:
       InputError: the base has no tokenizer, or an example does not fit the template.
     """
     if base.tokenizer is None:
         raise InputError("the base has no tokenizer (tokenizer.json or tokenizer.model), and prompts need one")
+    models = {BASE: None, **{one.name: one.adapter for one in named}}
     chosen = (default_examples() if examples is None else examples)[: looking.prompts]
     texts = tokenize_prompts(
         chosen, base.tokenizer, looking.template, system=looking.system, longest=looking.sequence_length
     )
-    alone = look(base.params, None, texts, config=base.config)
-    seen = {one.name: look(base.params, one.adapter, texts, config=base.config) for one in named}
-    source = "prompts of the data" if examples is not None else "the default prompts"
-    made = [_shifts(seen, f"{len(chosen)} of {source}")]
+    seen = {}
+    for name, adapter in models.items():
+        say(f"{name}: {len(chosen)} prompts, {int(texts.lengths_b.sum()):,} tokens")
+        seen[name] = look(base.params, adapter, texts, config=base.config)
+    alone = seen.pop(BASE)
+    where = "prompts of the data" if examples is not None else "the default prompts"
+    made = [_shifts(seen, f"{len(chosen)} of {where}")]
     if len(named) > 1:
         made.append(_directions(seen))
     made += [_tokens(base, base.tokenizer, named, alone, seen, looking), _hidden(alone, seen, looking)]
     if examples is not None:
-        made.append(_form(base, base.tokenizer, named, examples, looking))
+        made.append(_form(base, base.tokenizer, models, examples, looking, say))
     return made
 
 
@@ -221,15 +232,23 @@ def _hidden(alone: Seen, seen: Mapping[str, Seen], looking: Looking) -> Section:
 
 
 def _form(
-    base: Base, tokenizer: Tokenizer, named: Sequence[Named], examples: Sequence[Example], looking: Looking
+    base: Base,
+    tokenizer: Tokenizer,
+    models: Mapping[str, Adapter | None],
+    examples: Sequence[Example],
+    looking: Looking,
+    say: Callable[[str], None],
 ) -> Section:
     documents, summary = tokenize_examples(
         examples, tokenizer, looking.template, sequence_length=looking.sequence_length, overlong="truncate",
         system=looking.system,
     )  # fmt: skip
     targets = classify(documents, tokenizer, opening=looking.opening)
-    base_x = target_losses(base.params, None, documents, config=base.config)
-    losses = {one.name: target_losses(base.params, one.adapter, documents, config=base.config) for one in named}
+    losses = {}
+    for name, adapter in models.items():
+        say(f"{name}: the loss on {len(documents):,} answers")
+        losses[name] = target_losses(base.params, adapter, documents, config=base.config)
+    base_x = losses[BASE]
     text = (
         f"Held-out loss on the answers, told apart by what a token is for: the opening (an answer's first "
         f"{looking.opening} tokens), marks (no letter or digit, and ends), common words (in at least half of the "
@@ -240,8 +259,8 @@ def _form(
     )
     if len(documents) < LEAST_ANSWERS:
         text += f" With fewer than {LEAST_ANSWERS} answers no words are common."
-    found = {name: changes(targets, base_x, adapted_x) for name, adapted_x in losses.items()}
-    places = {name: by_place(targets, x, _PLACES) for name, x in {BASE: base_x, **losses}.items()}
+    found = {name: changes(targets, base_x, adapted_x) for name, adapted_x in losses.items() if name != BASE}
+    places = {name: by_place(targets, x, _PLACES) for name, x in losses.items()}
     columns = ("adapter", "tokens of", "tokens", "base", "adapted", "change", "interval", "share of the change")
     rows = [
         _form_row(name, part, of_adapter[part])

@@ -10,6 +10,9 @@ from aligner_jax.peft import Adapter
 from aligner_jax.peft.artifact import load_adapter, recorded_prompt_format
 from aligner_jax.weights.base import Base
 
+BASE = "base"
+"""What figures call the base alone, and no adapter."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Named:
@@ -49,7 +52,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
         ends = [end[:-1] for end in ends]
     for length in range(1, max(map(len, ends)) + 1):
         names = ["/".join(end[-length:]) for end in ends]
-        if len(set(names)) == len(names):
+        if len({*names, BASE}) > len(names):
             return names
     # They differ in what comes after the last dot alone.
     return ["/".join(path.parts[-2:]) for path in every]
