@@ -129,7 +129,7 @@ def test_adapters_alone(analyze, files: Path, tmp_path: Path):
     assert [(row["array"], row["entries"]) for row in numbers["pairs"]] == [("tokens_pd", 32)]
     assert {row["of"] for row in numbers["effective_rank"]} == {"tokens", "update of q", "update of v"}
     names = {path.stem for path in (folder / "figures").iterdir()}
-    assert names == {"gates_1_one", "gates_2_bold_b_x_", "gate_spread", "similarity", "effective_rank"}
+    assert names == {"gates_1_one", "gates_2_bold_b_x", "gate_spread", "similarity", "effective_rank"}
     with (folder / "gates_by_layer.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["spread"]) for row in rows] == [row["spread"] for row in numbers["gates_by_layer"]]
@@ -142,7 +142,7 @@ def test_with_the_base_and_data(analyze, files: Path, tmp_path: Path):
     page = _check_page(tmp_path)
     numbers = json.loads((tmp_path / "analysis.json").read_text())
     assert {row["adapter"]: row["layers"] for row in numbers["shifts"]} == {"one": 2, "lora": 4}
-    assert numbers["shifts"][0]["mean constancy"] == pytest.approx(1, rel=1e-5)
+    assert numbers["shifts"][0]["mean constancy"] == pytest.approx(1, rel=1e-4)
     assert numbers["directions"][0]["layers"] == 2
     parts = {row["tokens of"]: row for row in numbers["form_and_knowledge"] if row["adapter"] == "one"}
     assert parts["form"]["tokens"] + parts["knowledge"]["tokens"] == parts["all"]["tokens"]
@@ -152,7 +152,7 @@ def test_with_the_base_and_data(analyze, files: Path, tmp_path: Path):
     for heading in ("What the adapter adds", "Promoted and demoted tokens", "Form against knowledge"):
         assert heading in page
         assert heading in printed
-    assert "10 of prompts of the data" in page
+    assert "10 prompts of the data" in page
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_with_the_base_and_data(analyze, files: Path, tmp_path: Path):
     [
         ([], r"give an adapter and where to write: --adapter=PATH --out=DIR"),
         (["one"], r"give an adapter and where to write: --adapter=PATH --out=DIR"),
-        (["one", "--out={out}", "--data={files}/data.jsonl"], r"--data is of what adapters do to their base: .*--base"),
+        (["one", "--out={out}", "--data={files}/data.jsonl"], r"--data is of what .*: add --base=PATH"),
         (["one", "--out={out}", "--base={files}/base", "--opening=3"], r"--opening is of held-out data: .*--data=FILE"),
         (["one", "one", "--out={out}"], r"adapter\.safetensors is given twice; .*"),
         (["missing", "--out={out}"], r"\S*missing/adapter\.safetensors does not exist, or is not a file"),

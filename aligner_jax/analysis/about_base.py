@@ -84,8 +84,8 @@ def sections(
         say(f"{name}: {len(chosen)} prompts, {int(texts.lengths_b.sum()):,} tokens")
         seen[name] = look(base.params, adapter, texts, config=base.config)
     alone = seen.pop(BASE)
-    where = "prompts of the data" if examples is not None else "the default prompts"
-    made = [_shifts(seen, f"{len(chosen)} of {where}")]
+    where = f"{len(chosen)} prompts of the data" if examples is not None else f"the {len(chosen)} default prompts"
+    made = [_shifts(seen, where)]
     if len(named) > 1:
         made.append(_directions(seen))
     made += [_tokens(base, base.tokenizer, named, alone, seen, looking), _hidden(alone, seen, looking)]
@@ -119,7 +119,7 @@ def _shifts(seen: Mapping[str, Seen], where: str) -> Section:
     return Section(
         "What the adapter adds",
         text,
-        [base_figures.shifts(seen)],
+        [base_figures.shifts(seen)] if any(one.adapted_l.any() for one in seen.values()) else [],
         [
             Table("shifts", "Added over received: medians over tokens",
                   ("adapter", "layers", "median layer", "largest", "at layer", "mean constancy"), rows),
@@ -163,8 +163,8 @@ def _tokens(
     base: Base, tokenizer: Tokenizer, named: Sequence[Named], alone: Seen, seen: Mapping[str, Seen], looking: Looking
 ) -> Section:
     text = (
-        "Left: the mean vectors that the adapter adds, summed over the layers and read through the final norm and the "
-        "unembedding, as if no later layer changed them: the direct effect on the logits. Right: the change of "
+        "Left: the mean vectors that the adapter adds, summed over the layers and read through the base's final norm "
+        "and unembedding, as if no later layer changed them: the direct effect on the logits. Right: the change of "
         "probability that was measured for an answer's first token, later layers included, averaged over the prompts. "
         "A space is ␣, a line break ⏎. The folded table reads each layer's vector by itself."
     )

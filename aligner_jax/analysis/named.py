@@ -60,15 +60,15 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 def file_names(prefix: str, named: Sequence[Named]) -> list[str]:
     """A name for a file of each adapter: letters, digits, dots and dashes."""
-    return [f"{prefix}_{i}_{re.sub(r'[^A-Za-z0-9.-]+', '_', one.name)}" for i, one in enumerate(named, 1)]
+    return [f"{prefix}_{i}_{re.sub(r'[^A-Za-z0-9.-]+', '_', one.name).strip('_')}" for i, one in enumerate(named, 1)]
 
 
 def prompt_format(named: Sequence[Named], template: str, system: str | None) -> tuple[str, str | None]:
     """The template and system prompt that all are looked at with.
 
     Args:
-      template: one of `TEMPLATES`, or "auto": what the adapters' files record, or else "alpaca", with which the paper's
-        adapters were trained.
+      template: one of `TEMPLATES`, with the system prompt recorded with it; or "auto": what the adapters' files record,
+        or else "alpaca", with which the paper's adapters were trained.
       system: takes the place of what is recorded.
 
     Raises:
@@ -80,7 +80,8 @@ def prompt_format(named: Sequence[Named], template: str, system: str | None) -> 
         if found.get("template"):
             recorded.setdefault((str(found["template"]), found.get("system")), one)
     if template != "auto":
-        return template, system
+        systems = [recorded_system for name, recorded_system in recorded if name == template]
+        return template, systems[0] if system is None and len(systems) == 1 else system
     if len(recorded) > 1:
         (first, second), formats = list(recorded.values())[:2], list(recorded)
         raise InputError(

@@ -76,7 +76,8 @@ def legend(axes: Axes, count: int, **options: Any) -> None:
 def plain(text: str) -> str:
     """Text as matplotlib draws it: no formulas, and \\uXXXX for letters that its font may not have."""
     drawn = "".join(c if (ord(c) < 0x500 and c.isprintable()) or c in "␣⏎⇥␍▁…" else f"\\u{ord(c):04x}" for c in text)
-    return drawn.replace("$", r"\$")
+    # A legend leaves out what begins with an underscore.
+    return drawn.replace("$", r"\$") if not drawn.startswith("_") else f" {drawn}".replace("$", r"\$")
 
 
 def annotate(axes: Axes, matrix: Any, form: str, *, dark_above: float) -> None:

@@ -64,10 +64,11 @@ def numbers(sections: Sequence[Section]) -> dict[str, list[dict[str, Cell]]]:
 def show(sections: Sequence[Section], console: Console) -> None:
     """Prints the brief tables, for those who have no browser."""
     for section in sections:
+        console.out(f"\n{section.title}", style="bold")
         for table in section.tables:
             if not table.brief:
                 continue
-            drawn = Shown(title=f"{section.title}: {table.title}", title_justify="left", title_style="bold")
+            drawn = Shown(title=table.title, title_justify="left")
             for i, column in enumerate(table.columns):
                 is_text = all(isinstance(row[i], str | None) for row in table.rows)
                 drawn.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
