@@ -174,7 +174,7 @@ def test_what_cannot_be_done_is_one_sentence(analyze, files: Path, tmp_path: Pat
     if "other" in "".join(arguments):
         write_tiny_llama(files / "other")
         weights = files / "other" / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x80\x3f")
+        weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x00\x40")
     out = tmp_path / "out"
     given = [a.format(files=files, out=out) if a.startswith("--") else _adapters(files, a)[0] for a in arguments]
     code, _ = analyze(*given)
