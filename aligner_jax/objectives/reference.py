@@ -77,21 +77,27 @@ def table(
 
 def fingerprint(base: Base, adapter: Adapter | None, pairs: Sequence[Pair]) -> dict[str, str]:
     """What a table depends on, each part as a digest: the base and its dtype, the adapter, and the tokenized pairs."""
-    of_adapter, of_pairs = hashlib.sha256(), hashlib.sha256()
-    if adapter is not None:
-        of_adapter.update(str(adapter).encode())
-        for name, leaf in sorted(adapter.trainable.items()):
-            array = np.asarray(leaf)
-            of_adapter.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    of_pairs = hashlib.sha256()
     for pair in pairs:
         for document in (pair["chosen"], pair["rejected"]):
             tokens = document["tokens"]
             of_pairs.update(len(tokens).to_bytes(8) + tokens.tobytes() + document["loss_mask"].tobytes())
     return {
         "base": f"{base.fingerprint} {base.params.embed_vd.dtype}",
-        "reference adapter": of_adapter.hexdigest(),
+        "reference adapter": adapter_digest(adapter),
         "tokenized pairs": of_pairs.hexdigest(),
     }
+
+
+def adapter_digest(adapter: Adapter | None) -> str:
+    """SHA-256 of an adapter's method, options and arrays; of nothing where there is none."""
+    digest = hashlib.sha256()
+    if adapter is not None:
+        digest.update(str(adapter).encode())
+        for name, leaf in sorted(adapter.trainable.items()):
+            array = np.asarray(leaf)
+            digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def save_table(path: Path, table_t: Float32[np.ndarray, " t"], made_from: dict[str, str]) -> None:

@@ -69,6 +69,7 @@ def _convert(kind: Any, field: dataclasses.Field, value: Any, name: str) -> Any:
         if value is None:
             return None
         kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+        return _convert(kind, field, value, name)
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         if value not in choices:

@@ -1,0 +1,16 @@
+"""Every evaluation by the name that a config gives it."""
+
+from aligner_jax.errors import InputError
+from aligner_jax.evals.evaluation import Evaluation
+from aligner_jax.runtime.fields import did_you_mean
+
+EVALUATIONS: dict[str, Evaluation] = {}
+
+
+def find_evaluation(name: str) -> Evaluation:
+    """The evaluation of that name. Raises InputError where there is none."""
+    if name not in EVALUATIONS:
+        raise InputError(
+            f"config.evaluation.name is {name!r}, which is no evaluation; {did_you_mean(name, EVALUATIONS)}"
+        )
+    return EVALUATIONS[name]

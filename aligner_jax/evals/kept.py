@@ -1,0 +1,92 @@
+"""What an evaluation has finished, on disk from the moment it has: JSON lines that are only ever added to."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aligner_jax.errors import InputError
+from aligner_jax.runtime.files import reason
+
+_HEADER = "made_from"
+
+
+class Kept:
+    """Finished documents by their keys. The first line says what they were made from.
+
+    A process that is killed leaves whole lines and perhaps the beginning of one, which the next removes.
+    """
+
+    def __init__(self, path: Path, made_from: Mapping[str, Any]) -> None:
+        """Reads the file at `path`, where there is one.
+
+        Args:
+          made_from: what the documents depend on, as JSON has it, by names that can stand in a sentence.
+
+        Raises:
+          InputError: the file was made from something else, is damaged or cannot be read; names the file and the line.
+        """
+        self._path, self._made_from = path, json.loads(json.dumps(made_from))
+        self._documents: dict[str, Any] = {}
+        try:
+            content = path.read_bytes() if path.exists() else b""
+            whole = content[: content.rfind(b"\n") + 1]
+            if len(whole) < len(content):
+                os.truncate(path, len(whole))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {reason(error)}") from error
+        for number, line in enumerate(whole.splitlines(), 1):
+            self._take(line, number)
+        self._is_new = not whole
+
+    def _take(self, line: bytes, number: int) -> None:
+        try:
+            record = json.loads(line)
+            if number > 1:
+                self._documents[record["key"]] = record["value"]
+                return
+            was = record[_HEADER]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{self._path}:{number} is not a line that an evaluation writes; remove the file to begin anew"
+            ) from None
+        different = [name for name in {**was, **self._made_from} if was.get(name) != self._made_from.get(name)]
+        if different:
+            raise InputError(
+                f"{self._path} was made with another {' and another '.join(different)}; give another folder (--out=DIR)"
+            )
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._documents
+
+    def __getitem__(self, key: str) -> Any:
+        return self._documents[key]
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def add(self, documents: Mapping[str, Any]) -> None:
+        """Adds finished documents: they are on disk when this returns.
+
+        Args:
+          documents: JSON values by their keys.
+
+        Raises:
+          InputError: the file cannot be written.
+        """
+        lines = [{"key": key, "value": value} for key, value in documents.items()]
+        if self._is_new:
+            lines.insert(0, {_HEADER: self._made_from})
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                file.write(text.encode("utf-8", "surrogatepass"))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(f"{self._path} cannot be written: {reason(error)}") from error
+        self._is_new = False
+        # As the next process will read them, so that both see the same.
+        self._documents |= json.loads(json.dumps(dict(documents)))
