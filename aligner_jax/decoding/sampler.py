@@ -72,7 +72,7 @@ def sample(
                 row.append(token)
         if on_tokens is not None:
             on_tokens(tokens)
-    return [_continuation(tokenizer, ids, new) for ids, new in zip(prompt_ids, rows, strict=True)]
+    return [continuation(tokenizer, ids, new) for ids, new in zip(prompt_ids, rows, strict=True)]
 
 
 def continue_ids(
@@ -86,17 +86,21 @@ def continue_ids(
     stop_ids: frozenset[int] = frozenset(),
     seed: int = 0,
     tokens_a_call: int = TOKENS_A_CALL,
+    padded_length: int = 0,
 ) -> Iterator[list[int | None]]:
     """The same from token ids to token ids: yields one token a row and step, None in rows that have ended.
 
     Stop tokens end a row and are not yielded.
+
+    Args:
+      padded_length: prompts are padded to at least this, so that batches of other lengths share a program.
 
     Raises:
       InputError: an empty batch or prompt, an impossible seed, or more tokens than the model's context holds.
     """
     if not 0 <= seed < 2**32:
         raise InputError(f"seed is {seed}, but must be at least 0 and below 2**32")
-    tokens_bt, valid_bt = _left_padded(prompt_ids, config, max_new_tokens)
+    tokens_bt, valid_bt = _left_padded(prompt_ids, config, max_new_tokens, padded_length)
     stops = jnp.asarray(sorted(stop_ids) or [-1], jnp.int32)
     bound, state = _prefill(
         params, adapter, jnp.asarray(tokens_bt), jnp.asarray(valid_bt), stops, jnp.uint32(seed),
@@ -159,7 +163,7 @@ def _choose_last(params, hidden_btd: Float[Array, "b t d"], keys_b, cache: KVCac
     return choose(unembed(params, hidden_btd[:, -1]), keys_b, sampling)
 
 
-def _left_padded(prompt_ids: Sequence[Sequence[int]], config: LlamaConfig, max_new_tokens: int):
+def _left_padded(prompt_ids: Sequence[Sequence[int]], config: LlamaConfig, max_new_tokens: int, padded_length: int):
     if not prompt_ids:
         raise InputError("there are no prompts to continue")
     for index, ids in enumerate(prompt_ids):
@@ -171,7 +175,7 @@ def _left_padded(prompt_ids: Sequence[Sequence[int]], config: LlamaConfig, max_n
             f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit "
             f"the model's context of {config.context_length}"
         )
-    length = -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    length = max(-(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE, padded_length)
     tokens_bt = np.zeros((len(prompt_ids), length), np.int32)
     valid_bt = np.zeros((len(prompt_ids), length), bool)
     for row, ids in enumerate(prompt_ids):
@@ -180,7 +184,8 @@ def _left_padded(prompt_ids: Sequence[Sequence[int]], config: LlamaConfig, max_n
     return tokens_bt, valid_bt
 
 
-def _continuation(tokenizer: Tokenizer, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> str:
+def continuation(tokenizer: Tokenizer, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> str:
+    """The text that new tokens add to a prompt."""
     # Decoded together with its prompt, since some tokenizers strip a space from the first piece of any text.
     prompt = tokenizer.decode(prompt_ids)
     whole = tokenizer.decode([*prompt_ids, *new_ids])

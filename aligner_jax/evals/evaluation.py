@@ -46,7 +46,7 @@ class EvaluateConfig:
 
     evaluation: EvaluationConfig
     base: BaseConfig | None = None
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     batch_size: int = number(8, least=1)
     limit: int | None = number(None, least=1)
     seed: int = number(0, least=0, below=2**32)

@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jax.sharding import Mesh
 
+from aligner_jax.data.templates import render_prompt
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.objectives.reference import adapter_digest
@@ -15,6 +16,9 @@ from aligner_jax.peft.artifact import load_adapter, recorded_prompt_format
 from aligner_jax.runtime import platform, sharding
 from aligner_jax.runtime.config import BaseConfig
 from aligner_jax.weights.base import Base, load_base
+
+TemplateName = Literal["auto", "none", "alpaca", "chat"]
+"""What `Subject.wrapped` takes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,24 @@ class Subject:
         if self.base.tokenizer is None:
             raise InputError("the base has no tokenizer (no tokenizer.json or tokenizer.model beside its weights)")
         return self.base.tokenizer
+
+    def wrapped(self, instruction: str, template: str, *, system: str | None = None) -> str:
+        """The text whose continuation answers the instruction.
+
+        Args:
+          template: "alpaca" or "chat"; "none": the instruction as it is; "auto": as the adapter's training data had it,
+            which is recorded in adapters of this project alone, else as it is.
+          system: a system prompt for "chat", in place of a recorded one.
+
+        Raises:
+          InputError: the base has no tokenizer, or its tokenizer no chat template.
+        """
+        chosen = self.prompt_format.get("template") or "none" if template == "auto" else template
+        if chosen == "none":
+            return instruction
+        if template == "auto" and system is None:
+            system = self.prompt_format.get("system")
+        return render_prompt(instruction, self.tokenizer, chosen, system=system)
 
     def made_from(self) -> dict[str, str]:
         """What its results depend on: the base and how it is held, and the adapter, each as a digest."""

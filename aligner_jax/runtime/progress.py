@@ -60,6 +60,53 @@ class Progress:
             self._bar.stop()
 
 
+class Count:
+    """Shows how many of a number of like things are done, and the time left. A context manager.
+
+    On a terminal a bar; elsewhere a line at most every so many seconds, and one at the end.
+    """
+
+    SECONDS_A_LINE = 30.0
+
+    def __init__(self, console: Console, what: str, *, total: int, done: int = 0) -> None:
+        """Begins at `done` of `total`; `what` is what is counted, in the plural."""
+        self._console, self._what, self._total, self._done = console, what, total, done
+        self._first = done
+        self._began = self._shown = time.monotonic()
+        self._bar = None
+        if console.is_terminal and not console.is_jupyter:
+            columns = (
+                "[progress.description]{task.description}",
+                rich_progress.BarColumn(),
+                "{task.completed}/{task.total}",
+                rich_progress.TimeRemainingColumn(),
+            )
+            self._bar = rich_progress.Progress(*columns, console=console, transient=True)
+            self._task = self._bar.add_task(what, total=total, completed=done)
+
+    def add(self, number: int) -> None:
+        """Says that so many more are done."""
+        self._done += number
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
+            return
+        now = time.monotonic()
+        if now - self._shown >= self.SECONDS_A_LINE or self._done == self._total:
+            self._shown = now
+            left = (now - self._began) / max(self._done - self._first, 1) * (self._total - self._done)
+            ending = f", {_clock(left)} left" if self._done < self._total else f" in {_clock(now - self._began)}"
+            self._console.out(f"{self._what}: {self._done:,} of {self._total:,}{ending}", highlight=False)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -1,0 +1,133 @@
+"""Continuations of prompts, in batches of static shapes, each finished batch kept."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.console import Console
+
+from aligner_jax.decoding.choose import Sampling
+from aligner_jax.decoding.sampler import PROMPT_MULTIPLE, TOKENS_A_CALL, continuation, continue_ids
+from aligner_jax.errors import InputError
+from aligner_jax.evals.batches import in_batches, length_bucket
+from aligner_jax.evals.kept import Kept
+from aligner_jax.evals.subject import Subject
+from aligner_jax.runtime.progress import Count
+
+
+class Prompt(NamedTuple):
+    """What is continued, and how.
+
+    Attributes:
+      ids: of the prompt, with its BOS where it has one.
+      max_new_tokens: tokens at most.
+      until: texts that end an answer; they and what follows them are left out, as stop tokens are.
+      number: tells sampled answers to the same prompt apart; greedy ones need none.
+    """
+
+    ids: tuple[int, ...]
+    max_new_tokens: int
+    sampling: Sampling = Sampling()
+    until: tuple[str, ...] = ()
+    number: int = 0
+
+    @property
+    def key(self) -> str:
+        """The same for the same prompt and way of continuing it."""
+        parts = [self.ids, self.max_new_tokens, list(vars(self.sampling).values()), self.until, self.number]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def encoded(subject: Subject, text: str) -> tuple[int, ...]:
+    """A prompt's tokens as training has them: with a BOS where the tokenizer's files ask for one."""
+    return tuple(subject.tokenizer.encode(text, bos=subject.tokenizer.add_bos))
+
+
+def generate(
+    subject: Subject, prompts: Sequence[Prompt], kept: Kept, console: Console, *, seed: int = 0, what: str = "answers"
+) -> list[str]:
+    """The answer to each prompt; what `kept` has is not generated again.
+
+    Args:
+      prompts: each with room for its new tokens in the model's context.
+      seed: of sampling. The same prompts, batch size and seed give the same answers.
+
+    Raises:
+      InputError: a prompt has no tokens or no room for its answer, or what is finished cannot be written.
+    """
+    unique = list({prompt.key: prompt for prompt in prompts}.values())
+    for prompt in unique:
+        _check(subject, prompt)
+    # One program for each length and way of sampling; batches are of one way.
+    ways = [(prompt.sampling, prompt.max_new_tokens, prompt.until) for prompt in unique]
+    total, done = len(unique), 0
+    batches: list[list[int]] = []
+    for way in dict.fromkeys(ways):
+        numbers = [i for i, each in enumerate(ways) if each == way]
+        buckets = [_bucket(subject, unique[i]) for i in numbers]
+        batches += [[numbers[i] for i in batch] for batch in in_batches(buckets, subject.batch_size)]
+    unfinished = [batch for batch in batches if not all(unique[i].key in kept for i in batch)]
+    done = total - sum(map(len, unfinished))
+    with Count(console, what, total=total, done=done) as count:
+        for batch in unfinished:
+            members = [unique[i] for i in batch]
+            # Batches are told apart by their first prompts, so that no two draw alike.
+            texts = _generated(subject, members, (seed + batch[0] * 1_000_003) % 2**32)
+            kept.add({prompt.key: text for prompt, text in zip(members, texts, strict=True)})
+            count.add(len(batch))
+    return [kept[prompt.key] for prompt in prompts]
+
+
+def _check(subject: Subject, prompt: Prompt) -> None:
+    context = subject.base.config.context_length
+    if not prompt.ids:
+        raise InputError("a prompt is empty: it has no tokens to continue")
+    if len(prompt.ids) + prompt.max_new_tokens > context:
+        raise InputError(
+            f"a prompt of {len(prompt.ids)} tokens and {prompt.max_new_tokens} new ones do not fit the model's context "
+            f"of {context}; its beginning is {subject.tokenizer.decode(prompt.ids[:24])!r}"
+        )
+
+
+def _bucket(subject: Subject, prompt: Prompt) -> int:
+    # A row of the longest prompts may end inside a multiple of the sampler's.
+    longest = -(-(subject.base.config.context_length - prompt.max_new_tokens) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    return length_bucket(len(prompt.ids), longest)
+
+
+def _generated(subject: Subject, prompts: Sequence[Prompt], seed: int) -> list[str]:
+    first = prompts[0]
+    # Rows that fill the batch are copies of the last; nothing waits for their ends.
+    ids = [prompt.ids for prompt in prompts] + [prompts[-1].ids] * (subject.batch_size - len(prompts))
+    rows: list[list[int]] = [[] for _ in prompts]
+    texts: list[str | None] = [None] * len(prompts)
+    steps = continue_ids(
+        subject.base.params, subject.adapter, ids, config=subject.base.config, max_new_tokens=first.max_new_tokens,
+        sampling=first.sampling, stop_ids=subject.tokenizer.stop_ids, seed=seed,
+        padded_length=_bucket(subject, max(prompts, key=lambda prompt: len(prompt.ids))),
+    )  # fmt: skip
+    for step, tokens in enumerate(steps, 1):
+        ended = False
+        for number, token in enumerate(tokens[: len(prompts)]):
+            if token is not None:
+                rows[number].append(token)
+            elif texts[number] is None:
+                texts[number], ended = _text(subject, prompts[number], rows[number]), True
+        if step % TOKENS_A_CALL == 0 and first.until:
+            for number, text in enumerate(texts):
+                whole = continuation(subject.tokenizer, prompts[number].ids, rows[number]) if text is None else ""
+                if any(end in whole for end in first.until):
+                    texts[number], ended = _text(subject, prompts[number], rows[number]), True
+        if ended and all(text is not None for text in texts):
+            break
+    return [
+        _text(subject, prompt, row) if text is None else text
+        for prompt, row, text in zip(prompts, rows, texts, strict=True)
+    ]
+
+
+def _text(subject: Subject, prompt: Prompt, new_ids: Sequence[int]) -> str:
+    text = continuation(subject.tokenizer, prompt.ids, new_ids)
+    places = [text.index(end) for end in prompt.until if end in text]
+    return text[: min(places)] if places else text

@@ -1,0 +1,126 @@
+"""Log-likelihoods of continuations, in batches of static shapes, each finished batch kept."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from rich.console import Console
+
+from aligner_jax.evals.batches import in_batches, length_bucket
+from aligner_jax.evals.kept import Kept
+from aligner_jax.evals.subject import Subject
+from aligner_jax.model.llama import LlamaConfig, Params, unembed
+from aligner_jax.peft import Adapter, bind, hidden_states
+from aligner_jax.runtime.progress import Count
+
+TARGETS_A_CALL = 64
+"""So many positions' logits exist at a time."""
+
+
+class Continuation(NamedTuple):
+    """Tokens whose last `count` are scored, each given all before it; there is at least one before them."""
+
+    ids: tuple[int, ...]
+    count: int
+
+    @property
+    def key(self) -> str:
+        """The same for the same tokens and count, whatever else is scored."""
+        return hashlib.sha256(json.dumps([self.ids, self.count]).encode()).hexdigest()[:32]
+
+
+class Score(NamedTuple):
+    """Of a continuation: the sum of its tokens' log-probabilities in nats, and whether greedy decoding gives it."""
+
+    log_likelihood: float
+    is_greedy: bool
+
+
+def score(subject: Subject, continuations: Sequence[Continuation], kept: Kept, console: Console) -> list[Score]:
+    """The score of each; what `kept` has is not computed again.
+
+    Continuations that share all but their last token share a row: the four letters of a multiple choice are one.
+
+    Args:
+      continuations: of at most one token more than the model's context.
+
+    Raises:
+      InputError: what is finished cannot be written.
+    """
+    rows: dict[tuple[int, ...], dict[str, Continuation]] = {}
+    for each in continuations:
+        rows.setdefault(each.ids[:-1], {})[each.key] = each
+    inputs = list(rows)
+    buckets = [length_bucket(len(ids), subject.base.config.context_length) for ids in inputs]
+    batches = in_batches(buckets, subject.batch_size)
+    wanted = [{key: each for i in batch for key, each in rows[inputs[i]].items()} for batch in batches]
+    unfinished = [not all(key in kept for key in keys) for keys in wanted]
+    total = sum(map(len, wanted))
+    done = total - sum(len(keys) for keys, left in zip(wanted, unfinished, strict=True) if left)
+    with Count(console, "log-likelihoods", total=total, done=done) as count:
+        for batch, left in zip(batches, unfinished, strict=True):
+            if left:
+                members = [rows[inputs[i]] for i in batch]
+                kept.add(_scored(subject, [inputs[i] for i in batch], members, buckets[batch[0]]))
+                count.add(sum(map(len, members)))
+    return [Score(*kept[each.key]) for each in continuations]
+
+
+def _scored(
+    subject: Subject, inputs: Sequence[tuple[int, ...]], members: Sequence[dict[str, Continuation]], bucket: int
+) -> dict[str, Score]:
+    """The scores, by their keys, of the continuations of each row of one batch."""
+    tokens_bt = np.zeros((subject.batch_size, bucket), np.int32)
+    places: list[tuple[int, int, int]] = []
+    starts: dict[str, tuple[int, int]] = {}
+    for row, (ids, continuations) in enumerate(zip(inputs, members, strict=True)):
+        tokens_bt[row, : len(ids)] = ids
+        for key, each in continuations.items():
+            starts[key] = (len(places), len(places) + each.count)
+            first = len(each.ids) - each.count
+            places += [(row, first - 1 + i, target) for i, target in enumerate(each.ids[first:])]
+    model = subject.base.params, subject.adapter
+    hidden_btd = _hidden(*model, jnp.asarray(tokens_bt), config=subject.base.config)
+    padded_m3 = np.zeros((-(-len(places) // TARGETS_A_CALL) * TARGETS_A_CALL, 3), np.int32)
+    padded_m3[: len(places)] = places
+    found = [
+        _of_targets(*model, hidden_btd, *jnp.asarray(part_c3.T), config=subject.base.config)
+        for part_c3 in padded_m3.reshape(-1, TARGETS_A_CALL, 3)
+    ]
+    log_probs_m, greedy_m = (np.concatenate(parts) for parts in zip(*jax.device_get(found), strict=True))
+    return {
+        key: Score(float(np.sum(log_probs_m[start:end], dtype=np.float64)), bool(np.all(greedy_m[start:end])))
+        for key, (start, end) in starts.items()
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _hidden(params: Params, adapter: Adapter | None, tokens_bt: Int[Array, "b t"], *, config: LlamaConfig):
+    # Padding follows a row's tokens, which do not see what follows them.
+    return hidden_states(params, adapter, tokens_bt, config=config)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _of_targets(
+    params: Params,
+    adapter: Adapter | None,
+    hidden_btd: Float[Array, "b t d"],
+    rows_c: Int[Array, " c"],
+    positions_c: Int[Array, " c"],
+    targets_c: Int[Array, " c"],
+    *,
+    config: LlamaConfig,
+) -> tuple[Float[Array, " c"], Bool[Array, " c"]]:
+    """Log-probability of each target after a row's position, and whether it is the most probable token."""
+    # An adapter may bring a head of its own.
+    params = bind(adapter, params, config).on(params)
+    logits_cv = unembed(params, hidden_btd[rows_c, positions_c])
+    of_target_c = jnp.take_along_axis(logits_cv, targets_c[:, None], axis=-1)[:, 0]
+    log_probs_c = of_target_c - jax.scipy.special.logsumexp(logits_cv, axis=-1)
+    return log_probs_c, jnp.argmax(logits_cv, axis=-1) == targets_c
