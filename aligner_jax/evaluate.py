@@ -11,9 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 from rich.console import Console
 
+from aligner_jax.errors import InputError
 from aligner_jax.evals.evaluation import EvaluateConfig, Outcome, Run, parse_evaluate_config, parse_options
 from aligner_jax.evals.evaluations import find_evaluation
 from aligner_jax.evals.subject import Subject, load_subject, subject_name
@@ -41,6 +43,8 @@ def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, con
     Raises:
       InputError: the config, the base, the adapter, the data or the folder cannot be used.
     """
+    if jax.process_count() > 1:
+        raise InputError("an evaluation runs on the devices of one host, and this one was started on several")
     evaluation = find_evaluation(config.evaluation.name)
     options = parse_options(evaluation, config)
     mesh, rules = sharding.mesh_of(config.mesh), sharding.rules_of(config.mesh)

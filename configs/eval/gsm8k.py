@@ -1,0 +1,17 @@
+"""GSM8K's 1,319 test problems as MetaMath asks them, "The answer is: " and all.
+
+python -m aligner_jax.evaluate --config=configs/eval/gsm8k.py --config.base.path=DIR \\
+    --config.evaluation.path=test.jsonl --adapter=runs/llama7b_metamath/adapter.safetensors
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "base": {"path": "meta-llama/Llama-2-7b-hf", "model": "llama2_7b"},
+            "evaluation": {"name": "gsm8k", "path": "data/gsm8k/test.jsonl", "protocol": "metamath"},
+            "batch_size": 32,
+        }
+    )
