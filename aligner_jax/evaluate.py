@@ -21,6 +21,7 @@ from aligner_jax.evals.evaluations import find_evaluation
 from aligner_jax.evals.subject import Subject, load_subject, subject_name
 from aligner_jax.runtime import command, distributed, sharding
 from aligner_jax.runtime.files import write_atomically
+from aligner_jax.tasks.program import check_model
 
 CONFIG = command.config_flag()
 ADAPTER = flags.DEFINE_string(
@@ -52,6 +53,7 @@ def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, con
         subject = None
         if evaluation.has_model and config.base is not None:
             subject = load_subject(config.base, adapter_path, mesh=mesh, rules=rules, batch_size=config.batch_size)
+            check_model(config.base, subject.base.config)
             console.out(f"base: {config.base.path}; adapter: {subject.adapter or 'none'}")
         made_from = _made_from(config, options, subject)
         outcome = evaluation.run(Run(config, subject, folder, console, made_from), options)

@@ -81,7 +81,7 @@ def _train_on(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, workdir: P
     base = load_base(
         held_as.path, dtype, quantization=held_as.quantization, group_size=held_as.group_size, shardings=split
     )
-    check_model(config, base.config)
+    check_model(config.base, base.config)
     if mesh.size > 1:
         if base.quantization is not None:
             # Quantizing leaves scales where the compiler likes them; the step takes them where they are declared.

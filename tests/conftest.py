@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from tiny_llama import write_tiny_llama
 
+from aligner_jax.evals.subject import Subject
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, is_spec, param_specs
 from aligner_jax.peft import Adapter, init_adapter
+from aligner_jax.weights.base import load_base
 
 # A shell that starts the tests in the background has them, and all that they start, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -112,6 +114,19 @@ def tiny_model(tmp_path: Path) -> Path:
     folder = tmp_path / "tiny"
     write_tiny_llama(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_subject(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Subject]:
+    """The model of `tiny_model` as evaluations have it. Takes an adapter and a batch size."""
+    folder = tmp_path_factory.mktemp("subject") / "tiny"
+    write_tiny_llama(folder)
+    base = load_base(folder)
+
+    def make(adapter: Adapter | None = None, batch_size: int = 4) -> Subject:
+        return Subject(base, adapter, "tiny", {}, batch_size)
+
+    return make
 
 
 @pytest.fixture

@@ -122,6 +122,6 @@ def test_rows_that_the_mesh_does_not_divide_are_refused():
 
 def test_a_base_of_another_architecture_than_named_is_refused():
     config = config_of()
-    program.check_model(config, llama_config("stories_260k"))
+    program.check_model(config.base, llama_config("stories_260k"))
     with pytest.raises(InputError, match=r"config.base.model is 'stories_260k', whose vocab_size is 512, but the base"):
-        program.check_model(config, llama_config("smollm2_135m"))
+        program.check_model(config.base, llama_config("smollm2_135m"))

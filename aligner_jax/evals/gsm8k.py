@@ -96,7 +96,7 @@ def read_problems(path: str) -> list[Problem]:
         )
         if question is None or answer is None:
             raise InputError(f"{where}: the record has no texts 'question' and 'answer' (nor 'query' and 'response')")
-        _, _marker, found = answer.rpartition("#### ")
+        found = answer.rpartition("#### ")[2] if "#### " in answer else ""
         try:
             problems.append(Problem(question, int(found.replace(",", ""))))
         except ValueError:

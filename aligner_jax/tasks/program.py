@@ -18,7 +18,7 @@ from aligner_jax.objectives.step import Step, init_state, make_step
 from aligner_jax.peft import Adapter, init_adapter
 from aligner_jax.peft.rows import stack_adapters
 from aligner_jax.runtime import optim, sharding
-from aligner_jax.runtime.config import TrainConfig
+from aligner_jax.runtime.config import BaseConfig, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,22 +142,22 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return optim.make_sweep_optimizer(config.optim, config.steps, jax.numpy.asarray(rates))
 
 
-def check_model(config: TrainConfig, model: LlamaConfig) -> None:
+def check_model(config: BaseConfig, model: LlamaConfig) -> None:
     """Refuses a base of another architecture than the config names.
 
     Raises:
       InputError: names the field that differs.
     """
-    if config.base.model is None:
+    if config.model is None:
         return
-    named = llama_config(config.base.model)
+    named = llama_config(config.model)
     for field in dataclasses.fields(named):
         wanted, found = getattr(named, field.name), getattr(model, field.name)
         # How long a context is said to be does not change what is computed.
         if wanted != found and field.name != "context_length":
             raise InputError(
-                f"config.base.model is {config.base.model!r}, whose {field.name} is {wanted}, but the base at "
-                f"{config.base.path} has {found}"
+                f"config.base.model is {config.model!r}, whose {field.name} is {wanted}, but the base at "
+                f"{config.path} has {found}"
             )
 
 

@@ -1,0 +1,194 @@
+"""Whole evaluations on a tiny model: results, resuming, and what a user can get wrong."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from aligner_jax import evaluate as verb
+from aligner_jax.errors import InputError
+from aligner_jax.evals import generating
+from aligner_jax.evals.evaluation import parse_evaluate_config
+from aligner_jax.evals.evaluations import EVALUATIONS
+from aligner_jax.evals.subject import subject_name
+from aligner_jax.peft import init_adapter
+from aligner_jax.peft.artifact import save_adapter
+from aligner_jax.runtime.command import load_config
+from aligner_jax.weights.base import load_base
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "eval"
+
+
+@pytest.fixture
+def settings(tiny_model: Path, tmp_path: Path) -> dict:
+    lines = [
+        {"question_id": i, "category": "generic", "turns": [f"What is the number {'very ' * (9 * i)}{i}?", "And now?"]}
+        for i in range(5)
+    ]
+    path = tmp_path / "question.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {
+        "base": {"path": str(tiny_model), "dtype": "float32"},
+        "evaluation": {"name": "vicuna", "path": str(path), "max_new_tokens": 6, "template": "auto"},
+        "batch_size": 2,
+    }
+
+
+@pytest.fixture
+def adapter(tiny_model: Path, tmp_path: Path, randomized) -> str:
+    base = load_base(tiny_model)
+    path = tmp_path / "runs" / "some_run" / "adapter.safetensors"
+    path.parent.mkdir(parents=True)
+    trained = randomized(init_adapter("aligner", base.config, start_layer=0))
+    save_adapter(trained, path, base=base, prompt_format={"template": "chat", "system": "Be brief."})
+    return str(path)
+
+
+def _evaluate(settings: dict, adapter: str | None, folder: Path) -> str:
+    screen = io.StringIO()
+    console = Console(width=100, force_terminal=False, file=screen)
+    verb.evaluate(parse_evaluate_config(settings), adapter, folder, console)
+    return screen.getvalue()
+
+
+def test_responses_are_files_for_a_judge_and_results_are_json(settings: dict, adapter: str, tmp_path: Path):
+    text = _evaluate(settings, adapter, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["evaluation"] == "vicuna"
+    assert results["scores"]["model"] == "some_run"
+    assert results["scores"]["responses"] == 5
+    responses = [json.loads(line) for line in (tmp_path / "out" / "responses.jsonl").read_text().splitlines()]
+    assert [set(response) for response in responses] == [{"model", "question_id", "category", "prompt", "response"}] * 5
+    assert [response["question_id"] for response in responses] == ["0", "1", "2", "3", "4"]
+    with (tmp_path / "out" / "responses.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["file_name"], row["qa_pair_id"], row["prompt"], row["response"]) for row in rows] == [
+        (each["model"], each["question_id"], each["prompt"], each["response"]) for each in responses
+    ]
+    assert any(response["response"] for response in responses)
+    for shown in ("responses: 5 of 5", "Vicuna-bench", "some_run", "aligner(", "results.json"):
+        assert shown in text
+    _evaluate(settings, None, tmp_path / "base")
+    other = [json.loads(line) for line in (tmp_path / "base" / "responses.jsonl").read_text().splitlines()]
+    assert [each["response"] for each in other] != [each["response"] for each in responses]
+
+
+def test_a_killed_evaluation_goes_on_and_its_files_are_those_of_one_that_was_not(
+    settings: dict, adapter: str, tmp_path: Path, monkeypatch
+):
+    _evaluate(settings, adapter, tmp_path / "whole")
+    batches = 0
+    real = generating._generated
+
+    def counted(*args):
+        nonlocal batches
+        batches += 1
+        if batches == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(generating, "_generated", counted)
+    with pytest.raises(KeyboardInterrupt):
+        _evaluate(settings, adapter, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "results.json").exists()
+    batches = 10
+    assert "of 5" in _evaluate(settings, adapter, tmp_path / "killed")
+    needed = batches - 10
+    batches = 10
+    _evaluate(settings, adapter, tmp_path / "killed")
+    assert batches == 10
+    names = ["results.json", "responses.jsonl", "responses.csv", "generated.jsonl"]
+    assert [(tmp_path / "killed" / name).read_bytes() for name in names] == [
+        (tmp_path / "whole" / name).read_bytes() for name in names
+    ]
+    batches = 10
+    _evaluate(settings, adapter, tmp_path / "again")
+    assert needed == batches - 10 - 1
+
+
+def test_another_seed_needs_another_folder(settings: dict, tmp_path: Path):
+    settings["limit"] = 1
+    _evaluate(settings, None, tmp_path / "out")
+    with pytest.raises(InputError, match=r"generated.jsonl was made with another seed; give another folder"):
+        _evaluate(settings | {"seed": 1}, None, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"evaluation": {"name": "vicunna"}}, r"'vicunna', which is no evaluation; did you mean vicuna\?"),
+        ({"evaluation": {"name": "vicuna"}}, "config.evaluation.path is not set"),
+        (
+            {"evaluation": {"name": "vicuna", "path": "x", "tempreature": 1}},
+            "did you mean config.evaluation.temperature",
+        ),
+        ({"evaluation": {}}, "config.evaluation.name is not set"),
+        ({"base": None}, "config.base is not set"),
+        ({"batch": 3}, "did you mean config.batch_size"),
+        ({"base": {"path": "none"}}, "there is no base model at none"),
+        ({"mesh": {"data": 2}}, "does not fit 1 devices"),
+    ],
+)
+def test_mistakes_are_one_sentence(settings: dict, tmp_path: Path, change: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        _evaluate(settings | change, None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_of_another_architecture_than_named_is_refused(settings: dict, tmp_path: Path):
+    settings["base"]["model"] = "smollm2_135m"
+    with pytest.raises(InputError, match=r"config.base.model is 'smollm2_135m', whose"):
+        _evaluate(settings, None, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"question_id": 1, "turns": []}', "field 'turns' is not a list that begins with a question"),
+        ('{"turns": ["What?"]}', "it has no 'question_id'"),
+        ("{", "is not JSON"),
+    ],
+)
+def test_a_line_that_is_no_question_is_named(settings: dict, tmp_path: Path, line: str, message: str):
+    path = Path(settings["evaluation"]["path"])
+    path.write_text(path.read_text().splitlines()[0] + "\n" + line + "\n")
+    with pytest.raises(InputError, match=f"question.jsonl:2.*{message}"):
+        _evaluate(settings, None, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
+def test_every_config_is_one(name: str):
+    config = parse_evaluate_config(load_config(CONFIGS / f"{name}.py"))
+    assert config.evaluation.name in EVALUATIONS
+
+
+def test_the_mmlu_and_gsm8k_protocols_run_whole(settings: dict, tmp_path: Path):
+    folder = tmp_path / "mmlu" / "test"
+    folder.mkdir(parents=True)
+    (folder / "anatomy_test.csv").write_text("Which?,a,b,c,d,A\nWhat?,e,f,g,h,B\n")
+    settings["evaluation"] = {"name": "mmlu_generated", "path": str(folder.parent), "max_new_tokens": 4}
+    assert "accuracy" in _evaluate(settings, None, tmp_path / "out_mmlu")
+    scores = json.loads((tmp_path / "out_mmlu" / "results.json").read_text())["scores"]
+    assert (scores["questions"], scores["prompt"], set(scores["subjects"])) == (2, "base", {"anatomy"})
+    problems = tmp_path / "test.jsonl"
+    problems.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n' * 3)
+    settings["evaluation"] = {"name": "gsm8k", "path": str(problems), "max_new_tokens": 4}
+    assert "0 of 3" in _evaluate(settings, None, tmp_path / "out_gsm8k")
+    scores = json.loads((tmp_path / "out_gsm8k" / "results.json").read_text())["scores"]
+    assert (scores["problems"], scores["solved"], scores["answers_with_the_marker"]) == (3, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (None, "base"),
+        ("runs/alpaca/adapter.safetensors", "alpaca"),
+        ("a/b.pth", "b"),
+        ("runs/s/adapter_2.safetensors", "adapter_2"),
+    ],
+)
+def test_a_subject_is_named_by_its_adapter(path: str | None, name: str):
+    assert subject_name(path) == name

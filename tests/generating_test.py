@@ -1,0 +1,84 @@
+"""Answers in batches: those of `sample`, cut where they should be, and never twice."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from aligner_jax.decoding.choose import Sampling
+from aligner_jax.decoding.sampler import sample
+from aligner_jax.errors import InputError
+from aligner_jax.evals import generating
+from aligner_jax.evals.generating import Prompt, encoded, generate
+from aligner_jax.evals.kept import Kept
+from aligner_jax.evals.subject import Subject
+
+QUIET = Console(quiet=True)
+TEXTS = ["Why is the sky blue?", "Name a fruit.", "What is ice, and where is there most of it on earth? " * 3]
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Kept:
+    return Kept(tmp_path / "kept.jsonl", {})
+
+
+def test_greedy_answers_are_those_of_sample(tiny_subject: Callable[..., Subject], kept: Kept):
+    subject = tiny_subject(batch_size=2)
+    prompts = [Prompt(encoded(subject, text), 12) for text in TEXTS]
+    answers = generate(subject, [*prompts, prompts[0]], kept, QUIET)
+    assert answers[:3] == [sample(subject.base, None, [text], max_new_tokens=12)[0] for text in TEXTS]
+    assert answers[3] == answers[0]
+    assert len(kept) == 3
+
+
+def test_an_answer_ends_before_the_first_of_its_stops(tiny_subject: Callable[..., Subject], kept: Kept):
+    subject = tiny_subject()
+    ids = encoded(subject, TEXTS[0])
+    (whole,) = generate(subject, [Prompt(ids, 24)], kept, QUIET)
+    first, second = whole[6:9], whole[10:12]
+    (cut,) = generate(subject, [Prompt(ids, 24, until=(second, first, "never said"))], kept, QUIET)
+    assert cut == whole[: min(whole.index(first), whole.index(second))]
+
+
+def test_sampled_answers_differ_by_number_and_seed_and_are_the_same_again(tiny_subject, kept: Kept, tmp_path: Path):
+    subject = tiny_subject()
+    ids = encoded(subject, TEXTS[0])
+    prompts = [Prompt(ids, 12, Sampling(1.0), number=number) for number in range(6)]
+    answers = generate(subject, prompts, kept, QUIET, seed=1)
+    assert len(set(answers)) == 6
+    assert generate(subject, prompts, Kept(tmp_path / "again.jsonl", {}), QUIET, seed=1) == answers
+    assert not set(generate(subject, prompts, Kept(tmp_path / "other.jsonl", {}), QUIET, seed=2)) & set(answers)
+
+
+def test_finished_batches_are_not_repeated(tiny_subject, kept: Kept, tmp_path: Path, monkeypatch):
+    subject = tiny_subject(batch_size=2)
+    prompts = [Prompt(encoded(subject, TEXTS[0]), 6, Sampling(1.0), number=number) for number in range(5)]
+    whole = generate(subject, prompts, Kept(tmp_path / "whole.jsonl", {}), QUIET)
+    made: list[int] = []
+    real = generating._generated
+
+    def counted(subject, members, seed):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(len(members))
+        return real(subject, members, seed)
+
+    monkeypatch.setattr(generating, "_generated", counted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(subject, prompts, kept, QUIET)
+    assert len(kept) == 4
+    made.clear()
+    assert generate(subject, prompts, kept, QUIET) == whole
+    assert made == [1]
+
+
+def test_what_does_not_fit_the_context_is_refused_by_its_beginning(tiny_subject: Callable[..., Subject], kept: Kept):
+    subject = tiny_subject()
+    ids = encoded(subject, "Ice floats. " * 200)
+    with pytest.raises(
+        InputError, match=r"a prompt of \d+ tokens and 8 new ones do not fit .* 512; its beginning is 'Ice"
+    ):
+        generate(subject, [Prompt(ids, 8)], kept, QUIET)
+    with pytest.raises(InputError, match="a prompt is empty"):
+        generate(subject, [Prompt((), 8)], kept, QUIET)

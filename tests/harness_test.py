@@ -1,0 +1,161 @@
+"""lm-evaluation-harness with the project's model class: tasks of local files, as the harness would see any model."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from aligner_jax.errors import InputError
+from aligner_jax.evals import generating, scoring
+from aligner_jax.evals.evaluation import Run, parse_evaluate_config
+from aligner_jax.evals.harness import HarnessOptions, evaluate, load_tasks
+from aligner_jax.evals.harness_model import harness_model
+from aligner_jax.evals.harness_tasks import write_mmlu
+from aligner_jax.evals.kept import Kept
+from aligner_jax.evals.subject import Subject
+from aligner_jax.peft import apply
+
+QUIET = Console(quiet=True)
+SUBJECTS = {"human_aging": 3, "virology": 2}
+
+
+@pytest.fixture(scope="module")
+def mmlu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mmlu")
+    for subject, count in SUBJECTS.items():
+        for split in ("dev", "test"):
+            (folder / split).mkdir(exist_ok=True)
+            with (folder / split / f"{subject}_{split}.csv").open("w", newline="") as file:
+                csv.writer(file).writerows([f"{subject} {i}?", "a", "b", "c", "d", "ABCD"[i]] for i in range(count))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's own folder of tasks: one that is rolling, and one that generates."""
+    folder = tmp_path_factory.mktemp("tasks")
+    data = folder / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("Ice floats on water.", "It is " * 400)))
+    files = f"{{data_files: {{test: {data}}}, cache_dir: {folder / 'arrow'}}}"
+    head = f"dataset_path: json\ndataset_kwargs: {files}\ntest_split: test\n"
+    (folder / "rolling.yaml").write_text(
+        head + "task: own_rolling\noutput_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
+        "metric_list: [{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}]\n"
+    )
+    (folder / "generating.yaml").write_text(
+        head + "task: own_generating\noutput_type: generate_until\ndoc_to_text: '{{text[:20]}}'\ndoc_to_target: 'x'\n"
+        "generation_kwargs: {until: ['.'], max_gen_toks: 8, do_sample: false}\n"
+        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def model(tiny_subject: Callable[..., Subject], tmp_path: Path):
+    return harness_model(tiny_subject(), Kept(tmp_path / "kept.jsonl", {}), QUIET)
+
+
+class Request:
+    def __init__(self, *args):
+        self.args = args
+
+
+def _run(subject: Subject, folder: Path, options: HarnessOptions, limit: int | None = None):
+    config = parse_evaluate_config({"evaluation": {"name": "harness"}, "limit": limit})
+    return evaluate(Run(config, subject, folder, Console(file=io.StringIO()), {}), options)
+
+
+def test_tasks_of_every_kind_run_from_local_files_and_go_on_where_they_were(
+    mmlu: Path, own: Path, tiny_subject, tmp_path: Path, monkeypatch
+):
+    options = HarnessOptions(tasks=("mmlu", "own_*"), mmlu=str(mmlu), include=str(own), num_fewshot=1)
+    outcome = _run(tiny_subject(), tmp_path, options)
+    tasks = outcome.scores["tasks"]
+    assert set(tasks) == {"mmlu", "mmlu_human_aging", "mmlu_virology", "own_generating", "own_rolling"}
+    documents = [json.loads(line) for line in (tmp_path / "documents.jsonl").read_text().splitlines()]
+    right = [each["acc"] for each in documents if each["task"].startswith("mmlu")]
+    assert len(right) == 5
+    assert tasks["mmlu"]["acc"] == pytest.approx(sum(right) / 5)
+    assert outcome.scores["documents"]["mmlu_virology"] == 2
+    assert 0 < tasks["own_rolling"]["bits_per_byte"] < 20
+    (generated,) = {len(each["responses"]) for each in documents if each["task"] == "own_generating"}
+    assert generated == 1
+    for module, name in ((scoring, "_scored"), (generating, "_generated")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("what was finished is computed again"))
+    assert _run(tiny_subject(), tmp_path, options).scores == outcome.scores
+
+
+def test_a_pair_is_encoded_together_and_scored_as_apply_says(model, tiny_subject):
+    subject = tiny_subject()
+    encode = subject.tokenizer.encode
+    pairs = [("What is ice? ", "Water."), ("Name", " a fruit"), ("", "Ice floats."), ("long " * 600, " end")]
+    found = model.loglikelihood([Request(*pair) for pair in pairs])
+    for (context, continuation), (log_likelihood, _) in zip(pairs, found, strict=True):
+        whole = encode(context + continuation) if context else [subject.tokenizer.bos_id, *encode(continuation)]
+        before = len(encode(context.rstrip())) if context else 1
+        # The model's context is 512 tokens, and the last one is only predicted.
+        ids, count = whole[-513:], len(whole) - before
+        logits_tv = apply(subject.base.params, None, jnp.asarray([ids[:-1]]), config=subject.base.config)[0]
+        log_probs_tv = np.asarray(jax.nn.log_softmax(logits_tv), np.float64)
+        wanted = log_probs_tv[np.arange(len(ids) - 1 - count, len(ids) - 1), ids[-count:]].sum()
+        assert log_likelihood == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_rolling_likelihood_is_the_sum_over_windows_of_the_context(model, tiny_subject):
+    subject = tiny_subject()
+    text = "Ice floats on water, and " * 150
+    ids = subject.tokenizer.encode(text)
+    assert len(ids) > 1024
+    (found,) = model.loglikelihood_rolling([Request(text)])
+    total, predicted, whole = 0.0, 0, [subject.tokenizer.bos_id, *ids]
+    while predicted < len(ids):
+        count = min(512, len(ids) - predicted)
+        end = predicted + count
+        window = whole[max(0, end - 512) : end]
+        logits_tv = apply(subject.base.params, None, jnp.asarray([window]), config=subject.base.config)[0]
+        log_probs_tv = np.asarray(jax.nn.log_softmax(logits_tv), np.float64)
+        total += log_probs_tv[np.arange(len(window) - count, len(window)), ids[predicted:end]].sum()
+        predicted = end
+    assert found == pytest.approx(total, rel=1e-5)
+
+
+def test_generation_takes_the_tasks_options(model, tiny_subject):
+    whole, cut, sampled, other = model.generate_until(
+        [
+            Request("Why is the sky blue?", {"until": [], "max_gen_toks": 20}),
+            Request("Why is the sky blue?", {"until": "e", "max_new_tokens": 20, "temperature": 0.0}),
+            *[Request("Why is the sky blue?", {"until": ["\n\n"], "do_sample": True, "temperature": 1.0})] * 2,
+        ]
+    )
+    assert cut == whole.partition("e")[0]
+    assert sampled != other
+    with pytest.raises(InputError, match="a task generates with 'num_beams'"):
+        model.generate_until([Request("Why?", {"num_beams": 2, "until": []})])
+    with pytest.raises(InputError, match="a task generates 512 tokens, but the model's context holds 512"):
+        model.generate_until([Request("Why?", {"max_gen_toks": 512, "until": []})])
+
+
+def test_a_chat_template_leaves_a_last_message_open(model):
+    chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because "}]
+    assert model.apply_chat_template(chat[:1]).endswith("Why?<|im_end|>\n<|im_start|>assistant\n")
+    assert model.apply_chat_template(chat, add_generation_prompt=False).endswith("<|im_start|>assistant\nBecause")
+
+
+def test_mistakes_in_tasks_are_one_sentence(mmlu: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=r"config.evaluation.tasks names no task"):
+        load_tasks(HarnessOptions(tasks=()), tmp_path)
+    with pytest.raises(InputError, match=r"config.evaluation.include is none, which is no folder"):
+        load_tasks(HarnessOptions(tasks=("x",), include="none"), tmp_path)
+    (mmlu / "dev" / "virology_dev.csv").rename(tmp_path / "aside")
+    try:
+        with pytest.raises(InputError, match="questions on virology in the split test, but none in the split dev"):
+            write_mmlu(str(mmlu), tmp_path / "tasks")
+    finally:
+        (tmp_path / "aside").rename(mmlu / "dev" / "virology_dev.csv")

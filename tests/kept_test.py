@@ -1,0 +1,69 @@
+"""What is finished stays finished: torn lines, other runs, damage."""
+
+from pathlib import Path
+
+import pytest
+
+from aligner_jax.errors import InputError
+from aligner_jax.evals.kept import Kept
+
+FROM = {"base": "abc", "limit": None, "options": {"names": ("a", "b")}}
+
+
+def test_what_is_added_is_there_for_the_next(tmp_path: Path):
+    path = tmp_path / "folder" / "kept.jsonl"
+    kept = Kept(path, FROM)
+    assert not path.exists()
+    kept.add({"1": [-1.5, True], "2": "text\u2028with\nlines"})
+    kept.add({"3": {"x": (1, 2)}})
+    assert kept["3"] == {"x": [1, 2]}
+    again = Kept(path, FROM)
+    assert len(again) == len(kept) == 3
+    assert (again["1"], again["2"], again["3"]) == ([-1.5, True], "text\u2028with\nlines", {"x": [1, 2]})
+    assert "4" not in again
+
+
+@pytest.mark.parametrize("lost", [1, 9, 40])
+def test_a_line_that_a_kill_tore_is_removed_and_nothing_else(tmp_path: Path, lost: int):
+    path = tmp_path / "kept.jsonl"
+    kept = Kept(path, FROM)
+    kept.add({"1": "one"})
+    whole = path.read_bytes()
+    kept.add({"2": "two, and that is a longer line than the first"})
+    path.write_bytes(path.read_bytes()[:-lost])
+    again = Kept(path, FROM)
+    assert "1" in again
+    assert "2" not in again
+    assert path.read_bytes() == whole
+    again.add({"2": "two"})
+    assert len(Kept(path, FROM)) == 2
+
+
+def test_even_the_first_line_may_be_torn(tmp_path: Path):
+    path = tmp_path / "kept.jsonl"
+    path.write_text('{"made_fr')
+    Kept(path, FROM).add({"1": 1})
+    assert Kept(path, FROM)["1"] == 1
+
+
+def test_another_run_is_refused_by_what_differs(tmp_path: Path):
+    path = tmp_path / "kept.jsonl"
+    Kept(path, FROM).add({"1": 1})
+    with pytest.raises(InputError, match=r"kept.jsonl was made with another base and another limit; give another fold"):
+        Kept(path, {**FROM, "base": "abd", "limit": 3})
+    with pytest.raises(InputError, match="another seed"):
+        Kept(path, {**FROM, "seed": 0})
+
+
+@pytest.mark.parametrize("line", ["no JSON", "[1]", '{"value": 1}'])
+def test_damage_is_named_by_its_line(tmp_path: Path, line: str):
+    path = tmp_path / "kept.jsonl"
+    Kept(path, FROM).add({"1": 1})
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(InputError, match=r"kept.jsonl:3 is not a line that an evaluation writes"):
+        Kept(path, FROM)
+
+
+def test_a_folder_in_the_way_is_one_sentence(tmp_path: Path):
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        Kept(tmp_path, FROM)

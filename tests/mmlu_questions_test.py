@@ -1,0 +1,72 @@
+"""MMLU's own files, in a zip and in a folder, and what is wrong with them."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from aligner_jax.errors import InputError
+from aligner_jax.evals.mmlu_questions import MultipleChoice, read_mmlu
+
+ANATOMY = 'Which bone,Hyoid,"Rib, floating",Ulna,Skull,A\n"Two\nlines?",a,b,c,d,C\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, text in (
+        ("test/virology_test", "V?,1,2,3,4,D\n"),
+        ("test/anatomy_test", ANATOMY),
+        ("dev/anatomy_dev", ""),
+    ):
+        file = tmp_path / "mmlu" / "data" / f"{name}.csv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return tmp_path / "mmlu"
+
+
+def test_a_zip_and_both_kinds_of_folder_hold_the_same(folder: Path, tmp_path: Path):
+    found = read_mmlu(str(folder), "test")
+    assert list(found) == ["anatomy", "virology"]
+    assert [question[:4] for question in found["anatomy"]] == [
+        ("anatomy", "Which bone", ("Hyoid", "Rib, floating", "Ulna", "Skull"), 0),
+        ("anatomy", "Two\nlines?", ("a", "b", "c", "d"), 2),
+    ]
+    assert found["anatomy"][1].where.endswith("anatomy_test.csv:3")
+    archive = tmp_path / "mmlu.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(folder.rglob("*.csv")):
+            file.write(path, path.relative_to(folder))
+
+    def bare(questions: dict[str, list[MultipleChoice]]) -> dict:
+        return {name: [question[:4] for question in of_subject] for name, of_subject in questions.items()}
+
+    assert bare(read_mmlu(str(archive), "test")) == bare(read_mmlu(str(folder / "data"), "test")) == bare(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "anatomy_test.csv is empty"),
+        (
+            "q,1,2,3,4,A\nq,1,2,3,4\n",
+            "anatomy_test.csv:2 is not a question, four choices and a letter of A to D, but 5",
+        ),
+        ("q,1,2,3,4,E\n", "anatomy_test.csv:1 is not a question"),
+        ('"q,1,2,3,4,A\n', "anatomy_test.csv:1 is not CSV: unexpected end of data"),
+    ],
+)
+def test_what_is_wrong_is_named_by_file_and_line(folder: Path, text: str, message: str):
+    (folder / "data" / "test" / "anatomy_test.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_mmlu(str(folder), "test")
+
+
+def test_bytes_that_are_no_text_and_files_that_are_no_zip(folder: Path, tmp_path: Path):
+    (folder / "data" / "test" / "anatomy_test.csv").write_bytes(b"q,1,2,3,4,A\nq\xff,1,2,3,4,A\n")
+    with pytest.raises(InputError, match=r"anatomy_test.csv:2 is not UTF-8 text"):
+        read_mmlu(str(folder), "test")
+    with pytest.raises(InputError, match=r"has no val/SUBJECT_val.csv"):
+        read_mmlu(str(folder), "val")
+    for path in (tmp_path / "none.zip", folder / "data" / "test" / "virology_test.csv"):
+        with pytest.raises(InputError, match="is neither a folder nor a zip file"):
+            read_mmlu(str(path), "test")

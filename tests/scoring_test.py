@@ -1,0 +1,106 @@
+"""Log-likelihoods: what `apply` gives for each row alone, whatever the batch, and never twice."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from aligner_jax.evals import scoring
+from aligner_jax.evals.kept import Kept
+from aligner_jax.evals.scoring import Continuation, score
+from aligner_jax.evals.subject import Subject
+from aligner_jax.peft import Adapter, apply, init_adapter
+
+QUIET = Console(quiet=True)
+METHODS = [None, "aligner", "prompt", "full"]
+
+
+@pytest.fixture(scope="module")
+def continuations() -> list[Continuation]:
+    """Of lengths on both sides of the buckets' ends, and four that share a row."""
+    draw = np.random.default_rng(0)
+    lengths = [(2, 1), (9, 4), (33, 3), (34, 20), (50, 1), (31, 30), (70, 69)]
+    made = [Continuation(tuple(draw.integers(0, 380, length).tolist()), count) for length, count in lengths]
+    context = tuple(draw.integers(0, 380, 40).tolist())
+    return [*made, *(Continuation((*context, letter), 1) for letter in (3, 4, 5, 6))]
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_subject: Callable[..., Subject], randomized: Callable[..., Adapter]) -> Callable[..., Subject]:
+    def make(method: str | None, batch_size: int = 4) -> Subject:
+        config = tiny_subject().base.config
+        adapter = None if method is None else randomized(init_adapter(method, config))
+        return tiny_subject(adapter, batch_size)
+
+    return make
+
+
+def alone(subject: Subject, each: Continuation) -> tuple[float, bool]:
+    tokens_bt = jnp.asarray([each.ids[:-1]])
+    logits_tv = apply(subject.base.params, subject.adapter, tokens_bt, config=subject.base.config)[0]
+    targets = np.asarray(each.ids[-each.count :])
+    log_probs_cv = np.asarray(jax.nn.log_softmax(logits_tv), np.float64)[-each.count :]
+    return log_probs_cv[np.arange(each.count), targets].sum(), bool((log_probs_cv.argmax(-1) == targets).all())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_are_those_of_each_row_alone(method, adapted, continuations, tmp_path: Path):
+    subject = adapted(method)
+    greedy = Continuation(continuations[1].ids, 1)
+    logits_v = apply(subject.base.params, subject.adapter, jnp.asarray([greedy.ids[:-1]]), config=subject.base.config)
+    greedy = Continuation((*greedy.ids[:-1], int(jnp.argmax(logits_v[0, -1]))), 1)
+    found = score(subject, [*continuations, greedy], Kept(tmp_path / "kept.jsonl", {}), QUIET)
+    wanted = [alone(subject, each) for each in [*continuations, greedy]]
+    np.testing.assert_allclose([s.log_likelihood for s in found], [w for w, _ in wanted], rtol=1e-5)
+    assert [s.is_greedy for s in found] == [w for _, w in wanted]
+    assert found[-1].is_greedy
+
+
+def test_neither_the_batch_nor_the_order_changes_a_score(adapted, continuations, tmp_path: Path):
+    of_four = score(adapted("aligner", 4), continuations, Kept(tmp_path / "four.jsonl", {}), QUIET)
+    of_one = score(adapted("aligner", 1), continuations[::-1], Kept(tmp_path / "one.jsonl", {}), QUIET)[::-1]
+    np.testing.assert_allclose([s[0] for s in of_one], [s[0] for s in of_four], rtol=1e-5)
+    assert [s.is_greedy for s in of_one] == [s.is_greedy for s in of_four]
+
+
+def test_continuations_of_one_context_share_a_row_and_equal_ones_are_one(adapted, continuations, tmp_path, monkeypatch):
+    rows = []
+    real = scoring._scored
+    monkeypatch.setattr(scoring, "_scored", lambda *args: rows.extend(args[1]) or real(*args))
+    choices = continuations[-4:]
+    found = score(adapted(None), [*choices, *choices], Kept(tmp_path / "kept.jsonl", {}), QUIET)
+    assert rows == [choices[0].ids[:-1]]
+    assert found[:4] == found[4:]
+    assert len({s.log_likelihood for s in found}) == 4
+
+
+def test_finished_batches_are_not_repeated_and_an_unfinished_one_gives_the_same_bits(
+    adapted, continuations, tmp_path, monkeypatch
+):
+    subject, path = adapted("aligner", 2), tmp_path / "kept.jsonl"
+    whole = score(subject, continuations, Kept(tmp_path / "whole.jsonl", {}), QUIET)
+    batches: list[int] = []
+    real = scoring._scored
+
+    def counted(*args):
+        batches.append(len(args[1]))
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(scoring, "_scored", counted)
+    with pytest.raises(KeyboardInterrupt):
+        score(subject, continuations, Kept(path, {}), QUIET)
+    # The kill came inside the second batch's lines: its first document is there and its last is torn.
+    path.write_bytes(path.read_bytes()[:-20])
+    batches[:] = [0] * 10
+    assert score(subject, continuations, Kept(path, {}), QUIET) == whole
+    rows = len({each.ids[:-1] for each in continuations})
+    assert sum(batches) == rows - 2
+    batches.clear()
+    assert score(subject, continuations, Kept(path, {}), QUIET) == whole
+    assert batches == []
