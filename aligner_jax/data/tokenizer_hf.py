@@ -34,6 +34,10 @@ class HFBackend:
     def decode(self, ids: Sequence[int]) -> str:
         return self._starting.decode(list(ids), skip_special_tokens=True)
 
+    def to_json(self) -> str:
+        """What stands in a tokenizer.json that gives the same tokens."""
+        return self._starting.to_str()
+
     def first_id(self) -> int | None:
         """The token that the post-processor puts before a text, None where it puts none."""
         plain, processed = (self._starting.encode("a", add_special_tokens=flag).ids for flag in (False, True))
