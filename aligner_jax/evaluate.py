@@ -20,7 +20,7 @@ from aligner_jax.evals.evaluation import EvaluateConfig, Outcome, Run, parse_eva
 from aligner_jax.evals.evaluations import find_evaluation
 from aligner_jax.evals.subject import Subject, load_subject, subject_name
 from aligner_jax.runtime import command, distributed, sharding
-from aligner_jax.runtime.files import write_atomically
+from aligner_jax.runtime.files import reason, write_atomically
 from aligner_jax.tasks.program import check_model
 
 CONFIG = command.config_flag()
@@ -56,6 +56,7 @@ def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, con
             check_model(config.base, subject.base.config)
             console.out(f"base: {config.base.path}; adapter: {subject.adapter or 'none'}")
         made_from = _made_from(config, options, subject)
+        _make(folder)
         outcome = evaluation.run(Run(config, subject, folder, console, made_from), options)
     console.print(outcome.table)
     results = {"evaluation": config.evaluation.name, "made_from": made_from, "scores": outcome.scores}
@@ -65,12 +66,21 @@ def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, con
     return outcome
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {reason(error)}") from error
+
+
 def _made_from(config: EvaluateConfig, options: Any, subject: Subject | None) -> dict[str, Any]:
-    of_all = {"limit": config.limit, "seed": config.seed}
+    chosen = {f"config.evaluation.{name}": value for name, value in dataclasses.asdict(options).items()}
+    made_from = {"config.evaluation.name": config.evaluation.name, **chosen}
+    made_from |= {"config.limit": config.limit, "config.seed": config.seed}
     if subject is not None:
-        # What a row's neighbours and its padding are is seen in its last bits.
-        of_all |= {"batch_size": config.batch_size, **subject.made_from()}
-    return {f"config.evaluation ({config.evaluation.name})": dataclasses.asdict(options), **of_all}
+        # What a row's neighbours are is seen in its last bits.
+        made_from |= {"config.batch_size": config.batch_size, **subject.made_from()}
+    return made_from
 
 
 if __name__ == "__main__":

@@ -25,7 +25,11 @@ CONFIGS = Path(__file__).parents[1] / "configs" / "eval"
 @pytest.fixture
 def settings(tiny_model: Path, tmp_path: Path) -> dict:
     lines = [
-        {"question_id": i, "category": "generic", "turns": [f"What is the number {'very ' * (9 * i)}{i}?", "And now?"]}
+        {
+            "question_id": i,
+            "category": "generic",
+            "turns": [f"What is the number {'very ' * (i % 2 * 20)}{i}?", "And now?"],
+        }
         for i in range(5)
     ]
     path = tmp_path / "question.jsonl"
@@ -112,7 +116,7 @@ def test_a_killed_evaluation_goes_on_and_its_files_are_those_of_one_that_was_not
 def test_another_seed_needs_another_folder(settings: dict, tmp_path: Path):
     settings["limit"] = 1
     _evaluate(settings, None, tmp_path / "out")
-    with pytest.raises(InputError, match=r"generated.jsonl was made with another seed; give another folder"):
+    with pytest.raises(InputError, match=r"generated.jsonl was made with another config.seed; give another folder"):
         _evaluate(settings | {"seed": 1}, None, tmp_path / "out")
 
 

@@ -33,16 +33,16 @@ def test_greedy_answers_are_those_of_sample(tiny_subject: Callable[..., Subject]
 
 
 def test_an_answer_ends_before_the_first_of_its_stops(tiny_subject: Callable[..., Subject], kept: Kept):
-    subject = tiny_subject()
+    subject = tiny_subject(batch_size=2)
     ids = encoded(subject, TEXTS[0])
-    (whole,) = generate(subject, [Prompt(ids, 24)], kept, QUIET)
-    first, second = whole[6:9], whole[10:12]
-    (cut,) = generate(subject, [Prompt(ids, 24, until=(second, first, "never said"))], kept, QUIET)
+    (whole,) = generate(subject, [Prompt(ids, 12)], kept, QUIET)
+    first, second = whole[4:6], whole[8:10]
+    (cut,) = generate(subject, [Prompt(ids, 12, until=(second, first, "never said"))], kept, QUIET)
     assert cut == whole[: min(whole.index(first), whole.index(second))]
 
 
 def test_sampled_answers_differ_by_number_and_seed_and_are_the_same_again(tiny_subject, kept: Kept, tmp_path: Path):
-    subject = tiny_subject()
+    subject = tiny_subject(batch_size=2)
     ids = encoded(subject, TEXTS[0])
     prompts = [Prompt(ids, 12, Sampling(1.0), number=number) for number in range(6)]
     answers = generate(subject, prompts, kept, QUIET, seed=1)
@@ -53,7 +53,7 @@ def test_sampled_answers_differ_by_number_and_seed_and_are_the_same_again(tiny_s
 
 def test_finished_batches_are_not_repeated(tiny_subject, kept: Kept, tmp_path: Path, monkeypatch):
     subject = tiny_subject(batch_size=2)
-    prompts = [Prompt(encoded(subject, TEXTS[0]), 6, Sampling(1.0), number=number) for number in range(5)]
+    prompts = [Prompt(encoded(subject, TEXTS[0]), 12, Sampling(1.0), number=number) for number in range(5)]
     whole = generate(subject, prompts, Kept(tmp_path / "whole.jsonl", {}), QUIET)
     made: list[int] = []
     real = generating._generated

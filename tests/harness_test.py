@@ -1,6 +1,7 @@
 """lm-evaluation-harness with the project's model class: tasks of local files, as the harness would see any model."""
 
 import csv
+import importlib
 import io
 import json
 from collections.abc import Callable
@@ -148,7 +149,19 @@ def test_a_chat_template_leaves_a_last_message_open(model):
     assert model.apply_chat_template(chat, add_generation_prompt=False).endswith("<|im_start|>assistant\nBecause")
 
 
-def test_mistakes_in_tasks_are_one_sentence(mmlu: Path, tmp_path: Path):
+def test_mistakes_in_tasks_are_one_sentence(mmlu: Path, tmp_path: Path, monkeypatch):
+    manager = importlib.import_module("lm_eval.tasks").TaskManager
+    # Its own thousands of tasks take seconds to read.
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda **given: manager(**{**given, "include_defaults": False}))
+    with pytest.raises(InputError, match=r"has 'mmlu_virolgy', which is no task; did you mean mmlu_virology\?"):
+        load_tasks(HarnessOptions(tasks=("mmlu_virolgy",), mmlu=str(mmlu)), tmp_path / "tasks")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "own.yaml").write_text(
+        "task: own\ndataset_path: json\ndataset_kwargs: {data_files: {test: no.jsonl}}\ntest_split: test\n"
+        "output_type: loglikelihood\ndoc_to_text: x\ndoc_to_target: y\nmetric_list: [{metric: acc}]\n"
+    )
+    with pytest.raises(InputError, match=r"the tasks own cannot be loaded: .*no.jsonl"):
+        load_tasks(HarnessOptions(tasks=("own",), include=str(tmp_path / "own")), tmp_path / "none")
     with pytest.raises(InputError, match=r"config.evaluation.tasks names no task"):
         load_tasks(HarnessOptions(tasks=()), tmp_path)
     with pytest.raises(InputError, match=r"config.evaluation.include is none, which is no folder"):

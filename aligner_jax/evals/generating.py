@@ -105,7 +105,7 @@ def _generated(subject: Subject, prompts: Sequence[Prompt], seed: int) -> list[s
     steps = continue_ids(
         subject.base.params, subject.adapter, ids, config=subject.base.config, max_new_tokens=first.max_new_tokens,
         sampling=first.sampling, stop_ids=subject.tokenizer.stop_ids, seed=seed,
-        padded_length=_bucket(subject, max(prompts, key=lambda prompt: len(prompt.ids))),
+        padded_length=_bucket(subject, first),
     )  # fmt: skip
     for step, tokens in enumerate(steps, 1):
         ended = False

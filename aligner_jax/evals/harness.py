@@ -74,14 +74,14 @@ def evaluate(run: Run, options: HarnessOptions) -> Outcome:
     return Outcome(scores, _table(scores))
 
 
-def load_tasks(options: HarnessOptions, folder: Path) -> tuple[Any, list[str]]:
-    """A `lm_eval.tasks.TaskManager` that knows the options' tasks, and their names without wildcards.
+def load_tasks(options: HarnessOptions, folder: Path) -> tuple[Any, list[Any]]:
+    """A `lm_eval.tasks.TaskManager` that knows the options' tasks, and these with their data, as it takes them.
 
     Args:
       folder: where task files for MMLU and GSM8K are made.
 
     Raises:
-      InputError: no task of a name is known, or files cannot be read or written.
+      InputError: no task of a name is known, one cannot be loaded, or files cannot be read or written.
     """
     from lm_eval.tasks import TaskManager
 
@@ -106,7 +106,16 @@ def load_tasks(options: HarnessOptions, folder: Path) -> tuple[Any, list[str]]:
         if not matches:
             raise InputError(f"config.evaluation.tasks has {name!r}, which is no task; {_hint(name, manager)}")
         names |= dict.fromkeys(matches)
-    return manager, list(names)
+    try:
+        loaded = manager.load(list(names))
+    except Exception as error:  # A task's file may fail in whatever way, and its data have any library's errors.
+        words = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"the tasks {', '.join(options.tasks)} cannot be loaded: {type(error).__name__}: {words}"
+        ) from error
+    within = {child for children in loaded.get("group_map", {}).values() for child in children}
+    everything = {**loaded.get("groups", {}), **loaded["tasks"]}
+    return manager, [each for name, each in everything.items() if name not in within]
 
 
 def _hint(name: str, manager: Any) -> str:

@@ -31,7 +31,7 @@ def write_mmlu(path: str, folder: Path) -> list[str]:
     for subject in test.keys() - dev.keys():
         raise InputError(f"{path} has questions on {subject} in the split test, but none in the split dev")
     names = [f"mmlu_{subject}" for subject in test]
-    write_atomically(folder / "_mmlu.yaml", _template("mmlu"))
+    _write(folder / "_mmlu.yaml", _template("mmlu"))
     for subject, name in zip(test, names, strict=True):
         files = {
             split: _write_lines(folder / f"{name}.{split}.jsonl", map(_record, questions[subject]))
@@ -45,7 +45,7 @@ def write_mmlu(path: str, folder: Path) -> list[str]:
         "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
         "metadata": {"version": 1.0},
     }
-    write_atomically(folder / "mmlu.yaml", json.dumps(group, indent=1) + "\n")
+    _write(folder / "mmlu.yaml", json.dumps(group, indent=1) + "\n")
     return names
 
 
@@ -63,7 +63,7 @@ def write_gsm8k(path: str, folder: Path) -> list[str]:
                 raise InputError(f"{where}: the record has no texts 'question' and 'answer'")
             records.append({"question": record["question"], "answer": record["answer"]})
         files[split] = _write_lines(folder / f"gsm8k.{split}.jsonl", records)
-    write_atomically(folder / "_gsm8k.yaml", _template("gsm8k"))
+    _write(folder / "_gsm8k.yaml", _template("gsm8k"))
     write_task(folder, "gsm8k", "_gsm8k.yaml", files)
     return ["gsm8k"]
 
@@ -80,7 +80,7 @@ def write_task(folder: Path, name: str, template: str | None, files: dict[str, P
         **fields,
     }
     # JSON is YAML too.
-    write_atomically(folder / f"{name}.yaml", json.dumps(config, indent=1) + "\n")
+    _write(folder / f"{name}.yaml", json.dumps(config, indent=1) + "\n")
 
 
 def _record(question: MultipleChoice) -> dict[str, Any]:
@@ -88,8 +88,14 @@ def _record(question: MultipleChoice) -> dict[str, Any]:
 
 
 def _write_lines(file: Path, records: Any) -> Path:
-    write_atomically(file, "".join(json.dumps(record) + "\n" for record in records))
+    _write(file, "".join(json.dumps(record) + "\n" for record in records))
     return file
+
+
+def _write(file: Path, text: str) -> None:
+    # A file that is written anew, if only in its time, is read into the harness's cache anew.
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        write_atomically(file, text)
 
 
 def _template(name: str) -> str:
