@@ -41,8 +41,8 @@ from aligner_jax.runtime.progress import Progress
 from aligner_jax.runtime.same_run import check_same_run, save_config
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.tasks import TASKS
-from aligner_jax.tasks.program import Program, check_model, make_program, of_sweep
-from aligner_jax.weights.base import Base, load_base
+from aligner_jax.tasks.program import Program, make_program, of_sweep
+from aligner_jax.weights.base import Base, check_model, load_base
 
 CONFIG = command.config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME, NAME being the config file's.")

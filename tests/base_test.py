@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import pytest
 
 from aligner_jax.errors import InputError
-from aligner_jax.weights.base import load_base
+from aligner_jax.model.config import llama_config
+from aligner_jax.runtime.config import BaseConfig
+from aligner_jax.weights.base import check_model, load_base
 
 MODELS = Path(__file__).parent / "goldens" / "models"
 STORIES = Path(__file__).parents[2] / "shared" / "data" / "models" / "stories260K" / "hf"
@@ -111,3 +113,10 @@ def test_no_hub_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match="without the package huggingface_hub"):
         load_base("org/name")
+
+
+def test_a_base_of_another_architecture_than_named_is_refused():
+    config = BaseConfig(path="here", model="stories_260k")
+    check_model(config, llama_config("stories_260k"))
+    with pytest.raises(InputError, match=r"config.base.model is 'stories_260k', whose vocab_size is 512, but the base"):
+        check_model(config, llama_config("smollm2_135m"))

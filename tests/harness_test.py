@@ -45,7 +45,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = folder / "texts.jsonl"
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("Ice floats on water.", "It is " * 400)))
     files = f"{{data_files: {{test: {data}}}, cache_dir: {folder / 'arrow'}}}"
-    head = f"dataset_path: json\ndataset_kwargs: {files}\ntest_split: test\n"
+    head = f"dataset_path: json\ndataset_kwargs: {files}\ntest_split: test\nnum_fewshot: 0\n"
     (folder / "rolling.yaml").write_text(
         head + "task: own_rolling\noutput_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
         "metric_list: [{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}]\n"
@@ -85,7 +85,7 @@ def test_tasks_of_every_kind_run_from_local_files_and_go_on_where_they_were(
     assert len(right) == 5
     assert tasks["mmlu"]["acc"] == pytest.approx(sum(right) / 5)
     assert outcome.scores["documents"]["mmlu_virology"] == 2
-    assert 0 < tasks["own_rolling"]["bits_per_byte"] < 20
+    assert 0 < tasks["own_rolling"]["bits_per_byte"] < 100
     (generated,) = {len(each["responses"]) for each in documents if each["task"] == "own_generating"}
     assert generated == 1
     for module, name in ((scoring, "_scored"), (generating, "_generated")):
@@ -111,7 +111,7 @@ def test_a_pair_is_encoded_together_and_scored_as_apply_says(model, tiny_subject
 
 def test_a_rolling_likelihood_is_the_sum_over_windows_of_the_context(model, tiny_subject):
     subject = tiny_subject()
-    text = "Ice floats on water, and " * 150
+    text = "Ice floats on water, and " * 200
     ids = subject.tokenizer.encode(text)
     assert len(ids) > 1024
     (found,) = model.loglikelihood_rolling([Request(text)])
@@ -132,7 +132,13 @@ def test_generation_takes_the_tasks_options(model, tiny_subject):
         [
             Request("Why is the sky blue?", {"until": [], "max_gen_toks": 20}),
             Request("Why is the sky blue?", {"until": "e", "max_new_tokens": 20, "temperature": 0.0}),
-            *[Request("Why is the sky blue?", {"until": ["\n\n"], "do_sample": True, "temperature": 1.0})] * 2,
+            *[
+                Request(
+                    "Why is the sky blue?",
+                    {"until": ["\n\n"], "do_sample": True, "temperature": 1.0, "max_gen_toks": 20},
+                )
+            ]
+            * 2,
         ]
     )
     assert cut == whole.partition("e")[0]

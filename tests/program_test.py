@@ -118,10 +118,3 @@ def test_rows_that_the_mesh_does_not_divide_are_refused():
     config = config_of(data={"batch_size": 6})
     with pytest.raises(InputError, match=r"config.data.batch_size is 6, but on the mesh .* multiple of 4, such as 8"):
         program.make_program(config, llama_config("stories_260k"), None, abstract(2, 2, 1))
-
-
-def test_a_base_of_another_architecture_than_named_is_refused():
-    config = config_of()
-    program.check_model(config.base, llama_config("stories_260k"))
-    with pytest.raises(InputError, match=r"config.base.model is 'stories_260k', whose vocab_size is 512, but the base"):
-        program.check_model(config.base, llama_config("smollm2_135m"))

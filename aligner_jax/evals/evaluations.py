@@ -1,12 +1,26 @@
-"""Every evaluation by the name that a config gives it."""
+"""Every evaluation by the name that a config gives it, and how one is run."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
 
 from aligner_jax.errors import InputError
-from aligner_jax.evals.evaluation import Evaluation
+from aligner_jax.evals.evaluation import EvaluateConfig, Evaluation, Outcome, Run, parse_options
 from aligner_jax.evals.gsm8k import GSM8K
 from aligner_jax.evals.harness import HARNESS
 from aligner_jax.evals.mmlu_generated import MMLU_GENERATED
+from aligner_jax.evals.subject import Subject, load_subject
 from aligner_jax.evals.vicuna import VICUNA
+from aligner_jax.runtime import sharding
 from aligner_jax.runtime.fields import did_you_mean
+from aligner_jax.runtime.files import reason, write_atomically
+from aligner_jax.weights.base import check_model
+
+RESULTS = "results.json"
 
 EVALUATIONS: dict[str, Evaluation] = {
     "gsm8k": GSM8K,
@@ -23,3 +37,50 @@ def find_evaluation(name: str) -> Evaluation:
             f"config.evaluation.name is {name!r}, which is no evaluation; {did_you_mean(name, EVALUATIONS)}"
         )
     return EVALUATIONS[name]
+
+
+def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, console: Console) -> Outcome:
+    """The whole evaluation: prints its table, and writes results.json into the folder.
+
+    Raises:
+      InputError: the config, the base, the adapter, the data or the folder cannot be used.
+    """
+    if jax.process_count() > 1:
+        raise InputError("an evaluation runs on the devices of one host, and this one was started on several")
+    evaluation = find_evaluation(config.evaluation.name)
+    options = parse_options(evaluation, config)
+    if adapter_path is not None and not evaluation.has_model:
+        raise InputError(f"--adapter is given, but the evaluation {config.evaluation.name!r} runs no model")
+    mesh, rules = sharding.mesh_of(config.mesh), sharding.rules_of(config.mesh)
+    with sharding.use(mesh, rules):
+        subject = None
+        if evaluation.has_model and config.base is not None:
+            subject = load_subject(config.base, adapter_path, mesh=mesh, rules=rules, batch_size=config.batch_size)
+            check_model(config.base, subject.base.config)
+            console.out(f"base: {config.base.path}; adapter: {subject.adapter or 'none'}")
+        made_from = _made_from(config, options, subject)
+        _make(folder)
+        outcome = evaluation.run(Run(config, subject, folder, console, made_from), options)
+    console.print(outcome.table)
+    results = {"evaluation": config.evaluation.name, "made_from": made_from, "scores": outcome.scores}
+    path = folder / RESULTS
+    write_atomically(path, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    console.out(f"written: {path}")
+    return outcome
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {reason(error)}") from error
+
+
+def _made_from(config: EvaluateConfig, options: Any, subject: Subject | None) -> dict[str, Any]:
+    chosen = {f"config.evaluation.{name}": value for name, value in dataclasses.asdict(options).items()}
+    made_from = {"config.evaluation.name": config.evaluation.name, **chosen}
+    made_from |= {"config.limit": config.limit, "config.seed": config.seed}
+    if subject is not None:
+        # What a row's neighbours are is seen in its last bits.
+        made_from |= {"config.batch_size": config.batch_size, **subject.made_from()}
+    return made_from

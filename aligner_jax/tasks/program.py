@@ -10,7 +10,6 @@ from jax.sharding import Mesh, NamedSharding
 
 from aligner_jax.data.pair_rows import most_pairs
 from aligner_jax.errors import InputError
-from aligner_jax.model.config import llama_config
 from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
 from aligner_jax.model.quantized import Quantization
 from aligner_jax.objectives.objective import make_objective
@@ -18,7 +17,7 @@ from aligner_jax.objectives.step import Step, init_state, make_step
 from aligner_jax.peft import Adapter, init_adapter
 from aligner_jax.peft.rows import stack_adapters
 from aligner_jax.runtime import optim, sharding
-from aligner_jax.runtime.config import BaseConfig, TrainConfig
+from aligner_jax.runtime.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,25 +139,6 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
         return optim.make_optimizer(config.optim, config.steps)
     rates = config.sweep.lr or (config.optim.lr,) * config.sweep.num_adapters
     return optim.make_sweep_optimizer(config.optim, config.steps, jax.numpy.asarray(rates))
-
-
-def check_model(config: BaseConfig, model: LlamaConfig) -> None:
-    """Refuses a base of another architecture than the config names.
-
-    Raises:
-      InputError: names the field that differs.
-    """
-    if config.model is None:
-        return
-    named = llama_config(config.model)
-    for field in dataclasses.fields(named):
-        wanted, found = getattr(named, field.name), getattr(model, field.name)
-        # How long a context is said to be does not change what is computed.
-        if wanted != found and field.name != "context_length":
-            raise InputError(
-                f"config.base.model is {config.model!r}, whose {field.name} is {wanted}, but the base at "
-                f"{config.path} has {found}"
-            )
 
 
 def row_multiple(config: TrainConfig, mesh: Mesh, rules: sharding.Rules | None = None) -> int:

@@ -1,5 +1,6 @@
 """The frozen base: parameters, configuration and tokenizer, from whatever form the model comes in."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -9,9 +10,10 @@ import jax
 
 from aligner_jax.data.tokenizer import Tokenizer, load_tokenizer
 from aligner_jax.errors import InputError
-from aligner_jax.model.config import LlamaConfig
+from aligner_jax.model.config import LlamaConfig, llama_config
 from aligner_jax.model.params import Params
 from aligner_jax.model.quantized import Quantization
+from aligner_jax.runtime.config import BaseConfig
 from aligner_jax.weights.fingerprint import LeafSums, digest, fingerprint, leaf_sums
 from aligner_jax.weights.gguf import load_gguf, open_gguf
 from aligner_jax.weights.hf import load_hf, open_hf
@@ -110,6 +112,25 @@ class _QuantizedLeaves:
         self.sums[name] = leaf_sums(leaf)
         held = self._quantize(name, leaf)
         return held if self._finish is None else self._finish(name, cast(Any, held))
+
+
+def check_model(config: BaseConfig, model: LlamaConfig) -> None:
+    """Refuses a base of another architecture than the config names.
+
+    Raises:
+      InputError: names the field that differs.
+    """
+    if config.model is None:
+        return
+    named = llama_config(config.model)
+    for field in dataclasses.fields(named):
+        wanted, found = getattr(named, field.name), getattr(model, field.name)
+        # How long a context is said to be does not change what is computed.
+        if wanted != found and field.name != "context_length":
+            raise InputError(
+                f"config.base.model is {config.model!r}, whose {field.name} is {wanted}, but the base at "
+                f"{config.path} has {found}"
+            )
 
 
 def locate(path: str | Path) -> Path:

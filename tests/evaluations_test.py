@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aligner_jax import evaluate as verb
 from aligner_jax.errors import InputError
 from aligner_jax.evals import generating
-from aligner_jax.evals.evaluation import parse_evaluate_config
-from aligner_jax.evals.evaluations import EVALUATIONS
+from aligner_jax.evals.evaluation import parse_evaluate_config, parse_options
+from aligner_jax.evals.evaluations import evaluate, find_evaluation
 from aligner_jax.evals.subject import subject_name
 from aligner_jax.peft import init_adapter
 from aligner_jax.peft.artifact import save_adapter
@@ -54,7 +53,7 @@ def adapter(tiny_model: Path, tmp_path: Path, randomized) -> str:
 def _evaluate(settings: dict, adapter: str | None, folder: Path) -> str:
     screen = io.StringIO()
     console = Console(width=100, force_terminal=False, file=screen)
-    verb.evaluate(parse_evaluate_config(settings), adapter, folder, console)
+    evaluate(parse_evaluate_config(settings), adapter, folder, console)
     return screen.getvalue()
 
 
@@ -166,7 +165,7 @@ def test_a_line_that_is_no_question_is_named(settings: dict, tmp_path: Path, lin
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
 def test_every_config_is_one(name: str):
     config = parse_evaluate_config(load_config(CONFIGS / f"{name}.py"))
-    assert config.evaluation.name in EVALUATIONS
+    parse_options(find_evaluation(config.evaluation.name), config)
 
 
 def test_the_mmlu_and_gsm8k_protocols_run_whole(settings: dict, tmp_path: Path):
