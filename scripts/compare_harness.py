@@ -2,8 +2,9 @@
 
     PEER_PYTHON=ENV/bin/python python scripts/compare_harness.py --data=DATA_FOLDER [--limit=100] [--out=DIR]
 
-ENV is an environment of its own: python3.11 -m venv ENV && ENV/bin/pip install torch==2.13.0 transformers lm-eval.
-The base is exported for it as a Hugging Face folder, in float32. The data folder holds eval/mmlu/mmlu.zip,
+ENV is an environment of its own, made by
+python3.11 -m venv ENV && ENV/bin/pip install torch==2.13.0 transformers accelerate lm-eval
+for which the base is exported as a Hugging Face folder, in float32. The data folder holds eval/mmlu/mmlu.zip,
 reasoning/gsm8k/test.jsonl, text/tinystories_197k.txt and pref/hh_rlhf/helpful-base.test.jsonl.gz; no hub is asked.
 Fails where an accuracy differs, or a log-likelihood by more than 1e-3. What is computed is kept in DIR.
 """

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from aligner_jax.runtime import progress
-from aligner_jax.runtime.progress import Progress
+from aligner_jax.runtime.progress import Count, Progress
 
 METRICS = {"loss": 1.2344, "tokens_per_second": 1812.3, "learning_rate": 9e-3, "grad_norm": 4.0}
 
@@ -70,3 +70,24 @@ def test_an_error_leaves_the_terminal_as_it_was(clock):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert text.getvalue().count("\x1b[?25l") == text.getvalue().count("\x1b[?25h") == 1
+
+
+def counted(clock, *, terminal):
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=200, color_system=None)
+    with Count(console, "answers", total=2000, done=400) as count:
+        for seconds in (10, 25, 10, 200):
+            clock(seconds)
+            count.add(400)
+    return text.getvalue()
+
+
+def test_a_count_is_a_line_every_half_minute_and_one_at_the_end(clock):
+    # 800 done in 35 s, 1600 in all.
+    assert counted(clock, terminal=False) == ("answers: 1,200 of 2,000, 0:35 left\nanswers: 2,000 of 2,000 in 4:05\n")
+
+
+def test_on_a_terminal_a_count_is_a_bar_that_goes_away(clock):
+    text = counted(clock, terminal=True)
+    assert "answers" in text
+    assert "left" not in text
