@@ -44,7 +44,7 @@ def test_an_answer_ends_before_the_first_of_its_stops(tiny_subject: Callable[...
 def test_sampled_answers_differ_by_number_and_seed_and_are_the_same_again(tiny_subject, kept: Kept, tmp_path: Path):
     subject = tiny_subject(batch_size=2)
     ids = encoded(subject, TEXTS[0])
-    prompts = [Prompt(ids, 12, Sampling(1.0), number=number) for number in range(6)]
+    prompts = [Prompt(ids, 12, Sampling(20.0), number=number) for number in range(6)]
     answers = generate(subject, prompts, kept, QUIET, seed=1)
     assert len(set(answers)) == 6
     assert generate(subject, prompts, Kept(tmp_path / "again.jsonl", {}), QUIET, seed=1) == answers

@@ -135,7 +135,7 @@ def test_generation_takes_the_tasks_options(model, tiny_subject):
             *[
                 Request(
                     "Why is the sky blue?",
-                    {"until": ["\n\n"], "do_sample": True, "temperature": 1.0, "max_gen_toks": 20},
+                    {"until": ["\n\n"], "do_sample": True, "temperature": 20.0, "max_gen_toks": 20},
                 )
             ]
             * 2,

@@ -147,7 +147,10 @@ def model_class() -> Any:
             new = options["max_gen_toks"]
             if not 0 < new < self.max_length:
                 raise InputError(f"a task generates {new} tokens, but the model's context holds {self.max_length}")
-            sampling = Sampling(options["temperature"], options.get("top_k") or 0, options.get("top_p") or 1.0)
+            # As transformers' generate reads them: greedy, unless the task samples or gives a temperature.
+            sampled = options.get("do_sample", options.get("temperature", 0.0) > 0)
+            temperature = options.get("temperature", 1.0) if sampled else 0.0
+            sampling = Sampling(temperature, options.get("top_k") or 0, options.get("top_p") or 1.0)
             until = options.get("until") or []
             stops = tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop)
             ids = self.tok_encode(context)[-(self.max_length - new) :]
