@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import pytest
+
+from aligner_jax.errors import InputError
+from aligner_jax.evals.csv_records import csv_records
+
+
+def test_rows_and_the_lines_they_begin_on(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'\xef\xbb\xbfname,text\r\none,"two\nlines, and ""quotes"""\r\n\r\ntwo,\r\n')
+    assert list(csv_records(path)) == [
+        ({"name": "one", "text": 'two\nlines, and "quotes"'}, f"{path}:2"),
+        ({"name": "two", "text": ""}, f"{path}:5"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", " is empty"),
+        (b"a,b\n", " has a header and no rows"),
+        (b"a,b,a\n1,2,3\n", ":1 names the column 'a' twice"),
+        (b"a,b\n1,2\n1,2,3\n", ":3: the row has 3 fields, but the header 2"),
+        (b'a,b\n1,2\n3,"4\n5,6\n', ":3 is not CSV: unexpected end of data"),
+        (b'a,b\n1,"2"x\n', ":2 is not CSV: "),
+        (b"a,b\n1,\xff\n", ":2 is not UTF-8 text"),
+    ],
+)
+def test_bad_files(tmp_path: Path, content: bytes, says: str):
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        list(csv_records(path))
+    assert str(caught.value).startswith(f"{path}{says}")
+
+
+def test_a_file_that_is_not_there(tmp_path: Path):
+    with pytest.raises(InputError, match=r"none\.csv cannot be read: No such file"):
+        list(csv_records(tmp_path / "none.csv"))
