@@ -1,0 +1,260 @@
+"""A judge behind an OpenAI-compatible endpoint: asked at a bounded rate, again when it fails, and never twice."""
+
+import asyncio
+import dataclasses
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from aligner_jax.errors import InputError
+from aligner_jax.evals.judge_cache import Answer, JudgeCache
+from aligner_jax.evals.rate_limit import RateLimit
+from aligner_jax.runtime.fields import number
+from aligner_jax.runtime.progress import Count
+
+_MALFORMED_ATTEMPTS = 3
+
+Keep = Callable[[str, Answer], None]
+"""What is done with an answer as it arrives, under the name of its request."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EndpointConfig:
+    """The judge, and what it may be asked.
+
+    Attributes:
+      url: up to and with the version, for example "http://localhost:8000/v1".
+      model: the judge's name there.
+      key_variable: the environment variable with the API key, which stands in no file; None: the endpoint needs none.
+      temperature: None leaves it to the endpoint.
+      max_tokens: of an answer; one that is cut off before its verdict has none.
+      max_tokens_name: what the endpoint calls it; newer models of OpenAI's refuse the old name.
+      requests_per_minute: retries included; None: as fast as the endpoint answers.
+      concurrency: requests that are waited for at once.
+      retries: of a request that failed with status 408, 409, 429 or 5xx, for lack of an answer in time or of a
+        connection. They wait as long as Retry-After says, else twice as long each time, up to 8 seconds.
+      timeout: seconds.
+      prompt_price: in dollars a million tokens, for the cost that is shown.
+      completion_price: the same.
+    """
+
+    url: str | None = None
+    model: str | None = None
+    key_variable: str | None = "OPENAI_API_KEY"
+    temperature: float | None = number(0.0, least=0)
+    max_tokens: int = number(1024, least=1)
+    max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    requests_per_minute: float | None = number(None, above=0)
+    concurrency: int = number(4, least=1)
+    retries: int = number(10, least=0)
+    timeout: float = number(120.0, above=0)
+    prompt_price: float | None = number(None, least=0)
+    completion_price: float | None = number(None, least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """A request: the system message ("" for none) and the user's."""
+
+    system: str
+    user: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """What judging took.
+
+    Attributes:
+      asked: answers that were asked for now.
+      kept: answers that were there from before.
+      prompt_tokens: of all answers, those kept from before included; completion_tokens likewise.
+      uncounted: answers whose tokens the endpoint did not count.
+      cost: of all answers in dollars, None where the config has no prices; cost_now: of those asked for now.
+    """
+
+    asked: int
+    kept: int
+    prompt_tokens: int
+    completion_tokens: int
+    uncounted: int
+    cost: float | None
+    cost_now: float | None
+
+    def __str__(self) -> str:
+        price = "no prices are configured"
+        if self.cost is not None:
+            price = f"${self.cost:,.4f}, of which ${self.cost_now:,.4f} now"
+        uncounted = f" (not counted by the endpoint: {self.uncounted:,} answers)" if self.uncounted else ""
+        return (
+            f"{self.asked:,} answers asked for, {self.kept:,} kept from before; {self.prompt_tokens:,} tokens read and "
+            f"{self.completion_tokens:,} written{uncounted}: {price}"
+        )
+
+
+def ask_all(asks: Sequence[Ask], config: EndpointConfig, cache: Path, console: Console) -> tuple[list[Answer], Spent]:
+    """The judge's answers in the order of `asks`, and what they took.
+
+    Answers are kept in the folder `cache` as they arrive, under all that they depend on: a run that ends early, or is
+    killed, goes on from there. Equal requests are asked once.
+
+    Raises:
+      InputError: the endpoint or its key is not configured, the endpoint cannot be used, or the cache not be written.
+    """
+    key = _check(config)
+    kept_answers = JudgeCache(cache)
+    requests = [_request(ask, config) for ask in asks]
+    keys = [JudgeCache.key({"url": config.url, **request}) for request in requests]
+    answers = {name: answer for name in set(keys) if (answer := kept_answers.get(name)) is not None}
+    missing = {name: request for name, request in zip(keys, requests, strict=True) if name not in answers}
+    if missing:
+        with Count(console, "judged", total=len(set(keys)), done=len(answers)) as count:
+
+            def keep(name: str, answer: Answer) -> None:
+                kept_answers.keep(name, answer)
+                answers[name] = answer
+                count.add(1)
+
+            try:
+                asyncio.run(_ask_missing(missing, config, key, keep))
+            except InputError as error:
+                raise InputError(
+                    f"{error}; {len(answers):,} answers of {len(set(keys)):,} are kept in {cache}"
+                ) from None
+    return [answers[name] for name in keys], _spent(answers, set(missing), config)
+
+
+def _check(config: EndpointConfig) -> str | None:
+    """The API key."""
+    for name in ("url", "model"):
+        if not getattr(config, name):
+            raise InputError(f"config.evaluation.endpoint.{name} is not set; it says which judge is asked")
+    if not str(config.url).startswith(("http://", "https://")):
+        raise InputError(f"config.evaluation.endpoint.url is {config.url!r}, but should begin with http:// or https://")
+    if config.key_variable is None:
+        return None
+    key = os.environ.get(config.key_variable, "").strip()
+    if not key:
+        raise InputError(
+            f"the environment variable {config.key_variable} is not set, but should hold the API key of {config.url}; "
+            "--config.evaluation.endpoint.key_variable=None where none is needed"
+        )
+    if not key.isascii():
+        raise InputError(f"the environment variable {config.key_variable} holds something that is no API key")
+    return key
+
+
+def _request(ask: Ask, config: EndpointConfig) -> dict[str, Any]:
+    system = [{"role": "system", "content": ask.system}] if ask.system else []
+    temperature = {} if config.temperature is None else {"temperature": config.temperature}
+    return {
+        "model": config.model,
+        "messages": [*system, {"role": "user", "content": ask.user}],
+        config.max_tokens_name: config.max_tokens,
+        **temperature,
+    }
+
+
+async def _ask_missing(missing: dict[str, dict[str, Any]], config: EndpointConfig, key: str | None, keep: Keep) -> None:
+    try:
+        import openai
+    except ModuleNotFoundError:
+        raise InputError("judging by an endpoint needs the package openai: pip install 'aligner_jax[judge]'") from None
+    limit = RateLimit(config.requests_per_minute)
+
+    async def wait_for_turn(_: object) -> None:
+        await limit.wait()
+
+    # A hook of the HTTP client sees every request that is sent, the library's own retries too.
+    http = openai.DefaultAsyncHttpxClient(timeout=config.timeout, event_hooks={"request": [wait_for_turn]})
+    # The library refuses an empty key, and falls back to the environment without one.
+    client = openai.AsyncOpenAI(
+        base_url=config.url, api_key=key or "none", max_retries=config.retries, timeout=config.timeout, http_client=http
+    )
+    waiting, failures = iter(missing.items()), []
+
+    async def work() -> None:
+        for name, request in waiting:
+            # Once one failed for good no more is asked, but what is under way is paid for and kept.
+            if failures:
+                return
+            try:
+                keep(name, await _ask(client.chat.completions.create, request, config, key))
+            except InputError as error:
+                failures.append(error)
+
+    async with client, asyncio.TaskGroup() as group:
+        for _ in range(min(config.concurrency, len(missing))):
+            group.create_task(work())
+    if failures:
+        raise failures[0]
+
+
+async def _ask(
+    create: Callable[..., Awaitable[Any]], request: dict[str, Any], config: EndpointConfig, key: str | None
+) -> Answer:
+    import openai
+
+    for _ in range(_MALFORMED_ATTEMPTS):
+        try:
+            completion = await create(**request)
+            # None, where the judge declines to answer.
+            text = completion.choices[0].message.content or ""
+            if isinstance(text, str):
+                return Answer(text, _tokens(completion, "prompt_tokens"), _tokens(completion, "completion_tokens"))
+        except openai.APITimeoutError:
+            raise InputError(f"{config.url} did not answer within {config.timeout:g} seconds{_again(config)}") from None
+        except openai.APIConnectionError as error:
+            raise InputError(f"{config.url} cannot be reached{_again(config)}: {_cause(error)}") from None
+        except openai.APIStatusError as error:
+            raise InputError(
+                f"{config.url} answers with status {error.status_code}{_message(error.body, key)}"
+            ) from None
+        # The library takes any JSON, or none, for a completion.
+        except (openai.APIError, ValueError, AttributeError, TypeError, IndexError):
+            continue
+    raise InputError(f"{config.url} answered {_MALFORMED_ATTEMPTS} times with something that is no chat completion")
+
+
+def _tokens(completion: object, field: str) -> int | None:
+    counted = getattr(getattr(completion, "usage", None), field, None)
+    return counted if isinstance(counted, int) else None
+
+
+def _again(config: EndpointConfig) -> str:
+    return f", {config.retries + 1} times" if config.retries else ""
+
+
+def _cause(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return " ".join(str(cause).split()) or type(cause).__name__
+
+
+def _message(body: object, key: str | None) -> str:
+    """What an error's body says, in a sentence's end; endpoints may repeat the key there."""
+    body = body.get("message", body) if isinstance(body, dict) else body
+    text = " ".join(str(body or "").split())[:200]
+    if key:
+        text = text.replace(key, "…")
+    return f": {text}" if text else ""
+
+
+def _spent(answers: dict[str, Answer], now: set[str], config: EndpointConfig) -> Spent:
+    def tokens(of: set[str]) -> tuple[int, int]:
+        counted = [answers[name] for name in of]
+        return sum(a.prompt_tokens or 0 for a in counted), sum(a.completion_tokens or 0 for a in counted)
+
+    def cost(of: set[str]) -> float | None:
+        if config.prompt_price is None or config.completion_price is None:
+            return None
+        read, written = tokens(of)
+        return (read * config.prompt_price + written * config.completion_price) / 1e6
+
+    everything = set(answers)
+    return Spent(
+        len(now), len(everything - now), *tokens(everything),
+        uncounted=sum(answer.prompt_tokens is None for answer in answers.values()),
+        cost=cost(everything), cost_now=cost(now),
+    )  # fmt: skip

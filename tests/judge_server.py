@@ -1,0 +1,108 @@
+"""An OpenAI-compatible endpoint on loopback, whose replies a test decides."""
+
+import contextlib
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What is sent; hang_up: the connection is closed in the middle of it."""
+
+    body: bytes
+    status: int = 200
+    headers: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"Content-Type": "application/json"})
+    hang_up: bool = False
+    delay: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What arrived, and when; the headers' names in lower case."""
+
+    at: float
+    path: str
+    headers: Mapping[str, str]
+    body: dict
+
+    @property
+    def user(self) -> str:
+        """The user's message."""
+        return self.body["messages"][-1]["content"]
+
+
+@dataclasses.dataclass
+class Server:
+    """Where it listens, and every request so far."""
+
+    url: str
+    requests: list[Request] = dataclasses.field(default_factory=list)
+
+
+def completion(text: str | None, *, prompt_tokens: int = 200, completion_tokens: int = 10, **reply) -> Reply:
+    """A chat completion as an endpoint sends it."""
+    message = {"role": "assistant", "content": text}
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    body = {
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "judge",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {**usage, "total_tokens": prompt_tokens + completion_tokens},
+    }  # fmt: skip
+    return Reply(json.dumps(body).encode(), **reply)
+
+
+def failure(status: int, message: str = "no", **headers: str) -> Reply:
+    """An error as an endpoint sends it; headers are written with underscores."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    body = json.dumps({"error": {"message": message, "type": "x", "code": None}}).encode()
+    return Reply(body, status, {"Content-Type": "application/json", **named})
+
+
+@contextlib.contextmanager
+def judge_server(reply: Callable[[Request, int], Reply], port: int = 0) -> Iterator[Server]:
+    """Serves until the block ends, on a free port by default; `reply` gets each request and its number from 0."""
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            request = Request(
+                time.monotonic(), self.path, {name.lower(): value for name, value in self.headers.items()}, body
+            )
+            with lock:
+                number = len(server.requests)
+                server.requests.append(request)
+            answer = reply(request, number)
+            time.sleep(answer.delay)
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(answer.body)))
+            self.end_headers()
+            self.wfile.write(answer.body[: len(answer.body) // 2] if answer.hang_up else answer.body)
+            self.close_connection = self.close_connection or answer.hang_up
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Says nothing."""
+
+    class Listener(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """A client that hung up is what some tests are about."""
+
+    with Listener(("127.0.0.1", port), Handler) as listener:
+        server = Server(f"http://127.0.0.1:{listener.server_address[1]}/v1")
+        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            listener.shutdown()
+            thread.join()
