@@ -9,10 +9,13 @@ import jax
 from rich.console import Console
 
 from aligner_jax.errors import InputError
+from aligner_jax.evals.answers import ANSWERS
 from aligner_jax.evals.evaluation import EvaluateConfig, Evaluation, Outcome, Run, parse_options
 from aligner_jax.evals.gsm8k import GSM8K
 from aligner_jax.evals.harness import HARNESS
 from aligner_jax.evals.mmlu_generated import MMLU_GENERATED
+from aligner_jax.evals.pairwise import PAIRWISE
+from aligner_jax.evals.safety import SAFETY
 from aligner_jax.evals.subject import Subject, load_subject
 from aligner_jax.evals.vicuna import VICUNA
 from aligner_jax.runtime import sharding
@@ -23,9 +26,12 @@ from aligner_jax.weights.base import check_model
 RESULTS = "results.json"
 
 EVALUATIONS: dict[str, Evaluation] = {
+    "answers": ANSWERS,
     "gsm8k": GSM8K,
     "harness": HARNESS,
     "mmlu_generated": MMLU_GENERATED,
+    "pairwise": PAIRWISE,
+    "safety": SAFETY,
     "vicuna": VICUNA,
 }
 

@@ -1,0 +1,203 @@
+"""Pairs of models by their responses to the same questions, judged by an endpoint or by scores."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from aligner_jax.errors import InputError
+from aligner_jax.evals.evaluation import Evaluation, Outcome, Run
+from aligner_jax.evals.judge_endpoint import Ask, EndpointConfig, Spent, ask_all
+from aligner_jax.evals.judge_prompts import JudgePrompt, judge_prompt
+from aligner_jax.evals.judge_scores import ScoresConfig, by_scores
+from aligner_jax.evals.response_files import (
+    Response,
+    Responses,
+    ResponsesConfig,
+    check_same_questions,
+    model_of,
+    read_responses,
+)
+from aligner_jax.evals.win_rate import Outcome as QuestionOutcome
+from aligner_jax.evals.win_rate import WinRate, of_both_orders, of_counts, win_rate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairwiseOptions:
+    """What is compared, and who judges.
+
+    Attributes:
+      responses: where the models' responses are.
+      pairs: pairs of models; the win rate is that of the first of each. Empty: the first model against each other.
+      by: "endpoint": a judge is asked, twice a question, with the responses in both orders; "scores": a field of
+        the responses decides.
+      prompt_file: judge prompts of a user in FastChat's form; None: the package's own.
+      prompt_name: of one of them.
+      unparsable: "apart": questions without a verdict are left out of the rate; "tie": they count as ties.
+      published: wins, losses and ties for each pair, to be shown beside.
+    """
+
+    responses: ResponsesConfig = dataclasses.field(default_factory=ResponsesConfig)
+    pairs: tuple[tuple[str, ...], ...] = ()
+    by: Literal["endpoint", "scores"] = "endpoint"
+    endpoint: EndpointConfig = dataclasses.field(default_factory=EndpointConfig)
+    scores: ScoresConfig = dataclasses.field(default_factory=ScoresConfig)
+    prompt_file: str | None = None
+    prompt_name: str | None = None
+    unparsable: Literal["apart", "tie"] = "apart"
+    published: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """A pair of models.
+
+    Attributes:
+      model: the one whose rate it is.
+      against: the other.
+      outcomes: of each question, in the order of the first model's responses.
+      rate: what the judge found.
+      changed_with_order: questions whose two verdicts differ, which are ties; None where there is one verdict.
+      published: another's counts for the same pair.
+    """
+
+    model: str
+    against: str
+    outcomes: list[QuestionOutcome]
+    rate: WinRate
+    changed_with_order: int | None
+    published: WinRate | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairwise:
+    """All pairs; `judge` names who judged, `spent` is None where no endpoint did."""
+
+    judge: str
+    pairs: list[Compared]
+    spent: Spent | None
+
+
+def evaluate(run: Run, options: PairwiseOptions) -> Outcome:
+    """Judges every pair; the judge's answers are kept in the folder `judge` of the run's.
+
+    Raises:
+      InputError: see `pairwise`.
+    """
+    config = run.config
+    result = pairwise(options, run.folder / "judge", run.console, limit=config.limit, seed=config.seed)
+    if result.spent is not None:
+        run.console.out(f"the judge: {result.spent}", highlight=False)
+    return Outcome(dataclasses.asdict(result), table_of(result))
+
+
+def pairwise(
+    options: PairwiseOptions, cache: Path, console: Console, *, limit: int | None = None, seed: int = 0
+) -> Pairwise:
+    """Judges every pair.
+
+    Args:
+      cache: the folder in which an endpoint's answers are kept.
+      limit: so many questions of each pair, from the beginning; None: all.
+      seed: of the bootstrap.
+
+    Raises:
+      InputError: the options or a file cannot be used, the models of a pair were asked different questions, or what
+        `ask_all` raises.
+    """
+    models = read_responses(options.responses)
+    names = _pairs(options, list(models))
+    matched = [_matched(models, pair)[:limit] for pair in names]
+    spent, changed = None, [None] * len(names)
+    if options.by == "scores":
+        outcomes = [[by_scores(*responses, options.scores) for responses in match] for match in matched]
+    else:
+        prompt = judge_prompt("pairwise", options.prompt_file, options.prompt_name)
+        outcomes, changed, spent = _by_endpoint(matched, options.endpoint, prompt, cache, console)
+    published = [of_counts(*counts, seed=seed) for counts in options.published] or [None] * len(names)
+    pairs = [
+        Compared(*pair, each, win_rate(each, unparsable_as=options.unparsable, seed=seed), differing, theirs)
+        for pair, each, differing, theirs in zip(names, outcomes, changed, published, strict=True)
+    ]
+    judge = str(options.endpoint.model) if options.by == "endpoint" else f"scores in {options.scores.field}"
+    return Pairwise(judge, pairs, spent)
+
+
+def _pairs(options: PairwiseOptions, models: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = options.pairs or tuple((models[0], other) for other in models[1:])
+    if not pairs:
+        raise InputError(f"there are responses of one model, {models[0]!r}, and so nothing to compare it with")
+    for i, pair in enumerate(pairs):
+        if len(pair) != 2:
+            raise InputError(f"config.evaluation.pairs[{i}] is {list(pair)}, but should be two models")
+    for i, counts in enumerate(options.published):
+        if len(counts) != 3 or min(counts) < 0 or not sum(counts):
+            raise InputError(f"config.evaluation.published[{i}] is {list(counts)}, but should be wins, losses and ties")
+    if options.published and len(options.published) != len(pairs):
+        raise InputError(
+            f"config.evaluation.published is of {len(options.published)} pairs, but there are {len(pairs)}"
+        )
+    return [(first, second) for first, second in pairs]
+
+
+def _matched(models: dict[str, Responses], pair: tuple[str, str]) -> list[tuple[Response, Response]]:
+    first, second = (model_of(models, name) for name in pair)
+    check_same_questions(first, second, pair)
+    return [(response, second[prompt]) for prompt, response in first.items()]
+
+
+def _by_endpoint(
+    matched: Sequence[Sequence[tuple[Response, Response]]],
+    endpoint: EndpointConfig,
+    prompt: JudgePrompt,
+    cache: Path,
+    console: Console,
+) -> tuple[list[list[QuestionOutcome]], list[int], Spent]:
+    """Outcomes a pair, and how many of them changed with the order."""
+    asks = [
+        Ask(prompt.system, prompt.fill(question=a.prompt, answer_a=a.text, answer_b=b.text))
+        for match in matched
+        for first, second in match
+        for a, b in ((first, second), (second, first))
+    ]
+    answers, spent = ask_all(asks, endpoint, cache, console)
+    verdicts = iter(prompt.read_verdict(answer.text) for answer in answers)
+    both = [[(next(verdicts), next(verdicts)) for _ in match] for match in matched]
+    outcomes: list[list[QuestionOutcome]] = [[of_both_orders(*orders) for orders in match] for match in both]
+    ties = (("first", "second"), ("second", "first"), ("neither", "neither"))
+    changed = [sum(None not in orders and orders not in ties for orders in match) for match in both]
+    return outcomes, changed, spent
+
+
+def table_of(result: Pairwise) -> Table:
+    """A line for each pair, and one with its published counts where there are any."""
+    table = Table(title=escape(f"Win rates, judged by {result.judge}"), title_justify="left")
+    unparsable = any(pair.rate.unparsable for pair in result.pairs)
+    changing = any(pair.changed_with_order is not None for pair in result.pairs)
+    headings = ["model", "against", "wins", "losses", "ties"]
+    headings += ["no verdict"] * unparsable + ["order changed it"] * changing + ["rate", "95 % interval"]
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
+    for pair in result.pairs:
+        missing = [str(pair.rate.unparsable)] * unparsable + [str(pair.changed_with_order)] * changing
+        names = escape(pair.model), escape(pair.against)
+        table.add_row(*names, *_cells(pair.rate, missing))
+        if pair.published is not None:
+            missing = [""] * (unparsable + changing)
+            table.add_row("", "as published", *_cells(pair.published, missing), end_section=True)
+    return table
+
+
+def _cells(rate: WinRate, missing: Sequence[str]) -> list[str]:
+    counts = [str(rate.wins), str(rate.losses), str(rate.ties), *missing]
+    if rate.rate is None or rate.interval is None:
+        return [*counts, "–", "–"]
+    low, high = rate.interval
+    return [*counts, f"{rate.rate:.1%}", f"{100 * low:.1f} to {high:.1%}"]
+
+
+PAIRWISE = Evaluation(PairwiseOptions, evaluate, has_model=False)

@@ -1,0 +1,35 @@
+"""Two models' answers to Vicuna-bench, judged in both orders by any OpenAI-compatible endpoint.
+
+    python -m aligner_jax.evaluate --config=configs/eval/vicuna.py --adapter=A.safetensors --out=runs/vicuna/A
+    python -m aligner_jax.evaluate --config=configs/eval/vicuna.py --adapter=B.safetensors --out=runs/vicuna/B
+    JUDGE_API_KEY=… python -m aligner_jax.evaluate --config=configs/eval/vicuna_judge.py \
+        --config.evaluation.endpoint.url=https://…/v1 --config.evaluation.endpoint.model=NAME \
+        --config.evaluation.responses.files='["runs/vicuna/A/responses.jsonl", "runs/vicuna/B/responses.jsonl"]'
+
+Of several files the first model is compared with each other; `pairs` names others. An endpoint without a key (a server
+of one's own): --config.evaluation.endpoint.key_variable=None. Prices, limits and prompts: docs/judging.md.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "evaluation": {
+                "name": "pairwise",
+                "by": "endpoint",
+                "responses": {"files": ["runs/vicuna/A/responses.jsonl", "runs/vicuna/B/responses.jsonl"]},
+                "endpoint": {
+                    "url": "http://localhost:8000/v1",
+                    "model": "judge",
+                    "key_variable": "JUDGE_API_KEY",
+                    "temperature": 0.0,
+                    "max_tokens": 1024,
+                    "requests_per_minute": 60.0,
+                    "concurrency": 4,
+                },
+                "unparsable": "apart",
+            },
+        }
+    )
