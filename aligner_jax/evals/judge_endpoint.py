@@ -235,10 +235,10 @@ def _cause(error: BaseException) -> str:
 def _message(body: object, key: str | None) -> str:
     """What an error's body says, in a sentence's end; endpoints may repeat the key there."""
     body = body.get("message", body) if isinstance(body, dict) else body
-    text = " ".join(str(body or "").split())[:200]
+    text = " ".join(str(body or "").split())
     if key:
         text = text.replace(key, "…")
-    return f": {text}" if text else ""
+    return f": {text[:200]}" if text else ""
 
 
 def _spent(answers: dict[str, Answer], now: set[str], config: EndpointConfig) -> Spent:
