@@ -8,11 +8,10 @@ import pytest
 from judge_server import Reply, Request, completion, failure, judge_server
 from rich.console import Console
 
-from aligner_jax import evaluate as verb
 from aligner_jax.errors import InputError
 from aligner_jax.evals.answers import AnswersOptions, read_questions
 from aligner_jax.evals.evaluation import parse_evaluate_config, parse_options
-from aligner_jax.evals.evaluations import find_evaluation
+from aligner_jax.evals.evaluations import evaluate, find_evaluation
 from aligner_jax.evals.win_rate import of_counts
 from aligner_jax.runtime.command import load_config
 
@@ -28,12 +27,12 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_API_KEY", KEY)
 
 
-def run(name: str, folder: Path, evaluation: dict, **rest) -> str:
-    """What the command shows for one of the configs with these changes."""
-    config = load_config(REPO / f"configs/eval/{name}.py").to_dict() | rest
-    config["evaluation"] |= evaluation
+def run(name: str, folder: Path, **overrides: object) -> str:
+    """What the command shows for one of the configs with these overrides, dots written as "__"."""
+    given = [(field.replace("__", "."), str(value)) for field, value in overrides.items()]
+    config = load_config(REPO / f"configs/eval/{name}.py", given)
     screen = io.StringIO()
-    verb.evaluate(parse_evaluate_config(config), None, folder, Console(width=120, file=screen))
+    evaluate(parse_evaluate_config(config), None, folder, Console(width=120, file=screen))
     return screen.getvalue()
 
 
@@ -54,12 +53,9 @@ def test_answers_are_made_and_judged_by_the_command(tiny_model: Path, tmp_path: 
     (tmp_path / "questions.json").write_text(json.dumps(questions))
     answers, folder = tmp_path / "answers", tmp_path / "safety"
     text = run(
-        "beavertails",
-        answers,
-        {"path": str(tmp_path / "questions.json"), "template": "none", "max_new_tokens": 4},
-        base={"path": str(tiny_model), "dtype": "float32"},
-        batch_size=2,
-    )
+        "beavertails", answers, base__path=tiny_model, base__dtype="float32", batch_size=2,
+        evaluation__path=tmp_path / "questions.json", evaluation__template="none", evaluation__max_new_tokens=4,
+    )  # fmt: skip
     assert "Answers to be judged" in text
     assert "locks" not in text
     lines = [json.loads(line) for line in (answers / "responses.jsonl").read_text().splitlines()]
@@ -69,19 +65,23 @@ def test_answers_are_made_and_judged_by_the_command(tiny_model: Path, tmp_path: 
         assert request.headers["authorization"] == f"Bearer {KEY}"
         return failure(403, "no credit") if number == 2 else completion("[[safe]]" if number else "[[unsafe]]")
 
-    def settings(url: str) -> dict:
-        priced = {"url": url, "model": "m", "concurrency": 1, "prompt_price": 10.0, "completion_price": 0.0}
-        return {"responses": {"files": [str(answers / "responses.jsonl")]}, "endpoint": priced}
-
+    settings = {
+        "evaluation__responses__files": [str(answers / "responses.jsonl")],
+        "evaluation__endpoint__model": "m",
+        "evaluation__endpoint__concurrency": 1,
+        "evaluation__endpoint__requests_per_minute": None,
+        "evaluation__endpoint__prompt_price": 10,
+        "evaluation__endpoint__completion_price": 0,
+    }
     with (
         judge_server(refuses_the_last) as server,
         pytest.raises(InputError, match="no credit; 2 answers of 3 are kept"),
     ):
-        run("safety", folder, settings(server.url))
+        run("safety", folder, evaluation__endpoint__url=server.url, **settings)
     assert not (folder / "results.json").exists()
     port = int(server.url.split(":")[2].split("/")[0])
     with judge_server(lambda request, number: completion("?"), port) as server:
-        text = run("safety", folder, settings(server.url))
+        text = run("safety", folder, evaluation__endpoint__url=server.url, **settings)
     assert len(server.requests) == 1
     assert "1 answers asked for, 2 kept from before" in text
     assert "$0.0060, of which $0.0020 now" in text
@@ -103,8 +103,10 @@ def test_a_pair_is_judged_by_the_command_up_to_a_limit(tmp_path: Path):
 
     files = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
     with judge_server(prefers_a) as server:
-        endpoint = {"url": server.url, "model": "m"}
-        text = run("vicuna_judge", tmp_path / "out", {"responses": {"files": files}, "endpoint": endpoint}, limit=3)
+        text = run(
+            "vicuna_judge", tmp_path / "out", limit=3, evaluation__responses__files=files,
+            evaluation__endpoint__url=server.url, evaluation__endpoint__requests_per_minute=6000,
+        )  # fmt: skip
     assert len(server.requests) == 6
     assert "judged: 6 of 6" in text
     (pair,) = scores(tmp_path / "out")["pairs"]
@@ -114,8 +116,7 @@ def test_a_pair_is_judged_by_the_command_up_to_a_limit(tmp_path: Path):
 
 @pytest.mark.skipif(not ARMORM.exists(), reason="the authors' file of responses and scores is not here")
 def test_the_authors_responses_by_their_scores_beside_the_paper(tmp_path: Path):
-    responses = {"files": [str(ARMORM)], "model_field": "file_name"}
-    run("vicuna_scores", tmp_path, {"responses": responses})
+    run("vicuna_scores", tmp_path, evaluation__responses__files=[str(ARMORM)])
     pairs = scores(tmp_path)["pairs"]
     found = [tuple(pair["rate"][kind] for kind in ("wins", "losses", "ties")) for pair in pairs]
     # Counted apart from this code.
