@@ -95,11 +95,11 @@ def test_answers_are_made_and_judged_by_the_command(tiny_model: Path, tmp_path: 
 
 def test_a_pair_is_judged_by_the_command_up_to_a_limit(tmp_path: Path):
     for model in ("a", "b"):
-        lines = [{"model": model, "prompt": f"q{i}", "response": f"of {model}"} for i in range(5)]
+        lines = [{"model": model, "prompt": f"q{i}", "response": f"says {model}"} for i in range(5)]
         (tmp_path / f"{model}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def prefers_a(request: Request, number: int) -> Reply:
-        return completion("[[A]]" if request.user.index("of a") < request.user.index("of b") else "[[B]]")
+        return completion("[[A]]" if request.user.index("says a") < request.user.index("says b") else "[[B]]")
 
     files = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
     with judge_server(prefers_a) as server:
