@@ -42,9 +42,9 @@ def adapted(tiny_subject: Callable[..., Subject], randomized: Callable[..., Adap
 def alone(subject: Subject, each: Continuation) -> tuple[float, bool]:
     tokens_bt = jnp.asarray([each.ids[:-1]])
     logits_tv = apply(subject.base.params, subject.adapter, tokens_bt, config=subject.base.config)[0]
-    targets = np.asarray(each.ids[-each.count :])
-    log_probs_cv = np.asarray(jax.nn.log_softmax(logits_tv), np.float64)[-each.count :]
-    return log_probs_cv[np.arange(each.count), targets].sum(), bool((log_probs_cv.argmax(-1) == targets).all())
+    targets = np.asarray(each.ids[-each.scored :])
+    log_probs_cv = np.asarray(jax.nn.log_softmax(logits_tv), np.float64)[-each.scored :]
+    return log_probs_cv[np.arange(each.scored), targets].sum(), bool((log_probs_cv.argmax(-1) == targets).all())
 
 
 @pytest.mark.parametrize("method", METHODS)

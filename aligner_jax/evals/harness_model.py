@@ -113,7 +113,8 @@ def model_class() -> Any:
                         f"should have 1 to {self.max_length}, the model's context"
                     )
                 continuations.append(Continuation(tuple([*context_ids, *ids][-(self.max_length + 1) :]), len(ids)))
-            return [tuple(each) for each in score(self._subject, continuations, self._kept, self._console)]
+            scores = score(self._subject, continuations, self._kept, self._console)
+            return [(each.log_likelihood, each.is_greedy) for each in scores]
 
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
             windows: list[Continuation] = []

@@ -114,7 +114,9 @@ def pairwise(
     matched = [_matched(models, pair)[:limit] for pair in names]
     spent, changed = None, [None] * len(names)
     if options.by == "scores":
-        outcomes = [[by_scores(*responses, options.scores) for responses in match] for match in matched]
+        outcomes: list[list[QuestionOutcome]] = [
+            [by_scores(*responses, options.scores) for responses in match] for match in matched
+        ]
     else:
         prompt = judge_prompt("pairwise", options.prompt_file, options.prompt_name)
         outcomes, changed, spent = _by_endpoint(matched, options.endpoint, prompt, cache, console)

@@ -24,15 +24,15 @@ TARGETS_A_CALL = 64
 
 
 class Continuation(NamedTuple):
-    """Tokens whose last `count` are scored, each given all before it; there is at least one before them."""
+    """Tokens whose last `scored` are scored, each given all before it; there is at least one before them."""
 
     ids: tuple[int, ...]
-    count: int
+    scored: int
 
     @property
     def key(self) -> str:
         """The same for the same tokens and count, whatever else is scored."""
-        return hashlib.sha256(json.dumps([self.ids, self.count]).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps([self.ids, self.scored]).encode()).hexdigest()[:32]
 
 
 class Score(NamedTuple):
@@ -82,8 +82,8 @@ def _scored(
     for row, (ids, continuations) in enumerate(zip(inputs, members, strict=True)):
         tokens_bt[row, : len(ids)] = ids
         for key, each in continuations.items():
-            starts[key] = (len(places), len(places) + each.count)
-            first = len(each.ids) - each.count
+            starts[key] = (len(places), len(places) + each.scored)
+            first = len(each.ids) - each.scored
             places += [(row, first - 1 + i, target) for i, target in enumerate(each.ids[first:])]
     model = subject.base.params, subject.adapter
     hidden_btd = _hidden(*model, jnp.asarray(tokens_bt), config=subject.base.config)
