@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib.ticker import MaxNLocator
 
 from aligner_jax.analysis.gates import Gates
 from aligner_jax.analysis.report import Picture
@@ -48,6 +49,7 @@ def gate_map(file: str, name: str, gates: Gates) -> Picture:
         gates_ln.T, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest", extent=edges
     )
     below.set_ylabel("head" if gates_ln.shape[1] > 1 else "one gate a layer")
+    below.yaxis.set_major_locator(MaxNLocator(integer=True))
     layer_axis(below)
     extend = "both" if largest > limit else "neither"
     made.colorbar(drawn, ax=below, extend=extend, label="gate (0: the base)", pad=0.01, aspect=30)

@@ -138,5 +138,5 @@ def form_and_knowledge(
     right.set_xlabel("place of the token in the answer")
     right.set_ylabel("loss (nats a token)")
     right.set_ylim(bottom=0)
-    right.legend(fontsize=9)
+    right.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
     return picture("form_and_knowledge", "Held-out loss by kind of token and by place in the answer.", made)
