@@ -249,7 +249,9 @@ def _scan(body, x_btd, layers: Layers, indices: range, adapted: Adapted, remat: 
     @functools.partial(jax.checkpoint, prevent_cse=False, policy=remat_policy(remat))
     def step(x_btd, index_and_adapted):
         index, layer_adapted = index_and_adapted
-        layer = _as_stored(layer_at(layers, index))
+        layer = layer_at(layers, index)
+        # With "none" each layer's ordered weights would be kept until the backward pass: a second copy of the model.
+        layer = layer if remat == "none" else _as_stored(layer)
         return body(x_btd, _gathered(layer, config), layer_adapted), None
 
     return jax.lax.scan(step, x_btd, (jnp.arange(indices.start, indices.stop), adapted))[0]
