@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from aligner_jax.data.pair_rows import train_pair_batches
 from aligner_jax.data.pipeline import train_batches
 from aligner_jax.errors import InputError
-from aligner_jax.runtime import sharding
+from aligner_jax.runtime import distributed, sharding
 from aligner_jax.runtime.global_batch import global_batch
 
 DOCUMENTS, LENGTH, ROWS, STEPS, RESUME = 48, 16, 8, 12, 5
@@ -85,11 +86,47 @@ def test_the_batches_are_those_of_one_process_also_after_a_resume(found_by_child
         assert [list(itertools.chain(*devices)) for devices in steps] == wanted
 
 
+@pytest.mark.parametrize("count", COUNTS)
+def test_processes_have_every_document_once_between_them(count: int):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
+    children = [
+        subprocess.Popen(
+            [sys.executable, __file__, "joined"], env={**environment, **joined, "JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(count)
+    ]  # fmt: skip
+    ends = [child.communicate(timeout=300) for child in children]
+    assert [child.returncode for child in children] == [0] * count, ends
+    # What JAX's CPU backend prints of its connections comes before.
+    of_processes = [json.loads(output.splitlines()[-1]) for output, _ in ends]
+    assert all(len(rows) == ROWS // count for steps in of_processes for rows in steps)
+    together = [list(itertools.chain(*rows)) for rows in zip(*of_processes, strict=True)]
+    flat = list(itertools.chain(*together))
+    for epoch in (flat[:DOCUMENTS], flat[DOCUMENTS:]):
+        assert sorted(epoch) == [100 + i for i in range(DOCUMENTS)]
+    batches = make_batches("alone")
+    assert together == [next(batches)["tokens_bt"][:, 0].tolist() for _ in range(STEPS)]
+
+
 def test_rows_that_the_mesh_does_not_divide_are_named():
     mesh = jax.sharding.AbstractMesh((3, 1), ("data", "fsdp"))
     with pytest.raises(InputError, match=r"_bt of a batch has 8 rows, which the mesh .*'data': 3.* does not"):
         global_batch(next(make_batches("alone")), sharding.batch_sharding(mesh))
 
 
-if __name__ == "__main__":
+def documents_of_this_process() -> list[list[int]]:
+    """For each step the documents in the rows that this process holds."""
+    distributed.initialize()
+    split, batches = sharding.batch_sharding(sharding.make_mesh()), make_batches("alone")
+    arrays = [global_batch(next(batches), split)["tokens_bt"] for _ in range(STEPS)]
+    return [[int(x) for shard in each.addressable_shards for x in np.asarray(shard.data)[:, 0]] for each in arrays]
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["joined"]:
+    print(json.dumps(documents_of_this_process()))
+elif __name__ == "__main__":
     print(json.dumps({kind: documents_by_device(kind) for kind in ("packed", "alone", "pairs")}))
