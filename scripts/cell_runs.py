@@ -172,7 +172,7 @@ def _result(workdir: Path) -> dict[str, Any]:
         return {"sweep": losses, **speed}
     result = {"parameters": report["num_params"], "file_bytes": report["file_bytes"], **speed}
     if "accuracy" in report["after"]:
-        names = ("pairs", "loss", "accuracy", "accuracy_interval", "margin")
+        names = ("pairs", "prompts", "loss", "accuracy", "accuracy_interval", "margin", "each")
         return result | {name: report["after"][name] for name in names}
     for prefix, key in (("base_", "before"), ("", "after")):
         result[f"{prefix}loss"] = report[key]["heldout_loss"]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from aligner_jax.data.sources import Example, Preference, load_examples, split_by_prompt
+from aligner_jax.data.sources import Example, Preference, load_examples, prompt_of, split_by_prompt, without_repeats
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.files import write_atomically
 
@@ -48,6 +48,10 @@ def split(
 ) -> Split:
     """The last examples held out, by prompt; for `tuning` others before those, and the last ones are left out.
 
+    Preferences are counted by prompt: they repeat prompts and whole pairs, so that `heldout` prompts are held out and
+    judged by one pair each. These are the file's first prompts and those for `tuning` its last, so that no change of a
+    number lets the one reach into the other.
+
     Args:
       tuning_heldout: how many others; None: as many.
 
@@ -58,12 +62,28 @@ def split(
     for example in examples:
         if isinstance(example.record, Preference) != (task == "pku"):
             raise InputError(f"{example.where} is not of the kind of the task {task!r}")
-    train, last = split_by_prompt(examples, heldout)
-    if tuning:
-        train, last = split_by_prompt(train, tuning_heldout or heldout)
+    if task == "pku":
+        train, last = _prompts_held_out(examples, heldout, tuning_heldout or heldout if tuning else 0)
+    else:
+        train, last = split_by_prompt(examples, heldout)
+        if tuning:
+            train, last = split_by_prompt(train, tuning_heldout or heldout)
     if not train or not last:
         raise InputError(f"{file} has {len(examples)} examples, too few to hold out {heldout}")
     return Split(_part(f"{task}-train", train, folder), _part(f"{task}-heldout", last, folder))
+
+
+def _prompts_held_out(
+    examples: Sequence[Example], first: int, last: int
+) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Examples of neither the first nor the last prompts, and one of each of the last; 0: of the first."""
+    by_prompt: dict[tuple, list[Example]] = {}
+    for example in without_repeats(examples):
+        by_prompt.setdefault(prompt_of(example), []).append(example)
+    of_prompts = list(by_prompt.values())
+    end = len(of_prompts) - last
+    heldout = of_prompts[max(end, first) :] if last else of_prompts[:first]
+    return [example for some in of_prompts[first:end] for example in some], [some[0] for some in heldout]
 
 
 def _part(name: str, examples: Sequence[Example], folder: Path) -> Part:

@@ -9,8 +9,8 @@ and --pku name files elsewhere. The default sizes take about an hour on two core
 A cell is a task, an arm and a seed, and a run of aligner_jax.train in a process of its own; of preferences it is two:
 supervised on the preferred answers, then DPO with that adapter as beginning and reference. A seed gives the order and
 packing of the rows, the same for all arms, and the adapter's first values. All cells of a task are judged by the same
-held-out examples, which share no prompt with those trained on. Rates fall as a cosine from the arm's own (see
-compare_cells.py), without warm-up; weight decay is 0.02 for all.
+held-out examples, which share no prompt with those trained on; of preferences, by one pair a prompt. Rates fall as a
+cosine from the arm's own (see compare_cells.py), without warm-up; weight decay is 0.02 for all.
 
 The same command skips finished cells and goes on with the one that was ended. The tables are printed and are in
 OUT/table.md; every cell's result is in OUT/cells, its run in OUT/runs (one of "full" takes gigabytes). No text of the
@@ -64,7 +64,7 @@ def arguments() -> argparse.Namespace:
         "--length", type=_positive, default=256, help="tokens a row; longer examples are left out (default %(default)s)"
     )
     add("--heldout", type=_positive, default=48, help="examples of alpaca and gsm8k (default %(default)s)")
-    add("--heldout-pairs", type=_positive, default=300, help="of pku (default %(default)s)")
+    add("--heldout-pairs", type=_positive, default=300, help="of pku, each of another prompt (default %(default)s)")
     add(
         "--dtype", choices=("bfloat16", "float32", "auto"), default="bfloat16", help="of the base (default %(default)s)"
     )
@@ -73,6 +73,7 @@ def arguments() -> argparse.Namespace:
         "--scales", type=_scales, default=_SCALES,
         help="to --tune: what the arm's own rate is multiplied by (default %(default)s)",
     )  # fmt: skip
+    add("--tuning-heldout", type=_positive, help="to --tune: as --heldout and --heldout-pairs, which stay apart")
     args = parser.parse_args()
     if args.tasks is None:
         args.tasks = ["alpaca"] if args.tune else list(TASKS)
@@ -93,7 +94,7 @@ def compare(args: argparse.Namespace) -> int:
     splits = {
         task: split(
             task, getattr(args, task), args.heldout_pairs if task == "pku" else args.heldout, args.out / "data",
-            tuning=args.tune,
+            tuning=args.tune, tuning_heldout=args.tuning_heldout,
         )
         for task in args.tasks
     }  # fmt: skip

@@ -4,9 +4,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from compare_cells import ARMS, Cell, Sizes
 
-from aligner_jax.evals.interval import wilson_interval
+from aligner_jax.evals.interval import grouped_interval
 
 Results = Mapping[Cell, Mapping[str, Any]]
 
@@ -40,24 +41,24 @@ def answers(task: str, results: Results, sizes: Sizes) -> str:
 
 
 def preferences(results: Results, sizes: Sizes) -> str:
-    """Held-out accuracies of DPO, highest first, with the interval that so many pairs allow."""
+    """Held-out accuracies of DPO, highest first, with the interval that so many prompts allow."""
     by_arm = _by_arm(results)
     rows = []
     for arm in sorted(by_arm, key=lambda arm: -_mean(by_arm[arm], "accuracy")):
         found = by_arm[arm]
-        pairs, accuracy = found[0]["pairs"], _mean(found, "accuracy")
-        # All seeds are judged by the same pairs, so more seeds do not make it narrower.
-        low, high = wilson_interval(accuracy * pairs, pairs)
+        # All seeds are judged by the same pairs, in the same order.
+        each_sm2 = np.array([result["each"] for result in found])
+        low, high = grouped_interval(each_sm2[:, :, 1].mean(axis=0), each_sm2[0, :, 0].astype(int))
         rows.append(
             [
                 arm, f"{found[0]['parameters']:,}", _spread(found, "accuracy", "{:.3f}"), f"[{low:.3f}, {high:.3f}]",
                 _spread(found, "margin", "{:+.3f}"), f"{_mean(found, 'tokens_per_second'):,.0f}", str(len(found)),
             ]
         )  # fmt: skip
-    pairs = next(iter(results.values()))["pairs"]
+    one = next(iter(results.values()))
     header = ["arm", "trained parameters", "held-out accuracy", "95 % interval", "reward margin", "tokens/s", "seeds"]
     steps = f"{sizes.stage1_steps} supervised, then {sizes.dpo_steps} DPO steps of {sizes.rows} × {sizes.length} tokens"
-    return f"## pku: {steps}; {pairs} held-out pairs\n\n{markdown(header, rows)}"
+    return f"## pku: {steps}; {one['pairs']} held-out pairs of {one['prompts']} prompts\n\n{markdown(header, rows)}"
 
 
 def tuning(tasks: Sequence[str], results: Results) -> str:

@@ -132,15 +132,52 @@ def test_what_is_held_out_is_trained_on_by_no_arm(script, data: Path, tmp_path: 
     assert tuning.train.path != last.train.path
 
 
-def test_the_accuracy_of_several_seeds_is_as_sure_as_the_pairs_allow(script):
+def test_of_preferences_prompts_are_held_out_at_one_end_and_tuned_by_at_the_other(script, tmp_path: Path):
+    compare_data = script("compare_data")
+    pairs = [{"prompt": f"P{i}", "response": [f"yes {j}", "no"]} for i in range(8) for j in (0, 1, 1)]
+    file = tmp_path / "pairs.json"
+    # Each prompt at both ends of the file.
+    file.write_text(json.dumps(pairs[::3] + pairs[1:2] + pairs))
+
+    def prompts(part) -> list[str]:
+        return [json.loads(line)["prompt"] for line in part.text.splitlines()]
+
+    last = compare_data.split("pku", file, 3, tmp_path)
+    assert prompts(last.heldout) == ["P0", "P1", "P2"]
+    # Two different pairs of each, of which the first is judged by.
+    assert prompts(last.train) == [f"P{i}" for i in range(3, 8) for _ in range(2)]
+    tuning = compare_data.split("pku", file, 3, tmp_path, tuning=True, tuning_heldout=2)
+    assert prompts(tuning.heldout) == ["P6", "P7"]
+    assert prompts(tuning.train) == [f"P{i}" for i in range(3, 6) for _ in range(2)]
+    with pytest.raises(InputError, match="too few to hold out 8"):
+        compare_data.split("pku", file, 8, tmp_path)
+    with pytest.raises(InputError, match="too few"):
+        compare_data.split("pku", file, 4, tmp_path, tuning=True)
+
+
+def test_the_accuracy_of_several_seeds_is_as_sure_as_the_prompts_allow(script):
     cells, table = script("compare_cells"), script("compare_table")
     sizes = cells.Sizes("model", "float32", rows=4, length=256, steps=5, stage1_steps=6, dpo_steps=7)
-    rest = {"parameters": 828, "pairs": 100, "margin": 0.5, "tokens_per_second": 400.0}
-    results = {cells.Cell("pku", "aligner_1", s): {**rest, "accuracy": a} for s, a in enumerate((0.5, 0.6, 0.7))}
-    row = table.preferences(results, sizes).splitlines()[-1]
-    assert "0.600 ± 0.100" in row
-    # Wilson's interval of 60 in 100, not of 180 in 300.
-    assert "[0.502, 0.691]" in row
+    rest = {"parameters": 828, "pairs": 200, "prompts": 100, "margin": 0.5, "tokens_per_second": 400.0}
+
+    def each(right: int) -> list[list[float]]:
+        return [[prompt, float(prompt < right)] for prompt in range(100) for _ in range(2)]
+
+    results = {
+        cells.Cell("pku", "aligner_1", seed): {**rest, "accuracy": right / 100, "each": each(right)}
+        for seed, right in enumerate((60, 60, 60))
+    }
+    text = table.preferences(results, sizes)
+    assert "200 held-out pairs of 100 prompts" in text
+    row = text.splitlines()[-1]
+    assert "0.600 ± 0.000" in row
+    # As of 100 trials, not of 200 pairs or of 600: Wilson's is [0.502, 0.691], and Student's quantile is a little more.
+    assert "[0.500, 0.692]" in row
+    results = {
+        cells.Cell("pku", "aligner_1", seed): {**rest, "accuracy": right / 100, "each": each(right)}
+        for seed, right in enumerate((50, 60, 70))
+    }
+    assert "0.600 ± 0.100" in table.preferences(results, sizes).splitlines()[-1]
 
 
 def test_the_best_rate_is_that_of_the_lowest_loss(script):

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from aligner_jax.data.sources import Conversation, Example, Instruction, Preference, split_by_prompt
+from aligner_jax.data.sources import Conversation, Example, Instruction, Preference, split_by_prompt, without_repeats
 from aligner_jax.data.sources.split import prompt_of
 
 
@@ -55,3 +55,18 @@ def test_a_prompt_is_all_that_precedes_the_answer():
         Example(Instruction("Hi", "there", "Hello"), "a:6"),
     ]
     assert len({prompt_of(example) for example in [*same, *different]}) == 4
+
+
+def test_of_equal_records_the_first_is_kept():
+    user, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+    records = [
+        Preference((user,), "Hello", "What?"),
+        Preference((user,), "Hello", "Who?"),
+        Preference((user,), "Hello", "What?"),
+        Instruction("Hi", "", "Hello"),
+        Conversation((user, answer)),
+        Conversation((user, answer, user)),
+        Preference((user,), "What?", "Hello"),
+    ]
+    examples = [Example(record, f"a:{i}") for i, record in enumerate(records)]
+    assert without_repeats(examples) == [examples[i] for i in (0, 1, 3, 5, 6)]

@@ -147,6 +147,12 @@ def test_data_of_named_fields_are_counted_and_split_by_prompt(settings: dict, tm
     assert load(2)[0].heldout_examples == data.heldout_examples
     data, _ = load(3)
     assert [example.answer for example in data.heldout_examples] == ["good 0", "good 1", "good 3", "good 4"]
+    rows[1]["good"] = rows[3]["good"]
+    rows[1]["bad"] = rows[3]["bad"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data, text = load(3)
+    assert [example.answer for example in data.heldout_examples] == ["good 0", "good 3", "good 4"]
+    assert "held out: 3 different examples; 1 that repeat one of them are left out\n" in text
     rows[2]["q"] = "a"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match=r"heldout_rows is 4, but .* share prompts with all 5 examples"):

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
+import numpy as np
+from jaxtyping import Int64
+
 from aligner_jax.data.documents import Document, Summary, make_document
 from aligner_jax.data.sources.example import Example, Preference
 from aligner_jax.data.tokenizer import Tokenizer
@@ -82,6 +85,13 @@ def tokenize_pairs(
         unit="pairs",
     )
     return pairs, summary
+
+
+def prompt_numbers(pairs: Sequence[Pair]) -> Int64[np.ndarray, " m"]:
+    """A number for each pair's prompt: pairs whose documents begin alike, up to the answer, have the same."""
+    numbers: dict[bytes, int] = {}
+    begins = (pair["chosen"]["tokens"][: int(np.argmax(pair["chosen"]["loss_mask"]))].tobytes() for pair in pairs)
+    return np.array([numbers.setdefault(prompt, len(numbers)) for prompt in begins], np.int64)
 
 
 def _pair(example: Example, tokenizer: Tokenizer, template: str, system: str | None) -> Pair:

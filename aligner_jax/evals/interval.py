@@ -2,15 +2,21 @@
 
 import math
 
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.special import stdtrit
 
-def wilson_interval(successes: float, trials: int, *, z: float = 1.959964) -> tuple[float, float]:
+_Z = 1.959964
+
+
+def wilson_interval(successes: float, trials: float, *, z: float = _Z) -> tuple[float, float]:
     """Wilson's score interval of a proportion (JASA 22, 1927), by default for 95 % confidence.
 
     It stays within 0 and 1, and is of use for few trials and for shares near the ends.
 
     Args:
       successes: may be fractional, where ties count as a half.
-      trials: how many.
+      trials: how many; fractional where dependent ones are counted as fewer.
       z: quantile of the normal distribution.
 
     Raises:
@@ -23,3 +29,31 @@ def wilson_interval(successes: float, trials: int, *, z: float = 1.959964) -> tu
     half = z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
     low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
     return max(low, 0.0), min(high, 1.0)
+
+
+def grouped_interval(value_n: Float[np.ndarray, " n"], group_n: Int[np.ndarray, " n"]) -> tuple[float, float]:
+    """The 95 % interval of a mean of shares that come in groups, as answers to one prompt do: groups are the sample.
+
+    Wilson's interval with as many trials as independent ones would be needed for the spread that the groups show (Korn
+    and Graubard, Survey Methodology 24, 1998, whose factor for few groups is Student's quantile against the normal
+    one), but never more than there are values. Where no spread can be seen, a group counts as one trial.
+
+    Args:
+      value_n: each from 0 to 1; where several judgements are averaged, of anything between.
+      group_n: equal numbers are one group.
+
+    Raises:
+      ValueError: there are no values, or one is not from 0 to 1.
+    """
+    n = len(value_n)
+    if not n or not np.all((value_n >= 0) & (value_n <= 1)):
+        raise ValueError("shares from 0 to 1 are needed, one at least")
+    share = float(np.mean(value_n))
+    members_g = np.unique(group_n, return_inverse=True)[1]
+    deviation_g = np.bincount(members_g, value_n - share)
+    groups = len(deviation_g)
+    trials = float(groups)
+    if groups > 1 and (variance := groups / (groups - 1) * float(np.sum(deviation_g**2)) / n**2) > 0:
+        few = (_Z / float(stdtrit(groups - 1, 0.975))) ** 2
+        trials = min(share * (1 - share) / variance * few, float(n))
+    return wilson_interval(share * trials, trials)

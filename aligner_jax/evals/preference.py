@@ -5,17 +5,20 @@ from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int64
 from rich.console import Console
 from rich.table import Table
 
 from aligner_jax.data.pair_rows import PairBatch
 from aligner_jax.errors import InputError
-from aligner_jax.evals.interval import wilson_interval
+from aligner_jax.evals.interval import grouped_interval
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.objectives.preference import compare, losses_and_metrics
 from aligner_jax.objectives.reference import token_log_probs
 from aligner_jax.peft import Adapter
 from aligner_jax.runtime.config import ObjectiveConfig
+
+_NUMBER = "number"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +27,15 @@ class Preferred:
 
     Attributes:
       pairs: how many.
+      prompts: how many different ones they have.
       loss: of the objective, a pair.
       accuracy: share of the pairs whose chosen answer has the higher implicit reward, ties being half.
-      accuracy_interval: of 95 % confidence (Wilson), from the number of pairs alone.
+      accuracy_interval: of 95 % confidence, the prompts being the sample (`interval.grouped_interval`).
+      each: the number of every pair's prompt, and its accuracy, in the pairs' order.
     """
 
     pairs: int
+    prompts: int
     loss: float
     accuracy: float
     accuracy_interval: tuple[float, float]
@@ -37,6 +43,7 @@ class Preferred:
     chosen_reward: float
     rejected_reward: float
     kl: float
+    each: list[tuple[int, float]]
 
     def as_metrics(self) -> dict[str, float]:
         """For a line of metrics, where each name says that it is held out."""
@@ -52,6 +59,7 @@ def measure(
     reference: Adapter | None,
     batches: Iterable[PairBatch],
     *,
+    prompts_m: Int64[np.ndarray, " m"],
     objective: ObjectiveConfig,
     config: LlamaConfig,
 ) -> Preferred:
@@ -59,12 +67,15 @@ def measure(
 
     Args:
       reference: a frozen adapter (None: the base), of which use is made where batches carry no log-probabilities.
+      prompts_m: which pairs have a prompt in common (`pairs.prompt_numbers` of those that the batches are made of).
       objective: "dpo" or "ipo", with its β.
 
     Raises:
       InputError: the batches hold no pair.
     """
-    return measure_each(params, [policy], reference, batches, objective=objective, config=config)[0]
+    return measure_each(params, [policy], reference, batches, prompts_m=prompts_m, objective=objective, config=config)[
+        0
+    ]
 
 
 def measure_each(
@@ -73,6 +84,7 @@ def measure_each(
     reference: Adapter | None,
     batches: Iterable[PairBatch],
     *,
+    prompts_m: Int64[np.ndarray, " m"],
     objective: ObjectiveConfig,
     config: LlamaConfig,
 ) -> list[Preferred]:
@@ -87,18 +99,23 @@ def measure_each(
             policy_bt = reference_bt if same else token_log_probs(params, policy, batch, config=config)
             answers = compare(policy_bt, reference_bt, batch)
             of_pairs = losses_and_metrics(answers, objective=objective)
-            of_batches.append({name: np.asarray(x_um, np.float64)[there_um] for name, x_um in of_pairs.items()})
-    return [_mean(of_batches) for of_batches in of_policies]
+            measured = {name: np.asarray(x_um, np.float64)[there_um] for name, x_um in of_pairs.items()}
+            of_batches.append({_NUMBER: batch["pairs_um"][there_um], **measured})
+    return [_mean(of_batches, prompts_m) for of_batches in of_policies]
 
 
-def _mean(of_batches: list[dict[str, np.ndarray]]) -> Preferred:
-    if not sum(len(of_batch["loss"]) for of_batch in of_batches):
+def _mean(of_batches: list[dict[str, np.ndarray]], prompts_m: Int64[np.ndarray, " m"]) -> Preferred:
+    if not sum(len(of_batch[_NUMBER]) for of_batch in of_batches):
         raise InputError("the held-out data have no preference pairs")
     of_pairs = {name: np.concatenate([of_batch[name] for of_batch in of_batches]) for name in of_batches[0]}
-    pairs = len(of_pairs["loss"])
+    order = np.argsort(of_pairs[_NUMBER])
+    prompt_m = prompts_m[of_pairs.pop(_NUMBER)[order]]
+    of_pairs = {name: x_m[order] for name, x_m in of_pairs.items()}
     return Preferred(
-        pairs=pairs,
-        accuracy_interval=wilson_interval(float(np.sum(of_pairs["accuracy"])), pairs),
+        pairs=len(order),
+        prompts=len(np.unique(prompt_m)),
+        accuracy_interval=grouped_interval(of_pairs["accuracy"], prompt_m),
+        each=list(zip(prompt_m.tolist(), of_pairs["accuracy"].tolist(), strict=True)),
         **{name: float(np.mean(x_m)) for name, x_m in of_pairs.items()},
     )
 
@@ -130,7 +147,7 @@ def show(result: BeforeAfter, console: Console) -> None:
     table.add_row("reward margin", *(f"{m.margin:+.4f}" for m in both))
     table.add_row("chosen, rejected reward", *(f"{m.chosen_reward:+.4f}, {m.rejected_reward:+.4f}" for m in both))
     table.add_row("KL estimate (nats an answer)", *(f"{m.kl:.4f}" for m in both))
-    table.add_row("pairs", *(f"{m.pairs:,}" for m in both))
+    table.add_row("pairs, and their prompts", *(f"{m.pairs:,}, {m.prompts:,}" for m in both))
     table.add_row("trained parameters", "", f"{result.num_params:,}")
     table.add_row("size of the adapter file", "", f"{result.file_bytes:,} bytes")
     console.print(table)

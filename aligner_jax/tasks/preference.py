@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from aligner_jax.data.pair_rows import eval_pair_batches, train_pair_batches
-from aligner_jax.data.pairs import Pair, tokenize_pairs
+from aligner_jax.data.pairs import Pair, prompt_numbers, tokenize_pairs
 from aligner_jax.evals import preference
 from aligner_jax.objectives.reference import fingerprint, load_reference, load_table, save_table, table
 from aligner_jax.peft import Adapter
@@ -33,8 +33,9 @@ def preference_task(config: TrainConfig, base: Base, initial: Adapter, workdir: 
 
     def measure(*adapters: Adapter) -> list[preference.Preferred]:
         return preference.measure_each(
-            base.params, adapters, reference, heldout_batches, objective=config.objective, config=base.config
-        )
+            base.params, adapters, reference, heldout_batches,
+            prompts_m=prompt_numbers(heldout), objective=config.objective, config=base.config,
+        )  # fmt: skip
 
     def write_report(adapter: Adapter, path: Path) -> None:
         before, after = measure(initial, adapter)

@@ -8,7 +8,7 @@ from typing import Any
 import grain
 from rich.console import Console
 
-from aligner_jax.data.sources import Example, load_dataset, split_by_prompt
+from aligner_jax.data.sources import Example, load_dataset, split_by_prompt, without_repeats
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.peft import Adapter
@@ -37,7 +37,10 @@ def tokenizer_of(base: Base, config: TrainConfig) -> Tokenizer:
 
 
 def split_examples(config: TrainConfig, console: Console) -> tuple[list[Example], list[Example]]:
-    """The training and the held-out examples, without a prompt in common, and a line about each file that is read."""
+    """The training and the held-out examples, and a line about each file that is read.
+
+    None of one file has a prompt in both; of equal held-out examples one is kept.
+    """
     data = config.data
 
     def read(path: str) -> list[Example]:
@@ -46,8 +49,15 @@ def split_examples(config: TrainConfig, console: Console) -> tuple[list[Example]
         return dataset.examples
 
     examples = read(data.path)
+
+    def different(heldout: list[Example]) -> list[Example]:
+        once = without_repeats(heldout)
+        if repeats := len(heldout) - len(once):
+            console.out(f"held out: {len(once):,} different examples; {repeats:,} that repeat one of them are left out")
+        return once
+
     if data.heldout_path is not None:
-        return examples, read(data.heldout_path)
+        return examples, different(read(data.heldout_path))
     if data.heldout_rows >= len(examples):
         raise InputError(
             f"config.data.heldout_rows is {data.heldout_rows}, but {data.path} has only {len(examples)} examples"
@@ -60,7 +70,7 @@ def split_examples(config: TrainConfig, console: Console) -> tuple[list[Example]
         )
     if len(heldout) > data.heldout_rows:
         console.out(f"held out: {len(heldout):,} examples, not {data.heldout_rows:,}, so that no prompt is in both")
-    return training, heldout
+    return training, different(heldout)
 
 
 def rows(config: TrainConfig) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from aligner_jax.data.sources.example import Conversation, Example, Instruction, Message, Preference
 from aligner_jax.data.sources.load import SOURCES, Dataset, find_source, load_dataset, load_examples
 from aligner_jax.data.sources.source import Source
-from aligner_jax.data.sources.split import split_by_prompt
+from aligner_jax.data.sources.split import prompt_of, split_by_prompt, without_repeats
 
 __all__ = [
     "SOURCES",
@@ -17,5 +17,7 @@ __all__ = [
     "find_source",
     "load_dataset",
     "load_examples",
+    "prompt_of",
     "split_by_prompt",
+    "without_repeats",
 ]

@@ -1,8 +1,8 @@
-"""Held-out examples whose prompts are not trained on."""
+"""Held-out examples whose prompts are not trained on, each of them once."""
 
 from collections.abc import Sequence
 
-from aligner_jax.data.sources.example import Example
+from aligner_jax.data.sources.example import Example, Preference
 
 type _Prompt = tuple[tuple[str, str], ...]
 
@@ -40,3 +40,13 @@ def split_by_prompt(examples: Sequence[Example], heldout_rows: int) -> tuple[lis
             count += rows[prompt]
     train = [example for example, prompt in zip(examples, prompts, strict=True) if prompt not in heldout]
     return train, [example for example, prompt in zip(examples, prompts, strict=True) if prompt in heldout]
+
+
+def without_repeats(examples: Sequence[Example]) -> list[Example]:
+    """Every different record once, where it stands first: a repeated one says nothing more of who is judged by it."""
+    first: dict[tuple, Example] = {}
+    for example in examples:
+        rejected = example.record.rejected if isinstance(example.record, Preference) else None
+        turns = tuple((turn["role"], turn["content"]) for turn in example.messages())
+        first.setdefault((turns, rejected), example)
+    return list(first.values())
