@@ -6,7 +6,8 @@ ENV is an environment of its own, made by
 python3.11 -m venv ENV && ENV/bin/pip install torch==2.13.0 transformers accelerate lm-eval
 for which the base is exported as a Hugging Face folder, in float32. The data folder holds eval/mmlu/mmlu.zip,
 reasoning/gsm8k/test.jsonl, text/tinystories_197k.txt and pref/hh_rlhf/helpful-base.test.jsonl.gz; no hub is asked.
-Fails where an accuracy differs, or a log-likelihood by more than 1e-3. What is computed is kept in DIR.
+Fails where an accuracy differs, or a log-likelihood by more than 1e-3. What is computed is kept in DIR. hf's softmax in
+float32 is about 1e-5 too high a token, which long texts add up; its own option for that is --peer-softmax=float64.
 """
 
 import argparse
@@ -156,6 +157,10 @@ def main() -> None:
     parser.add_argument("--base", default=MODEL, help="anything that aj.load_base reads (default %(default)s)")
     parser.add_argument("--limit", type=int, default=100, help="documents a task (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=4, help="rows at once, on both sides (default %(default)s)")
+    parser.add_argument(
+        "--peer-softmax", choices=("float32", "float64"), default="float32",
+        help="in what hf computes log-probabilities of its float32 logits (default %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/compare_harness"), help="default %(default)s")
     options = parser.parse_args()
     python, console = peer_python(), Console(highlight=False)
@@ -175,7 +180,7 @@ def main() -> None:
         evaluate(parse_evaluate_config(config), None, options.out / "ours", console)
     except (InputError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
-    peers = options.out / "peer" / DOCUMENTS
+    peers = options.out / ("peer" if options.peer_softmax == "float32" else "peer_float64") / DOCUMENTS
     if not peers.exists():
         arguments = [f"--{name}={value}" for name, value in (("model", folder), ("tasks", tasks), ("to", peers))]
         quiet = {
@@ -190,12 +195,14 @@ def main() -> None:
             *arguments,
             f"--limit={options.limit}",
             f"--batch-size={options.batch_size}",
+            f"--softmax={options.peer_softmax}",
             *TASKS,
         ]
         if (status := subprocess.run(command, env={**os.environ, **quiet}).returncode) != 0:
             sys.exit(f"error: the peer failed with status {status}")
     rows = compare(read_documents(options.out / "ours" / DOCUMENTS), read_documents(peers))
-    (options.out / "comparison.json").write_text(json.dumps(rows, indent=2) + "\n")
+    name = "comparison" if options.peer_softmax == "float32" else "comparison_float64"
+    (options.out / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
     _print(rows, console)
     if any(row["largest_difference"] > TOLERANCE or row.get("documents_that_differ") for row in rows):
         sys.exit("error: the two sides differ")

@@ -19,10 +19,11 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True, help="the file of documents that is written")
     parser.add_argument("--limit", type=int, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--softmax", default="float32", help="in what log-probabilities are computed of logits")
     options = parser.parse_args()
     found = lm_eval.simple_evaluate(
         model="hf",
-        model_args={"pretrained": options.model, "dtype": "float32"},
+        model_args={"pretrained": options.model, "dtype": "float32", "softmax_dtype": options.softmax},
         device="cpu",
         batch_size=options.batch_size,
         tasks=options.names,
