@@ -3,7 +3,12 @@
 import csv
 import io
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 import pytest
 from rich.console import Console
@@ -110,6 +115,37 @@ def test_a_killed_evaluation_goes_on_and_its_files_are_those_of_one_that_was_not
     batches = 10
     _evaluate(settings, adapter, tmp_path / "again")
     assert needed == batches - 10 - 1
+
+
+def test_the_command_goes_on_after_a_real_kill(settings: dict, adapter: str, tmp_path: Path):
+    asked = [{"question_id": i, "category": "generic", "turns": [f"What is the number {i}?"]} for i in range(60)]
+    Path(settings["evaluation"]["path"]).write_text("".join(json.dumps(line) + "\n" for line in asked))
+    settings["batch_size"] = 1
+    config = tmp_path / "vicuna.py"
+    config.write_text(
+        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({settings!r})\n"
+    )
+
+    def start(name: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "aligner_jax.evaluate", f"--config={config}", f"--adapter={adapter}"]
+        return subprocess.Popen([*command, f"--out={tmp_path / name}"], stdout=PIPE, stderr=STDOUT, text=True)
+
+    whole, kept = start("whole"), tmp_path / "killed" / "generated.jsonl"
+    process = start("killed")
+    # The first line says what the others are made from; the second is the first finished batch.
+    while process.poll() is None and not (kept.exists() and kept.read_bytes().count(b"\n") >= 2):
+        time.sleep(0.001)
+    process.kill()
+    assert process.communicate()[0] is not None
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "results.json").exists()
+    begun = kept.read_bytes()
+    for process in (start("killed"), whole):
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+    assert kept.read_bytes().startswith(begun[: begun.rindex(b"\n") + 1])
+    for name in ("results.json", "responses.jsonl", "responses.csv", "generated.jsonl"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_another_seed_needs_another_folder(settings: dict, tmp_path: Path):
