@@ -1,26 +1,33 @@
-"""Plan a training run for TPUs that need not be here: compiles its step with the real TPU compiler.
+"""Plan a training run or an evaluation for TPUs that need not be here: compiles it with the real TPU compiler.
 
 python -m aligner_jax.compile --config=configs/llama7b_alpaca.py [--topology=v5e:2x4[,v6e:2x4]] [--devices=1] \
     [--search] [--json] [--config.data.batch_size=8]
+python -m aligner_jax.compile --config=configs/eval/gsm8k.py --topology=v5e:2x4 [--tokens=1024] [--new_tokens=512]
 
-Prints what the step needs of each device: memory, collectives, FLOPs, traffic, and the time that these bound. The
-topology is the config's own where none is given. Takes half a minute a plan; --search makes several.
+Prints what the step needs of each device: memory, collectives, FLOPs, traffic, and the time that these bound; of an
+evaluation, what the programs need that score texts and that write answers. The topology is the config's own where none
+is given. Takes half a minute a plan; --search makes several.
 """
 
+import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 from absl import flags
 from rich.console import Console
+from rich.table import Table
 
 from aligner_jax.errors import InputError
+from aligner_jax.evals.evaluation import parse_evaluate_config
 from aligner_jax.model.config import LlamaConfig, llama_config
-from aligner_jax.planning import table
+from aligner_jax.planning import evaluation_table, table
+from aligner_jax.planning.evaluation_plan import EvaluationPlan, make_evaluation_plan
 from aligner_jax.planning.plan import Plan, make_plan, refitted
 from aligner_jax.planning.search import search
 from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime import command
-from aligner_jax.runtime.config import TrainConfig, parse_config
+from aligner_jax.runtime.config import BaseConfig, MeshConfig, TrainConfig, parse_config
 from aligner_jax.runtime.sharding import mesh_of
 from aligner_jax.tasks.program import row_multiple
 from aligner_jax.weights.base import base_config
@@ -29,35 +36,69 @@ CONFIG = command.config_flag()
 TOPOLOGY = flags.DEFINE_list("topology", None, "TPU topologies, such as v5e:2x4; default config.mesh.topology.")
 DEVICES = flags.DEFINE_integer("devices", None, "Plan for so many of the topology's devices.", lower_bound=1)
 SEARCH = flags.DEFINE_boolean("search", False, "Find the largest batch that fits, for each way of rematerialization.")
+TOKENS = flags.DEFINE_integer("tokens", 1024, "Of an evaluation's longest prompt or text.", lower_bound=1)
+NEW_TOKENS = flags.DEFINE_integer("new_tokens", 512, "That an evaluation's answers have at most.", lower_bound=1)
 JSON = flags.DEFINE_boolean("json", False, "Print one JSON object a plan and line.")
 
 
 def main() -> None:
+    of_evaluation = "evaluation" in CONFIG.value
+    _check_flags(of_evaluation)
+    if of_evaluation:
+        _show(_evaluation_plans(), evaluation_table.table, evaluation_table.advice)
+    else:
+        _show(_training_plans(), table.table, table.advice)
+
+
+def _show[P: (Plan, EvaluationPlan)](
+    made: Iterator[P], table_of: Callable[[Sequence[P]], Table], advice_on: Callable[[P], str | None]
+) -> None:
+    if JSON.value:
+        for plan in made:
+            print(json.dumps(dataclasses.asdict(plan)), flush=True)
+        return
+    plans, console = list(made), Console(highlight=False, width=None if Console().is_terminal else 160)
+    for first in range(0, len(plans), 3):
+        console.print(table_of(plans[first : first + 3]))
+    for text in filter(None, map(advice_on, plans)):
+        console.out(text)
+
+
+def _check_flags(of_evaluation: bool) -> None:
+    """Refuses flags of the other kind of plan."""
+    others = ("search",) if of_evaluation else ("tokens", "new_tokens")
+    for name in others:
+        if flags.FLAGS[name].present:
+            of = "a training run" if of_evaluation else "an evaluation"
+            raise InputError(f"--{name} is of {of}, and the config is not")
+
+
+def _training_plans() -> Iterator[Plan]:
     config = parse_config(CONFIG.value)
-    model = planned_model(config)
-    console = Console(highlight=False, width=None if Console().is_terminal else 160)
-    plans = []
-    for plan in make_plans(config, model, TOPOLOGY.value, DEVICES.value, SEARCH.value):
-        if JSON.value:
-            print(json.dumps(table.as_json(plan)), flush=True)
-        plans.append(plan)
-    if not JSON.value:
-        for first in range(0, len(plans), 3):
-            console.print(table.table(plans[first : first + 3]))
-        for text in filter(None, map(table.advice, plans)):
-            console.out(text)
+    return make_plans(config, planned_model(config.base), TOPOLOGY.value, DEVICES.value, SEARCH.value)
 
 
-def planned_model(config: TrainConfig) -> LlamaConfig:
+def _evaluation_plans() -> Iterator[EvaluationPlan]:
+    config = parse_evaluate_config(CONFIG.value)
+    if config.base is None:
+        raise InputError(f"the evaluation {config.evaluation.name!r} runs no model, so there is nothing to plan")
+    model = planned_model(config.base)
+    for name, devices in _planned_devices(config.mesh, TOPOLOGY.value, DEVICES.value):
+        yield make_evaluation_plan(
+            config, model, name, devices, tokens=cast(int, TOKENS.value), new_tokens=cast(int, NEW_TOKENS.value)
+        )  # fmt: skip
+
+
+def planned_model(base: BaseConfig) -> LlamaConfig:
     """The architecture: that of the base at the config's path, or, where there is none, the one it names.
 
     Raises:
       InputError: there is neither.
     """
-    if config.base.model is not None:
-        return llama_config(config.base.model)
+    if base.model is not None:
+        return llama_config(base.model)
     try:
-        return base_config(config.base.path)
+        return base_config(base.path)
     except InputError as error:
         raise InputError(
             f"{error}; to plan without weights, name the architecture: --config.base.model=llama2_7b"
@@ -72,12 +113,7 @@ def make_plans(
     Raises:
       InputError: no topology is named, or see `make_plan`.
     """
-    names = topologies or ([config.mesh.topology] if config.mesh.topology else [])
-    if not names:
-        raise InputError("no topology is named: add --topology=v5e:2x4 or set config.mesh.topology")
-    count = config.mesh.devices if count is None and not topologies else count
-    for name in names:
-        devices = topology_devices(name, count)
+    for name, devices in _planned_devices(config.mesh, topologies, count):
 
         def plan(config: TrainConfig, name: str = name, devices: list = devices) -> Plan:
             return make_plan(config, model, name, devices)
@@ -87,6 +123,16 @@ def make_plans(
             yield from search(config, row_multiple(config, mesh), plan)
         else:
             yield plan(config)
+
+
+def _planned_devices(config: MeshConfig, topologies: list[str] | None, count: int | None) -> Iterator[tuple[str, list]]:
+    """Each topology with those of its devices that are planned for."""
+    names = topologies or ([config.topology] if config.topology else [])
+    if not names:
+        raise InputError("no topology is named: add --topology=v5e:2x4 or set config.mesh.topology")
+    count = config.devices if count is None and not topologies else count
+    for name in names:
+        yield name, topology_devices(name, count)
 
 
 if __name__ == "__main__":

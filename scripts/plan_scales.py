@@ -8,6 +8,7 @@ FILE, a JSON object a line, and the same command goes on after them.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,6 @@ from bench_model import names
 from aligner_jax import compile as planner
 from aligner_jax.errors import InputError
 from aligner_jax.planning.plan import make_plan
-from aligner_jax.planning.table import as_json
 from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime import platform
 from aligner_jax.runtime.command import load_config
@@ -80,7 +80,7 @@ def _plan(model: str, topology: str, count: int, rows: int, held: str) -> dict[s
     overrides = [("data.batch_size", str(rows)), ("base.quantization", held)]
     config = parse_config(load_config(CONFIGS / f"{MODELS[model]}.py", overrides))
     devices = topology_devices(topology, count)
-    return as_json(make_plan(config, planner.planned_model(config), topology, devices))
+    return dataclasses.asdict(make_plan(config, planner.planned_model(config.base), topology, devices))
 
 
 def _kept(path: Path) -> dict[tuple, dict[str, Any]]:

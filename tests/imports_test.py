@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "decoding": MIDDLE | {"decoding"},
     "evals": MIDDLE | {"objectives", "decoding", "evals"},
     "tasks": MIDDLE | {"objectives", "decoding", "evals", "tasks"},
-    "planning": MIDDLE | {"objectives", "tasks", "planning"},
+    "planning": MIDDLE | {"objectives", "decoding", "evals", "tasks", "planning"},
     "analysis": MIDDLE | {"objectives", "decoding", "evals", "analysis"},
 }
 """What each folder may import of the package; `errors` is a file that all may. Verbs may import every folder."""

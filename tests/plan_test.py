@@ -101,8 +101,8 @@ def test_without_libtpu_it_says_how_to_install_it(monkeypatch):
 def test_without_weights_or_a_name_there_is_nothing_to_plan():
     config = dataclasses.replace(small(), base=dataclasses.replace(small().base, model=None))
     with pytest.raises(InputError, match=r"there is no base model at nowhere.*--config.base.model=llama2_7b"):
-        command_compile.planned_model(config)
-    assert command_compile.planned_model(small()) == llama_config("stories_260k")
+        command_compile.planned_model(config.base)
+    assert command_compile.planned_model(small().base) == llama_config("stories_260k")
 
 
 def test_without_a_topology_there_is_nothing_to_plan():
@@ -144,7 +144,7 @@ def test_scales_are_planned_once_and_in_fewer_bits_where_they_do_not_fit(
         made.append((model, topology, count, rows, held))
         fits = count > 1 or held == "int4"
         of_it = {"topology": topology, "devices": count, "weight_dtype": held, "fits": fits, "peak_bytes": 12 << 30}
-        return table.as_json(dataclasses.replace(PLAN, **of_it))
+        return dataclasses.asdict(dataclasses.replace(PLAN, **of_it))
 
     monkeypatch.setattr(plan_scales, "_plan", plan)
     command = ["plan_scales.py", "--models=7b", "--chips=v5e", "--devices=1,8", f"--out={tmp_path / 'plans.jsonl'}"]

@@ -25,7 +25,7 @@ def test_every_config_compiles_for_its_topology_and_fits(name: str):
     config = parse_config(load_config(Path(__file__).parents[1] / "configs" / f"{name}.py"))
     assert config.mesh.topology is not None
     devices = topology_devices(config.mesh.topology, config.mesh.devices)
-    plan = make_plan(config, planned_model(config), config.mesh.topology, devices)
+    plan = make_plan(config, planned_model(config.base), config.mesh.topology, devices)
     assert plan.fits, table.advice(plan)
     if plan.devices > 1:
         assert plan.collective_bytes is not None
@@ -36,7 +36,7 @@ def test_every_config_compiles_for_its_topology_and_fits(name: str):
 
 def test_the_7b_step_has_the_kernel_in_both_passes():
     config = parse_config(load_config(f"{Path(__file__).parents[1] / 'configs' / 'llama7b_metamath.py'}:10"))
-    model, mesh = planned_model(config), sharding.mesh_of(config.mesh, topology_devices("v5e:2x4"))
+    model, mesh = planned_model(config.base), sharding.mesh_of(config.mesh, topology_devices("v5e:2x4"))
     program = make_program(config, model, jax.eval_shape(lambda: fresh_adapter(config, model)), mesh)
     with without_a_cache_of_programs(), program.use():
         compiled = program.step.lower(*abstract_arguments(config, model, program, "bfloat16")).compile()
@@ -64,6 +64,6 @@ def test_the_memory_that_a_device_of_v5e_needs(
             "steps": 1,
         }
     )
-    plan = make_plan(config, planned_model(config), "v5e:2x4", topology_devices("v5e:2x4", devices))
+    plan = make_plan(config, planned_model(config.base), "v5e:2x4", topology_devices("v5e:2x4", devices))
     assert plan.fits
     assert plan.peak_bytes / 2**30 <= most

@@ -102,13 +102,13 @@ def continue_ids(
         raise InputError(f"seed is {seed}, but must be at least 0 and below 2**32")
     tokens_bt, valid_bt = _left_padded(prompt_ids, config, max_new_tokens, padded_length)
     stops = jnp.asarray(sorted(stop_ids) or [-1], jnp.int32)
-    bound, state = _prefill(
+    bound, state = prefill(
         params, adapter, jnp.asarray(tokens_bt), jnp.asarray(valid_bt), stops, jnp.uint32(seed),
         config=config, sampling=sampling, slots=tokens_bt.shape[1] + max_new_tokens,
     )  # fmt: skip
     done_b, made = np.zeros(len(prompt_ids), bool), 0
     while made < max_new_tokens and not done_b.all():
-        state, tokens_bt = _decode(params, bound, state, stops, config=config, sampling=sampling, count=tokens_a_call)
+        state, tokens_bt = decode(params, bound, state, stops, config=config, sampling=sampling, count=tokens_a_call)
         for tokens_b in np.asarray(tokens_bt).T[: max_new_tokens - made, : len(prompt_ids)]:
             done_b |= np.isin(tokens_b, np.asarray(stops))
             if done_b.all():
@@ -126,7 +126,8 @@ class _State:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sampling", "slots"))
-def _prefill(params, adapter, tokens_bt, valid_bt, stops, seed, *, config, sampling, slots):
+def prefill(params, adapter, tokens_bt, valid_bt, stops, seed, *, config, sampling, slots):
+    """The program that reads left-padded prompts: the adapter bound, and a state with room for `slots` tokens a row."""
     bound = bind(adapter, params, config)
     params = bound.on(params)
     cache = empty_cache(config, tokens_bt.shape[0], slots, params.embed_vd.dtype, first_position=bound.first_position)
@@ -142,8 +143,8 @@ def _prefill(params, adapter, tokens_bt, valid_bt, stops, seed, *, config, sampl
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sampling", "count"), donate_argnames=("state",))
-def _decode(params: Params, bound: Bound, state: _State, stops, *, config, sampling, count):
-    """`count` tokens a row, of which the first is the one that the state holds already."""
+def decode(params: Params, bound: Bound, state: _State, stops, *, config, sampling, count):
+    """The program that makes `count` tokens a row, of which the first is the one that the state holds already."""
     params = bound.on(params)
 
     def step(state: _State, _):

@@ -86,7 +86,7 @@ def _scored(
             first = len(each.ids) - each.scored
             places += [(row, first - 1 + i, target) for i, target in enumerate(each.ids[first:])]
     model = subject.base.params, subject.adapter
-    hidden_btd = _hidden(*model, jnp.asarray(tokens_bt), config=subject.base.config)
+    hidden_btd = hidden(*model, jnp.asarray(tokens_bt), config=subject.base.config)
     padded_m3 = np.zeros((-(-len(places) // TARGETS_A_CALL) * TARGETS_A_CALL, 3), np.int32)
     padded_m3[: len(places)] = places
     found = [
@@ -101,7 +101,10 @@ def _scored(
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def _hidden(params: Params, adapter: Adapter | None, tokens_bt: Int[Array, "b t"], *, config: LlamaConfig):
+def hidden(
+    params: Params, adapter: Adapter | None, tokens_bt: Int[Array, "b t"], *, config: LlamaConfig
+) -> Float[Array, "b t d"]:
+    """The program that reads texts: their last hidden states, of which `_of_targets` scores some tens at a time."""
     # Padding follows a row's tokens, which do not see what follows them.
     return hidden_states(params, adapter, tokens_bt, config=config)[0]
 

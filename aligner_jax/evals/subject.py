@@ -78,9 +78,7 @@ def load_subject(
     Raises:
       InputError: either cannot be read, they do not belong together, or the mesh does not divide rows or model.
     """
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % rows:
-        raise InputError(f"config.batch_size is {batch_size}, which the mesh's {rows} parts do not divide")
+    check_rows(batch_size, mesh)
     split: Any = functools.partial(sharding.param_shardings, mesh=mesh, rules=rules) if mesh.size > 1 else None
     base = load_base(
         config.path, platform.compute_dtype(config.dtype), quantization=config.quantization,
@@ -90,6 +88,13 @@ def load_subject(
     prompt_format = {} if adapter_path is None else recorded_prompt_format(adapter_path)
     name = subject_name(adapter_path)
     return Subject(base, adapter, name, prompt_format, batch_size, mesh if mesh.size > 1 else None, rules)
+
+
+def check_rows(batch_size: int, mesh: Mesh) -> None:
+    """Refuses rows that do not split over the devices. Raises InputError."""
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % rows:
+        raise InputError(f"config.batch_size is {batch_size}, which the mesh's {rows} parts do not divide")
 
 
 def subject_name(adapter_path: str | None) -> str:

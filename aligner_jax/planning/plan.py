@@ -1,28 +1,21 @@
 """What a config's training step needs on a TPU topology, from the TPU compiler and from counting."""
 
 import dataclasses
-import re
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig
-from aligner_jax.planning.collectives import bytes_by_kind, collectives
-from aligner_jax.planning.topology import without_a_cache_of_programs
+from aligner_jax.planning.collectives import bytes_by_kind
+from aligner_jax.planning.compiled import bits, chip_of, compile_for, compute_dtype, nbytes, weight_dtype
 from aligner_jax.runtime import roofline, sharding
 from aligner_jax.runtime.config import MeshConfig, TrainConfig
 from aligner_jax.tasks.program import abstract_arguments, fresh_adapter, make_program
 
 ATTAINED = 0.5
 """Of the roofline, what a step may be expected to reach."""
-
-
-_USED = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|\(([\d.]+)([KMGT])\) exceeds available HBM")
-"""What a program would need, in the compiler's words; the second of temporaries alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +65,11 @@ def make_plan(config: TrainConfig, model: LlamaConfig, topology: str, devices: S
     """
     mesh = sharding.mesh_of(refitted(config.mesh, len(devices)), devices)
     program = make_program(config, model, fresh_adapter_shapes(config, model), mesh)
-    arguments = abstract_arguments(config, model, program, compute_dtype(config))
-    began = time.monotonic()
-    compiled, needed = _compile(program, arguments)
-    took = time.monotonic() - began
-    sent = None if compiled is None else collectives(compiled.as_text())
-    memory = None if compiled is None else compiled.memory_analysis()
-    chip = _chip(devices[0])
+    arguments = abstract_arguments(config, model, program, compute_dtype(config.base))
+    chip = chip_of(devices[0])
+    with program.use():
+        compiled = compile_for(chip, program.step, *arguments)
+    sent = compiled.sent
     state, params, *_ = arguments
     cost = _cost(config, model, mesh, params)
     tensor = mesh.shape["tensor"]
@@ -97,14 +88,14 @@ def make_plan(config: TrainConfig, model: LlamaConfig, topology: str, devices: S
         mesh=dict(mesh.shape.items()),
         batch=config.data.batch_size,
         sequence_length=config.data.sequence_length,
-        weight_dtype=weight_dtype(config),
+        weight_dtype=weight_dtype(config.base),
         remat=config.remat,
-        peak_bytes=needed if memory is None else memory.peak_memory_in_bytes,
+        peak_bytes=compiled.peak_bytes,
         hbm_bytes=chip.hbm_bytes,
-        fits=memory is not None and memory.peak_memory_in_bytes <= chip.hbm_bytes,
-        weights_bytes=_nbytes(params),
-        adapter_bytes=_nbytes(state),
-        temporary_bytes=None if memory is None else memory.temp_size_in_bytes,
+        fits=compiled.fits,
+        weights_bytes=nbytes(params),
+        adapter_bytes=nbytes(state),
+        temporary_bytes=compiled.temporary_bytes,
         flops=cost.hardware_flops / tensor,
         model_flops=cost.model_flops / tensor,
         hbm_traffic_bytes=traffic,
@@ -112,7 +103,7 @@ def make_plan(config: TrainConfig, model: LlamaConfig, topology: str, devices: S
         roofline_seconds=seconds[bound],
         bound=bound,
         tokens_per_second=ATTAINED * tokens / seconds[bound],
-        compile_seconds=took,
+        compile_seconds=compiled.seconds,
     )
 
 
@@ -130,33 +121,9 @@ def refitted(config: MeshConfig, num_devices: int) -> MeshConfig:
     return dataclasses.replace(config, data=data, fsdp=-1, tensor=tensor, slices=1)
 
 
-def compute_dtype(config: TrainConfig) -> str:
-    """What a TPU computes in, and holds what is not quantized in."""
-    return "bfloat16" if config.base.dtype == "auto" else config.base.dtype
-
-
-def weight_dtype(config: TrainConfig) -> str:
-    """What the projections of the layers are held in on a TPU."""
-    return compute_dtype(config) if config.base.quantization == "none" else config.base.quantization
-
-
 def fresh_adapter_shapes(config: TrainConfig, model: LlamaConfig) -> Any:
     """The adapter that training would begin with, with shapes in place of arrays."""
     return jax.eval_shape(lambda: fresh_adapter(config, model))
-
-
-def _compile(program: Any, arguments: tuple) -> tuple[Any, int]:
-    with without_a_cache_of_programs(), program.use():
-        lowered = program.step.lower(*arguments)
-        try:
-            return lowered.compile(), 0
-        except jax.errors.JaxRuntimeError as error:
-            used = _USED.search(str(error))
-            if used is None:
-                first = str(error).strip().splitlines()[0]
-                raise InputError(f"the TPU compiler cannot compile the step: {first}") from error
-            number, unit = (group for group in used.groups() if group)
-            return None, int(float(number) * 2 ** (10 * (1 + "KMGT".index(unit))))
 
 
 def _cost(config: TrainConfig, model: LlamaConfig, mesh: Mesh, params: Any) -> roofline.Cost:
@@ -165,37 +132,14 @@ def _cost(config: TrainConfig, model: LlamaConfig, mesh: Mesh, params: Any) -> r
     # A method without a prefix has neither option: then all layers have a backward pass.
     options = adapter.options.as_dict()
     rows = config.data.batch_size // (mesh.size // mesh.shape["tensor"])
-    held_bytes = sum(_bits(leaf.dtype) * leaf.size for leaf in jax.tree.leaves(params.layers)) / 8
+    held_bytes = sum(bits(leaf.dtype) * leaf.size for leaf in jax.tree.leaves(params.layers)) / 8
     return roofline.train_step(
         model, batch_size=rows * (config.sweep.num_adapters or 1), sequence_length=config.data.sequence_length,
         num_tokens=options.get("num_tokens", 1), start_layer=options.get("start_layer", 0),
         accumulate=config.optim.accumulate, remat=config.remat,
         weight_bytes=held_bytes / (roofline.layer_weights(model) * model.num_layers),
-        head_bytes=_bits(params.embed_vd.dtype) / 8,
+        head_bytes=bits(params.embed_vd.dtype) / 8,
     )  # fmt: skip
-
-
-def _chip(device: Any) -> roofline.Chip:
-    chip = roofline.CHIPS.get(device.device_kind)
-    if chip is None:
-        raise InputError(f"{device.device_kind!r} is not a known chip; there are {', '.join(roofline.CHIPS)}")
-    return chip
-
-
-def _nbytes(tree: Any) -> int:
-    """Bytes of the parts that one device holds."""
-    return sum(_bits(leaf.dtype) * _size(leaf.sharding.shard_shape(leaf.shape)) // 8 for leaf in jax.tree.leaves(tree))
-
-
-def _bits(dtype: Any) -> int:
-    return 4 if "int4" in str(dtype) else 8 * jax.numpy.dtype(dtype).itemsize
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for each in shape:
-        size *= each
-    return size
 
 
 def _largest_divisor(number: int, at_most: int) -> int:

@@ -1,7 +1,7 @@
 """A plan in words: a table, and what to change where it does not fit."""
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from rich import box
 from rich.table import Table
@@ -11,32 +11,49 @@ from aligner_jax.planning.plan import ATTAINED, Plan
 _GIB = 2**30
 
 
+class Planned(Protocol):
+    """What plans of all kinds say."""
+
+    @property
+    def topology(self) -> str: ...
+
+    @property
+    def devices(self) -> int: ...
+
+
 def table(plans: Sequence[Plan]) -> Table:
     """A column for each plan, a row for each figure. Memory and traffic are a device's."""
+    return columns(list(map(title, plans)), [dict(_rows(plan)) for plan in plans])
+
+
+def title(plan: Planned) -> str:
+    """The devices that are planned for."""
+    return f"{plan.topology}, {plan.devices} device{'s' if plan.devices > 1 else ''}"
+
+
+def columns(titles: Sequence[str], figures: Sequence[Mapping[str, str]]) -> Table:
+    """A column for each title, a row for each figure that one of them has."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     shown.add_column("")
-    for plan in plans:
-        shown.add_column(f"{plan.topology}, {plan.devices} device{'s' if plan.devices > 1 else ''}", justify="right")
-    rows = [dict(_rows(plan)) for plan in plans]
-    for name in rows[0]:
-        shown.add_row(name, *(row[name] for row in rows))
+    for each in titles:
+        shown.add_column(each, justify="right")
+    for name in dict.fromkeys(name for of_one in figures for name in of_one):
+        shown.add_row(name, *(of_one.get(name, "–") for of_one in figures))
     return shown
 
 
 def _rows(plan: Plan) -> list[tuple[str, str]]:
-    sent = plan.collective_bytes
-    gathered = "–" if sent is None else ", ".join(f"{kind} {_size(n)}" for kind, n in sorted(sent.items())) or "none"
     return [
-        ("mesh", " × ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1) or "one device"),
+        ("mesh", mesh(plan.mesh)),
         ("rows × tokens, remat", f"{plan.batch} × {plan.sequence_length}, {plan.remat}"),
-        ("weights", f"{_size(plan.weights_bytes)} ({plan.weight_dtype})"),
-        ("adapter and optimizer", _size(plan.adapter_bytes)),
-        ("temporaries", "–" if plan.temporary_bytes is None else _size(plan.temporary_bytes)),
-        ("peak", _size(plan.peak_bytes)),
-        ("memory", f"{_size(plan.hbm_bytes)}, {'fits' if plan.fits else 'DOES NOT FIT'}"),
-        ("collectives a step", gathered),
+        ("weights", f"{size(plan.weights_bytes)} ({plan.weight_dtype})"),
+        ("adapter and optimizer", size(plan.adapter_bytes)),
+        ("temporaries", "–" if plan.temporary_bytes is None else size(plan.temporary_bytes)),
+        ("peak", size(plan.peak_bytes)),
+        ("memory", f"{size(plan.hbm_bytes)}, {'fits' if plan.fits else 'DOES NOT FIT'}"),
+        ("collectives a step", collectives(plan.collective_bytes)),
         ("FLOPs a step", f"{plan.flops / 1e12:,.1f} T (model {plan.model_flops / 1e12:,.1f} T)"),
-        ("memory traffic a step", _size(plan.hbm_traffic_bytes)),
+        ("memory traffic a step", size(plan.hbm_traffic_bytes)),
         ("roofline", f"{plan.roofline_seconds * 1e3:,.1f} ms, bound by {plan.bound}"),
         (f"tokens/s at {ATTAINED:.0%} of it", f"{plan.tokens_per_second:,.0f}"),
         ("compiled in", f"{plan.compile_seconds:.0f} s"),
@@ -62,21 +79,29 @@ def advice(plan: Plan) -> str | None:
         )
     if plan.sequence_length > 512:
         changes.append("--config.data.sequence_length shortens the rows")
-    over = _size(plan.peak_bytes - plan.hbm_bytes)
+    over = size(plan.peak_bytes - plan.hbm_bytes)
     return (
-        f"{plan.topology} with {plan.devices} devices: the step needs {_size(plan.peak_bytes)} a device, of which "
-        f"{_size(plan.weights_bytes)} are weights, and the chip has {_size(plan.hbm_bytes)}: {over} too much. "
+        f"{plan.topology} with {plan.devices} devices: the step needs {size(plan.peak_bytes)} a device, of which "
+        f"{size(plan.weights_bytes)} are weights, and the chip has {size(plan.hbm_bytes)}: {over} too much. "
         f"What helps: {'; '.join(changes)}."
     )
 
 
-def as_json(plan: Plan) -> dict[str, object]:
-    """The plan's fields by name."""
-    return dataclasses.asdict(plan)
+def collectives(nbytes: Mapping[str, int] | None) -> str:
+    """What is sent, by kind; None: not known."""
+    if nbytes is None:
+        return "–"
+    return ", ".join(f"{kind} {size(number)}" for kind, number in sorted(nbytes.items())) or "none"
 
 
-def _size(nbytes: float) -> str:
-    for unit, size in (("GiB", _GIB), ("MiB", 2**20), ("KiB", 2**10)):
-        if abs(nbytes) >= size:
-            return f"{nbytes / size:,.2f} {unit}"
+def mesh(sizes: Mapping[str, int]) -> str:
+    """The axes that split anything."""
+    return " × ".join(f"{name} {number}" for name, number in sizes.items() if number > 1) or "one device"
+
+
+def size(nbytes: float) -> str:
+    """Bytes for a person to read."""
+    for unit, number in (("GiB", _GIB), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(nbytes) >= number:
+            return f"{nbytes / number:,.2f} {unit}"
     return f"{nbytes:,.0f} B"

@@ -17,7 +17,7 @@ from aligner_jax.objectives.step import Step, init_state, make_step
 from aligner_jax.peft import Adapter, init_adapter
 from aligner_jax.peft.rows import stack_adapters
 from aligner_jax.runtime import optim, sharding
-from aligner_jax.runtime.config import TrainConfig
+from aligner_jax.runtime.config import BaseConfig, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def make_program(config: TrainConfig, model: LlamaConfig, adapter: Adapter, mesh
         adapter, optimizer, config=model, accumulate=config.optim.accumulate, remat=config.remat,
         objective=make_objective(config.objective), seed=config.seed, num_adapters=config.sweep.num_adapters,
     )  # fmt: skip
-    params_sharding = sharding.param_shardings(model, mesh, rules, quantization_of(config))
+    params_sharding = sharding.param_shardings(model, mesh, rules, quantization_of(config.base))
     rows, whole = sharding.batch_sharding(mesh, rules), sharding.replicated(mesh)
     jitted = jax.jit(
         step, donate_argnums=0, in_shardings=(whole, params_sharding, rows, whole), out_shardings=(whole, whole)
@@ -99,15 +99,14 @@ def abstract_arguments(config: TrainConfig, model: LlamaConfig, program: Program
     reference = adapter if in_steps and config.objective.reference not in (None, "base") else None
     return (
         _placed(state, program.whole),
-        jax.tree.map(_struct, abstract_params(model, dtype, quantization_of(config)), program.params_sharding),
+        jax.tree.map(_struct, abstract_params(model, dtype, quantization_of(config.base)), program.params_sharding),
         _placed(abstract_batch(config), program.batch_sharding),
         _placed(reference, program.whole),
     )
 
 
-def quantization_of(config: TrainConfig) -> Quantization | None:
-    """How the config's base is held."""
-    base = config.base
+def quantization_of(base: BaseConfig) -> Quantization | None:
+    """How the projections of a config's base are held."""
     return None if base.quantization == "none" else Quantization(base.quantization, base.group_size)
 
 
