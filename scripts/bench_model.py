@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from bench_protocol import SCRIPTS, Worker
+from flag_values import names
 
 MODEL = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
 DATA = SCRIPTS.parent / "aligner_jax" / "data" / "quickstart" / "train.jsonl"
@@ -22,20 +23,6 @@ def add_arguments(parser) -> None:
     parser.add_argument("--data", default=str(DATA), help="Alpaca JSON or JSON lines (default the quickstart's)")
     parser.add_argument("--dtype", type=names(DTYPES), default=",".join(DTYPES), help="some of %(default)s")
     parser.add_argument("--json", type=Path, help="a file for all turns as they were measured")
-
-
-def names(known: tuple[str, ...]):
-    """An argparse type: some of the known names, with commas between them."""
-
-    def parse(text: str) -> list[str]:
-        chosen = text.split(",")
-        unknown = [name for name in chosen if name not in known]
-        if unknown:
-            raise ValueError
-        return chosen
-
-    parse.__name__ = f"choice (there are {', '.join(known)})"
-    return parse
 
 
 def prepare(base: str, data: str, dtypes: list[str], scratch: Path, *, examples: int, peer: bool) -> dict[str, Any]:

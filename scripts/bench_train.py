@@ -32,6 +32,7 @@ from typing import Any
 import bench_model
 import bench_report
 from bench_protocol import Worker, peer_python
+from flag_values import names
 
 OURS = {
     "aligner_1": ("aligner", {"num_tokens": 1}),
@@ -75,10 +76,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     bench_model.add_arguments(parser)
     known = (*OURS, *PEERS)
-    parser.add_argument("--arms", type=bench_model.names(known), default=",".join(known), help="some of %(default)s")
-    parser.add_argument(
-        "--workload", type=bench_model.names(WORKLOADS), default=",".join(WORKLOADS), help="some of %(default)s"
-    )
+    parser.add_argument("--arms", type=names(known), default=",".join(known), help="some of %(default)s")
+    parser.add_argument("--workload", type=names(WORKLOADS), default=",".join(WORKLOADS), help="some of %(default)s")
     parser.add_argument("--steps", type=int, default=3, help="steps a turn (default %(default)s)")
     parser.add_argument("--turns", type=int, default=5, help="turns of every arm (default %(default)s)")
     parser.add_argument("--examples", type=int, default=2000, help="examples of the data to take (default %(default)s)")

@@ -26,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need
 
 import cell_runs
 import compare_table
-from bench_model import MODEL, names
+from bench_model import MODEL
 from compare_cells import ARMS, COMPARED, TASKS, Cell, Sizes, configs, seconds
 from compare_data import FILES, split
+from flag_values import names, positive
 
 from aligner_jax.runtime.files import write_atomically
 
@@ -54,17 +55,15 @@ def arguments() -> argparse.Namespace:
         "--pku-arms", type=names(tuple(ARMS)), default="aligner_1,aligner_10,llama_adapter_10,lora_8",
         help="those of the arms that learn from preferences, which takes longest (default %(default)s)",
     )  # fmt: skip
-    add("--seeds", type=_positive, default=3, help="of the Aligner arms; the others have one (default %(default)s)")
+    add("--seeds", type=positive, default=3, help="of the Aligner arms; the others have one (default %(default)s)")
     add("--all-seeds", action="store_true", help="as many for all arms")
-    add("--steps", type=_positive, default=16, help="of alpaca and gsm8k (default %(default)s)")
-    add("--stage1-steps", type=_positive, default=8, help="of pku's supervised stage (default %(default)s)")
-    add("--dpo-steps", type=_positive, default=40, help="of pku's second stage (default %(default)s)")
-    add("--rows", type=_positive, default=4, help="a step (default %(default)s)")
-    add(
-        "--length", type=_positive, default=256, help="tokens a row; longer examples are left out (default %(default)s)"
-    )
-    add("--heldout", type=_positive, default=48, help="examples of alpaca and gsm8k (default %(default)s)")
-    add("--heldout-pairs", type=_positive, default=300, help="of pku, each of another prompt (default %(default)s)")
+    add("--steps", type=positive, default=16, help="of alpaca and gsm8k (default %(default)s)")
+    add("--stage1-steps", type=positive, default=8, help="of pku's supervised stage (default %(default)s)")
+    add("--dpo-steps", type=positive, default=40, help="of pku's second stage (default %(default)s)")
+    add("--rows", type=positive, default=4, help="a step (default %(default)s)")
+    add("--length", type=positive, default=256, help="tokens a row; longer examples are left out (default %(default)s)")
+    add("--heldout", type=positive, default=48, help="examples of alpaca and gsm8k (default %(default)s)")
+    add("--heldout-pairs", type=positive, default=300, help="of pku, each of another prompt (default %(default)s)")
     add(
         "--dtype", choices=("bfloat16", "float32", "auto"), default="bfloat16", help="of the base (default %(default)s)"
     )
@@ -73,7 +72,7 @@ def arguments() -> argparse.Namespace:
         "--scales", type=_scales, default=_SCALES,
         help="to --tune: what the arm's own rate is multiplied by (default %(default)s)",
     )  # fmt: skip
-    add("--tuning-heldout", type=_positive, help="to --tune: as --heldout and --heldout-pairs, which stay apart")
+    add("--tuning-heldout", type=positive, help="to --tune: as --heldout and --heldout-pairs, which stay apart")
     args = parser.parse_args()
     if args.tasks is None:
         args.tasks = ["alpaca"] if args.tune else list(TASKS)
@@ -140,19 +139,11 @@ def plan(args: argparse.Namespace) -> list[Cell]:
     ]
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
 def _scales(text: str) -> tuple[float, ...]:
     return tuple(float(Fraction(part)) for part in text.split(","))
 
 
 _scales.__name__ = "list of numbers such as 1/3,1,3"
-_positive.__name__ = "whole number above 0"
 
 if __name__ == "__main__":
     cell_runs.main(lambda: compare(arguments()))

@@ -17,7 +17,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
 
-from bench_model import names
+
+from flag_values import names
 
 from aligner_jax import compile as planner
 from aligner_jax.errors import InputError

@@ -27,9 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need
 
 import cell_runs
 import reproduce_table
-from bench_model import MODEL, names
+from bench_model import MODEL
 from compare_cells import ARMS, Cell, Sizes
 from compare_data import FILES, split
+from flag_values import names, positive
 from reproduce_cells import Grid, Results, Tuning, best_rate, line
 from reproduce_plots import plot
 from reproduce_shares import Measured, measure
@@ -61,15 +62,13 @@ def arguments() -> argparse.Namespace:
     add("--template", choices=("chat", "alpaca"), default="chat", help="the prompts' (default %(default)s)")
     add("--form-arms", type=arms, help="those of alpaca (default %(default)s)")
     add("--reasoning-arms", type=arms, help="those of gsm8k (default %(default)s)")
-    add("--seeds", type=_positive, default=3, help="of every arm (default %(default)s)")
+    add("--seeds", type=positive, default=3, help="of every arm (default %(default)s)")
     add("--rates", type=_rates, default="0.001,0.003,0.01,0.03", help="that are tried (default %(default)s)")
-    add("--steps", type=_positive, help="of every run (default %(default)s)")
-    add("--rows", type=_positive, help="a step (default %(default)s)")
-    add(
-        "--length", type=_positive, default=256, help="tokens a row; longer examples are left out (default %(default)s)"
-    )
-    add("--heldout", type=_positive, help="examples of each task (default %(default)s)")
-    add("--tuning-heldout", type=_positive, help="other examples of each task, for tuning (default %(default)s)")
+    add("--steps", type=positive, help="of every run (default %(default)s)")
+    add("--rows", type=positive, help="a step (default %(default)s)")
+    add("--length", type=positive, default=256, help="tokens a row; longer examples are left out (default %(default)s)")
+    add("--heldout", type=positive, help="examples of each task (default %(default)s)")
+    add("--tuning-heldout", type=positive, help="other examples of each task, for tuning (default %(default)s)")
     add(
         "--dtype", choices=("bfloat16", "float32", "auto"), default="bfloat16", help="of the base (default %(default)s)"
     )
@@ -165,13 +164,6 @@ def _plain(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(each) for each in measured]
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
 def _rates(text: str) -> tuple[float, ...]:
     rates = tuple(float(part) for part in text.split(","))
     if min(rates) <= 0 or len(set(rates)) < len(rates):
@@ -180,7 +172,6 @@ def _rates(text: str) -> tuple[float, ...]:
 
 
 _rates.__name__ = "list of different rates such as 0.001,0.01"
-_positive.__name__ = "whole number above 0"
 
 if __name__ == "__main__":
     cell_runs.main(lambda: reproduce(arguments()))

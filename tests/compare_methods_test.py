@@ -1,14 +1,17 @@
 """scripts/compare_methods.py on a tiny model: whole cells, what is done again and what is refused, and the tables."""
 
-import importlib
 import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
+import cell_runs
+import compare_cells
+import compare_data
+import compare_methods
+import compare_table
 import pytest
 from rich.console import Console
 
@@ -18,17 +21,6 @@ from aligner_jax.train import train
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 FRUITS = ("apple", "pear", "plum", "fig")
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch):
-    """Imports a file of scripts/ by its plain name, as the scripts import each other."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return load
 
 
 @pytest.fixture
@@ -76,9 +68,9 @@ def test_the_command_runs_the_package_and_a_run_that_fails_ends_no_other(tiny_mo
     assert not (workdir / "checkpoints").exists()
 
 
-def test_a_table_cell_by_cell(script, tiny_model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_a_table_cell_by_cell(tiny_model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """In this process, where programs are compiled once; a run is killed where the second stage would begin."""
-    runs, methods, out, begun = script("cell_runs"), script("compare_methods"), data.parent / "out", []
+    runs, methods, out, begun = cell_runs, compare_methods, data.parent / "out", []
 
     def run_here(file: Path, workdir: Path, cell) -> None:
         begun.append(f"{cell.name}/{workdir.name}")
@@ -118,8 +110,7 @@ def test_a_table_cell_by_cell(script, tiny_model: Path, data: Path, monkeypatch:
     assert (out / "table.md").read_text() == table
 
 
-def test_what_is_held_out_is_trained_on_by_no_arm(script, data: Path, tmp_path: Path):
-    compare_data = script("compare_data")
+def test_what_is_held_out_is_trained_on_by_no_arm(data: Path, tmp_path: Path):
     file = data / "sft" / "alpaca_random_9k.json"
     last = compare_data.split("alpaca", file, 3, tmp_path)
     tuning = compare_data.split("alpaca", file, 3, tmp_path, tuning=True)
@@ -132,8 +123,7 @@ def test_what_is_held_out_is_trained_on_by_no_arm(script, data: Path, tmp_path: 
     assert tuning.train.path != last.train.path
 
 
-def test_of_preferences_prompts_are_held_out_at_one_end_and_tuned_by_at_the_other(script, tmp_path: Path):
-    compare_data = script("compare_data")
+def test_of_preferences_prompts_are_held_out_at_one_end_and_tuned_by_at_the_other(tmp_path: Path):
     pairs = [{"prompt": f"P{i}", "response": [f"yes {j}", "no"]} for i in range(8) for j in (0, 1, 1)]
     file = tmp_path / "pairs.json"
     # Each prompt at both ends of the file.
@@ -155,8 +145,8 @@ def test_of_preferences_prompts_are_held_out_at_one_end_and_tuned_by_at_the_othe
         compare_data.split("pku", file, 4, tmp_path, tuning=True)
 
 
-def test_the_accuracy_of_several_seeds_is_as_sure_as_the_prompts_allow(script):
-    cells, table = script("compare_cells"), script("compare_table")
+def test_the_accuracy_of_several_seeds_is_as_sure_as_the_prompts_allow():
+    cells, table = compare_cells, compare_table
     sizes = cells.Sizes("model", "float32", rows=4, length=256, steps=5, stage1_steps=6, dpo_steps=7)
     rest = {"parameters": 828, "pairs": 200, "prompts": 100, "margin": 0.5, "tokens_per_second": 400.0}
 
@@ -180,8 +170,8 @@ def test_the_accuracy_of_several_seeds_is_as_sure_as_the_prompts_allow(script):
     assert "0.600 ± 0.100" in table.preferences(results, sizes).splitlines()[-1]
 
 
-def test_the_best_rate_is_that_of_the_lowest_loss(script):
-    cells, table = script("compare_cells"), script("compare_table")
+def test_the_best_rate_is_that_of_the_lowest_loss():
+    cells, table = compare_cells, compare_table
     losses = {1 / 3: 2.5, 1.0: 2.25, 3.0: 2.125}
     results = {
         cells.Cell(task, "lora_8", 0, scale): {"loss": x} for task in ("alpaca", "pku") for scale, x in losses.items()

@@ -1,29 +1,23 @@
 """scripts/reproduce_small.py on made-up results: shares, intervals, the forecast, what is done again, the files."""
 
-import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
+import cell_runs
+import compare_data
 import numpy as np
 import pytest
+import reproduce_cells
+import reproduce_plots
+import reproduce_shares
+import reproduce_small
+import reproduce_table
 from scipy import stats
 
 from aligner_jax.errors import InputError
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch):
-    """Imports a file of scripts/ by its plain name, as the scripts import each other."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return load
 
 
 def _result(gains: list[float], parameters: int = 828) -> dict:
@@ -37,8 +31,8 @@ def _result(gains: list[float], parameters: int = 828) -> dict:
     }  # fmt: skip
 
 
-def test_an_interval_over_examples_alone_or_seeds_alone_is_students(script):
-    ratio = script("reproduce_shares").ratio
+def test_an_interval_over_examples_alone_or_seeds_alone_is_students():
+    ratio = reproduce_shares.ratio
     part_n = np.array([1.0, 4.0, 2.0, 2.5, 0.5])
     found = ratio(part_n[None], np.ones((1, 5)))
     want = stats.ttest_1samp(part_n, 0).confidence_interval(0.95)
@@ -50,9 +44,9 @@ def test_an_interval_over_examples_alone_or_seeds_alone_is_students(script):
 
 
 @pytest.mark.parametrize(("of_seeds", "of_examples"), [(0.3, 0.1), (0.1, 0.3), (0.01, 1.0)])
-def test_intervals_hold_the_truth_as_often_as_they_say(script, of_seeds: float, of_examples: float):
+def test_intervals_hold_the_truth_as_often_as_they_say(of_seeds: float, of_examples: float):
     """Seeds, examples and both together vary; the parts and the whole go up and down together, as losses do."""
-    ratio, rng = script("reproduce_shares").ratio, np.random.default_rng(0)
+    ratio, rng = reproduce_shares.ratio, np.random.default_rng(0)
     held = []
     for _ in range(400):
         sizes_n = rng.gamma(4, 0.25, 40)
@@ -64,8 +58,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say(script, of_seeds: float, 
     assert 0.92 <= np.mean(held) < 0.99
 
 
-def test_shares_are_of_what_lora_gains_with_the_same_seed(script):
-    shares = script("reproduce_shares")
+def test_shares_are_of_what_lora_gains_with_the_same_seed():
+    shares = reproduce_shares
     results = {
         "lora_8": {s: _result([2 + s // 2, 4 + s // 2, 2, 4], 460_800) for s in range(3)},
         "aligner_1": {s: _result([1, 2, 1, 2]) for s in range(3)},
@@ -85,8 +79,8 @@ def test_shares_are_of_what_lora_gains_with_the_same_seed(script):
     assert shares.measure(one_seed, {"lora_8": 1e-2, "aligner_1": 3e-3})[0].share == shares.Estimate(0.5, 0.5, 0.5)
 
 
-def test_a_share_of_an_improvement_that_may_be_none_is_not_given(script):
-    shares, table = script("reproduce_shares"), script("reproduce_table")
+def test_a_share_of_an_improvement_that_may_be_none_is_not_given():
+    shares, table = reproduce_shares, reproduce_table
     results = {"lora_8": {0: _result([2, -2, 1, -0.5], 460_800)}, "aligner_1": {0: _result([1, 1, 1, 1])}}
     measured = shares.measure(results, dict.fromkeys(results, 1e-2))
     assert [each.share for each in measured] == [None, None]
@@ -94,8 +88,8 @@ def test_a_share_of_an_improvement_that_may_be_none_is_not_given(script):
     assert "not above 0 for sure" in table.claims("alpaca", measured)
 
 
-def test_the_tables_say_which_rates_were_best_and_which_are_at_an_edge(script):
-    shares, table = script("reproduce_shares"), script("reproduce_table")
+def test_the_tables_say_which_rates_were_best_and_which_are_at_an_edge():
+    shares, table = reproduce_shares, reproduce_table
     results = {"lora_8": {0: _result([2, 4, 2, 3], 460_800)}, "aligner_1": {0: _result([1, 2, 1, 2])}}
     measured = shares.measure(results, {"lora_8": 1e-1, "aligner_1": 1e-2})
     rows = table.table("gsm8k", measured, 2.0, 4, (1e-3, 1e-2, 1e-1)).splitlines()
@@ -108,8 +102,8 @@ def test_the_tables_say_which_rates_were_best_and_which_are_at_an_edge(script):
     assert "| 1.7500 | **1.5000** |" in table.tuning("gsm8k", tried)
 
 
-def test_figures_are_pictures_that_name_every_arm_and_come_out_the_same_again(script, tmp_path: Path):
-    shares, plots = script("reproduce_shares"), script("reproduce_plots")
+def test_figures_are_pictures_that_name_every_arm_and_come_out_the_same_again(tmp_path: Path):
+    shares, plots = reproduce_shares, reproduce_plots
     results = {
         "lora_8": {s: _result([2, 4 + s, 2, 3], 460_800) for s in range(3)},
         "aligner_1": {s: _result([1, 2, 1 - s, 2]) for s in range(3)},
@@ -147,9 +141,9 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def reproduce(script, data: Path, monkeypatch: pytest.MonkeyPatch):
+def reproduce(data: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs the script with flags, and with runs that end at once with what was to be trained in place of a result."""
-    runs, small = script("cell_runs"), script("reproduce_small")
+    runs, small = cell_runs, reproduce_small
     begun: list[str] = []
     ends: dict[str, BaseException] = {}
 
@@ -244,8 +238,8 @@ def test_an_arm_without_a_tuning_is_not_trained(reproduce, capsys):
     assert "without it aligner_1 has no rate for gsm8k" in capsys.readouterr().err
 
 
-def test_the_default_is_made_within_ninety_minutes_by_its_forecast(script, monkeypatch: pytest.MonkeyPatch):
-    small, cells, parts = script("reproduce_small"), script("reproduce_cells"), script("compare_data")
+def test_the_default_is_made_within_ninety_minutes_by_its_forecast(monkeypatch: pytest.MonkeyPatch):
+    small, cells, parts = reproduce_small, reproduce_cells, compare_data
 
     def minutes(*flags: str) -> float:
         monkeypatch.setattr(sys, "argv", ["reproduce_small.py", *flags])

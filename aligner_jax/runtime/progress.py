@@ -7,7 +7,37 @@ from rich import progress as rich_progress
 from rich.console import Console
 
 
-class Progress:
+class _Shown:
+    """A bar on a terminal, and nothing elsewhere. A context manager, within which it moves."""
+
+    def __init__(
+        self, console: Console, what: str, *columns: rich_progress.ProgressColumn, total: int, done: int
+    ) -> None:
+        self._bar = None
+        if console.is_terminal and not console.is_jupyter:
+            self._bar = rich_progress.Progress(
+                "[progress.description]{task.description}", rich_progress.BarColumn(),
+                "{task.completed}/{task.total}", *columns, console=console, transient=True,
+            )  # fmt: skip
+            self._task = self._bar.add_task(what, total=total, completed=done)
+
+    def _move(self, done: int) -> bool:
+        """Whether there is a bar, which then shows so many."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+        return self._bar is not None
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class Progress(_Shown):
     """Shows step, loss, tokens/s, learning rate and time left. A context manager.
 
     On a terminal a bar moves with every step, and each line of metrics stays above it; elsewhere (a file, a pipe, a
@@ -19,20 +49,11 @@ class Progress:
         self._console, self._steps = console, steps
         self._since = (first, time.monotonic())
         self._logged = False
-        self._bar = None
-        if console.is_terminal and not console.is_jupyter:
-            columns = (
-                "[progress.description]{task.description}",
-                rich_progress.BarColumn(),
-                "{task.completed}/{task.total}",
-            )
-            self._bar = rich_progress.Progress(*columns, console=console, transient=True)
-            self._task = self._bar.add_task("training", total=steps, completed=first)
+        super().__init__(console, "training", total=steps, done=first)
 
     def advance(self, step: int) -> None:
         """Says that a step is taken."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step)
+        self._move(step)
 
     def log(
         self, step: int, *, loss: float, tokens_per_second: float, learning_rate: float, skipped: float = 0, **_: float
@@ -50,17 +71,8 @@ class Progress:
         )
         self.advance(step)
 
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-
-class Count:
+class Count(_Shown):
     """Shows how many of a number of like things are done, and the time left. A context manager.
 
     On a terminal a bar; elsewhere a line at most every so many seconds, and one at the end.
@@ -73,22 +85,12 @@ class Count:
         self._console, self._what, self._total, self._done = console, what, total, done
         self._first = done
         self._began = self._shown = time.monotonic()
-        self._bar = None
-        if console.is_terminal and not console.is_jupyter:
-            columns = (
-                "[progress.description]{task.description}",
-                rich_progress.BarColumn(),
-                "{task.completed}/{task.total}",
-                rich_progress.TimeRemainingColumn(),
-            )
-            self._bar = rich_progress.Progress(*columns, console=console, transient=True)
-            self._task = self._bar.add_task(what, total=total, completed=done)
+        super().__init__(console, what, rich_progress.TimeRemainingColumn(), total=total, done=done)
 
     def add(self, number: int) -> None:
         """Says that so many more are done."""
         self._done += number
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done)
+        if self._move(self._done):
             return
         now = time.monotonic()
         if now - self._shown >= self.SECONDS_A_LINE or self._done == self._total:
@@ -96,15 +98,6 @@ class Count:
             left = (now - self._began) / max(self._done - self._first, 1) * (self._total - self._done)
             ending = f", {_clock(left)} left" if self._done < self._total else f" in {_clock(now - self._began)}"
             self._console.out(f"{self._what}: {self._done:,} of {self._total:,}{ending}", highlight=False)
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
 
 def _clock(seconds: float) -> str:

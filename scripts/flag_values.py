@@ -1,0 +1,26 @@
+"""Values of the scripts' flags that several of them take: argparse types, whose names stand in its messages."""
+
+
+def names(known: tuple[str, ...]):
+    """Some of the known names, with commas between them."""
+
+    def parse(text: str) -> list[str]:
+        chosen = text.split(",")
+        unknown = [name for name in chosen if name not in known]
+        if unknown:
+            raise ValueError
+        return chosen
+
+    parse.__name__ = f"choice (there are {', '.join(known)})"
+    return parse
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+positive.__name__ = "whole number above 0"
