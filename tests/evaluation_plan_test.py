@@ -78,6 +78,16 @@ def test_on_one_device_nothing_is_sent_and_memory_bounds_a_token():
     assert evaluation_table.advice(plan) is None
 
 
+def test_7b_answers_on_one_chip_since_neither_cache_nor_weights_are_copied():
+    pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
+    model, devices = llama_config("llama2_7b"), topology_devices("v5e:2x2", 1)
+    plan = make_evaluation_plan(config(), model, "v5e:2x2", devices, tokens=960, new_tokens=64)
+    assert plan.fits
+    assert (plan.weights_bytes + (plan.cache_bytes or 0)) / 2**30 == pytest.approx(14.55, abs=0.01)
+    assert plan.programs[2].peak_bytes < 14.7 * 2**30
+    assert plan.programs[1].peak_bytes < 15.2 * 2**30
+
+
 @pytest.mark.parametrize(
     ("changed", "tokens", "message"),
     [

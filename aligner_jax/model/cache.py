@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from aligner_jax.model.attention import Prefix, attend_masked
+from aligner_jax.model.layout import as_stored
 from aligner_jax.model.llama import Adapted, LlamaConfig, Params, embed, layer_at, rms_norm, transform
 from aligner_jax.model.rope import rotation
 from aligner_jax.model.updates import Updates, updated
@@ -85,10 +86,13 @@ def forward_cached(
             start = (index, 0, 0, cache.used, 0)
             k_lbksh = jax.lax.dynamic_update_slice(k_lbksh, k_btkh.swapaxes(1, 2)[None], start)
             v_lbksh = jax.lax.dynamic_update_slice(v_lbksh, v_btkh.swapaxes(1, 2)[None], start)
+            # Likewise the whole cache, before and after all steps.
+            k_lbksh, v_lbksh = as_stored(k_lbksh), as_stored(v_lbksh)
             k_bksh, v_bksh = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (k_lbksh, v_lbksh))
             return attend_masked(q_btnh, k_bksh, v_bksh, layer_prefix, mask_bts=mask_bts)
 
-        layer = updated(layer_at(params.layers, index), layer_updates)
+        # In an order of the compiler's own, some of the stacks would be copied for every call.
+        layer = updated(jax.tree.map(as_stored, layer_at(params.layers, index)), layer_updates)
         x_btd = transform(x_btd, layer, attention, cos_sin=cos_sin, config=config)
         return (x_btd, k_lbksh, v_lbksh), None
 

@@ -12,12 +12,12 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.attention import RESIDUAL, Prefix, attend
 from aligner_jax.model.config import LlamaConfig
+from aligner_jax.model.layout import as_stored
 from aligner_jax.model.logical import constrain, is_split, mesh_axes, num_parts, on_each_device
 from aligner_jax.model.params import Layers, Params, abstract_params, init_params, is_spec, param_specs
 from aligner_jax.model.quantized import Quantized
@@ -219,7 +219,7 @@ def _gathered(layer: Layers, config: LlamaConfig) -> Layers:
     return jax.tree.map(gather, specs, layer, is_leaf=is_spec)
 
 
-def _as_stored(layer: Layers) -> Layers:
+def _in_order(layer: Layers) -> Layers:
     """One layer's weights, on TPUs in the order in which the stacks lie in memory.
 
     The compiler would rather have queries' and keys' in another order, and copies their whole stacks ahead of the loop
@@ -228,11 +228,7 @@ def _as_stored(layer: Layers) -> Layers:
     """
     if not is_split() and not any(isinstance(leaf, Quantized) for leaf in vars(layer).values()):
         return layer
-
-    def keep(x: Array) -> Array:
-        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
-
-    return jax.tree.map(lambda x: jax.lax.platform_dependent(x, tpu=keep, default=lambda x: x), layer)
+    return jax.tree.map(as_stored, layer)
 
 
 def _biased(y: Array, bias: Array | None) -> Array:
@@ -251,7 +247,7 @@ def _scan(body, x_btd, layers: Layers, indices: range, adapted: Adapted, remat: 
         index, layer_adapted = index_and_adapted
         layer = layer_at(layers, index)
         # With "none" each layer's ordered weights would be kept until the backward pass: a second copy of the model.
-        layer = layer if remat == "none" else _as_stored(layer)
+        layer = layer if remat == "none" else _in_order(layer)
         return body(x_btd, _gathered(layer, config), layer_adapted), None
 
     return jax.lax.scan(step, x_btd, (jnp.arange(indices.start, indices.stop), adapted))[0]
