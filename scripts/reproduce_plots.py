@@ -28,7 +28,7 @@ def plot(title: str, measured: Sequence[Measured], base_loss: float, documents: 
         _shares(shares, measured)
         seeds = max((len(each.seeds) for each in measured), default=0)
         of = f"{seeds} seed{'s' if seeds > 1 else ''}, {documents} held-out examples, 95 % intervals"
-        figure.suptitle(f"{title}: {of}", fontsize=11)
+        figure.suptitle(f"{title}, {of}", fontsize=11)
         path.parent.mkdir(parents=True, exist_ok=True)
         files = [path.with_suffix(".png"), path.with_suffix(".svg")]
         figure.savefig(files[0], dpi=150)
@@ -39,9 +39,9 @@ def plot(title: str, measured: Sequence[Measured], base_loss: float, documents: 
 def _losses(axes: Axes, measured: Sequence[Measured], base_loss: float) -> None:
     axes.axhline(base_loss, color=_OTHER, linestyle="--", linewidth=1)
     axes.annotate("base", (0.01, base_loss), xycoords=("axes fraction", "data"), va="bottom", color=_OTHER)
-    for each in measured:
+    for number, each in enumerate(measured):
         # The better by more, the lower the loss.
-        _point(axes, each, each.loss, each.gain.high - each.gain.value, each.gain.value - each.gain.low)
+        _point(axes, number, each, each.loss, each.gain.high - each.gain.value, each.gain.value - each.gain.low)
     _finish(axes, measured, [each.loss for each in measured], "held-out loss (nats a token)")
 
 
@@ -53,10 +53,10 @@ def _shares(axes: Axes, measured: Sequence[Measured]) -> None:
         )
     axes.axhline(100, color=_OTHER, linestyle=":", linewidth=1)
     axes.axhline(0, color=_OTHER, linestyle="--", linewidth=1)
-    for each in shown:
+    for number, each in enumerate(shown):
         assert each.share is not None
         value, low, high = (100 * x for x in (each.share.value, each.share.low, each.share.high))
-        _point(axes, each, value, value - low, high - value)
+        _point(axes, number, each, value, value - low, high - value)
         dots = [100 * share for share in each.shares]
         # Beside the interval, where they can be seen.
         axes.plot([0.85 * each.parameters] * len(dots), dots, ".", color=_colour(each), alpha=0.6, markersize=4)
@@ -64,12 +64,17 @@ def _shares(axes: Axes, measured: Sequence[Measured]) -> None:
     _finish(axes, shown, values, f"share of {REFERENCE}'s improvement (%)")
 
 
-def _point(axes: Axes, each: Measured, value: float, below: float, above: float) -> None:
+def _point(axes: Axes, number: int, each: Measured, value: float, below: float, above: float) -> None:
     axes.errorbar(
         each.parameters, value, yerr=[[below], [above]], fmt="o", color=_colour(each),
         markersize=5, capsize=3, linewidth=1.2,
     )  # fmt: skip
-    axes.annotate(each.arm, (each.parameters, value), xytext=(6, 5), textcoords="offset points", color=_colour(each))
+    # Names in turn above and below the intervals: neighbours may be near each other.
+    end, offset, side = (value - below, -5, "top") if number % 2 else (value + above, 5, "bottom")
+    axes.annotate(
+        each.arm, (each.parameters, end), xytext=(0, offset), textcoords="offset points", ha="center", va=side,
+        color=_colour(each),
+    )  # fmt: skip
 
 
 def _finish(axes: Axes, measured: Sequence[Measured], values: Sequence[float], label: str) -> None:
@@ -81,7 +86,7 @@ def _finish(axes: Axes, measured: Sequence[Measured], values: Sequence[float], l
     if measured:
         least, most = (bound(each.parameters for each in measured) for bound in (min, max))
         # Room for the names.
-        axes.set_xlim(least / 2, most * 8)
+        axes.set_xlim(least / 3, most * 3)
     axes.margins(y=0.12)
     axes.set_xlabel("trained parameters")
     axes.set_ylabel(label)

@@ -7,7 +7,7 @@ from compare_cells import Sizes
 from compare_table import markdown
 from reproduce_shares import REFERENCE, Estimate, Measured
 
-TITLES = {"alpaca": "Form: Alpaca", "gsm8k": "Reasoning: GSM8K"}
+TITLES = {"alpaca": "Form (Alpaca)", "gsm8k": "Reasoning (GSM8K)"}
 NOTE = f"""\
 Intervals are 95 %, over seeds and held-out examples together, paired by example with the base and by seed with
 {REFERENCE} (scripts/reproduce_shares.py says how). Every arm had the same rows in the same order, and the same tuning:

@@ -212,7 +212,7 @@ def test_every_arm_is_tuned_and_then_trained_at_its_best_rate(reproduce, data: P
     assert "8 held-out examples" in table
     numbers = json.loads((out / "results.json").read_text())
     assert numbers["gsm8k"]["arms"][0]["share"]["value"] == pytest.approx(0.5, abs=0.01)
-    assert (out / "gsm8k.png").read_text() == "Reasoning: GSM8K, 2 arms"
+    assert (out / "gsm8k.png").read_text() == "Reasoning (GSM8K), 2 arms"
 
 
 def test_what_is_finished_is_kept_and_shown_early(reproduce, data: Path, capsys):
