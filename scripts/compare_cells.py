@@ -22,12 +22,12 @@ class Arm:
 
 
 ARMS = {
-    "aligner_1": Arm("aligner", {"num_tokens": 1}, sft=7e-3, dpo=1e-3),
-    "aligner_10": Arm("aligner", {"num_tokens": 10}, sft=2e-3, dpo=1e-3),
+    "aligner_1": Arm("aligner", {"num_tokens": 1}, sft=7e-3, dpo=2e-3),
+    "aligner_10": Arm("aligner", {"num_tokens": 10}, sft=2e-3, dpo=2e-3),
     "aligner_100": Arm("aligner", {"num_tokens": 100}, sft=2e-3, dpo=1e-3, cost=1.2),
     "aligner_300": Arm("aligner", {"num_tokens": 300}, sft=2e-3, dpo=1e-3, cost=1.5),
-    "llama_adapter_10": Arm("llama_adapter", {"num_tokens": 10}, sft=2e-3, dpo=1e-3),
-    "lora_8": Arm("lora", {"rank": 8}, sft=6e-3, dpo=5e-4, cost=1.2),
+    "llama_adapter_10": Arm("llama_adapter", {"num_tokens": 10}, sft=2e-3, dpo=2e-3),
+    "lora_8": Arm("lora", {"rank": 8}, sft=6e-3, dpo=1e-3, cost=1.2),
     "prompt_20": Arm("prompt", {"num_tokens": 20}, sft=3e-2, dpo=2e-3, cost=1.2),
     "prefix_10": Arm("prefix", {"num_tokens": 10}, sft=0.2, dpo=1e-3),
     "bias_o": Arm("bias", {"target": "o"}, sft=1.5e-2, dpo=1e-3),
