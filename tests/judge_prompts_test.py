@@ -17,6 +17,8 @@ FASTCHAT = Path(__file__).parents[2] / "shared/data/eval/judge_prompts.jsonl"
         ("Both fail.\n\n[[C]]", "neither"),
         ("[[A]] for form, and again [[A]]", "first"),
         ("<think>Maybe [[A]], or [[C]]?</think>[[B]]", "second"),
+        ("<think>Maybe [[A]], or", None),
+        ("<think>[[A]]</think>No: <think>is it [[B]]", None),
         ("[[A]] at first sight, but [[B]]", None),
         ("A is better", None),
         ("[A]", None),

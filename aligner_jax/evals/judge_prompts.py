@@ -34,8 +34,8 @@ class JudgePrompt[Verdict]:
 
     def read_verdict(self, answer: str) -> Verdict | None:
         """The verdict in a judge's answer; None where it gives none, or more than one: nothing is guessed."""
-        # Reasoning models think aloud first, and weigh every verdict there.
-        final = answer.rpartition("</think>")[2].lower()
+        # Reasoning models think aloud first, and weigh every verdict there; what is cut off in it has none yet.
+        final = answer.rpartition("</think>")[2].partition("<think>")[0].lower()
         found = {mark for mark in self.marks if re.search(rf"\[\[\s*{re.escape(mark)}\s*\]\]", final)}
         return self.marks[found.pop()] if len(found) == 1 else None
 
