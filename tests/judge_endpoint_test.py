@@ -205,6 +205,10 @@ def test_tokens_that_are_not_counted_and_a_judge_that_declines(tmp_path: Path, c
     assert answers[0].text == ""
     assert (spent.prompt_tokens, spent.uncounted) == (0, 1)
     assert "not counted by the endpoint: 1 answers" in str(spent)
+    half = json.dumps({"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 7}}).encode()
+    with judge_server(lambda request, number: Reply(half)) as server:
+        _, spent = ask_all(ASKS[:1], config_of(server.url), tmp_path / "half", console)
+    assert (spent.prompt_tokens, spent.completion_tokens, spent.uncounted) == (7, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -214,12 +218,31 @@ def test_tokens_that_are_not_counted_and_a_judge_that_declines(tmp_path: Path, c
         ({"url": "localhost:8000"}, "config.evaluation.endpoint.url is 'localhost:8000'"),
         ({"model": None}, "config.evaluation.endpoint.model is not set"),
         ({"key_variable": "NO_SUCH_JUDGE_KEY"}, "the environment variable NO_SUCH_JUDGE_KEY is not set"),
+        ({"url": "https://…/v1"}, "config.evaluation.endpoint.url is 'https://…/v1', which cannot be used: "),
+        ({"url": "http://localhost:port/v1"}, "config.evaluation.endpoint.url is 'http://localhost:port/v1', which"),
     ],
 )
 def test_what_is_not_configured(fields: dict, says: str, tmp_path: Path, console: Console):
     config = dataclasses.replace(config_of("http://127.0.0.1:1/v1"), **fields)
     with pytest.raises(InputError, match=says):
         ask_all(ASKS, config, tmp_path, console)
+
+
+@pytest.mark.parametrize("inside", ["\n", "\x7f", "é"])
+def test_what_is_no_key_is_neither_sent_nor_shown(inside: str, tmp_path: Path, console: Console, monkeypatch):
+    monkeypatch.setenv("TEST_JUDGE_KEY", f"{KEY}{inside}{KEY}")
+    with judge_server(echo) as server, pytest.raises(InputError) as caught:
+        ask_all(ASKS[:1], config_of(server.url, retries=0), tmp_path, console)
+    assert "TEST_JUDGE_KEY holds something that is no API key" in str(caught.value)
+    assert KEY not in str(caught.value)
+    assert server.requests == []
+
+
+def test_a_key_in_the_place_of_its_variable_is_not_shown(tmp_path: Path, console: Console):
+    config = dataclasses.replace(config_of("http://127.0.0.1:1/v1"), key_variable=KEY)
+    with pytest.raises(InputError, match=r"that config.evaluation.endpoint.key_variable should name is not") as caught:
+        ask_all(ASKS, config, tmp_path, console)
+    assert KEY not in str(caught.value)
 
 
 def test_an_endpoint_without_a_key(tmp_path: Path, console: Console):

@@ -137,11 +137,15 @@ def _check(config: EndpointConfig) -> str | None:
         return None
     key = os.environ.get(config.key_variable, "").strip()
     if not key:
+        # What is no variable's name may be the key itself, which must not be shown.
+        is_name = config.key_variable.isidentifier()
+        variable = config.key_variable if is_name else "that config.evaluation.endpoint.key_variable should name"
         raise InputError(
-            f"the environment variable {config.key_variable} is not set, but should hold the API key of {config.url}; "
+            f"the environment variable {variable} is not set, but should hold the API key of {config.url}; "
             "--config.evaluation.endpoint.key_variable=None where none is needed"
         )
-    if not key.isascii():
+    # A line break within it would be refused as a header, by an error that quotes the key.
+    if not key.isascii() or not key.isprintable():
         raise InputError(f"the environment variable {config.key_variable} holds something that is no API key")
     return key
 
@@ -167,12 +171,16 @@ async def _ask_missing(missing: dict[str, dict[str, Any]], config: EndpointConfi
     async def wait_for_turn(_: object) -> None:
         await limit.wait()
 
-    # A hook of the HTTP client sees every request that is sent, the library's own retries too.
-    http = openai.DefaultAsyncHttpxClient(timeout=config.timeout, event_hooks={"request": [wait_for_turn]})
-    # The library refuses an empty key, and falls back to the environment without one.
-    client = openai.AsyncOpenAI(
-        base_url=config.url, api_key=key or "none", max_retries=config.retries, timeout=config.timeout, http_client=http
-    )
+    try:
+        # A hook of the HTTP client sees every request that is sent, the library's own retries too.
+        http = openai.DefaultAsyncHttpxClient(timeout=config.timeout, event_hooks={"request": [wait_for_turn]})
+        # The library refuses an empty key, and falls back to the environment without one.
+        client = openai.AsyncOpenAI(
+            base_url=config.url, api_key=key or "none", max_retries=config.retries, timeout=config.timeout,
+            http_client=http,
+        )  # fmt: skip
+    except Exception as error:  # Of whichever HTTP library it is that reads the address.
+        raise InputError(f"config.evaluation.endpoint.url is {config.url!r}, which cannot be used: {error}") from None
     waiting, failures = iter(missing.items()), []
 
     async def work() -> None:
@@ -255,6 +263,6 @@ def _spent(answers: dict[str, Answer], now: set[str], config: EndpointConfig) ->
     everything = set(answers)
     return Spent(
         len(now), len(everything - now), *tokens(everything),
-        uncounted=sum(answer.prompt_tokens is None for answer in answers.values()),
+        uncounted=sum(None in (a.prompt_tokens, a.completion_tokens) for a in answers.values()),
         cost=cost(everything), cost_now=cost(now),
     )  # fmt: skip
