@@ -85,3 +85,17 @@ def test_what_is_no_number(tmp_path: Path, value: object):
         response.number("score")
     with pytest.raises(InputError, match=r"m\.jsonl:1: there is no field 'scores'; did you mean score"):
         response.number("scores")
+
+
+def test_a_field_of_text_is_no_number_and_stays_unquoted(tmp_path: Path):
+    path = write_lines(tmp_path / "m.jsonl", {"prompt": "p", "response": "secret"})
+    response = read_responses(ResponsesConfig(files=(path,), model_field=None))["m"]["p"]
+    with pytest.raises(InputError, match=r"m\.jsonl:1: the field 'response' holds a string, not a finite number"):
+        response.number("response")
+
+
+def test_a_column_without_a_name_is_in_no_ones_way(tmp_path: Path):
+    (tmp_path / "m.csv").write_text(",prompt,response,score\n0,p,r,1\n")
+    response = read_responses(ResponsesConfig(files=(str(tmp_path / "m.csv"),), model_field=None))["m"]["p"]
+    with pytest.raises(InputError, match=r"m\.csv:2: there is no field 'points'; there are prompt, response, score"):
+        response.number("points")

@@ -40,7 +40,7 @@ class Response:
     where: str
 
     def number(self, field: str) -> float:
-        """The finite number in a field of the record; true and false are 1 and 0. Raises InputError."""
+        """The finite number in a field of the record; true and false are 1 and 0. Raises InputError, without a text."""
         value = self._present(field)
         if isinstance(value, str) and value.strip().lower() in ("true", "false"):
             value = value.strip().lower() == "true"
@@ -49,7 +49,7 @@ class Response:
         except (ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            held = f"{value!r}"[:40] if isinstance(value, str | float) else kind(value)
+            held = repr(value) if isinstance(value, float) else kind(value)
             raise InputError(f"{self.where}: the field {field!r} holds {held}, not a finite number")
         return number
 

@@ -18,7 +18,7 @@ def number(default: Any = dataclasses.MISSING, *, least: float | None = None, ab
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A clause to end an error message with: the known name that was probably meant, or all of them."""
-    leaves = {k.rpartition(".")[2]: k for k in known}
+    leaves = {k.rpartition(".")[2] or k: k for k in known if k}
     leaf = name.rpartition(".")[2]
     near = difflib.get_close_matches(leaf, leaves, n=1) or [k for k in leaves if _abbreviates(k, leaf)]
     return f"did you mean {leaves[near[0]]}?" if near else f"there are {', '.join(leaves.values())}"
