@@ -55,6 +55,21 @@ def test_another_run_is_refused_by_what_differs(tmp_path: Path):
         Kept(path, {**FROM, "seed": 0})
 
 
+@pytest.mark.parametrize("content", ['{"prompt": "mine"}', "mine\nand no end", '{"made_from": 3}\n{"ke', '["made_f'])
+def test_a_file_of_somebody_elses_loses_nothing(tmp_path: Path, content: str):
+    path = tmp_path / "kept.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"kept.jsonl:1 is not a line that an evaluation writes"):
+        Kept(path, FROM)
+    assert path.read_text() == content
+    Kept(tmp_path / "other.jsonl", {"base": "other"}).add({"1": 1})
+    torn = (tmp_path / "other.jsonl").read_text() + '{"key'
+    path.write_text(torn)
+    with pytest.raises(InputError, match=r"kept.jsonl was made with another base"):
+        Kept(path, FROM)
+    assert path.read_text() == torn
+
+
 @pytest.mark.parametrize("line", ["no JSON", "[1]", '{"value": 1}'])
 def test_damage_is_named_by_its_line(tmp_path: Path, line: str):
     path = tmp_path / "kept.jsonl"

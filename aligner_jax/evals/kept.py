@@ -10,6 +10,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.runtime.files import reason
 
 _HEADER = "made_from"
+_BEGINNING = f'{{"{_HEADER}": '.encode()
 
 
 class Kept:
@@ -32,13 +33,22 @@ class Kept:
         try:
             content = path.read_bytes() if path.exists() else b""
             whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):
+            torn = content[len(whole) :]
+            for number, line in enumerate(whole.splitlines(), 1):
+                self._take(line, number)
+            # Nothing is taken off a file before it is known to be an evaluation's.
+            if torn and not whole and torn[: len(_BEGINNING)] != _BEGINNING[: len(torn)]:
+                raise self._strange(1)
+            if torn:
                 os.truncate(path, len(whole))
         except OSError as error:
             raise InputError(f"{path} cannot be read: {reason(error)}") from error
-        for number, line in enumerate(whole.splitlines(), 1):
-            self._take(line, number)
         self._is_new = not whole
+
+    def _strange(self, number: int) -> InputError:
+        return InputError(
+            f"{self._path}:{number} is not a line that an evaluation writes; remove the file to begin anew"
+        )
 
     def _take(self, line: bytes, number: int) -> None:
         try:
@@ -46,11 +56,9 @@ class Kept:
             if number > 1:
                 self._documents[record["key"]] = record["value"]
                 return
-            was = record[_HEADER]
+            was = dict(record[_HEADER])
         except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{self._path}:{number} is not a line that an evaluation writes; remove the file to begin anew"
-            ) from None
+            raise self._strange(number) from None
         different = [name for name in {**was, **self._made_from} if was.get(name) != self._made_from.get(name)]
         if different:
             raise InputError(
