@@ -61,6 +61,27 @@ def test_what_is_wrong_is_named_by_file_and_line(folder: Path, text: str, messag
         read_mmlu(str(folder), "test")
 
 
+@pytest.mark.parametrize(
+    ("mark", "after", "says"),
+    [
+        (b"PK\x03\x04", 60, r"mmlu.zip/test/a_test.csv cannot be read: Error -3 while decompressing"),
+        (b"PK\x01\x02", 0, r"mmlu.zip cannot be read: Bad magic number"),
+        (b"PK\x01\x02", 8, r"mmlu.zip/test/a_test.csv cannot be read: compressed patched data"),
+    ],
+    ids=["data", "directory", "a way of packing"],
+)
+def test_a_damaged_zip_is_named(tmp_path: Path, mark: bytes, after: int, says: str):
+    path = tmp_path / "mmlu.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("test/a_test.csv", "".join(f"{i * i * i}?,a{i},b,c,d,A\n" for i in range(50)))
+    content = bytearray(path.read_bytes())
+    place = content.index(mark) + after
+    content[place : place + 4] = b"\xff" * 4
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=says):
+        read_mmlu(str(path), "test")
+
+
 def test_bytes_that_are_no_text_and_files_that_are_no_zip(folder: Path, tmp_path: Path):
     (folder / "data" / "test" / "anatomy_test.csv").write_bytes(b"q,1,2,3,4,A\nq\xff,1,2,3,4,A\n")
     with pytest.raises(InputError, match=r"anatomy_test.csv:2 is not UTF-8 text"):

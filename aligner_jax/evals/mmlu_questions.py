@@ -3,6 +3,7 @@
 import csv
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,6 +12,8 @@ from aligner_jax.errors import InputError
 from aligner_jax.runtime.files import reason
 
 Split = Literal["dev", "val", "test"]
+# What is damaged, cut short, encrypted or packed in an unknown way.
+_ZIP_ERRORS = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class MultipleChoice(NamedTuple):
@@ -61,7 +64,10 @@ def _files(path: Path, split: str) -> Iterator[tuple[str, str]]:
         folder = next((f for f in (path / split, path / "data" / split) if f.is_dir()), path)
         contents = ((str(file), file.read_bytes) for file in folder.glob(f"*_{split}.csv"))
     elif zipfile.is_zipfile(path):
-        archive = zipfile.ZipFile(path)
+        try:
+            archive = zipfile.ZipFile(path)
+        except _ZIP_ERRORS as error:
+            raise InputError(f"{path} cannot be read: {reason(error)}") from error
         found = [name for name in archive.namelist() if f"/{split}/" in f"/{name}" and name.endswith(f"_{split}.csv")]
         contents = ((f"{path}/{name}", lambda name=name: archive.read(name)) for name in found)
     else:
@@ -72,5 +78,5 @@ def _files(path: Path, split: str) -> Iterator[tuple[str, str]]:
         except UnicodeDecodeError as error:
             line = error.object.count(b"\n", 0, error.start) + 1
             raise InputError(f"{name}:{line} is not UTF-8 text") from None
-        except (OSError, zipfile.BadZipFile) as error:
+        except _ZIP_ERRORS as error:
             raise InputError(f"{name} cannot be read: {reason(error)}") from error
