@@ -80,7 +80,8 @@ def write_responses(folder: Path, responses: Iterable[Response]) -> None:
     lines = [json.dumps(response._asdict(), ensure_ascii=False) + "\n" for response in responses]
     write_atomically(folder / f"{RESPONSES}.jsonl", "".join(lines))
     table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
+    # Of a carriage return within a text Python's writer takes no notice where rows end in "\n" alone.
+    writer = csv.writer(table, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(_CSV_COLUMNS)
     writer.writerows((each.model, each.question_id, each.prompt, each.response) for each in responses)
     write_atomically(folder / f"{RESPONSES}.csv", table.getvalue())
