@@ -53,6 +53,7 @@ def test_problems_of_both_files_are_read(tmp_path: Path):
         ('{"question": "q"}', "no texts 'question' and 'answer'"),
         ('{"question": "q", "answer": "18"}', "whole number"),
         ('{"question": "q", "answer": "#### many"}', "whole number"),
+        ('{"question": "\\ud800", "answer": "#### 1"}', "the question holds half a surrogate pair"),
     ],
 )
 def test_what_is_no_problem_is_named_by_its_line(tmp_path: Path, line: str, message: str):

@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple
 from rich.table import Table
 
 from aligner_jax.data.sources.records import read_records
+from aligner_jax.data.sources.values import check_text
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
 from aligner_jax.evals.evaluation import Evaluation, Outcome, Run
@@ -96,6 +97,7 @@ def read_problems(path: str) -> list[Problem]:
         )
         if question is None or answer is None:
             raise InputError(f"{where}: the record has no texts 'question' and 'answer' (nor 'query' and 'response')")
+        check_text(question, "the question", where)
         found = answer.rpartition("#### ")[2] if "#### " in answer else ""
         try:
             problems.append(Problem(question, int(found.replace(",", ""))))

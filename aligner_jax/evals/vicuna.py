@@ -10,6 +10,7 @@ import dataclasses
 from rich.table import Table
 
 from aligner_jax.data.sources.records import read_records
+from aligner_jax.data.sources.values import check_text, text_field
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
 from aligner_jax.evals.evaluation import Evaluation, Outcome, Run
@@ -50,7 +51,9 @@ def read_questions(path: str) -> list[Question]:
             raise InputError(f"{where}: its field 'turns' is not a list that begins with a question")
         if not isinstance(question_id, int | str):
             raise InputError(f"{where}: it has no 'question_id'")
-        questions.append(Question(str(question_id), turns[0], str(record.get("category", ""))))
+        question_id = check_text(str(question_id), "the field 'question_id'", where)
+        turn = check_text(turns[0], "the field 'turns'", where)
+        questions.append(Question(question_id, turn, text_field(record, "category", where, default="")))
     return questions
 
 
