@@ -155,6 +155,33 @@ def test_another_seed_needs_another_folder(settings: dict, tmp_path: Path):
         _evaluate(settings | {"seed": 1}, None, tmp_path / "out")
 
 
+def test_the_results_of_another_evaluation_are_not_written_over(settings: dict, tmp_path: Path):
+    settings["limit"] = 1
+    (tmp_path / "out").mkdir()
+    for there, message in (
+        ('{"evaluation": "gsm8k"}', r"results.json is of the evaluation 'gsm8k', not of 'vicuna'; give another folder"),
+        ("[]", r"results.json is not what an evaluation writes"),
+    ):
+        (tmp_path / "out" / "results.json").write_text(there)
+        with pytest.raises(InputError, match=message):
+            _evaluate(settings, None, tmp_path / "out")
+        assert (tmp_path / "out" / "results.json").read_text() == there
+
+
+def test_results_are_written_whether_or_not_anybody_reads_the_table(settings: dict, tmp_path: Path):
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            if "Vicuna-bench" in text:
+                raise BrokenPipeError
+            return super().write(text)
+
+    settings["limit"] = 1
+    config, console = parse_evaluate_config(settings), Console(width=100, force_terminal=False, file=Gone())
+    with pytest.raises((BrokenPipeError, SystemExit)):
+        evaluate(config, None, tmp_path / "out", console)
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["scores"]["responses"] == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -188,6 +215,9 @@ def test_a_base_of_another_architecture_than_named_is_refused(settings: dict, tm
     [
         ('{"question_id": 1, "turns": []}', "field 'turns' is not a list that begins with a question"),
         ('{"turns": ["What?"]}', "it has no 'question_id'"),
+        ('{"question_id": 1, "turns": ["\\ud800"]}', "the field 'turns' holds half a surrogate pair"),
+        ('{"question_id": "\\ud800", "turns": ["What?"]}', "the field 'question_id' holds half a surrogate pair"),
+        ('{"question_id": 1, "turns": ["What?"], "category": "\\ud800"}', "'category' holds half a surrogate pair"),
         ("{", "is not JSON"),
     ],
 )

@@ -46,10 +46,11 @@ def find_evaluation(name: str) -> Evaluation:
 
 
 def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, console: Console) -> Outcome:
-    """The whole evaluation: prints its table, and writes results.json into the folder.
+    """The whole evaluation: writes results.json into the folder, and prints its table.
 
     Raises:
-      InputError: the config, the base, the adapter, the data or the folder cannot be used.
+      InputError: the config, the base, the adapter, the data or the folder cannot be used; or the folder has the
+        results of another evaluation.
     """
     if jax.process_count() > 1:
         raise InputError("an evaluation runs on the devices of one host, and this one was started on several")
@@ -57,6 +58,7 @@ def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, con
     options = parse_options(evaluation, config)
     if adapter_path is not None and not evaluation.has_model:
         raise InputError(f"--adapter is given, but the evaluation {config.evaluation.name!r} runs no model")
+    _check_results(folder / RESULTS, config.evaluation.name)
     mesh, rules = sharding.mesh_of(config.mesh), sharding.rules_of(config.mesh)
     with sharding.use(mesh, rules):
         subject = None
@@ -67,12 +69,27 @@ def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, con
         made_from = _made_from(config, options, subject)
         _make(folder)
         outcome = evaluation.run(Run(config, subject, folder, console, made_from), options)
-    console.print(outcome.table)
     results = {"evaluation": config.evaluation.name, "made_from": made_from, "scores": outcome.scores}
     path = folder / RESULTS
+    # Before the table, whose reader (`| head`) may be gone.
     write_atomically(path, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    console.print(outcome.table)
     console.out(f"written: {path}")
     return outcome
+
+
+def _check_results(path: Path, name: str) -> None:
+    """Refuses a folder whose results are another evaluation's: they would be lost."""
+    try:
+        was = json.loads(path.read_bytes())["evaluation"]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {reason(error)}") from error
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is not what an evaluation writes; give another folder (--out=DIR)") from None
+    if was != name:
+        raise InputError(f"{path} is of the evaluation {was!r}, not of {name!r}; give another folder (--out=DIR)")
 
 
 def _make(folder: Path) -> None:
