@@ -96,17 +96,34 @@ def test_tasks_of_every_kind_run_from_local_files_and_go_on_where_they_were(
 def test_a_pair_is_encoded_together_and_scored_as_apply_says(model, tiny_subject):
     subject = tiny_subject()
     encode = subject.tokenizer.encode
-    pairs = [("What is ice? ", "Water."), ("Name", " a fruit"), ("", "Ice floats."), ("long " * 600, " end")]
+    # The model's context holds the longest continuation, and the token before it.
+    longest = "over and " * 400
+    while len(encode(longest)) > 512:
+        longest = longest[:-1]
+    pairs = [
+        ("What is ice? ", "Water."), ("Name", " a fruit"), ("", "Ice floats."), ("long " * 600, " end"),
+        (" \n", "Ice floats."), ("Now", longest),
+    ]  # fmt: skip
     found = model.loglikelihood([Request(*pair) for pair in pairs])
     for (context, continuation), (log_likelihood, _) in zip(pairs, found, strict=True):
-        whole = encode(context + continuation) if context else [subject.tokenizer.bos_id, *encode(continuation)]
-        before = len(encode(context.rstrip())) if context else 1
+        stripped = context.rstrip()
+        whole = encode(context + continuation)
+        whole = whole if stripped else [subject.tokenizer.bos_id, *whole]
+        before = len(encode(stripped)) if stripped else 1
         # The model's context is 512 tokens, and the last one is only predicted.
         ids, count = whole[-513:], len(whole) - before
         logits_tv = apply(subject.base.params, None, jnp.asarray([ids[:-1]]), config=subject.base.config)[0]
         log_probs_tv = np.asarray(jax.nn.log_softmax(logits_tv), np.float64)
         wanted = log_probs_tv[np.arange(len(ids) - 1 - count, len(ids) - 1), ids[-count:]].sum()
         assert log_likelihood == pytest.approx(wanted, rel=1e-5)
+
+
+def test_what_has_no_likelihood_is_one_sentence(model):
+    for context in ("Why?", ""):
+        with pytest.raises(InputError, match=f"the continuation of '{context[:3]}.* is empty"):
+            model.loglikelihood([Request("Why?", "So."), Request(context, "")])
+    with pytest.raises(InputError, match=r"of 'Why\?' has \d+ tokens, but should have 1 to 512, the model's context"):
+        model.loglikelihood([Request("Why?", "long " * 600)])
 
 
 def test_a_rolling_likelihood_is_the_sum_over_windows_of_the_context(model, tiny_subject):

@@ -25,7 +25,7 @@ def harness_model(subject: Subject, kept: Kept, console: Console, *, seed: int =
 
     It tokenizes and windows texts as the harness's own `hf` backend does, so that both give the same numbers: a context
     and its continuation are encoded together, a BOS is added where the tokenizer's files ask for one and the text has
-    none, an empty context is the BOS or else the EOS, and what is too long loses its beginning.
+    none, a context that is empty (or white space) is the BOS or else the EOS, and what is too long loses its beginning.
 
     Args:
       kept: where finished requests are kept, by their tokens; what it has is not computed again.
@@ -102,6 +102,9 @@ def model_class() -> Any:
             return tokenizer.encode(string, bos=adds if add_special_tokens is None else add_special_tokens)
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+            for context, continuation in (request.args for request in requests):
+                if not continuation:
+                    raise InputError(f"the continuation of {_short(context)} is empty, and so has no likelihood")
             return super().loglikelihood(requests, disable_tqdm=True)
 
         def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
@@ -112,7 +115,9 @@ def model_class() -> Any:
                         f"the continuation {_short(continuation)} of {_short(context)} has {len(ids)} tokens, but "
                         f"should have 1 to {self.max_length}, the model's context"
                     )
-                continuations.append(Continuation(tuple([*context_ids, *ids][-(self.max_length + 1) :]), len(ids)))
+                # Of a context that is white space nothing is left: it is encoded with the continuation.
+                whole = [*(context_ids or [self._prefix_id]), *ids]
+                continuations.append(Continuation(tuple(whole[-(self.max_length + 1) :]), len(ids)))
             scores = score(self._subject, continuations, self._kept, self._console)
             return [(each.log_likelihood, each.is_greedy) for each in scores]
 
