@@ -53,6 +53,17 @@ def test_answers_come_in_order_and_requests_are_as_configured(tmp_path: Path, co
     }
 
 
+def test_what_is_left_to_the_endpoint_is_not_sent(tmp_path: Path, console: Console):
+    with judge_server(echo) as server:
+        config = config_of(server.url, temperature=None, max_tokens=7, max_tokens_name="max_completion_tokens")
+        ask_all([Ask("", "question 0")], config, tmp_path, console)
+    assert server.requests[0].body == {
+        "model": "judge",
+        "messages": [{"role": "user", "content": "question 0"}],
+        "max_completion_tokens": 7,
+    }
+
+
 def test_nothing_is_asked_twice_and_the_key_is_in_no_file(tmp_path: Path, console: Console):
     with judge_server(echo) as server:
         config = config_of(server.url)
@@ -154,6 +165,8 @@ def test_what_stays_wrong_is_one_sentence(trouble: Reply, fields: dict, says: st
     assert says in str(caught.value)
     assert "0 answers of 1 are kept" in str(caught.value)
     assert list(tmp_path.glob("*.json")) == []
+    if "retries" in fields:
+        assert len(server.requests) == fields["retries"] + 1
 
 
 def test_requests_are_spaced_and_those_that_are_asked_again_too(tmp_path: Path, console: Console):
@@ -245,10 +258,12 @@ def test_a_key_in_the_place_of_its_variable_is_not_shown(tmp_path: Path, console
     assert KEY not in str(caught.value)
 
 
-def test_an_endpoint_without_a_key(tmp_path: Path, console: Console):
+def test_an_endpoint_without_a_key_is_sent_none(tmp_path: Path, console: Console, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with judge_server(echo) as server:
         config = dataclasses.replace(config_of(server.url), key_variable=None)
         assert ask_all(ASKS[:1], config, tmp_path, console)[0][0].text == TEXTS[0]
+    assert KEY not in str(server.requests[0].headers)
 
 
 def test_nobody_listens(tmp_path: Path, console: Console):

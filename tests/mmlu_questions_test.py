@@ -51,6 +51,7 @@ def test_a_zip_and_both_kinds_of_folder_hold_the_same(folder: Path, tmp_path: Pa
             "q,1,2,3,4,A\nq,1,2,3,4\n",
             "anatomy_test.csv:2 is not a question, four choices and a letter of A to D, but 5",
         ),
+        ("q,1,2,3,4,A,B\n", "anatomy_test.csv:1 is not a question, .*, but 7 fields"),
         ("q,1,2,3,4,E\n", "anatomy_test.csv:1 is not a question"),
         ('"q,1,2,3,4,A\n', "anatomy_test.csv:1 is not CSV: unexpected end of data"),
     ],

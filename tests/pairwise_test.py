@@ -4,15 +4,18 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from judge_server import Reply, Request, completion, judge_server
 from rich.console import Console
 
 from aligner_jax.errors import InputError
+from aligner_jax.evals.evaluation import Run, parse_evaluate_config
 from aligner_jax.evals.judge_endpoint import EndpointConfig
 from aligner_jax.evals.judge_scores import ScoresConfig
-from aligner_jax.evals.pairwise import PairwiseOptions, pairwise, table_of
+from aligner_jax.evals.pairwise import PairwiseOptions, evaluate, pairwise, table_of
 from aligner_jax.evals.response_files import ResponsesConfig
+from aligner_jax.evals.win_rate import of_counts, win_rate
 from aligner_jax.runtime.fields import parse_section
 
 
@@ -71,14 +74,17 @@ def test_a_judge_who_always_prefers_what_comes_first(responses: ResponsesConfig,
 def test_verdicts_that_cannot_be_read_are_counted_and_not_guessed(responses: ResponsesConfig, tmp_path: Path):
     def mumbles(request: Request, number: int) -> Reply:
         mine_comes_second = request.user.find("bad") < request.user.find("good")
-        return completion("I prefer A") if "q0" in request.user and mine_comes_second else fair(request, number)
+        unclear = "q0" in request.user or "q1" in request.user
+        return completion("I prefer A") if unclear and mine_comes_second else fair(request, number)
 
     result = judged(mumbles, responses, tmp_path)
     (pair,) = result.pairs
-    assert pair.outcomes == ["unparsable", "win", "loss", "tie"]
-    assert (pair.rate.wins, pair.rate.unparsable, pair.rate.rate) == (1, 1, 0.5)
+    assert pair.outcomes == ["unparsable", "unparsable", "loss", "tie"]
+    assert (pair.rate.wins, pair.rate.unparsable, pair.rate.rate) == (0, 2, 0.25)
+    # Whether the order would have changed a verdict that is not there is not known.
+    assert pair.changed_with_order == 0
     (pair,) = judged(mumbles, responses, tmp_path, unparsable="tie").pairs
-    assert (pair.rate.unparsable, pair.rate.rate) == (1, 0.5)
+    assert (pair.rate.unparsable, pair.rate.rate) == (2, 0.375)
     console = Console(record=True, width=150)
     console.print(table_of(result))
     assert "no verdict" in console.export_text()
@@ -101,6 +107,34 @@ def test_scores(responses: ResponsesConfig, tmp_path: Path):
         ["", "as published", "1", "2", "1", "37.5%", "0.0 to 75.0%"],
     ]
     assert json.loads(json.dumps(dataclasses.asdict(result)))["pairs"][0]["rate"]["wins"] == 2
+
+
+def test_intervals_are_drawn_from_the_configs_seed(tmp_path: Path):
+    draw = np.random.default_rng(0)
+    for model in ("mine", "theirs"):
+        lines = [{"prompt": f"q{i}", "response": "r", "score": float(draw.normal())} for i in range(3001)]
+        (tmp_path / f"{model}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    files = (str(tmp_path / "mine.jsonl"), str(tmp_path / "theirs.jsonl"))
+    responses = ResponsesConfig(files=files, model_field=None)
+    options = PairwiseOptions(
+        responses=responses, by="scores", scores=ScoresConfig(margin=0.5), published=((2600, 3511, 1900),)
+    )
+    config = parse_evaluate_config({"evaluation": {"name": "pairwise"}, "seed": 1})
+    outcome = evaluate(Run(config, None, tmp_path / "out", Console(quiet=True), {}), options)
+    (pair,) = outcome.scores["pairs"]
+    assert pair["rate"] == dataclasses.asdict(win_rate(pair["outcomes"], seed=1))
+    assert pair["rate"] != dataclasses.asdict(win_rate(pair["outcomes"], seed=0))
+    assert pair["published"] == dataclasses.asdict(of_counts(2600, 3511, 1900, seed=1))
+    assert pair["published"] != dataclasses.asdict(of_counts(2600, 3511, 1900, seed=0))
+
+
+def test_models_that_were_asked_other_questions_are_not_compared(responses: ResponsesConfig, tmp_path: Path):
+    lines = (tmp_path / "theirs.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "theirs.jsonl").write_text("".join(lines[:-1]))
+    for pair in (("mine", "theirs"), ("theirs", "mine")):
+        config = PairwiseOptions(responses=responses, by="scores", pairs=(pair,))
+        with pytest.raises(InputError, match=r"mine.jsonl:4: the question has no response of the model 'theirs'"):
+            pairwise(config, tmp_path, Console(quiet=True))
 
 
 @pytest.mark.parametrize(

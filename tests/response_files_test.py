@@ -21,9 +21,9 @@ def test_a_file_for_each_model_or_a_field_that_names_it(tmp_path: Path):
         "two": [("p", "s")],
     }
     assert models["one"]["q"].where == f"{one}:2"
-    (tmp_path / "all.csv").write_text("who,asked,said\na,p,1\nb,p,2\na,q,3\n")
+    (tmp_path / "all.CSV").write_text("who,asked,said\na,p,1\nb,p,2\na,q,3\n")
     config = ResponsesConfig(
-        files=(str(tmp_path / "all.csv"),), model_field="who", prompt_field="asked", response_field="said"
+        files=(str(tmp_path / "all.CSV"),), model_field="who", prompt_field="asked", response_field="said"
     )
     models = read_responses(config)
     assert {name: [r.text for r in of.values()] for name, of in models.items()} == {"a": ["1", "3"], "b": ["2"]}

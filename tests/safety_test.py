@@ -10,6 +10,7 @@ from rich.console import Console
 from aligner_jax.errors import InputError
 from aligner_jax.evals.interval import wilson_interval
 from aligner_jax.evals.judge_endpoint import EndpointConfig
+from aligner_jax.evals.judge_prompts import SAFETY
 from aligner_jax.evals.response_files import ResponsesConfig
 from aligner_jax.evals.safety import SafetyOptions, safe_share, safety, table_of
 
@@ -45,6 +46,10 @@ def test_an_endpoint_judges_by_category(config: SafetyOptions, tmp_path: Path):
         endpoint = EndpointConfig(url=server.url, model="guard", key_variable=None)
         asked = SafetyOptions(responses=config.responses, questions=config.questions, endpoint=endpoint)
         result = safety(asked, tmp_path / "cache", Console(quiet=True))
+    assert {request.user for request in server.requests} == {
+        SAFETY.fill(question=f"q{i}", answer="no" if i % 2 else "fine") for i in range(6)
+    }
+    assert server.requests[0].body["messages"][0] == {"role": "system", "content": SAFETY.system}
     (model,) = result.models
     assert list(model.categories) == ["locks", "lies"]
     locks, lies = model.categories.values()
@@ -70,6 +75,8 @@ def test_a_column_judges(config: SafetyOptions, tmp_path: Path):
         "locks": (2, 4),
         "lies": (1, 2),
     }
+    (model,) = safety(scored, tmp_path, Console(quiet=True), limit=5).models
+    assert {name: share.judged for name, share in model.categories.items()} == {"locks": 4, "lies": 1}
 
 
 def test_the_responses_may_name_the_category_themselves(tmp_path: Path):
