@@ -9,13 +9,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 from tiny_llama import write_tiny_llama
 
+from aligner_jax.evals import responses
+from aligner_jax.evals.evaluation import Run, parse_evaluate_config
 from aligner_jax.evals.subject import Subject
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, is_spec, param_specs
@@ -127,6 +131,26 @@ def tiny_subject(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Subj
         return Subject(base, adapter, "tiny", {}, batch_size)
 
     return make
+
+
+@pytest.fixture
+def asked(tiny_subject: Callable[..., Subject], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Runs an evaluation whose model answers with given texts: takes its module, options and these, and any fields of
+    the config. Gives the scores, the prompts and the seed."""
+
+    def run(module: ModuleType, options: object, texts: list[str], **config: object):
+        given = {}
+
+        def generate(subject, prompts, kept, console, *, seed, what=""):
+            given.update(prompts=prompts, seed=seed)
+            return texts
+
+        monkeypatch.setattr(responses if not hasattr(module, "generate") else module, "generate", generate)
+        parsed = parse_evaluate_config({"evaluation": {"name": "any"}, **config})
+        outcome = module.evaluate(Run(parsed, tiny_subject(), tmp_path, Console(quiet=True), {}), options)
+        return outcome.scores, given["prompts"], given["seed"]
+
+    return run
 
 
 @pytest.fixture

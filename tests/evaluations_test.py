@@ -148,11 +148,21 @@ def test_the_command_goes_on_after_a_real_kill(settings: dict, adapter: str, tmp
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_another_seed_needs_another_folder(settings: dict, tmp_path: Path):
+def test_what_is_made_otherwise_needs_another_folder(settings: dict, adapter: str, tmp_path: Path):
     settings["limit"] = 1
     _evaluate(settings, None, tmp_path / "out")
-    with pytest.raises(InputError, match=r"generated.jsonl was made with another config.seed; give another folder"):
-        _evaluate(settings | {"seed": 1}, None, tmp_path / "out")
+    there = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for change, name in (
+        ({"seed": 1}, "config.seed"),
+        ({"batch_size": 4}, "config.batch_size"),
+        ({"limit": 2}, "config.limit"),
+        ({"evaluation": settings["evaluation"] | {"top_k": 3}}, "config.evaluation.top_k"),
+        ({"base": settings["base"] | {"dtype": "bfloat16"}}, "base"),
+        ({}, "adapter"),
+    ):
+        with pytest.raises(InputError, match=rf"generated.jsonl was made with another {name}; give another folder"):
+            _evaluate(settings | change, None if change else adapter, tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == there
 
 
 def test_the_results_of_another_evaluation_are_not_written_over(settings: dict, tmp_path: Path):

@@ -1,5 +1,6 @@
 """Answers in batches: those of `sample`, cut where they should be, and never twice."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from aligner_jax.decoding.choose import Sampling
-from aligner_jax.decoding.sampler import sample
+from aligner_jax.decoding.sampler import continuation, continue_ids, sample
 from aligner_jax.errors import InputError
 from aligner_jax.evals import generating
 from aligner_jax.evals.generating import Prompt, encoded, generate
@@ -30,6 +31,13 @@ def test_greedy_answers_are_those_of_sample(tiny_subject: Callable[..., Subject]
     assert answers[:3] == [sample(subject.base, None, [text], max_new_tokens=12)[0] for text in TEXTS]
     assert answers[3] == answers[0]
     assert len(kept) == 3
+
+
+def test_a_prompt_begins_with_a_bos_where_the_tokenizer_adds_one(tiny_subject: Callable[..., Subject]):
+    plain = tiny_subject()
+    tokenizer = dataclasses.replace(plain.tokenizer, add_bos=True)
+    adding = dataclasses.replace(plain, base=plain.base.replace(tokenizer=tokenizer))
+    assert encoded(adding, TEXTS[0]) == (tokenizer.bos_id, *encoded(plain, TEXTS[0]))
 
 
 def test_an_answer_ends_before_the_first_of_its_stops(tiny_subject: Callable[..., Subject], kept: Kept):
@@ -71,6 +79,36 @@ def test_finished_batches_are_not_repeated(tiny_subject, kept: Kept, tmp_path: P
     made.clear()
     assert generate(subject, prompts, kept, QUIET) == whole
     assert made == [1]
+
+
+def test_every_part_of_a_prompt_is_in_its_key():
+    prompt = Prompt((1, 2), 12, Sampling(0.5, 7, 0.9), ("#",), 1)
+    others = [
+        prompt._replace(ids=(2, 1)), prompt._replace(max_new_tokens=13), prompt._replace(until=("##",)),
+        prompt._replace(sampling=Sampling(0.6, 7, 0.9)), prompt._replace(sampling=Sampling(0.5, 8, 0.9)),
+        prompt._replace(sampling=Sampling(0.5, 7, 0.8)), prompt._replace(number=2),
+    ]  # fmt: skip
+    assert len({each.key for each in (prompt, *others)}) == 8
+    assert prompt.key == Prompt((1, 2), 12, Sampling(0.5, 7, 0.9), ("#",), 1).key
+
+
+def test_two_batches_of_a_prompt_do_not_draw_alike(tiny_subject, kept: Kept):
+    subject = tiny_subject(batch_size=2)
+    prompts = [Prompt(encoded(subject, TEXTS[0]), 12, Sampling(20.0), number=number) for number in (0, 1, 2, 3)]
+    assert len(set(generate(subject, prompts, kept, QUIET))) == 4
+
+
+def test_what_just_fits_the_context_is_continued_to_its_end(tiny_subject: Callable[..., Subject], kept: Kept):
+    subject = tiny_subject(batch_size=1)
+    ids = encoded(subject, "Ice floats. " * 200)[: 512 - 3]
+    steps = continue_ids(
+        subject.base.params, None, [ids], config=subject.base.config, max_new_tokens=3, sampling=Sampling(),
+        stop_ids=subject.tokenizer.stop_ids,
+    )  # fmt: skip
+    new = [token for (token,) in steps if token is not None]
+    assert generate(subject, [Prompt(ids, 3)], kept, QUIET) == [continuation(subject.tokenizer, ids, new)]
+    with pytest.raises(InputError, match="a prompt of 509 tokens and 4 new ones do not fit"):
+        generate(subject, [Prompt(ids, 4)], kept, QUIET)
 
 
 def test_what_does_not_fit_the_context_is_refused_by_its_beginning(tiny_subject: Callable[..., Subject], kept: Kept):

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
-from aligner_jax.evals.gsm8k import Problem, is_right, read_problems
+from aligner_jax.evals import gsm8k
+from aligner_jax.evals.gsm8k import Gsm8kOptions, Problem, is_right, read_problems
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,7 @@ from aligner_jax.evals.gsm8k import Problem, is_right, read_problems
         ("It is 18", False, False, False),
         ("The answer is: eighteen", False, False, False),
         ("The answer is: /18", False, False, False),
+        ("The answer is: 18/0", True, False, True),
     ],
 )
 def test_what_counts_as_eighteen(text: str, metamath: bool, authors: bool, template: bool):
@@ -61,3 +64,32 @@ def test_what_is_no_problem_is_named_by_its_line(tmp_path: Path, line: str, mess
     path.write_text('{"question": "q", "answer": "#### 1"}\n' + line + "\n")
     with pytest.raises(InputError, match=f"test.jsonl:2.*{message}"):
         read_problems(str(path))
+
+
+METAMATH = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n1 + {1}?\n\n### Response: Let's think step by step."
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt", "way"),
+    [
+        ({}, METAMATH, (512, Sampling(), ("Question", "USER", "ASSISTANT", "Instruction", "Response"))),
+        ({"protocol": "authors"}, "[|User|] 1 + {1}? [|AI Assistant|] ", (200, Sampling(0.4, 200), ())),
+        ({"protocol": "template", "template": "none"}, "1 + {1}?", (256, Sampling(), ())),
+        ({"protocol": "template", "template": "none", "max_new_tokens": 9}, "1 + {1}?", (9, Sampling(), ())),
+    ],
+)
+def test_problems_are_asked_and_counted(asked, tiny_subject, tmp_path: Path, options: dict, prompt: str, way: tuple):
+    path = tmp_path / "test.jsonl"
+    path.write_text('{"question": "1 + {1}?", "answer": "#### 2"}\n' * 4)
+    texts = ["The answer is: 2", "So the answer is 2", "And The answer is:3"]
+    scores, prompts, seed = asked(gsm8k, Gsm8kOptions(path=str(path), **options), texts, limit=3, seed=5)
+    assert (scores["problems"], scores["solved"], scores["accuracy"]) == (3, 1, 1 / 3)
+    assert scores["answers_with_the_marker"] == 2 / 3
+    tokenizer = tiny_subject().tokenizer
+    assert [tokenizer.decode(each.ids) for each in prompts] == [prompt] * 3
+    assert [each[1:4] for each in prompts] == [way] * 3
+    # The same problem three times is three samples.
+    assert ([each.number for each in prompts], seed) == ([0, 1, 2], 5)

@@ -1,9 +1,11 @@
 """lm-evaluation-harness with the project's model class: tasks of local files, as the harness would see any model."""
 
 import csv
+import dataclasses
 import importlib
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +15,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
 from aligner_jax.evals import generating, scoring
 from aligner_jax.evals.evaluation import Run, parse_evaluate_config
 from aligner_jax.evals.harness import HarnessOptions, evaluate, load_tasks
 from aligner_jax.evals.harness_model import harness_model
-from aligner_jax.evals.harness_tasks import write_mmlu
+from aligner_jax.evals.harness_tasks import write_gsm8k, write_mmlu
 from aligner_jax.evals.kept import Kept
 from aligner_jax.evals.subject import Subject
 from aligner_jax.peft import apply
@@ -68,8 +71,8 @@ class Request:
         self.args = args
 
 
-def _run(subject: Subject, folder: Path, options: HarnessOptions, limit: int | None = None):
-    config = parse_evaluate_config({"evaluation": {"name": "harness"}, "limit": limit})
+def _run(subject: Subject, folder: Path, options: HarnessOptions, **fields: int):
+    config = parse_evaluate_config({"evaluation": {"name": "harness"}, **fields})
     return evaluate(Run(config, subject, folder, Console(file=io.StringIO()), {}), options)
 
 
@@ -91,6 +94,50 @@ def test_tasks_of_every_kind_run_from_local_files_and_go_on_where_they_were(
     for module, name in ((scoring, "_scored"), (generating, "_generated")):
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("what was finished is computed again"))
     assert _run(tiny_subject(), tmp_path, options).scores == outcome.scores
+
+
+def test_gsm8k_is_asked_with_examples_of_the_training_split(tiny_subject, tmp_path: Path, monkeypatch):
+    subject, tokenizer = tiny_subject(), tiny_subject().tokenizer
+    (tmp_path / "data").mkdir()
+    for split, answers in (("train", range(6)), ("test", ("1,200", 7, 8))):
+        lines = [{"question": f"{split}{i}?", "answer": f"So\n#### {answer}"} for i, answer in enumerate(answers)]
+        (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given: dict = {}
+
+    def answer(subject, prompts, kept, console, *, seed):
+        given.update(prompts=prompts, seed=seed, texts=[tokenizer.decode(prompt.ids) for prompt in prompts])
+        return [" It is\n#### 1200", " 9, or 7"]
+
+    monkeypatch.setattr("aligner_jax.evals.harness_model.generate", answer)
+    options = HarnessOptions(tasks=("gsm8k",), gsm8k=str(tmp_path / "data"))
+    outcome = _run(subject, tmp_path / "out", options, limit=2, seed=3)
+    metrics = outcome.scores["tasks"]["gsm8k"]
+    assert (metrics["exact_match,strict-match"], metrics["exact_match,flexible-extract"]) == (0.5, 1.0)
+    assert outcome.scores["documents"] == {"gsm8k": 2}
+    assert given["seed"] == 3
+    examples, _, question = given["texts"][1].rpartition("\n\n")
+    assert question == "Question: test1?\nAnswer:"
+    assert len(re.findall(r"Question: train\d\?\nAnswer: So\n#### \d", examples)) == 5
+    assert given["prompts"][0][1:] == (256, Sampling(), ("Question:", "</s>", "<|im_end|>"), 0)
+    options = dataclasses.replace(options, num_fewshot=0, chat_template=True)
+    _run(subject, tmp_path / "chat", options, limit=2)
+    chat = [{"role": "user", "content": "Question: test0?\nAnswer:"}]
+    wanted = tokenizer.render_chat(chat, add_generation_prompt=True)
+    assert given["prompts"][0].ids == tuple(tokenizer.encode(wanted))
+    (tmp_path / "data" / "test.jsonl").write_text('{"question": "q", "answer": 3}\n')
+    with pytest.raises(InputError, match=r"test.jsonl:1: the record has no texts 'question' and 'answer'"):
+        write_gsm8k(str(tmp_path / "data"), tmp_path / "tasks")
+
+
+def test_a_bos_is_added_where_the_tokenizer_adds_one_and_none_is_there(tiny_subject, tmp_path: Path):
+    plain = tiny_subject()
+    tokenizer = dataclasses.replace(plain.tokenizer, add_bos=True)
+    adding = dataclasses.replace(plain, base=plain.base.replace(tokenizer=tokenizer))
+    model = harness_model(adding, Kept(tmp_path / "kept.jsonl", {}), QUIET)
+    bos, ids = tokenizer.bos_id, plain.tokenizer.encode("Why?")
+    assert model.tok_encode("Why?") == [bos, *ids]
+    assert model.tok_encode(tokenizer.backend.token(bos) + "Why?") == [bos, *ids]
+    assert model.tok_encode("Why?", add_special_tokens=False) == ids
 
 
 def test_a_pair_is_encoded_together_and_scored_as_apply_says(model, tiny_subject):
@@ -164,6 +211,29 @@ def test_generation_takes_the_tasks_options(model, tiny_subject):
         model.generate_until([Request("Why?", {"num_beams": 2, "until": []})])
     with pytest.raises(InputError, match="a task generates 512 tokens, but the model's context holds 512"):
         model.generate_until([Request("Why?", {"max_gen_toks": 512, "until": []})])
+
+
+def test_a_prompt_is_what_a_task_asks_for_and_fits(model, tiny_subject, monkeypatch):
+    asked: list[generating.Prompt] = []
+    monkeypatch.setattr(
+        "aligner_jax.evals.harness_model.generate", lambda subject, prompts, *_, **__: asked.extend(prompts) or []
+    )
+    long = "long " * 600 + "end"
+    model.generate_until(
+        [
+            Request(long, {"until": ["\n", ""], "max_gen_toks": 500, "do_sample": False, "temperature": 0.5}),
+            Request("Why?", {"until": [], "do_sample": True, "temperature": 0.5, "top_k": 7, "top_p": 0.9}),
+            Request("Why?", {"until": [], "do_sample": True}),
+            Request("Why?", {"until": [], "temperature": 0.5}),
+        ]
+    )
+    assert asked[0].ids == tuple(tiny_subject().tokenizer.encode(long)[-12:])
+    assert [each[1:] for each in asked] == [
+        (500, Sampling(), ("\n",), 0),
+        (256, Sampling(0.5, 7, 0.9), (), 0),
+        (256, Sampling(1.0), (), 0),
+        (256, Sampling(0.5), (), 0),
+    ]
 
 
 def test_a_chat_template_leaves_a_last_message_open(model):

@@ -93,6 +93,13 @@ def test_answers_are_made_and_judged_by_the_command(tiny_model: Path, tmp_path: 
     assert "locks really" not in text
 
 
+def test_what_runs_no_model_takes_no_adapter(tmp_path: Path):
+    config = parse_evaluate_config(load_config(REPO / "configs/eval/vicuna_judge.py"))
+    with pytest.raises(InputError, match="--adapter is given, but the evaluation 'pairwise' runs no model"):
+        evaluate(config, "adapter.safetensors", tmp_path / "out", Console(quiet=True))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_pair_is_judged_by_the_command_up_to_a_limit(tmp_path: Path):
     for model in ("a", "b"):
         lines = [{"model": model, "prompt": f"q{i}", "response": f"says {model}"} for i in range(5)]

@@ -1,9 +1,14 @@
 """The authors' MMLU: what is asked and what counts."""
 
+from pathlib import Path
+
 import pytest
 
+from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
-from aligner_jax.evals.mmlu_generated import PROMPTS, choose_subjects, is_a_choice, is_right
+from aligner_jax.evals import mmlu_generated
+from aligner_jax.evals.generating import encoded
+from aligner_jax.evals.mmlu_generated import PROMPTS, MmluGeneratedOptions, choose_subjects, is_a_choice, is_right
 from aligner_jax.evals.mmlu_questions import MultipleChoice
 
 QUESTION = MultipleChoice("human_aging", "Why?", ("ATP.", "It's so", "[none]", "ADP."), 0, "here")
@@ -45,3 +50,24 @@ def test_subjects_are_chosen_by_name_and_cut_each():
     assert choose_subjects(subjects, ("virology",), None) == {"virology": [QUESTION] * 2}
     with pytest.raises(InputError, match=r"config.evaluation.subjects has 'virolgy'; did you mean virology\?"):
         choose_subjects(subjects, ("virolgy",), None)
+
+
+def test_questions_are_asked_and_counted(asked, tiny_subject, tmp_path: Path):
+    (tmp_path / "anatomy_test.csv").write_text("Which?,a,b,c,d,A\n")
+    (tmp_path / "virology_test.csv").write_text("Which?,a,b,c,d,B\n" * 4)
+    texts = [" a.", " b", " a", " nothing"]
+    options = MmluGeneratedOptions(path=str(tmp_path))
+    scores, prompts, seed = asked(mmlu_generated, options, texts, limit=3, seed=5)
+    assert (scores["questions"], scores["accuracy"], scores["answers_that_are_a_choice"]) == (4, 0.5, 0.75)
+    assert scores["subjects"] == {"anatomy": 1.0, "virology": 1 / 3}
+    assert scores["mean_over_subjects"] == 2 / 3
+    whole = encoded(tiny_subject(), PROMPTS["base"].format(subject="virology", question="Which?", choices=list("abcd")))
+    assert [each[1:] for each in prompts] == [(100, Sampling(0.1, 200), ("###",), i) for i in range(4)]
+    # Its last tokens are what the model must not miss, and its context is 512.
+    room = 512 - 100
+    assert prompts[1].ids == whole[-room:]
+    assert scores["prompts_cut_at_their_beginning"] == 4 * (len(whole) > room)
+    options = MmluGeneratedOptions(path=str(tmp_path), max_new_tokens=500)
+    scores, prompts, _ = asked(mmlu_generated, options, texts, limit=3)
+    assert prompts[1].ids == whole[-12:]
+    assert (scores["prompts_cut_at_their_beginning"], seed) == (4, 5)
