@@ -79,12 +79,14 @@ METAMATH = (
         ({"protocol": "authors"}, "[|User|] 1 + {1}? [|AI Assistant|] ", (200, Sampling(0.4, 200), ())),
         ({"protocol": "template", "template": "none"}, "1 + {1}?", (256, Sampling(), ())),
         ({"protocol": "template", "template": "none", "max_new_tokens": 9}, "1 + {1}?", (9, Sampling(), ())),
+        ({"protocol": "template", "template": "none", "marker": "[/x] "}, "1 + {1}?", (256, Sampling(), ())),
     ],
 )
 def test_problems_are_asked_and_counted(asked, tiny_subject, tmp_path: Path, options: dict, prompt: str, way: tuple):
     path = tmp_path / "test.jsonl"
     path.write_text('{"question": "1 + {1}?", "answer": "#### 2"}\n' * 4)
-    texts = ["The answer is: 2", "So the answer is 2", "And The answer is:3"]
+    marker = options.get("marker", "The answer is: ")
+    texts = [f"{marker}2", "So the answer is 2", f"And {marker.strip()}3"]
     scores, prompts, seed = asked(gsm8k, Gsm8kOptions(path=str(path), **options), texts, limit=3, seed=5)
     assert (scores["problems"], scores["solved"], scores["accuracy"]) == (3, 1, 1 / 3)
     assert scores["answers_with_the_marker"] == 2 / 3

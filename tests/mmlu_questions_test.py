@@ -36,6 +36,7 @@ def test_a_zip_and_both_kinds_of_folder_hold_the_same(folder: Path, tmp_path: Pa
     with zipfile.ZipFile(archive, "w") as file:
         for path in sorted(folder.rglob("*.csv")):
             file.write(path, path.relative_to(folder))
+        file.writestr("data/more/virology_test.csv", "of no split,1,2,3,4,A\n")
 
     def bare(questions: dict[str, list[MultipleChoice]]) -> dict:
         return {name: [question[:4] for question in of_subject] for name, of_subject in questions.items()}

@@ -21,7 +21,7 @@ def test_first_turns_are_asked_as_the_authors_did(asked, tiny_subject, tmp_path:
     (tmp_path / "question.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = VicunaOptions(path=str(tmp_path / "question.jsonl"))
     scores, prompts, seed = asked(vicuna, options, TEXTS, limit=3, seed=5)
-    assert scores == {"model": "tiny", "responses": 3, "empty": 1, "mean_words": 1.0}
+    assert scores == {"model": "[/tiny]", "responses": 3, "empty": 1, "mean_words": 1.0}
     tokenizer = tiny_subject().tokenizer
     assert [tokenizer.decode(each.ids) for each in prompts] == [render_prompt("Why?", tokenizer, "alpaca")] * 3
     assert [each[1:] for each in prompts] == [(100, Sampling(0.7, 200), ("### Instruction",), i) for i in range(3)]
@@ -41,7 +41,7 @@ def test_any_questions_are_asked_as_the_options_say(asked, tiny_subject, tmp_pat
         system="Be brief.", temperature=0.25, top_k=7, max_new_tokens=9,
     )  # fmt: skip
     scores, prompts, seed = asked(answers, options, TEXTS, limit=3, seed=5)
-    assert scores == {"model": "tiny", "responses": 3, "empty": 1}
+    assert scores == {"model": "[/tiny]", "responses": 3, "empty": 1}
     tokenizer = tiny_subject().tokenizer
     wanted = render_prompt("Why 2?", tokenizer, "chat", system="Be brief.")
     assert prompts[2].ids == tuple(tokenizer.encode(wanted, bos=tokenizer.add_bos))

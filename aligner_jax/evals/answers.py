@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from rich.markup import escape
 from rich.table import Table
 
 from aligner_jax.data.sources.values import text_field
@@ -66,7 +67,8 @@ def evaluate(run: Run, options: AnswersOptions) -> Outcome:
     table = Table(title="Answers to be judged", title_justify="left")
     for heading in ("model", "answers", "empty", "file"):
         table.add_column(heading, justify="left" if heading in ("model", "file") else "right", overflow="fold")
-    table.add_row(run.model.name, str(len(responses)), str(empty), str(run.folder / f"{RESPONSES}.jsonl"))
+    file = escape(str(run.folder / f"{RESPONSES}.jsonl"))
+    table.add_row(escape(run.model.name), str(len(responses)), str(empty), file)
     return Outcome({"model": run.model.name, "responses": len(responses), "empty": empty}, table)
 
 

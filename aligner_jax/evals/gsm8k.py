@@ -18,6 +18,7 @@ import re
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
+from rich.markup import escape
 from rich.table import Table
 
 from aligner_jax.data.sources.records import read_records
@@ -135,7 +136,7 @@ def evaluate(run: Run, options: Gsm8kOptions) -> Outcome:
     table.add_row("solved", f"{scores['solved']:,} of {scores['problems']:,}")
     table.add_row("accuracy", f"{scores['accuracy']:.4f}")
     table.add_row("its 95 % interval", "{:.4f} to {:.4f}".format(*scores["accuracy_interval"]))
-    table.add_row(f"answers with {options.marker.strip()!r}", f"{scores['answers_with_the_marker']:.1%}")
+    table.add_row(escape(f"answers with {options.marker.strip()!r}"), f"{scores['answers_with_the_marker']:.1%}")
     return Outcome(scores, table)
 
 

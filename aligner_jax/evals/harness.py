@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from aligner_jax.errors import InputError
@@ -154,7 +155,7 @@ def _table(scores: dict[str, Any]) -> Table:
             error = metrics.get(f"{name}_stderr{comma}{filtered}")
             shown = "" if error is None else f"{error:.4f}"
             of_task = (str(scores[part].get(task, "")) for part in ("documents", "num_fewshot"))
-            table.add_row(task, metric.replace(",", ", "), f"{value:.4f}", shown, *of_task)
+            table.add_row(escape(task), escape(metric.replace(",", ", ")), f"{value:.4f}", shown, *of_task)
     return table
 
 

@@ -7,6 +7,7 @@ temperature and the number of tokens (section 4.1).
 
 import dataclasses
 
+from rich.markup import escape
 from rich.table import Table
 
 from aligner_jax.data.sources.records import read_records
@@ -75,8 +76,10 @@ def evaluate(run: Run, options: VicunaOptions) -> Outcome:
     table = Table(title="Vicuna-bench, answers to be judged", title_justify="left")
     for heading in ("model", "answers", "empty", "words an answer", "file"):
         table.add_column(heading, justify="left" if heading in ("model", "file") else "right", overflow="fold")
-    file = str(run.folder / f"{RESPONSES}.jsonl")
-    table.add_row(scores["model"], str(len(responses)), str(scores["empty"]), f"{scores['mean_words']:.1f}", file)
+    file = escape(str(run.folder / f"{RESPONSES}.jsonl"))
+    table.add_row(
+        escape(run.model.name), str(len(responses)), str(scores["empty"]), f"{scores['mean_words']:.1f}", file
+    )
     return Outcome(scores, table)
 
 
