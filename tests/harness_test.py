@@ -37,7 +37,8 @@ def mmlu(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for split in ("dev", "test"):
             (folder / split).mkdir(exist_ok=True)
             with (folder / split / f"{subject}_{split}.csv").open("w", newline="") as file:
-                csv.writer(file).writerows([f"{subject} {i}?", "a", "b", "c", "d", "ABCD"[i]] for i in range(count))
+                rows = range(count + (split == "dev"))
+                csv.writer(file).writerows([f"{subject} {i}?", "a", "b", "c", "d", "ABCD"[i]] for i in rows)
     return folder
 
 

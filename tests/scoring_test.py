@@ -104,3 +104,28 @@ def test_finished_batches_are_not_repeated_and_an_unfinished_one_gives_the_same_
     batches.clear()
     assert score(subject, continuations, Kept(path, {}), QUIET) == whole
     assert batches == []
+
+
+def test_greedy_is_what_every_token_is(adapted, tmp_path: Path):
+    subject = adapted("aligner")
+
+    def greedy_after(ids: tuple[int, ...]) -> int:
+        tokens_bt = jnp.zeros((1, 6), jnp.int32).at[0, : len(ids)].set(jnp.asarray(ids))
+        logits_btv = apply(subject.base.params, subject.adapter, tokens_bt, config=subject.base.config)
+        return int(jnp.argmax(logits_btv[0, len(ids) - 1]))
+
+    start = (5, 6, 7, 8)
+    first = greedy_after(start)
+    second = greedy_after((*start, first))
+    rows = [
+        (*start, first, second),
+        (*start, first, (second + 1) % 380),
+        (*start, (first + 1) % 380, greedy_after((*start, (first + 1) % 380))),
+    ]
+    found = score(subject, [Continuation(row, 2) for row in rows], Kept(tmp_path / "kept.jsonl", {}), QUIET)
+    assert [each.is_greedy for each in found] == [True, False, False]
+
+
+def test_a_continuations_key_tells_how_much_is_scored():
+    keys = {Continuation(ids, scored).key for ids, scored in (((1, 2, 3), 1), ((1, 2, 3), 2), ((1, 3, 2), 1))}
+    assert len(keys) == 3
