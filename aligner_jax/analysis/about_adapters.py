@@ -151,15 +151,16 @@ def _rank(named: Sequence[Named]) -> Section:
     )
     rows, lines, fresh = [], {}, {}
     for i, one in enumerate(named):
+        trained = one.adapter.trainable
         for array, sigma_mp in spectra(one.adapter).items():
             p = sigma_mp.shape[1]
             of_fresh: tuple[float | None, float | None] = (None, None)
             if array == "tokens":
-                width = one.adapter.trainable["tokens_pd" if len(sigma_mp) == 1 else "tokens_lpd"].shape[-1]
-                reference_p = fresh_spectrum(p, width)
+                count, width = trained["tokens_pd" if "tokens_pd" in trained else "tokens_lpd"].shape[-2:]
+                reference_p = fresh_spectrum(count, width)
                 of_fresh = float(entropy_rank(reference_p)), float(participation_ratio(reference_p))
                 if p > 1:
-                    fresh[f"fresh tokens, {p} × {width:,}"] = reference_p
+                    fresh[f"fresh tokens, {count} × {width:,}"] = reference_p
             if p > 1:
                 lines[f"{one.name}, {array}"] = i, sigma_mp.mean(axis=0)
             means = float(entropy_rank(sigma_mp).mean()), float(participation_ratio(sigma_mp).mean())

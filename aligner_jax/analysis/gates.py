@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.stats import rankdata
 
 from aligner_jax.peft import Adapter
 
@@ -27,12 +28,11 @@ class Gates:
     def trend(self) -> float | None:
         """Spearman's rank correlation of the spread with the depth: 1 where it grows from every layer to the next.
 
-        None where there are fewer than three layers, or no spread at all.
+        Layers of one spread share their rank. None where there are fewer than three layers, or all spreads are alike.
         """
-        if len(self.layers_l) < 3 or not self.std_l.any():
+        if len(self.layers_l) < 3 or not np.ptp(self.std_l):
             return None
-        ranks = np.argsort(np.argsort(self.std_l, kind="stable"), kind="stable")
-        return float(np.corrcoef(ranks, self.layers_l)[0, 1])
+        return float(np.corrcoef(rankdata(self.std_l), self.layers_l)[0, 1])
 
 
 def gates_of(adapter: Adapter) -> Gates | None:

@@ -46,16 +46,18 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     for path, resolved in zip(paths, every, strict=True):
         if every.count(resolved) > 1:
             raise InputError(f"{path} is given twice; an adapter is compared with others")
-    ends = [[*path.parent.parts[1:], path.stem] for path in every]
+    ends = [[*path.parent.parts[1:], path.name if path.is_dir() else path.stem] for path in every]
     ends = [end[:-1] if end[-1] == "adapter" and len(end) > 1 else end for end in ends]
     while len(ends) > 1 and all(len(end) > 1 and end[-1] == ends[0][-1] for end in ends):
         ends = [end[:-1] for end in ends]
-    for length in range(1, max(map(len, ends)) + 1):
-        names = ["/".join(end[-length:]) for end in ends]
-        if len({*names, BASE}) > len(names):
-            return names
-    # They differ in what comes after the last dot alone.
-    return ["/".join(path.parts[-2:]) for path in every]
+    # Some may differ in what comes after the last dot alone.
+    whole = [list(path.parts[1:]) for path in every]
+    for parts, least in ((ends, 1), (whole, 2)):
+        for length in range(least, max(map(len, parts)) + 1):
+            names = ["/".join(part[-length:]) for part in parts]
+            if len({*names, BASE}) > len(names):
+                return names
+    return [str(path) for path in every]
 
 
 def file_names(prefix: str, named: Sequence[Named]) -> list[str]:
