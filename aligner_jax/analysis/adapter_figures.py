@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from aligner_jax.analysis.style import (
     layer_axis,
     legend,
     line_of,
+    marker_of,
     names_on,
     picture,
     plain,
@@ -48,7 +50,7 @@ def gate_map(file: str, name: str, gates: Gates) -> Picture:
     drawn = below.imshow(
         gates_ln.T, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest", extent=edges
     )
-    below.set_ylabel("head" if gates_ln.shape[1] > 1 else "one gate a layer")
+    below.set_ylabel("head" if gates_ln.shape[1] > 1 else "one gate\nfor all heads")
     below.yaxis.set_major_locator(MaxNLocator(integer=True))
     layer_axis(below)
     extend = "both" if largest > limit else "neither"
@@ -88,17 +90,21 @@ def similarities(names: Sequence[str], matrices: Mapping[str, Float[np.ndarray, 
         axes.set_title(title, loc="left", fontsize=10)
     for axes in grid.flat[len(matrices) :]:
         axes.set_visible(False)
-    return picture("similarity", "What pairs have in common; grey: their shapes differ.", made)
+    return picture("similarity", "What pairs have in common; grey where there is nothing to compare.", made)
 
 
 @styled
 def spectra(lines: Mapping[str, tuple[int, Float[np.ndarray, " p"]]], fresh: Mapping[str, np.ndarray]) -> Picture:
     """Singular values over the largest; `fresh` are those of tokens that nothing was learned into."""
     made, axes = figure(3.4)
+    drawn: Counter[int] = Counter()
     for label, (number, sigma_p) in lines.items():
         largest = sigma_p[0] or 1.0
         places = np.arange(1, len(sigma_p) + 1)
-        axes.plot(places, sigma_p / largest, label=plain(label), marker="o", markersize=3.5, **line_of(number))
+        # An adapter's several matrices have its line, and are told apart by their points.
+        marker = marker_of(drawn[number])["marker"]
+        drawn[number] += 1
+        axes.plot(places, sigma_p / largest, label=plain(label), marker=marker, markersize=3.5, **line_of(number))
     for (label, sigma_p), dashes in zip(fresh.items(), itertools.cycle((":", "--", "-.")), strict=False):
         places = np.arange(1, len(sigma_p) + 1)
         axes.plot(places, sigma_p / sigma_p[0], label=label, color=BASE, linestyle=dashes, linewidth=1.2)

@@ -72,7 +72,7 @@ def tokens(file: str, name: str, read: Moved, measured: Moved) -> Picture:
 
 @styled
 def hidden_states(names: Sequence[str], maps: Sequence[Map]) -> Picture:
-    """Maps of the states at the prompts' ends; the base comes first. Lines lead from it to the first adapter."""
+    """Maps of the states at the prompts' ends; the base comes first. Lines lead from it to an only adapter."""
     made, grid = figure(6.6, nrows=2, ncols=len(maps), squeeze=False)
     for column, found in enumerate(maps):
         first, second = found.explained
