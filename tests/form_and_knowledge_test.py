@@ -52,6 +52,15 @@ def test_few_answers_have_no_common_words(tiny_model):
     assert KINDS.index("content") not in classify(documents, tokenizer, opening=1).kind_x
 
 
+@pytest.mark.parametrize(("count", "common"), [(3, False), (4, True)])
+def test_words_of_half_of_the_answers_are_common(tiny_model, count, common):
+    tokenizer = load_tokenizer(tiny_model)
+    documents = _documents(tokenizer, ["The same words."] * count + ["?"] * (8 - count))
+    targets = classify(documents, tokenizer, opening=1)
+    kinds = {KINDS[kind] for kind in targets.kind_x[targets.document_x == 0]}
+    assert kinds == {"opening", "marks", "common words" if common else "content"}
+
+
 def test_every_answer_of_a_conversation_has_an_opening(tiny_model):
     tokenizer = load_tokenizer(tiny_model)
     turns = ("user", "First?"), ("assistant", "One thing here."), ("user", "Then?"), ("assistant", "Another thing.")
@@ -74,7 +83,7 @@ def test_losses_are_the_models_own(tiny_model, randomized):
         logits_tv = apply(base.params, adapter, tokens_t[None], config=base.config)[0]
         log_probs_t = np.asarray(jax.nn.log_softmax(logits_tv))[np.arange(len(tokens_t) - 1), tokens_t[1:]]
         of_document = losses_x[targets.document_x == number]
-        np.testing.assert_allclose(of_document, -log_probs_t[documents[number]["loss_mask"][1:]], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(of_document, -log_probs_t[documents[number]["loss_mask"][1:]], rtol=1e-5)
 
 
 def test_a_change_of_form_is_told_from_one_of_knowledge():
@@ -106,10 +115,16 @@ def test_the_interval_is_that_of_documents():
     two = changes(twice, np.zeros(400), np.repeat(by_document, 2))["all"]
     assert one
     assert two
-    assert (one.low, one.high) == pytest.approx((two.low, two.high))
+    assert (one.low, one.high) == pytest.approx((two.low, two.high), rel=1e-12)
     half = 1.96 * by_document.std() / np.sqrt(200)
     assert (one.high - one.low) / 2 == pytest.approx(half, rel=0.1)
     assert one.low < by_document.mean() < one.high
+    # A change that is the same at every token is so of whatever documents are drawn, long ones and short ones.
+    lengths = np.arange(1, 21)
+    unlike = Targets(np.repeat(np.arange(20), lengths), np.zeros(210, int), np.full(210, 3))
+    same = changes(unlike, np.zeros(210), np.full(210, -1.0))["all"]
+    assert same
+    assert (same.low, same.high) == (-1, -1)
 
 
 def test_the_loss_by_place():
