@@ -86,7 +86,9 @@ def main() -> None:
 
 def _check_flags() -> None:
     """Refuses flags that nothing would come of."""
-    needs_base = ("data", "template", "system", "sequence_length", "top_tokens", "seed", "dtype", "quantization")
+    needs_base = (
+        "data", "template", "system", "sequence_length", "top_tokens", "seed", "dtype", "quantization", "group_size",
+    )  # fmt: skip
     for name in () if BASE.value else needs_base:
         if flags.FLAGS[name].present:
             raise InputError(f"--{name} is of what adapters do to their base: add --base=PATH")

@@ -18,7 +18,7 @@ import pytest
 from tiny_llama import write_tiny_llama
 
 from aligner_jax.peft import init_adapter
-from aligner_jax.peft.artifact import save_adapter
+from aligner_jax.peft.artifact import load_adapter, save_adapter
 from aligner_jax.weights.base import load_base
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +90,16 @@ def _adapters(files: Path, *names: str) -> list[str]:
     return [f"--adapter={files / name / 'adapter.safetensors'}" for name in names]
 
 
+def _norms_of_one_token(files: Path) -> dict[int, float]:
+    """What the Aligner with one token adds in each of its layers, by its formula: the norm of W_O (g ⊙ V_a)."""
+    base, adapter = load_base(files / "base"), load_adapter(files / "one" / "adapter.safetensors")
+    token_d, gates_ln = adapter.trainable["tokens_pd"][0], adapter.trainable["gates_ln"]
+    v_lkh = jnp.einsum("d,ldkh->lkh", token_d, base.params.layers.v_ldkh[2:])
+    gated_lnh = gates_ln[..., None] * jnp.repeat(v_lkh, base.config.group_size, axis=1)
+    added_ld = jnp.einsum("lnh,lnhd->ld", gated_lnh, base.params.layers.o_lnhd[2:])
+    return dict(zip((2, 3), np.linalg.norm(added_ld, axis=1).tolist(), strict=True))
+
+
 def _check_page(folder: Path) -> str:
     """The page's text; every figure is in it, and nothing is fetched."""
     page = (folder / "index.html").read_text()
@@ -142,12 +152,40 @@ def test_with_the_base_and_data(analyze, files: Path, tmp_path: Path):
     page = _check_page(tmp_path)
     numbers = json.loads((tmp_path / "analysis.json").read_text())
     assert {row["adapter"]: row["layers"] for row in numbers["shifts"]} == {"one": 2, "lora": 4}
-    assert numbers["shifts"][0]["mean constancy"] == pytest.approx(1, rel=1e-4)
+    assert numbers["shifts"][0]["mean constancy"] == pytest.approx(1, rel=1e-5)
+    adapted = _norms_of_one_token(files)
+    by_layer = {row["layer"]: row for row in numbers["shifts_by_layer"] if row["adapter"] == "one"}
+    assert {layer: row["mean norm"] for layer, row in by_layer.items()} == pytest.approx(adapted, rel=1e-5)
+    for row in numbers["shifts_by_layer"]:
+        assert 0 < row["relative, 10 %"] <= row["relative, median"] <= row["relative, 90 %"]
+    medians = {layer: row["relative, median"] for layer, row in by_layer.items()}
+    assert (numbers["shifts"][0]["largest"], numbers["shifts"][0]["at layer"]) == (
+        max(medians.values()), max(medians, key=medians.__getitem__)
+    )  # fmt: skip
+    assert numbers["shifts"][0]["median layer"] == pytest.approx(np.mean(list(medians.values())), rel=1e-12)
     assert numbers["directions"][0]["layers"] == 2
+    cosines = [row["cosine"] for row in numbers["directions_by_layer"]]
+    assert [row["layer"] for row in numbers["directions_by_layer"]] == [2, 3]
+    assert (numbers["directions"][0]["smallest"], numbers["directions"][0]["largest"]) == (min(cosines), max(cosines))
     parts = {row["tokens of"]: row for row in numbers["form_and_knowledge"] if row["adapter"] == "one"}
     assert parts["form"]["tokens"] + parts["knowledge"]["tokens"] == parts["all"]["tokens"]
-    assert parts["form"]["share of the change"] + parts["knowledge"]["share of the change"] == pytest.approx(1)
-    assert {row["layer"] for row in numbers["hidden_states_by_layer"]} == {0, 1, 2, 3}
+    assert parts["form"]["share of the change"] + parts["knowledge"]["share of the change"] == pytest.approx(
+        1, rel=1e-12
+    )
+    for row in parts.values():
+        if row["tokens"]:
+            assert row["change"] == row["adapted"] - row["base"]
+            low, high = map(float, row["interval"].split(" to "))
+            assert low - 0.001 <= row["change"] <= high + 0.001
+    assert [row["place"] for row in numbers["loss_by_place"]][:2] == [1, 2]
+    moves = {row["layer"]: row for row in numbers["hidden_states_by_layer"] if row["adapter"] == "one"}
+    assert list(moves) == [0, 1, 2, 3]
+    # One token is added from layer 2 on; there all states are moved alike, but for what the MLP makes of it.
+    assert max(moves[layer]["move over spread"] for layer in (0, 1)) < 1e-5 < moves[2]["move over spread"]
+    assert 0.5 < moves[2]["common part"] <= 1
+    assert [row["move over spread"] for row in numbers["hidden_states"] if row["adapter"] == "one"] == [
+        moves[3]["move over spread"]
+    ]
     assert len(numbers["tokens"]) == 4
     for heading in ("What the adapter adds", "Promoted and demoted tokens", "Form against knowledge"):
         assert heading in page
@@ -161,6 +199,7 @@ def test_with_the_base_and_data(analyze, files: Path, tmp_path: Path):
         ([], r"give an adapter and where to write: --adapter=PATH --out=DIR"),
         (["one"], r"give an adapter and where to write: --adapter=PATH --out=DIR"),
         (["one", "--out={out}", "--data={files}/data.jsonl"], r"--data is of what .*: add --base=PATH"),
+        (["one", "--out={out}", "--group_size=16"], r"--group_size is of what .*: add --base=PATH"),
         (["one", "--out={out}", "--base={files}/base", "--opening=3"], r"--opening is of held-out data: .*--data=FILE"),
         (["one", "one", "--out={out}"], r"adapter\.safetensors is given twice; .*"),
         (["missing", "--out={out}"], r"\S*missing/adapter\.safetensors does not exist, or is not a file"),
