@@ -106,14 +106,16 @@ def run(cell: Cell, settings: Settings, out: Path) -> dict[str, Any]:
     """Trains what the cell lacks, each run in a process of its own, and keeps the result.
 
     Raises:
-      InputError: a run ended with an error; the sentence names its log.
+      InputError: a run ended with an error, or is there from other settings; the sentence names its log or those.
     """
     folder = out / "runs" / cell.name
     for name, config in settings.items():
-        workdir = folder / name
+        workdir, file = folder / name, folder / f"{name}.json"
         if (workdir / "finished").exists():
+            # The cell has no result yet that would say so.
+            if changes := differences(json.loads(file.read_bytes()), config):
+                raise InputError(f"{workdir} was made with other settings ({changes}): use those, or remove it")
             continue
-        file = folder / f"{name}.json"
         write_atomically(file, json.dumps(config, indent=2) + "\n")
         began = time.monotonic()
         _train(file, workdir, cell)

@@ -99,6 +99,12 @@ def best_rate(results: Results, task: str, arm: str) -> float:
     return min(losses, key=losses.__getitem__)
 
 
+def has_rate(results: Results, task: str, arm: str) -> bool:
+    """Whether the arm's tuning is there and has found a rate."""
+    tried = results.get(Tuning(task, arm), {}).get("sweep", [])
+    return any(math.isfinite(each["heldout_loss"]) for each in tried)
+
+
 def line(result: Mapping[str, Any]) -> str:
     """One cell's result in a few words."""
     end = f"{result['tokens_per_second']:,.0f} tokens/s, {result['seconds']:.0f} s"

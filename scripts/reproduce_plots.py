@@ -1,5 +1,6 @@
 """The figures of reproduce_small.py: quality against trained parameters, with intervals, as PNG and SVG."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from reproduce_shares import REFERENCE, Measured
+
+from aligner_jax.runtime.files import write_atomically
 
 _COLOURS = {"aligner": "#0072b2", "llama_adapter": "#009e73", "lora": "#d55e00"}
 _OTHER = "#666666"
@@ -18,6 +21,9 @@ def plot(title: str, measured: Sequence[Measured], base_loss: float, documents: 
 
     Left: held-out loss, with the interval of its distance to the base. Right: the share of the reference's improvement,
     with its interval, and a dot for each seed.
+
+    Raises:
+      InputError: a file cannot be written.
     """
     # No text as outlines, and no random ids or dates: the same results are the same files, which can be searched.
     with mpl.rc_context({"svg.hashsalt": "aligner_jax", "svg.fonttype": "none", "font.size": 9}):
@@ -26,14 +32,19 @@ def plot(title: str, measured: Sequence[Measured], base_loss: float, documents: 
         losses, shares = figure.subplots(1, 2)
         _losses(losses, measured, base_loss)
         _shares(shares, measured)
-        seeds = max((len(each.seeds) for each in measured), default=0)
-        of = f"{seeds} seed{'s' if seeds > 1 else ''}, {documents} held-out examples, 95 % intervals"
-        figure.suptitle(f"{title}, {of}", fontsize=11)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.suptitle(f"{title}, {_seeds(measured)}, {documents} held-out examples, 95 % intervals", fontsize=11)
         files = [path.with_suffix(".png"), path.with_suffix(".svg")]
-        figure.savefig(files[0], dpi=150)
-        figure.savefig(files[1], metadata={"Date": None})
+        for file, options in zip(files, ({"dpi": 150}, {"metadata": {"Date": None}}), strict=True):
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format=file.suffix[1:], **options)
+            write_atomically(file, drawn.getvalue())
     return files
+
+
+def _seeds(measured: Sequence[Measured]) -> str:
+    counts = [len(each.seeds) for each in measured] or [0]
+    few, many = min(counts), max(counts)
+    return f"{few} to {many} seeds" if few < many else f"{many} seed{'s' if many != 1 else ''}"
 
 
 def _losses(axes: Axes, measured: Sequence[Measured], base_loss: float) -> None:
@@ -49,7 +60,7 @@ def _shares(axes: Axes, measured: Sequence[Measured]) -> None:
     shown = [each for each in measured if each.share is not None]
     if not shown:
         axes.text(
-            0.5, 0.5, f"{REFERENCE}'s improvement\nis not above 0 for sure", transform=axes.transAxes, ha="center"
+            0.5, 0.5, f"{REFERENCE}'s improvement\nis not known to be above 0", transform=axes.transAxes, ha="center"
         )
     axes.axhline(100, color=_OTHER, linestyle=":", linewidth=1)
     axes.axhline(0, color=_OTHER, linestyle="--", linewidth=1)

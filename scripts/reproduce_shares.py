@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from aligner_jax.errors import InputError
+
 REFERENCE = "lora_8"
 """The arm whose improvement is shared."""
 
@@ -94,11 +96,11 @@ def ratio(part_sn: Float[np.ndarray, "s n"], whole_sn: Float[np.ndarray, "s n"])
     interval is over the examples alone.
 
     Raises:
-      ValueError: fewer than two examples.
+      InputError: fewer than two examples.
     """
     s, n = part_sn.shape
     if n < 2:
-        raise ValueError(f"{n} examples have no spread")
+        raise InputError(f"held-out examples that are short enough: {n}, and an interval needs 2; raise --heldout")
     value = part_sn.sum() / whole_sn.sum()
     residual_sn, size = part_sn - value * whole_sn, whole_sn.sum() / s
     of_examples = n / (n - 1) * float(np.sum(np.mean(residual_sn, axis=0) ** 2)) / size**2

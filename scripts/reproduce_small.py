@@ -18,6 +18,7 @@ in OUT/cells and its run in OUT/runs. No text of the data is printed.
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from bench_model import MODEL
 from compare_cells import ARMS, Cell, Sizes
 from compare_data import FILES, split
 from flag_values import names, positive
-from reproduce_cells import Grid, Results, Tuning, best_rate, line
+from reproduce_cells import Grid, Results, Tuning, best_rate, has_rate, line
 from reproduce_plots import plot
 from reproduce_shares import Measured, measure
 
@@ -51,7 +52,11 @@ LARGE = {
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        # The defaults below are those of --large as it is written out.
+        allow_abbrev=False,
+    )  # fmt: skip
     add, arms = parser.add_argument, names(tuple(name for name, arm in ARMS.items() if arm.method != "full"))
     add("data", nargs="?", type=Path, default=Path("data"), help="the folder of all data (default %(default)s)")
     for task in TASKS:
@@ -67,7 +72,7 @@ def arguments() -> argparse.Namespace:
     add("--steps", type=positive, help="of every run (default %(default)s)")
     add("--rows", type=positive, help="a step (default %(default)s)")
     add("--length", type=positive, default=256, help="tokens a row; longer examples are left out (default %(default)s)")
-    add("--heldout", type=positive, help="examples of each task (default %(default)s)")
+    add("--heldout", type=_several, help="examples of each task (default %(default)s)")
     add("--tuning-heldout", type=positive, help="other examples of each task, for tuning (default %(default)s)")
     add(
         "--dtype", choices=("bfloat16", "float32", "auto"), default="bfloat16", help="of the base (default %(default)s)"
@@ -86,9 +91,9 @@ def reproduce(args: argparse.Namespace) -> int:
     results: dict[Cell | Tuning, dict[str, Any]] = {}
     cells = grid.cells()
     for cell in cells:
-        # A seed's rate comes from its arm's tuning, which stands before it.
-        tuned = isinstance(cell, Tuning) or Tuning(cell.task, cell.arm) in results
-        found = cell_runs.finished(cell, grid.settings(cell, results), args.out) if tuned else None
+        # A seed's rate comes from its arm's tuning, which stands before it. Without one the cell says so in its turn.
+        known = isinstance(cell, Tuning) or has_rate(results, cell.task, cell.arm)
+        found = cell_runs.finished(cell, grid.settings(cell, results), args.out) if known else None
         if found is not None:
             results[cell] = found
     missing = [cell for cell in cells if cell not in results]
@@ -164,14 +169,23 @@ def _plain(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(each) for each in measured]
 
 
+def _several(text: str) -> int:
+    # One example has no spread, and without that there is no interval.
+    value = int(text)
+    if value < 2:
+        raise ValueError
+    return value
+
+
 def _rates(text: str) -> tuple[float, ...]:
     rates = tuple(float(part) for part in text.split(","))
-    if min(rates) <= 0 or len(set(rates)) < len(rates):
+    if not all(0 < rate < math.inf for rate in rates) or len(set(rates)) < len(rates):
         raise ValueError
     return rates
 
 
 _rates.__name__ = "list of different rates such as 0.001,0.01"
+_several.__name__ = "whole number above 1"
 
 if __name__ == "__main__":
     cell_runs.main(lambda: reproduce(arguments()))

@@ -4,7 +4,8 @@
 #   bash scripts/reproduce_small.sh [DATA_FOLDER]            # 60 to 90 minutes, which it says first
 #   bash scripts/reproduce_small.sh [DATA_FOLDER] --large    # hours; further arguments go to reproduce_small.py (--help)
 #
-# DATA_FOLDER (default data) holds sft/alpaca_random_9k.json and reasoning/gsm8k/train.jsonl. Interrupted, it goes on
+# DATA_FOLDER (default data) holds sft/alpaca_random_9k.json and reasoning/gsm8k/train.jsonl, unless --alpaca=FILE and
+# --gsm8k=FILE name them; files and folders after DATA_FOLDER are counted from the repository. Interrupted, it goes on
 # where it stopped when it is started again.
 set -euo pipefail
 
@@ -18,7 +19,9 @@ esac
 case " $* " in
   *" --help "* | *" -h "*) ;;
   *)
-    for file in sft/alpaca_random_9k.json reasoning/gsm8k/train.jsonl; do
+    for named in alpaca=sft/alpaca_random_9k.json gsm8k=reasoning/gsm8k/train.jsonl; do
+      file=${named#*=}
+      case " $*" in *" --${named%%=*}="* | *" --${named%%=*} "*) continue ;; esac
       [ -e "$data/$file" ] && continue
       echo "error: there is no $data/$file: name a folder that holds sft/alpaca_random_9k.json (any file in Alpaca's" \
         "format under that name, as alpaca_data.json of github.com/tatsu-lab/stanford_alpaca) and" \

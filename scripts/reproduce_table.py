@@ -1,5 +1,6 @@
 """The tables of reproduce_small.py, in Markdown."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ def tuning(task: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     for arm, result in results.items():
         losses = [each["heldout_loss"] for each in result["sweep"]]
         rates = [f"{each['lr']:g}" for each in result["sweep"]]
-        least = min(losses)
+        least = min((loss for loss in losses if math.isfinite(loss)), default=None)
         rows.append([arm, *(f"**{loss:.4f}**" if loss == least else f"{loss:.4f}" for loss in losses)])
     return f"### Learning rates tried, loss on held-out examples of their own\n\n{markdown(['arm', *rates], rows)}"
 
@@ -53,7 +54,7 @@ def claims(task: str, measured: Sequence[Measured]) -> str:
     for each in (each for each in measured if each.arm.startswith("aligner_")):
         name = f"Aligner-{each.arm.removeprefix('aligner_')} ({each.parameters:,} parameters)"
         if each.share is None:
-            said.append(f"- {name}: no share, since {REFERENCE}'s own improvement is not above 0 for sure.")
+            said.append(f"- {name}: no share, since {REFERENCE}'s own improvement is not known to be above 0.")
         else:
             said.append(f"- {name} keeps {percent(each.share)} of {REFERENCE}'s improvement.")
     return "\n".join(said) + "\n" if said else ""

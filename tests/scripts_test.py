@@ -222,6 +222,16 @@ def test_reproduction_without_data_says_what_is_missing_before_it_begins(clone: 
     assert f"there is no {data}/reasoning/gsm8k/train.jsonl: name a folder that holds" in result.stderr
 
 
+def test_reproduction_asks_for_no_file_that_is_named_elsewhere(clone: Clone, tmp_path: Path):
+    clone.add_python()
+    data = _data(tmp_path)
+    (data / "reasoning/gsm8k/train.jsonl").unlink()
+    for elsewhere in (["--gsm8k=/some where/train.jsonl"], ["--gsm8k", "/some where/train.jsonl"]):
+        assert clone.run("scripts/reproduce_small.sh", str(data), *elsewhere).returncode == 0
+        assert clone.calls()[-1] == ["scripts/reproduce_small.py", str(data), *elsewhere]
+    assert clone.run("scripts/reproduce_small.sh", str(data), "--alpaca=/some where/alpaca.json").returncode == 1
+
+
 def test_test_script_runs_its_stages_and_hands_its_arguments_to_pytest(clone: Clone):
     clone.add_python()
     result = clone.run("scripts/test.sh", "tests/model_test.py", "-k", "rope and not llama3")
