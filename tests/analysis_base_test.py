@@ -187,10 +187,12 @@ def test_prompts_are_wrapped_and_cut_at_their_beginning(tiny_model):
     whole = tokenizer.encode("<|im_start|>user\n" + texts.questions[0] + "<|im_end|>\n<|im_start|>assistant\n")
     assert texts.tokens_bt.shape[1] % 32 == 0
     assert texts.tokens_bt[0, : texts.lengths_b[0]].tolist() == whole[-10:]
+    # The template begins with the token that is BOS here, and there is one of it whoever puts it there.
+    assert whole[0] == tokenizer.bos_id
     for add_bos in (False, True):
         asking = dataclasses.replace(tokenizer, add_bos=add_bos)
         uncut = tokenize_prompts(default_examples()[:1], asking, "chat", system=None, longest=1000)
-        assert uncut.tokens_bt[0, : uncut.lengths_b[0]].tolist() == [tokenizer.bos_id] * add_bos + whole
+        assert uncut.tokens_bt[0, : uncut.lengths_b[0]].tolist() == whole
 
 
 def test_hidden_states_are_mapped_and_their_moves_measured(params, config, trained_adapter, texts):

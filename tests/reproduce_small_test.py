@@ -104,7 +104,7 @@ def test_the_tables_say_which_rates_were_best_and_which_are_at_an_edge():
     assert cells["aligner_1"][:4] == ["828", "0.18%", "0.01", "1.8500"]
     assert cells["lora_8"][2] == "0.1 (edge)"
     assert cells["lora_8"][5] == "100%"
-    assert "| 0.01 (edge) |" in table.table("gsm8k", measured, 2.0, 4, (1e-2, 1e-1, 1.0))
+    assert " 0.01 (edge) |" in table.table("gsm8k", measured, 2.0, 4, (1e-2, 1e-1, 1.0))
     assert "edge" not in table.table("gsm8k", measured, 2.0, 4, (1e-3, 1e-2, 1e-1, 1.0))
     assert cells["aligner_1"][5].startswith("55% [")
     tried = {"aligner_1": {"sweep": [{"lr": 1e-3, "heldout_loss": 1.75}, {"lr": 1e-2, "heldout_loss": 1.5}]}}
