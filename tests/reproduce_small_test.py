@@ -107,6 +107,8 @@ def test_the_tables_say_which_rates_were_best_and_which_are_at_an_edge():
     assert " 0.01 (edge) |" in table.table("gsm8k", measured, 2.0, 4, (1e-2, 1e-1, 1.0))
     assert "edge" not in table.table("gsm8k", measured, 2.0, 4, (1e-3, 1e-2, 1e-1, 1.0))
     assert cells["aligner_1"][5].startswith("55% [")
+    gain = measured[0].gain
+    assert cells["aligner_1"][4] == f"0.1500 [{gain.low:.4f}, {gain.high:.4f}]"
     tried = {"aligner_1": {"sweep": [{"lr": 1e-3, "heldout_loss": 1.75}, {"lr": 1e-2, "heldout_loss": 1.5}]}}
     assert "| 1.7500 | **1.5000** |" in table.tuning("gsm8k", tried)
     # A rate at which it did not learn at all hides none at which it did.
