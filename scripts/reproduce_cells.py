@@ -1,6 +1,7 @@
 """Cells of reproduce_small.py: the tuning of an arm, which is one run of several adapters, and an arm with a seed."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from cell_runs import Settings
 from compare_cells import ARMS, EVAL_RATE, START_SECONDS, TRAIN_RATE, Cell, Sizes, run_config, seconds
 from compare_data import Split
+from reproduce_shares import REFERENCE
 
 from aligner_jax.errors import InputError
 
@@ -51,10 +53,14 @@ class Grid:
     template: str
 
     def cells(self) -> list[Cell | Tuning]:
-        """All tunings, then all first seeds, and so on: whatever time there is, it gives whole tables."""
-        pairs = [(task, arm) for task, arms in self.arms.items() for arm in arms]
-        rounds = [Cell(task, arm, seed) for seed in range(self.seeds) for task, arm in pairs]
-        return [*(Tuning(task, arm) for task, arm in pairs), *rounds]
+        """Every arm's tuning and first seed after it, the reference's before all others', then the second seeds, and so
+        on: whenever it ends there are shares of what was made, of both tasks.
+        """
+        arms = {task: sorted(of, key=lambda arm: arm != REFERENCE) for task, of in self.arms.items()}
+        rows = itertools.zip_longest(*([(task, arm) for arm in of] for task, of in arms.items()))
+        pairs = [pair for row in rows for pair in row if pair is not None]
+        first = [cell for task, arm in pairs for cell in (Tuning(task, arm), Cell(task, arm, 0))]
+        return [*first, *(Cell(task, arm, seed) for seed in range(1, self.seeds) for task, arm in pairs)]
 
     def settings(self, cell: Cell | Tuning, results: Results) -> Settings:
         """The config of the cell's run.

@@ -301,8 +301,9 @@ def test_every_arm_is_tuned_and_then_trained_at_its_best_rate(reproduce, data: P
     out = data.parent / "out"
     status, begun = reproduce()
     assert status == 0
-    pairs = [f"{task}-{arm}" for task in ("alpaca", "gsm8k") for arm in ("aligner_1", "lora_8")]
-    assert begun == [f"{pair}-{what}" for what in ("rates", 0, 1) for pair in pairs]
+    # LoRA, which shares are of, comes first.
+    pairs = [f"{task}-{arm}" for arm in ("lora_8", "aligner_1") for task in ("alpaca", "gsm8k")]
+    assert begun == [f"{pair}-{what}" for pair in pairs for what in ("rates", 0)] + [f"{pair}-1" for pair in pairs]
     settings = {p.stem: json.loads(p.read_text())["settings"]["sft"] for p in (out / "cells").iterdir()}
     assert len({tuple(settings[f"{pair}-rates"]["sweep"]["lr"]) for pair in pairs}) == 1
     assert {settings[f"{pair}-rates"]["steps"] for pair in pairs} == {settings[f"{pair}-1"]["steps"] for pair in pairs}
@@ -329,13 +330,16 @@ def test_every_arm_is_tuned_and_then_trained_at_its_best_rate(reproduce, data: P
 def test_what_is_finished_is_kept_and_shown_early(reproduce, data: Path, capsys):
     out = data.parent / "out"
     with pytest.raises(KeyboardInterrupt):
-        reproduce(**{"alpaca-lora_8-1": KeyboardInterrupt()})
-    # All of the first seed is in tables already.
-    rows = [line.split("|")[-2].strip() for line in (out / "table.md").read_text().splitlines() if "| lora_8" in line]
-    assert rows[::2] == ["1", "1"]
+        reproduce(**{"gsm8k-aligner_1-rates": KeyboardInterrupt()})
+    # What there is of the first seed is in tables already, and Alpaca's share with it.
+    form, reasoning = (out / "table.md").read_text().split("## Reasoning")
+    assert "Aligner-1 (828 parameters) keeps 50% [" in form
+    assert "| lora_8 " in reasoning
+    assert "aligner_1" not in reasoning
     status, begun = reproduce()
-    assert (status, begun) == (0, ["alpaca-lora_8-1", "gsm8k-aligner_1-1", "gsm8k-lora_8-1"])
-    assert "3 cells, 9 of 12 being there" in capsys.readouterr().out
+    second = [f"{task}-{arm}-1" for arm in ("lora_8", "aligner_1") for task in ("alpaca", "gsm8k")]
+    assert (status, begun) == (0, ["gsm8k-aligner_1-rates", "gsm8k-aligner_1-0", *second])
+    assert "6 cells, 6 of 12 being there" in capsys.readouterr().out
     assert reproduce() == (0, [])
     with pytest.raises(InputError, match=r"made with other settings \(.*sft\.steps is 9 and was 36\)"):
         reproduce("--steps=9")
