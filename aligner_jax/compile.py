@@ -22,7 +22,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.evals.evaluation import parse_evaluate_config
 from aligner_jax.model.config import LlamaConfig, llama_config
 from aligner_jax.planning import evaluation_table, table
-from aligner_jax.planning.evaluation_plan import EvaluationPlan, make_evaluation_plan
+from aligner_jax.planning.evaluation_plan import EvaluationPlan, make_evaluation_plan, planned_base
 from aligner_jax.planning.plan import Plan, make_plan, refitted
 from aligner_jax.planning.search import search
 from aligner_jax.planning.topology import topology_devices
@@ -80,9 +80,7 @@ def _training_plans() -> Iterator[Plan]:
 
 def _evaluation_plans() -> Iterator[EvaluationPlan]:
     config = parse_evaluate_config(CONFIG.value)
-    if config.base is None:
-        raise InputError(f"the evaluation {config.evaluation.name!r} runs no model, so there is nothing to plan")
-    model = planned_model(config.base)
+    model = planned_model(planned_base(config))
     for name, devices in _planned_devices(config.mesh, TOPOLOGY.value, DEVICES.value):
         yield make_evaluation_plan(
             config, model, name, devices, tokens=cast(int, TOKENS.value), new_tokens=cast(int, NEW_TOKENS.value)

@@ -117,9 +117,9 @@ def run(cell: Cell, settings: Settings, out: Path) -> dict[str, Any]:
                 raise InputError(f"{workdir} was made with other settings ({changes}): use those, or remove it")
             continue
         write_atomically(file, json.dumps(config, indent=2) + "\n")
-        began = time.monotonic()
-        _train(file, workdir, cell)
-        write_atomically(workdir / "finished", f"{time.monotonic() - began:.1f}\n")
+        with _timed(folder / f"{name}.seconds") as seconds:
+            _train(file, workdir, cell)
+        write_atomically(workdir / "finished", seconds.read_text())
     last = list(settings)[-1]
     result = _result(folder / last)
     result["seconds"] = sum(float((folder / name / "finished").read_text()) for name in settings)
@@ -131,6 +131,16 @@ def run(cell: Cell, settings: Settings, out: Path) -> dict[str, Any]:
 
 def _path(cell: Cell, out: Path) -> Path:
     return out / "cells" / f"{cell.name}.json"
+
+
+@contextlib.contextmanager
+def _timed(path: Path) -> Iterator[Path]:
+    """Adds the seconds within to those in the file, which are of what was ended before."""
+    before, began = float(path.read_text()) if path.exists() else 0.0, time.monotonic()
+    try:
+        yield path
+    finally:
+        write_atomically(path, f"{before + time.monotonic() - began:.1f}\n")
 
 
 def _train(file: Path, workdir: Path, cell: Cell) -> None:

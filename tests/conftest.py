@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_pod import Pod
 from rich.console import Console
 from tiny_llama import write_tiny_llama
 
@@ -174,3 +175,16 @@ def tiny_run(tiny_model: Path, tmp_path: Path) -> dict:
         "log_every": 1,
         "checkpoint": {"every": 3},
     }  # fmt: skip
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> Pod:
+    """A clone, gcloud and workers of no slice yet."""
+    return Pod(tmp_path)
+
+
+@pytest.fixture
+def ready(pod: Pod) -> Pod:
+    """A slice that is there."""
+    pod.states("tpu-vm", "READY")
+    return pod

@@ -1,6 +1,5 @@
-"""scripts/reproduce_small.py on made-up results: shares, intervals, the forecast, what is done again, the files."""
+"""scripts/reproduce_small.py with runs that are pretended: its cells, what is done again, the files, the forecast."""
 
-import dataclasses
 import json
 import math
 import sys
@@ -11,229 +10,10 @@ import compare_data
 import numpy as np
 import pytest
 import reproduce_cells
-import reproduce_plots
-import reproduce_shares
 import reproduce_small
-import reproduce_table
-from matplotlib.figure import Figure
-from scipy import stats
+from reproduce_results import made_up
 
 from aligner_jax.errors import InputError
-
-
-def _result(gains: list[float], parameters: int = 828) -> dict:
-    """A cell's result on documents of ten targets and 20 nats, each better by so many nats."""
-    base = [[20.0, 10] for _ in gains]
-    after = [[20.0 - gain, 10] for gain in gains]
-    loss = sum(nats for nats, _ in after) / (10 * len(gains))
-    return {
-        "parameters": parameters, "base_documents": base, "documents": after, "base_loss": 2.0, "loss": loss,
-        "tokens_per_second": 400.0, "seconds": 50.0,
-    }  # fmt: skip
-
-
-def test_an_interval_over_examples_alone_or_seeds_alone_is_students():
-    ratio = reproduce_shares.ratio
-    part_n = np.array([1.0, 4.0, 2.0, 2.5, 0.5])
-    found = ratio(part_n[None], np.ones((1, 5)))
-    want = stats.ttest_1samp(part_n, 0).confidence_interval(0.95)
-    np.testing.assert_allclose([found.value, found.low, found.high], [2.0, *want], rtol=1e-12)
-    # Seeds that differ, and examples that do not.
-    found = ratio(np.repeat(part_n[:3, None], 7, axis=1), np.ones((3, 7)))
-    want = stats.ttest_1samp(part_n[:3], 0).confidence_interval(0.95)
-    np.testing.assert_allclose([found.value, found.low, found.high], [7 / 3, *want], rtol=1e-12)
-    # As many as two samples of their own have, where seeds and examples say as much.
-    both = ratio(np.array([[0.0, 2.0, 1.0], [2.0, 4.0, 3.0], [1.0, 3.0, 2.0]]), np.ones((3, 3)))
-    half = stats.t.ppf(0.975, 4) * np.sqrt(1 / 3 + 1 / 3)
-    np.testing.assert_allclose([both.value, both.low, both.high], [2, 2 - half, 2 + half], rtol=1e-12)
-    with pytest.raises(InputError, match=r"examples that are short enough: 1, .* raise --heldout"):
-        ratio(np.ones((3, 1)), np.ones((3, 1)))
-
-
-@pytest.mark.parametrize(("of_seeds", "of_examples"), [(0.3, 0.1), (0.1, 0.3), (0.01, 1.0)])
-def test_intervals_hold_the_truth_as_often_as_they_say(of_seeds: float, of_examples: float):
-    """Seeds, examples and both together vary; the parts and the whole go up and down together, as losses do."""
-    ratio, rng = reproduce_shares.ratio, np.random.default_rng(0)
-    held = []
-    for _ in range(400):
-        sizes_n = rng.gamma(4, 0.25, 40)
-        whole_sn = sizes_n * (1 + rng.normal(0, 0.1, (3, 1))) + rng.normal(0, 0.1, (3, 40))
-        shares_sn = 0.6 + rng.normal(0, of_seeds, (3, 1)) + rng.normal(0, of_examples, 40)
-        found = ratio(shares_sn * sizes_n + rng.normal(0, 0.1, (3, 40)), whole_sn)
-        held.append(found.low < 0.6 < found.high)
-    # A binomial's spread is 0.011; below, intervals are too narrow, and at 1 they say nothing.
-    assert 0.92 <= np.mean(held) < 0.99
-
-
-def test_shares_are_of_what_lora_gains_with_the_same_seed():
-    shares = reproduce_shares
-    results = {
-        "lora_8": {s: _result([2 + s // 2, 4 + s // 2, 2, 4], 460_800) for s in range(3)},
-        "aligner_1": {s: _result([1, 2, 1, 2]) for s in range(3)},
-    }
-    small, large = shares.measure(results, {"lora_8": 1e-2, "aligner_1": 3e-3})
-    assert [small.arm, large.arm] == ["aligner_1", "lora_8"]
-    assert small.shares == (6 / 12, 6 / 12, 6 / 14)
-    assert small.share.value == pytest.approx(18 / 38, rel=1e-12)
-    assert small.share.low < 6 / 14
-    assert small.share.high > 6 / 12
-    assert large.share == shares.Estimate(1.0, 1.0, 1.0)
-    assert small.loss == pytest.approx(2.0 - 0.15, rel=1e-12)
-    assert small.gain.value == pytest.approx(0.15, rel=1e-12)
-    assert small.gain.low < 0.15 < small.gain.high
-    # Examples differ by as much with either arm, which a comparison in pairs does not see.
-    one_seed = {arm: {0: by_seed[0]} for arm, by_seed in results.items()}
-    assert shares.measure(one_seed, {"lora_8": 1e-2, "aligner_1": 3e-3})[0].share == shares.Estimate(0.5, 0.5, 0.5)
-
-
-def test_a_share_of_an_improvement_that_may_be_none_is_not_given():
-    shares, table = reproduce_shares, reproduce_table
-    results = {"lora_8": {0: _result([2, -2, 1, -0.5], 460_800)}, "aligner_1": {0: _result([1, 1, 1, 1])}}
-    measured = shares.measure(results, dict.fromkeys(results, 1e-2))
-    assert [each.share for each in measured] == [None, None]
-    assert "not sure" in table.table("alpaca", measured, 2.0, 4, (1e-3, 1e-2, 1e-1))
-    assert "no share, since lora_8's own improvement is not known to be above 0" in table.claims("alpaca", measured)
-
-
-def test_the_tables_say_which_rates_were_best_and_which_are_at_an_edge():
-    shares, table = reproduce_shares, reproduce_table
-    results = {"lora_8": {0: _result([2, 4, 2, 3], 460_800)}, "aligner_1": {0: _result([1, 2, 1, 2])}}
-    measured = shares.measure(results, {"lora_8": 1e-1, "aligner_1": 1e-2})
-    rows = table.table("gsm8k", measured, 2.0, 4, (1e-3, 1e-2, 1e-1)).splitlines()
-    cells = {row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:-1]] for row in rows[2:]}
-    assert cells["aligner_1"][:4] == ["828", "0.18%", "0.01", "1.8500"]
-    assert cells["lora_8"][2] == "0.1 (edge)"
-    assert cells["lora_8"][5] == "100%"
-    assert " 0.01 (edge) |" in table.table("gsm8k", measured, 2.0, 4, (1e-2, 1e-1, 1.0))
-    assert "edge" not in table.table("gsm8k", measured, 2.0, 4, (1e-3, 1e-2, 1e-1, 1.0))
-    assert cells["aligner_1"][5].startswith("55% [")
-    gain = measured[0].gain
-    assert cells["aligner_1"][4] == f"0.1500 [{gain.low:.4f}, {gain.high:.4f}]"
-    tried = {"aligner_1": {"sweep": [{"lr": 1e-3, "heldout_loss": 1.75}, {"lr": 1e-2, "heldout_loss": 1.5}]}}
-    assert "| 1.7500 | **1.5000** |" in table.tuning("gsm8k", tried)
-    # A rate at which it did not learn at all hides none at which it did.
-    tried["aligner_1"]["sweep"].insert(0, {"lr": 1e-4, "heldout_loss": math.nan})
-    assert "| nan | 1.7500 | **1.5000** |" in " ".join(table.tuning("gsm8k", tried).split())
-
-
-def test_figures_are_pictures_that_name_every_arm_and_come_out_the_same_again(tmp_path: Path):
-    shares, plots = reproduce_shares, reproduce_plots
-    results = {
-        "lora_8": {s: _result([2, 4 + s, 2, 3], 460_800) for s in range(3)},
-        "aligner_1": {s: _result([1, 2, 1 - s, 2]) for s in range(3)},
-        "aligner_10": {s: _result([1, 2, 1, 2 + s], 6_012) for s in range(3)},
-    }
-    measured = shares.measure(results, dict.fromkeys(results, 1e-2))
-    files = plots.plot("Form", measured, 2.0, 4, tmp_path / "figures" / "alpaca")
-    assert [file.name for file in files] == ["alpaca.png", "alpaca.svg"]
-    png, svg = (file.read_bytes() for file in files)
-    assert png.startswith(b"\x89PNG")
-    assert len(png) > 20_000
-    text = svg.decode()
-    for word in (*results, "trained parameters", "3 seeds, 4 held-out examples"):
-        assert f">{word}<" in text or word in text.partition("<defs>")[2], word
-    # Six bars of errors: three arms, and each on both sides.
-    assert text.count("LineCollection") == 6
-    assert [file.read_bytes() for file in plots.plot("Form", measured, 2.0, 4, tmp_path / "again")] == [png, svg]
-    (tmp_path / "taken.png").mkdir()
-    with pytest.raises(InputError, match=r"taken\.png cannot be written: "):
-        plots.plot("Form", measured, 2.0, 4, tmp_path / "taken")
-    nothing = [shares.measure({"lora_8": {0: _result([1, -1], 5)}}, {"lora_8": 1e-2})[0]]
-    assert plots.plot("Form", nothing, 2.0, 2, tmp_path / "nothing")[0].stat().st_size > 10_000
-
-
-def test_figures_have_intervals_on_their_sides_and_name_what_was_measured():
-    shares, plots = reproduce_shares, reproduce_plots
-    gain, share = shares.Estimate(0.5, 0.25, 0.875), shares.Estimate(0.5, 0.375, 0.75)
-    made = {"rate": 1e-2, "loss": 1.5, "gain": gain, "share": share}
-    measured = [
-        shares.Measured(arm="aligner_1", seeds=(0, 1), parameters=100, shares=(0.25, 0.5), **made),
-        shares.Measured(arm="aligner_10", seeds=(0, 1, 2), parameters=1000, shares=(0.5, 0.5, 0.5), **made),
-        shares.Measured(arm="lora_8", seeds=(0, 1, 2), parameters=5000, shares=(1, 1, 1), **made),
-    ]
-    left, right = Figure().subplots(1, 2)
-    plots._losses(left, measured, 2.0)
-    plots._shares(right, measured)
-    # A larger gain is a lower loss.
-    for axes, (low, value, high) in ((left, (1.125, 1.5, 1.75)), (right, (37.5, 50, 75))):
-        point, _, (bar,) = axes.containers[0]
-        assert point.get_xydata().tolist() == [[100, value]]
-        assert bar.get_segments()[0].tolist() == [[100, low], [100, high]]
-        (aligners,) = (line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_xdata()[1] == 1000)
-        assert aligners.get_xydata().tolist() == [[100, value], [1000, value]]
-        assert axes.get_xscale() == "log"
-    dots = [line.get_ydata() for line in right.lines if line.get_marker() == "."]
-    assert [list(dot) for dot in dots] == [[25, 50], [50, 50, 50], [100, 100, 100]]
-    assert plots._seeds(measured) == "2 to 3 seeds"
-    assert [plots._seeds(measured[i:]) for i in (1, 3)] == ["3 seeds", "0 seeds"]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cell:
-    name: str
-
-
-def test_a_cell_is_made_of_its_runs_and_of_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    runs, begun = cell_runs, []
-
-    def train(file: Path, workdir: Path, cell) -> None:
-        begun.append(workdir.name)
-        if workdir.name == "second" and begun.count("second") == 1:
-            raise InputError("it ended")
-        (workdir / "checkpoints").mkdir(parents=True)
-        after = {"accuracy": 0.5} | dict.fromkeys(("pairs", "prompts", "loss", "accuracy_interval", "margin", "each"))
-        (workdir / "report.json").write_text(json.dumps({"num_params": 8, "file_bytes": 9, "after": after}))
-        speeds = [1, 40, 50, 60] if workdir.name == "second" else [7]
-        lines = [{"tokens_per_second": speed} for speed in speeds] + [{"heldout_loss": 1.0}]
-        (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-    monkeypatch.setattr(runs, "_train", train)
-    cell, settings = _Cell("a"), {"first": {"steps": 1}, "second": {"steps": 2}}
-    assert runs.finished(cell, settings, tmp_path) is None
-    with pytest.raises(InputError, match="it ended"):
-        runs.run(cell, settings, tmp_path)
-    # Its first run is there, but not from these settings.
-    with pytest.raises(InputError, match=r"a/first was made with other settings \(steps is 3 and was 1\)"):
-        runs.run(cell, {**settings, "first": {"steps": 3}}, tmp_path)
-    assert begun == ["first", "second"]
-    (tmp_path / "runs" / "a" / "first" / "finished").write_text("12.5\n")
-    result = runs.run(cell, settings, tmp_path)
-    assert begun == ["first", "second", "second"]
-    # The first window holds the compilation.
-    assert result["tokens_per_second"] == 50
-    assert 12.5 <= result["seconds"] < 20
-    assert [path.name for path in tmp_path.rglob("checkpoints")] == []
-    assert runs.finished(cell, settings, tmp_path) == result
-    with pytest.raises(InputError, match=r"a\.json was made with other settings \(second\.steps is 3 and was 2\)"):
-        runs.finished(cell, {**settings, "second": {"steps": 3}}, tmp_path)
-    for damaged in ("{", "{}", "[]"):
-        (tmp_path / "cells" / "a.json").write_text(damaged)
-        with pytest.raises(InputError, match=r"a\.json cannot be used \(\w+\): remove it"):
-            runs.finished(cell, settings, tmp_path)
-
-
-def test_what_is_left_is_told_by_what_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    runs = cell_runs
-    cells = [_Cell(name) for name in "abcd"]
-    expected = dict(zip(cells, (60.0, 600.0, 120.0, 180.0), strict=True))
-
-    def run(cell, settings, out) -> dict:
-        if cell.name == "b":
-            raise InputError("it ended")
-        return {"seconds": 2 * expected[cell]}
-
-    monkeypatch.setattr(runs, "run", run)
-    assert "about 16 minutes on two cores for 4 cells;" in runs.forecast(cells, cells, expected)
-    assert "about 5 minutes on two cores for 2 cells, 2 of 4 being there;" in runs.forecast(cells, cells[2:], expected)
-    made: list[str] = []
-    failures = runs.make(
-        cells, lambda cell: {}, expected, {}, tmp_path, line=lambda _: "done", after=lambda cell: made.append(cell.name)
-    )
-    assert [str(failure) for failure in failures] == ["it ended"]
-    assert made == ["a", "c", "d"]
-    # Twice as long as was expected of those that were made.
-    said = [line.partition("]")[2].partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
-    assert said == ["done; about 30 minutes left", "failed", "done; about 6 minutes left", "done"]
 
 
 @pytest.fixture
@@ -273,7 +53,7 @@ def reproduce(data: Path, monkeypatch: pytest.MonkeyPatch):
             report = {"adapters": losses, "best": 0}
         else:
             gains = np.linspace(1, 2, 8) * rank + 0.01 * config["seed"]
-            made = _result(gains.tolist(), 460_800 if rank == 2 else 828)
+            made = made_up(gains.tolist(), 460_800 if rank == 2 else 828)
             documents = {"before": made["base_documents"], "after": made["documents"]}
             losses = {"before": made["base_loss"], "after": made["loss"]}
             report = {key: {"documents": documents[key], "heldout_loss": losses[key]} for key in documents}

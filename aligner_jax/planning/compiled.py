@@ -60,7 +60,7 @@ def compile_for(chip: roofline.Chip, jitted: Any, *arguments: Any, **static: Any
             used = _USED.search(str(error))
             if used is None:
                 first = str(error).strip().splitlines()[0]
-                raise InputError(f"the TPU compiler cannot compile the step: {first}") from error
+                raise InputError(f"the TPU compiler cannot compile the program: {first}") from error
             number, unit = (group for group in used.groups() if group)
             needed = int(float(number) * 2 ** (10 * (1 + "KMGT".index(unit))))
             return Compiled(needed, chip.hbm_bytes, None, None, None, time.monotonic() - began)

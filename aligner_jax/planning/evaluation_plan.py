@@ -21,6 +21,7 @@ from aligner_jax.planning.collectives import bytes_by_kind
 from aligner_jax.planning.compiled import Compiled, bits, chip_of, compile_for, compute_dtype, nbytes, weight_dtype
 from aligner_jax.planning.plan import refitted
 from aligner_jax.runtime import roofline, sharding
+from aligner_jax.runtime.config import BaseConfig
 from aligner_jax.tasks.program import quantization_of
 
 STOPS = 2
@@ -75,6 +76,13 @@ class EvaluationPlan:
         return all(program.fits for program in self.programs)
 
 
+def planned_base(config: EvaluateConfig) -> BaseConfig:
+    """The base of an evaluation. Raises InputError where it runs no model."""
+    if config.base is None:
+        raise InputError(f"the evaluation {config.evaluation.name!r} runs no model, so there is nothing to plan")
+    return config.base
+
+
 def make_evaluation_plan(
     config: EvaluateConfig, model: LlamaConfig, topology: str, devices: Sequence[Any], *, tokens: int, new_tokens: int
 ) -> EvaluationPlan:
@@ -84,8 +92,7 @@ def make_evaluation_plan(
       InputError: the evaluation runs no model, the mesh does not divide rows or model, the context is too short, the
         chip is unknown, or a program cannot be compiled for another reason than its size.
     """
-    if config.base is None:
-        raise InputError(f"the evaluation {config.evaluation.name!r} runs no model, so there is nothing to plan")
+    base = planned_base(config)
     if tokens + new_tokens > model.context_length:
         raise InputError(
             f"prompts of {tokens} tokens and {new_tokens} new ones do not fit the model's context of "
@@ -93,10 +100,10 @@ def make_evaluation_plan(
         )
     mesh, rules = sharding.mesh_of(refitted(config.mesh, len(devices)), devices), sharding.rules_of(config.mesh)
     check_rows(config.batch_size, mesh)
-    chip, quantization = chip_of(devices[0]), quantization_of(config.base)
+    chip, quantization = chip_of(devices[0]), quantization_of(base)
     params = jax.tree.map(
         _struct,
-        abstract_params(model, compute_dtype(config.base), quantization),
+        abstract_params(model, compute_dtype(base), quantization),
         sharding.param_shardings(model, mesh, rules, quantization),
     )
     shapes = _Shapes(mesh, config.batch_size, tokens, new_tokens)
@@ -120,7 +127,7 @@ def make_evaluation_plan(
         rows=config.batch_size,
         tokens=tokens,
         new_tokens=new_tokens,
-        weight_dtype=weight_dtype(config.base),
+        weight_dtype=weight_dtype(base),
         hbm_bytes=chip.hbm_bytes,
         weights_bytes=nbytes(params),
         cache_bytes=None if state is None else nbytes((state[1].cache.k_lbksh, state[1].cache.v_lbksh)),
