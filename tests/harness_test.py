@@ -225,15 +225,18 @@ def test_a_prompt_is_what_a_task_asks_for_and_fits(model, tiny_subject, monkeypa
             Request(long, {"until": ["\n", ""], "max_gen_toks": 500, "do_sample": False, "temperature": 0.5}),
             Request("Why?", {"until": [], "do_sample": True, "temperature": 0.5, "top_k": 7, "top_p": 0.9}),
             Request("Why?", {"until": [], "do_sample": True}),
-            Request("Why?", {"until": [], "temperature": 0.5}),
+            Request("Why?", {"until": [], "temperature": 0.5, "top_k": 0}),
+            Request("Why?", {"until": [], "temperature": 0.0, "top_k": 7}),
         ]
     )
     assert asked[0].ids == tuple(tiny_subject().tokenizer.encode(long)[-12:])
     assert [each[1:] for each in asked] == [
         (500, Sampling(), ("\n",), 0),
         (256, Sampling(0.5, 7, 0.9), (), 0),
-        (256, Sampling(1.0), (), 0),
+        # Transformers' own 50, where a task names none; 0 is all.
+        (256, Sampling(1.0, 50), (), 0),
         (256, Sampling(0.5), (), 0),
+        (256, Sampling(), (), 0),
     ]
 
 

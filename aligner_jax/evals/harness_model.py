@@ -17,6 +17,8 @@ from aligner_jax.evals.subject import Subject
 
 DEFAULT_NEW_TOKENS = 256
 """Of tasks that name no number; the harness's own."""
+DEFAULT_TOP_K = 50
+"""Of tasks that sample and name none: that of transformers' `generate`, with which the `hf` backend samples."""
 _GENERATION = {"until", "do_sample", "temperature", "top_k", "top_p", "max_gen_toks"}
 
 
@@ -155,8 +157,10 @@ def model_class() -> Any:
                 raise InputError(f"a task generates {new} tokens, but the model's context holds {self.max_length}")
             # As transformers' generate reads them: greedy, unless the task samples or gives a temperature.
             sampled = options.get("do_sample", options.get("temperature", 0.0) > 0)
-            temperature = options.get("temperature", 1.0) if sampled else 0.0
-            sampling = Sampling(temperature, options.get("top_k") or 0, options.get("top_p") or 1.0)
+            sampling = Sampling()
+            if sampled:
+                top_k = DEFAULT_TOP_K if options.get("top_k") is None else options["top_k"]
+                sampling = Sampling(options.get("temperature", 1.0), top_k, options.get("top_p") or 1.0)
             until = options.get("until") or []
             stops = tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop)
             ids = self.tok_encode(context)[-(self.max_length - new) :]
