@@ -157,8 +157,8 @@ def test_losses_stand_by_kind_and_by_place():
     np.testing.assert_array_equal(adapted, [1, 1.5, np.nan, 4.5, 2])
     assert [bars.get_label() for bars in left.containers] == ["base", "a"]
     assert [label.get_text() for label in left.get_xticklabels()][2:4] == [
-        "common words\n0 tokens",
-        "content\n7 tokens",
+        "common words\n0",
+        "content\n7",
     ]
     assert [line.get_xydata().tolist() for line in right.lines] == [[[1, 3], [2, 2]], [[1, 1], [2, 1.5]]]
     assert [line.get_color() for line in right.lines] == [BASE, base_figures.line_of(0)["color"]]

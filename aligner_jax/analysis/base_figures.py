@@ -126,10 +126,11 @@ def form_and_knowledge(
         at = np.arange(len(kinds)) + (i - (len(models) - 1) / 2) * width
         left.bar(at, heights, width * 0.92, color=BASE if i == 0 else line_of(i - 1)["color"], label=plain(name))
     shares = [0 if (c := first[kind]) is None else c.tokens for kind in kinds]
-    labels = [f"{kind}\n{count:,} tokens" for kind, count in zip(kinds, shares, strict=True)]
+    labels = [f"{kind}\n{count:,}" for kind, count in zip(kinds, shares, strict=True)]
     left.set_xticks(range(len(kinds)), labels, fontsize=9)
     left.axvline(2.5, color="#bbbbbb", linewidth=0.8, linestyle="--")
     left.axvline(3.5, color="#bbbbbb", linewidth=0.8, linestyle="--")
+    left.set_xlabel("kind of token, and how many there are")
     left.set_ylabel("loss (nats a token)")
     left.set_title("form", loc="left")
     for i, (name, loss_p) in enumerate(places.items()):
