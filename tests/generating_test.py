@@ -42,11 +42,23 @@ def test_a_prompt_begins_with_a_bos_where_the_tokenizer_adds_one(tiny_subject: C
 
 def test_an_answer_ends_before_the_first_of_its_stops(tiny_subject: Callable[..., Subject], kept: Kept):
     subject = tiny_subject(batch_size=2)
-    ids = encoded(subject, TEXTS[0])
-    (whole,) = generate(subject, [Prompt(ids, 12)], kept, QUIET)
-    first, second = whole[4:6], whole[8:10]
-    (cut,) = generate(subject, [Prompt(ids, 12, until=(second, first, "never said"))], kept, QUIET)
-    assert cut == whole[: min(whole.index(first), whole.index(second))]
+    # Greedily the model says the same over and over.
+    prompt = Prompt(encoded(subject, TEXTS[0]), 12, Sampling(20.0))
+    (whole,) = generate(subject, [prompt], kept, QUIET)
+    # Both are among the tokens of one call.
+    first, second = whole[1:3], whole[4:6]
+    assert whole.index(first) < whole.index(second)
+    (cut,) = generate(subject, [prompt._replace(until=(second, first, "never said"))], kept, QUIET)
+    assert cut == whole[: whole.index(first)]
+
+
+def test_an_answer_that_ends_early_cuts_no_other_of_its_batch(tiny_subject: Callable[..., Subject], kept: Kept):
+    subject = tiny_subject(batch_size=2)
+    prompts = [Prompt(encoded(subject, text), 24, Sampling(20.0)) for text in TEXTS[:2]]
+    short, long = generate(subject, prompts, kept, QUIET)
+    end = next(character for character in short[:8] if character not in long)
+    answers = generate(subject, [each._replace(until=(end,)) for each in prompts], kept, QUIET)
+    assert answers == [short.partition(end)[0], long]
 
 
 def test_sampled_answers_differ_by_number_and_seed_and_are_the_same_again(tiny_subject, kept: Kept, tmp_path: Path):
@@ -79,6 +91,13 @@ def test_finished_batches_are_not_repeated(tiny_subject, kept: Kept, tmp_path: P
     made.clear()
     assert generate(subject, prompts, kept, QUIET) == whole
     assert made == [1]
+
+
+def test_a_batch_of_which_a_part_is_kept_is_finished(tiny_subject: Callable[..., Subject], kept: Kept):
+    subject = tiny_subject(batch_size=2)
+    prompts = [Prompt(encoded(subject, text), 12) for text in TEXTS[:2]]
+    answers = [generate(subject, prompts[:1], kept, QUIET)[0], *generate(subject, prompts, kept, QUIET)]
+    assert answers == [sample(subject.base, None, [TEXTS[i]], max_new_tokens=12)[0] for i in (0, 0, 1)]
 
 
 def test_every_part_of_a_prompt_is_in_its_key():

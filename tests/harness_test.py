@@ -227,6 +227,7 @@ def test_a_prompt_is_what_a_task_asks_for_and_fits(model, tiny_subject, monkeypa
             Request("Why?", {"until": [], "do_sample": True}),
             Request("Why?", {"until": [], "temperature": 0.5, "top_k": 0}),
             Request("Why?", {"until": [], "temperature": 0.0, "top_k": 7}),
+            Request("Why?", {"until": [], "temperature": 0.0}),
         ]
     )
     assert asked[0].ids == tuple(tiny_subject().tokenizer.encode(long)[-12:])
@@ -236,7 +237,8 @@ def test_a_prompt_is_what_a_task_asks_for_and_fits(model, tiny_subject, monkeypa
         # Transformers' own 50, where a task names none; 0 is all.
         (256, Sampling(1.0, 50), (), 0),
         (256, Sampling(0.5), (), 0),
-        (256, Sampling(), (), 0),
+        # Greedy answers to one prompt are one.
+        *[(256, Sampling(), (), 0)] * 2,
     ]
 
 
