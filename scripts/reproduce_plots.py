@@ -1,6 +1,7 @@
 """The figures of reproduce_small.py: quality against trained parameters, with intervals, as PNG and SVG."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from reproduce_shares import REFERENCE, Measured
+from reproduce_shares import REFERENCE, Measured, without_share
 
 from aligner_jax.runtime.files import write_atomically
 
@@ -59,9 +60,8 @@ def _losses(axes: Axes, measured: Sequence[Measured], base_loss: float) -> None:
 def _shares(axes: Axes, measured: Sequence[Measured]) -> None:
     shown = [each for each in measured if each.share is not None]
     if not shown:
-        axes.text(
-            0.5, 0.5, f"{REFERENCE}'s improvement\nis not known to be above 0", transform=axes.transAxes, ha="center"
-        )
+        why = without_share(measured[0], measured) if measured else "nothing is finished"
+        axes.text(0.5, 0.5, textwrap.fill(f"no share: {why}", 30), transform=axes.transAxes, ha="center")
     axes.axhline(100, color=_OTHER, linestyle=":", linewidth=1)
     axes.axhline(0, color=_OTHER, linestyle="--", linewidth=1)
     for number, each in enumerate(shown):

@@ -89,6 +89,14 @@ def measure(results: Mapping[str, Mapping[int, Mapping[str, Any]]], rates: Mappi
     return sorted(found, key=lambda each: each.parameters)
 
 
+def without_share(each: Measured, measured: Sequence[Measured]) -> str:
+    """Why an arm has no share, as the end of a sentence."""
+    seeds = {seed for one in measured if one.arm == REFERENCE for seed in one.seeds}
+    if not seeds & set(each.seeds):
+        return f"{REFERENCE} was not trained with its seeds"
+    return f"{REFERENCE}'s own improvement is not known to be above 0"
+
+
 def ratio(part_sn: Float[np.ndarray, "s n"], whole_sn: Float[np.ndarray, "s n"]) -> Estimate:
     """The sum of the one over the sum of the other, over s seeds and n examples, with its 95 % interval.
 

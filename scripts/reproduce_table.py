@@ -6,7 +6,7 @@ from typing import Any
 
 from compare_cells import Sizes
 from compare_table import markdown
-from reproduce_shares import REFERENCE, Estimate, Measured
+from reproduce_shares import REFERENCE, Estimate, Measured, without_share
 
 TITLES = {"alpaca": "Form (Alpaca)", "gsm8k": "Reasoning (GSM8K)"}
 NOTE = f"""\
@@ -54,7 +54,7 @@ def claims(task: str, measured: Sequence[Measured]) -> str:
     for each in (each for each in measured if each.arm.startswith("aligner_")):
         name = f"Aligner-{each.arm.removeprefix('aligner_')} ({each.parameters:,} parameters)"
         if each.share is None:
-            said.append(f"- {name}: no share, since {REFERENCE}'s own improvement is not known to be above 0.")
+            said.append(f"- {name}: no share, since {without_share(each, measured)}.")
         else:
             said.append(f"- {name} keeps {percent(each.share)} of {REFERENCE}'s improvement.")
     return "\n".join(said) + "\n" if said else ""
@@ -68,7 +68,7 @@ def about(sizes: Sizes) -> str:
 def percent(share: Estimate | None) -> str:
     """A share with its interval."""
     if share is None:
-        return "not sure"
+        return "not known"
     if share.low == share.high:
         return f"{share.value:.0%}"
     return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"

@@ -89,8 +89,21 @@ def run_here(arguments, monkeypatch):
     monkeypatch.setattr(platform, "prepare", lambda: None)
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
         run(lambda: seen.extend([parse_config(CONFIG_FLAG.value), CONFIG_FLAG.name]))
-    assert seen[1:] in ([], ["config"])
+    assert seen[1:] in ([], ["config"], ["config_3"])
     return end.value.code, seen[0] if seen else None
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("configs/a.b.py", "a.b"), ("a.py:lora", "a_lora"), ("a.py:lora,metamath", "a_lora_metamath"),
+        ("a.py:300", "a_300"), ("a.py:../x y", "a_.._x_y"), ("a.py:", "a"),
+    ],
+)  # fmt: skip
+def test_runs_of_each_of_a_configs_arguments_have_a_folder_of_their_own(path, name):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["verb", f"--config={path}"])
+        assert CONFIG_FLAG.name == name
 
 
 def load(path, *overrides):

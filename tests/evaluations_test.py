@@ -19,7 +19,7 @@ from aligner_jax.evals.evaluation import parse_evaluate_config, parse_options
 from aligner_jax.evals.evaluations import evaluate, find_evaluation
 from aligner_jax.evals.subject import subject_name
 from aligner_jax.peft import init_adapter
-from aligner_jax.peft.artifact import save_adapter
+from aligner_jax.peft.artifact import load_adapter, save_adapter
 from aligner_jax.runtime.command import load_config
 from aligner_jax.weights.base import load_base
 
@@ -79,7 +79,8 @@ def test_responses_are_files_for_a_judge_and_results_are_json(settings: dict, ad
     assert any(response["response"] for response in responses)
     for shown in ("responses: 5 of 5", "Vicuna-bench", "some_run", "aligner(", "results.json"):
         assert shown in text
-    _evaluate(settings, None, tmp_path / "base")
+    assert "prompts: template chat, with the system prompt 'Be brief.'\n" in text
+    assert "prompts: template none\n" in _evaluate(settings, None, tmp_path / "base")
     other = [json.loads(line) for line in (tmp_path / "base" / "responses.jsonl").read_text().splitlines()]
     assert [each["response"] for each in other] != [each["response"] for each in responses]
 
@@ -205,6 +206,15 @@ def test_results_are_written_whether_or_not_anybody_reads_the_table(settings: di
         ({"base": None}, "config.base is not set"),
         ({"batch": 3}, "did you mean config.batch_size"),
         ({"base": {"path": "none"}}, "there is no base model at none"),
+        # Before the base, which takes longer.
+        (
+            {"base": {"path": "none"}, "evaluation": {"name": "vicuna", "path": "no.jsonl"}},
+            r"^config.evaluation.path is no.jsonl, which does not exist$",
+        ),
+        (
+            {"evaluation": {"name": "harness", "tasks": ["x"], "mmlu": "no.zip"}},
+            r"^config.evaluation.mmlu is no.zip, which does not exist$",
+        ),
         ({"mesh": {"data": 2}}, "does not fit 1 devices"),
     ],
 )
@@ -212,6 +222,38 @@ def test_mistakes_are_one_sentence(settings: dict, tmp_path: Path, change: dict,
     with pytest.raises(InputError, match=message):
         _evaluate(settings | change, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_prompts_that_an_adapter_does_not_record_are_not_guessed(settings: dict, adapter: str, tmp_path: Path):
+    path = tmp_path / "foreign.safetensors"
+    save_adapter(load_adapter(adapter), path)
+    with pytest.raises(InputError, match=r"adapter foreign does not record how .*config.evaluation.template=alpaca"):
+        _evaluate(settings, str(path), tmp_path / "out")
+    settings["evaluation"]["template"] = "alpaca"
+    assert "prompts: template alpaca\n" in _evaluate(settings, str(path), tmp_path / "out")
+    problems = tmp_path / "test.jsonl"
+    problems.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
+    settings["evaluation"] = {"name": "gsm8k", "path": str(problems), "protocol": "template"}
+    with pytest.raises(InputError, match="foreign does not record how"):
+        _evaluate(settings, str(path), tmp_path / "problems")
+    # Its other protocols have prompts of their own.
+    settings["evaluation"] |= {"protocol": "authors", "max_new_tokens": 4}
+    assert "prompts:" not in _evaluate(settings, str(path), tmp_path / "problems")
+
+
+def test_answers_are_read_anew_with_another_marker(settings: dict, tmp_path: Path, monkeypatch):
+    problems = tmp_path / "test.jsonl"
+    problems.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n' * 3)
+    settings["evaluation"] = {"name": "gsm8k", "path": str(problems), "max_new_tokens": 4}
+    _evaluate(settings, None, tmp_path / "out")
+    monkeypatch.setattr(generating, "_generated", lambda *_: pytest.fail("answers are made again"))
+    settings["evaluation"]["marker"] = "#### "
+    assert "answers with '####'" in _evaluate(settings, None, tmp_path / "out")
+    made_from = json.loads((tmp_path / "out" / "results.json").read_text())["made_from"]
+    assert made_from["config.evaluation.marker"] == "#### "
+    settings["evaluation"]["marker"] = " "
+    with pytest.raises(InputError, match=r"config.evaluation.marker is empty"):
+        _evaluate(settings, None, tmp_path / "out")
 
 
 def test_a_base_of_another_architecture_than_named_is_refused(settings: dict, tmp_path: Path):

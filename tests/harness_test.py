@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
-from aligner_jax.evals import generating, scoring
+from aligner_jax.evals import generating, harness, scoring
 from aligner_jax.evals.evaluation import Run, parse_evaluate_config
 from aligner_jax.evals.harness import HarnessOptions, evaluate, load_tasks
 from aligner_jax.evals.harness_model import harness_model
@@ -38,7 +39,7 @@ def mmlu(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / split).mkdir(exist_ok=True)
             with (folder / split / f"{subject}_{split}.csv").open("w", newline="") as file:
                 rows = range(count + (split == "dev"))
-                csv.writer(file).writerows([f"{subject} {i}?", "a", "b", "c", "d", "ABCD"[i]] for i in rows)
+                csv.writer(file).writerows([f"{subject}, {split} {i}?", "a", "b", "c", "d", "ABCD"[i]] for i in rows)
     return folder
 
 
@@ -95,6 +96,45 @@ def test_tasks_of_every_kind_run_from_local_files_and_go_on_where_they_were(
     for module, name in ((scoring, "_scored"), (generating, "_generated")):
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("what was finished is computed again"))
     assert _run(tiny_subject(), tmp_path, options).scores == outcome.scores
+
+
+def test_what_a_group_has_is_asked_once_and_examples_are_of_the_other_split(mmlu: Path, tmp_path: Path):
+    written = []
+    for names in (("mmlu*",), ("mmlu_virology", "mmlu")):
+        _, (group,) = load_tasks(HarnessOptions(tasks=names, mmlu=str(mmlu)), tmp_path / "tasks")
+        assert group.name == "mmlu"
+        written.append({path: path.stat().st_mtime_ns for path in (tmp_path / "tasks").glob("*.*")})
+    # The harness reads a file that is newer into its cache anew.
+    assert written[0] == written[1]
+    tasks = {task.task_name: task for task in group.get_all_tasks()}
+    assert set(tasks) == {f"mmlu_{subject}" for subject in SUBJECTS}
+    for subject, count in SUBJECTS.items():
+        task = tasks[f"mmlu_{subject}"]
+        asked = [document["question"] for document in task.eval_docs]
+        assert asked == [f"{subject}, test {i}?" for i in range(count)]
+        examples = [document["question"] for document in task.fewshot_docs()]
+        assert examples == [f"{subject}, dev {i}?" for i in range(count + 1)]
+        assert f"(with answers) about {subject.replace('_', ' ')}.\n\n" in task.config.description
+    # Without their group members stand for themselves.
+    _, alone = load_tasks(HarnessOptions(tasks=("mmlu_*",), mmlu=str(mmlu)), tmp_path / "tasks")
+    assert [task.task_name for task in alone] == list(tasks)
+
+
+def test_a_tag_and_a_section_of_a_group_have_members_too():
+    kinds = importlib.import_module("lm_eval.tasks._index")
+    index = {
+        name: kinds.Entry(name, kind, None, cfg, tags)
+        for name, kind, cfg, tags in (
+            ("tag", kinds.Kind.TAG, None, {"a", "b"}), ("a", kinds.Kind.TASK, {"task": "a"}, {"tag"}),
+            ("b", kinds.Kind.TASK, {"task": "b"}, {"tag"}), ("c", kinds.Kind.TASK, {"task": "c"}, set()),
+            ("inner", kinds.Kind.GROUP, {"group": "inner", "task": "tag"}, set()),
+            ("outer", kinds.Kind.GROUP, {"group": "outer", "task": [{"group": "inner"}, {"task": "own"}]}, set()),
+        )
+    }  # fmt: skip
+    manager = SimpleNamespace(task_index=index)
+    assert harness._without_members(list(index), manager) == ["c", "outer"]
+    assert harness._without_members(["tag", "b", "c"], manager) == ["tag", "c"]
+    assert harness._without_members(["a", "b"], manager) == ["a", "b"]
 
 
 def test_gsm8k_is_asked_with_examples_of_the_training_split(tiny_subject, tmp_path: Path, monkeypatch):

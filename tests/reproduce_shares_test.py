@@ -74,8 +74,16 @@ def test_a_share_of_an_improvement_that_may_be_none_is_not_given():
     results = {"lora_8": {0: made_up([2, -2, 1, -0.5], 460_800)}, "aligner_1": {0: made_up([1, 1, 1, 1])}}
     measured = shares.measure(results, dict.fromkeys(results, 1e-2))
     assert [each.share for each in measured] == [None, None]
-    assert "not sure" in table.table("alpaca", measured, 2.0, 4, (1e-3, 1e-2, 1e-1))
+    assert "not known" in table.table("alpaca", measured, 2.0, 4, (1e-3, 1e-2, 1e-1))
     assert "no share, since lora_8's own improvement is not known to be above 0" in table.claims("alpaca", measured)
+    # Beside no LoRA at all, or one of other seeds.
+    better = {"aligner_1": {0: made_up([1, 2, 1, 2])}, "lora_8": {1: made_up([1, 2, 1, 2])}}
+    for results in ({"aligner_1": better["aligner_1"]}, better):
+        measured = shares.measure(results, dict.fromkeys(results, 1e-2))
+        assert "no share, since lora_8 was not trained with its seeds" in table.claims("alpaca", measured)
+        axes = Figure().subplots()
+        reproduce_plots._shares(axes, measured[:1])
+        assert "not trained" in axes.texts[0].get_text().replace("\n", " ")
 
 
 def test_the_tables_say_which_rates_were_best_and_which_are_at_an_edge():

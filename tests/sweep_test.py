@@ -1,6 +1,8 @@
 """Many adapters in one run: each as if it were trained alone."""
 
+import io
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -10,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from aligner_jax.errors import InputError
+from aligner_jax.evals.sweep import report
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
 from aligner_jax.objectives.step import init_state, make_step
@@ -113,6 +116,14 @@ def settings(tiny_model: Path, tmp_path: Path) -> dict:
         "steps": 3,
         "log_every": 1,
     }
+
+
+def test_an_adapter_that_diverged_is_not_the_best(settings: dict, tmp_path: Path):
+    screen = io.StringIO()
+    for losses, best in (([math.nan, 2.0, 1.0], 2), ([1.0, math.nan, 2.0], 0), ([math.inf, math.nan, 2.0], 2)):
+        report(parse_config(settings), losses, tmp_path / "report.json", Console(file=screen))
+        assert json.loads((tmp_path / "report.json").read_text())["best"] == best
+    assert "nan *" not in screen.getvalue()
 
 
 def test_a_sweep_of_rates_is_one_value_of_the_config(settings: dict, tmp_path: Path):

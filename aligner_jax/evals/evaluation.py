@@ -84,13 +84,24 @@ class Run:
             raise ValueError(f"the evaluation {self.config.evaluation.name!r} has no model")
         return self.subject
 
-    def kept(self, name: str) -> Kept:
+    def say_format(self, template: str, system: str | None) -> None:
+        """Prints how prompts are made. Raises InputError as `Subject.chosen_format`."""
+        template, system = self.model.chosen_format(template, system)
+        with_system = "" if system is None else f", with the system prompt {system!r}"
+        self.console.out(f"prompts: template {template}{with_system}")
+
+    def kept(self, name: str, *, without: tuple[str, ...] = ()) -> Kept:
         """What earlier runs of this evaluation finished, of the file `name`.jsonl of the folder.
+
+        Args:
+          without: options that decide how what is kept is read, and not what it is.
 
         Raises:
           InputError: the file was made from something else, or is damaged.
         """
-        return Kept(self.folder / f"{name}.jsonl", self.made_from)
+        left_out = {f"config.evaluation.{option}" for option in without}
+        made_from = {name: value for name, value in self.made_from.items() if name not in left_out}
+        return Kept(self.folder / f"{name}.jsonl", made_from)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,8 @@ from aligner_jax.runtime.files import reason, write_atomically
 from aligner_jax.weights.base import check_model
 
 RESULTS = "results.json"
+_PATHS = ("path", "mmlu", "gsm8k", "include")
+"""Options that are files or folders."""
 
 EVALUATIONS: dict[str, Evaluation] = {
     "answers": ANSWERS,
@@ -58,6 +60,7 @@ def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, con
     options = parse_options(evaluation, config)
     if adapter_path is not None and not evaluation.has_model:
         raise InputError(f"--adapter is given, but the evaluation {config.evaluation.name!r} runs no model")
+    _check_paths(options)
     _check_results(folder / RESULTS, config.evaluation.name)
     mesh, rules = sharding.mesh_of(config.mesh), sharding.rules_of(config.mesh)
     with sharding.use(mesh, rules):
@@ -76,6 +79,14 @@ def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, con
     console.print(outcome.table)
     console.out(f"written: {path}")
     return outcome
+
+
+def _check_paths(options: Any) -> None:
+    """Refuses data that are not there, before a model is loaded for them."""
+    for name in _PATHS:
+        path = getattr(options, name, None)
+        if path is not None and not Path(path).exists():
+            raise InputError(f"config.evaluation.{name} is {path}, which does not exist")
 
 
 def _check_results(path: Path, name: str) -> None:

@@ -57,8 +57,8 @@ def generate(
       InputError: a prompt has no tokens or no room for its answer, or what is finished cannot be written.
     """
     unique = list({prompt.key: prompt for prompt in prompts}.values())
-    for prompt in unique:
-        _check(subject, prompt)
+    for number, prompt in enumerate(prompts, 1):
+        _check(subject, prompt, number)
     # One program for each length and way of sampling; batches are of one way.
     ways = [(prompt.sampling, prompt.max_new_tokens, prompt.until) for prompt in unique]
     total, done = len(unique), 0
@@ -79,14 +79,15 @@ def generate(
     return [kept[prompt.key] for prompt in prompts]
 
 
-def _check(subject: Subject, prompt: Prompt) -> None:
+def _check(subject: Subject, prompt: Prompt, number: int) -> None:
+    # By its number, and not by its words, which may be such as nobody wants to read.
     context = subject.base.config.context_length
     if not prompt.ids:
-        raise InputError("a prompt is empty: it has no tokens to continue")
+        raise InputError(f"prompt {number} is empty: it has no tokens to continue")
     if len(prompt.ids) + prompt.max_new_tokens > context:
         raise InputError(
-            f"a prompt of {len(prompt.ids)} tokens and {prompt.max_new_tokens} new ones do not fit the model's context "
-            f"of {context}; its beginning is {subject.tokenizer.decode(prompt.ids[:24])!r}"
+            f"prompt {number} has {len(prompt.ids)} tokens, which with {prompt.max_new_tokens} new ones do not fit the "
+            f"model's context of {context}"
         )
 
 

@@ -109,14 +109,19 @@ def read_problems(path: str) -> list[Problem]:
 
 def evaluate(run: Run, options: Gsm8kOptions) -> Outcome:
     """How many problems are solved, the 95 % interval of their share, and how many answers have the marker at all."""
+    if not options.marker.strip():
+        raise InputError("config.evaluation.marker is empty, but the answer's number must follow something")
     problems = read_problems(options.path)[: run.config.limit]
     subject, decoding = run.model, DECODINGS[options.protocol]
+    if options.protocol == "template":
+        run.say_format(options.template, options.system)
     new = options.max_new_tokens or decoding.max_new_tokens
     prompts = [
         Prompt(encoded(subject, _asked(subject, problem, options)), new, decoding.sampling, decoding.until, i)
         for i, problem in enumerate(problems)
     ]
-    texts = generate(subject, prompts, run.kept("generated"), run.console, seed=run.config.seed)
+    kept = run.kept("generated", without=("marker",))
+    texts = generate(subject, prompts, kept, run.console, seed=run.config.seed)
     right = [
         is_right(text, problem.answer, protocol=options.protocol, marker=options.marker)
         for text, problem in zip(texts, problems, strict=True)

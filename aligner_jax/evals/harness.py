@@ -108,7 +108,7 @@ def load_tasks(options: HarnessOptions, folder: Path) -> tuple[Any, list[Any]]:
             raise InputError(f"config.evaluation.tasks has {name!r}, which is no task; {_hint(name, manager)}")
         names |= dict.fromkeys(matches)
     try:
-        loaded = manager.load(list(names))
+        loaded = manager.load(_without_members(list(names), manager))
     except Exception as error:  # A task's file may fail in whatever way, and its data have any library's errors.
         words = str(error).strip().partition("\n")[0]
         raise InputError(
@@ -117,6 +117,23 @@ def load_tasks(options: HarnessOptions, folder: Path) -> tuple[Any, list[Any]]:
     within = {child for children in loaded.get("group_map", {}).values() for child in children}
     everything = {**loaded.get("groups", {}), **loaded["tasks"]}
     return manager, [each for name, each in everything.items() if name not in within]
+
+
+def _without_members(names: list[str], manager: Any) -> list[str]:
+    """The names without those of tasks and groups that another's group or tag has too: the harness refuses both."""
+    members: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        entry = manager.task_index[waiting.pop()]
+        # A group's file lists its members, each by its name or as a section; a tag knows the tasks that bear it.
+        listed = (entry.cfg or {}).get("task") if entry.kind.name == "GROUP" else None
+        of_group = [listed] if isinstance(listed, str) else listed or []
+        of_tag = entry.tags if entry.kind.name == "TAG" else ()
+        children = {each if isinstance(each, str) else each.get("task") or each.get("group") for each in of_group}
+        found = {child for child in {*children, *of_tag} if child in manager.task_index} - members
+        members |= found
+        waiting += found
+    return [name for name in names if name not in members]
 
 
 def _hint(name: str, manager: Any) -> str:

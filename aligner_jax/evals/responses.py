@@ -54,6 +54,7 @@ def respond(
       InputError: a question cannot be asked, or a file cannot be written.
     """
     subject = run.model
+    run.say_format(template, system)
     prompts = [
         Prompt(
             encoded(subject, subject.wrapped(question.prompt, template, system=system)), max_new_tokens, sampling,

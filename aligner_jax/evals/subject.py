@@ -50,19 +50,36 @@ class Subject:
         """The text whose continuation answers the instruction.
 
         Args:
+          template, system: see `chosen_format`.
+
+        Raises:
+          InputError: the base has no tokenizer, or its tokenizer no chat template; or see `chosen_format`.
+        """
+        template, system = self.chosen_format(template, system)
+        return (
+            instruction if template == "none" else render_prompt(instruction, self.tokenizer, template, system=system)
+        )
+
+    def chosen_format(self, template: str, system: str | None = None) -> tuple[str, str | None]:
+        """What prompts are made by: the name of a template or "none", and a system prompt.
+
+        Args:
           template: "alpaca" or "chat"; "none": the instruction as it is; "auto": as the adapter's training data had it,
-            which is recorded in adapters of this project alone, else as it is.
+            and without an adapter "none".
           system: a system prompt for "chat", in place of a recorded one.
 
         Raises:
-          InputError: the base has no tokenizer, or its tokenizer no chat template.
+          InputError: "auto", and the adapter's file does not record it, as those of other projects do not.
         """
-        chosen = self.prompt_format.get("template") or "none" if template == "auto" else template
-        if chosen == "none":
-            return instruction
-        if template == "auto" and system is None:
-            system = self.prompt_format.get("system")
-        return render_prompt(instruction, self.tokenizer, chosen, system=system)
+        if template != "auto":
+            return template, system
+        recorded = self.prompt_format.get("template")
+        if recorded is None and self.adapter is not None:
+            raise InputError(
+                f"the adapter {self.name} does not record how its training data made prompts; name it: "
+                "--config.evaluation.template=alpaca (as the paper's were), chat or none"
+            )
+        return recorded or "none", self.prompt_format.get("system") if system is None else system
 
     def made_from(self) -> dict[str, str]:
         """What its results depend on: the base and how it is held, and the adapter, each as a digest."""

@@ -1,6 +1,7 @@
 """What a sweep found: the held-out loss of each adapter, and which is best."""
 
 import json
+import math
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +23,8 @@ def report(config: TrainConfig, losses: list[float], path: Path, console: Consol
         {"adapter": f"adapter_{i}.safetensors", "lr": rate, "seed": seed, "heldout_loss": loss}
         for i, (rate, seed, loss) in enumerate(zip(rates, seeds, losses, strict=True))
     ]
-    best = min(range(len(losses)), key=losses.__getitem__)
+    # What diverged has no loss, and is not less than any other.
+    best = min(range(len(losses)), key=lambda i: losses[i] if math.isfinite(losses[i]) else math.inf)
     write_atomically(path, json.dumps({"adapters": found, "best": best}, indent=2) + "\n")
     table = Table(title="The sweep, on held-out examples", title_justify="left")
     for heading in ("adapter", "learning rate", "seed", "loss (nats a token)"):

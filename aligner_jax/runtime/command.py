@@ -3,6 +3,7 @@
 import ast
 import logging
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -46,8 +47,9 @@ class ConfigFlag:
 
     @property
     def name(self) -> str:
-        """The config file's name without its folder and .py."""
-        return Path((self._path.value or "").partition(":")[0]).stem
+        """The config file's name without its folder and .py, and what follows its colon: runs of both are apart."""
+        file, _, argument = (self._path.value or "").partition(":")
+        return "_".join(filter(None, [Path(file).stem, *re.findall(r"[\w.-]+", argument)]))
 
 
 _config_flags: list[ConfigFlag] = []
