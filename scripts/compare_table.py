@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from compare_cells import ARMS, Cell, Sizes
+from estimates import ratio
 
 from aligner_jax.evals.interval import grouped_interval
 
@@ -41,14 +42,12 @@ def answers(task: str, results: Results, sizes: Sizes) -> str:
 
 
 def preferences(results: Results, sizes: Sizes) -> str:
-    """Held-out accuracies of DPO, highest first, with the interval that so many prompts allow."""
+    """Held-out accuracies of DPO, highest first, with the interval that so many prompts and seeds allow."""
     by_arm = _by_arm(results)
     rows = []
     for arm in sorted(by_arm, key=lambda arm: -_mean(by_arm[arm], "accuracy")):
         found = by_arm[arm]
-        # All seeds are judged by the same pairs, in the same order.
-        each_sm2 = np.array([result["each"] for result in found])
-        low, high = grouped_interval(each_sm2[:, :, 1].mean(axis=0), each_sm2[0, :, 0].astype(int))
+        low, high = _interval(found)
         rows.append(
             [
                 arm, f"{found[0]['parameters']:,}", _spread(found, "accuracy", "{:.3f}"), f"[{low:.3f}, {high:.3f}]",
@@ -98,6 +97,19 @@ def _by_arm(results: Results) -> dict[str, list[Mapping[str, Any]]]:
 
 def _mean(results: Sequence[Mapping[str, Any]], name: str) -> float:
     return statistics.fmean(result[name] for result in results)
+
+
+def _interval(results: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Of the mean accuracy, with prompts, and seeds where there are several, as the sample."""
+    # All seeds are judged by the same pairs, in the same order.
+    each_sm2 = np.array([result["each"] for result in results])
+    prompt_m, right_sm = each_sm2[0, :, 0].astype(int), each_sm2[:, :, 1]
+    if len(results) == 1:
+        return grouped_interval(right_sm[0], prompt_m)
+    right_sn, pairs_sn = (np.stack([np.bincount(prompt_m, x_m) for x_m in x_sm]) for x_sm in (right_sm, right_sm**0))
+    there_n = pairs_sn[0] > 0
+    found = ratio(right_sn[:, there_n], pairs_sn[:, there_n])
+    return max(0.0, found.low), min(1.0, found.high)
 
 
 def _spread(results: Sequence[Mapping[str, Any]], name: str, form: str) -> str:

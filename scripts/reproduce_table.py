@@ -6,12 +6,13 @@ from typing import Any
 
 from compare_cells import Sizes
 from compare_table import markdown
-from reproduce_shares import REFERENCE, Estimate, Measured, without_share
+from estimates import Estimate
+from reproduce_shares import REFERENCE, Measured, without_share
 
 TITLES = {"alpaca": "Form (Alpaca)", "gsm8k": "Reasoning (GSM8K)"}
 NOTE = f"""\
 Intervals are 95 %, over seeds and held-out examples together, paired by example with the base and by seed with
-{REFERENCE} (scripts/reproduce_shares.py says how). Every arm had the same rows in the same order, and the same tuning:
+{REFERENCE} (scripts/estimates.py says how). Every arm had the same rows in the same order, and the same tuning:
 one run with one seed for each of the same learning rates, on held-out examples that are not those of these tables, and
 as many steps. "edge" marks an arm whose best rate is the smallest or the largest of those that were tried.
 """

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import compare_cells
 import compare_data
 import compare_methods
 import compare_table
+import numpy as np
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.config import parse_config
@@ -145,7 +148,7 @@ def test_of_preferences_prompts_are_held_out_at_one_end_and_tuned_by_at_the_othe
         compare_data.split("pku", file, 4, tmp_path, tuning=True)
 
 
-def test_the_accuracy_of_several_seeds_is_as_sure_as_the_prompts_allow():
+def test_an_accuracy_is_as_sure_as_prompts_and_seeds_allow():
     cells, table = compare_cells, compare_table
     sizes = cells.Sizes("model", "float32", rows=4, length=256, steps=5, stage1_steps=6, dpo_steps=7)
     rest = {"parameters": 828, "pairs": 200, "prompts": 100, "margin": 0.5, "tokens_per_second": 400.0}
@@ -153,21 +156,23 @@ def test_the_accuracy_of_several_seeds_is_as_sure_as_the_prompts_allow():
     def each(right: int) -> list[list[float]]:
         return [[prompt, float(prompt < right)] for prompt in range(100) for _ in range(2)]
 
-    results = {
-        cells.Cell("pku", "aligner_1", seed): {**rest, "accuracy": right / 100, "each": each(right)}
-        for seed, right in enumerate((60, 60, 60))
-    }
-    text = table.preferences(results, sizes)
-    assert "200 held-out pairs of 100 prompts" in text
-    row = text.splitlines()[-1]
-    assert "0.600 ± 0.000" in row
+    def text(*rights: int) -> str:
+        results = {
+            cells.Cell("pku", "aligner_1", seed): {**rest, "accuracy": right / 100, "each": each(right)}
+            for seed, right in enumerate(rights)
+        }
+        return table.preferences(results, sizes)
+
+    assert "200 held-out pairs of 100 prompts" in text(60)
     # As of 100 trials, not of 200 pairs or of 600: Wilson's is [0.502, 0.691], and Student's quantile is a little more.
-    assert "[0.500, 0.692]" in row
-    results = {
-        cells.Cell("pku", "aligner_1", seed): {**rest, "accuracy": right / 100, "each": each(right)}
-        for seed, right in enumerate((50, 60, 70))
-    }
-    assert "0.600 ± 0.100" in table.preferences(results, sizes).splitlines()[-1]
+    assert "| 0.600 | [0.500, 0.692] |" in " ".join(text(60).split())
+    half = stats.t.ppf(0.975, 99) * math.sqrt(0.24 / 99)
+    assert f"0.600 ± 0.000 | [{0.6 - half:.3f}, {0.6 + half:.3f}]" in " ".join(text(60, 60, 60).split())
+    # Seeds that differ are less sure: their variance is added to that over the prompts' means.
+    of_seeds, of_prompts = 0.1**2 / 3, np.var([1.0] * 50 + [2 / 3] * 10 + [1 / 3] * 10 + [0.0] * 30) / 99
+    variance = of_seeds + of_prompts
+    half = stats.t.ppf(0.975, variance**2 / (of_seeds**2 / 2 + of_prompts**2 / 99)) * math.sqrt(variance)
+    assert f"0.600 ± 0.100 | [{0.6 - half:.3f}, {0.6 + half:.3f}]" in " ".join(text(50, 60, 70).split())
 
 
 def test_the_best_rate_is_that_of_the_lowest_loss():
