@@ -1,6 +1,7 @@
 """Write an adapter in another form, or a base as an Orbax checkpoint.
 
-An adapter becomes this project's file or a Hugging Face PEFT folder:
+An adapter becomes this project's file; or a Hugging Face PEFT folder, if it is LoRA, or an Aligner or LLaMA-Adapter
+with one gate a layer:
 
 python -m aligner_jax.convert --adapter=aligner.pth --to=aligner.safetensors [--base=PATH]
 python -m aligner_jax.convert --adapter=lora.safetensors --to=lora_peft

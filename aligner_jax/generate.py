@@ -27,7 +27,7 @@ PROMPT = flags.DEFINE_multi_string("prompt", None, "What to continue or answer; 
 STRENGTH = flags.DEFINE_float("strength", 1.0, "Multiplies what the adapter adds: 0 is the base, 1 the adapter.")
 TEMPLATE = flags.DEFINE_enum(
     "template", "auto", ["auto", "none", *TEMPLATES],
-    "How a prompt is wrapped. auto: as in the adapter's training data, or not at all without an adapter.",
+    "How a prompt is wrapped. auto: as the adapter records of its training data; without an adapter, not at all.",
 )  # fmt: skip
 SYSTEM = flags.DEFINE_string("system", None, "System prompt of the chat template, instead of the recorded one.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Tokens at most.", lower_bound=1)
@@ -53,7 +53,8 @@ def main() -> None:
     if ADAPTER.value:
         adapter = with_strength(load_adapter(ADAPTER.value, base), STRENGTH.value)
         prompt_format = recorded_prompt_format(ADAPTER.value)
-    prompts = [_wrapped(prompt, base, prompt_format) for prompt in PROMPT.value]
+    template, system = _format(prompt_format)
+    prompts = [_wrapped(prompt, base, template, system) for prompt in PROMPT.value]
     texts = sample(
         base, adapter, prompts, max_new_tokens=MAX_NEW_TOKENS.value, temperature=TEMPERATURE.value, top_k=TOP_K.value,
         top_p=TOP_P.value, seed=SEED.value, on_tokens=_streamer(base) if len(prompts) == 1 else None,
@@ -65,11 +66,25 @@ def main() -> None:
         print(f"── {prompt}\n{text.strip()}\n")
 
 
-def _wrapped(prompt: str, base: Base, recorded: dict[str, str | None]) -> str:
-    template = TEMPLATE.value if TEMPLATE.value != "auto" else recorded.get("template", "none")
-    if template in (None, "none") or base.tokenizer is None:
+def _format(recorded: dict[str, str | None]) -> tuple[str, str | None]:
+    """Template and system prompt; refuses to guess what an adapter was trained with."""
+    template = TEMPLATE.value
+    if template == "auto":
+        template = recorded.get("template")
+        if template is None and ADAPTER.value:
+            raise InputError(
+                f"{ADAPTER.value} does not record how its training data made prompts; name it: --template=alpaca (as "
+                "the paper's were), chat or none"
+            )
+    template = template or "none"
+    if SYSTEM.value is not None and template != "chat":
+        raise InputError(f"--system is of the template chat, and the prompts' is {template}")
+    return template, SYSTEM.value if SYSTEM.value is not None else recorded.get("system")
+
+
+def _wrapped(prompt: str, base: Base, template: str, system: str | None) -> str:
+    if template == "none" or base.tokenizer is None:
         return prompt
-    system = SYSTEM.value if SYSTEM.value is not None else recorded.get("system")
     return render_prompt(prompt, base.tokenizer, template, system=system)
 
 

@@ -36,9 +36,10 @@ from aligner_jax.runtime.config import TrainConfig, parse_config
 from aligner_jax.runtime.global_batch import global_batch
 from aligner_jax.runtime.metrics import MetricsWriter
 from aligner_jax.runtime.nonfinite import SkippedSteps
+from aligner_jax.runtime.only_run import only_run
 from aligner_jax.runtime.preemption import StopRequests
 from aligner_jax.runtime.progress import Progress
-from aligner_jax.runtime.same_run import check_same_run, save_config
+from aligner_jax.runtime.same_run import check_same_inputs, check_same_run, save_config
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.tasks import TASKS
 from aligner_jax.tasks.program import Program, make_program, of_sweep
@@ -113,11 +114,13 @@ def _train_on(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, workdir: P
 
     save_config(config, workdir)
     with (
+        only_run(workdir),
         Watchdog(config.stall) as watchdog,
         Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
     ):
         watchdog.waiting_for("the checkpoint to go on from", compiles=True)
         restored = checkpoints.restore(state)
+        check_same_inputs(task.made_from, workdir, goes_on=restored is not None)
         if restored is not None:
             number, state, data_state = restored
             task.batches.set_state(data_state)

@@ -1,8 +1,8 @@
 """An Aligner on LLaMA-2 70B: 32 v5e chips, over which the base is split in 32 parts of 4 GiB.
 
     bash scripts/run_tpu_pod.sh --name=NAME --zone=ZONE --type=v5litepod-32 --create -- \
-        python -m aligner_jax.train --config=configs/llama70b_alpaca.py \
-        --config.base.path=DIR --config.data.path=alpaca_data.json
+        python -m aligner_jax.train --config=configs/llama70b_alpaca.py --config.base.path=/mount/llama-2-70b \
+        --config.data.path=/mount/alpaca_data.json --workdir=/mount/run
 
 The recipe is that of configs/llama7b_alpaca.py; the paper has no run of this size.
 """

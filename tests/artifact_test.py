@@ -151,6 +151,14 @@ def test_truncated_files_are_refused(length: int, saved: Path):
     assert "not a whole safetensors file" in _refusal(saved, None)
 
 
+def test_a_file_that_cannot_be_read_is_one_sentence(saved: Path, monkeypatch: pytest.MonkeyPatch):
+    def fails(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("safetensors.safe_open", fails)
+    assert f"{saved} cannot be read: Input/output error" in _refusal(saved, None)
+
+
 def test_files_that_are_no_adapter_are_refused(saved: Path, base: NamedBase):
     assert "does not exist" in _refusal(saved.with_name("absent.safetensors"), base)
     assert "no folder of a PEFT adapter" in _refusal(saved.parent, base)

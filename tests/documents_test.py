@@ -1,9 +1,12 @@
+import dataclasses
+import re
+
 import numpy as np
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from aligner_jax.data.documents import make_document, tokenize_examples
+from aligner_jax.data.documents import check_vocabulary, make_document, tokenize_examples
 from aligner_jax.data.sources import Conversation, Example, Instruction
 from aligner_jax.data.templates import render_example_prompt
 from aligner_jax.data.tokenizer import make_tokenizer
@@ -62,6 +65,23 @@ def test_bos_prompt_answer_eos():
     assert document["tokens"].tolist() == [*prompt, *tokenizer.encode("Pine"), tokenizer.eos_id]
     assert document["loss_mask"].tolist() == [False] * len(prompt) + [True] * 5
     assert one(PINE, make(add_bos=False))["tokens"].tolist() == document["tokens"].tolist()[1:]
+
+
+def test_an_answer_needs_an_end():
+    tokenizer = dataclasses.replace(make(), eos_id=None)
+    with pytest.raises(InputError, match=r"^data.json:2: the answer would have no end, .* name no EOS token"):
+        one(PINE, tokenizer)
+
+
+def test_tokens_that_the_model_has_not_are_named():
+    tokenizer = make()
+    document = one(PINE, tokenizer)
+    largest = int(document["tokens"].max())
+    check_vocabulary([document], tokenizer, largest + 1)
+    check_vocabulary([], tokenizer, 1)
+    name = re.escape(repr(tokenizer.backend.token(largest)))
+    with pytest.raises(InputError, match=rf"the token {largest} \({name}\), but the base has embeddings of {largest} "):
+        check_vocabulary([document, document], tokenizer, largest)
 
 
 def test_an_empty_answer_is_an_eos():

@@ -98,8 +98,12 @@ def test_shared_conversations_begin_with_a_question_and_end_with_an_answer(tmp_p
     expected = ({"role": "system", "content": "Be kind."}, *turns("Hi", "Hello"))
     assert [e.record for e in dataset.examples] == [Conversation(expected)]
     assert dataset.dropped == {"no answer": 2}
-    stranger = {"conversations": [*CHAT, {"from": "bing", "value": "Hm."}]}
-    assert ":1, turn 3: the field 'from' is 'bing', but" in refusal(lines(tmp_path / "b.jsonl", stranger))
+    for name in ("chatgpt", "bing", "bard"):
+        other = {"conversations": [CHAT[0], {"from": name, "value": "Hello"}]}
+        (example,) = load_dataset(lines(tmp_path / f"{name}.jsonl", other)).examples
+        assert example.record == Conversation((*turns("Hi", "Hello"),))
+    stranger = {"conversations": [*CHAT, {"from": "narrator", "value": "Hm."}]}
+    assert ":1, turn 3: the field 'from' is 'narrator', but" in refusal(lines(tmp_path / "b.jsonl", stranger))
 
 
 @every_source

@@ -81,6 +81,16 @@ def test_fresh_or_without_strength_it_is_the_base_bit_for_bit(case):
     np.testing.assert_array_equal(apply_jit(params, with_strength(adapter, 1.0), TOKENS_BT, config=config), changed)
 
 
+def test_strength_multiplies_what_a_gate_weighs(config: LlamaConfig, params: Params, randomized):
+    bounded = randomized(init_adapter("llama_adapter", config, num_tokens=3, start_layer=1, tanh=True))
+    gates_ln = np.tanh(3 * np.asarray(bounded.trainable["gates_ln"]))
+    bounded = bounded.replace(trainable={**bounded.trainable, "gates_ln": 3 * bounded.trainable["gates_ln"]})
+    plain = init_adapter("llama_adapter", config, num_tokens=3, start_layer=1)
+    plain = plain.replace(trainable={**bounded.trainable, "gates_ln": jnp.asarray(0.5 * gates_ln)})
+    half = apply_jit(params, with_strength(bounded, 0.5), TOKENS_BT, config=config)
+    np.testing.assert_allclose(half, apply_jit(params, plain, TOKENS_BT, config=config), atol=2e-5)
+
+
 def test_decoding_from_a_cache_says_what_the_whole_model_says(case):
     config, params, adapter = case
     prompt, new = [int(x) for x in TOKENS_BT[0, :5]], 4

@@ -155,6 +155,16 @@ def test_what_cannot_be_done_is_refused(changes: dict, sentence: str, base: Lett
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize("token", [40, -1])
+def test_a_token_that_the_model_has_not_is_refused(token: int, base: LetterModel):
+    with pytest.raises(InputError, match=rf"prompt 1 has the token {token}, but the base has embeddings of 40 only"):
+        next(
+            sampler.continue_ids(
+                base.params, None, [[1], [1, token]], config=base.config, max_new_tokens=2, sampling=Sampling(),
+            )
+        )  # fmt: skip
+
+
 def test_without_a_tokenizer_it_says_so(base: LetterModel):
     with pytest.raises(InputError, match="no tokenizer"):
         sample(base._replace(tokenizer=None), None, PROMPTS)

@@ -10,6 +10,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from aligner_jax.data.gguf_metadata import read_gguf_header
 from aligner_jax.data.tokenizer import load_tokenizer
+from aligner_jax.data.tokenizer_sentencepiece import new_model
 from aligner_jax.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -249,10 +250,10 @@ def test_a_template_that_cannot_be_rendered(tmp_path, byte_level, template, mess
 def test_templates_have_what_hugging_face_gives_them(tmp_path, byte_level):
     template = (
         "{{ bos_token }}{{ eos_token }}{{ messages[0] | tojson }}{% for m in messages %}{% generation %}"
-        "{{ m['content'] }}{% endgeneration %}{% break %}{% endfor %}{{ strftime_now('%Y') | length }}"
+        "{{ m['content'] }}{% endgeneration %}{% break %}{% endfor %}{{ strftime_now('%d %b %Y') }}"
     )
     tokenizer = load(write_bpe_gguf(tmp_path / "t.gguf", byte_level, chat_template=template))
-    assert tokenizer.render_chat([{"content": "é<"}]) == '<|im_start|><|im_end|>{"content": "é<"}é<4'
+    assert tokenizer.render_chat([{"content": "é<"}]) == '<|im_start|><|im_end|>{"content": "é<"}é<26 Jul 2024'
 
 
 def test_no_chat_template(files):
@@ -283,6 +284,20 @@ def test_a_sentencepiece_model_cut_off_between_two_pieces(tmp_path, sentencepiec
             break
 
 
+def test_a_sentencepiece_model_with_a_piece_twice(tmp_path, sentencepiece_bytes):
+    model = new_model.FromString(sentencepiece_bytes)
+    model.pieces[-1].piece = model.pieces[-2].piece
+    (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"tokenizer\.model: its vocabulary cannot be used: .* is already defined"):
+        load_tokenizer(tmp_path / "tokenizer.model")
+
+
+def test_bytes_that_are_no_text_are_refused(files):
+    for kind in KINDS:
+        with pytest.raises(InputError, match="the text holds half a surrogate pair at its character 2"):
+            load(files[kind]).encode("a\udcff")
+
+
 def test_every_cut_within_a_gguf_header_is_named(tmp_path, byte_level):
     path = write_bpe_gguf(tmp_path / "whole.gguf", byte_level)
     whole = path.read_bytes()
@@ -305,6 +320,11 @@ def test_every_cut_within_a_gguf_header_is_named(tmp_path, byte_level):
         ({"eos_token_id": 10_000}, "eos_token_id is 10000, but there are 390 tokens"),
         ({"merges": ["q zzz"]}, "merges do not fit"),
         ({"token_type": [1, 1]}, "token_type is not one number for each of the 390"),
+        ({"model": "llama", "scores": [0.0] * 390}, r"t\.gguf: its vocabulary cannot be used: .*unk is not defined"),
+        (
+            {"model": "llama", "scores": [0.0] * 390, "token_type": [1] * 389 + [0]},
+            r"t\.gguf: tokenizer.ggml.token_type of '.*' is 0: ",
+        ),
     ],
 )
 def test_a_gguf_vocabulary_that_does_not_fit_together(tmp_path, byte_level, fields, message):

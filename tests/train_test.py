@@ -17,9 +17,11 @@ from killed_runs import check_killed_run, logged
 from rich.console import Console
 
 from aligner_jax.errors import InputError
+from aligner_jax.evals import before_after
 from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format
 from aligner_jax.runtime import roofline
 from aligner_jax.runtime.config import parse_config
+from aligner_jax.runtime.only_run import only_run
 from aligner_jax.tasks.sft import load_data
 from aligner_jax.train import train, workdir_of
 from aligner_jax.weights.base import load_base
@@ -307,6 +309,75 @@ def test_a_workdir_of_another_run_is_refused(settings: dict, tmp_path: Path):
     with pytest.raises(InputError, match=r"optim\.lr"):
         _run(settings, tmp_path / "run")
     assert (tmp_path / "run" / "adapter.safetensors").read_bytes() == before
+
+
+def test_a_run_does_not_go_on_with_other_inputs(settings: dict, tmp_path: Path):
+    workdir = tmp_path / "run"
+    _run({**settings, "steps": 4, "checkpoint": {"every": 2}}, workdir)
+    files = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    data, model = Path(settings["data"]["path"]), Path(settings["base"]["path"]) / "model.safetensors"
+    for path, changed, name in (
+        (data, data.read_bytes().replace(b"number 3", b"number 33"), "training data"),
+        (model, model.read_bytes()[:-1] + b"\x01", "base"),
+    ):
+        before = path.read_bytes()
+        assert changed != before
+        path.write_bytes(changed)
+        with pytest.raises(InputError, match=rf"run holds a run that began with another {name}: continue it with the"):
+            _run({**settings, "steps": 6, "checkpoint": {"every": 2}}, workdir)
+        path.write_bytes(before)
+    after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    assert {path for path in files if files[path] != after.get(path)} <= {workdir / "config.json"}
+    _, text = _run({**settings, "steps": 6, "checkpoint": {"every": 2}}, workdir)
+    assert "resuming after step 4 of 6" in text
+
+
+def test_a_second_run_in_a_workdir_is_refused_while_the_first_goes_on(settings: dict, tmp_path: Path):
+    workdir = tmp_path / "run"
+    _run({**settings, "steps": 2}, workdir)
+    metrics = (workdir / "metrics.jsonl").read_bytes()
+    with only_run(workdir), pytest.raises(InputError, match=r"run is in use by another run, which has not ended yet"):
+        _run({**settings, "steps": 4}, workdir)
+    assert (workdir / "metrics.jsonl").read_bytes() == metrics
+    assert "resuming after step 2 of 4" in _run({**settings, "steps": 4}, workdir)[1]
+
+
+def test_the_report_answers_a_few_prompts_at_a_time_and_those_that_have_room(
+    settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rows = [{"instruction": f"Name {'very ' * 900 * (i == 11)}number {i}.", "output": f"It is {i}."} for i in range(14)]
+    Path(settings["data"]["path"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings["data"] |= {"heldout_rows": 5, "overlong": "drop"}
+    _, text = _run({**settings, "steps": 1}, tmp_path / "whole")
+    assert "held-out: 1 prompts without room for an answer are not asked in the report" in text
+    asked: list[int] = []
+    real = before_after.sample
+
+    def counted(base, adapter, prompts, **options):
+        asked.append(len(prompts))
+        return real(base, adapter, prompts, **options)
+
+    monkeypatch.setattr(before_after, "ANSWERS_AT_ONCE", 3)
+    monkeypatch.setattr(before_after, "sample", counted)
+    _run({**settings, "steps": 1}, tmp_path / "parts")
+    assert asked == [3, 1, 3, 1]
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "parts")]
+    assert reports[0]["questions"] == reports[1]["questions"] == [f"Name number {i}." for i in (9, 10, 12, 13)]
+    assert reports[0]["after"]["answers"] == reports[1]["after"]["answers"]
+
+
+def test_what_is_held_out_by_a_file_of_its_own_is_not_trained_on(settings: dict, tmp_path: Path):
+    data = Path(settings["data"]["path"])
+    heldout = tmp_path / "heldout.jsonl"
+    lines = data.read_text().splitlines(keepends=True)
+    heldout.write_text("".join(lines[2:4]))
+    settings["data"] |= {"heldout_path": str(heldout), "heldout_rows": 0}
+    _, text = _run({**settings, "steps": 1}, tmp_path / "run")
+    assert "training: 2 examples whose prompts are held out are left out" in text
+    assert f"training: {len(lines) - 2} documents" in text
+    heldout.write_text("".join(lines))
+    with pytest.raises(InputError, match=r"all examples of .*data.jsonl have prompts that .*heldout.jsonl holds out"):
+        _run(settings, tmp_path / "other")
 
 
 def test_the_command_prints_one_sentence_and_exits_with_1(settings: dict, tmp_path: Path):

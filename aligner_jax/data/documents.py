@@ -1,7 +1,8 @@
 """Examples as token ids with their targets marked."""
 
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypedDict
 
 import numpy as np
@@ -135,6 +136,29 @@ def tokenize_examples(
     return documents, summary
 
 
+def digest(documents: Iterable[Document]) -> str:
+    """SHA-256 of documents' tokens and targets, in their order."""
+    sha256 = hashlib.sha256()
+    for document in documents:
+        tokens = document["tokens"]
+        sha256.update(len(tokens).to_bytes(8) + tokens.tobytes() + document["loss_mask"].tobytes())
+    return sha256.hexdigest()
+
+
+def check_vocabulary(documents: Iterable[Document], tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuses tokens that the model has no embedding of, and would take for others.
+
+    Raises:
+      InputError: names the token.
+    """
+    largest = max((int(document["tokens"].max()) for document in documents if len(document["tokens"])), default=0)
+    if largest >= vocab_size:
+        raise InputError(
+            f"the data have the token {largest} ({tokenizer.backend.token(largest)!r}), but the base has embeddings of "
+            f"{vocab_size:,} tokens only: its tokenizer is another model's, or was given more tokens"
+        )
+
+
 def make_document(
     example: Example,
     tokenizer: Tokenizer,
@@ -149,7 +173,7 @@ def make_document(
       loss_on: also "last_answer": of a conversation's answers only the last counts.
 
     Raises:
-      InputError: the example does not fit the template.
+      InputError: the example does not fit the template, or neither it nor the tokenizer ends the answer.
     """
     tokens = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
     mask = [loss_on == "all"] * len(tokens)
@@ -162,7 +186,12 @@ def make_document(
         counts = loss_on == "all" or (is_target and (loss_on == "answers" or i == last))
         mask += [counts] * len(ids)
         after = tokens[-1] if ids else after
-    if tokenizer.eos_id is not None and (not tokens or tokens[-1] not in tokenizer.stop_ids or not mask[-1]):
+    if not tokens or tokens[-1] not in tokenizer.stop_ids or not mask[-1]:
+        if tokenizer.eos_id is None:
+            raise InputError(
+                f"{example.where}: the answer would have no end, since the tokenizer's files name no EOS token: put "
+                "tokenizer_config.json, where it stands, beside the base's weights"
+            )
         tokens.append(tokenizer.eos_id)
         mask.append(True)
     return Document(tokens=np.asarray(tokens, np.int32), loss_mask=np.asarray(mask, bool))

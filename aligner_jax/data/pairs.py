@@ -1,7 +1,7 @@
 """Preferences as token ids: two documents that begin with one prompt and differ in the answer."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, TypedDict
 
 import numpy as np
@@ -85,6 +85,13 @@ def tokenize_pairs(
         unit="pairs",
     )
     return pairs, summary
+
+
+def documents_of(pairs: Iterable[Pair]) -> Iterator[Document]:
+    """Both documents of every pair, in their order."""
+    for pair in pairs:
+        yield pair["chosen"]
+        yield pair["rejected"]
 
 
 def prompt_numbers(pairs: Sequence[Pair]) -> Int64[np.ndarray, " m"]:

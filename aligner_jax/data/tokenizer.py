@@ -25,6 +25,16 @@ _END_TOKENS = (
 _GGUF = "tokenizer.gguf"
 
 
+def check_encodable(text: str) -> None:
+    """Refuses what is no text: bytes that are not UTF-8 come as halves of surrogate pairs. Raises InputError."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text holds half a surrogate pair at its character {error.start + 1}, as where bytes are not UTF-8"
+        ) from None
+
+
 class Backend(Protocol):
     """What a vocabulary's implementation supplies; `special_ids` are the tokens that `decode` leaves out."""
 
@@ -68,8 +78,9 @@ class Tokenizer:
         gets none: `after` is the id of the token before it, None where the text begins the sequence.
 
         Raises:
-          InputError: `bos` or `eos` is asked for and the tokenizer has none.
+          InputError: `bos` or `eos` is asked for and the tokenizer has none; or the text holds half a surrogate pair.
         """
+        check_encodable(text)
         if (bos and self.bos_id is None) or (eos and self.eos_id is None):
             raise InputError(f"the tokenizer has no {'BOS' if bos and self.bos_id is None else 'EOS'} token")
         head = [self.bos_id] if bos and self.bos_id is not None else []

@@ -9,7 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from aligner_jax.data.gguf_metadata import GGUFHeader, read_gguf_header
 from aligner_jax.data.tokenizer import Tokenizer, make_tokenizer
 from aligner_jax.data.tokenizer_hf import HFBackend
-from aligner_jax.data.tokenizer_sentencepiece import ModelProto, SentencePieceBackend, new_model
+from aligner_jax.data.tokenizer_sentencepiece import ModelProto, SentencePieceBackend, check_model, new_model
 from aligner_jax.errors import InputError
 
 _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6
@@ -110,7 +110,10 @@ def _sentencepiece(path: Path, header: GGUFHeader, tokens: list[str], types: lis
         raise InputError(f"{path}: tokenizer.ggml.scores is not one number for each of the {len(tokens)} tokens")
     model = new_model()
     for token, score, kind in zip(tokens, scores.tolist(), types, strict=True):
-        model.pieces.add(piece=token, score=score, type=kind)
+        try:
+            model.pieces.add(piece=token, score=score, type=kind)
+        except ValueError as error:
+            raise InputError(f"{path}: tokenizer.ggml.token_type of {token!r} is {kind}: {error}") from None
     trainer = model.trainer_spec
     trainer.model_type, trainer.vocab_size = trainer.BPE, len(tokens)
     trainer.byte_fallback = _BYTE in types
@@ -124,4 +127,5 @@ def _sentencepiece(path: Path, header: GGUFHeader, tokens: list[str], types: lis
     normalizer.name = "identity"
     normalizer.remove_extra_whitespaces = bool(header.fields.get("tokenizer.ggml.remove_extra_whitespaces", False))
     normalizer.add_dummy_prefix = bool(header.fields.get("tokenizer.ggml.add_space_prefix", True))
+    check_model(model, str(path))
     return model

@@ -38,7 +38,16 @@ def read_model(path: Path) -> ModelProto:
         raise InputError(f"{path} is not a SentencePiece model, or is cut off") from None
     if not model.pieces or not model.HasField("trainer_spec") or not model.HasField("normalizer_spec"):
         raise InputError(f"{path} is not a whole SentencePiece model: it has no pieces, or no settings after them")
+    check_model(model, str(path))
     return model
+
+
+def check_model(model: ModelProto, where: str) -> None:
+    """Refuses a vocabulary that can be parsed and not used. Raises InputError, which begins with `where`."""
+    try:
+        sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    except RuntimeError as error:
+        raise InputError(f"{where}: its vocabulary cannot be used: {str(error).strip()}") from None
 
 
 class SentencePieceBackend:

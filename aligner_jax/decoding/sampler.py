@@ -170,6 +170,10 @@ def _left_padded(prompt_ids: Sequence[Sequence[int]], config: LlamaConfig, max_n
     for index, ids in enumerate(prompt_ids):
         if not ids:
             raise InputError(f"prompt {index} is empty: it has no tokens to continue")
+        if strange := [i for i in ids if not 0 <= i < config.vocab_size]:
+            raise InputError(
+                f"prompt {index} has the token {strange[0]}, but the base has embeddings of {config.vocab_size:,} only"
+            )
     longest = max(map(len, prompt_ids))
     if max_new_tokens < 1 or longest + max_new_tokens > config.context_length:
         raise InputError(

@@ -14,6 +14,9 @@ from aligner_jax.evals.heldout import DocumentLoss, document_losses, mean_loss
 from aligner_jax.peft import Adapter
 from aligner_jax.weights.base import Base
 
+ANSWERS_AT_ONCE = 64
+"""So many prompts' keys and values are held at a time."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
@@ -64,9 +67,11 @@ def measure(
     check_form(form)
     documents = document_losses(base.params, adapter, batches, config=base.config)
     loss = mean_loss(documents)
-    if form is None:
+    if form is None or not prompts:
         return Measured(loss, [], None, documents)
-    answers = sample(base, adapter, prompts, max_new_tokens=max_new_tokens)
+    answers: list[str] = []
+    for first in range(0, len(prompts), ANSWERS_AT_ONCE):
+        answers += sample(base, adapter, prompts[first : first + ANSWERS_AT_ONCE], max_new_tokens=max_new_tokens)
     return Measured(loss, answers, form_share(answers, FORMS[form]), documents)
 
 

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
+from aligner_jax.data.documents import digest
 from aligner_jax.data.pair_rows import PairBatch, offsets
-from aligner_jax.data.pairs import Pair
+from aligner_jax.data.pairs import Pair, documents_of
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.logical import whole
 from aligner_jax.objectives import preference
@@ -77,15 +78,10 @@ def table(
 
 def fingerprint(base: Base, adapter: Adapter | None, pairs: Sequence[Pair]) -> dict[str, str]:
     """What a table depends on, each part as a digest: the base and its dtype, the adapter, and the tokenized pairs."""
-    of_pairs = hashlib.sha256()
-    for pair in pairs:
-        for document in (pair["chosen"], pair["rejected"]):
-            tokens = document["tokens"]
-            of_pairs.update(len(tokens).to_bytes(8) + tokens.tobytes() + document["loss_mask"].tobytes())
     return {
         "base": f"{base.fingerprint} {base.params.embed_vd.dtype}",
         "reference adapter": adapter_digest(adapter),
-        "tokenized pairs": of_pairs.hexdigest(),
+        "tokenized pairs": digest(documents_of(pairs)),
     }
 
 

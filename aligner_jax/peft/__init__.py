@@ -69,6 +69,11 @@ def with_strength(adapter: Adapter, strength: float) -> Adapter:
     """
     if not has_strength(adapter) and strength != 1:
         raise InputError(f"an adapter of method {adapter.method!r} has no strength to change: it is used as it is")
+    if adapter.options.as_dict().get("tanh") and strength != 1:
+        # What is multiplied is the gate as it weighs.
+        gates = {name: jnp.tanh(x) if name.startswith("gates") else x for name, x in adapter.trainable.items()}
+        options = Options.of(**{**adapter.options.as_dict(), "tanh": False})
+        adapter = adapter.replace(trainable=gates, options=options)
     multiplied = METHODS[adapter.method].STRENGTH
     scale = {name: strength if name.startswith(multiplied) else 1 for name in adapter.trainable}
     return adapter.replace(trainable={name: x * scale[name] for name, x in adapter.trainable.items()})

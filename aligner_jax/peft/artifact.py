@@ -19,7 +19,7 @@ from aligner_jax.model.llama import LlamaConfig
 from aligner_jax.peft import METHODS, Adapter, Options, complete_options
 from aligner_jax.peft.hf_peft import load_peft
 from aligner_jax.peft.released import load_released
-from aligner_jax.runtime.files import write_atomically
+from aligner_jax.runtime.files import reason, write_atomically
 
 FORMAT_VERSION = 1
 
@@ -170,6 +170,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {reason(error)}") from error
     except (safetensors.SafetensorError, ValueError) as error:
         raise InputError(f"{path} is not a whole safetensors file: {error}") from error
 

@@ -26,7 +26,7 @@ class Stopped(Exception):
 def at_once(sentence: str | None, status: int) -> Never:
     """Ends the process from any thread, whatever the others are held up by: a sentence, and nothing is cleaned up.
 
-    Files are as after a kill: whole, or temporary ones that the next run removes.
+    Files are as after a kill: whole, or temporary ones with a dot before their names.
     """
     # What holds up the main thread may be this very output.
     flush = threading.Thread(target=_flush, daemon=True)

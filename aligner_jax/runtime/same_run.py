@@ -20,7 +20,9 @@ MAY_DIFFER = (
     "mesh.",
     "base.model",
 )
-"""Fields that a resumed run may change: they do not alter what a step computes, but for rounding."""
+"""Fields that a resumed run may change: they do not alter what a step computes, but for rounding, and with another
+mesh for LoRA's dropout, whose masks belong to a row's place among the devices.
+"""
 
 
 def save_config(config: TrainConfig, workdir: str | Path) -> None:
@@ -51,6 +53,31 @@ def check_same_run(config: TrainConfig, workdir: str | Path) -> None:
             f"{workdir} holds a run with another configuration ({changes}): "
             "continue it with its own, or choose another --workdir"
         )
+
+
+def check_same_inputs(made_from: Mapping[str, str], workdir: str | Path, *, goes_on: bool) -> None:
+    """Refuses to go on where the base, the data or another input is not what the run began with; else notes them.
+
+    Args:
+      made_from: a digest of each, by its name.
+      goes_on: whether there is a checkpoint; without one the run begins with what there is.
+
+    Raises:
+      InputError: names what differs; or the file in which they are noted, `inputs.json`, cannot be used.
+    """
+    path = Path(workdir) / "inputs.json"
+    if goes_on and path.exists():
+        try:
+            was = dict(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} cannot be used: {error}") from error
+        if changed := [name for name, digest in made_from.items() if was.get(name) != digest]:
+            raise InputError(
+                f"{workdir} holds a run that began with another {' and another '.join(changed)}: continue it with the "
+                "same files as before, or choose another --workdir"
+            )
+        return
+    write_atomically(path, json.dumps(made_from, indent=2) + "\n")
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> str:

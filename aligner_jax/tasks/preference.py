@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from aligner_jax.data.documents import check_vocabulary, digest
 from aligner_jax.data.pair_rows import eval_pair_batches, train_pair_batches
-from aligner_jax.data.pairs import Pair, prompt_numbers, tokenize_pairs
+from aligner_jax.data.pairs import Pair, documents_of, prompt_numbers, tokenize_pairs
 from aligner_jax.evals import preference
-from aligner_jax.objectives.reference import fingerprint, load_reference, load_table, save_table, table
+from aligner_jax.objectives.reference import adapter_digest, fingerprint, load_reference, load_table, save_table, table
 from aligner_jax.peft import Adapter
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.files import write_atomically
@@ -50,7 +51,15 @@ def preference_task(config: TrainConfig, base: Base, initial: Adapter, workdir: 
 
     # With tables the steps have no use for the adapter itself.
     in_steps = None if tables else reference
-    return Task(batches, in_steps, bool(heldout), lambda adapter: measure(adapter)[0].as_metrics(), write_report)
+    made_from = {
+        "base": base.fingerprint,
+        "adapter to begin with": adapter_digest(initial),
+        "reference adapter": adapter_digest(reference),
+        "training data": digest(documents_of(training)),
+    }
+    return Task(
+        made_from, batches, in_steps, bool(heldout), lambda adapter: measure(adapter)[0].as_metrics(), write_report
+    )
 
 
 def load_pairs(config: TrainConfig, base: Base, console: Console) -> tuple[list[Pair], list[Pair]]:
@@ -62,6 +71,7 @@ def load_pairs(config: TrainConfig, base: Base, console: Console) -> tuple[list[
             part, tokenizer, data.template, system=data.system,
             sequence_length=data.sequence_length, packing=data.packing, overlong=data.overlong,
         )  # fmt: skip
+        check_vocabulary(documents_of(of_part), tokenizer, base.config.vocab_size)
         console.out(f"{name}: {summary}")
         pairs.append(of_part)
     return pairs[0], pairs[1]

@@ -7,10 +7,12 @@ from pathlib import Path
 from rich.console import Console
 
 from aligner_jax.data import pipeline
+from aligner_jax.data.documents import check_vocabulary, digest
 from aligner_jax.data.sources import Example
 from aligner_jax.data.templates import render_example_prompt
 from aligner_jax.evals import before_after, sweep
 from aligner_jax.evals.heldout import heldout_loss
+from aligner_jax.objectives.reference import adapter_digest
 from aligner_jax.peft import Adapter, has_strength, with_strength
 from aligner_jax.peft.rows import unstack_adapter
 from aligner_jax.runtime.config import TrainConfig
@@ -41,16 +43,20 @@ def sft_task(config: TrainConfig, base: Base, adapter: Adapter, workdir: Path, c
             return
         report(config, base, adapter, data, heldout_batches, path, console)
 
-    return Task(batches, None, bool(heldout_batches), evaluate, write_report)
+    made_from = {
+        "base": base.fingerprint, "adapter to begin with": adapter_digest(adapter), "training data": digest(data.train)
+    }  # fmt: skip
+    return Task(made_from, batches, None, bool(heldout_batches), evaluate, write_report)
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Tokenized documents of a run; the held-out ones also as examples, and as prompts for generation."""
+    """Tokenized documents of a run, the held-out examples, and the questions and prompts that are answered of them."""
 
     train: list[pipeline.Document]
     heldout: list[pipeline.Document]
     heldout_examples: list[Example]
+    heldout_questions: list[str]
     heldout_prompts: list[str]
 
 
@@ -64,9 +70,16 @@ def load_data(config: TrainConfig, base: Base, console: Console) -> Data:
             part, tokenizer, data.template, system=data.system, loss_on=data.loss_on,
             sequence_length=data.sequence_length, overlong=data.overlong,
         )  # fmt: skip
+        check_vocabulary(documents[name], tokenizer, base.config.vocab_size)
         console.out(f"{name}: {summary}")
-    prompts = [render_example_prompt(e, tokenizer, data.template, data.system) for e in heldout_examples]
-    return Data(documents["training"], documents["held-out"], heldout_examples, prompts)
+    # What was cut or dropped may have a prompt without room for an answer.
+    room = base.config.context_length - config.report.max_new_tokens
+    asked = [(e.question, render_example_prompt(e, tokenizer, data.template, data.system)) for e in heldout_examples]
+    asked = [each for each in asked if len(tokenizer.encode(each[1], bos=tokenizer.add_bos)) <= room]
+    if config.report.form is not None and (longer := len(heldout_examples) - len(asked)):
+        console.out(f"held-out: {longer:,} prompts without room for an answer are not asked in the report")
+    questions, prompts = ([each[i] for each in asked] for i in (0, 1))
+    return Data(documents["training"], documents["held-out"], heldout_examples, questions, prompts)
 
 
 def report(
@@ -91,7 +104,7 @@ def report(
     result = before_after.BeforeAfter(
         before=before,
         after=after,
-        questions=[example.question for example in data.heldout_examples],
+        questions=data.heldout_questions,
         num_params=adapter.num_params,
         file_bytes=path.stat().st_size,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import grain
 from rich.console import Console
 
-from aligner_jax.data.sources import Example, load_dataset, split_by_prompt, without_repeats
+from aligner_jax.data.sources import Example, load_dataset, prompt_of, split_by_prompt, without_repeats
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.peft import Adapter
@@ -20,6 +20,8 @@ from aligner_jax.weights.base import Base
 class Task:
     """What is learned from what: the batches, the reference that their objective needs, and how to judge the result."""
 
+    made_from: dict[str, str]
+    """Digests of what every step depends on besides the config, by names that can stand in a sentence."""
     batches: "grain.DatasetIterator[Any]"
     reference: Adapter | None
     has_heldout: bool
@@ -39,7 +41,11 @@ def tokenizer_of(base: Base, config: TrainConfig) -> Tokenizer:
 def split_examples(config: TrainConfig, console: Console) -> tuple[list[Example], list[Example]]:
     """The training and the held-out examples, and a line about each file that is read.
 
-    None of one file has a prompt in both; of equal held-out examples one is kept.
+    No prompt is in both: with a held-out file of its own what is held out is left out of training. Of equal held-out
+    examples one is kept.
+
+    Raises:
+      InputError: a file cannot be used, or nothing is left to train on.
     """
     data = config.data
 
@@ -57,7 +63,14 @@ def split_examples(config: TrainConfig, console: Console) -> tuple[list[Example]
         return once
 
     if data.heldout_path is not None:
-        return examples, different(read(data.heldout_path))
+        heldout = different(read(data.heldout_path))
+        prompts = set(map(prompt_of, heldout))
+        training = [example for example in examples if prompt_of(example) not in prompts]
+        if not training:
+            raise InputError(f"all examples of {data.path} have prompts that {data.heldout_path} holds out")
+        if left_out := len(examples) - len(training):
+            console.out(f"training: {left_out:,} examples whose prompts are held out are left out")
+        return training, heldout
     if data.heldout_rows >= len(examples):
         raise InputError(
             f"config.data.heldout_rows is {data.heldout_rows}, but {data.path} has only {len(examples)} examples"

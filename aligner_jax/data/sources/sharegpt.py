@@ -5,7 +5,8 @@ from aligner_jax.data.sources.source import Dropped, Source
 from aligner_jax.data.sources.values import list_field, text_field
 from aligner_jax.errors import InputError
 
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_ASSISTANTS = ("gpt", "chatgpt", "assistant", "bing", "bard")
+_ROLES = {"human": "user", "user": "user", **dict.fromkeys(_ASSISTANTS, "assistant"), "system": "system"}
 
 
 def parse(record: dict, where: str) -> Conversation:
@@ -14,7 +15,7 @@ def parse(record: dict, where: str) -> Conversation:
 
     Raises:
       InputError: `conversations` is missing or not a list of objects with `from` and `value`, or a turn is from
-        somebody else than human, gpt and system.
+        somebody else than a human, an assistant that the data know, and system.
       Dropped: there is no question with an answer.
     """
     messages: list[Message] = []
