@@ -155,6 +155,10 @@ def test_parameters_that_a_mesh_does_not_divide_are_named():
     [
         ({"embd": "fsdp"}, "config.mesh.rules.embd is of no logical axis; did you mean embed?"),
         ({"embed": "model"}, "config.mesh.rules.embed is 'model', but 'model' is not an axis of the mesh"),
+        ({"kv_heads": "none"}, "config.mesh.rules.heads is 'tensor' and config.mesh.rules.kv_heads 'none'"),
+        ({"heads": "fsdp"}, "config.mesh.rules.heads is 'fsdp' and config.mesh.rules.kv_heads 'tensor'"),
+        ({"vocab": "fsdp"}, "config.mesh.rules.batch and config.mesh.rules.vocab both split over 'fsdp'"),
+        ({"batch": "data,fsdp,tensor"}, "config.mesh.rules.batch and config.mesh.rules.vocab both split over 'tensor'"),
     ],
 )
 def test_a_wrong_rule_is_named(rules: dict[str, str], message: str):
@@ -165,6 +169,13 @@ def test_a_wrong_rule_is_named(rules: dict[str, str], message: str):
 def test_rules_of_the_config_take_the_place_of_the_default_ones():
     rules = dict(sharding.rules_of(MeshConfig(rules={"vocab": "none", "mlp": "tensor, fsdp"})))
     assert rules == dict(sharding.RULES) | {"vocab": None, "mlp": ("tensor", "fsdp")}
+
+
+def test_heads_go_together_and_rows_take_an_axis_that_the_vocabulary_leaves():
+    alike = dict(sharding.rules_of(MeshConfig(rules={"heads": "none", "kv_heads": "none"})))
+    assert alike == dict(sharding.RULES) | {"heads": None, "kv_heads": None}
+    moved = dict(sharding.rules_of(MeshConfig(rules={"vocab": "none", "batch": "data,fsdp,tensor"})))
+    assert moved["batch"] == ("data", "fsdp", "tensor")
 
 
 def test_slices_split_the_replicas():

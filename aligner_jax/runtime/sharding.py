@@ -94,7 +94,7 @@ def rules_of(config: MeshConfig) -> Rules:
     """The default rules with those of a config in their places.
 
     Raises:
-      InputError: a rule is of no logical axis or names no axis of the mesh.
+      InputError: a rule is of no logical axis or names no axis of the mesh, or two rules cannot go together.
     """
     rules = dict(RULES)
     for name, text in config.rules.items():
@@ -108,7 +108,24 @@ def rules_of(config: MeshConfig) -> Rules:
                 f"there are {', '.join(AXES)}, and none"
             )
         rules[name] = axes or None
+    _check_together({name: (axes,) if isinstance(axes, str) else axes or () for name, axes in rules.items()})
     return tuple(rules.items())
+
+
+def _check_together(rules: dict[str, tuple[str, ...]]) -> None:
+    # Each device attends with its own heads, and sums over the vocabulary's axes what is of its own rows: the wrong
+    # heads would meet, and sums of different rows, without an error.
+    if rules["heads"] != rules["kv_heads"]:
+        heads, kv_heads = (",".join(rules[name]) or "none" for name in ("heads", "kv_heads"))
+        raise InputError(
+            f"config.mesh.rules.heads is {heads!r} and config.mesh.rules.kv_heads {kv_heads!r}, but queries and the "
+            "keys they read are split alike"
+        )
+    if both := [axis for axis in rules["batch"] if axis in rules["vocab"]]:
+        raise InputError(
+            f"config.mesh.rules.batch and config.mesh.rules.vocab both split over {both[0]!r}, but a device needs the "
+            "whole vocabulary's sums of its own rows"
+        )
 
 
 @contextlib.contextmanager
