@@ -111,7 +111,6 @@ def _train_on(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, workdir: P
     def evaluate(state: TrainState) -> dict[str, float]:
         return task.evaluate(adapter.replace(trainable=state.trainable))
 
-    save_config(config, workdir)
     with (
         Watchdog(config.stall) as watchdog,
         Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
@@ -121,7 +120,11 @@ def _train_on(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, workdir: P
         if restored is not None:
             number, state, data_state = restored
             task.batches.set_state(data_state)
+            if number > config.steps:
+                at = f"{checkpoints.directory} is at step {number} already"
+                raise InputError(f"config.steps is {config.steps}, but {at}")
             console.out(f"resuming after step {number} of {config.steps}")
+        save_config(config, workdir)
         state = run_steps(
             config, workdir, program, base.params, task.reference, state, task.batches,
             checkpoints, model_flops, evaluate if task.has_heldout else None, watchdog, console,
@@ -151,11 +154,12 @@ def first_adapter(config: TrainConfig, base: Base) -> Adapter:
 
 
 def _first_adapter(config: TrainConfig, base: Base, seed: int) -> Adapter:
-    method, options, path = config.adapter.method, config.adapter.options, config.adapter.init_from
+    method, path = config.adapter.method, config.adapter.init_from
+    # Before what is called with them: one may have the name of an argument.
+    wanted = complete_options(method, base.config, config.adapter.options)
     if path is None:
-        return init_adapter(method, base.config, key=seed, **options)
+        return init_adapter(method, base.config, key=seed, **wanted.as_dict())
     adapter = load_adapter(path, base)
-    wanted = complete_options(method, base.config, options)
     if (adapter.method, adapter.options) != (method, wanted):
         configured = adapter.replace(method=method, options=wanted)
         raise InputError(f"config.adapter.init_from, {path}, is {adapter}, but config.adapter is {configured}")

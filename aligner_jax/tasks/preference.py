@@ -77,8 +77,9 @@ def reference_tables(
 ) -> dict[str, np.ndarray]:
     """The reference's log-probabilities of all pairs' tokens: those in the workdir, or else computed and kept there."""
     tables = {}
-    # The workdir is this run's from its first file on.
-    save_config(config, workdir)
+    # The workdir is this run's from its first file on; what is there already stays until the run goes on.
+    if not (workdir / "config.json").exists():
+        save_config(config, workdir)
     for name, pairs in parts.items():
         path = workdir / f"reference_{name}.npz"
         made_from = fingerprint(base, reference, pairs)
