@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +143,13 @@ def test_a_mesh_of_all_devices(axes: dict, shape: tuple):
 def test_a_mesh_that_does_not_fit_is_refused(axes: dict):
     with pytest.raises(InputError, match="does not fit 1 devices"):
         sharding.make_mesh(**axes)
+
+
+@pytest.mark.parametrize(("of_devices", "groups"), [((0, 0), "2"), ((0, 0, 0, 1), "3, 1")])
+def test_slices_that_are_not_those_of_the_devices_are_refused(of_devices: tuple[int, ...], groups: str):
+    devices = [SimpleNamespace(slice_index=number) for number in of_devices]
+    with pytest.raises(InputError, match=f"^config.mesh.slices is 2, but the devices come in groups of {groups}$"):
+        sharding.make_mesh(data=2, slices=2, devices=devices)
 
 
 def test_parameters_that_a_mesh_does_not_divide_are_named():
