@@ -214,6 +214,9 @@ def run_steps(
             if before is not None:
                 skipped.add(np.asarray(before.skipped))
             before = metrics
+            if number == config.steps:
+                # No step follows that would count it.
+                skipped.add(np.asarray(metrics.skipped))
             if (number - 1) % config.log_every == 0 and number - 1 > logged:
                 log(number - 1)
             # Every adapter of a sweep has all rows.

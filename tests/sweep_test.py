@@ -122,7 +122,10 @@ def test_an_adapter_that_diverged_is_not_the_best(settings: dict, tmp_path: Path
     screen = io.StringIO()
     for losses, best in (([math.nan, 2.0, 1.0], 2), ([1.0, math.nan, 2.0], 0), ([math.inf, math.nan, 2.0], 2)):
         report(parse_config(settings), losses, tmp_path / "report.json", Console(file=screen))
-        assert json.loads((tmp_path / "report.json").read_text())["best"] == best
+        found = json.loads((tmp_path / "report.json").read_text())
+        assert found["best"] == best
+        kept = [loss if math.isfinite(loss) else None for loss in losses]
+        assert [one["heldout_loss"] for one in found["adapters"]] == kept
     assert "nan *" not in screen.getvalue()
 
 

@@ -13,6 +13,7 @@ from aligner_jax.objectives.reference import fingerprint, load_reference, load_t
 from aligner_jax.peft import Adapter
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.files import write_atomically
+from aligner_jax.runtime.nonfinite import finite_or_none
 from aligner_jax.runtime.same_run import save_config
 from aligner_jax.tasks.task import Task, rows, split_examples, tokenizer_of
 from aligner_jax.weights.base import Base
@@ -45,7 +46,7 @@ def preference_task(config: TrainConfig, base: Base, initial: Adapter, workdir: 
             num_params=adapter.num_params,
             file_bytes=path.stat().st_size,
         )
-        write_atomically(path.with_name("report.json"), json.dumps(result.as_dict(), indent=2) + "\n")
+        write_atomically(path.with_name("report.json"), json.dumps(finite_or_none(result.as_dict()), indent=2) + "\n")
         preference.show(result, console)
 
     # With tables the steps have no use for the adapter itself.
