@@ -8,6 +8,7 @@ command goes on where a run was ended.
 """
 
 import contextlib
+import dataclasses
 import functools
 import math
 import time
@@ -186,7 +187,10 @@ def run_steps(
       Stopped: the process was asked to stop, and the step it is at is saved.
       InputError: too many steps in a row were skipped, and the step it is at is saved; or nothing can be written.
     """
-    rate = optim.learning_rate(config.optim, config.steps)
+    rates = {
+        name: optim.learning_rate(dataclasses.replace(config.optim, lr=lr), config.steps)
+        for name, lr in logged_rates(config).items()
+    }
     first = int(state.step)
     with (
         MetricsWriter(workdir, resume_step=first) as writer,
@@ -200,7 +204,7 @@ def run_steps(
         def log(number: int) -> None:
             nonlocal logged
             logged, metrics = number, window.close()
-            metrics["learning_rate"] = float(np.asarray(rate(number - 1)))
+            metrics |= {name: float(np.asarray(rate(number - 1))) for name, rate in rates.items()}
             writer.write(number, **metrics)
             progress.log(number, **metrics)
 
@@ -240,6 +244,13 @@ def run_steps(
                 raise ended
         watchdog.waiting_for("the last checkpoint")
     return state
+
+
+def logged_rates(config: TrainConfig) -> dict[str, float]:
+    """What the schedules begin from, by metric: of a sweep of rates each adapter's, and the first's as the main one."""
+    of_sweep = config.sweep.lr
+    each = {f"learning_rate_{i}": rate for i, rate in enumerate(of_sweep)}
+    return {"learning_rate": of_sweep[0] if of_sweep else config.optim.lr, **each}
 
 
 def _on_mesh(batch: pipeline.Batch, program: Program) -> pipeline.Batch:

@@ -132,7 +132,8 @@ class SweepConfig:
     """Many adapters in one run, over the same rows: one for each learning rate or seed.
 
     Attributes:
-      lr: the adapters' rates, in place of `optim.lr`.
+      lr: the adapters' rates, in place of `optim.lr`. Metrics have each one's at a step as `learning_rate_i`, and that
+        of adapter 0 as `learning_rate`.
       seed: of the adapters' initial values, in place of the run's `seed`, which then is that of the data's order alone.
 
     Where both are given they are as long as each other and go together.
