@@ -8,6 +8,7 @@ command goes on where a run was ended.
 """
 
 import contextlib
+import dataclasses
 import functools
 import math
 import time
@@ -112,7 +113,6 @@ def _train_on(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, workdir: P
     def evaluate(state: TrainState) -> dict[str, float]:
         return task.evaluate(adapter.replace(trainable=state.trainable))
 
-    save_config(config, workdir)
     with (
         only_run(workdir),
         Watchdog(config.stall) as watchdog,
@@ -124,7 +124,11 @@ def _train_on(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, workdir: P
         if restored is not None:
             number, state, data_state = restored
             task.batches.set_state(data_state)
+            if number > config.steps:
+                at = f"{checkpoints.directory} is at step {number} already"
+                raise InputError(f"config.steps is {config.steps}, but {at}")
             console.out(f"resuming after step {number} of {config.steps}")
+        save_config(config, workdir)
         state = run_steps(
             config, workdir, program, base.params, task.reference, state, task.batches,
             checkpoints, model_flops, evaluate if task.has_heldout else None, watchdog, console,
@@ -154,11 +158,12 @@ def first_adapter(config: TrainConfig, base: Base) -> Adapter:
 
 
 def _first_adapter(config: TrainConfig, base: Base, seed: int) -> Adapter:
-    method, options, path = config.adapter.method, config.adapter.options, config.adapter.init_from
+    method, path = config.adapter.method, config.adapter.init_from
+    # Before what is called with them: one may have the name of an argument.
+    wanted = complete_options(method, base.config, config.adapter.options)
     if path is None:
-        return init_adapter(method, base.config, key=seed, **options)
+        return init_adapter(method, base.config, key=seed, **wanted.as_dict())
     adapter = load_adapter(path, base)
-    wanted = complete_options(method, base.config, options)
     if (adapter.method, adapter.options) != (method, wanted):
         configured = adapter.replace(method=method, options=wanted)
         raise InputError(f"config.adapter.init_from, {path}, is {adapter}, but config.adapter is {configured}")
@@ -185,7 +190,10 @@ def run_steps(
       Stopped: the process was asked to stop, and the step it is at is saved.
       InputError: too many steps in a row were skipped, and the step it is at is saved; or nothing can be written.
     """
-    rate = optim.learning_rate(config.optim, config.steps)
+    rates = {
+        name: optim.learning_rate(dataclasses.replace(config.optim, lr=lr), config.steps)
+        for name, lr in logged_rates(config).items()
+    }
     first = int(state.step)
     with (
         MetricsWriter(workdir, resume_step=first) as writer,
@@ -199,7 +207,7 @@ def run_steps(
         def log(number: int) -> None:
             nonlocal logged
             logged, metrics = number, window.close()
-            metrics["learning_rate"] = float(np.asarray(rate(number - 1)))
+            metrics |= {name: float(np.asarray(rate(number - 1))) for name, rate in rates.items()}
             writer.write(number, **metrics)
             progress.log(number, **metrics)
 
@@ -213,6 +221,9 @@ def run_steps(
             if before is not None:
                 skipped.add(np.asarray(before.skipped))
             before = metrics
+            if number == config.steps:
+                # No step follows that would count it.
+                skipped.add(np.asarray(metrics.skipped))
             if (number - 1) % config.log_every == 0 and number - 1 > logged:
                 log(number - 1)
             # Every adapter of a sweep has all rows.
@@ -236,6 +247,13 @@ def run_steps(
                 raise ended
         watchdog.waiting_for("the last checkpoint")
     return state
+
+
+def logged_rates(config: TrainConfig) -> dict[str, float]:
+    """What the schedules begin from, by metric: of a sweep of rates each adapter's, and the first's as the main one."""
+    of_sweep = config.sweep.lr
+    each = {f"learning_rate_{i}": rate for i, rate in enumerate(of_sweep)}
+    return {"learning_rate": of_sweep[0] if of_sweep else config.optim.lr, **each}
 
 
 def _on_mesh(batch: pipeline.Batch, program: Program) -> pipeline.Batch:

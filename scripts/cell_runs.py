@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.files import write_atomically
+from aligner_jax.runtime.nonfinite import finite_or_none
 from aligner_jax.runtime.same_run import differences
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -99,7 +101,7 @@ def finished(cell: Cell, settings: Settings, out: Path) -> dict[str, Any] | None
         raise InputError(f"{path} cannot be used ({type(error).__name__}): remove it to have it made anew") from error
     if changes := differences(was, settings):
         raise InputError(f"{path} was made with other settings ({changes}): use those, or choose another --out")
-    return result
+    return _with_nan(result)
 
 
 def run(cell: Cell, settings: Settings, out: Path) -> dict[str, Any]:
@@ -121,9 +123,11 @@ def run(cell: Cell, settings: Settings, out: Path) -> dict[str, Any]:
             _train(file, workdir, cell)
         write_atomically(workdir / "finished", seconds.read_text())
     last = list(settings)[-1]
-    result = _result(folder / last)
+    result = _with_nan(_result(folder / last))
     result["seconds"] = sum(float((folder / name / "finished").read_text()) for name in settings)
-    write_atomically(_path(cell, out), json.dumps({"settings": settings, "result": result}, indent=1) + "\n")
+    write_atomically(
+        _path(cell, out), json.dumps({"settings": settings, "result": finite_or_none(result)}, indent=1) + "\n"
+    )
     for name in settings:
         shutil.rmtree(folder / name / "checkpoints", ignore_errors=True)
     return result
@@ -170,6 +174,15 @@ def _killed_with_us(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+def _with_nan(value: Any) -> Any:
+    """The same, with NaN for every null: all that a result holds are numbers, and JSON has no other word for it."""
+    if isinstance(value, dict):
+        return {name: _with_nan(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(each) for each in value]
+    return math.nan if value is None else value
 
 
 def _result(workdir: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The tables of compare_methods.py, in Markdown."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -28,7 +29,7 @@ def answers(task: str, results: Results, sizes: Sizes) -> str:
     by_arm = _by_arm(results)
     base = next(iter(results.values()))["base_loss"]
     rows = [["base", "0", f"{base:.4f}", "", "", ""]]
-    for arm in sorted(by_arm, key=lambda arm: _mean(by_arm[arm], "loss")):
+    for arm in sorted(by_arm, key=lambda arm: _last_if_nan(_mean(by_arm[arm], "loss"))):
         found = by_arm[arm]
         rows.append(
             [
@@ -45,7 +46,7 @@ def preferences(results: Results, sizes: Sizes) -> str:
     """Held-out accuracies of DPO, highest first, with the interval that so many prompts and seeds allow."""
     by_arm = _by_arm(results)
     rows = []
-    for arm in sorted(by_arm, key=lambda arm: -_mean(by_arm[arm], "accuracy")):
+    for arm in sorted(by_arm, key=lambda arm: _last_if_nan(-_mean(by_arm[arm], "accuracy"))):
         found = by_arm[arm]
         low, high = _interval(found)
         rows.append(
@@ -69,7 +70,7 @@ def tuning(tasks: Sequence[str], results: Results) -> str:
         rows = []
         for arm in dict.fromkeys(arm for arm, _ in losses):
             rate = ARMS[arm].dpo if task == "pku" else ARMS[arm].sft
-            best = min((scale for of, scale in losses if of == arm), key=lambda scale: losses[arm, scale])
+            best = min((scale for of, scale in losses if of == arm), key=lambda scale: _last_if_nan(losses[arm, scale]))
             tried = [f"{losses[arm, scale]:.4f}" if (arm, scale) in losses else "" for scale in scales]
             rows.append([arm, f"{rate:.2g}", *tried, f"{rate * best:.2g}"])
         header = ["arm", "its rate", *(f"loss at × {scale:.3g}" for scale in scales), "best rate"]
@@ -99,11 +100,18 @@ def _mean(results: Sequence[Mapping[str, Any]], name: str) -> float:
     return statistics.fmean(result[name] for result in results)
 
 
+def _last_if_nan(value: float) -> float:
+    """What diverged comes after all that did not."""
+    return math.inf if math.isnan(value) else value
+
+
 def _interval(results: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """Of the mean accuracy, with prompts, and seeds where there are several, as the sample."""
     # All seeds are judged by the same pairs, in the same order.
     each_sm2 = np.array([result["each"] for result in results])
     prompt_m, right_sm = each_sm2[0, :, 0].astype(int), each_sm2[:, :, 1]
+    if not np.isfinite(right_sm).all():
+        return math.nan, math.nan
     if len(results) == 1:
         return grouped_interval(right_sm[0], prompt_m)
     right_sn, pairs_sn = (np.stack([np.bincount(prompt_m, x_m) for x_m in x_sm]) for x_sm in (right_sm, right_sm**0))
@@ -118,7 +126,9 @@ def _spread(results: Sequence[Mapping[str, Any]], name: str, form: str) -> str:
     text: Callable[[float], str] = form.format
     if len(values) == 1:
         return text(values[0])
-    return f"{text(statistics.fmean(values))} ± {text(statistics.stdev(values)).lstrip('+')}"
+    # Of NaN, statistics.stdev raises.
+    deviation = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+    return f"{text(statistics.fmean(values))} ± {text(deviation).lstrip('+')}"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import cell_runs
+import numpy as np
 import pytest
 
 from aligner_jax.errors import InputError
@@ -49,7 +51,12 @@ def test_a_cell_is_made_of_its_runs_and_of_no_others(tmp_path: Path, monkeypatch
     assert result["tokens_per_second"] == 50
     assert 112.5 <= result["seconds"] < 120
     assert [path.name for path in tmp_path.rglob("checkpoints")] == []
-    assert runs.finished(cell, settings, tmp_path) == result
+    # What is not finite is null in reports and in what is kept, and a number again where it is read.
+    assert math.isnan(result["loss"])
+    assert "NaN" not in (tmp_path / "cells" / "a.json").read_text()
+    kept = runs.finished(cell, settings, tmp_path)
+    assert kept is not None
+    np.testing.assert_equal(kept, result)
     with pytest.raises(InputError, match=r"a\.json was made with other settings \(second\.steps is 3 and was 2\)"):
         runs.finished(cell, {**settings, "second": {"steps": 3}}, tmp_path)
     for damaged in ("{", "{}", "[]"):

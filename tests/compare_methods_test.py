@@ -175,6 +175,32 @@ def test_an_accuracy_is_as_sure_as_prompts_and_seeds_allow():
     assert f"0.600 ± 0.100 | [{0.6 - half:.3f}, {0.6 + half:.3f}]" in " ".join(text(50, 60, 70).split())
 
 
+def test_what_diverged_comes_last_and_is_no_best_rate():
+    cells, table = compare_cells, compare_table
+    sizes = cells.Sizes("model", "float32", rows=4, length=256, steps=5, stage1_steps=6, dpo_steps=7)
+    rest = {"parameters": 828, "pairs": 4, "prompts": 2, "margin": 0.5, "tokens_per_second": 400.0}
+    results = {}
+    for arm, share in (("aligner_1", math.nan), ("lora_8", 0.25), ("bias_o", 0.75)):
+        for seed in (0, 1):
+            each = [[prompt, share] for prompt in (0, 0, 1, 1)]
+            results[cells.Cell("pku", arm, seed)] = {**rest, "accuracy": share, "each": each}
+    rows = table.preferences(results, sizes).splitlines()[-3:]
+    assert [row.split()[1] for row in rows] == ["bias_o", "lora_8", "aligner_1"]
+    assert "| nan ± nan | [nan, nan] |" in " ".join(rows[-1].split())
+    losses = {
+        cells.Cell("alpaca", arm, seed): {**rest, "loss": loss, "base_loss": 2.0}
+        for arm, loss in (("aligner_1", math.nan), ("lora_8", 1.5), ("bias_o", 1.25))
+        for seed in (0, 1)
+    }
+    assert [row.split()[1] for row in table.answers("alpaca", losses, sizes).splitlines()[-3:]] == [
+        "bias_o", "lora_8", "aligner_1"
+    ]  # fmt: skip
+    tried = {1 / 3: math.nan, 1.0: 2.25, 3.0: 2.5}
+    of_rates = {cells.Cell("alpaca", "lora_8", 0, scale): {"loss": loss} for scale, loss in tried.items()}
+    rate = cells.ARMS["lora_8"].sft
+    assert table.tuning(["alpaca"], of_rates).split()[-2] == f"{rate:.2g}"
+
+
 def test_the_best_rate_is_that_of_the_lowest_loss():
     cells, table = compare_cells, compare_table
     losses = {1 / 3: 2.5, 1.0: 2.25, 3.0: 2.125}

@@ -107,6 +107,14 @@ def test_missing_fields_are_named(field):
     [
         ({"steps": 0}, "config.steps is 0, but should be 1 or more"),
         ({"optim": {"b2": 1.0}}, "config.optim.b2 is 1.0, but should be less than 1"),
+        ({"mesh": {"data": 0}}, "config.mesh.data is 0, but should be -1 or more, and not 0"),
+        ({"seed": 2**63}, "config.seed is 9223372036854775808, but should be less than 4294967296"),
+        ({"sweep": {"seed": [0, 2**32]}}, "config.sweep.seed[1] is 4294967296, but should be less than 4294967296"),
+        (
+            {"sweep": {"seed": [0, 1]}, "adapter": {"init_from": "a.safetensors"}},
+            "config.sweep.seed and config.adapter.init_from are both set, but a saved adapter has the same initial "
+            "values for every seed",
+        ),
         ({"optim": {"clip": 0}}, "config.optim.clip is 0.0, but should be greater than 0"),
         ({"optim": {"lr": float("nan")}}, "config.optim.lr is nan, but should be finite"),
         (

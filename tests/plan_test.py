@@ -18,6 +18,7 @@ from aligner_jax.planning import search, table
 from aligner_jax.planning.plan import Plan, refitted
 from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime.config import MeshConfig, TrainConfig, parse_config
+from aligner_jax.weights.base import base_config
 
 PLAN = Plan(
     topology="v5e:2x4", devices=8, mesh={"data": 1, "fsdp": 8, "tensor": 1}, batch=64, sequence_length=512,
@@ -105,6 +106,20 @@ def test_without_weights_or_a_name_there_is_nothing_to_plan():
     assert command_compile.planned_model(small().base) == llama_config("stories_260k")
 
 
+def test_weights_at_the_path_are_planned_and_must_be_what_is_named(tiny_model: Path):
+    base = dataclasses.replace(small().base, path=str(tiny_model), model=None)
+    found = command_compile.planned_model(base)
+    assert found == base_config(tiny_model)
+    with pytest.raises(InputError, match=r"^config\.base\.model is 'llama2_7b', whose \w+ is"):
+        command_compile.planned_model(dataclasses.replace(base, model="llama2_7b"))
+
+
+def test_devices_that_are_no_box_of_the_network_are_refused():
+    pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
+    with pytest.raises(InputError, match=r"^these 5 devices are no box of the TPU's network: .*--devices"):
+        list(command_compile.make_plans(small(), llama_config("stories_260k"), ["v5e:2x4"], 5, False))
+
+
 def test_without_a_topology_there_is_nothing_to_plan():
     with pytest.raises(InputError, match="no topology is named: add --topology=v5e:2x4"):
         list(command_compile.make_plans(small(), llama_config("stories_260k"), None, None, False))
@@ -116,7 +131,8 @@ def test_the_command_prints_one_object_a_line():
     run = subprocess.run(
         [
             sys.executable, "-m", "aligner_jax.compile", "--config=configs/quickstart.py", "--json",
-            "--config.base.model=stories_260k", "--config.data.batch_size=8", "--topology=v5e:2x2,v6e:2x2",
+            "--config.base.path=nowhere", "--config.base.model=stories_260k", "--config.data.batch_size=8",
+            "--topology=v5e:2x2,v6e:2x2",
         ],
         cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True,
     )  # fmt: skip

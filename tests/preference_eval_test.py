@@ -2,6 +2,7 @@
 
 import io
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -71,6 +72,14 @@ def test_a_policy_that_is_its_own_reference(config: LlamaConfig, params: Params,
         found = preference.measure(params, policy, reference, some, **options)
         assert (found.accuracy, found.margin, found.kl, found.chosen_reward) == (0.5, 0, 0, 0)
         assert found.loss == pytest.approx(np.log(2))
+
+
+def test_a_policy_that_diverged_has_no_accuracy(config: LlamaConfig, params: Params, trained_adapter, pairs):
+    policy = trained_adapter(1)
+    policy = policy.replace(trainable=jax.tree.map(lambda leaf: leaf * np.nan, policy.trainable))
+    options = {"prompts_m": prompt_numbers(pairs), "objective": DPO, "config": config}
+    found = preference.measure(params, policy, None, eval_pair_batches(pairs, **ROWS), **options)
+    assert np.isnan([found.loss, found.accuracy, *found.accuracy_interval]).all()
 
 
 def test_no_pairs_are_refused(config: LlamaConfig, params: Params):

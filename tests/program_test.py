@@ -114,6 +114,12 @@ def test_what_the_rows_must_be_a_multiple_of(changed: dict, mesh: tuple, multipl
     assert program.row_multiple(config_of(**changed), abstract(*mesh)) == multiple
 
 
+def test_an_option_that_has_the_name_of_an_argument_is_refused():
+    config = config_of(adapter={"key": 1})
+    with pytest.raises(InputError, match=r"^adapter method 'aligner' has no option 'key'"):
+        program.fresh_adapter(config, llama_config("stories_260k"))
+
+
 def test_rows_that_the_mesh_does_not_divide_are_refused():
     config = config_of(data={"batch_size": 6})
     with pytest.raises(InputError, match=r"config.data.batch_size is 6, but on the mesh .* multiple of 4, such as 8"):

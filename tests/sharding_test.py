@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +145,13 @@ def test_a_mesh_that_does_not_fit_is_refused(axes: dict):
         sharding.make_mesh(**axes)
 
 
+@pytest.mark.parametrize(("of_devices", "groups"), [((0, 0), "2"), ((0, 0, 0, 1), "3, 1")])
+def test_slices_that_are_not_those_of_the_devices_are_refused(of_devices: tuple[int, ...], groups: str):
+    devices = [SimpleNamespace(slice_index=number) for number in of_devices]
+    with pytest.raises(InputError, match=f"^config.mesh.slices is 2, but the devices come in groups of {groups}$"):
+        sharding.make_mesh(data=2, slices=2, devices=devices)
+
+
 def test_parameters_that_a_mesh_does_not_divide_are_named():
     mesh = jax.sharding.AbstractMesh((1, 5, 1), sharding.AXES)
     with pytest.raises(InputError, match="does not divide a parameter with axes vocab 64, embed 64"):
@@ -155,6 +163,10 @@ def test_parameters_that_a_mesh_does_not_divide_are_named():
     [
         ({"embd": "fsdp"}, "config.mesh.rules.embd is of no logical axis; did you mean embed?"),
         ({"embed": "model"}, "config.mesh.rules.embed is 'model', but 'model' is not an axis of the mesh"),
+        ({"kv_heads": "none"}, "config.mesh.rules.heads is 'tensor' and config.mesh.rules.kv_heads 'none'"),
+        ({"heads": "fsdp"}, "config.mesh.rules.heads is 'fsdp' and config.mesh.rules.kv_heads 'tensor'"),
+        ({"vocab": "fsdp"}, "config.mesh.rules.batch and config.mesh.rules.vocab both split over 'fsdp'"),
+        ({"batch": "data,fsdp,tensor"}, "config.mesh.rules.batch and config.mesh.rules.vocab both split over 'tensor'"),
     ],
 )
 def test_a_wrong_rule_is_named(rules: dict[str, str], message: str):
@@ -165,6 +177,13 @@ def test_a_wrong_rule_is_named(rules: dict[str, str], message: str):
 def test_rules_of_the_config_take_the_place_of_the_default_ones():
     rules = dict(sharding.rules_of(MeshConfig(rules={"vocab": "none", "mlp": "tensor, fsdp"})))
     assert rules == dict(sharding.RULES) | {"vocab": None, "mlp": ("tensor", "fsdp")}
+
+
+def test_heads_go_together_and_rows_take_an_axis_that_the_vocabulary_leaves():
+    alike = dict(sharding.rules_of(MeshConfig(rules={"heads": "none", "kv_heads": "none"})))
+    assert alike == dict(sharding.RULES) | {"heads": None, "kv_heads": None}
+    moved = dict(sharding.rules_of(MeshConfig(rules={"vocab": "none", "batch": "data,fsdp,tensor"})))
+    assert moved["batch"] == ("data", "fsdp", "tensor")
 
 
 def test_slices_split_the_replicas():

@@ -113,6 +113,7 @@ def settings(tiny_model: Path, tmp_path: Path) -> dict:
         "adapter": {"method": "aligner", "num_tokens": 2},
         "data": {"path": str(data), "heldout_rows": 3, "sequence_length": 128, "batch_size": 1},
         "sweep": {"lr": [1e-3, 1e-2, 1e-1]},
+        "optim": {"schedule": "warmup_constant", "warmup_steps": 2},
         "steps": 3,
         "log_every": 1,
     }
@@ -122,7 +123,10 @@ def test_an_adapter_that_diverged_is_not_the_best(settings: dict, tmp_path: Path
     screen = io.StringIO()
     for losses, best in (([math.nan, 2.0, 1.0], 2), ([1.0, math.nan, 2.0], 0), ([math.inf, math.nan, 2.0], 2)):
         report(parse_config(settings), losses, tmp_path / "report.json", Console(file=screen))
-        assert json.loads((tmp_path / "report.json").read_text())["best"] == best
+        found = json.loads((tmp_path / "report.json").read_text())
+        assert found["best"] == best
+        kept = [loss if math.isfinite(loss) else None for loss in losses]
+        assert [one["heldout_loss"] for one in found["adapters"]] == kept
     assert "nan *" not in screen.getvalue()
 
 
@@ -139,6 +143,11 @@ def test_a_sweep_of_rates_is_one_value_of_the_config(settings: dict, tmp_path: P
     assert all(adapter.num_params == 2 * 32 + 2 * 4 for adapter in adapters)
     assert not (workdir / "adapter.safetensors").exists()
     metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    # Half of each at the first of two steps of warm-up, and no rate of `optim.lr`, which no adapter has.
+    for line, share in zip(metrics, (0.5, 1.0, 1.0), strict=True):
+        logged = [line[f"learning_rate_{i}"] for i in range(3)]
+        assert logged == pytest.approx([share * rate for rate in settings["sweep"]["lr"]])
+        assert line["learning_rate"] == logged[0]
     last = metrics[-1]
     assert last["loss"] == pytest.approx(np.mean([last[f"loss_{i}"] for i in range(3)]))
     assert "in each of 3 adapters" in lines.read_text()

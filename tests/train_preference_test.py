@@ -141,6 +141,15 @@ def test_what_the_reference_said_is_used_again_or_computed_anew_with_a_word(sett
     assert whole.stat().st_ino == inode
 
 
+def test_a_run_is_not_cut_short_after_the_fact(settings: dict, tmp_path: Path):
+    workdir = tmp_path / "run"
+    _run({**settings, "steps": 4}, workdir)
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"^config\.steps is 3, but .*/checkpoints is at step 4 already$"):
+        _run({**settings, "steps": 3}, workdir)
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
 def test_a_reference_may_be_any_adapter_of_the_base(settings: dict, tmp_path: Path):
     """Even one of other options; the policy begins elsewhere, so it is told from it before the first step."""
     settings["objective"]["reference"] = _saved(settings, tmp_path, num_tokens=1)

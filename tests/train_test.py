@@ -200,6 +200,15 @@ def test_a_finished_run_is_not_taken_again(settings: dict, tmp_path: Path):
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
 
 
+def test_a_run_is_not_cut_short_after_the_fact(settings: dict, tmp_path: Path):
+    workdir = tmp_path / "run"
+    _run({**settings, "steps": 4}, workdir)
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"^config\.steps is 3, but .*/checkpoints is at step 4 already$"):
+        _run({**settings, "steps": 3}, workdir)
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
 def test_killed_at_random_moments_the_adapter_is_byte_identical(settings: dict, tmp_path: Path):
     settings |= {"steps": 60, "log_every": 1, "eval_every": 0, "report": {"form": None}}
     settings["checkpoint"] = {"every": 3}
@@ -275,6 +284,7 @@ def _write(path: str, text: str):
         (lambda s: s["data"].update(heldout_rows=12), "heldout_rows is 12"),
         (lambda s: s["base"].update(path="nowhere/model.gguf"), "nowhere/model.gguf"),
         (lambda s: s["adapter"].update(num_token=2), "did you mean 'num_tokens'"),
+        (lambda s: s["adapter"].update(key=1), "adapter method 'aligner' has no option 'key'"),
         (lambda s: s["adapter"].update(start_layer=4), "start_layer is 4"),
         (lambda s: s["report"].update(form="sonnet"), "config.report.form"),
     ],
@@ -287,6 +297,7 @@ def _write(path: str, text: str):
         "held out",
         "no base",
         "option",
+        "an argument's name",
         "layer",
         "form",
     ],

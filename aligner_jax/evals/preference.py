@@ -1,6 +1,7 @@
 """Held-out preferences: whether a policy tells the chosen answer from the rejected one, measured by its reference."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
@@ -30,7 +31,8 @@ class Preferred:
       prompts: how many different ones they have.
       loss: of the objective, a pair.
       accuracy: share of the pairs whose chosen answer has the higher implicit reward, ties being half.
-      accuracy_interval: of 95 % confidence, the prompts being the sample (`interval.grouped_interval`).
+      accuracy_interval: of 95 % confidence, the prompts being the sample (`interval.grouped_interval`); NaN where the
+        accuracy is.
       each: the number of every pair's prompt, and its accuracy, in the pairs' order.
     """
 
@@ -111,10 +113,12 @@ def _mean(of_batches: list[dict[str, np.ndarray]], prompts_m: Int64[np.ndarray, 
     order = np.argsort(of_pairs[_NUMBER])
     prompt_m = prompts_m[of_pairs.pop(_NUMBER)[order]]
     of_pairs = {name: x_m[order] for name, x_m in of_pairs.items()}
+    # A policy that diverged has no rewards to compare.
+    known = np.isfinite(of_pairs["accuracy"]).all()
     return Preferred(
         pairs=len(order),
         prompts=len(np.unique(prompt_m)),
-        accuracy_interval=grouped_interval(of_pairs["accuracy"], prompt_m),
+        accuracy_interval=grouped_interval(of_pairs["accuracy"], prompt_m) if known else (math.nan, math.nan),
         each=list(zip(prompt_m.tolist(), of_pairs["accuracy"].tolist(), strict=True)),
         **{name: float(np.mean(x_m)) for name, x_m in of_pairs.items()},
     )

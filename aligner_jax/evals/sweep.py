@@ -9,6 +9,7 @@ from rich.table import Table
 
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.files import write_atomically
+from aligner_jax.runtime.nonfinite import finite_or_none
 
 
 def report(config: TrainConfig, losses: list[float], path: Path, console: Console) -> None:
@@ -25,7 +26,7 @@ def report(config: TrainConfig, losses: list[float], path: Path, console: Consol
     ]
     # What diverged has no loss, and is not less than any other.
     best = min(range(len(losses)), key=lambda i: losses[i] if math.isfinite(losses[i]) else math.inf)
-    write_atomically(path, json.dumps({"adapters": found, "best": best}, indent=2) + "\n")
+    write_atomically(path, json.dumps(finite_or_none({"adapters": found, "best": best}), indent=2) + "\n")
     table = Table(title="The sweep, on held-out examples", title_justify="left")
     for heading in ("adapter", "learning rate", "seed", "loss (nats a token)"):
         table.add_column(heading, justify="right")

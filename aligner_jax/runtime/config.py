@@ -9,6 +9,9 @@ from ml_collections import ConfigDict
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.fields import number, parse_section
 
+SEEDS = 2**32
+"""How many seeds there are: of a larger one JAX without 64 bits drops all above, and it would be another's twin."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseConfig:
@@ -129,7 +132,8 @@ class SweepConfig:
     """Many adapters in one run, over the same rows: one for each learning rate or seed.
 
     Attributes:
-      lr: the adapters' rates, in place of `optim.lr`.
+      lr: the adapters' rates, in place of `optim.lr`. Metrics have each one's at a step as `learning_rate_i`, and that
+        of adapter 0 as `learning_rate`.
       seed: of the adapters' initial values, in place of the run's `seed`, which then is that of the data's order alone.
 
     Where both are given they are as long as each other and go together.
@@ -159,9 +163,9 @@ class MeshConfig:
       devices: of the topology so many are planned for; None for all.
     """
 
-    data: int = number(1, least=-1)
-    fsdp: int = number(-1, least=-1)
-    tensor: int = number(1, least=-1)
+    data: int = number(1, least=-1, but=0)
+    fsdp: int = number(-1, least=-1, but=0)
+    tensor: int = number(1, least=-1, but=0)
     slices: int = number(1, least=1)
     rules: dict[str, str] = dataclasses.field(default_factory=dict, hash=False)
     topology: str | None = None
@@ -224,7 +228,7 @@ class TrainConfig:
     sweep: SweepConfig = SweepConfig()
     mesh: MeshConfig = MeshConfig()
     steps: int = number(least=1)
-    seed: int = number(0, least=0)
+    seed: int = number(0, least=0, below=SEEDS)
     remat: Literal["full", "dots", "none"] = "full"
     log_every: int = number(10, least=1)
     eval_every: int = number(0, least=0)
@@ -300,6 +304,8 @@ def _check_sweep(config: TrainConfig) -> None:
         for i, value in enumerate(values):
             if value < 0:
                 raise InputError(f"config.sweep.{name}[{i}] is {value}, but should be 0 or more")
+            if name == "seed" and value >= SEEDS:
+                raise InputError(f"config.sweep.seed[{i}] is {value}, but should be less than {SEEDS}")
     if sweep.lr and sweep.seed and len(sweep.lr) != len(sweep.seed):
         raise InputError(
             f"config.sweep.lr has {len(sweep.lr)} values and config.sweep.seed {len(sweep.seed)}, but they go together"
@@ -310,6 +316,11 @@ def _check_sweep(config: TrainConfig) -> None:
         )
     if sweep.num_adapters and config.adapter.method == "full":
         raise InputError("config.sweep is set, but adapters of method 'full' cannot share a batch")
+    if sweep.seed and config.adapter.init_from is not None:
+        raise InputError(
+            "config.sweep.seed and config.adapter.init_from are both set, but a saved adapter has the same initial "
+            "values for every seed"
+        )
     if sweep.num_adapters and config.report.form is not None:
         raise InputError("config.report.form is set, but the report on a sweep generates no answers")
 

@@ -11,9 +11,16 @@ from typing import Any, Literal
 from aligner_jax.errors import InputError
 
 
-def number(default: Any = dataclasses.MISSING, *, least: float | None = None, above: float | None = None, below=None):
-    """A dataclass field that holds a number (or None) within these bounds."""
-    return dataclasses.field(default=default, metadata={"least": least, "above": above, "below": below})
+def number(
+    default: Any = dataclasses.MISSING,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    but: float | None = None,
+) -> Any:
+    """A dataclass field that holds a number (or None) within these bounds, and not the one after `but`."""
+    return dataclasses.field(default=default, metadata={"least": least, "above": above, "below": below, "but": but})
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -105,10 +112,12 @@ _WORDS = {
 def _check_range(field: dataclasses.Field, value: Any, name: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{name} is {value}, but should be finite")
-    least, above, below = (field.metadata.get(bound) for bound in ("least", "above", "below"))
+    least, above, below, but = (field.metadata.get(bound) for bound in ("least", "above", "below", "but"))
     if least is not None and value < least:
         raise InputError(f"{name} is {value}, but should be {least} or more")
     if above is not None and value <= above:
         raise InputError(f"{name} is {value}, but should be greater than {above}")
     if below is not None and value >= below:
         raise InputError(f"{name} is {value}, but should be less than {below}")
+    if but is not None and value == but:
+        raise InputError(f"{name} is {value}, but should be {least} or more, and not {but}")

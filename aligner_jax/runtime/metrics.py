@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.distributed import is_first
 from aligner_jax.runtime.files import reason, write_atomically
+from aligner_jax.runtime.nonfinite import finite_or_none
 
 
 class MetricsWriter:
@@ -57,9 +57,8 @@ class MetricsWriter:
         """
         if self._file is None or self._events is None:
             return
-        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self._failure_is_one_sentence():
-            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            self._file.write(json.dumps(finite_or_none({"step": step, **metrics})) + "\n")
             self._file.flush()
             for name, value in metrics.items():
                 point = Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value))

@@ -1,9 +1,21 @@
-"""Steps skipped because their loss or gradient was not finite: how many in a row are too many."""
+"""What is not finite: how JSON holds it, and how many steps in a row may be skipped for it."""
+
+import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
 from aligner_jax.errors import InputError
+
+
+def finite_or_none(value: Any) -> Any:
+    """The same of dicts, lists and plain values, where a number that is not finite is None: JSON has a null only."""
+    if isinstance(value, dict):
+        return {name: finite_or_none(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_none(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class SkippedSteps:

@@ -1,6 +1,7 @@
 """The device mesh, (data, fsdp, tensor), and which of its axes split which of the model's logical axes."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -50,7 +51,8 @@ def make_mesh(
       devices: `jax.Device`s; by default all.
 
     Raises:
-      InputError: the three do not multiply to the number of devices, or the slices do not divide the replicas.
+      InputError: the three do not multiply to the number of devices, the slices do not divide the replicas or are not
+        those of the devices, or the devices are no box of a TPU's network.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = np.array([data, fsdp, tensor])
@@ -69,9 +71,19 @@ def _arranged(devices: list[Any], sizes: tuple[int, ...], slices: int) -> np.nda
         within = (sizes[0] // slices, *sizes[1:])
         has_slices = all(getattr(device, "slice_index", None) is not None for device in devices)
         # Hosts without slices of their own (CPUs) stand in for them by process.
+        of_each = Counter(device.slice_index if has_slices else device.process_index for device in devices)
+        if len(of_each) != slices or len(set(of_each.values())) > 1:
+            counts = ", ".join(str(count) for _, count in sorted(of_each.items()))
+            raise InputError(f"config.mesh.slices is {slices}, but the devices come in groups of {counts}")
         return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, process_is_granule=not has_slices)
     if len(devices) > 1 and devices[0].platform == "tpu":
-        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        try:
+            return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        except AssertionError as error:
+            # JAX asserts that they fill the box of their coordinates.
+            raise InputError(
+                f"these {len(devices)} devices are no box of the TPU's network: take so many that are (--devices)"
+            ) from error
     return np.array(devices).reshape(sizes)
 
 
@@ -94,7 +106,7 @@ def rules_of(config: MeshConfig) -> Rules:
     """The default rules with those of a config in their places.
 
     Raises:
-      InputError: a rule is of no logical axis or names no axis of the mesh.
+      InputError: a rule is of no logical axis or names no axis of the mesh, or two rules cannot go together.
     """
     rules = dict(RULES)
     for name, text in config.rules.items():
@@ -108,7 +120,24 @@ def rules_of(config: MeshConfig) -> Rules:
                 f"there are {', '.join(AXES)}, and none"
             )
         rules[name] = axes or None
+    _check_together({name: (axes,) if isinstance(axes, str) else axes or () for name, axes in rules.items()})
     return tuple(rules.items())
+
+
+def _check_together(rules: dict[str, tuple[str, ...]]) -> None:
+    # Each device attends with its own heads, and sums over the vocabulary's axes what is of its own rows: the wrong
+    # heads would meet, and sums of different rows, without an error.
+    if rules["heads"] != rules["kv_heads"]:
+        heads, kv_heads = (",".join(rules[name]) or "none" for name in ("heads", "kv_heads"))
+        raise InputError(
+            f"config.mesh.rules.heads is {heads!r} and config.mesh.rules.kv_heads {kv_heads!r}, but queries and the "
+            "keys they read are split alike"
+        )
+    if both := [axis for axis in rules["batch"] if axis in rules["vocab"]]:
+        raise InputError(
+            f"config.mesh.rules.batch and config.mesh.rules.vocab both split over {both[0]!r}, but a device needs the "
+            "whole vocabulary's sums of its own rows"
+        )
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from aligner_jax.objectives.reference import adapter_digest, fingerprint, load_r
 from aligner_jax.peft import Adapter
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.files import write_atomically
+from aligner_jax.runtime.nonfinite import finite_or_none
 from aligner_jax.runtime.same_run import save_config
 from aligner_jax.tasks.task import Task, rows, split_examples, tokenizer_of
 from aligner_jax.weights.base import Base
@@ -46,7 +47,7 @@ def preference_task(config: TrainConfig, base: Base, initial: Adapter, workdir: 
             num_params=adapter.num_params,
             file_bytes=path.stat().st_size,
         )
-        write_atomically(path.with_name("report.json"), json.dumps(result.as_dict(), indent=2) + "\n")
+        write_atomically(path.with_name("report.json"), json.dumps(finite_or_none(result.as_dict()), indent=2) + "\n")
         preference.show(result, console)
 
     # With tables the steps have no use for the adapter itself.
@@ -87,8 +88,9 @@ def reference_tables(
 ) -> dict[str, np.ndarray]:
     """The reference's log-probabilities of all pairs' tokens: those in the workdir, or else computed and kept there."""
     tables = {}
-    # The workdir is this run's from its first file on.
-    save_config(config, workdir)
+    # The workdir is this run's from its first file on; what is there already stays until the run goes on.
+    if not (workdir / "config.json").exists():
+        save_config(config, workdir)
     for name, pairs in parts.items():
         path = workdir / f"reference_{name}.npz"
         made_from = fingerprint(base, reference, pairs)

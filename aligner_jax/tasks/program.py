@@ -14,7 +14,7 @@ from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
 from aligner_jax.model.quantized import Quantization
 from aligner_jax.objectives.objective import make_objective
 from aligner_jax.objectives.step import Step, init_state, make_step
-from aligner_jax.peft import Adapter, init_adapter
+from aligner_jax.peft import Adapter, complete_options, init_adapter
 from aligner_jax.peft.rows import stack_adapters
 from aligner_jax.runtime import optim, sharding
 from aligner_jax.runtime.config import BaseConfig, TrainConfig
@@ -71,7 +71,10 @@ def fresh_adapter(config: TrainConfig, model: LlamaConfig) -> Adapter:
     """What training begins with where the config names no saved adapter: one, or a stack of the sweep's."""
 
     def one(seed: int) -> Adapter:
-        return init_adapter(config.adapter.method, model, key=seed, **config.adapter.options)
+        method = config.adapter.method
+        # Checked by themselves, since one may have the name of an argument.
+        options = complete_options(method, model, config.adapter.options)
+        return init_adapter(method, model, key=seed, **options.as_dict())
 
     return of_sweep(config, one)
 

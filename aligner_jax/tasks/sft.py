@@ -17,6 +17,7 @@ from aligner_jax.peft import Adapter, has_strength, with_strength
 from aligner_jax.peft.rows import unstack_adapter
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.files import write_atomically
+from aligner_jax.runtime.nonfinite import finite_or_none
 from aligner_jax.tasks.task import Task, rows, split_examples, tokenizer_of
 from aligner_jax.weights.base import Base
 
@@ -108,5 +109,5 @@ def report(
         num_params=adapter.num_params,
         file_bytes=path.stat().st_size,
     )
-    write_atomically(path.with_name("report.json"), json.dumps(result.as_dict(), indent=2) + "\n")
+    write_atomically(path.with_name("report.json"), json.dumps(finite_or_none(result.as_dict()), indent=2) + "\n")
     before_after.show(result, console, samples=config.report.samples)
