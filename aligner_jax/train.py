@@ -120,13 +120,13 @@ def _train_on(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, workdir: P
     ):
         watchdog.waiting_for("the checkpoint to go on from", compiles=True)
         restored = checkpoints.restore(state)
+        if restored is not None and restored[0] > config.steps:
+            at = f"{checkpoints.directory} is at step {restored[0]} already"
+            raise InputError(f"config.steps is {config.steps}, but {at}")
         check_same_inputs(task.made_from, workdir, goes_on=restored is not None)
         if restored is not None:
             number, state, data_state = restored
             task.batches.set_state(data_state)
-            if number > config.steps:
-                at = f"{checkpoints.directory} is at step {number} already"
-                raise InputError(f"config.steps is {config.steps}, but {at}")
             console.out(f"resuming after step {number} of {config.steps}")
         save_config(config, workdir)
         state = run_steps(
