@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import io
 import json
 import os
@@ -9,7 +10,7 @@ import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -29,11 +30,22 @@ from aligner_jax.model.params import Params, is_spec, param_specs
 from aligner_jax.peft import Adapter, init_adapter
 from aligner_jax.weights.base import load_base
 
+MAPPINGS = Path("/proc/self/maps")
 # A shell that starts the tests in the background has them, and all that they start, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiling is most of what these tests cost, and takes half the time so; `optimized` is for what must hold either way.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """Frees compiled programs where there are many: each is some of the 65,530 mappings that a process may have, and
+    without any left neither memory nor a thread is to be had."""
+    yield
+    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
