@@ -13,7 +13,7 @@ from aligner_jax.decoding.sampler import sample
 from aligner_jax.errors import InputError
 from aligner_jax.model.quantized import KINDS
 from aligner_jax.peft import with_strength
-from aligner_jax.peft.artifact import load_adapter, recorded_prompt_format
+from aligner_jax.peft.artifact import load_adapter, prompt_template, recorded_prompt_format
 from aligner_jax.runtime import command, platform
 from aligner_jax.weights.base import Base, load_base
 
@@ -68,15 +68,7 @@ def main() -> None:
 
 def _format(recorded: dict[str, str | None]) -> tuple[str, str | None]:
     """Template and system prompt; refuses to guess what an adapter was trained with."""
-    template = TEMPLATE.value
-    if template == "auto":
-        template = recorded.get("template")
-        if template is None and ADAPTER.value:
-            raise InputError(
-                f"{ADAPTER.value} does not record how its training data made prompts; name it: --template=alpaca (as "
-                "the paper's were), chat or none"
-            )
-    template = template or "none"
+    template = prompt_template(cast(str, TEMPLATE.value), recorded, adapter=ADAPTER.value, option="--template")
     if SYSTEM.value is not None and template != "chat":
         raise InputError(f"--system is of the template chat, and the prompts' is {template}")
     return template, SYSTEM.value if SYSTEM.value is not None else recorded.get("system")

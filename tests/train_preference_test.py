@@ -1,6 +1,5 @@
 """Whole runs on preferences: both stages, what a workdir holds, what a killed run comes to, what is refused."""
 
-import io
 import json
 import os
 import random
@@ -9,13 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from killed_runs import check_killed_run, logged
-from rich.console import Console
+from whole_runs import check_not_cut_short, config_file, run
 
 from aligner_jax.errors import InputError
 from aligner_jax.peft import init_adapter
 from aligner_jax.peft.artifact import load_adapter, save_adapter
-from aligner_jax.runtime.config import parse_config
-from aligner_jax.train import train
 from aligner_jax.weights.base import load_base
 
 STEPS = 6
@@ -54,12 +51,6 @@ def settings(tiny_model: Path, tmp_path: Path) -> dict:
     }
 
 
-def _run(settings: dict, workdir: Path):
-    screen = io.StringIO()
-    adapter = train(parse_config(settings), workdir, Console(width=100, force_terminal=False, file=screen))
-    return adapter, screen.getvalue()
-
-
 def _saved(settings: dict, folder: Path, **options) -> str:
     """An adapter with such options and gates that are not zero, saved for the settings' base."""
     base = load_base(settings["base"]["path"])
@@ -76,10 +67,10 @@ def _lines(workdir: Path) -> list[dict]:
 def test_both_stages(settings: dict, tmp_path: Path):
     """Stage 2 begins with the Aligner of stage 1 and measures itself by it, as in the paper."""
     first = {**settings, "objective": {"name": "sft"}, "optim": {"lr": 0.05}, "steps": 4}
-    _run(first, tmp_path / "sft")
+    run(first, tmp_path / "sft")
     path = tmp_path / "sft" / "adapter.safetensors"
     settings["adapter"]["init_from"] = str(path)
-    trained, text = _run(settings, tmp_path / "dpo")
+    trained, text = run(settings, tmp_path / "dpo")
 
     training = [line for line in _lines(tmp_path / "dpo") if "loss" in line]
     assert [line["step"] for line in training] == [2, 4, 6]
@@ -115,7 +106,7 @@ def test_a_reference_kept_on_disk_and_one_computed_in_the_steps_train_alike(sett
     for cached in (True, False):
         settings["objective"]["cache_reference"] = cached
         workdir = tmp_path / str(cached)
-        runs[cached], _ = _run(settings, workdir)
+        runs[cached], _ = run(settings, workdir)
         assert (workdir / "reference_train.npz").exists() == cached
     losses = [[line["loss"] for line in _lines(tmp_path / run) if "loss" in line] for run in ("True", "False")]
     assert len(losses[0]) == STEPS
@@ -128,11 +119,11 @@ def test_what_the_reference_said_is_used_again_or_computed_anew_with_a_word(sett
     """Of two tables one is damaged."""
     workdir = tmp_path / "run"
     settings |= {"objective": {"name": "dpo", "reference": None}, "eval_every": 0}
-    _run({**settings, "steps": 2}, workdir)
+    run({**settings, "steps": 2}, workdir)
     damaged, whole = workdir / "reference_train.npz", workdir / "reference_heldout.npz"
     content, inode = damaged.read_bytes(), whole.stat().st_ino
     damaged.write_bytes(content[:100])
-    _, text = _run({**settings, "steps": 4}, workdir)
+    _, text = run({**settings, "steps": 4}, workdir)
     assert "resuming after step 2 of 4" in text
     assert "reference_train.npz is damaged" in text
     assert "9 train pairs" in text
@@ -142,27 +133,19 @@ def test_what_the_reference_said_is_used_again_or_computed_anew_with_a_word(sett
 
 
 def test_a_run_is_not_cut_short_after_the_fact(settings: dict, tmp_path: Path):
-    workdir = tmp_path / "run"
-    _run({**settings, "steps": 4}, workdir)
-    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=r"^config\.steps is 3, but .*/checkpoints is at step 4 already$"):
-        _run({**settings, "steps": 3}, workdir)
-    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+    check_not_cut_short(settings, tmp_path / "run")
 
 
 def test_a_reference_may_be_any_adapter_of_the_base(settings: dict, tmp_path: Path):
     """Even one of other options; the policy begins elsewhere, so it is told from it before the first step."""
     settings["objective"]["reference"] = _saved(settings, tmp_path, num_tokens=1)
-    _run({**settings, "steps": 1, "eval_every": 0}, tmp_path / "run")
+    run({**settings, "steps": 1, "eval_every": 0}, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "report.json").read_text())["before"]["kl"] > 0
 
 
 def test_killed_at_random_moments_the_adapter_is_byte_identical(settings: dict, tmp_path: Path):
     settings |= {"steps": 20, "log_every": 1, "eval_every": 0, "checkpoint": {"every": 3}}
-    config = tmp_path / "config.py"
-    config.write_text(
-        f"import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict({settings!r})\n"
-    )
+    config = config_file(settings, tmp_path)
     seed = int.from_bytes(os.urandom(4))
     chance = random.Random(seed)
     # Once between the two tables of the reference, once in the steps.
@@ -175,14 +158,14 @@ def test_an_adapter_to_begin_with_must_be_the_configured_one(settings: dict, tmp
     path = _saved(settings, tmp_path, num_tokens=3, start_layer=1)
     settings["adapter"]["init_from"] = path
     with pytest.raises(InputError) as error:
-        _run(settings, tmp_path / "run")
+        run(settings, tmp_path / "run")
     assert str(error.value) == (
         f"config.adapter.init_from, {path}, is aligner(gates=head, num_tokens=3, start_layer=1, "
         "tokens=model), but config.adapter is aligner(gates=head, num_tokens=2, start_layer=1, tokens=model)"
     )
     settings["adapter"]["init_from"] = str(tmp_path / "none.safetensors")
     with pytest.raises(InputError, match=r"none\.safetensors does not exist"):
-        _run(settings, tmp_path / "run")
+        run(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -190,7 +173,7 @@ def test_supervised_training_may_begin_with_an_adapter_too(settings: dict, tmp_p
     path = _saved(settings, tmp_path, num_tokens=2, start_layer=1)
     settings |= {"objective": {"name": "sft"}, "adapter": {"num_tokens": 2, "start_layer": 1, "init_from": path}}
     settings["optim"]["lr"] = 0.0
-    adapter, _ = _run({**settings, "steps": 1, "eval_every": 0}, tmp_path / "run")
+    adapter, _ = run({**settings, "steps": 1, "eval_every": 0}, tmp_path / "run")
     for name, leaf in load_adapter(path).trainable.items():
         np.testing.assert_array_equal(leaf, adapter.trainable[name])
 
@@ -207,7 +190,7 @@ def test_supervised_training_may_begin_with_an_adapter_too(settings: dict, tmp_p
 def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(settings: dict, tmp_path: Path, change, expected: str):
     change(settings)
     with pytest.raises(InputError) as error:
-        _run(settings, tmp_path / "run")
+        run(settings, tmp_path / "run")
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
@@ -218,5 +201,5 @@ def test_examples_that_are_no_preferences_are_refused(settings: dict, tmp_path: 
     path.write_text(json.dumps({"instruction": "a", "output": "b"}) + "\n")
     settings["data"] |= {"format": "alpaca", "heldout_rows": 0}
     with pytest.raises(InputError, match=r"pairs\.jsonl:1: a preference .* is needed"):
-        _run(settings, tmp_path / "run")
+        run(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()

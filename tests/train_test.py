@@ -1,11 +1,7 @@
-"""Whole runs on a tiny model: what a workdir holds, what a killed run comes to, and what a user can get wrong."""
+"""Whole runs on a tiny model: what a workdir holds, what is reported, and what a user can get wrong."""
 
 import io
 import json
-import os
-import random
-import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,17 +9,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from killed_runs import check_killed_run, logged
 from rich.console import Console
+from whole_runs import config_file, run
 
 from aligner_jax.errors import InputError
 from aligner_jax.evals import before_after
 from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format
 from aligner_jax.runtime import roofline
 from aligner_jax.runtime.config import parse_config
-from aligner_jax.runtime.only_run import only_run
 from aligner_jax.tasks.sft import load_data
-from aligner_jax.train import train, workdir_of
+from aligner_jax.train import workdir_of
 from aligner_jax.weights.base import load_base
 
 STEPS = 8
@@ -54,24 +49,10 @@ def settings(tiny_model: Path, tmp_path: Path) -> dict:
     }
 
 
-def _run(settings: dict, workdir: Path):
-    screen = io.StringIO()
-    adapter = train(parse_config(settings), workdir, Console(width=100, force_terminal=False, file=screen))
-    return adapter, screen.getvalue()
-
-
-def _config_file(settings: dict, folder: Path) -> Path:
-    path = folder / "config.py"
-    path.write_text(
-        f"import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict({settings!r})\n"
-    )
-    return path
-
-
 def test_workdir_holds_what_the_design_promises(settings: dict, tmp_path: Path):
     workdir, model = tmp_path / "run", Path(settings["base"]["path"])
     before = {file.name: file.read_bytes() for file in model.iterdir()}
-    adapter, text = _run(settings, workdir)
+    adapter, text = run(settings, workdir)
 
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     training = [line for line in lines if "loss" in line]
@@ -103,7 +84,7 @@ def test_an_adapter_is_trained_over_a_quantized_base(settings: dict, tmp_path: P
     settings |= {"steps": 4}
     settings["optim"]["accumulate"] = 1
     settings["report"]["form"] = None
-    adapter, text = _run(settings, tmp_path / "run")
+    adapter, text = run(settings, tmp_path / "run")
     path = tmp_path / "run" / "adapter.safetensors"
     base = load_base(settings["base"]["path"])
     count = sum(leaf.size for leaf in jax.tree.leaves(base.params))
@@ -165,7 +146,7 @@ def test_mfu_is_logged_on_known_chips(settings: dict, tmp_path: Path, monkeypatc
     peak, rows, length = 1e9, settings["data"]["batch_size"], settings["data"]["sequence_length"]
     monkeypatch.setitem(roofline.CHIPS, "cpu", roofline.Chip("cpu", peak, 1e9, 1 << 30, 1e9))
     settings |= {"steps": 2, "eval_every": 0}
-    _run(settings, tmp_path / "run")
+    run(settings, tmp_path / "run")
     (line,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     config = load_base(settings["base"]["path"]).config
     least, most = (
@@ -181,89 +162,13 @@ def test_mfu_is_logged_on_known_chips(settings: dict, tmp_path: Path, monkeypatc
 
 def test_before_is_the_base_itself(settings: dict, tmp_path: Path):
     settings["report"]["form"] = None
-    _run(settings, tmp_path / "a")
+    run(settings, tmp_path / "a")
     settings["optim"]["lr"] = 0.0
-    _run(settings, tmp_path / "b")
+    run(settings, tmp_path / "b")
     a, b = (json.loads((tmp_path / name / "report.json").read_text()) for name in "ab")
     assert a["before"] == b["before"]
     assert b["after"] == b["before"]
     assert a["after"]["heldout_loss"] < a["before"]["heldout_loss"]
-
-
-def test_a_finished_run_is_not_taken_again(settings: dict, tmp_path: Path):
-    _run(settings, tmp_path / "run")
-    bytes_before = (tmp_path / "run" / "adapter.safetensors").read_bytes()
-    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    _, text = _run(settings, tmp_path / "run")
-    assert "resuming after step 8 of 8" in text
-    assert (tmp_path / "run" / "adapter.safetensors").read_bytes() == bytes_before
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
-
-
-def test_a_run_is_not_cut_short_after_the_fact(settings: dict, tmp_path: Path):
-    workdir = tmp_path / "run"
-    _run({**settings, "steps": 4}, workdir)
-    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=r"^config\.steps is 3, but .*/checkpoints is at step 4 already$"):
-        _run({**settings, "steps": 3}, workdir)
-    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
-
-
-def test_killed_at_random_moments_the_adapter_is_byte_identical(settings: dict, tmp_path: Path):
-    settings |= {"steps": 60, "log_every": 1, "eval_every": 0, "report": {"form": None}}
-    settings["checkpoint"] = {"every": 3}
-    config = _config_file(settings, tmp_path)
-    seed = int.from_bytes(os.urandom(4))
-    chance = random.Random(seed)
-    moments = [logged(lines) for lines in sorted(chance.sample(range(1, 50), 3))]
-    signals = (signal.SIGKILL, signal.SIGTERM)
-    check_killed_run(config, tmp_path, moments, chance, f"seed {seed}", signals)
-
-
-LOSES_ITS_CHECKPOINTS = """
-import contextlib, io, json, os
-from pathlib import Path
-from rich.console import Console
-from aligner_jax.runtime import command
-from aligner_jax.runtime.config import parse_config
-from aligner_jax.train import train
-
-workdir, text = Path(os.environ["WORKDIR"]), os.environ["TEXT"]
-checkpoints = workdir / "checkpoints"
-
-class Screen(io.StringIO):
-    def write(self, shown):
-        if text in shown and checkpoints.is_dir():
-            # A save may be under way, and make the folder again.
-            for number in range(99):
-                with contextlib.suppress(OSError):
-                    checkpoints.rename(workdir / f"elsewhere_{number}")
-                with contextlib.suppress(OSError):
-                    checkpoints.write_text("in the way")
-                    break
-        return super().write(shown)
-
-settings = json.loads(os.environ["SETTINGS"])
-command.run(lambda: train(parse_config(settings), workdir, Console(width=100, file=Screen())))
-"""
-
-
-@pytest.mark.parametrize("last", ["step 5/8", "step 8/8"])
-def test_a_checkpoint_that_cannot_be_written_ends_the_run(tiny_run: dict, tmp_path: Path, last: str):
-    workdir = tmp_path / "run"
-    told = {"WORKDIR": str(workdir), "TEXT": last, "SETTINGS": json.dumps(tiny_run)}
-    ended = subprocess.run(
-        [sys.executable, "-c", LOSES_ITS_CHECKPOINTS],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **told},
-        capture_output=True,
-        text=True,
-        # Threads of the failed save wait for each other for ten minutes, which the run must not.
-        timeout=180,
-    )
-    assert ended.returncode == 1, ended.stderr
-    # TensorStore's threads may print traces of their own before it.
-    assert re.search(rf"error: a checkpoint in .*{workdir.name}/checkpoints cannot be written: \w", ended.stderr)
-    assert not (workdir / "adapter.safetensors").exists()
 
 
 def _write(path: str, text: str):
@@ -307,50 +212,10 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(settings: dict, tmp
         settings["data"]["heldout_rows"] = 0
     change(settings)
     with pytest.raises(InputError) as error:
-        _run(settings, tmp_path / "run")
+        run(settings, tmp_path / "run")
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
-
-
-def test_a_workdir_of_another_run_is_refused(settings: dict, tmp_path: Path):
-    _run({**settings, "steps": 2}, tmp_path / "run")
-    before = (tmp_path / "run" / "adapter.safetensors").read_bytes()
-    settings["optim"]["lr"] = 0.02
-    with pytest.raises(InputError, match=r"optim\.lr"):
-        _run(settings, tmp_path / "run")
-    assert (tmp_path / "run" / "adapter.safetensors").read_bytes() == before
-
-
-def test_a_run_does_not_go_on_with_other_inputs(settings: dict, tmp_path: Path):
-    workdir = tmp_path / "run"
-    _run({**settings, "steps": 4, "checkpoint": {"every": 2}}, workdir)
-    files = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
-    data, model = Path(settings["data"]["path"]), Path(settings["base"]["path"]) / "model.safetensors"
-    for path, changed, name in (
-        (data, data.read_bytes().replace(b"number 3", b"number 33"), "training data"),
-        (model, model.read_bytes()[:-1] + b"\x01", "base"),
-    ):
-        before = path.read_bytes()
-        assert changed != before
-        path.write_bytes(changed)
-        with pytest.raises(InputError, match=rf"run holds a run that began with another {name}: continue it with the"):
-            _run({**settings, "steps": 6, "checkpoint": {"every": 2}}, workdir)
-        path.write_bytes(before)
-    after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
-    assert {path for path in files if files[path] != after.get(path)} <= {workdir / "config.json"}
-    _, text = _run({**settings, "steps": 6, "checkpoint": {"every": 2}}, workdir)
-    assert "resuming after step 4 of 6" in text
-
-
-def test_a_second_run_in_a_workdir_is_refused_while_the_first_goes_on(settings: dict, tmp_path: Path):
-    workdir = tmp_path / "run"
-    _run({**settings, "steps": 2}, workdir)
-    metrics = (workdir / "metrics.jsonl").read_bytes()
-    with only_run(workdir), pytest.raises(InputError, match=r"run is in use by another run, which has not ended yet"):
-        _run({**settings, "steps": 4}, workdir)
-    assert (workdir / "metrics.jsonl").read_bytes() == metrics
-    assert "resuming after step 2 of 4" in _run({**settings, "steps": 4}, workdir)[1]
 
 
 def test_the_report_answers_a_few_prompts_at_a_time_and_those_that_have_room(
@@ -359,7 +224,7 @@ def test_the_report_answers_a_few_prompts_at_a_time_and_those_that_have_room(
     rows = [{"instruction": f"Name {'very ' * 900 * (i == 11)}number {i}.", "output": f"It is {i}."} for i in range(14)]
     Path(settings["data"]["path"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings["data"] |= {"heldout_rows": 5, "overlong": "drop"}
-    _, text = _run({**settings, "steps": 1}, tmp_path / "whole")
+    _, text = run({**settings, "steps": 1}, tmp_path / "whole")
     assert "held-out: 1 prompts without room for an answer are not asked in the report" in text
     asked: list[int] = []
     real = before_after.sample
@@ -370,7 +235,7 @@ def test_the_report_answers_a_few_prompts_at_a_time_and_those_that_have_room(
 
     monkeypatch.setattr(before_after, "ANSWERS_AT_ONCE", 3)
     monkeypatch.setattr(before_after, "sample", counted)
-    _run({**settings, "steps": 1}, tmp_path / "parts")
+    run({**settings, "steps": 1}, tmp_path / "parts")
     assert asked == [3, 1, 3, 1]
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "parts")]
     assert reports[0]["questions"] == reports[1]["questions"] == [f"Name number {i}." for i in (9, 10, 12, 13)]
@@ -383,17 +248,17 @@ def test_what_is_held_out_by_a_file_of_its_own_is_not_trained_on(settings: dict,
     lines = data.read_text().splitlines(keepends=True)
     heldout.write_text("".join(lines[2:4]))
     settings["data"] |= {"heldout_path": str(heldout), "heldout_rows": 0}
-    _, text = _run({**settings, "steps": 1}, tmp_path / "run")
+    _, text = run({**settings, "steps": 1}, tmp_path / "run")
     assert "training: 2 examples whose prompts are held out are left out" in text
     assert f"training: {len(lines) - 2} documents" in text
     heldout.write_text("".join(lines))
     with pytest.raises(InputError, match=r"all examples of .*data.jsonl have prompts that .*heldout.jsonl holds out"):
-        _run(settings, tmp_path / "other")
+        run(settings, tmp_path / "other")
 
 
 def test_the_command_prints_one_sentence_and_exits_with_1(settings: dict, tmp_path: Path):
     settings["optim"]["learning_rate"] = 0.1
-    config = _config_file(settings, tmp_path)
+    config = config_file(settings, tmp_path)
     command = [sys.executable, "-m", "aligner_jax.train", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1

@@ -80,12 +80,16 @@ class Tokenizer:
         Raises:
           InputError: `bos` or `eos` is asked for and the tokenizer has none; or the text holds half a surrogate pair.
         """
-        check_encodable(text)
         if (bos and self.bos_id is None) or (eos and self.eos_id is None):
             raise InputError(f"the tokenizer has no {'BOS' if bos and self.bos_id is None else 'EOS'} token")
         head = [self.bos_id] if bos and self.bos_id is not None else []
         tail = [self.eos_id] if eos and self.eos_id is not None else []
-        return [*head, *self.backend.encode(text, after), *tail]
+        try:
+            return [*head, *self.backend.encode(text, after), *tail]
+        except (TypeError, UnicodeEncodeError, RuntimeError):
+            # What the packages say of half a surrogate pair, of which nearly no text has one.
+            check_encodable(text)
+            raise
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids, without special tokens and without ids the vocabulary does not have."""

@@ -15,7 +15,7 @@ from rich.table import Table
 from aligner_jax.errors import InputError
 from aligner_jax.evals.kept import Kept
 from aligner_jax.evals.subject import Subject
-from aligner_jax.runtime.config import BaseConfig, MeshConfig
+from aligner_jax.runtime.config import SEEDS, BaseConfig, MeshConfig
 from aligner_jax.runtime.fields import number, parse_section
 
 
@@ -49,7 +49,7 @@ class EvaluateConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     batch_size: int = number(8, least=1)
     limit: int | None = number(None, least=1)
-    seed: int = number(0, least=0, below=2**32)
+    seed: int = number(0, least=0, below=SEEDS)
 
 
 def parse_evaluate_config(config: ConfigDict | Mapping[str, Any]) -> EvaluateConfig:

@@ -12,7 +12,7 @@ from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.objectives.reference import adapter_digest
 from aligner_jax.peft import Adapter
-from aligner_jax.peft.artifact import load_adapter, recorded_prompt_format
+from aligner_jax.peft.artifact import load_adapter, prompt_template, recorded_prompt_format
 from aligner_jax.runtime import platform, sharding
 from aligner_jax.runtime.config import BaseConfig
 from aligner_jax.weights.base import Base, load_base
@@ -71,15 +71,13 @@ class Subject:
         Raises:
           InputError: "auto", and the adapter's file does not record it, as those of other projects do not.
         """
-        if template != "auto":
-            return template, system
-        recorded = self.prompt_format.get("template")
-        if recorded is None and self.adapter is not None:
-            raise InputError(
-                f"the adapter {self.name} does not record how its training data made prompts; name it: "
-                "--config.evaluation.template=alpaca (as the paper's were), chat or none"
-            )
-        return recorded or "none", self.prompt_format.get("system") if system is None else system
+        chosen = prompt_template(
+            template, self.prompt_format, adapter=f"the adapter {self.name}" if self.adapter is not None else None,
+            option="--config.evaluation.template",
+        )  # fmt: skip
+        if template == "auto" and system is None:
+            system = self.prompt_format.get("system")
+        return chosen, system
 
     def made_from(self) -> dict[str, str]:
         """What its results depend on: the base and how it is held, and the adapter, each as a digest."""
