@@ -1,8 +1,46 @@
 """The one exception class for what a user can get wrong."""
 
+import re
+
+MOST_CHARACTERS = 400
+_LONGEST_WORD = 160
+_CUT = " … "
+
 
 class InputError(ValueError):
     """Input that cannot be used; the message is one sentence naming the file, line, field or tensor.
 
-    The commands print the message and exit with status 1; any other exception is a bug and keeps its traceback.
+    The message is one line of at most `MOST_CHARACTERS`, whatever the input holds; see `one_line`. The commands print
+    it and exit with status 1; any other exception is a bug and keeps its traceback.
     """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(one_line(str(message)))
+
+
+def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
+    """Returns `text` as one printable line of at most `most` characters.
+
+    Runs of white space become a space, and control characters, bidirectional marks and halves of surrogate pairs are
+    escaped, so that no file can move a terminal's cursor. Overlong words and then the whole are cut in their middle:
+    a message begins with the place of the fault and ends with what to do.
+    """
+    # A message quotes what it found: escaping all of a 3 MB quotation to show 400 characters would take seconds.
+    if len(text) > 16 * most:
+        text = text[: 8 * most] + _CUT + text[-8 * most :]
+    text = "".join(c if c.isprintable() else _escaped(c) for c in re.sub(r"[ \t\r\n\v\f]+", " ", text)).strip()
+    text = re.sub(rf"\S{{{_LONGEST_WORD + 1},}}", lambda word: _cut(word[0], _LONGEST_WORD), text)
+    return _cut(text, most)
+
+
+def _cut(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    tail = (most - len(_CUT)) // 2
+    return text[: most - len(_CUT) - tail] + _CUT + text[-tail:]
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    # Python stands these halves for bytes of a name that are not UTF-8.
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else ascii(character)[1:-1]

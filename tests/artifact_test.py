@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.fields import Fields
 from aligner_jax.model.config import LlamaConfig, llama_config
 from aligner_jax.model.params import Params
 from aligner_jax.peft import init_adapter
@@ -81,7 +82,7 @@ def test_metadata_say_what_it_is_and_whose(saved: Path, base: NamedBase):
     assert json.loads(metadata["options"]) == {"num_tokens": 3, "start_layer": 1, "gates": "head", "tokens": "model"}
     assert metadata["format_version"] == "1"
     assert metadata["base_fingerprint"] == base.fingerprint
-    assert LlamaConfig.from_dict(json.loads(metadata["base_config"])) == base.config
+    assert LlamaConfig.from_fields(Fields(json.loads(metadata["base_config"]), "it")) == base.config
 
 
 def test_equal_adapters_are_equal_files_in_every_process(tmp_path: Path):
@@ -179,7 +180,7 @@ def test_files_that_are_no_adapter_are_refused(saved: Path, base: NamedBase):
         ("options", '{"num_tokens": 3, "start_layer": 9}', "start_layer is 9"),
         ("options", '{"num_tokens": 3, "rank": 1}', "no option 'rank'"),
         ("options", '{"num_tokens": 2, "start_layer": 1}', "tensor 'tokens_pd' has shape (3, 16), but (2, 16)"),
-        ("base_config", '{"vocab_size": 40}', "not a model configuration"),
+        ("base_config", '{"vocab_size": 40}', "'base_config': d_model is missing"),
         ("base_config", "40", "'base_config' is not a JSON object"),
     ],
 )

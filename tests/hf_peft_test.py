@@ -307,7 +307,7 @@ def test_tensors_are_all_accounted_for(name: str, tensor: str, with_base: bool, 
         (lambda x: x.update({tensor: np.zeros((2, 7), np.float32)}), f"'{tensor}' has shape (2, 7)"),
         (lambda x: x.update({tensor: np.zeros((), np.float32)}), f"'{tensor}' has shape ()"),
         (lambda x: x.update({tensor: np.zeros((0, 3), np.float32)}), f"'{tensor}' has shape (0, 3)"),
-        (lambda x: x.update({tensor: x[tensor] * np.float32(np.nan)}), f"'{tensor}' holds numbers that are not finite"),
+        (lambda x: x.update({tensor: x[tensor] * np.float32(np.nan)}), f"{tensor} holds numbers that are not finite"),
         (lambda x: x.update({tensor: x[tensor].astype(np.int32)}), f"{tensor} is stored as I32"),
     ]
     original = (path / "adapter_model.safetensors").read_bytes()

@@ -1,4 +1,5 @@
-"""Imports point down: verbs → tasks → evals, objectives, decoding → peft, weights, data, runtime → model → kernels."""
+"""Imports point down: verbs → tasks → evals, objectives, decoding → peft, weights, data, runtime → model → kernels,
+files."""
 
 import ast
 import pathlib
@@ -8,11 +9,13 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "aligner_jax"
 
-MODEL, DATA = {"errors", "model"}, {"errors", "data"}
+FILES_OF = {"errors", "files"}
+MODEL, DATA = FILES_OF | {"model"}, FILES_OF | {"data"}
 RUNTIME = MODEL | {"runtime"}
 MIDDLE = MODEL | DATA | RUNTIME | {"weights", "peft"}
 MAY_IMPORT = {
     "errors": set(),
+    "files": FILES_OF,
     "model": MODEL,
     "data": DATA,
     "runtime": RUNTIME,

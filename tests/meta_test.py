@@ -14,12 +14,12 @@ import pytest
 from model_folders import CONFIG, Tensors, draw, meta_params, meta_parts, write_hf, write_meta
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.fields import Fields
 from aligner_jax.model.config import RopeScaling, llama_config
 from aligner_jax.model.llama import forward, unembed
 from aligner_jax.weights import fill
 from aligner_jax.weights.base import load_base
 from aligner_jax.weights.hf import load_hf
-from aligner_jax.weights.json_fields import JsonFields
 from aligner_jax.weights.meta import load_meta
 from aligner_jax.weights.meta_config import meta_config
 
@@ -142,13 +142,13 @@ def test_published_params_give_the_published_configuration(name: str, params: di
     shapes["tok_embeddings.weight"] = (expected.vocab_size, expected.d_model)
     if not expected.tied_embeddings:
         shapes["output.weight"] = shapes["tok_embeddings.weight"]
-    assert meta_config(JsonFields(params, Path("params.json")), shapes) == expected
+    assert meta_config(Fields(params, Path("params.json")), shapes) == expected
 
 
 def test_what_newer_params_say_is_believed():
     params = {**meta_params(CONFIG), "max_seq_len": 99, "use_scaled_rope": True, "rope_scaling_factor": 16}
     shapes = {"layers.0.feed_forward.w1.weight": (48, 32), "tok_embeddings.weight": (64, 32)}
-    config = meta_config(JsonFields(params, Path("params.json")), shapes)
+    config = meta_config(Fields(params, Path("params.json")), shapes)
     assert (config.context_length, config.rope_scaling) == (99, RopeScaling(16.0, 1.0, 4.0, 8192))
 
 

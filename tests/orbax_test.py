@@ -137,7 +137,7 @@ def test_a_scaled_rope_and_metas_files(tmp_path):
         (lambda folder: data_file(folder).write_bytes(bytes(size(folder))), "block 0 of leaf embed_vd cannot be read"),
         (lambda folder: index(folder, version=2), "base.json: version is 2, but this release reads version 1"),
         (lambda folder: index(folder, format="x"), "base.json: format is 'x', not 'aligner_jax base'"),
-        (lambda folder: index(folder, config={}), "base.json: this is not a model configuration"),
+        (lambda folder: index(folder, config={}), "base.json: config.vocab_size is missing"),
         (lambda folder: index(folder, files=None), "base.json: files is missing"),
         (lambda folder: index(folder, blocks={}), "base.json: blocks.embed_vd is None"),
         (lambda folder: index(folder, blocks={"embed_vd": [60]}), "blocks.embed_vd is [60], which are not 64"),

@@ -1,9 +1,9 @@
 """The numbers that define a LLaMA-architecture model, and the published ones by name."""
 
 import dataclasses
-from typing import Any
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.fields import Fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,28 +43,62 @@ class LlamaConfig:
     o_bias: bool = False
 
     def __post_init__(self):
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, not a positive integer")
         if self.num_heads % self.num_kv_heads:
             raise InputError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:
             raise InputError(f"head_dim {self.head_dim} is odd, but rotary embeddings pair its dimensions")
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "LlamaConfig":
-        """The inverse of `dataclasses.asdict`, as it is stored beside adapters and checkpoints.
+    def from_fields(cls, fields: Fields) -> "LlamaConfig":
+        """Returns the inverse of `dataclasses.asdict`, as it is stored beside adapters and checkpoints.
 
         Raises:
-          InputError: a field is missing or unknown.
+          InputError: a field is missing, unknown, of another type, not finite or out of range.
         """
+        _refuse_unknown(cls, fields)
+        scaling = fields.section("rope_scaling")
+        rope_scaling = None
+        if scaling is not None:
+            _refuse_unknown(RopeScaling, scaling)
+            rope_scaling = RopeScaling(
+                factor=scaling.number("factor"),
+                low_freq_factor=scaling.number("low_freq_factor"),
+                high_freq_factor=scaling.number("high_freq_factor"),
+                original_context_length=scaling.integer("original_context_length"),
+            )
+        sizes = {name: fields.integer(name) for name in _SIZES}
+        flags = {name: fields.flag(name) for name in ("tied_embeddings", "qkv_bias", "o_bias")}
         try:
-            scaling = values.get("rope_scaling")
-            return cls(**{**values, "rope_scaling": None if scaling is None else RopeScaling(**scaling)})
-        except TypeError as error:
-            raise InputError(f"this is not a model configuration: {error}") from error
+            return cls(
+                **sizes,
+                context_length=fields.integer("context_length", cls.context_length),
+                rope_theta=fields.number("rope_theta", cls.rope_theta),
+                rope_scaling=rope_scaling,
+                norm_eps=fields.number("norm_eps", cls.norm_eps),
+                **flags,
+            )
+        except InputError as error:
+            # A field that is wrong names the file by itself; sizes that do not fit each other do not.
+            message = str(error)
+            raise (error if message.startswith(str(fields.file)) else InputError(f"{fields.file}: {message}")) from None
 
     @property
     def group_size(self) -> int:
         """Query heads that share one key-value head."""
         return self.num_heads // self.num_kv_heads
+
+
+_SIZES = ("vocab_size", "d_model", "d_mlp", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+
+
+def _refuse_unknown(kind: type, fields: Fields) -> None:
+    known = {field.name for field in dataclasses.fields(kind)}
+    for name in fields.values:
+        if name not in known:
+            raise fields.error(name, "is not a field of a model configuration")
 
 
 _LLAMA3 = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context_length=8192)

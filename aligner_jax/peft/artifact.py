@@ -15,6 +15,8 @@ import safetensors
 import safetensors.numpy
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.fields import Fields
+from aligner_jax.files.json_text import parse_object
 from aligner_jax.model.llama import LlamaConfig
 from aligner_jax.peft import METHODS, Adapter, Options, complete_options
 from aligner_jax.peft.hf_peft import load_peft
@@ -199,23 +201,15 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
 
 
 def _json(path: Path, metadata: dict[str, str], name: str) -> dict:
-    try:
-        value = json.loads(metadata.get(name, ""))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: its metadata field {name!r} is not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: its metadata field {name!r} is not a JSON object")
-    return value
+    return parse_object(metadata.get(name, ""), f"{path}: its metadata field {name!r}")
 
 
 def _recorded_config(path: Path, metadata: dict[str, str]) -> LlamaConfig | None:
     if "base_config" not in metadata:
         return None
-    values = _json(path, metadata, "base_config")
-    try:
-        return LlamaConfig.from_dict(values)
-    except InputError as error:
-        raise InputError(f"{path}: its metadata field 'base_config' is of no use: {error}") from error
+    return LlamaConfig.from_fields(
+        Fields(_json(path, metadata, "base_config"), path, prefix="its metadata field 'base_config': ")
+    )
 
 
 def _complete_options(path: Path, method: str, config: LlamaConfig, options: dict) -> Options:

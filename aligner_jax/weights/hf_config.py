@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.fields import Fields, read_fields
 from aligner_jax.model.config import LlamaConfig, RopeScaling
-from aligner_jax.weights.json_fields import JsonFields, read_json_fields
 
 _QWEN2 = "qwen2"
 _MODEL_TYPES = ("llama", "mistral", _QWEN2)
@@ -18,7 +18,7 @@ def hf_config(path: Path) -> LlamaConfig:
         that `LlamaConfig` cannot say: another architecture, an active sliding window, MLP biases, quantized weights,
         an activation other than SiLU, a rotary scaling other than llama3's.
     """
-    fields = read_json_fields(path / "config.json")
+    fields = read_fields(path / "config.json")
     model_type = fields.get("model_type")
     if model_type not in _MODEL_TYPES:
         raise fields.error("model_type", f"is {model_type!r}, not one of {', '.join(_MODEL_TYPES)}")
@@ -49,7 +49,7 @@ def hf_config(path: Path) -> LlamaConfig:
         raise (error if message.startswith(str(path)) else InputError(f"{fields.file}: {message}")) from None
 
 
-def _refuse_other_mathematics(fields: JsonFields, context_length: int) -> None:
+def _refuse_other_mathematics(fields: Fields, context_length: int) -> None:
     if fields.get("hidden_act") not in (None, "silu", "swish"):
         raise fields.error("hidden_act", f"is {fields.get('hidden_act')!r}, but a LLaMA's MLP has silu")
     if fields.flag("mlp_bias"):
@@ -68,7 +68,7 @@ def _refuse_other_mathematics(fields: JsonFields, context_length: int) -> None:
         )
 
 
-def _rope(fields: JsonFields) -> tuple[float, RopeScaling | None]:
+def _rope(fields: Fields) -> tuple[float, RopeScaling | None]:
     """Base frequency and scaling, from transformers 5's `rope_parameters` or from the older two fields."""
     rope = fields.section("rope_parameters") or fields.section("rope_scaling")
     theta = fields.number("rope_theta", 10_000.0)

@@ -4,24 +4,24 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.fields import Fields, read_fields
 from aligner_jax.model.config import LlamaConfig, RopeScaling
-from aligner_jax.weights.json_fields import JsonFields, read_json_fields
 
 _LLAMA1_EPS = 1e-6
 _LLAMA3_CONTEXT = 8192
 _CONTEXT_BY_THETA = {500_000.0: _LLAMA3_CONTEXT, 1_000_000.0: 16_384}
 
 
-def meta_fields(folder: Path) -> JsonFields:
+def meta_fields(folder: Path) -> Fields:
     """The fields of a folder's params.json.
 
     Raises:
       InputError: it is not a JSON object.
     """
-    return read_json_fields(folder / "params.json")
+    return read_fields(folder / "params.json")
 
 
-def meta_config(fields: JsonFields, shapes: Mapping[str, tuple[int, ...]]) -> LlamaConfig:
+def meta_config(fields: Fields, shapes: Mapping[str, tuple[int, ...]]) -> LlamaConfig:
     """The configuration of a model in Meta's form.
 
     - vocab_size is -1 in LLaMA 1 and 2, whose tokenizer has it: it is the embedding's number of rows.
@@ -47,7 +47,7 @@ def meta_config(fields: JsonFields, shapes: Mapping[str, tuple[int, ...]]) -> Ll
         raise fields.error("dim", f"is {d_model}, not a multiple of n_heads {num_heads}")
     scaled = fields.flag("use_scaled_rope")
     theta, eps = fields.number("rope_theta", 10_000.0), fields.number("norm_eps")
-    folder = fields.file.parent
+    folder = Path(fields.file).parent
     try:
         return LlamaConfig(
             vocab_size=_vocab_size(fields, shapes),
@@ -68,9 +68,9 @@ def meta_config(fields: JsonFields, shapes: Mapping[str, tuple[int, ...]]) -> Ll
         raise (error if message.startswith(str(folder)) else InputError(f"{fields.file}: {message}")) from None
 
 
-def _vocab_size(fields: JsonFields, shapes: Mapping[str, tuple[int, ...]]) -> int:
+def _vocab_size(fields: Fields, shapes: Mapping[str, tuple[int, ...]]) -> int:
     if fields.get("vocab_size") in (None, -1):
-        return _rows(fields.file.parent, shapes, "tok_embeddings.weight")
+        return _rows(Path(fields.file).parent, shapes, "tok_embeddings.weight")
     return fields.integer("vocab_size")
 
 
@@ -86,7 +86,7 @@ def _context_length(scaled: bool, theta: float, eps: float) -> int:
     return _CONTEXT_BY_THETA.get(theta, 2048 if eps == _LLAMA1_EPS else 4096)
 
 
-def _scaling(fields: JsonFields, d_model: int) -> RopeScaling:
+def _scaling(fields: Fields, d_model: int) -> RopeScaling:
     return RopeScaling(
         factor=fields.number("rope_scaling_factor", 32.0 if d_model < 4096 else 8.0),
         low_freq_factor=1.0,

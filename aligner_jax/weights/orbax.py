@@ -32,12 +32,12 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.fields import Fields, read_fields
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, Spec
 from aligner_jax.runtime.files import new_folder, reason
 from aligner_jax.weights.assemble import Parts
 from aligner_jax.weights.fill import aligned
-from aligner_jax.weights.json_fields import JsonFields, read_json_fields
 from aligner_jax.weights.leaves import DTYPES, Finish, Shardings, build_params, check_dtype, join_blocks, leaf_specs
 
 INDEX, TOKENIZER = "base.json", "tokenizer"
@@ -156,13 +156,13 @@ def load_orbax(
         return config, build_params(config, make, shardings=shardings, finish=finish)
 
 
-def orbax_fields(path: Path) -> JsonFields:
+def orbax_fields(path: Path) -> Fields:
     """The fields of a base's base.json.
 
     Raises:
       InputError: it is of another kind or of a later version.
     """
-    fields = read_json_fields(path / INDEX)
+    fields = read_fields(path / INDEX)
     if fields.get("format") != _FORMAT:
         raise fields.error("format", f"is {fields.get('format')!r}, not {_FORMAT!r}")
     if fields.get("version") != _VERSION:
@@ -177,15 +177,14 @@ def orbax_config(path: Path) -> LlamaConfig:
     return _config(orbax_fields(path))
 
 
-def _config(fields: JsonFields) -> LlamaConfig:
+def _config(fields: Fields) -> LlamaConfig:
     section = fields.section("config")
-    try:
-        return LlamaConfig.from_dict(dict(section.values) if section else {})
-    except InputError as error:
-        raise InputError(f"{fields.file}: {error}") from None
+    if section is None:
+        raise fields.error("config", "is missing")
+    return LlamaConfig.from_fields(section)
 
 
-def _read_blocks(config: LlamaConfig, fields: JsonFields) -> dict[str, list[int]]:
+def _read_blocks(config: LlamaConfig, fields: Fields) -> dict[str, list[int]]:
     """How many rows each block of each leaf has."""
     section = fields.section("blocks")
     blocks: dict[str, Any] = dict(section.values) if section else {}
@@ -198,7 +197,7 @@ def _read_blocks(config: LlamaConfig, fields: JsonFields) -> dict[str, list[int]
     return blocks
 
 
-def _check_files(path: Path, fields: JsonFields) -> None:
+def _check_files(path: Path, fields: Fields) -> None:
     files = fields.section("files")
     if files is None:
         raise fields.error("files", "is missing")

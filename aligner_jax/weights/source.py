@@ -9,6 +9,7 @@ import numpy as np
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
+from aligner_jax.weights.finite import check_finite
 
 
 class Slot(NamedTuple):
@@ -88,8 +89,14 @@ class Format:
     redundant: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def decode(self, source: Source, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows start to stop as floating-point numbers [rows, …]; `check_encoding` says if that can be done."""
-        return self.decoders[source.encoding](source.read(start, stop))
+        """Returns rows start to stop as finite floating-point numbers [rows, …]; `check_encoding` comes before.
+
+        Raises:
+          InputError: the file ends before the rows do, cannot be read, or holds NaN or infinity there.
+        """
+        numbers = self.decoders[source.encoding](source.read(start, stop))
+        check_finite(numbers, f"{source.file}: tensor {source.name}")
+        return numbers
 
     def check_encoding(self, source: Source) -> None:
         """Raises InputError unless the source's numbers can be decoded."""

@@ -1,0 +1,106 @@
+"""Content of files, read within limits: a device, a pipe or a file without end is refused and not read."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from aligner_jax.errors import InputError
+
+MEBIBYTE = 2**20
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Opens a regular file to read.
+
+    Raises:
+      InputError: there is no such file, it is a folder, a device or a pipe, or it cannot be read; names the reason.
+    """
+    try:
+        # Not to wait at a pipe for somebody who writes into it.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except (OSError, ValueError) as error:
+        raise InputError(_why(path, error)) from None
+    if not stat.S_ISREG(mode := os.fstat(handle).st_mode):
+        os.close(handle)
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+        raise InputError(f"{path} is {kind}, not a file")
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: str | Path, *, most: int = 64 * MEBIBYTE) -> bytes:
+    """Returns the content of a regular file of at most `most` bytes.
+
+    Raises:
+      InputError: see `open_file`; or the file is larger.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise InputError(f"{path} has {size:,} bytes, but a file of its kind has at most {most:,}")
+        try:
+            # One more than it should have: some files of /proc have a size of 0 and go on without end.
+            content = file.read(most + 1)
+        except OSError as error:
+            raise InputError(_why(path, error)) from None
+    if len(content) > most:
+        raise InputError(f"{path} has more than {most:,} bytes, which is the most that a file of its kind has")
+    return content
+
+
+def read_text(path: str | Path, *, most: int = 64 * MEBIBYTE) -> str:
+    """Returns the UTF-8 text of a regular file of at most `most` bytes.
+
+    Raises:
+      InputError: see `read_bytes`; or the file is not UTF-8, with the line where that begins.
+    """
+    return decode_text(read_bytes(path, most=most), path)
+
+
+def decode_text(content: bytes, path: str | Path) -> str:
+    """Returns UTF-8 bytes as text, without a byte-order mark.
+
+    Raises:
+      InputError: names the line of `path` that is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line} is not UTF-8 text") from None
+
+
+def is_file(path: str | Path) -> bool:
+    """Returns True if there is a regular file at `path`.
+
+    Raises:
+      InputError: `path` cannot be a path, or its folder may not be entered.
+    """
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: str | Path) -> bool:
+    """Returns True if there is a folder at `path`. Raises InputError as `is_file`."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def exists(path: str | Path) -> bool:
+    """Returns True if there is anything at `path`. Raises InputError as `is_file`."""
+    return _mode(path) != 0
+
+
+def _mode(path: str | Path) -> int:
+    try:
+        return os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return 0
+        raise InputError(_why(path, error)) from None
+
+
+def _why(path: str | Path, error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {path}"
+    # A ValueError is what Python itself says of a zero byte in a name.
+    return f"{path} cannot be read: {error.strerror if isinstance(error, OSError) else error}"

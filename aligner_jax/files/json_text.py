@@ -1,0 +1,88 @@
+"""JSON of any origin as Python values: one sentence for each mistake in it, whatever its depth or its digits."""
+
+import json
+from pathlib import Path
+
+from aligner_jax.errors import InputError
+from aligner_jax.files.content import MEBIBYTE, decode_text, read_bytes
+
+MOST_DEPTH = 100
+
+
+def read_json(path: str | Path, *, most: int = 16 * MEBIBYTE) -> object:
+    """Returns the value in a JSON file of at most `most` bytes.
+
+    Raises:
+      InputError: the file cannot be read, or see `parse_json`.
+    """
+    return parse_json(decode_text(read_bytes(path, most=most), path), Path(path))
+
+
+def parse_json(text: str, where: str | Path) -> object:
+    """Returns the value of a JSON text.
+
+    NaN and infinities pass, as in Python's json: what a field may hold is for `files.fields` to say.
+
+    Args:
+      where: file or field that the text is of; errors begin with it.
+
+    Raises:
+      InputError: the text is not JSON, names a field of an object twice, is nested more than `MOST_DEPTH` deep, or has
+        a number with too many digits; names the line.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_without_duplicates)
+    except json.JSONDecodeError as error:
+        line = f":{error.lineno}" if "\n" in text or isinstance(where, Path) else ""
+        raise InputError(f"{where}{line} is not JSON: {json_reason(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON that can be read: {json_reason(error)}") from None
+    _check_depth(value, where)
+    return value
+
+
+def parse_object(text: str, where: str | Path) -> dict[str, object]:
+    """Returns the object of a JSON text. Raises InputError as `parse_json`, or where it is of another kind."""
+    value = parse_json(text, where)
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is not a JSON object")
+    return value
+
+
+def read_object(path: str | Path, *, most: int = 16 * MEBIBYTE) -> dict[str, object]:
+    """Returns the object in a JSON file. Raises InputError as `read_json`, or where it is of another kind."""
+    value = read_json(path, most=most)
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return value
+
+
+def json_reason(error: Exception) -> str:
+    """Returns why Python's json refuses a text: its own reason, or which of its two limits was reached."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} (column {error.colno})"
+    if isinstance(error, _Duplicate):
+        return str(error)
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "it holds a number with too many digits"
+
+
+class _Duplicate(ValueError):
+    pass
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Duplicate(f"an object has the field {next(n for n in names if names.count(n) > 1)!r} twice")
+    return values
+
+
+def _check_depth(value: object, where: str | Path) -> None:
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise InputError(f"{where} is not JSON that can be read: it is nested too deeply")
