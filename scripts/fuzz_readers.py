@@ -1,0 +1,254 @@
+"""Damage files of every kind that the project reads, and see that each is refused in one sentence or read as it is.
+
+    python scripts/fuzz_readers.py --kind=adapter --cases=20000 [--seed=0] [--workers=2] [--keep=DIR]
+    python scripts/fuzz_readers.py --kind=adapter --seed=0 --case=1234 --keep=DIR      # one case again
+
+A case is a sample of its kind, damaged by a generator that kind, seed and number determine. It is read in a process of
+its own limits: seconds, address space, and the growth of its memory, which may be twice the input's size and 64 MB. A
+fault is a traceback, a crash, a hang, memory above that, a message that is not one printable line of at most 400
+characters, or an input that is accepted with another result although its format could have shown the difference.
+
+Prints a line for each fault, then the counts. Exit status 1 if there was a fault.
+"""
+
+import argparse
+import collections
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import random
+import resource
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+
+sys.path[:0] = [str(pathlib.Path.cwd()), str(pathlib.Path.cwd() / "scripts")]
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from fuzz_kinds.kind import Files, Kind
+
+from aligner_jax.errors import MOST_CHARACTERS, InputError
+
+KINDS = sorted(path.stem for path in (pathlib.Path(__file__).parent / "fuzz_kinds").glob("[a-z]*.py"))
+KINDS = [name for name in KINDS if name not in ("kind", "mutations")]
+FAULTS = ("traceback", "message", "memory", "differs", "hang", "crash")
+MEBIBYTE = 2**20
+
+
+def kind_of(name: str) -> Kind:
+    """Returns the kind that a module of `fuzz_kinds` exports."""
+    return importlib.import_module(f"fuzz_kinds.{name}").KIND
+
+
+def damaged(kind: Kind, samples: list[Files], seed: int, case: int) -> tuple[int, Files]:
+    """Returns the sample's index and its damaged copy: the same ones for the same seed and case."""
+    rng = random.Random(f"{kind.name} {seed} {case}")
+    chosen = rng.randrange(len(samples))
+    return chosen, kind.mutate(rng, samples[chosen])
+
+
+def write(files: Files, folder: pathlib.Path) -> None:
+    """Writes the files into a folder that is made anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def outcome(kind: Kind, folder: pathlib.Path, expected: str, free: bool, most: int) -> tuple[str, str]:
+    """Returns what became of an input, and the details of a fault.
+
+    Args:
+      expected: the result of the undamaged sample.
+      free: the input may have another result.
+      most: bytes by which memory may grow.
+    """
+    before = _resident(reset=True)
+    try:
+        found = kind.read(folder)
+        kept = "accepted, the same result" if found == expected else "accepted, another result that the format allows"
+        result = (kept, "") if found == expected or free else ("differs", f"{expected[:80]} → {found[:80]}")
+    except InputError as error:
+        message = str(error)
+        good = message.isprintable() and 0 < len(message) <= MOST_CHARACTERS
+        result = ("refused", "") if good else ("message", repr(message[:200]))
+    except Exception as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if "/aligner_jax/" in f.filename]
+        where = f"{pathlib.Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
+        result = ("traceback", f"{type(error).__name__} at {where}: {' '.join(str(error).split())[:160]}")
+    grown = _resident() - before
+    if result[0] not in FAULTS and grown > most:
+        return "memory", f"{grown / MEBIBYTE:.0f} MiB of at most {most / MEBIBYTE:.0f}; {result[0]}"
+    return result
+
+
+def _resident(*, reset: bool = False) -> int:
+    """Returns the process's memory in bytes: its peak since the last reset, or, of a reset, what it has now."""
+    if reset:
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+    name = "VmRSS:" if reset else "VmHWM:"
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+class Worker:
+    """A process that reads cases one after the other, and says when it begins and ends each."""
+
+    def __init__(self, arguments: argparse.Namespace, kind: Kind, samples: list[Files], cases: list[int]) -> None:
+        self.cases, self.running, self.begun = cases, -1, time.monotonic()
+        self._rest = b""
+        self.pipe, end = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self.pipe)
+            try:
+                _read_cases(arguments, kind, samples, cases, end)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(0)
+        os.close(end)
+
+    def lines(self) -> list[dict]:
+        """Returns what the process has said since; nothing once it has ended."""
+        self._rest += os.read(self.pipe, 2**16)
+        *whole, self._rest = self._rest.split(b"\n")
+        return [json.loads(line) for line in whole]
+
+    def end(self) -> int:
+        """Ends the process, and returns the signal that had ended it, or 0."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL) if self.running >= 0 and self.late else None
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.pipe)
+        return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+    late = False
+
+
+def _read_cases(arguments: argparse.Namespace, kind: Kind, samples: list[Files], cases: list[int], pipe: int) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if not arguments.show:
+        os.dup2(1, 2)
+
+    def say(**what: object) -> None:
+        os.write(pipe, json.dumps(what).encode() + b"\n")
+
+    folder = pathlib.Path(arguments.folder) / f"worker_{os.getpid()}"
+    expected = []
+    for sample in samples:
+        write(sample, folder)
+        expected.append(kind.read(folder))
+    size = next(
+        int(line.split()[1]) * 1024
+        for line in pathlib.Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmSize:")
+    )
+    resource.setrlimit(resource.RLIMIT_AS, (size + arguments.address_space * MEBIBYTE,) * 2)
+    for case in cases:
+        chosen, files = damaged(kind, samples, arguments.seed, case)
+        write(files, folder)
+        say(begins=case)
+        most = 2 * sum(map(len, files.values())) + 64 * MEBIBYTE
+        free = kind.may_differ(samples[chosen], files)
+        what, why = outcome(kind, folder, expected[chosen], free, most)
+        say(ends=case, what=what, why=why)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(arguments: argparse.Namespace, name: str) -> collections.Counter[str]:
+    """Returns how often each outcome was, after a printed line for each fault."""
+    kind = kind_of(name)
+    samples = kind.samples()
+    cases = [arguments.case] if arguments.case is not None else list(range(arguments.cases))
+    waiting = [cases[i :: arguments.workers] for i in range(arguments.workers)]
+    workers = [Worker(arguments, kind, samples, part) for part in waiting if part]
+    counts: collections.Counter[str] = collections.Counter()
+    shown: collections.Counter[str] = collections.Counter()
+
+    def note(case: int, what: str, why: str) -> None:
+        counts[what] += 1
+        if what not in FAULTS:
+            return
+        # A fault of one place in the code a thousand times is one fault to mend.
+        shown[same := f"{what} {why[:60]}"] += 1
+        if shown[same] > arguments.most_alike:
+            return
+        print(f"{name} {what}: case {case} of seed {arguments.seed}: {why}", flush=True)
+        if arguments.keep:
+            _, files = damaged(kind, samples, arguments.seed, case)
+            write(files, pathlib.Path(arguments.keep) / f"{name}_{arguments.seed}_{case}")
+
+    while workers:
+        ready, _, _ = select.select([worker.pipe for worker in workers], [], [], 0.5)
+        for worker in list(workers):
+            if worker.pipe in ready:
+                said = worker.lines()
+                for line in said:
+                    worker.begun = time.monotonic()
+                    worker.running = line.get("begins", -1)
+                    if "ends" in line:
+                        note(line["ends"], line["what"], line["why"])
+                if said:
+                    continue
+            elif worker.running < 0 or time.monotonic() - worker.begun < arguments.seconds:
+                continue
+            else:
+                worker.late = True
+            number = worker.end()
+            workers.remove(worker)
+            if worker.running < 0:
+                if counts.total() == 0:
+                    raise SystemExit(f"{name}: the reader fails for the undamaged samples; --show prints how")
+                continue
+            what = ("hang", f"longer than {arguments.seconds} s") if worker.late else ("crash", f"signal {number}")
+            note(worker.running, *what)
+            if rest := worker.cases[worker.cases.index(worker.running) + 1 :]:
+                workers.append(Worker(arguments, kind, samples, rest))
+    return counts
+
+
+def main() -> int:
+    """Runs the kinds that are asked for; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", default="all", help=f"all, or some of {', '.join(KINDS)}, with commas between")
+    parser.add_argument("--cases", type=int, default=1000, help="of each kind")
+    parser.add_argument("--case", type=int, help="this one alone")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes at once")
+    parser.add_argument("--seconds", type=float, default=10, help="that one case may take")
+    parser.add_argument("--address-space", type=int, default=3072, help="MiB that a process may add to its own")
+    parser.add_argument("--most-alike", type=int, default=3, help="faults of one place that are printed")
+    parser.add_argument("--keep", help="folder for the inputs of printed faults")
+    parser.add_argument("--show", action="store_true", help="what the readers print")
+    arguments = parser.parse_args()
+    faults = 0
+    with tempfile.TemporaryDirectory() as arguments.folder:
+        for name in KINDS if arguments.kind == "all" else arguments.kind.split(","):
+            begun = time.monotonic()
+            counts = run(arguments, name)
+            faults += sum(counts[what] for what in FAULTS)
+            told = ", ".join(f"{count:,} {what}" for what, count in counts.most_common())
+            print(f"{name}: {counts.total():,} cases in {time.monotonic() - begun:.0f} s: {told}", flush=True)
+    return 1 if faults else 0
+
+
+def digest(*values: object) -> str:
+    """Returns a text that tells apart arrays, texts and numbers that differ; for the `read` of a kind."""
+    sha256 = hashlib.sha256()
+    for value in values:
+        numbers = getattr(value, "tobytes", None)
+        sha256.update(numbers() if numbers else repr(value).encode(errors="surrogatepass"))
+        sha256.update(b"\0")
+    return sha256.hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
