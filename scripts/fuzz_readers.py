@@ -13,7 +13,6 @@ Prints a line for each fault, then the counts. Exit status 1 if there was a faul
 
 import argparse
 import collections
-import contextlib
 import hashlib
 import importlib
 import json
@@ -28,6 +27,7 @@ import sys
 import tempfile
 import time
 import traceback
+from typing import Any
 
 sys.path[:0] = [str(pathlib.Path.cwd()), str(pathlib.Path.cwd() / "scripts")]
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -100,10 +100,17 @@ def _resident(*, reset: bool = False) -> int:
 
 
 class Worker:
-    """A process that reads cases one after the other, and says when it begins and ends each."""
+    """A process that reads cases one after the other, and says when it begins and ends each.
+
+    Attributes:
+      cases: all that it has been given.
+      running: the case that it has begun and not ended; None between two.
+      begun: when that was, by `time.monotonic`.
+    """
 
     def __init__(self, arguments: argparse.Namespace, kind: Kind, samples: list[Files], cases: list[int]) -> None:
-        self.cases, self.running, self.begun = cases, -1, time.monotonic()
+        self.cases, self.begun = cases, time.monotonic()
+        self.running: int | None = None
         self._rest = b""
         self.pipe, end = os.pipe()
         self.pid = os.fork()
@@ -116,21 +123,19 @@ class Worker:
             os._exit(0)
         os.close(end)
 
-    def lines(self) -> list[dict]:
+    def lines(self) -> list[dict[str, Any]]:
         """Returns what the process has said since; nothing once it has ended."""
         self._rest += os.read(self.pipe, 2**16)
         *whole, self._rest = self._rest.split(b"\n")
         return [json.loads(line) for line in whole]
 
-    def end(self) -> int:
-        """Ends the process, and returns the signal that had ended it, or 0."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL) if self.running >= 0 and self.late else None
+    def end(self, *, kill: bool) -> int:
+        """Waits for the process, and returns the number of the signal that ended it, or 0."""
+        if kill:
+            os.kill(self.pid, signal.SIGKILL)
         _, status = os.waitpid(self.pid, 0)
         os.close(self.pipe)
         return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-
-    late = False
 
 
 def _read_cases(arguments: argparse.Namespace, kind: Kind, samples: list[Files], cases: list[int], pipe: int) -> None:
@@ -189,29 +194,26 @@ def run(arguments: argparse.Namespace, name: str) -> collections.Counter[str]:
     while workers:
         ready, _, _ = select.select([worker.pipe for worker in workers], [], [], 0.5)
         for worker in list(workers):
-            if worker.pipe in ready:
-                said = worker.lines()
+            if worker.pipe in ready and (said := worker.lines()):
                 for line in said:
-                    worker.begun = time.monotonic()
-                    worker.running = line.get("begins", -1)
+                    worker.begun, worker.running = time.monotonic(), line.get("begins")
                     if "ends" in line:
                         note(line["ends"], line["what"], line["why"])
-                if said:
-                    continue
-            elif worker.running < 0 or time.monotonic() - worker.begun < arguments.seconds:
                 continue
-            else:
-                worker.late = True
-            number = worker.end()
+            late = worker.running is not None and time.monotonic() - worker.begun > arguments.seconds
+            if worker.pipe not in ready and not late:
+                continue
+            number = worker.end(kill=late)
             workers.remove(worker)
-            if worker.running < 0:
-                if counts.total() == 0:
-                    raise SystemExit(f"{name}: the reader fails for the undamaged samples; --show prints how")
-                continue
-            what = ("hang", f"longer than {arguments.seconds} s") if worker.late else ("crash", f"signal {number}")
-            note(worker.running, *what)
-            if rest := worker.cases[worker.cases.index(worker.running) + 1 :]:
-                workers.append(Worker(arguments, kind, samples, rest))
+            if worker.running is not None:
+                note(
+                    worker.running,
+                    *(("hang", f"over {arguments.seconds} s") if late else ("crash", f"signal {number}")),
+                )
+                if rest := worker.cases[worker.cases.index(worker.running) + 1 :]:
+                    workers.append(Worker(arguments, kind, samples, rest))
+            elif not counts:
+                raise SystemExit(f"{name}: the reader fails for the undamaged samples; --show prints how")
     return counts
 
 
