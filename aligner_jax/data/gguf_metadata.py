@@ -7,6 +7,7 @@ import dataclasses
 import mmap
 import os
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,20 @@ _STRING, _BOOL, _ARRAY = 8, 7, 9
 _ALIGNMENT = "general.alignment"
 
 # Several times what the largest vocabularies need. Python holds a short string in 5 times the bytes that it has in the
-# file, so without a limit a file of strings or of names alone would take several times its size.
+# file, so without limits a file of strings or names alone would take several times its size.
 _MOST_BYTES = 32 * MEBIBYTE
-_MOST_STRINGS = 2**20
 _MOST_FIELDS = 2**12
 _MOST_TENSORS = 2**16
+_MOST_MEMORY = 50 * MEBIBYTE
+"""Bytes that values may take in memory beyond what they have in the file."""
 
 # ggml's own limits.
-_LONGEST_NAME = 64
+_LONGEST_KEY, _LONGEST_NAME = 2**16 - 1, 64
 _MOST_AXES = 4
+
+# Bytes of a string from which its memory is counted, strings of an array whose memory is counted together, strings of
+# an array from which that is done exactly, and bytes that a string of an array takes beyond 4 for each of its own.
+_LONG, _TOGETHER, _MANY, _STRING_BYTES = 1024, 4096, 2**17, 88
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ class _Cursor:
 
     def __init__(self, path: Path, data: mmap.mmap, whole: bool) -> None:
         self.path, self.data, self.whole, self.position, self.reading = path, data, whole, 4, "the version"
-        self.strings_left = _MOST_STRINGS
+        self.memory = 0
 
     def header(self) -> GGUFHeader:
         try:
@@ -96,7 +102,7 @@ class _Cursor:
         if version not in (2, 3):
             kind = "big-endian" if version % 65536 == 0 else f"of version {version}"
             raise InputError(f"{self.path} is a GGUF file {kind}; little-endian versions 2 and 3 are read")
-        tensor_count, field_count = self.number("Q"), self.number("Q")
+        tensor_count, field_count = self.whole_numbers("QQ")
         for count, most, what in (
             (field_count, _MOST_FIELDS, "metadata fields"),
             (tensor_count, _MOST_TENSORS, "tensors"),
@@ -106,18 +112,14 @@ class _Cursor:
         fields: dict[str, Value] = {}
         for i in range(field_count):
             self.reading = f"metadata field {i + 1} of {field_count}"
-            key = self.string()
-            self.reading = f"metadata field {key[:100]}"
-            self.check_name(key, fields)
+            key = self.name(_LONGEST_KEY, fields)
+            self.reading = f"metadata field {key}"
             fields[key] = self.value(self.number("I"))
         tensors: dict[str, TensorEntry] = {}
         for i in range(tensor_count):
             self.reading = f"entry {i + 1} of {tensor_count} of its tensor table"
-            name = self.string()
-            if len(name.encode()) > _LONGEST_NAME:
-                raise self.damaged(f"{self.reading} has a name of more than {_LONGEST_NAME} bytes")
-            self.check_name(name, tensors)
-            tensors[name] = TensorEntry(self.shape(name), self.number("I"), self.number("Q"))
+            name = self.name(_LONGEST_NAME, tensors)
+            tensors[name] = TensorEntry(self.shape(name), *self.whole_numbers("IQ"))
         alignment = fields.get(_ALIGNMENT, 32)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             shown = alignment if type(alignment) in (int, float, bool) else "no number"
@@ -127,16 +129,30 @@ class _Cursor:
     def damaged(self, problem: str) -> InputError:
         return InputError(f"{self.path} is damaged: {problem}")
 
-    def check_name(self, name: str, names: dict) -> None:
+    def name(self, longest: int, others: dict) -> str:
+        size = self.number("Q")
+        if size > longest:
+            raise self.damaged(f"{self.reading} has a name of {size:,} bytes; names have at most {longest:,}")
+        name = self.text(size)
         if not name:
             raise self.damaged(f"{self.reading} has an empty name")
-        if name in names:
+        if name in others:
             raise self.damaged(f"{name} appears twice")
+        return name
 
-    def number(self, code: str):
-        (number,) = struct.unpack_from("<" + code, self.data, self.position)
-        self.position += struct.calcsize("<" + code)
-        return number
+    def spend(self, memory: int) -> None:
+        # By what has been read and not by the file's size, so that the header alone is judged as the whole file is.
+        self.memory += memory
+        if self.memory > self.position + _MOST_MEMORY:
+            raise self.damaged(f"its metadata take more memory than those of any model, at {self.reading}")
+
+    def number(self, code: str) -> int:
+        return self.whole_numbers(code)[0]
+
+    def whole_numbers(self, codes: str) -> tuple[int, ...]:
+        numbers = struct.unpack_from("<" + codes, self.data, self.position)
+        self.position += struct.calcsize("<" + codes)
+        return numbers
 
     def take(self, size: int) -> bytes:
         end = self.position + size
@@ -146,21 +162,25 @@ class _Cursor:
         self.position = end
         return piece
 
-    def string(self) -> str:
-        return self.take(self.number("Q")).decode()
+    def text(self, size: int) -> str:
+        content = self.take(size)
+        if size > _LONG:
+            # One character that is not ASCII may make all of them 4 bytes long.
+            self.spend(size * (2 if content.isascii() else 5))
+        return content.decode()
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         axes = self.number("I")
         if not 1 <= axes <= _MOST_AXES:
             raise self.damaged(f"tensor {tensor} has {axes:,} axes, not from 1 to {_MOST_AXES}")
-        shape = tuple(self.number("Q") for _ in range(axes))
+        shape = self.whole_numbers(f"{axes}Q")
         if 0 in shape:
             raise self.damaged(f"tensor {tensor} has shape {list(shape)}, which holds no number")
         return shape
 
     def value(self, kind: int) -> Value:
         if kind == _STRING:
-            return self.string()
+            return self.text(self.number("Q"))
         if kind in _SCALARS:
             values = self.numbers(kind, 1)
             return values[0].item()
@@ -178,23 +198,29 @@ class _Cursor:
     def numbers(self, kind: int, count: int) -> np.ndarray:
         dtype = np.dtype(_SCALARS[kind]).newbyteorder("<")
         content = self.take(count * dtype.itemsize)
+        self.spend(len(content))
         if kind == _BOOL and content.strip(b"\0\1"):
             raise self.damaged(f"{self.reading} is a truth value other than 0 and 1")
         return np.frombuffer(content, dtype)
 
     def strings(self, count: int) -> list[str]:
-        """As `string` in a loop, without its calls: vocabularies have 10⁵ entries."""
-        self.strings_left -= count
-        if self.strings_left < 0:
-            raise self.damaged(
-                f"{self.reading} is an array of {count:,} strings; files have at most {_MOST_STRINGS:,} in all"
-            )
-        unpack, data, position, strings = struct.Struct("<Q").unpack_from, self.data, self.position, []
-        for _ in range(count):
-            (size,) = unpack(data, position)
-            position += 8 + size
-            strings.append(data[position - size : position].decode())
-        if position > len(data):
-            raise EOFError
-        self.position = position
+        """Reads as `text` in a loop would, without its calls: vocabularies have 10⁵ entries."""
+        unpack, data, position = struct.Struct("<Q").unpack_from, self.data, self.position
+        strings: list[str] = []
+        for start in range(0, count, _TOGETHER):
+            before, contents = position, []
+            for _ in range(min(_TOGETHER, count - start)):
+                begin = position + 8
+                position = begin + unpack(data, position)[0]
+                contents.append(data[begin:position])
+            if position > len(data):
+                raise EOFError
+            self.position = position
+            # The most that they may take; exact memory takes a third of the time of all else, so that only arrays whose
+            # most would be too much are worth it.
+            most = _STRING_BYTES * len(contents) + 4 * (position - before - 8 * len(contents))
+            exactly = count >= _MANY and position - before <= MEBIBYTE
+            self.spend(0 if exactly else most)
+            strings += map(bytes.decode, contents)
+            self.spend(sum(map(sys.getsizeof, strings[start:])) + 8 * len(contents) if exactly else 0)
         return strings

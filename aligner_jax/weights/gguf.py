@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from aligner_jax.weights.leaves import Finish, Shardings
 from aligner_jax.weights.source import Checkpoint, Format, Slot, Source
 
 _BLOCK = "blk.{l}."
-_SIZES: Mapping[int, tuple[int, int]] = GGML_QUANT_SIZES
+_SIZES = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
 """Numbers and bytes of a block, by ggml type."""
 
 # Every type of which the gguf package has the meaning of the blocks.
@@ -151,9 +150,7 @@ def gguf_sources(path: Path, header: GGUFHeader) -> list[Source]:
             )
         end = source.offset + source.nbytes
         if end > size:
-            raise InputError(
-                f"{path} is cut short: tensor {source.name} ends at byte {end}, the file at byte {size}"
-            )
+            raise InputError(f"{path} is cut short: tensor {source.name} ends at byte {end}, the file at byte {size}")
         before, reached = f"{source.name} before it, {list(source.shape)} {source.encoding},", _padded(end, header)
     if sources and size > reached:
         raise InputError(
@@ -180,6 +177,8 @@ def _source(path: Path, header: GGUFHeader, name: str, entry: TensorEntry) -> So
     if shape[-1] % block:
         raise InputError(f"{path}: tensor {name} has rows of {shape[-1]}, but {kind.name} has blocks of {block}")
     if len(shape) == 1 and block > 1:
-        raise InputError(f"{path}: tensor {name} is a vector in blocks of {kind.name}; GGUF files hold those unquantized")
+        raise InputError(
+            f"{path}: tensor {name} is a vector in blocks of {kind.name}; GGUF files hold those unquantized"
+        )
     nbytes = math.prod(shape) // block * block_bytes
     return Source(name, path, shape, kind.name, header.data_offset + entry.offset, nbytes)

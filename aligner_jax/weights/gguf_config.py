@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aligner_jax.data.gguf_metadata import GGUFHeader
+from aligner_jax.data.gguf_metadata import GGUFHeader, Value
 from aligner_jax.errors import InputError
 from aligner_jax.files.fields import Fields
 from aligner_jax.model.config import LlamaConfig, RopeScaling
@@ -107,7 +107,7 @@ def gguf_config(path: Path, header: GGUFHeader) -> LlamaConfig:
       InputError: metadata are missing, absurd or unknown, or the model computes something that `LlamaConfig` cannot
         say.
     """
-    general = Fields(header.fields, path)
+    general = Fields({key: _shown(value) for key, value in header.fields.items()}, path)
     architecture = general.choice("general.architecture", _ARCHITECTURES)
     fields = _architecture_fields(path, header, architecture)
     embedding = header.tensors.get("token_embd.weight")
@@ -170,8 +170,13 @@ def with_rope_factors(path: Path, header: GGUFHeader, config: LlamaConfig, facto
 def _architecture_fields(path: Path, header: GGUFHeader, architecture: str) -> Fields:
     """Returns the metadata of the architecture alone, by the rest of their keys."""
     prefix = f"{architecture}."
-    found = {key.removeprefix(prefix): value for key, value in header.fields.items() if key.startswith(prefix)}
+    found = {key.removeprefix(prefix): _shown(x) for key, x in header.fields.items() if key.startswith(prefix)}
     return Fields(found, path, prefix)
+
+
+def _shown(value: Value) -> object:
+    """Returns an array as a list, short enough for messages: no setting that is read may be one."""
+    return value[:9].tolist() if isinstance(value, np.ndarray) else value
 
 
 def _number(fields: Fields, name: str, default: float | None = None, **bounds: float) -> float:
@@ -202,7 +207,7 @@ def _refuse_other_mathematics(fields: Fields, config: LlamaConfig) -> None:
         kinds = (bool,) if type(neutral[0]) is bool else (int, float)
         if type(value) not in kinds or value not in neutral:
             wanted = " or ".join(str(x).lower() for x in neutral)
-            shown = value if type(value) in (bool, int, float, str) else "an array"
+            shown = "an array" if isinstance(value, list) else repr(value)
             raise fields.error(name, f"is {shown}: only models where it is {wanted} are supported")
     for name in _UNUSED:
         fields.number(name, 0.0, least=-math.inf, most=math.inf)
@@ -231,6 +236,8 @@ def _refuse_rope_scaling(fields: Fields) -> None:
         return
     for name, factor in factors.items():
         if factor not in (0.0, 1.0):
-            raise fields.error(name, f"is {factor:g}, of {kind} scaling; of the rotary scalings only llama3 is supported")
+            raise fields.error(
+                name, f"is {factor:g}, of {kind} scaling; of the rotary scalings only llama3 is supported"
+            )
     if kind != "linear" and not factors:
         raise fields.error("rope.scaling.type", f"is {kind!r}; of the rotary scalings only llama3 is supported")
