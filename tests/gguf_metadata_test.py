@@ -87,6 +87,7 @@ DEEP = struct.pack("<IQ", ARRAY, 1)
             ]
         ),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_damage_is_named(tmp_path, content, sentence):
     began = time.monotonic()

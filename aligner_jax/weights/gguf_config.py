@@ -207,7 +207,7 @@ def _refuse_other_mathematics(fields: Fields, config: LlamaConfig) -> None:
         kinds = (bool,) if type(neutral[0]) is bool else (int, float)
         if type(value) not in kinds or value not in neutral:
             wanted = " or ".join(str(x).lower() for x in neutral)
-            shown = "an array" if isinstance(value, list) else repr(value)
+            shown = "an array" if isinstance(value, list) else repr(value[:100] if isinstance(value, str) else value)
             raise fields.error(name, f"is {shown}: only models where it is {wanted} are supported")
     for name in _UNUSED:
         fields.number(name, 0.0, least=-math.inf, most=math.inf)
@@ -228,7 +228,7 @@ def _refuse_other_mathematics(fields: Fields, config: LlamaConfig) -> None:
 
 
 def _refuse_rope_scaling(fields: Fields) -> None:
-    kind = fields.choice("rope.scaling.type", ("none", "linear", "yarn", "longrope"), "linear")
+    kind = fields.choice("rope.scaling.type", ("none", "linear", "yarn"), "linear")
     # The second name is the first one's old one; 0 is "absent" to llama.cpp.
     names = [name for name in ("rope.scaling.factor", "rope.scale_linear") if fields.has(name)]
     factors = {name: fields.number(name, least=0.0) for name in names}
