@@ -5,21 +5,40 @@
 
 import dataclasses
 import mmap
+import os
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import MEBIBYTE, open_file
 
-type Scalar = int | float | bool | str
-type Value = Scalar | list[str] | list[Value] | np.ndarray
+type Value = int | float | bool | str | list[str] | np.ndarray
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
+_STRING, _BOOL, _ARRAY = 8, 7, 9
+_ALIGNMENT = "general.alignment"
+
+# Several times what the largest vocabularies need. Python holds a short string in 5 times the bytes that it has in the
+# file, so without limits a file of strings or names alone would take several times its size.
+_MOST_BYTES = 32 * MEBIBYTE
+_MOST_FIELDS = 2**12
+_MOST_TENSORS = 2**16
+_MOST_MEMORY = 50 * MEBIBYTE
+"""Bytes that values may take in memory beyond what they have in the file."""
+
+# ggml's own limits.
+_LONGEST_KEY, _LONGEST_NAME = 2**16 - 1, 64
+_MOST_AXES = 4
+
+# Bytes of a string from which its memory is counted, strings of an array whose memory is counted together, strings of
+# an array from which that is done exactly, and bytes that a string of an array takes beyond 4 for each of its own.
+_LONG, _TOGETHER, _MANY, _STRING_BYTES = 1024, 4096, 2**17, 88
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class TensorEntry:
     """One line of the tensor table: shape, fastest axis first; ggml type number; offset in bytes from `data_offset`."""
 
@@ -30,76 +49,110 @@ class TensorEntry:
 
 @dataclasses.dataclass(frozen=True)
 class GGUFHeader:
-    """Metadata fields and tensor table of a GGUF file; `data_offset` is where tensor data starts, in bytes."""
+    """Metadata fields and tensor table of a GGUF file, in the file's order.
+
+    Tensor data begin at byte `data_offset`, and each tensor at a multiple of `alignment` bytes from there.
+    """
 
     fields: dict[str, Value]
     tensors: dict[str, TensorEntry]
     data_offset: int
+    alignment: int
 
 
 def read_gguf_header(path: Path) -> GGUFHeader:
-    """Fields (arrays of numbers as numpy arrays, arrays of strings as lists) and tensor table of a GGUF file.
+    """Returns the fields and the tensor table of a GGUF file; arrays of numbers as NumPy's, of strings as lists.
 
     Raises:
-      InputError: not a GGUF file of version 2 or 3, a big-endian one, cut off within the header, or a duplicate name.
+      InputError: not a GGUF file of version 2 or 3, a big-endian one, cut off within the header, damaged, or larger
+        than headers are.
     """
-    try:
-        with open(path, "rb") as file:
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
             if file.read(4) != b"GGUF":
                 raise InputError(f"{path} is not a GGUF file: its first four bytes are not 'GGUF'")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Cursor(path, data).header()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+            with mmap.mmap(file.fileno(), min(size, _MOST_BYTES), access=mmap.ACCESS_READ) as data:
+                return _Cursor(path, data, whole=size <= _MOST_BYTES).header()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 class _Cursor:
     """A position in the file, and the name of what is being read there, for messages."""
 
-    def __init__(self, path: Path, data: mmap.mmap):
-        self.path, self.data, self.position, self.reading = path, data, 4, "the version"
+    def __init__(self, path: Path, data: mmap.mmap, whole: bool) -> None:
+        self.path, self.data, self.whole, self.position, self.reading = path, data, whole, 4, "the version"
+        self.memory = 0
 
     def header(self) -> GGUFHeader:
         try:
             return self._header()
         except (struct.error, EOFError, OverflowError):
+            if not self.whole:
+                raise InputError(
+                    f"{self.path} is damaged: its metadata go on beyond {_MOST_BYTES:,} bytes, at {self.reading}"
+                ) from None
             raise InputError(f"{self.path} is cut off within its metadata, at {self.reading}") from None
         except UnicodeDecodeError:
-            raise InputError(f"{self.path} is damaged: {self.reading} is not UTF-8 text") from None
+            raise self.damaged(f"{self.reading} is not UTF-8 text") from None
 
     def _header(self) -> GGUFHeader:
         version = self.number("I")
         if version not in (2, 3):
             kind = "big-endian" if version % 65536 == 0 else f"of version {version}"
             raise InputError(f"{self.path} is a GGUF file {kind}; little-endian versions 2 and 3 are read")
-        tensor_count, field_count = self.number("Q"), self.number("Q")
+        tensor_count, field_count = self.whole_numbers("QQ")
+        for count, most, what in (
+            (field_count, _MOST_FIELDS, "metadata fields"),
+            (tensor_count, _MOST_TENSORS, "tensors"),
+        ):
+            if count > most:
+                raise self.damaged(f"it says that it has {count:,} {what}; files have at most {most:,}")
         fields: dict[str, Value] = {}
         for i in range(field_count):
             self.reading = f"metadata field {i + 1} of {field_count}"
-            key = self.string()
+            key = self.name(_LONGEST_KEY, fields)
             self.reading = f"metadata field {key}"
-            self.refuse_duplicate(key, fields)
             fields[key] = self.value(self.number("I"))
         tensors: dict[str, TensorEntry] = {}
         for i in range(tensor_count):
             self.reading = f"entry {i + 1} of {tensor_count} of its tensor table"
-            name = self.string()
-            self.refuse_duplicate(name, tensors)
-            shape = tuple(self.number("Q") for _ in range(self.number("I")))
-            tensors[name] = TensorEntry(shape, self.number("I"), self.number("Q"))
-        alignment = fields.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment <= 0:
-            raise InputError(f"{self.path} is damaged: general.alignment is {alignment!r}")
-        return GGUFHeader(fields, tensors, -(-self.position // alignment) * alignment)
+            name = self.name(_LONGEST_NAME, tensors)
+            tensors[name] = TensorEntry(self.shape(name), *self.whole_numbers("IQ"))
+        alignment = fields.get(_ALIGNMENT, 32)
+        if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+            shown = alignment if type(alignment) in (int, float, bool) else "no number"
+            raise self.damaged(f"{_ALIGNMENT} is {shown}, not a power of two")
+        return GGUFHeader(fields, tensors, -(-self.position // alignment) * alignment, alignment)
 
-    def refuse_duplicate(self, name: str, names: dict) -> None:
-        if name in names:
-            raise InputError(f"{self.path} is damaged: {name} appears twice")
+    def damaged(self, problem: str) -> InputError:
+        return InputError(f"{self.path} is damaged: {problem}")
 
-    def number(self, code: str):
-        (number,) = struct.unpack_from("<" + code, self.data, self.position)
-        self.position += struct.calcsize("<" + code)
-        return number
+    def name(self, longest: int, others: dict) -> str:
+        size = self.number("Q")
+        if size > longest:
+            raise self.damaged(f"{self.reading} has a name of {size:,} bytes; names have at most {longest:,}")
+        name = self.text(size)
+        if not name:
+            raise self.damaged(f"{self.reading} has an empty name")
+        if name in others:
+            raise self.damaged(f"{name} appears twice")
+        return name
+
+    def spend(self, memory: int) -> None:
+        # By what has been read and not by the file's size, so that the header alone is judged as the whole file is.
+        self.memory += memory
+        if self.memory > self.position + _MOST_MEMORY:
+            raise self.damaged(f"its metadata take more memory than those of any model, at {self.reading}")
+
+    def number(self, code: str) -> int:
+        return self.whole_numbers(code)[0]
+
+    def whole_numbers(self, codes: str) -> tuple[int, ...]:
+        numbers = struct.unpack_from("<" + codes, self.data, self.position)
+        self.position += struct.calcsize("<" + codes)
+        return numbers
 
     def take(self, size: int) -> bytes:
         end = self.position + size
@@ -109,32 +162,65 @@ class _Cursor:
         self.position = end
         return piece
 
-    def string(self) -> str:
-        return self.take(self.number("Q")).decode()
+    def text(self, size: int) -> str:
+        content = self.take(size)
+        if size > _LONG:
+            # One character that is not ASCII may make all of them 4 bytes long.
+            self.spend(size * (2 if content.isascii() else 5))
+        return content.decode()
 
-    def value(self, type_number: int) -> Value:
-        if type_number in _SCALARS:
-            return self.number(_SCALARS[type_number])
-        if type_number == _STRING:
-            return self.string()
-        if type_number != _ARRAY:
-            raise InputError(f"{self.path} is damaged: {self.reading} has the unknown type {type_number}")
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        axes = self.number("I")
+        if not 1 <= axes <= _MOST_AXES:
+            raise self.damaged(f"tensor {tensor} has {axes:,} axes, not from 1 to {_MOST_AXES}")
+        shape = self.whole_numbers(f"{axes}Q")
+        if 0 in shape:
+            raise self.damaged(f"tensor {tensor} has shape {list(shape)}, which holds no number")
+        return shape
+
+    def value(self, kind: int) -> Value:
+        if kind == _STRING:
+            return self.text(self.number("Q"))
+        if kind in _SCALARS:
+            values = self.numbers(kind, 1)
+            return values[0].item()
+        if kind != _ARRAY:
+            raise self.damaged(f"{self.reading} has the unknown type {kind}")
         item, count = self.number("I"), self.number("Q")
-        if item in _SCALARS:
-            dtype = np.dtype(_SCALARS[item]).newbyteorder("<")
-            return np.frombuffer(self.take(count * dtype.itemsize), dtype)
         if item == _STRING:
             return self.strings(count)
-        return [self.value(item) for _ in range(count)]
+        if item in _SCALARS:
+            return self.numbers(item, count)
+        # ggml refuses these too.
+        of = "arrays" if item == _ARRAY else f"the unknown type {item}"
+        raise self.damaged(f"{self.reading} is an array of {of}, which GGUF files do not hold")
+
+    def numbers(self, kind: int, count: int) -> np.ndarray:
+        dtype = np.dtype(_SCALARS[kind]).newbyteorder("<")
+        content = self.take(count * dtype.itemsize)
+        self.spend(len(content))
+        if kind == _BOOL and content.strip(b"\0\1"):
+            raise self.damaged(f"{self.reading} is a truth value other than 0 and 1")
+        return np.frombuffer(content, dtype)
 
     def strings(self, count: int) -> list[str]:
-        """As `string` in a loop, without its calls: vocabularies have 10⁵ entries."""
-        unpack, data, position, strings = struct.Struct("<Q").unpack_from, self.data, self.position, []
-        for _ in range(count):
-            (size,) = unpack(data, position)
-            position += 8 + size
-            strings.append(data[position - size : position].decode())
-        if position > len(data):
-            raise EOFError
-        self.position = position
+        """Reads as `text` in a loop would, without its calls: vocabularies have 10⁵ entries."""
+        unpack, data, position = struct.Struct("<Q").unpack_from, self.data, self.position
+        strings: list[str] = []
+        for start in range(0, count, _TOGETHER):
+            before, contents = position, []
+            for _ in range(min(_TOGETHER, count - start)):
+                begin = position + 8
+                position = begin + unpack(data, position)[0]
+                contents.append(data[begin:position])
+            if position > len(data):
+                raise EOFError
+            self.position = position
+            # The most that they may take; exact memory takes a third of the time of all else, so that only arrays whose
+            # most would be too much are worth it.
+            most = _STRING_BYTES * len(contents) + 4 * (position - before - 8 * len(contents))
+            exactly = count >= _MANY and position - before <= MEBIBYTE
+            self.spend(0 if exactly else most)
+            strings += map(bytes.decode, contents)
+            self.spend(sum(map(sys.getsizeof, strings[start:])) + 8 * len(contents) if exactly else 0)
         return strings

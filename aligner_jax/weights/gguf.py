@@ -14,24 +14,33 @@ from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
 from aligner_jax.weights.assemble import assemble
-from aligner_jax.weights.gguf_config import gguf_config, is_interleaved
+from aligner_jax.weights.gguf_config import gguf_config, is_interleaved, with_rope_factors
 from aligner_jax.weights.leaves import Finish, Shardings
 from aligner_jax.weights.source import Checkpoint, Format, Slot, Source
 
 _BLOCK = "blk.{l}."
+_SIZES = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
+"""Numbers and bytes of a block, by ggml type."""
 
-_QUANTIZED = (
-    GGMLQuantizationType.Q8_0,
-    GGMLQuantizationType.Q4_0,
-    GGMLQuantizationType.Q4_1,
-    GGMLQuantizationType.Q4_K,
-    GGMLQuantizationType.Q6_K,
-)
+# Every type of which the gguf package has the meaning of the blocks.
+_QUANTIZED = tuple(
+    GGMLQuantizationType[name]
+    for name in (
+        "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS",
+        "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4",
+    )
+)  # fmt: skip
 
 
 def _dequantizer(kind: GGMLQuantizationType):
-    # The package works through 16 rows at a time, which for narrow rows is all overhead; blocks do not mind the shape.
-    return lambda rows: dequantize(rows.reshape(1, -1), kind).reshape(rows.shape[0], -1)
+    def decode(rows: np.ndarray) -> np.ndarray:
+        # Scales that are not finite are told by what becomes of them, and not by NumPy's warnings.
+        with np.errstate(all="ignore"):
+            # The package works through 16 rows at a time, which for narrow rows is all overhead; blocks do not mind
+            # the shape.
+            return dequantize(rows.reshape(1, -1), kind).reshape(rows.shape[0], -1)
+
+    return decode
 
 
 FORMAT = Format(
@@ -79,7 +88,7 @@ _INTERLEAVED = dataclasses.replace(
 def load_gguf(
     path: Path, dtype: str = "float32", *, shardings: Shardings = None, finish: Finish = None
 ) -> tuple[LlamaConfig, Params]:
-    """A model from a GGUF file, dequantized: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K or Q6_K.
+    """Loads a model from a GGUF file: F32, F16, BF16, or any quantized type that the gguf package can dequantize.
 
     The host never holds more than the model in `dtype` and a few megabytes.
 
@@ -88,57 +97,88 @@ def load_gguf(
       shardings, finish: see `assemble`.
 
     Raises:
-      InputError: the file is cut short or damaged, the architecture is not LLaMA's, or a tensor is missing, unknown,
-        of the wrong shape, or of a type that is not read.
+      InputError: the file is cut short or damaged, the architecture is not LLaMA's, a setting is not supported, or a
+        tensor is missing, unknown, of the wrong shape, not finite, or of a type that is not read.
     """
     return assemble(open_gguf(path), dtype, shardings=shardings, finish=finish)
 
 
 def open_gguf(path: Path) -> Checkpoint:
-    """A GGUF file, of which no weight is read yet.
+    """Opens a GGUF file, of which no weight is read yet.
 
     Raises:
       InputError: see `load_gguf`.
     """
     header = read_gguf_header(path)
     sources = gguf_sources(path, header)
-    rope_freqs = next((source for source in sources if source.name == "rope_freqs.weight"), None)
-    factors = None
-    if rope_freqs is not None:
-        FORMAT.check_encoding(rope_freqs)
-        factors = FORMAT.decode(rope_freqs).astype(np.float64).ravel()
-    config = gguf_config(path, header, factors)
+    config = gguf_config(path, header)
+    for source in sources:
+        if source.name == "rope_freqs.weight":
+            config = with_rope_factors(path, header, config, _rope_factors(source, config))
     form = _INTERLEAVED if is_interleaved(header) else FORMAT
     return Checkpoint(config, sources, form, path)
 
 
+def _rope_factors(source: Source, config: LlamaConfig) -> np.ndarray:
+    wanted = (config.head_dim // 2,)
+    if source.encoding != "F32" or source.shape != wanted:
+        raise InputError(
+            f"{source.file}: tensor {source.name} is stored as {source.encoding} {list(source.shape)}, but rotary "
+            f"factors are F32 {list(wanted)}"
+        )
+    return FORMAT.decode(source).ravel()
+
+
 def gguf_sources(path: Path, header: GGUFHeader) -> list[Source]:
-    """Every tensor of a GGUF file, not read yet; shapes as NumPy has them, slowest axis first.
+    """Returns every tensor of a GGUF file, not read yet; shapes as NumPy has them, slowest axis first.
+
+    Tensors lie one after the other in the order of the table, each at the next multiple of the alignment, and the file
+    ends with the last one or its padding. All writers keep to this and llama.cpp reads nothing else, so that a wrong
+    type, shape, offset or alignment shows.
 
     Raises:
-      InputError: the file ends before a tensor does.
+      InputError: a tensor is of an unknown type, the tensors do not lie like this, or the file ends before one does.
     """
     sources = [_source(path, header, name, entry) for name, entry in header.tensors.items()]
-    size = path.stat().st_size
+    begin, size = header.data_offset, path.stat().st_size
+    before, reached = "the header", begin
     for source in sources:
-        if source.offset + source.nbytes > size:
+        if source.offset != reached:
             raise InputError(
-                f"{path} is cut short: tensor {source.name} ends at byte {source.offset + source.nbytes}, "
-                f"the file at byte {size}"
+                f"{path} is damaged: tensor {source.name} begins at byte {source.offset - begin} of the tensor data, "
+                f"but {before} leads up to byte {reached - begin}"
             )
+        end = source.offset + source.nbytes
+        if end > size:
+            raise InputError(f"{path} is cut short: tensor {source.name} ends at byte {end}, the file at byte {size}")
+        before, reached = f"{source.name} before it, {list(source.shape)} {source.encoding},", _padded(end, header)
+    if sources and size > reached:
+        raise InputError(
+            f"{path} is damaged: it goes on for {size - reached} bytes after its last tensor, {sources[-1].name}, "
+            f"{list(sources[-1].shape)} {sources[-1].encoding}"
+        )
     return sources
+
+
+def _padded(end: int, header: GGUFHeader) -> int:
+    return header.data_offset - (header.data_offset - end) // header.alignment * header.alignment
 
 
 def _source(path: Path, header: GGUFHeader, name: str, entry: TensorEntry) -> Source:
     shape = tuple(reversed(entry.shape))
-    try:
-        kind = GGMLQuantizationType(entry.type)
-        block, block_bytes = GGML_QUANT_SIZES[kind]
-        encoding = kind.name
-    except (ValueError, KeyError):
-        # Its size is unknown, but a tensor of unknown type is refused before it is read.
-        encoding, block, block_bytes = f"ggml type {entry.type}", 1, 0
-    if entry.shape and entry.shape[0] % block:
-        raise InputError(f"{path}: tensor {name} has rows of {entry.shape[0]}, but {encoding} has blocks of {block}")
+    if entry.type not in _SIZES:
+        # Without its size the tensors after it cannot be checked.
+        raise InputError(
+            f"{path}: tensor {name} is stored as ggml type {entry.type}, which is not one of "
+            f"{', '.join(FORMAT.decoders)}"
+        )
+    kind = GGMLQuantizationType(entry.type)
+    block, block_bytes = _SIZES[kind]
+    if shape[-1] % block:
+        raise InputError(f"{path}: tensor {name} has rows of {shape[-1]}, but {kind.name} has blocks of {block}")
+    if len(shape) == 1 and block > 1:
+        raise InputError(
+            f"{path}: tensor {name} is a vector in blocks of {kind.name}; GGUF files hold those unquantized"
+        )
     nbytes = math.prod(shape) // block * block_bytes
-    return Source(name, path, shape, encoding, header.data_offset + entry.offset, nbytes)
+    return Source(name, path, shape, kind.name, header.data_offset + entry.offset, nbytes)

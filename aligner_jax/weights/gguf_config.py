@@ -1,42 +1,128 @@
-"""GGUF metadata as a `LlamaConfig`, and refusal of what is not a LLaMA in all but name."""
+"""GGUF metadata as a `LlamaConfig`, and refusal of all that would compute something else.
+
+Keys and defaults are llama.cpp's (`load_hparams` of its src/llama-model.cpp, and gguf-py's constants.py).
+"""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from aligner_jax.data.gguf_metadata import GGUFHeader
+from aligner_jax.data.gguf_metadata import GGUFHeader, Value
 from aligner_jax.errors import InputError
+from aligner_jax.files.fields import Fields
 from aligner_jax.model.config import LlamaConfig, RopeScaling
 from aligner_jax.model.rope import inverse_frequencies
 
 _ARCHITECTURES = ("llama", "qwen2")
 _LLAMA3_CONTEXT = 8192
+_QUANTIZATION_VERSION = 2
+
+# With these values a model computes what `LlamaConfig` says, whatever else the setting would do.
+_NEUTRAL: Mapping[str, tuple[float | bool, ...]] = {
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "expert_shared_count": (0,),
+    "expert_group_count": (0,),
+    "expert_group_used_count": (0,),
+    "expert_feed_forward_length": (0,),
+    "expert_shared_feed_forward_length": (0,),
+    "interleave_moe_layer_step": (0,),
+    "moe_every_n_layers": (0,),
+    "leading_dense_block_count": (0,),
+    "nextn_predict_layers": (0,),
+    "n_deepstack_layers": (0,),
+    "use_parallel_residual": (False,),
+    "swin_norm": (False,),
+    "pooling_type": (0,),
+    "logit_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "embedding_scale": (0, 1),
+    "attn_logit_softcapping": (0,),
+    "final_logit_softcapping": (0,),
+    "router_logit_softcapping": (0,),
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.output_scale": (0, 1),
+    "attention.temperature_scale": (0,),
+    "attention.q_lora_rank": (0,),
+    "attention.kv_lora_rank": (0,),
+    "attention.shared_kv_layers": (0,),
+    "rope.scaling.alpha": (0, 1),
+    "rope.scaling.attn_factor": (1,),
+    "rope.scaling.yarn_attn_factor": (1,),
+    "rope.scaling.yarn_log_multiplier": (0,),
+}
+
+# Numbers that change nothing where no rotary scaling does, and the epsilon of a norm that LLaMA does not have.
+_UNUSED = (
+    "attention.layer_norm_epsilon",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_ext_factor",
+)
+
+_READ = {
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.scale",
+    "attention.sliding_window",
+    "attention.value_length",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "embedding_length_out",
+    "feed_forward_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "tensor_data_layout",
+    "vocab_size",
+    *_NEUTRAL,
+    *_UNUSED,
+}
 
 
 def is_interleaved(header: GGUFHeader) -> bool:
-    """Whether the rows of q and k have the two halves of each head interleaved, as llama.cpp's LLaMA has them."""
+    """Returns True if each head of q and k has its two halves interleaved, as llama.cpp's LLaMA has them."""
     return header.fields.get("general.architecture") == "llama"
 
 
-def gguf_config(path: Path, header: GGUFHeader, rope_factors: np.ndarray | None) -> LlamaConfig:
-    """The configuration in a GGUF file's metadata and tensor table.
+def gguf_config(path: Path, header: GGUFHeader) -> LlamaConfig:
+    """Returns the configuration in a GGUF file's metadata and tensor table; see `with_rope_factors` for its scaling.
 
     Args:
       path: of the file, for messages.
-      rope_factors: the tensor rope_freqs.weight [h/2], which divides the rotary frequencies, if the file has one.
 
     Raises:
-      InputError: metadata is missing or absurd, or the model computes something that `LlamaConfig` cannot say.
+      InputError: metadata are missing, absurd or unknown, or the model computes something that `LlamaConfig` cannot
+        say.
     """
-    fields = _Fields(path, header)
-    if "token_embd.weight" not in header.tensors:
+    general = Fields({key: _shown(value) for key, value in header.fields.items()}, path)
+    architecture = general.choice("general.architecture", _ARCHITECTURES)
+    fields = _architecture_fields(path, header, architecture)
+    embedding = header.tensors.get("token_embd.weight")
+    if embedding is None:
         raise InputError(f"{path}: tensor token_embd.weight is missing")
-    fields.refuse_other_mathematics()
+    if general.integer("split.count", 0, least=0) > 1:
+        parts = general.integer("split.count")
+        raise InputError(f"{path} is one of {parts} parts of a model: merge them with llama-gguf-split first")
+    version = general.integer("general.quantization_version", _QUANTIZATION_VERSION)
+    if version != _QUANTIZATION_VERSION:
+        raise general.error("general.quantization_version", f"is {version}; blocks of version 2 are read")
     d_model, num_heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
     try:
         config = LlamaConfig(
-            vocab_size=header.tensors["token_embd.weight"].shape[-1],
+            vocab_size=embedding.shape[-1],
             d_model=d_model,
             d_mlp=fields.integer("feed_forward_length"),
             num_layers=fields.integer("block_count"),
@@ -44,8 +130,8 @@ def gguf_config(path: Path, header: GGUFHeader, rope_factors: np.ndarray | None)
             num_kv_heads=fields.integer("attention.head_count_kv", num_heads),
             head_dim=fields.integer("attention.key_length", max(1, d_model // num_heads)),
             context_length=fields.integer("context_length", 2048),
-            rope_theta=fields.number("rope.freq_base", 10_000.0),
-            norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
+            rope_theta=_number(fields, "rope.freq_base", 10_000.0),
+            norm_eps=_number(fields, "attention.layer_norm_rms_epsilon"),
             tied_embeddings="output.weight" not in header.tensors,
             qkv_bias="blk.0.attn_q.bias" in header.tensors,
             o_bias="blk.0.attn_output.bias" in header.tensors,
@@ -53,78 +139,105 @@ def gguf_config(path: Path, header: GGUFHeader, rope_factors: np.ndarray | None)
     except InputError as error:
         message = str(error)
         raise (error if message.startswith(str(path)) else InputError(f"{path}: {message}")) from None
-    fields.refuse_other_heads(config.head_dim)
-    if rope_factors is None:
+    _refuse_other_sizes(fields, config)
+    _refuse_other_mathematics(fields, config)
+    return config
+
+
+def with_rope_factors(path: Path, header: GGUFHeader, config: LlamaConfig, factors: np.ndarray) -> LlamaConfig:
+    """Returns the configuration with the llama3 scaling that has these factors: a GGUF file holds its result only.
+
+    Args:
+      factors: tensor rope_freqs.weight, float32 [h/2], which divides the rotary frequencies.
+
+    Raises:
+      InputError: no such scaling has them.
+    """
+    if np.all(factors == 1.0):
         return config
+    architecture = str(header.fields["general.architecture"])
+    fields = _architecture_fields(path, header, architecture)
     original = fields.integer("rope.scaling.original_context_length", _LLAMA3_CONTEXT)
-    return dataclasses.replace(config, rope_scaling=_scaling(path, config, rope_factors, original))
-
-
-def _scaling(path: Path, config: LlamaConfig, factors: np.ndarray, original: int) -> RopeScaling | None:
-    """The llama3 scaling with exactly these factors: a GGUF file holds its result only, not its parameters."""
-    if factors.size == config.head_dim // 2:
-        if np.all(factors == 1.0):
-            return None
-        scaling = RopeScaling(float(factors.max()), 1.0, 4.0, original)
-        scaled = inverse_frequencies(dataclasses.replace(config, rope_scaling=scaling))
-        if np.allclose(inverse_frequencies(config) / scaled, factors, rtol=1e-5, atol=0.0):
-            return scaling
+    scaled = dataclasses.replace(config, rope_scaling=RopeScaling(float(factors.max()), 1.0, 4.0, original))
+    # The scaling stretches wavelengths, and so divides by 1 or more.
+    if factors.min() >= 1.0:
+        ratio = inverse_frequencies(config) / inverse_frequencies(scaled)
+        if np.allclose(ratio, factors.astype(np.float64), rtol=1e-5, atol=0.0):
+            return scaled
     raise InputError(f"{path}: tensor rope_freqs.weight is not the scaling of LLaMA 3.1, the only one supported")
 
 
-class _Fields:
-    """Typed access to the metadata of one architecture, with errors that name the file and the key."""
+def _architecture_fields(path: Path, header: GGUFHeader, architecture: str) -> Fields:
+    """Returns the metadata of the architecture alone, by the rest of their keys."""
+    prefix = f"{architecture}."
+    found = {key.removeprefix(prefix): _shown(x) for key, x in header.fields.items() if key.startswith(prefix)}
+    return Fields(found, path, prefix)
 
-    def __init__(self, path: Path, header: GGUFHeader):
-        self.path, self.fields = path, header.fields
-        architecture = self.fields.get("general.architecture")
-        if architecture not in _ARCHITECTURES:
-            raise InputError(
-                f"{path}: general.architecture is {architecture!r}, not one of {', '.join(_ARCHITECTURES)}"
+
+def _shown(value: Value) -> object:
+    """Returns an array as a list, short enough for messages: no setting that is read may be one."""
+    return value[:9].tolist() if isinstance(value, np.ndarray) else value
+
+
+def _number(fields: Fields, name: str, default: float | None = None, **bounds: float) -> float:
+    # Stored as float32: 1e-5 must come back as the 1e-5 that config.json has, for equal models to be equal.
+    return float(str(np.float32(fields.number(name, default, **bounds))))
+
+
+def _refuse_other_sizes(fields: Fields, config: LlamaConfig) -> None:
+    """Refuses sizes that are there twice and differ."""
+    for name, size, of in (
+        ("attention.value_length", config.head_dim, "the heads of queries and keys have"),
+        ("rope.dimension_count", config.head_dim, "the heads of queries and keys have"),
+        ("vocab_size", config.vocab_size, "tensor token_embd.weight has"),
+        ("embedding_length_out", config.d_model, "embedding_length is"),
+    ):
+        if fields.integer(name, size) != size:
+            raise fields.error(name, f"is {fields.get(name)}, but {of} {size}")
+
+
+def _refuse_other_mathematics(fields: Fields, config: LlamaConfig) -> None:
+    for name in fields.values:
+        if name not in _READ:
+            raise fields.error(name, "is no setting of a LLaMA that is known here: it might compute something else")
+    for name, neutral in _NEUTRAL.items():
+        value = fields.get(name)
+        if value is None:
+            continue
+        kinds = (bool,) if type(neutral[0]) is bool else (int, float)
+        if type(value) not in kinds or value not in neutral:
+            wanted = " or ".join(str(x).lower() for x in neutral)
+            shown = "an array" if isinstance(value, list) else repr(value[:100] if isinstance(value, str) else value)
+            raise fields.error(name, f"is {shown}: only models where it is {wanted} are supported")
+    for name in _UNUSED:
+        fields.number(name, 0.0, least=-math.inf, most=math.inf)
+    fields.flag("rope.scaling.finetuned")
+    fields.integer("rope.scaling.original_context_length", _LLAMA3_CONTEXT)
+    # Both mean the order of rows that llama.cpp's converter writes; "reference" is what absence means.
+    fields.choice("tensor_data_layout", ("reference", "Meta AI original pth"), "reference")
+    scale, usual = fields.number("attention.scale", 0.0, least=0.0), 1 / math.sqrt(config.head_dim)
+    if scale and not math.isclose(scale, usual, rel_tol=1e-6):
+        raise fields.error("attention.scale", f"is {scale:g}; only the usual {usual:g} is supported")
+    window = fields.integer("attention.sliding_window", 0, least=0)
+    if 0 < window < config.context_length:
+        raise fields.error(
+            "attention.sliding_window",
+            f"is {window}, less than the context of {config.context_length}: windows are not supported",
+        )
+    _refuse_rope_scaling(fields)
+
+
+def _refuse_rope_scaling(fields: Fields) -> None:
+    kind = fields.choice("rope.scaling.type", ("none", "linear", "yarn"), "linear")
+    # The second name is the first one's old one; 0 is "absent" to llama.cpp.
+    names = [name for name in ("rope.scaling.factor", "rope.scale_linear") if fields.has(name)]
+    factors = {name: fields.number(name, least=0.0) for name in names}
+    if kind == "none":
+        return
+    for name, factor in factors.items():
+        if factor not in (0.0, 1.0):
+            raise fields.error(
+                name, f"is {factor:g}, of {kind} scaling; of the rotary scalings only llama3 is supported"
             )
-        self.prefix = f"{architecture}."
-
-    def get(self, key: str) -> object:
-        return self.fields.get(self.prefix + key)
-
-    def error(self, key: str, problem: str) -> InputError:
-        return InputError(f"{self.path}: {self.prefix}{key} {problem}")
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self.get(key)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise self.error(key, "is missing" if value is None else f"is {value!r}, not a positive integer")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.get(key)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise self.error(key, "is missing" if value is None else f"is {value!r}, not a positive number")
-        # Stored as float32: 1e-5 must come back as the 1e-5 that config.json has, for equal models to be equal.
-        return float(str(np.float32(value)))
-
-    def refuse_other_mathematics(self) -> None:
-        if self.get("expert_count"):
-            raise self.error("expert_count", f"is {self.get('expert_count')!r}: mixtures of experts are not supported")
-        scaling = self.get("rope.scaling.type")
-        if scaling not in (None, "none") and self.get("rope.scaling.factor") != 1.0:
-            raise self.error("rope.scaling.type", f"is {scaling!r}; of the rotary scalings only llama3 is supported")
-        if self.get("attention.sliding_window"):
-            window, context = self.integer("attention.sliding_window"), self.integer("context_length", 2048)
-            if window < context:
-                raise self.error(
-                    "attention.sliding_window",
-                    f"is {window}, less than the context of {context}: windows are not supported",
-                )
-        split = self.fields.get("split.count")
-        if isinstance(split, int) and split > 1:
-            raise InputError(f"{self.path} is one of {split} parts of a model: merge them with llama-gguf-split first")
-
-    def refuse_other_heads(self, head_dim: int) -> None:
-        for key in ("attention.value_length", "rope.dimension_count"):
-            if self.integer(key, head_dim) != head_dim:
-                raise self.error(key, f"is {self.get(key)!r}, but the heads of queries and keys have {head_dim}")
+    if kind != "linear" and not factors:
+        raise fields.error("rope.scaling.type", f"is {kind!r}; of the rotary scalings only llama3 is supported")
