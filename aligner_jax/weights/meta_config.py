@@ -17,7 +17,7 @@ _READ = {
     "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size", "norm_eps", "max_seq_len",
     "rope_theta", "use_scaled_rope", "rope_scaling_factor", "rope_high_freq_factor", "sliding_window",
 }  # fmt: skip
-_WITHOUT_EFFECT = {"multiple_of", "ffn_dim_multiplier", "max_batch_size", "model_type"}
+_WITHOUT_EFFECT = {"multiple_of", "ffn_dim_multiplier", "max_batch_size"}
 _NOT_SUPPORTED = {
     "moe": "mixtures of experts", "moe_args": "mixtures of experts", "vision_chunk_size": "models of images",
     "vision_args": "models of images", "vision_encoder": "models of images", "quantization_args": "quantized weights",
@@ -65,6 +65,7 @@ def meta_config(fields: Fields, shapes: Mapping[str, tuple[int, ...]]) -> LlamaC
         raise fields.error(
             "sliding_window", f"is {window}, less than the context of {context_length}: windows are not supported"
         )
+    scaling = _scaling(fields, d_model)
     folder = Path(fields.file).parent
     d_mlp = _rows(folder, shapes, "layers.0.feed_forward.w1.weight")
     if fields.integer("hidden_dim", d_mlp) != d_mlp:
@@ -80,7 +81,7 @@ def meta_config(fields: Fields, shapes: Mapping[str, tuple[int, ...]]) -> LlamaC
             head_dim=fields.integer("head_dim", d_model // num_heads),
             context_length=context_length,
             rope_theta=theta,
-            rope_scaling=_scaling(fields, d_model) if scaled else None,
+            rope_scaling=scaling if scaled else None,
             norm_eps=eps,
             tied_embeddings="output.weight" not in shapes,
         )
@@ -93,6 +94,10 @@ def _refuse_other_mathematics(fields: Fields) -> None:
     for name, what in _NOT_SUPPORTED.items():
         if fields.has(name):
             raise fields.error(name, f"is set: {what} are not supported")
+    # Their values change nothing, but those of other types are of a damaged file.
+    fields.integer("multiple_of", 1)
+    fields.integer("max_batch_size", 1)
+    fields.number("ffn_dim_multiplier", 1.0)
     for name, value in fields.values.items():
         # Null and false are how a setting is left out.
         if name not in _READ | _WITHOUT_EFFECT | _NOT_SUPPORTED.keys() and value is not None and value is not False:
