@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aligner_jax.errors import InputError
-from aligner_jax.files.fields import Fields, read_fields
+from aligner_jax.files.content import MEBIBYTE
+from aligner_jax.files.fields import Fields
+from aligner_jax.files.json_text import read_object
 from aligner_jax.model.config import LlamaConfig, RopeScaling
 
 _LLAMA1_EPS = 1e-6
@@ -31,7 +33,8 @@ def meta_fields(folder: Path) -> Fields:
     Raises:
       InputError: it is not a JSON object.
     """
-    return read_fields(folder / "params.json")
+    path = folder / "params.json"
+    return Fields(read_object(path, most=MEBIBYTE), path)
 
 
 def meta_config(fields: Fields, shapes: Mapping[str, tuple[int, ...]]) -> LlamaConfig:

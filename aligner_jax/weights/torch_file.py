@@ -24,6 +24,8 @@ _DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(jnp.bfloat16),
 }
+MOST_STORAGE = 2**33
+"""The most bytes of a storage that is read whole; those of a base have no such limit."""
 _MOST_DIMENSIONS, _MOST_NUMBERS = 8, 2**48
 # Tensors may share a storage, such as an Aligner's tokens and their copy in every layer.
 _MOST_SHARING = 128
@@ -70,7 +72,7 @@ def read_torch_tensors(path: str | Path) -> dict[str, np.ndarray]:
     for name, source in torch_sources(path).items():
         member = source.member
         if member.name not in storages:
-            storages[member.name] = read_member(member, member.size)
+            storages[member.name] = read_member(member, MOST_STORAGE)
         dtype = _DTYPES[source.encoding]
         flat = np.frombuffer(
             storages[member.name], dtype, source.nbytes // dtype.itemsize, source.offset - member.start
@@ -92,7 +94,7 @@ def torch_sources(path: str | Path) -> dict[str, TorchSource]:
     members = read_archive(path)
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
-        raise InputError(f"{path} is a zip archive, but not a torch file: it has no data.pkl")
+        raise InputError(f"{path} is a zip archive, but not a torch file: it has no data.pkl, or several")
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}constants.pkl" in members:
         raise InputError(f"{path} is a program of TorchScript; save the state_dict() of its module instead")
