@@ -221,7 +221,7 @@ def _of_members(rng: random.Random, content: bytes) -> bytes:
         with zipfile.ZipFile(buffer, "w") as archive:
             for number, (each, held) in enumerate(members):
                 how = rng.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)) if number == at else 0
-                archive.writestr(each, held * rng.choice((1, 10**4)) if number == at else held, how)
+                archive.writestr(each, held * rng.choice((1, 10**3)) if number == at else held, how)
         return buffer.getvalue()
     elif change == 6:
         number = np.frombuffer(data, np.uint8).copy()
