@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +19,13 @@ from aligner_jax.files.fields import Fields
 from aligner_jax.model.config import RopeScaling, llama_config
 from aligner_jax.model.llama import forward, unembed
 from aligner_jax.weights import fill
+from aligner_jax.weights.assemble import open_parts
 from aligner_jax.weights.base import load_base
 from aligner_jax.weights.hf import load_hf
-from aligner_jax.weights.meta import load_meta
+from aligner_jax.weights.leaves import leaf_specs
+from aligner_jax.weights.meta import load_meta, open_meta
 from aligner_jax.weights.meta_config import meta_config
+from aligner_jax.weights.torch_file import torch_sources
 
 TENSORS = draw()
 WQ, WO, NORM = "layers.0.attention.wq.weight", "layers.1.attention.wo.weight", "layers.2.ffn_norm.weight"
@@ -152,6 +156,31 @@ def test_what_newer_params_say_is_believed():
     assert (config.context_length, config.rope_scaling) == (99, RopeScaling(16.0, 1.0, 4.0, 8192))
 
 
+def test_what_mistral_says_is_understood():
+    """Source: params.json of Mistral 7B v0.1 and of Mistral Nemo, whose heads are narrower than dim / n_heads."""
+    shapes = {"layers.0.feed_forward.w1.weight": (14336, 5120), "tok_embeddings.weight": (32000, 5120)}
+    params = {
+        "dim": 5120, "n_layers": 32, "head_dim": 128, "hidden_dim": 14336, "n_heads": 32, "n_kv_heads": 8,
+        "norm_eps": 1e-05, "sliding_window": 4096, "vocab_size": 32000,
+    }  # fmt: skip
+    config = meta_config(Fields(params, Path("params.json")), shapes)
+    assert (config.head_dim, config.d_mlp, config.context_length, config.rope_theta) == (128, 14336, 4096, 10_000.0)
+
+
+@pytest.mark.parametrize(("scaled", "theta"), [(False, 10_000.0), (True, 500_000.0)])
+def test_an_absent_rope_theta_is_that_of_the_generation(scaled: bool, theta: float):
+    shapes = {"layers.0.feed_forward.w1.weight": (48, 32), "tok_embeddings.weight": (64, 32)}
+    params = {**meta_params(CONFIG), "use_scaled_rope": scaled}
+    assert meta_config(Fields(params, Path("params.json")), shapes).rope_theta == theta
+
+
+def test_settings_that_are_left_out_as_null_or_false_are_no_settings():
+    shapes = {"layers.0.feed_forward.w1.weight": (48, 32), "tok_embeddings.weight": (64, 32)}
+    params = {**meta_params(CONFIG), "use_qk_norm": False, "moe_args": None, "nope_layer_interval": None}
+    given = meta_config(Fields(params, Path("params.json")), shapes)
+    assert given == meta_config(Fields(meta_params(CONFIG), Path("params.json")), shapes)
+
+
 @pytest.fixture
 def refused(tmp_path) -> Callable[..., str]:
     """What is said of a folder in two files after `edit(params, parts)`; `edit` may write files of its own."""
@@ -216,7 +245,33 @@ def refused(tmp_path) -> Callable[..., str]:
         (1, lambda params, parts: params.update(vocab_size=-2), "vocab_size is -2, not a positive integer"),
         (1, lambda params, parts: params.update(vocab_size=65), "asks for [65, 32]"),
         (1, lambda params, parts: params.update(use_scaled_rope="yes"), "use_scaled_rope is 'yes'"),
+        (1, lambda params, parts: params.update(use_scaled_rope=1), "use_scaled_rope is 1, not true or false"),
+        (1, lambda params, parts: params.update(norm_eps=float("nan")), "norm_eps is nan, not a positive number"),
+        (1, lambda params, parts: params.update(norm_eps=float("inf")), "norm_eps is inf, not a positive number"),
+        (1, lambda params, parts: params.update(norm_eps="1e-5"), "norm_eps is '1e-5', not a positive number"),
+        (1, lambda params, parts: params.update(rope_theta=0), "rope_theta is 0, not a positive number"),
+        (1, lambda params, parts: params.update(n_layers=True), "n_layers is True, not a positive integer"),
+        (1, lambda params, parts: params.update(n_layers=10**12), "n_layers is 1000000000000, not a positive integer"),
+        (1, lambda params, parts: params.update(n_layers=10**9), "too few for the 1000000000 layers"),
+        (1, lambda params, parts: params.update(n_heads=[4]), "n_heads is [4], not a positive integer"),
+        (1, lambda params, parts: params.update(n_heads=0), "n_heads is 0, not a positive integer"),
+        (1, lambda params, parts: params.update(dim=32.0), "dim is 32.0, not a positive integer"),
+        (1, lambda params, parts: params.update(head_dim=16), "asks for [64, 32]"),
+        (1, lambda params, parts: params.update(head_dim=7), "params.json: head_dim 7 is odd"),
+        (1, lambda params, parts: params.update(hidden_dim=64), "hidden_dim is 64, but the weights of the MLP have 48"),
+        (1, lambda params, parts: params.update(vocab_size=-1.0), "vocab_size is -1.0, not a positive integer"),
+        (1, lambda params, parts: params.update(multiple_of="x"), "multiple_of is 'x', not a positive integer"),
+        (1, lambda params, parts: params.update(ffn_dim_multiplier=True), "ffn_dim_multiplier is True, not a positive"),
+        (1, lambda params, parts: params.update(sliding_window=4095), "sliding_window is 4095, less than the"),
+        (1, lambda params, parts: params.update(rope_scaling_factor=0.5), "rope_scaling_factor is 0.5, not a positive"),
+        (1, lambda params, parts: params.update(rope_high_freq_factor=1), "rope_high_freq_factor is 1, not more"),
+        (1, lambda params, parts: params.update(use_qk_norm=True), "use_qk_norm is not a setting that is known here"),
+        (1, lambda params, parts: params.update(rope_thetta=5e5), "rope_thetta is not a setting that is known here"),
+        (1, lambda params, parts: params.update(quantization_args={}), "quantized weights are not supported"),
+        (1, lambda params, parts: params.update(moe={"num_experts": 8}), "mixtures of experts"),
         (1, lambda params, parts: params.update(moe_args={}), "mixtures of experts"),
+        (1, lambda params, parts: parts[0].update({WQ: parts[0][WQ] * np.nan}), f"tensor {WQ} holds numbers that are"),
+        (2, lambda params, parts: parts[1].update({NORM: np.ones((4, 4, 2))}), f"tensor {NORM} is F32 of shape [4, 4"),
         (1, lambda params, parts: params.update(vision_chunk_size=448), "models of images"),
     ],
 )  # fmt: skip
@@ -244,6 +299,73 @@ def test_files_that_are_not_what_they_should_be(refused, tmp_path):
     assert "has a params.json, but no consolidated.00.pth" in refused(edit(lambda: (first.unlink(), second.unlink())))
     params = first.with_name("params.json")
     assert "params.json:2 is not JSON" in refused(edit(lambda: params.write_text("{\n")))
+
+
+def _saved_as(path: Path, name: str) -> None:
+    """Gives the folder in a file's archive the name that torch would have given it."""
+    with zipfile.ZipFile(path) as old:
+        members = {member.replace("archive", name): old.read(member) for member in old.namelist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for member, data in members.items():
+            new.writestr(member, data)
+
+
+@pytest.mark.parametrize("names", [("consolidated.01", "consolidated.00"), ("consolidated.00", "consolidated.00")])
+def test_files_in_each_others_place_are_refused(tmp_path, names, of_hf):
+    honest = write_meta(tmp_path / "honest", meta_params(CONFIG), meta_parts(CONFIG, TENSORS, 2))
+    other = write_meta(tmp_path / "other", meta_params(CONFIG), meta_parts(CONFIG, TENSORS, 2))
+    for number, name in enumerate(names):
+        _saved_as(honest / f"consolidated.{number:02}.pth", f"consolidated.{number:02}")
+        _saved_as(other / f"consolidated.{number:02}.pth", name)
+    assert_equal(load_meta(honest), of_hf)
+    with pytest.raises(InputError, match=r"was saved as consolidated\.0\d\.pth, as the folder in its archive says"):
+        load_meta(other)
+
+
+def test_a_single_file_may_have_been_renamed(tmp_path, of_hf):
+    folder = write_meta(tmp_path, meta_params(CONFIG), meta_parts(CONFIG, TENSORS))
+    _saved_as(folder / "consolidated.00.pth", "consolidated.07")
+    assert_equal(load_meta(folder), of_hf)
+
+
+@pytest.mark.parametrize("chunk_bytes", [700, 2**20])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_flipped_bit_of_any_tensor_is_refused(tmp_path, monkeypatch, chunk_bytes: int, dtype: str):
+    monkeypatch.setattr(fill, "_CHUNK_BYTES", chunk_bytes)
+    folder = write_meta(tmp_path, meta_params(CONFIG), meta_parts(CONFIG, TENSORS, 2))
+    for file in (folder / "consolidated.00.pth", folder / "consolidated.01.pth"):
+        whole = file.read_bytes()
+        for source in torch_sources(file).values():
+            data = bytearray(whole)
+            data[source.offset + source.nbytes - 3] ^= 1
+            file.write_bytes(data)
+            with pytest.raises(InputError, match=r"does not match its checksum|differs from"):
+                load_meta(folder, dtype)
+            file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_a_flipped_bit_is_refused_where_leaves_are_read_in_parts(tmp_path, axis: int):
+    """As one process reads them for several of its devices, here the last part first."""
+    folder = write_meta(tmp_path, meta_params(CONFIG), meta_parts(CONFIG, TENSORS))
+
+    def load() -> None:
+        parts = open_parts(open_meta(folder), "float32")
+        for leaf, spec in leaf_specs(CONFIG).items():
+            whole = [slice(None)] * len(spec.shape)
+            for block in (slice(1, None), slice(0, 1)):
+                whole[axis] = block
+                parts(leaf, [list(whole)])
+
+    load()
+    file = folder / "consolidated.00.pth"
+    content = file.read_bytes()
+    for source in torch_sources(file).values():
+        data = bytearray(content)
+        data[source.offset + 1] ^= 1
+        file.write_bytes(data)
+        with pytest.raises(InputError, match="does not match its checksum"):
+            load()
 
 
 def test_the_tokenizer_may_be_one_folder_up(tmp_path, monkeypatch):

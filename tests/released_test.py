@@ -154,6 +154,13 @@ def test_an_aligner_may_have_one_gate_a_layer(tmp_path: Path):
     assert adapter.num_params == 2 * 32 + 2
 
 
+def test_an_aligner_without_a_token_is_refused(tmp_path: Path):
+    gates = {name: x for name, x in _lit_llama((1,)).items() if "gating" in name}
+    path = write_torch_file(tmp_path / "z.pth", gates | {"global_value_embedding.weight": np.zeros((0, 32))})
+    with pytest.raises(InputError, match=r"z\.pth has 0 tokens of 32 numbers; an adapter has one at least"):
+        load_adapter(path)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -167,6 +174,30 @@ def test_an_aligner_may_have_one_gate_a_layer(tmp_path: Path):
         ),
         ({"transformer.h.2.attn.gating_factor": np.zeros(4)}, "different numbers of heads"),
         ({"transformer.h.0.rms_1.weight": np.zeros(32)}, r"unknown tensor 'transformer\.h\.0\.rms_1\.weight'"),
+        ({"transformer.h.02.attn.gating_factor": np.zeros(1)}, r"unknown tensor 'transformer\.h\.02\.attn"),
+        ({"transformer.h.02.attn.adapter_wte.weight": np.zeros((2, 32))}, r"unknown tensor 'transformer\.h\.02\."),
+        ({"transformer.h.٢.attn.gating_factor": np.zeros(1)}, "unknown tensor 'transformer.h.٢"),
+        ({"transformer.h.100000000.attn.gating_factor": np.zeros(1)}, "unknown tensor 'transformer.h.100000000"),
+        ({f"transformer.h.{'9' * 5000}.attn.gating_factor": np.zeros(1)}, r"text of 5,0\d\d bytes"),
+        (
+            {"transformer.h.9.attn.gating_factor": np.zeros(1)},
+            r"gates for layers \[1, 2, 9\], which are not consecutive",
+        ),
+        ({"transformer.h.2.attn.gating_factor": np.zeros((2, 2))}, r"has shape \(2, 2\), but gates are one, or one a"),
+        ({"transformer.h.2.attn.gating_factor": np.zeros((0,))}, r"has shape \(0,\), but gates are one, or one a head"),
+        (
+            {f"transformer.h.{layer}.attn.adapter_wte.weight": np.zeros((0, 32)) for layer in (1, 2)},
+            "has 0 tokens of 32 numbers; an adapter has one at least",
+        ),
+        (
+            {f"transformer.h.{layer}.attn.adapter_wte.weight": np.zeros((2, 0)) for layer in (1, 2)},
+            "has 2 tokens of 0 numbers; an adapter has one at least",
+        ),
+        ({"global_value_embedding.weight": np.zeros((0, 32))}, "is not the copy of 'global_value_embedding.weight'"),
+        (
+            {"global_value_embedding.weight": np.zeros((2, 32)), "transformer.h.2.attn.gating_factor": None},
+            "has tokens for layer 2, but not a gate",
+        ),
         (
             {f"transformer.h.{layer}.attn.adapter_wte.weight": None for layer in (1, 2)},
             "is no Aligner and no LLaMA-Adapter",
@@ -189,7 +220,9 @@ def test_a_lit_llama_file_of_another_base_is_refused(tmp_path: Path):
 def test_numbers_that_are_not_finite_are_refused_without_any_base(tmp_path: Path):
     tensors = _lit_llama((1,))
     tensors["transformer.h.2.attn.gating_factor"] *= np.inf
-    with pytest.raises(InputError, match=r"lit\.pth: tensor 'gates_ln' holds numbers that are not finite"):
+    with pytest.raises(
+        InputError, match=r"lit\.pth: tensor transformer\.h\.2\.attn\.gating_factor holds numbers that are not finite"
+    ):
         load_adapter(write_torch_file(tmp_path / "lit.pth", tensors))
 
 

@@ -13,13 +13,13 @@ def write_torch_file(path: Path, tensors: dict[str, np.ndarray]) -> Path:
     """A state dict; what is neither float16 nor bfloat16 becomes float32."""
     stored = {name: x if x.dtype.name in _STORAGES else x.astype(np.float32) for name, x in tensors.items()}
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", _pickled(stored))
+        archive.writestr("archive/data.pkl", pickled(stored))
         for number, tensor in enumerate(stored.values()):
             archive.writestr(f"archive/data/{number}", np.ascontiguousarray(tensor).tobytes())
     return path
 
 
-def _pickled(tensors: dict[str, np.ndarray]) -> bytes:
+def pickled(tensors: dict[str, np.ndarray]) -> bytes:
     """{name: _rebuild_tensor_v2(storage of that number, 0, shape, strides, False, {})} in opcodes of protocol 2."""
     entries = b""
     for number, (name, tensor) in enumerate(tensors.items()):

@@ -6,6 +6,7 @@ rotation. (That lit-llama has rotary pairs side by side, and not half a head apa
 """
 
 import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from aligner_jax.peft import METHODS, Adapter, Options
 from aligner_jax.weights.torch_file import read_torch_tensors
 
 _TOKENS = "global_value_embedding.weight"
-_GATE = re.compile(r"transformer\.h\.(\d+)\.attn\.gating_factor")
+# One way to write each layer: 2 and 02 would be the same one.
+_LAYER = r"transformer\.h\.(0|[1-9][0-9]{0,3})\.attn\."
+_GATE = re.compile(_LAYER + "gating_factor")
 _OWN = "transformer.h.{}.attn.adapter_wte.weight"
-_OWN_PATTERN = re.compile(re.escape(_OWN).replace(r"\{\}", r"(\d+)"))
+_OWN_PATTERN = re.compile(_LAYER + r"adapter_wte\.weight")
 
 
 def load_released(path: str | Path) -> Adapter:
@@ -42,26 +45,35 @@ def load_released(path: str | Path) -> Adapter:
     shared_pd, tokens, gates = tensors.pop(_TOKENS, None), {}, {}
     for name, value in tensors.items():
         if match := _GATE.fullmatch(name):
+            if max(value.shape, default=1) != value.size or not value.size:
+                raise InputError(f"{path}: tensor {name!r} has shape {value.shape}, but gates are one, or one a head")
             gates[int(match[1])] = value.reshape(-1)
         elif match := _OWN_PATTERN.fullmatch(name):
             tokens[int(match[1])] = value
         else:
             raise InputError(f"{path} holds an unknown tensor {name!r}")
     layers = sorted(gates)
-    if not layers or layers != list(range(layers[0], layers[-1] + 1)):
+    if not layers or layers[-1] - layers[0] != len(layers) - 1:
         raise InputError(f"{path} has gates for layers {layers}, which are not consecutive")
     if len({gate.shape for gate in gates.values()}) > 1:
         raise InputError(f"{path}: its layers' gates have different numbers of heads")
     gates_ln = np.stack([gates[layer] for layer in layers])
     options = {"start_layer": layers[0], "gates": "layer" if gates_ln.shape[1] == 1 else "head"}
+    if shared_pd is None or tokens:
+        _check_layers(path, tokens, layers)
     if shared_pd is not None:
         _check_copies(path, shared_pd, tokens)
-        return _adapter("aligner", options, num_tokens=shared_pd.shape[0], tokens_pd=shared_pd, gates_ln=gates_ln)
-    tokens_lpd = _stacked(path, tokens, layers)
-    return _adapter("llama_adapter", options, num_tokens=tokens_lpd.shape[1], tokens_lpd=tokens_lpd, gates_ln=gates_ln)
+        return _adapter(path, "aligner", options, "tokens_pd", shared_pd, gates_ln)
+    return _adapter(path, "llama_adapter", options, "tokens_lpd", _stacked(path, tokens, layers), gates_ln)
 
 
-def _check_copies(path: Path, shared_pd: np.ndarray, tokens: dict[int, np.ndarray]) -> None:
+def _check_layers(path: Path, tokens: Collection[int], layers: Collection[int]) -> None:
+    for layer in sorted({*tokens} ^ {*layers}):
+        kind, other = ("tokens", "a gate") if layer in tokens else ("a gate", "tokens")
+        raise InputError(f"{path} has {kind} for layer {layer}, but not {other}")
+
+
+def _check_copies(path: Path, shared_pd: np.ndarray, tokens: Mapping[int, np.ndarray]) -> None:
     if shared_pd.ndim != 2:
         raise InputError(f"{path}: tensor {_TOKENS!r} has shape {shared_pd.shape}, but tokens are [p, d]")
     for layer, copy in tokens.items():
@@ -69,19 +81,23 @@ def _check_copies(path: Path, shared_pd: np.ndarray, tokens: dict[int, np.ndarra
             raise InputError(f"{path}: tensor {_OWN.format(layer)!r} is not the copy of {_TOKENS!r} that it should be")
 
 
-def _stacked(path: Path, tokens: dict[int, np.ndarray], layers: list[int]) -> np.ndarray:
-    for layer in sorted(tokens.keys() ^ set(layers)):
-        kind, other = ("tokens", "a gate") if layer in tokens else ("a gate", "tokens")
-        raise InputError(f"{path} has {kind} for layer {layer}, but not {other}")
+def _stacked(path: Path, tokens: Mapping[int, np.ndarray], layers: Sequence[int]) -> np.ndarray:
     for layer, tokens_pd in tokens.items():
         if tokens_pd.ndim != 2 or tokens_pd.shape != tokens[layers[0]].shape:
             raise InputError(f"{path}: tensor {_OWN.format(layer)!r} has shape {tokens_pd.shape}, unlike other layers'")
     return np.stack([tokens[layer] for layer in layers])
 
 
-def _adapter(method: str, options: dict[str, Any], num_tokens: int, **arrays: np.ndarray) -> Adapter:
+def _adapter(
+    path: Path, method: str, options: Mapping[str, Any], name: str, tokens: np.ndarray, gates_ln: np.ndarray
+) -> Adapter:
+    *_, num_tokens, d_model = tokens.shape
+    if not tokens.size:
+        raise InputError(f"{path} has {num_tokens} tokens of {d_model} numbers; an adapter has one at least")
     return Adapter(
-        trainable={name: jnp.asarray(value.astype(np.float32)) for name, value in arrays.items()},
+        trainable={
+            key: jnp.asarray(value.astype(np.float32)) for key, value in ((name, tokens), ("gates_ln", gates_ln))
+        },
         method=method,
         options=Options.of(**{**METHODS[method].DEFAULTS, **options, "num_tokens": num_tokens}),
     )

@@ -3,6 +3,10 @@
 The parts are those of model parallelism (fairscale): a process's columns of wo and w2, and its rows of the other
 matrices. The embedding was split by columns up to LLaMA 2 and is split by rows, the vocabulary, since LLaMA 3. Norms
 are in every file. Source: github.com/meta-llama/llama, llama/model.py; github.com/meta-llama/llama3, llama/model.py.
+
+Which part a file holds is said by its name alone, and by the folder inside its archive, which torch calls after the
+file that it saves ("consolidated.00"). Files in each other's place are refused where that folder tells; the parts'
+shapes are equal, so files that were saved under another name, then exchanged, cannot be told.
 """
 
 import dataclasses
@@ -11,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from aligner_jax.errors import InputError
@@ -22,7 +27,7 @@ from aligner_jax.weights.fill import chunks
 from aligner_jax.weights.leaves import Finish, Shardings
 from aligner_jax.weights.meta_config import meta_config, meta_fields
 from aligner_jax.weights.source import Checkpoint, Format, Part, Slot, Source
-from aligner_jax.weights.torch_file import torch_sources
+from aligner_jax.weights.torch_file import TorchSource, share_checks, torch_sources
 
 _LAYER = "layers.{l}."
 _EMBEDDING, _HEAD = "tok_embeddings.weight", "output.weight"
@@ -51,7 +56,10 @@ FORMAT = Format(
 
 _SPLIT_BY_COLUMNS = re.compile(r"layers\.\d+\.(attention\.wo|feed_forward\.w2)\.weight")
 
-type _Tensors = Mapping[str, Source]
+_FILE = re.compile(r"consolidated\.([0-9]{1,6})\.pth")
+_SAVED_AS = re.compile(r"consolidated\.([0-9]{1,6})\b")
+
+type _Tensors = Mapping[str, TorchSource]
 
 
 def load_meta(
@@ -60,17 +68,20 @@ def load_meta(
     """A model from a folder with params.json and consolidated.NN.pth files, of which nothing is run.
 
     The host never holds more than the model in `dtype` and a few megabytes. A head that equals the embedding, which
-    LLaMA 3.2 has twice, is tied, as in Hugging Face's folders.
+    LLaMA 3.2 has twice, is tied, as in Hugging Face's folders. The checksums of all weights are compared: by one
+    process while it reads them, by several as in `torch_file.share_checks`.
 
     Args:
       dtype: of the parameters: "float32" or "bfloat16".
       shardings, finish: see `assemble`.
 
     Raises:
-      InputError: params.json is not a LLaMA's; or a file is missing, cut short, not of torch, there twice, or unlike
-        the others; or a tensor is missing, unknown, or of the wrong shape.
+      InputError: params.json is not a LLaMA's; or a file is missing, cut short, damaged, not of torch, there twice, in
+        another's place, or unlike the others; or a tensor is missing, unknown, of the wrong shape, or not finite.
     """
-    return assemble(open_meta(path), dtype, shardings=shardings, finish=finish)
+    checkpoint = open_meta(path)
+    share_checks(checkpoint.sources, jax.process_index(), jax.process_count())
+    return assemble(checkpoint, dtype, shardings=shardings, finish=finish)
 
 
 def open_meta(path: Path) -> Checkpoint:
@@ -83,6 +94,8 @@ def open_meta(path: Path) -> Checkpoint:
     files = _files(path)
     d_model = fields.integer("dim")
     by_file = [torch_sources(file) for file in files]
+    if len(files) > 1:
+        _check_order(files, by_file)
     _check_alike(files, by_file)
     _check_count(path, files, by_file[0], d_model)
     joined = {name: _join(name, [tensors[name] for tensors in by_file], d_model) for name in by_file[0]}
@@ -96,7 +109,7 @@ def _files(path: Path) -> list[Path]:
     """The folder's files in the order of their numbers."""
     numbered: dict[int, Path] = {}
     for file in sorted(path.glob("consolidated.*.pth")):
-        match = re.fullmatch(r"consolidated\.(\d+)\.pth", file.name)
+        match = _FILE.fullmatch(file.name)
         if match is None:
             continue
         if int(match[1]) in numbered:
@@ -112,6 +125,18 @@ def _files(path: Path) -> list[Path]:
 
 def _file_name(number: int) -> str:
     return f"consolidated.{number:02}.pth"
+
+
+def _check_order(files: Sequence[Path], by_file: Sequence[_Tensors]) -> None:
+    """Raises InputError where torch saved a file under the name of another one."""
+    for number, (file, tensors) in enumerate(zip(files, by_file, strict=True)):
+        saved_as = {source.member.name.partition("/")[0] for source in tensors.values()}
+        for match in map(_SAVED_AS.match, saved_as):
+            if match and int(match[1]) != number:
+                raise InputError(
+                    f"{file} was saved as {match[0]}.pth, as the folder in its archive says: the files were exchanged "
+                    "or renamed; give each its own name again"
+                )
 
 
 def _check_alike(files: Sequence[Path], by_file: Sequence[_Tensors]) -> None:

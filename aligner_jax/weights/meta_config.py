@@ -4,12 +4,27 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aligner_jax.errors import InputError
-from aligner_jax.files.fields import Fields, read_fields
+from aligner_jax.files.content import MEBIBYTE
+from aligner_jax.files.fields import Fields
+from aligner_jax.files.json_text import read_object
 from aligner_jax.model.config import LlamaConfig, RopeScaling
 
 _LLAMA1_EPS = 1e-6
 _LLAMA3_CONTEXT = 8192
-_CONTEXT_BY_THETA = {500_000.0: _LLAMA3_CONTEXT, 1_000_000.0: 16_384}
+_LOW_FREQ_FACTOR = 1.0
+_LLAMA3_THETA = 500_000.0
+_CONTEXT_BY_THETA = {_LLAMA3_THETA: _LLAMA3_CONTEXT, 1_000_000.0: 16_384}
+
+_READ = {
+    "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size", "norm_eps", "max_seq_len",
+    "rope_theta", "use_scaled_rope", "rope_scaling_factor", "rope_high_freq_factor", "sliding_window",
+}  # fmt: skip
+_WITHOUT_EFFECT = {"multiple_of", "ffn_dim_multiplier", "max_batch_size"}
+_NOT_SUPPORTED = {
+    "moe": "mixtures of experts", "moe_args": "mixtures of experts", "vision_chunk_size": "models of images",
+    "vision_args": "models of images", "vision_encoder": "models of images", "quantization_args": "quantized weights",
+    "lora_args": "adapters in the base's own files",
+}  # fmt: skip
 
 
 def meta_fields(folder: Path) -> Fields:
@@ -18,7 +33,8 @@ def meta_fields(folder: Path) -> Fields:
     Raises:
       InputError: it is not a JSON object.
     """
-    return read_fields(folder / "params.json")
+    path = folder / "params.json"
+    return Fields(read_object(path, most=MEBIBYTE), path)
 
 
 def meta_config(fields: Fields, shapes: Mapping[str, tuple[int, ...]]) -> LlamaConfig:
@@ -29,8 +45,11 @@ def meta_config(fields: Fields, shapes: Mapping[str, tuple[int, ...]]) -> LlamaC
     - The context is nowhere. It is 131,072 where the rotary frequencies are scaled (LLaMA 3.1), 8,192 where their base
       is LLaMA 3's, 16,384 where it is Code Llama's, 2,048 with LLaMA 1's norm_eps of 1e-6, and else LLaMA 2's 4,096, as
       in Hugging Face's folders of the same models; a field max_seq_len is believed.
+    - rope_theta is 10,000 where it is absent, as in LLaMA 1 and 2, or LLaMA 3's 500,000 where frequencies are scaled.
     - The factor of that scaling is in Meta's code alone: 32 in the models smaller than 4,096 wide (LLaMA 3.2), else 8.
       Source: github.com/meta-llama/llama-models, models/llama3/model.py, apply_scaling.
+    - Mistral's head_dim, hidden_dim and sliding_window are understood; a window shorter than the context is refused,
+      and so is every setting that is not known.
 
     Args:
       shapes: of whole tensors, by name.
@@ -38,28 +57,34 @@ def meta_config(fields: Fields, shapes: Mapping[str, tuple[int, ...]]) -> LlamaC
     Raises:
       InputError: a field is missing or absurd, or a tensor that is needed here is not in `shapes`.
     """
-    if fields.get("moe_args") is not None:
-        raise fields.error("moe_args", "is set: mixtures of experts are not supported")
-    if fields.get("vision_chunk_size") is not None:
-        raise fields.error("vision_chunk_size", "is set: models of images are not supported")
+    _refuse_other_mathematics(fields)
     d_model, num_heads = fields.integer("dim"), fields.integer("n_heads")
-    if d_model % num_heads:
+    if d_model % num_heads and not fields.has("head_dim"):
         raise fields.error("dim", f"is {d_model}, not a multiple of n_heads {num_heads}")
     scaled = fields.flag("use_scaled_rope")
-    theta, eps = fields.number("rope_theta", 10_000.0), fields.number("norm_eps")
+    theta, eps = fields.number("rope_theta", _LLAMA3_THETA if scaled else 10_000.0), fields.number("norm_eps")
+    context_length = fields.integer("max_seq_len", _context_length(scaled, theta, eps))
+    if fields.has("sliding_window") and (window := fields.integer("sliding_window")) < context_length:
+        raise fields.error(
+            "sliding_window", f"is {window}, less than the context of {context_length}: windows are not supported"
+        )
+    scaling = _scaling(fields, d_model)
     folder = Path(fields.file).parent
+    d_mlp = _rows(folder, shapes, "layers.0.feed_forward.w1.weight")
+    if fields.integer("hidden_dim", d_mlp) != d_mlp:
+        raise fields.error("hidden_dim", f"is {fields.get('hidden_dim')}, but the weights of the MLP have {d_mlp} rows")
     try:
         return LlamaConfig(
             vocab_size=_vocab_size(fields, shapes),
             d_model=d_model,
-            d_mlp=_rows(folder, shapes, "layers.0.feed_forward.w1.weight"),
+            d_mlp=d_mlp,
             num_layers=fields.integer("n_layers"),
             num_heads=num_heads,
             num_kv_heads=fields.integer("n_kv_heads", num_heads),
-            head_dim=d_model // num_heads,
-            context_length=fields.integer("max_seq_len", _context_length(scaled, theta, eps)),
+            head_dim=fields.integer("head_dim", d_model // num_heads),
+            context_length=context_length,
             rope_theta=theta,
-            rope_scaling=_scaling(fields, d_model) if scaled else None,
+            rope_scaling=scaling if scaled else None,
             norm_eps=eps,
             tied_embeddings="output.weight" not in shapes,
         )
@@ -68,8 +93,25 @@ def meta_config(fields: Fields, shapes: Mapping[str, tuple[int, ...]]) -> LlamaC
         raise (error if message.startswith(str(folder)) else InputError(f"{fields.file}: {message}")) from None
 
 
+def _refuse_other_mathematics(fields: Fields) -> None:
+    for name, what in _NOT_SUPPORTED.items():
+        if fields.has(name):
+            raise fields.error(name, f"is set: {what} are not supported")
+    # Their values change nothing, but those of other types are of a damaged file.
+    fields.integer("multiple_of", 1)
+    fields.integer("max_batch_size", 1)
+    fields.number("ffn_dim_multiplier", 1.0)
+    for name, value in fields.values.items():
+        # Null and false are how a setting is left out.
+        if name not in _READ | _WITHOUT_EFFECT | _NOT_SUPPORTED.keys() and value is not None and value is not False:
+            raise fields.error(
+                name, "is not a setting that is known here; take it out if the model computes the same without it"
+            )
+
+
 def _vocab_size(fields: Fields, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    if fields.get("vocab_size") in (None, -1):
+    value = fields.get("vocab_size")
+    if value is None or (type(value) is int and value == -1):
         return _rows(Path(fields.file).parent, shapes, "tok_embeddings.weight")
     return fields.integer("vocab_size")
 
@@ -87,9 +129,12 @@ def _context_length(scaled: bool, theta: float, eps: float) -> int:
 
 
 def _scaling(fields: Fields, d_model: int) -> RopeScaling:
+    high_freq_factor = fields.number("rope_high_freq_factor", 4.0)
+    if high_freq_factor <= _LOW_FREQ_FACTOR:
+        raise fields.error("rope_high_freq_factor", f"is {high_freq_factor:g}, not more than {_LOW_FREQ_FACTOR:g}")
     return RopeScaling(
-        factor=fields.number("rope_scaling_factor", 32.0 if d_model < 4096 else 8.0),
-        low_freq_factor=1.0,
-        high_freq_factor=fields.number("rope_high_freq_factor", 4.0),
+        factor=fields.number("rope_scaling_factor", 32.0 if d_model < 4096 else 8.0, least=1.0),
+        low_freq_factor=_LOW_FREQ_FACTOR,
+        high_freq_factor=high_freq_factor,
         original_context_length=_LLAMA3_CONTEXT,
     )
