@@ -347,7 +347,7 @@ def test_paths_that_are_no_tokenizer(tmp_path):
     with pytest.raises(InputError, match=r"tokenizer\.json is not a tokenizer"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(InputError, match=r"tokenizer_config\.json, line 1, is not JSON"):
+    with pytest.raises(InputError, match=r"tokenizer_config\.json:1 is not JSON"):
         load_tokenizer(tmp_path)
 
 
