@@ -54,7 +54,7 @@ def _declared(backend: HFBackend, settings: Settings, fields: dict[str, Fields],
 
     def token(name: str) -> int | None:
         if name in settings.names:
-            return backend.token_id(settings.names[name])
+            return backend.token_id(settings.names[name].content)
         if isinstance(backend, SentencePieceBackend):
             return backend.own_ids[name]
         return next((i for source in numbers for i in _ids(source, name, backend.vocab_size)), None)
@@ -73,7 +73,7 @@ def _declared(backend: HFBackend, settings: Settings, fields: dict[str, Fields],
         add_bos=add_bos if settings.add_bos is None else settings.add_bos,
         stop_ids=[i for source in numbers for i in _ids(source, "eos", backend.vocab_size)],
         chat_template=None if folder is None else _chat_template(fields["tokenizer_config"], folder),
-        unk_token=settings.names.get("unk", ""),
+        unk_token=settings.names["unk"].content if "unk" in settings.names else "",
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, pre_tokenizers
 
-from aligner_jax.data.tokenizer_json import check_tokenizer
+from aligner_jax.data.tokenizer_json import check_numbers, check_tokenizer
 from aligner_jax.data.tokenizer_settings import Settings, add_marks, check_marks
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, read_text
@@ -97,11 +97,13 @@ def read_tokenizer_json(path: Path, settings: Settings = Settings()) -> HFBacken
       InputError: the file cannot be read, is not JSON, is not a tokenizer, or could make more of a text than is bounded.
     """
     text = read_text(path, most=MOST_BYTES)
-    check_tokenizer(parse_object(text, path), path)
+    value = parse_object(text, path)
+    check_tokenizer(value, path)
     with guarded(f"{path} is not a tokenizer of the tokenizers package"):
         tokenizer = tokenizers.Tokenizer.from_str(text)
         if settings.is_llama and isinstance(tokenizer.model, tokenizers.models.BPE) and not _is_byte_level(tokenizer):
             as_llama(tokenizer, settings)
+    check_numbers(tokenizer, value, path)
     return HFBackend(tokenizer, settings, str(path))
 
 
@@ -146,12 +148,22 @@ def _without_prefix_space(tokenizer: tokenizers.Tokenizer) -> tuple[tokenizers.T
     adding = [step for step in steps if _adds_space(step)]
     if not adding:
         return tokenizer, ""
-    whole = json.loads(tokenizer.to_str())
-    for name in ("normalizer", "pre_tokenizer"):
-        whole[name] = _cleared(whole[name])
     everywhere = [step for step in adding if step["type"] != "Replace" and step.get("prepend_scheme", "always") == "always"]
     spaced = "always" if any(step["type"] != "Prepend" for step in everywhere) else "raw" if everywhere else ""
-    return tokenizers.Tokenizer.from_str(json.dumps(whole)), spaced
+    parts = [json.loads(part.__getstate__()) if part else None for part in (tokenizer.normalizer, tokenizer.pre_tokenizer)]
+    return _with_parts(tokenizer, *map(_cleared, parts)), spaced
+
+
+def _with_parts(
+    tokenizer: tokenizers.Tokenizer, normalizer: dict | None, pre_tokenizer: dict | None
+) -> tokenizers.Tokenizer:
+    """Returns the tokenizer with another normalizer and pre-tokenizer; both share the model, which may be large."""
+    small = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"": 0}, "unk_token": ""}}
+    small |= {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer}
+    other = tokenizers.Tokenizer.from_str(json.dumps(small))
+    other.model = tokenizer.model
+    other.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
+    return other
 
 
 def _steps(setting: dict) -> list[dict]:

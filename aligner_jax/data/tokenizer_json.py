@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import tokenizers
+
 from aligner_jax.errors import InputError
+from aligner_jax.files.fields import Fields
 
 MOST_STEPS = 100
 MOST_GROWTH = 1000
@@ -36,6 +39,28 @@ def check_tokenizer(value: dict[str, object], path: Path) -> None:
             growth *= _growth(step, f"{path}: a step of its {name}")
             if growth > MOST_GROWTH:
                 raise InputError(f"{path}: its {name} could make a text more than {MOST_GROWTH:,} times as long")
+
+
+def check_numbers(tokenizer: tokenizers.Tokenizer, value: dict[str, object], path: Path) -> None:
+    """Refuses a file whose added tokens have other numbers than the package gives them, without a word of it.
+
+    Raises:
+      InputError: names the token; or `added_tokens` is not a list of objects with content and id.
+    """
+    entries = value.get("added_tokens") or []
+    if not isinstance(entries, list):
+        raise InputError(f"{path}: added_tokens is not a list")
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise InputError(f"{path}: added_tokens[{i}] is not an object")
+        fields = Fields(entry, path, f"added_tokens[{i}].")
+        content, number = fields.text("content"), fields.integer("id", least=0)
+        held = tokenizer.token_to_id(content)
+        if content and held != number:
+            raise InputError(
+                f"{path}: its added token {content!r} has the number {number}, but would be given {held}, as its "
+                "vocabulary already has that token or its numbers leave some out"
+            )
 
 
 def _steps(part: object) -> Iterator[dict]:

@@ -42,9 +42,7 @@ class SentencePieceBackend(HFBackend):
                 as_llama(built, settings)
             else:
                 built = _as_model_says(model, settings.legacy is not False)
-        # Pieces that the user defined are marks of LlamaTokenizer; SentencePiece finds them after the first space.
-        kinds = (UNKNOWN, CONTROL, USER_DEFINED) if settings.is_llama else (UNKNOWN, CONTROL)
-        super().__init__(built, with_marks(settings, model, kinds), where)
+        super().__init__(built, with_marks(settings, model), where)
         spaced = settings.scheme != "never" if settings.is_llama else model.normalizer_spec.add_dummy_prefix
         self._leading = " " if spaced else ""
         self._byte_ids = {i: bytes([int(p.piece[3:5], 16)]) for i, p in enumerate(model.pieces) if p.type == BYTE}
@@ -68,12 +66,18 @@ class SentencePieceBackend(HFBackend):
         return self.token(token_id).replace("▁", " ").encode() if held is None else held
 
 
-def with_marks(settings: Settings, model: ModelProto, kinds: Sequence[int]) -> Settings:
-    """Returns the settings with the model's pieces of some kinds as marks, where the settings do not describe them."""
+def with_marks(settings: Settings, model: ModelProto) -> Settings:
+    """Returns the settings with the model's own marks, as far as they do not describe them, as transformers 5 does."""
+    kinds = () if settings.lists_special else (CONTROL, USER_DEFINED) if settings.is_llama else (CONTROL,)
     described = {mark.content for mark in settings.marks}
-    own = (piece for piece in model.pieces if piece.type in kinds and piece.piece not in described)
-    marks = [Mark(piece.piece, special=piece.type != USER_DEFINED, normalized=False) for piece in own]
-    return dataclasses.replace(settings, marks=(*settings.marks, *marks))
+    marks = list(settings.marks)
+    if model.normalizer_spec.add_dummy_prefix and not settings.is_llama:
+        # Found in the text as it is, or the space before each part would not be put there.
+        marks = [dataclasses.replace(mark, normalized=False) if mark.id is not None else mark for mark in marks]
+    for piece in model.pieces:
+        if piece.type in (UNKNOWN, *kinds) and piece.piece not in described:
+            marks.append(Mark(piece.piece, special=piece.type != USER_DEFINED, normalized=False))
+    return dataclasses.replace(settings, marks=tuple(marks))
 
 
 def read_model(path: Path) -> ModelProto:
@@ -135,16 +139,15 @@ def _bpe(model: ModelProto, *, whole: bool = False) -> models.BPE:
     """Returns the merges that SentencePiece's BPE makes: any two pieces that join to one, the best score first."""
     vocabulary = {piece.piece: i for i, piece in enumerate(model.pieces)}
     scores = {piece.piece: piece.score for piece in model.pieces if piece.type == NORMAL}
-    ranked = [
-        (-score, vocabulary[token], token[:at], token[at:])
-        for token, score in scores.items()
-        for at in range(1, len(token))
-        if token[:at] in scores and token[at:] in scores
-    ]
-    ranked.sort()
+    ranked = []
+    for token in sorted(scores, key=lambda token: (-scores[token], vocabulary[token])):
+        for at in range(1, len(token)):
+            left = token[:at]
+            if left in scores and (right := token[at:]) in scores:
+                ranked.append((left, right))
     unknown = next(piece.piece for piece in model.pieces if piece.type == UNKNOWN)
     return models.BPE(
-        vocab=vocabulary, merges=[(left, right) for _, _, left, right in ranked], unk_token=unknown, fuse_unk=True,
+        vocab=vocabulary, merges=ranked, unk_token=unknown, fuse_unk=True,
         byte_fallback=model.trainer_spec.byte_fallback, ignore_merges=whole,
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from aligner_jax.files.fields import Fields
 
 NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """Special tokens that settings name, in the order in which transformers adds those that the vocabulary lacks."""
+_LISTS = ("additional_special_tokens", "extra_special_tokens")
 _MOST_MARKS = 100_000
 
 
@@ -41,7 +42,9 @@ class Settings:
 
     Attributes:
       marks: added tokens, those with a number first.
-      names: content by the short name of a special token: "bos", "eos", "unk", "pad" and the rest of `NAMES`.
+      lists_special: the files list special tokens, so that control pieces of a SentencePiece model that they leave out
+        are no marks.
+      names: tokens by the short name of a special one: "bos", "eos", "unk", "pad" and the rest of `NAMES`.
       add_bos: a text gets BOS before it.
       is_llama: the files ask for transformers' LlamaTokenizer, which cuts text as `legacy` and `prefix_space` say and
         not as the vocabulary's file does.
@@ -50,7 +53,8 @@ class Settings:
     """
 
     marks: tuple[Mark, ...] = ()
-    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    lists_special: bool = False
+    names: Mapping[str, Mark] = dataclasses.field(default_factory=dict)
     add_bos: bool | None = None
     is_llama: bool = False
     legacy: bool | None = None
@@ -88,11 +92,12 @@ def read_settings(config: Fields, special_map: Fields, added: Fields, model: Fie
     names = _names(sources)
     extra = _extra(sources)
     if not has_decoder:
-        named = {*names.values(), *(mark.content for mark in extra)}
+        named = {mark.content for mark in (*names.values(), *extra)}
         numbered = [Mark(t, i, special=t in named, normalized=t not in named) for t, i in by_name.items()]
     config.flag("add_eos_token")
     return Settings(
         marks=(*_distinct(numbered, config if has_decoder else added), *extra),
+        lists_special=any(source.get(field) for source in sources for field in _LISTS),
         names=names,
         add_bos=config.flag("add_bos_token") if config.has("add_bos_token") else None,
         is_llama=_is_llama(config, model),
@@ -115,10 +120,9 @@ def add_marks(tokenizer: tokenizers.Tokenizer, settings: Settings, where: str) -
       InputError: the files give a token another number than the vocabulary does.
     """
     described = {mark.content: mark for mark in settings.marks}
-    named = [Mark(content, special=True, normalized=False) for content in settings.names.values()]
     # In the order in which transformers numbers those that have none.
     wanted = {mark.content: mark for mark in settings.marks if mark.id is not None}
-    for mark in named:
+    for mark in settings.names.values():
         wanted[mark.content] = dataclasses.replace(described.get(mark.content, mark), special=True)
     wanted |= {content: mark for content, mark in described.items() if content not in wanted}
     before = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
@@ -190,22 +194,25 @@ def _by_name(added: Fields) -> dict[str, int]:
     return dict(sorted(numbers.items(), key=lambda item: item[1]))
 
 
-def _names(sources: Iterable[Fields]) -> dict[str, str]:
-    """Returns the content of each special token that the first source with it names; "" counts as none."""
-    found: dict[str, str] = {}
+def _names(sources: Iterable[Fields]) -> dict[str, Mark]:
+    """Returns each special token of the first source that names it; "" counts as none."""
+    found: dict[str, Mark] = {}
     for source in sources:
         for name in NAMES:
-            content = _content(source, f"{name}_token")
-            if content and name not in found:
-                found[name] = content
+            mark = _named(source, f"{name}_token")
+            if mark is not None and name not in found:
+                found[name] = mark
     return found
 
 
-def _content(source: Fields, field: str) -> str | None:
+def _named(source: Fields, field: str) -> Mark | None:
+    """Returns the special token in a field, which is its text or an object; None where it is absent or empty."""
     if isinstance(source.get(field), dict):
         entry = source.section(field)
-        return None if entry is None else entry.text("content")
-    return source.text(field) if source.has(field) else None
+        mark = None if entry is None else dataclasses.replace(_mark(entry, None, special=True), special=True)
+    else:
+        mark = Mark(source.text(field, ""), special=True, normalized=False)
+    return mark if mark is not None and mark.content else None
 
 
 def _extra(sources: Iterable[Fields]) -> list[Mark]:
@@ -214,10 +221,10 @@ def _extra(sources: Iterable[Fields]) -> list[Mark]:
     for source in sources:
         for field in source.values:
             own = field.endswith("_token") and field.removesuffix("_token") not in NAMES
-            if own and isinstance(source.get(field), str | dict):
-                content = _content(source, field)
-                marks.setdefault(content or "", Mark(content or "", special=True, normalized=False))
-        for field in ("additional_special_tokens", "extra_special_tokens"):
+            mark = _named(source, field) if own and isinstance(source.get(field), str | dict) else None
+            if mark is not None:
+                marks.setdefault(mark.content, mark)
+        for field in _LISTS:
             for mark in _listed(source, field):
                 marks.setdefault(mark.content, mark)
     marks.pop("", None)
