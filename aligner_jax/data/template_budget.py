@@ -17,12 +17,15 @@ from markupsafe import Markup
 STEPS, STEPS_A_MESSAGE = 3_000_000, 10_000
 """Nodes of the template that may be evaluated; a loop's round costs all that its body holds. Published templates take
 some hundred a message."""
-BYTES, BYTES_A_BYTE = 24 * 2**20, 256
+BYTES, BYTES_A_BYTE = 12 * 2**20, 256
 """Memory of all texts and lists that are made, together; that for every byte of the conversation is added."""
 MOST_WIDTH = 1000
 """The largest width, precision, indentation or count that formatting takes."""
 MOST_BITS = 4096
 """Bits of the largest integer."""
+_STEPS_WEIGHED = 4
+"""Looking at a value of a list takes about as long as so many steps."""
+SCALARS = frozenset((str, int, bool, float, type(None)))
 _PERCENT = re.compile(r"%(?:\((?P<key>[^()]*)\))?[#0\- +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d+))?[hlL]?(?P<kind>.)", re.S)
 
 
@@ -57,8 +60,9 @@ class Budget:
 
     def text(self, length: float, of: str = "\0") -> None:
         """Charges a text of so many characters, as wide as those of `of`."""
-        self.step(int(length) >> 8)
-        self.take(length * _width(of))
+        if length > 256:
+            self.step(int(length) >> 8)
+        self.take(64 + length * (1 if of.isascii() else 4))
 
     def made(self, value: object) -> object:
         """Charges a value that an operation has made of values that were charged; returns it."""
@@ -77,6 +81,11 @@ class Budget:
         Comparing, hashing, sorting and printing take as long: a list that holds another twice, forty deep, is small
         and takes years to print.
         """
+        if type(value) in SCALARS and not (isinstance(value, str) and len(value) > 256):
+            self.step()
+            if isinstance(value, str):
+                return 2 + len(value) * _width(value)
+            return 32 + (value.bit_length() // 3 if isinstance(value, int) else 0)
         size, waiting = 0, [value]
         while waiting:
             each = waiting.pop()
@@ -84,7 +93,7 @@ class Budget:
                 size += 2 + len(each) * _width(each)
                 self.step(1 + (len(each) >> 8))
                 continue
-            self.step()
+            self.step(_STEPS_WEIGHED)
             size += 16
             if isinstance(each, Mapping):
                 waiting.extend(each.keys())
@@ -92,7 +101,8 @@ class Budget:
             elif isinstance(each, list | tuple | set | frozenset):
                 waiting.extend(each)
             elif isinstance(each, Namespace):
-                # Its attributes are private to jinja2, which prints them all.
+                # Its attributes are private to jinja2, which prints them all; one may hold itself.
+                self.step(20 * _STEPS_WEIGHED)
                 waiting.append(dict(object.__getattribute__(each, "_Namespace__attrs")))
             elif isinstance(each, int):
                 size += each.bit_length() // 3
@@ -102,6 +112,8 @@ class Budget:
         """Charges a value that is about to become text; returns it."""
         if isinstance(value, str):
             self.text(len(value), value)
+        elif type(value) is int:
+            self.take(64 + value.bit_length())
         else:
             self.take(self.weigh(value))
         return value

@@ -18,7 +18,7 @@ from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 
 from aligner_jax.data import template_filters
-from aligner_jax.data.template_budget import OverBudget, bounded, current, plain
+from aligner_jax.data.template_budget import SCALARS, OverBudget, bounded, current, plain
 
 MOST_NODES = 40_000
 """Nodes of a parsed template; those of the longest published templates are some thousand."""
@@ -26,6 +26,8 @@ _COMPARISONS = {
     "eq": operator.eq, "ne": operator.ne, "gt": operator.gt, "gteq": operator.ge, "lt": operator.lt,
     "lteq": operator.le, "in": lambda a, b: a in b, "notin": lambda a, b: a not in b,
 }  # fmt: skip
+_PREFIX = " "
+"""Begins the names of this module's filters, so that no template can write them."""
 _TEXT_METHODS = frozenset(
     "capitalize casefold center count endswith find format index isalnum isalpha isascii isdecimal isdigit isidentifier "
     "islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition removeprefix removesuffix "
@@ -49,12 +51,10 @@ class ChargedEnvironment(ImmutableSandboxedEnvironment):
 
     def __init__(self, **options) -> None:
         super().__init__(finalize=_written, **options)
-        self.filters = template_filters.charged(self.filters)
+        self.filters = {**template_filters.charged(self.filters), **_OWN}
         self.tests = template_filters.charged_tests(self.tests)
         del self.globals["lipsum"]
         self._callable = {*self.globals.values()}
-        for function in _OWN:
-            setattr(self, function.__name__, function)
 
     def allow(self, **functions: Callable) -> None:
         """Gives templates further functions by name."""
@@ -72,13 +72,20 @@ class ChargedEnvironment(ImmutableSandboxedEnvironment):
         return template
 
     def getitem(self, obj, argument):
-        if not isinstance(argument, str | int):
+        if type(argument) is not str and type(argument) is not int:
             # Hashed, or printed where it is missing.
             current().weigh(argument)
         return super().getitem(obj, argument)
 
+    def wrap_str_format(self, value):
+        # Here `_method` formats, at the call.
+        return None
+
     def call_binop(self, context, operator, left, right):
         budget = current()
+        if operator == "+" and isinstance(left, str) and isinstance(right, str):
+            budget.text(len(left) + len(right), right if left.isascii() else left)
+            return left + right
         budget.step()
         if operator == "*":
             for value, times in ((left, right), (right, left)):
@@ -88,19 +95,15 @@ class ChargedEnvironment(ImmutableSandboxedEnvironment):
             budget.power(left, right)
         elif operator == "%" and isinstance(left, str):
             budget.percent(left, right)
-        elif operator == "+" and isinstance(left, str) and isinstance(right, str):
-            budget.text(len(left) + len(right), left if not left.isascii() else right)
         return budget.made(super().call_binop(context, operator, left, right))
 
     def call(__self, __context, __obj, *args, **kwargs):
-        # These come from the generated code, for functions that want the context.
-        kwargs.pop("_loop_vars", None)
-        kwargs.pop("_block_vars", None)
-        if type(__obj) is FunctionType and __obj in _OWN:
-            return __obj(*args, **kwargs)
         budget = current()
         budget.step()
-        if isinstance(__obj, BuiltinMethodType):
+        if type(__obj) is BuiltinMethodType:
+            # These come from the generated code, for functions that want the context.
+            kwargs.pop("_loop_vars", None)
+            kwargs.pop("_block_vars", None)
             return budget.made(__self._method(__obj, args, kwargs))
         of = type(__obj.__self__) if type(__obj) is MethodType else type(__obj)
         if of in (LoopContext, Cycler, Joiner):
@@ -179,7 +182,7 @@ class _Charging(NodeTransformer):
     def visit_Compare(self, node: nodes.Compare):
         node = self.generic_visit(node)
         if len(node.ops) == 1:
-            return _call(node, "compared", nodes.Const(node.ops[0].op), node.expr, node.ops[0].expr)
+            return _call(node, "compared", node.expr, nodes.Const(node.ops[0].op), node.ops[0].expr)
         node.expr = _call(node, "weighed", node.expr)
         for each in node.ops:
             each.expr = _call(node, "weighed", each.expr)
@@ -212,16 +215,15 @@ def _text(node: nodes.Node) -> int:
     )
 
 
-def _call(node: nodes.Node, name: str, *args: nodes.Expr) -> nodes.Call:
-    function = nodes.EnvironmentAttribute(name, lineno=node.lineno)
-    for each in args:
+def _call(node: nodes.Node, name: str, first: nodes.Expr, *args: nodes.Expr) -> nodes.Filter:
+    """Returns a call of one of this module's functions: as a filter, which generated code calls directly."""
+    for each in (first, *args):
         each.lineno = each.lineno or node.lineno
-    return nodes.Call(function, list(args), [], None, None, lineno=node.lineno)
+    return nodes.Filter(first, _PREFIX + name, list(args), [], None, None, lineno=node.lineno)
 
 
 def _charge(node: nodes.Node, cost: int, size: int) -> nodes.ExprStmt:
-    call = _call(node, "charge", nodes.Const(cost), nodes.Const(size))
-    return nodes.ExprStmt(call, lineno=node.lineno)
+    return nodes.ExprStmt(_call(node, "charge", nodes.Const(cost), nodes.Const(size)), lineno=node.lineno)
 
 
 def _written(value):
@@ -233,26 +235,28 @@ def rounds(iterable, cost: int, size: int):
     return current().rounds(iterable, cost, size)
 
 
-def charge(cost: int, size: int) -> None:
-    """Charges what a macro or block does."""
+@jinja2.pass_context
+def charge(context, cost: int, size: int) -> None:
+    """Charges what a macro or block does. The context keeps jinja2 from doing so once and for all, as it compiles."""
     budget = current()
     budget.step(cost)
     budget.take(size)
 
 
-def compared(name: str, left, right):
+def compared(left, name: str, right):
     """Returns a comparison's result, after charging what it looks at."""
-    budget = current()
-    if name in ("in", "notin"):
-        if isinstance(left, str) and isinstance(right, str):
-            budget.step(len(right) >> 6)
-        elif not isinstance(left, str) or not isinstance(right, dict):
-            budget.weigh(left)
-            budget.weigh(right)
-    elif not (isinstance(left, str | int | None) and isinstance(right, int | None)):
+    compare, kinds = _COMPARISONS[name], (type(left), type(right))
+    # The most frequent: short values, which cost no more than the step that they are charged already.
+    if kinds == (str, str):
+        if len(left) + len(right) > 256:
+            current().step((len(left) + len(right)) >> 6)
+    elif kinds[0] in SCALARS and (kinds[1] in SCALARS or (kinds[1] is dict and name in ("in", "notin"))):
+        pass
+    else:
+        budget = current()
         budget.weigh(left)
         budget.weigh(right)
-    return _COMPARISONS[name](left, right)
+    return compare(left, right)
 
 
 def weighed(value):
@@ -272,4 +276,6 @@ def sliced(value):
     return current().made(value)
 
 
-_OWN = frozenset((rounds, charge, compared, weighed, concatenated, sliced))
+_OWN = {
+    _PREFIX + function.__name__: function for function in (rounds, charge, compared, weighed, concatenated, sliced)
+}

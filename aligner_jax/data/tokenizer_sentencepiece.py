@@ -74,8 +74,11 @@ def with_marks(settings: Settings, model: ModelProto) -> Settings:
     if model.normalizer_spec.add_dummy_prefix and not settings.is_llama:
         # Found in the text as it is, or the space before each part would not be put there.
         marks = [dataclasses.replace(mark, normalized=False) if mark.id is not None else mark for mark in marks]
-    for piece in model.pieces:
-        if piece.type in (UNKNOWN, *kinds) and piece.piece not in described:
+    trainer = model.trainer_spec
+    unnamed = {i for name, i in (("bos", trainer.bos_id), ("eos", trainer.eos_id)) if name not in settings.names}
+    for i, piece in enumerate(model.pieces):
+        own = piece.type in (UNKNOWN, *kinds) or (piece.type == CONTROL and i in unnamed)
+        if own and piece.piece not in described:
             marks.append(Mark(piece.piece, special=piece.type != USER_DEFINED, normalized=False))
     return dataclasses.replace(settings, marks=tuple(marks))
 
