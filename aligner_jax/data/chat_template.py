@@ -15,7 +15,7 @@ from aligner_jax.data import template_budget
 from aligner_jax.data.template_environment import ChargedEnvironment
 from aligner_jax.errors import InputError
 
-MOST_CHARACTERS = 200_000
+MOST_CHARACTERS = 100_000
 """The longest template that is read; the longest published ones have some 20,000 characters."""
 
 

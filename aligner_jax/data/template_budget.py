@@ -14,7 +14,7 @@ import jinja2.runtime
 from jinja2.utils import Namespace
 from markupsafe import Markup
 
-STEPS, STEPS_A_MESSAGE = 3_000_000, 10_000
+STEPS, STEPS_A_MESSAGE = 2_000_000, 10_000
 """Nodes of the template that may be evaluated; a loop's round costs all that its body holds. Published templates take
 some hundred a message."""
 BYTES, BYTES_A_BYTE = 12 * 2**20, 256
@@ -23,7 +23,7 @@ MOST_WIDTH = 1000
 """The largest width, precision, indentation or count that formatting takes."""
 MOST_BITS = 4096
 """Bits of the largest integer."""
-_STEPS_WEIGHED = 4
+_STEPS_WEIGHED = 8
 """Looking at a value of a list takes about as long as so many steps."""
 SCALARS = frozenset((str, int, bool, float, type(None)))
 _PERCENT = re.compile(r"%(?:\((?P<key>[^()]*)\))?[#0\- +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d+))?[hlL]?(?P<kind>.)", re.S)

@@ -20,8 +20,10 @@ from markupsafe import Markup
 from aligner_jax.data import template_filters
 from aligner_jax.data.template_budget import SCALARS, OverBudget, bounded, current, plain
 
-MOST_NODES = 40_000
+MOST_NODES = 12_000
 """Nodes of a parsed template; those of the longest published templates are some thousand."""
+_STEPS_CALLED = 50
+"""A call of a macro takes about as long as so many steps."""
 _COMPARISONS = {
     "eq": operator.eq, "ne": operator.ne, "gt": operator.gt, "gteq": operator.ge, "lt": operator.lt,
     "lteq": operator.le, "in": lambda a, b: a in b, "notin": lambda a, b: a not in b,
@@ -172,7 +174,7 @@ class _Charging(NodeTransformer):
         return node
 
     def visit_Macro(self, node):
-        cost, size = _nodes(node), _text(node)
+        cost, size = _nodes(node) + _STEPS_CALLED, _text(node)
         node = self.generic_visit(node)
         node.body.insert(0, _charge(node, cost, size))
         return node

@@ -1,5 +1,6 @@
 """Checks of a tokenizer.json that keep the package from making much of a text, or other tokens each time."""
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,8 +38,23 @@ def check_tokenizer(value: dict[str, object], path: Path) -> None:
             if count > MOST_STEPS:
                 raise InputError(f"{path}: its {name} has more than {MOST_STEPS} steps")
             growth *= _growth(step, f"{path}: a step of its {name}")
+            if step.get("type") == "Precompiled":
+                check_charsmap(_from_base64(step.get("precompiled_charsmap"), path), str(path))
             if growth > MOST_GROWTH:
                 raise InputError(f"{path}: its {name} could make a text more than {MOST_GROWTH:,} times as long")
+
+
+def check_charsmap(content: bytes, what: str) -> None:
+    """Refuses a table of normalizations that says to be longer than it is: the package would take that much memory.
+
+    Its first four bytes are the size of a trie of 32-bit units, which its texts follow.
+
+    Raises:
+      InputError: begins with `what`.
+    """
+    size = int.from_bytes(content[:4], "little")
+    if len(content) < 8 or not 4 <= size <= len(content) - 4 or size % 4:
+        raise InputError(f"{what}: its precompiled_charsmap is damaged: it has {len(content):,} bytes and a trie of {size:,}")
 
 
 def check_numbers(tokenizer: tokenizers.Tokenizer, value: dict[str, object], path: Path) -> None:
@@ -72,6 +88,13 @@ def _steps(part: object) -> Iterator[dict]:
     for inner in lists:
         for each in inner:
             yield from _steps(each)
+
+
+def _from_base64(text: object, path: Path) -> bytes:
+    try:
+        return base64.b64decode(text if isinstance(text, str) else "", validate=True)
+    except ValueError:
+        raise InputError(f"{path}: its precompiled_charsmap is not base64") from None
 
 
 def _growth(step: dict, what: str) -> float:

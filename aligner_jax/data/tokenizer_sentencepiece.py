@@ -17,6 +17,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from aligner_jax.data.tokenizer_hf import SPACED, HFBackend, as_llama, guarded
+from aligner_jax.data.tokenizer_json import check_charsmap
 from aligner_jax.data.tokenizer_settings import Mark, Settings
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import read_bytes
@@ -25,6 +26,7 @@ type ModelProto = Any  # its class is built when protobuf is imported, without a
 new_model = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _UNIGRAM, _BPE = 1, 2
+_BYTE_NAME = re.compile("<0x[0-9A-F]{2}>")
 
 
 class SentencePieceBackend(HFBackend):
@@ -114,21 +116,25 @@ def check_model(model: ModelProto, where: str) -> None:
     """
     seen: dict[str, int] = {}
     for i, piece in enumerate(model.pieces):
-        try:
-            text = piece.piece
-        except UnicodeDecodeError:
-            raise InputError(f"{where}: its vocabulary cannot be used: piece {i} is not UTF-8 text") from None
+        text = piece.piece
+        # protobuf gives bytes that are not UTF-8 as they are.
+        if not isinstance(text, str):
+            raise InputError(f"{where}: its vocabulary cannot be used: piece {i} is not UTF-8 text")
         if not text:
             raise InputError(f"{where}: its vocabulary cannot be used: piece {i} is empty")
         if text in seen:
             raise InputError(f"{where}: its vocabulary cannot be used: {text!r} of piece {i} is already defined")
         if not math.isfinite(piece.score):
             raise InputError(f"{where}: its vocabulary cannot be used: the score of {text!r} is {piece.score}")
+        if piece.type == BYTE and not _BYTE_NAME.fullmatch(text):
+            raise InputError(f"{where}: its vocabulary cannot be used: {text!r} is no byte, as piece {i} should be")
         seen[text] = i
     kinds = [piece.type for piece in model.pieces]
     if kinds.count(UNKNOWN) != 1:
         number = kinds.count(UNKNOWN) or "not"
         raise InputError(f"{where}: its vocabulary cannot be used: unk is {number} defined{' times' * (number != 'not')}")
+    if charsmap := model.normalizer_spec.precompiled_charsmap:
+        check_charsmap(charsmap, where)
     trainer = model.trainer_spec
     if trainer.byte_fallback:
         bytes_held = {piece.piece for piece in model.pieces if piece.type == BYTE}
