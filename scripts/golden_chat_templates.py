@@ -35,7 +35,9 @@ CONVERSATIONS = {
         {
             "role": "assistant",
             "content": "",
-            "tool_calls": [{"id": "abcdefghi", "function": {"name": "weather", "arguments": {"city": "Paris", "n": 1}}}],
+            "tool_calls": [
+                {"id": "abcdefghi", "function": {"name": "weather", "arguments": {"city": "Paris", "n": 1}}}
+            ],
         },
         {"role": "tool", "content": '{"sun": true}', "tool_call_id": "abcdefghi"},
         {"role": "assistant", "content": "Sunny."},

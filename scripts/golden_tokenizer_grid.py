@@ -100,7 +100,7 @@ def vocabularies() -> None:
     for name, make in made.items():
         if not (OUT / name).exists():
             (OUT / name).write_bytes(make())
-    assert byte_level().get_vocab_size() == SIZES['byte_level.json']
+    assert byte_level().get_vocab_size() == SIZES["byte_level.json"]
 
 
 def numbered(vocabulary: str, *entries: dict) -> dict[str, dict]:
@@ -150,13 +150,19 @@ def grid():
         added = {"<|im_start|>": size, "<|im_end|>": size + 1}
         yield vocabulary, {**config, "added_tokens.json": added}
         yield vocabulary, {**config, "added_tokens.json": added, "special_tokens_map.json": {"eos_token": "<|im_end|>"}}
-        yield vocabulary, {**config, "special_tokens_map.json": {"eos_token": {"content": "<|im_end|>", "rstrip": True}}}
+        yield (
+            vocabulary,
+            {**config, "special_tokens_map.json": {"eos_token": {"content": "<|im_end|>", "rstrip": True}}},
+        )
         yield vocabulary, {"tokenizer_config.json": {**named, "image_token": "[X]", "pad_token": "<pad>"}}
     for vocabulary, legacy in itertools.product(("pieces.model", "prepend.json"), legacies):
         config = {**llama, **legacy, "added_tokens_decoder": numbered(vocabulary, {"content": "[X]", "special": True})}
         yield vocabulary, {"tokenizer_config.json": config, "config.json": {"model_type": "mistral"}}
     for legacy in (True, False):
-        yield "pieces.model", {"tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "legacy": legacy}}
+        yield (
+            "pieces.model",
+            {"tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "legacy": legacy}},
+        )
 
 
 def main() -> None:
@@ -181,7 +187,12 @@ def main() -> None:
     # The same ids are of many settings: each list once.
     lists = sorted({json.dumps([row.pop("ids"), row.pop("decoded")]) for row in map(dict, rows)})
     lines = [
-        json.dumps({**{k: row[k] for k in ("vocabulary", "settings")}, "of": lists.index(json.dumps([row["ids"], row["decoded"]]))})
+        json.dumps(
+            {
+                **{k: row[k] for k in ("vocabulary", "settings")},
+                "of": lists.index(json.dumps([row["ids"], row["decoded"]])),
+            }
+        )
         for row in rows
     ]
     (OUT / "grid.json").write_text(

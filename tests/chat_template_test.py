@@ -27,6 +27,7 @@ def test_templates_render_as_in_transformers(row):
 
 
 DOUBLED = "{% set ns = namespace(a='aaaaaaaaaa') %}{% for i in range(60) %}{% set ns.a = STEP %}{% endfor %}"
+KEPT = "{% for i in range(99999) %}{% set ns.a = [ns.a, 'x' ~ i, {'a': i}] %}{% endfor %}"
 HOSTILE = {
     "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "loops that print": "{% for i in range(99999) %}{% for j in range(99999) %}text{% endfor %}{% endfor %}",
@@ -63,12 +64,13 @@ HOSTILE = {
     "writing lists in lists": DOUBLED.replace("STEP", "[ns.a, ns.a]") + "{{ ns.a|tojson }}",
     "comparing lists in lists": DOUBLED.replace("STEP", "[ns.a, ns.a]")
     + "{% set a = ns.a %}" + DOUBLED.replace("STEP", "[ns.a, ns.a]") + "{{ a == ns.a }}",
-    "a list that is kept": "{% set ns = namespace(a=[]) %}{% for i in range(99999) %}{% set ns.a = [ns.a, 'x' ~ i, {'a': i}] %}"
-    "{% endfor %}{% for i in range(99999) %}{% set ns.a = [ns.a, 'x' ~ i, {'a': i}] %}{% endfor %}",
-    "squares": "{% set ns = namespace(a=2) %}{% for i in range(60) %}{% set ns.a = ns.a * ns.a %}{% endfor %}{{ ns.a }}",
+    "a list that is kept": "{% set ns = namespace(a=[]) %}" + KEPT + KEPT,
+    "squares": DOUBLED.replace("'aaaaaaaaaa'", "2").replace("STEP", "ns.a * ns.a") + "{{ ns.a }}",
     "a power": "{{ 10 ** 10**9 }}{{ 10 ** 9999999 }}",
     "a macro that calls itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "a macro that calls itself twice": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "a macro that calls itself twice": (
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
+    ),
     "a block that is in itself": "{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}",
     "a recursive loop": "{% for x in [1, 2] recursive %}{{ loop([1, 2]) }}{% endfor %}",
     "lipsum": "{{ lipsum(n=100000)|length }}",

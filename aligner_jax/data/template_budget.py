@@ -6,11 +6,9 @@ before they run, so that it ends soon and deterministically, whatever the machin
 
 import contextlib
 import contextvars
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import jinja2.runtime
 from jinja2.utils import Namespace
 from markupsafe import Markup
 
@@ -26,7 +24,9 @@ MOST_BITS = 4096
 _STEPS_WEIGHED = 8
 """Looking at a value of a list takes about as long as so many steps."""
 SCALARS = frozenset((str, int, bool, float, type(None)))
-_PERCENT = re.compile(r"%(?:\((?P<key>[^()]*)\))?[#0\- +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d+))?[hlL]?(?P<kind>.)", re.S)
+_PERCENT = re.compile(
+    r"%(?:\((?P<key>[^()]*)\))?[#0\- +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d+))?[hlL]?(?P<kind>.)", re.S
+)
 
 
 class OverBudget(Exception):
@@ -136,9 +136,8 @@ class Budget:
 
     def power(self, base: object, exponent: object) -> None:
         """Refuses `base ** exponent` of whole numbers with thousands of bits."""
-        if isinstance(base, int) and isinstance(exponent, int) and exponent > 0:
-            if base.bit_length() * exponent > MOST_BITS:
-                raise OverBudget("it makes a number of thousands of bits")
+        if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > MOST_BITS:
+            raise OverBudget("it makes a number of thousands of bits")
 
     def percent(self, pattern: str, values: object) -> None:
         """Charges `pattern % values` before it is made."""

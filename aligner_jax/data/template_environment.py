@@ -11,8 +11,9 @@ from types import BuiltinMethodType, FunctionType, MethodType
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.runtime import BlockReference, LoopContext, Macro, Undefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Cycler, Joiner
 from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
@@ -31,11 +32,14 @@ _COMPARISONS = {
 _PREFIX = " "
 """Begins the names of this module's filters, so that no template can write them."""
 _TEXT_METHODS = frozenset(
-    "capitalize casefold center count endswith find format index isalnum isalpha isascii isdecimal isdigit isidentifier "
-    "islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition removeprefix removesuffix "
-    "replace rfind rindex rjust rpartition rsplit rstrip split splitlines startswith strip swapcase title upper "
-    "zfill".split()
-)
+    (
+        "capitalize", "casefold", "center", "count", "endswith", "find", "format", "index", "isalnum", "isalpha",
+        "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle",
+        "isupper", "join", "ljust", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex",
+        "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title",
+        "upper", "zfill",
+    )
+)  # fmt: skip
 _METHODS: tuple[tuple[type, frozenset[str]], ...] = (
     (str, _TEXT_METHODS),
     (dict, frozenset(("copy", "get", "items", "keys", "values"))),
@@ -166,7 +170,7 @@ class _Charging(NodeTransformer):
 
     def visit_For(self, node: nodes.For):
         cost, size = _nodes(node), _text(node)
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         node.iter = _call(node, "rounds", node.iter, nodes.Const(cost), nodes.Const(size))
         if node.recursive:
             # Its rounds below the first level are not of this node.
@@ -175,14 +179,14 @@ class _Charging(NodeTransformer):
 
     def visit_Macro(self, node):
         cost, size = _nodes(node) + _STEPS_CALLED, _text(node)
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         node.body.insert(0, _charge(node, cost, size))
         return node
 
     visit_CallBlock = visit_Block = visit_Macro
 
     def visit_Compare(self, node: nodes.Compare):
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         if len(node.ops) == 1:
             return _call(node, "compared", node.expr, nodes.Const(node.ops[0].op), node.ops[0].expr)
         node.expr = _call(node, "weighed", node.expr)
@@ -191,15 +195,15 @@ class _Charging(NodeTransformer):
         return node
 
     def visit_Concat(self, node: nodes.Concat):
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         return _call(node, "concatenated", *node.nodes)
 
     def visit_Getitem(self, node: nodes.Getitem):
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         return _call(node, "sliced", node) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_Pair(self, node: nodes.Pair):
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         if not isinstance(node.key, nodes.Const):
             node.key = _call(node, "weighed", node.key)
         return node
@@ -217,7 +221,7 @@ def _text(node: nodes.Node) -> int:
     )
 
 
-def _call(node: nodes.Node, name: str, first: nodes.Expr, *args: nodes.Expr) -> nodes.Filter:
+def _call(node: nodes.Node, name: str, first: nodes.Node, *args: nodes.Node) -> nodes.Filter:
     """Returns a call of one of this module's functions: as a filter, which generated code calls directly."""
     for each in (first, *args):
         each.lineno = each.lineno or node.lineno
@@ -278,6 +282,4 @@ def sliced(value):
     return current().made(value)
 
 
-_OWN = {
-    _PREFIX + function.__name__: function for function in (rounds, charge, compared, weighed, concatenated, sliced)
-}
+_OWN = {_PREFIX + function.__name__: function for function in (rounds, charge, compared, weighed, concatenated, sliced)}

@@ -5,21 +5,25 @@ from collections.abc import Callable, Iterator
 
 from aligner_jax.data.template_budget import bounded, current, plain
 
-_CONSTANT = "attr count d default first items last length safe".split()
-_BY_ITEM = "batch list map reject rejectattr reverse select selectattr slice".split()
+_CONSTANT = ("attr", "count", "d", "default", "first", "items", "last", "length", "safe")
+_BY_ITEM = ("batch", "list", "map", "reject", "rejectattr", "reverse", "select", "selectattr", "slice")
 _WHOLE = (
-    "abs capitalize center dictsort e escape float format groupby indent int join lower max min replace round sort "
-    "string sum title trim truncate unique upper wordcount"
-).split()
-_COMPARING = ("==", "!=", "<", "<=", ">", ">=", "eq", "equalto", "ge", "gt", "greaterthan", "in", "le", "lt", "lessthan")
-_COMPARING = (*_COMPARING, "ne", "lower", "upper")
+    "abs", "capitalize", "center", "dictsort", "e", "escape", "float", "format", "groupby", "indent", "int", "join",
+    "lower", "max", "min", "replace", "round", "sort", "string", "sum", "title", "trim", "truncate", "unique", "upper",
+    "wordcount",
+)  # fmt: skip
+_COMPARING = (
+    "==", "!=", "<", "<=", ">", ">=", "eq", "equalto", "ge", "gt", "greaterthan", "in", "le", "lt", "lessthan", "ne",
+    "lower", "upper",
+)  # fmt: skip
 _SPACES = " \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u3000"
 
 
 def charged(filters: dict[str, Callable]) -> dict[str, Callable]:
     """Returns those of jinja2's filters that chat templates use, charged."""
-    kinds = {**dict.fromkeys(_CONSTANT, _nothing), **dict.fromkeys(_BY_ITEM, _items), **dict.fromkeys(_WHOLE, _all)}
-    return {name: _charging(filters[name], _GUARDS.get(name, kind)) for name, kind in kinds.items()}
+    guards: dict[str, Callable] = dict.fromkeys(_CONSTANT, _nothing)
+    guards |= {**dict.fromkeys(_BY_ITEM, _items), **dict.fromkeys(_WHOLE, _all), **_GUARDS}
+    return {name: _charging(filters[name], guard) for name, guard in guards.items()}
 
 
 def charged_tests(tests: dict[str, Callable]) -> dict[str, Callable]:

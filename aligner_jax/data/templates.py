@@ -137,9 +137,9 @@ def _after_opened_thought(
     opened = re.search(r"<think>\s*\Z", before)
     if opened is None or not through.startswith(before[: opened.start()]):
         raise InputError(
-            f"{example.where}: the chat template's generation prompt ends in {before[-40:]!r}, which is not how it begins "
-            f"message {i + 1} once that is written, so no training text continues the prompt that the model is given; "
-            "put a chat_template.jinja beside the tokenizer in which both are the same"
+            f"{example.where}: the chat template's generation prompt ends in {before[-40:]!r}, which is not how it "
+            f"begins message {i + 1} once that is written, so no training text continues the prompt that the model is "
+            "given; put a chat_template.jinja beside the tokenizer in which both are the same"
         )
     if sum(message["role"] == "assistant" for message in messages) > 1:
         raise InputError(

@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import decoders, pre_tokenizers
 
 from aligner_jax.data.tokenizer_json import check_numbers, check_tokenizer
-from aligner_jax.data.tokenizer_settings import Settings, add_marks, check_marks
+from aligner_jax.data.tokenizer_settings import NO_SETTINGS, Settings, add_marks, check_marks
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, read_text
 from aligner_jax.files.json_text import parse_object
@@ -35,7 +35,7 @@ class HFBackend:
     """
 
     def __init__(
-        self, tokenizer: tokenizers.Tokenizer, settings: Settings = Settings(), where: str = "the tokenizer"
+        self, tokenizer: tokenizers.Tokenizer, settings: Settings = NO_SETTINGS, where: str = "the tokenizer"
     ) -> None:
         self._where = where
         with guarded(f"{where} cannot be used"):
@@ -87,14 +87,14 @@ class HFBackend:
         return self._outer.get(processed[0], processed[0]) if processed[:1] != plain[:1] else None
 
 
-def read_tokenizer_json(path: Path, settings: Settings = Settings()) -> HFBackend:
+def read_tokenizer_json(path: Path, settings: Settings = NO_SETTINGS) -> HFBackend:
     """Returns the vocabulary of a tokenizer.json.
 
     Where the settings ask for LlamaTokenizer, the file's own normalizer and pre-tokenizer give way to what `legacy` and
     `add_prefix_space` say, as in transformers 5; a byte-level vocabulary keeps its own.
 
     Raises:
-      InputError: the file cannot be read, is not JSON, is not a tokenizer, or could make more of a text than is bounded.
+      InputError: the file cannot be read, is not JSON, is not a tokenizer, or could make too much of a text.
     """
     text = read_text(path, most=MOST_BYTES)
     value = parse_object(text, path)
@@ -115,7 +115,9 @@ def as_llama(tokenizer: tokenizers.Tokenizer, settings: Settings) -> None:
     tokenizer.model.fuse_unk = True
     tokenizer.model.byte_fallback = True
     strip = [] if settings.scheme == "never" else [decoders.Strip(" ", 1, 0)]
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
 
 
 @contextlib.contextmanager
@@ -140,7 +142,7 @@ def _is_byte_level(tokenizer: tokenizers.Tokenizer) -> bool:
 def _without_prefix_space(tokenizer: tokenizers.Tokenizer) -> tuple[tokenizers.Tokenizer, str]:
     """Returns the tokenizer for a text that continues another, and where its space comes back after a mark.
 
-    That is "always" (after every mark), "raw" (after those that are found before the text is normalized), or "" (never).
+    That is "always" (after every mark), "raw" (after those that are found before the text is normalized) or "".
     """
     # The vocabulary is most of the JSON: without it, looking at the few settings costs nothing.
     settings = [json.loads(part.__getstate__()) for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) if part]
@@ -148,9 +150,13 @@ def _without_prefix_space(tokenizer: tokenizers.Tokenizer) -> tuple[tokenizers.T
     adding = [step for step in steps if _adds_space(step)]
     if not adding:
         return tokenizer, ""
-    everywhere = [step for step in adding if step["type"] != "Replace" and step.get("prepend_scheme", "always") == "always"]
+    everywhere = [
+        step for step in adding if step["type"] != "Replace" and step.get("prepend_scheme", "always") == "always"
+    ]
     spaced = "always" if any(step["type"] != "Prepend" for step in everywhere) else "raw" if everywhere else ""
-    parts = [json.loads(part.__getstate__()) if part else None for part in (tokenizer.normalizer, tokenizer.pre_tokenizer)]
+    parts = [
+        json.loads(part.__getstate__()) if part else None for part in (tokenizer.normalizer, tokenizer.pre_tokenizer)
+    ]
     return _with_parts(tokenizer, *map(_cleared, parts)), spaced
 
 

@@ -54,7 +54,9 @@ def check_charsmap(content: bytes, what: str) -> None:
     """
     size = int.from_bytes(content[:4], "little")
     if len(content) < 8 or not 4 <= size <= len(content) - 4 or size % 4:
-        raise InputError(f"{what}: its precompiled_charsmap is damaged: it has {len(content):,} bytes and a trie of {size:,}")
+        raise InputError(
+            f"{what}: its precompiled_charsmap is damaged: it has {len(content):,} bytes and a trie of {size:,}"
+        )
 
 
 def check_numbers(tokenizer: tokenizers.Tokenizer, value: dict[str, object], path: Path) -> None:

@@ -5,7 +5,6 @@ ids are those of the sentencepiece package, as the tests show; none of its code 
 """
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from aligner_jax.data.tokenizer_hf import SPACED, HFBackend, as_llama, guarded
 from aligner_jax.data.tokenizer_json import check_charsmap
-from aligner_jax.data.tokenizer_settings import Mark, Settings
+from aligner_jax.data.tokenizer_settings import NO_SETTINGS, Mark, Settings
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import read_bytes
 
@@ -36,7 +35,7 @@ class SentencePieceBackend(HFBackend):
       own_ids: numbers of "bos", "eos" and "pad" by the model's own settings; None where it has none.
     """
 
-    def __init__(self, model: ModelProto, settings: Settings = Settings(), where: str = "the model") -> None:
+    def __init__(self, model: ModelProto, settings: Settings = NO_SETTINGS, where: str = "the model") -> None:
         check_model(model, where)
         with guarded(f"{where}: its vocabulary cannot be used"):
             if settings.is_llama:
@@ -47,11 +46,10 @@ class SentencePieceBackend(HFBackend):
         super().__init__(built, with_marks(settings, model), where)
         spaced = settings.scheme != "never" if settings.is_llama else model.normalizer_spec.add_dummy_prefix
         self._leading = " " if spaced else ""
-        self._byte_ids = {i: bytes([int(p.piece[3:5], 16)]) for i, p in enumerate(model.pieces) if p.type == BYTE}
+        self._pieces = {i: bytes([int(p.piece[3:5], 16)]) for i, p in enumerate(model.pieces) if p.type == BYTE}
         trainer = model.trainer_spec
         numbers = {"bos": trainer.bos_id, "eos": trainer.eos_id, "pad": trainer.pad_id}
         self.own_ids = {name: i if 0 <= i < len(model.pieces) else None for name, i in numbers.items()}
-
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids, without the space that encoding puts before a text.
@@ -62,10 +60,10 @@ class SentencePieceBackend(HFBackend):
         text = b"".join(map(self._bytes_of, ids)).decode(errors="replace")
         return text.removeprefix(self._leading)
 
-    @functools.lru_cache(maxsize=100_000)
     def _bytes_of(self, token_id: int) -> bytes:
-        held = self._byte_ids.get(token_id)
-        return self.token(token_id).replace("▁", " ").encode() if held is None else held
+        if token_id not in self._pieces:
+            self._pieces[token_id] = self.token(token_id).replace("▁", " ").encode()
+        return self._pieces[token_id]
 
 
 def with_marks(settings: Settings, model: ModelProto) -> Settings:
@@ -132,7 +130,9 @@ def check_model(model: ModelProto, where: str) -> None:
     kinds = [piece.type for piece in model.pieces]
     if kinds.count(UNKNOWN) != 1:
         number = kinds.count(UNKNOWN) or "not"
-        raise InputError(f"{where}: its vocabulary cannot be used: unk is {number} defined{' times' * (number != 'not')}")
+        raise InputError(
+            f"{where}: its vocabulary cannot be used: unk is {number} defined{' times' * (number != 'not')}"
+        )
     if charsmap := model.normalizer_spec.precompiled_charsmap:
         check_charsmap(charsmap, where)
     trainer = model.trainer_spec

@@ -68,6 +68,9 @@ class Settings:
         return "always" if self.legacy else "first"
 
 
+NO_SETTINGS = Settings()
+
+
 def read_settings(config: Fields, special_map: Fields, added: Fields, model: Fields) -> Settings:
     """Returns the settings of a Hugging Face folder, with the precedence of transformers 5.
 

@@ -5,9 +5,8 @@ import pathlib
 import random
 import re
 
-from fuzz_kinds.kind import Files, Kind
-
 from aligner_jax.data.chat_template import render
+from fuzz_kinds.kind import Files, Kind
 
 FOLDER = pathlib.Path(__file__).parents[2] / "tests" / "goldens" / "chat_templates"
 MESSAGES = [
@@ -17,7 +16,20 @@ MESSAGES = [
 ]
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
 LARGE = ("10**9", "999999999", "10**30", "99999", "-1", "1e308", "2**31", "0", "none", "'9'*9", "true", "-10**9", "3")
-TEXTS = ("'a'", "messages", "'%s'", "[1, 2]", "'{:>9}'", "messages[0].content", "'😀' * 1000", "{'a': 1}", "(1, 2)", "x", "ns", "''")
+TEXTS = (
+    "'a'",
+    "messages",
+    "'%s'",
+    "[1, 2]",
+    "'{:>9}'",
+    "messages[0].content",
+    "'😀' * 1000",
+    "{'a': 1}",
+    "(1, 2)",
+    "x",
+    "ns",
+    "''",
+)
 HOSTILE = (
     "{% for i in range(99999) %}{% for j in range(99999) %}{BODY}{% endfor %}{% endfor %}",
     "{% for i in range(99999) %}{BODY}{% endfor %}",
@@ -25,15 +37,18 @@ HOSTILE = (
     "{% set ns = namespace(a=TEXT) %}{% for i in range(99) %}{% set ns.a = ns.a + ns.a %}{% endfor %}{{ ns.a|length }}",
     "{% set ns = namespace(a=TEXT) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% endfor %}{{ ns.a OP }}",
     "{% set ns = namespace(a=TEXT) %}{% for i in range(60) %}{% set ns.a = (ns.a, ns.a) %}{% endfor %}{{ {ns.a: 1} }}",
-    "{% set ns = namespace(a=TEXT) %}{% for i in range(60) %}{% set ns.a = {'x': ns.a, 'y': ns.a} %}{% endfor %}{{ ns.a == ns.a }}{{ ns.a|tojson }}",
+    "{% set ns = namespace(a=TEXT) %}{% for i in range(60) %}{% set ns.a = {'x': ns.a, 'y': ns.a} %}{% endfor %}"
+    "{{ ns.a == ns.a }}{{ ns.a|tojson }}",
     "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}{{ ns.a == ns }}",
     "{% set ns = namespace(a=2) %}{% for i in range(99) %}{% set ns.a = ns.a * ns.a %}{% endfor %}{{ ns.a }}",
     "{% set ns = namespace(a=[]) %}{% for i in range(99999) %}{% set ns.a = ns.a + [TEXT ~ i] %}{% endfor %}",
     "{% set ns = namespace(a=[]) %}{% for i in range(99999) %}{% set ns.a = [ns.a, TEXT ~ i, {'k': i}] %}{% endfor %}",
-    "{% set ns = namespace(a=TEXT) %}{% for i in range(99) %}{% set ns.a %}{{ ns.a }}{{ ns.a }}{% endset %}{% endfor %}",
+    "{% set ns = namespace(a=TEXT) %}{% for i in range(99) %}{% set ns.a %}{{ ns.a }}{{ ns.a }}{% endset %}"
+    "{% endfor %}",
     "{% macro f(x) %}{{ f(x) }}{{ f(x) }}{% endmacro %}{{ f(1) }}",
     "{% macro f(n) %}{% if n > 0 %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}",
-    "{% macro f(n) %}{% if n %}{{ f(n[1:]) }}{{ f(n[1:]) }}BODY{% endif %}{% endmacro %}{{ f('abcdefghijklmnopqrstuvwxyzabcdef') }}",
+    "{% macro f(n) %}{% if n %}{{ f(n[1:]) }}{{ f(n[1:]) }}BODY{% endif %}{% endmacro %}"
+    "{{ f('abcdefghijklmnopqrstuvwxyzabcdef') }}",
     "{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}",
     "{% for x in [[1]] recursive %}{{ loop([[1]]) }}{{ loop([[1]]) }}{% endfor %}",
     "{{ TEXT * LARGE }}",

@@ -4,12 +4,12 @@ import json
 import pathlib
 import random
 
-from fuzz_kinds import mutations
-from fuzz_kinds.kind import Files, Kind
 from sentencepiece import sentencepiece_model_pb2
 
 from aligner_jax.data.tokenizer import load_tokenizer
 from aligner_jax.errors import InputError
+from fuzz_kinds import mutations
+from fuzz_kinds.kind import Files, Kind
 
 FOLDER = pathlib.Path(__file__).parents[2] / "tests" / "goldens" / "tokenizer_grid"
 TEXTS = ("", "one two", " <|im_start|>user\nhi<|im_end|>  [X] é😀", "a" * 300, "</s>one <unk>\t\n")
@@ -29,7 +29,8 @@ STEPS: tuple[object, ...] = (
     {"type": "Split", "pattern": {"String": ""}, "behavior": "Removed", "invert": True},
     {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
     {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-    {"type": "NFKC"}, {"type": "Strip", "content": "a", "start": 10**9, "stop": 10**9}, {"type": "WordPiece"}, {"type": "x"},
+    {"type": "NFKC"}, {"type": "Strip", "content": "a", "start": 10**9, "stop": 10**9}, {"type": "WordPiece"},
+    {"type": "x"},
 )  # fmt: skip
 MODELS: tuple[object, ...] = (
     {"type": "WordLevel", "vocab": {}, "unk_token": "x"},
@@ -37,13 +38,16 @@ MODELS: tuple[object, ...] = (
     {"type": "Unigram", "vocab": [["a", -1.0], ["b", 0.0]], "unk_id": 1, "byte_fallback": True},
     {"type": "Unigram", "vocab": [["a", -1e308]], "unk_id": 9},
     {"type": "Unigram", "vocab": [], "unk_id": None},
-    {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "u", "continuing_subword_prefix": "##", "max_input_chars_per_word": 0},
+    {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "u", "continuing_subword_prefix": "##",
+     "max_input_chars_per_word": 0},
     {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 1}, "merges": [["a", "b"]], "dropout": 0.5},
     {"type": "BPE", "vocab": {"a": 7}, "merges": []},
 )  # fmt: skip
 TOKENS: tuple[object, ...] = (
-    {"content": "a", "special": True, "rstrip": True}, {"content": ""}, {"content": " "}, {"content": "▁"}, {"content": 5}, {},
-    {"content": "one", "normalized": True, "single_word": True}, {"content": "x" * 9999}, {"content": "<s>", "lstrip": 1}, "a",
+    {"content": "a", "special": True, "rstrip": True}, {"content": ""}, {"content": " "}, {"content": "▁"},
+    {"content": 5}, {},
+    {"content": "one", "normalized": True, "single_word": True}, {"content": "x" * 9999},
+    {"content": "<s>", "lstrip": 1}, "a",
 )  # fmt: skip
 
 
@@ -61,7 +65,10 @@ def samples() -> list[Files]:
             "tokenizer_class": "LlamaTokenizer", "legacy": False, "add_prefix_space": True, "add_bos_token": True,
             "bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}, "chat_template": TEMPLATE,
         }  # fmt: skip
-        base = {"tokenizer" + path.suffix: path.read_bytes(), "config.json": b'{"model_type": "llama", "eos_token_id": 2}'}
+        base = {
+            "tokenizer" + path.suffix: path.read_bytes(),
+            "config.json": b'{"model_type": "llama", "eos_token_id": 2}',
+        }
         first = {**config, "added_tokens_decoder": decoder}
         second = {**config, "additional_special_tokens": ["<|im_start|>"]}
         rest = {
@@ -70,7 +77,9 @@ def samples() -> list[Files]:
             "generation_config.json": {"eos_token_id": [2, 5]},
         }
         found.append({**base, "tokenizer_config.json": json.dumps(first).encode()})
-        found.append({**base, **{n: json.dumps(v).encode() for n, v in {"tokenizer_config.json": second, **rest}.items()}})
+        found.append(
+            {**base, **{n: json.dumps(v).encode() for n, v in {"tokenizer_config.json": second, **rest}.items()}}
+        )
     return found
 
 
@@ -133,7 +142,9 @@ def _model(rng: random.Random, content: bytes) -> bytes:
             name = rng.choice(("add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces"))
             setattr(model.normalizer_spec, name, rng.random() < 0.5)
         elif change == 7:
-            setattr(model.trainer_spec, rng.choice(("bos_id", "eos_id", "unk_id", "pad_id")), rng.choice((-1, 0, 5, 10**6)))
+            setattr(
+                model.trainer_spec, rng.choice(("bos_id", "eos_id", "unk_id", "pad_id")), rng.choice((-1, 0, 5, 10**6))
+            )
         else:
             model.trainer_spec.byte_fallback = rng.random() < 0.5
     return model.SerializeToString()
@@ -143,13 +154,22 @@ def _steps(rng: random.Random, content: bytes) -> bytes:
     """Returns a tokenizer.json with a part that is another."""
     try:
         value = json.loads(content)
-        name = rng.choice(("normalizer", "pre_tokenizer", "decoder", "model", "post_processor", "added_tokens", "truncation"))
+        name = rng.choice(
+            ("normalizer", "pre_tokenizer", "decoder", "model", "post_processor", "added_tokens", "truncation")
+        )
         if name == "model":
             value[name] = rng.choice((*MODELS, *STEPS, None))
         elif name == "added_tokens":
-            value[name] = [{"id": rng.choice((0, 400, -1, 2**40)), **each} for each in TOKENS[:-1] if rng.random() < 0.3]
+            value[name] = [
+                {"id": rng.choice((0, 400, -1, 2**40)), **each} for each in TOKENS[:-1] if rng.random() < 0.3
+            ]
         elif name == "truncation":
-            value[name] = {"max_length": 2, "stride": rng.choice((0, 9)), "strategy": "LongestFirst", "direction": "Right"}
+            value[name] = {
+                "max_length": 2,
+                "stride": rng.choice((0, 9)),
+                "strategy": "LongestFirst",
+                "direction": "Right",
+            }
             value["padding"] = {"strategy": {"Fixed": 10**12}, "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}
         else:
             steps = [rng.choice(STEPS) for _ in range(rng.randrange(1, 4))]
@@ -164,7 +184,9 @@ def _tokens(rng: random.Random, content: bytes) -> bytes:
     """Returns a tokenizer_config.json with other added tokens."""
     try:
         value = json.loads(content)
-        name = rng.choice(("added_tokens_decoder", "additional_special_tokens", "eos_token", "image_token", "bos_token"))
+        name = rng.choice(
+            ("added_tokens_decoder", "additional_special_tokens", "eos_token", "image_token", "bos_token")
+        )
         if name == "added_tokens_decoder":
             keys = ("0", "400", "401", "600", "-1", "x", "1.5", "4294967296", "9" * 30)
             value[name] = {rng.choice(keys): rng.choice(TOKENS) for _ in range(rng.randrange(4))}
@@ -183,7 +205,13 @@ def read(folder: pathlib.Path) -> str:
         raise InputError("the folder has no vocabulary")
     ids = [tokenizer.encode(text, bos=tokenizer.add_bos) for text in TEXTS]
     ids += [tokenizer.encode(TEXTS[1], after=each) for each in (1, tokenizer.pad_id)]
-    found = [ids, [tokenizer.decode(each) for each in ids], tokenizer.bos_id, tokenizer.eos_id, sorted(tokenizer.stop_ids)]
+    found = [
+        ids,
+        [tokenizer.decode(each) for each in ids],
+        tokenizer.bos_id,
+        tokenizer.eos_id,
+        sorted(tokenizer.stop_ids),
+    ]
     assert all(0 <= i < tokenizer.vocab_size for each in ids for i in each), "a token beyond the vocabulary"
     if tokenizer.chat_template is not None:
         found.append(tokenizer.render_chat([{"role": "user", "content": "hi"}]))
