@@ -115,7 +115,7 @@ REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
         (replaced(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}] * 200}), "more than 100 steps"),
         (replaced(normalizer={**REPLACE, "pattern": {"String": ""}}), "an empty pattern"),
         (replaced(normalizer={**REPLACE, "pattern": {"Regex": "(" * 5000}}), "a pattern of 5,000 characters"),
-        (replaced(normalizer={"type": "Precompiled", "precompiled_charsmap": "/////wAAAAAAAA=="}), "charsmap is damaged"),
+        (replaced(normalizer={"type": "Precompiled", "precompiled_charsmap": "/////wAAAAAAAA=="}), "is damaged"),
         (replaced(pre_tokenizer=[]), "pre_tokenizer is not an object"),
         (replaced(model={**replaced()["model"], "dropout": 0.1}), "drops merges at random"),
         (replaced(added_tokens=[{**DECODER, "id": 600, "special": True, "single_word": False, "lstrip": False,

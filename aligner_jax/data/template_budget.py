@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from jinja2.utils import Namespace
-from markupsafe import Markup
 
 STEPS, STEPS_A_MESSAGE = 2_000_000, 10_000
 """Nodes of the template that may be evaluated; a loop's round costs all that its body holds. Published templates take
@@ -186,7 +185,7 @@ def bounded(value: object) -> int:
 
 def plain(value: object) -> str:
     """Returns a value's text, as jinja2 writes it."""
-    return value if isinstance(value, str) else Markup(value) if hasattr(value, "__html__") else str(value)
+    return value if isinstance(value, str) else str(value)
 
 
 def _width(text: str) -> int:

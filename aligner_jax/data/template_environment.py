@@ -16,7 +16,6 @@ from jinja2.runtime import BlockReference, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Cycler, Joiner
 from jinja2.visitor import NodeTransformer
-from markupsafe import Markup
 
 from aligner_jax.data import template_filters
 from aligner_jax.data.template_budget import SCALARS, OverBudget, bounded, current, plain
@@ -34,10 +33,10 @@ _PREFIX = " "
 _TEXT_METHODS = frozenset(
     (
         "capitalize", "casefold", "center", "count", "endswith", "find", "format", "index", "isalnum", "isalpha",
-        "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle",
-        "isupper", "join", "ljust", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex",
-        "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title",
-        "upper", "zfill",
+        "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace",
+        "istitle", "isupper", "join", "ljust", "lower", "lstrip", "partition", "removeprefix", "removesuffix",
+        "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip",
+        "swapcase", "title", "upper", "zfill",
     )
 )  # fmt: skip
 _METHODS: tuple[tuple[type, frozenset[str]], ...] = (
@@ -132,7 +131,7 @@ class ChargedEnvironment(ImmutableSandboxedEnvironment):
             return method(*args, **kwargs)
         budget.step(len(owner) >> 6)
         if name == "format":
-            if isinstance(owner, Markup):
+            if hasattr(owner, "__html__"):
                 raise SecurityError("a chat template has no use for formatting escaped text")
             return _Formatter(self).vformat(owner, args, kwargs)
         if name == "join":
