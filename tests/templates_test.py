@@ -2,6 +2,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from aligner_jax.data.documents import make_document
 from aligner_jax.data.sources import Conversation, Example, Instruction
 from aligner_jax.data.templates import render_example_prompt, render_prompt, segments
 from aligner_jax.data.tokenizer import make_tokenizer
@@ -112,10 +113,48 @@ def test_an_examples_own_system_turn_stays():
     assert pieces[0][0].startswith("<|im_start|>system\nRhyme.<|im_end|>\n<|im_start|>user")
 
 
-@pytest.mark.parametrize(("add_bos", "start"), [(True, "[INST]"), (False, "<s>[INST]")])
-def test_a_bos_that_the_tokenizer_adds_is_not_written_too(add_bos, start):
-    pieces = segments(chat("Hi", " Hello "), byte_tokenizer(LLAMA2, add_bos), "chat")
-    assert pieces == [(f"{start} Hi [/INST]", False), (" Hello</s>", True)]
+@pytest.mark.parametrize("add_bos", [True, False])
+def test_the_bos_that_a_template_writes_is_the_only_one(add_bos):
+    tokenizer = byte_tokenizer(LLAMA2, add_bos)
+    example = chat("Hi", " Hello ")
+    assert segments(example, tokenizer, "chat") == [("<s>[INST] Hi [/INST]", False), (" Hello</s>", True)]
+    document = make_document(example, tokenizer, "chat")
+    assert document["tokens"].tolist() == tokenizer.encode("<s>[INST] Hi [/INST] Hello</s>")
+    assert document["tokens"].tolist().count(tokenizer.bos_id) == 1
+    prompt = render_example_prompt(example, tokenizer, "chat")
+    assert tokenizer.encode(prompt, bos=add_bos) == tokenizer.encode("<s>[INST] Hi [/INST]")
+
+
+@pytest.mark.parametrize(("text", "count"), [("Hi", 1), ("<s>Hi", 1), ("", 1), ("<s><s>Hi", 2), ("Hi<s>", 2)])
+def test_bos_is_added_where_a_text_does_not_begin_with_it(text, count):
+    ids = byte_tokenizer(add_bos=True).encode(text, bos=True)
+    assert ids[0] == 0
+    assert ids.count(0) == count
+
+
+# As DeepSeek-R1's: the generation prompt opens a thought, of which a finished turn keeps nothing.
+THINKING = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ 'U:' + m['content'] }}{% else %}"
+    "{{ 'A:' + m['content'].split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'A:<think>\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("4", "\n</think>\n\n4</s>"),
+        ("<think>\neasy\n</think>\n\n4", "easy\n</think>\n\n4</s>"),
+        ("easy</think>4", "easy\n</think>\n\n4</s>"),
+        ("", "\n</think>\n\n</s>"),
+    ],
+)
+@pytest.mark.parametrize("end", ["<think>\n", "<think>"])
+def test_the_answer_to_a_prompt_that_opens_a_thought_ends_it_first(content, answer, end):
+    tokenizer = byte_tokenizer(THINKING.replace("<think>\n'", f"{end}'"))
+    pieces = segments(chat("2+2?", content), tokenizer, "chat")
+    assert pieces == [("<s>U:2+2?A:" + end, False), ("\n" * (end == "<think>") + answer, True)]
+    assert render_example_prompt(chat("2+2?", content), tokenizer, "chat") == pieces[0][0]
 
 
 @pytest.mark.parametrize("content", ["", "\n\nHello", "a<|im_end|>b", "Hi"])
@@ -149,7 +188,27 @@ def test_the_prompt_of_a_long_conversation_ends_at_its_last_answer():
         (PINE, "chat", None, None, r"data\.json:2: the tokenizer has no chat template"),
         (PINE, "alpaca", None, "Be long.", "'alpaca' has no place for a system prompt"),
         (PINE, "chat", LLAMA2, "Be long.", r"data\.json:2: .* only user and assistant"),
-        (chat("a", "x|b", "c", "d"), "chat", FORGETFUL, None, r"data\.jsonl:7: the chat template writes message 4"),
+        (
+            chat("a", "x|b", "c", "d"),
+            "chat",
+            FORGETFUL,
+            None,
+            r"data\.jsonl:7: the chat template writes the messages before message 4 differently",
+        ),
+        (
+            chat("a", "b", "c", "d"),
+            "chat",
+            THINKING,
+            None,
+            r"7: .* opens a thought, of which earlier answers keep nothing",
+        ),
+        (
+            PINE,
+            "chat",
+            THINKING.replace("<think>", "|"),
+            None,
+            r"data\.json:2: the chat template's generation prompt ends in .*A:\|.* is not how it begins message 2",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(example, template, chat_template, system, message):

@@ -189,7 +189,8 @@ def test_tokens_a_folder_adds_to_a_sentencepiece_model(tmp_path, sentencepiece_b
     added = {"400": {"content": "<|im_end|>", "special": True}, "401": {"content": "[TOOL]", "special": False}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
     tokenizer = load(tmp_path)
-    ids = tokenizer.encode("Blue[TOOL] year<|im_end|>")
+    # A legacy SentencePiece vocabulary puts a space after every mark, special or not, as transformers does.
+    ids = tokenizer.encode("Blue[TOOL]year<|im_end|>")
     assert (ids[-1], ids.count(401), tokenizer.vocab_size) == (400, 1, 402)
     assert tokenizer.decode(ids) == "Blue[TOOL] year"
     assert 400 in tokenizer.stop_ids
@@ -347,7 +348,7 @@ def test_paths_that_are_no_tokenizer(tmp_path):
     with pytest.raises(InputError, match=r"tokenizer\.json is not a tokenizer"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(InputError, match=r"tokenizer_config\.json, line 1, is not JSON"):
+    with pytest.raises(InputError, match=r"tokenizer_config\.json:1 is not JSON"):
         load_tokenizer(tmp_path)
 
 

@@ -175,17 +175,17 @@ def make_document(
     Raises:
       InputError: the example does not fit the template, or neither it nor the tokenizer ends the answer.
     """
-    tokens = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
-    mask = [loss_on == "all"] * len(tokens)
+    tokens: list[int] = []
+    mask: list[bool] = []
     after = None
     pieces = segments(example, tokenizer, template, system)
     last = max((i for i, (_, is_target) in enumerate(pieces) if is_target), default=-1)
     for i, (text, is_target) in enumerate(pieces):
-        ids = tokenizer.encode(text, after=after)
+        ids = tokenizer.encode(text, bos=tokenizer.add_bos and i == 0, after=after)
         tokens += ids
         counts = loss_on == "all" or (is_target and (loss_on == "answers" or i == last))
         mask += [counts] * len(ids)
-        after = tokens[-1] if ids else after
+        after = tokens[-1] if text and ids else after
     if not tokens or tokens[-1] not in tokenizer.stop_ids or not mask[-1]:
         if tokenizer.eos_id is None:
             raise InputError(

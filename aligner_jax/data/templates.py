@@ -1,5 +1,6 @@
 """How an example becomes text, and which parts of the text are targets."""
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,14 +23,18 @@ _WITHOUT_INPUT = (
 
 
 def segments(example: Example, tokenizer: Tokenizer, template: str, system: str | None = None) -> Segments:
-    """The example's text in pieces, up to the end of its last target; BOS and EOS are for whoever tokenises it.
+    """Returns the example's text in pieces, up to the end of its last target.
+
+    Whoever tokenises it adds EOS, and BOS by `Tokenizer.encode(first, bos=tokenizer.add_bos)`, which leaves the BOS
+    that a chat template writes as the only one.
 
     Args:
       example: from any source.
       tokenizer: its chat template is used by "chat".
       template: one of `TEMPLATES`. "alpaca": the prompt of Stanford Alpaca, with the answer directly after
         `### Response:` as in the paper's code; a conversation fits it if it is one question and one answer. "chat":
-        the tokenizer's chat template; targets are the assistant's turns and the token that ends each.
+        the tokenizer's chat template; targets are the assistant's turns and the token that ends each. Where the
+        generation prompt opens a thought (`<think>`) that finished turns lack, the answer ends that thought first.
       system: a system turn for the chat template, where the example has none: it takes the place of a default that
         the template may have.
 
@@ -107,26 +112,56 @@ def _chat(example: Example, tokenizer: Tokenizer, system: str | None) -> Segment
             continue
         before = _rendered(example, tokenizer, messages[:i], True)
         through = _rendered(example, tokenizer, messages[: i + 1], False)
-        if not before.startswith(done) or not through.startswith(before):
+        if not before.startswith(done):
             raise InputError(
-                f"{example.where}: the chat template writes message {i + 1} or those before it differently once more "
+                f"{example.where}: the chat template writes the messages before message {i + 1} differently once more "
                 "messages follow, so its answer cannot be told from its prompt"
             )
-        answer = _through_end(through[len(before) :], message["content"], ends)
+        if through.startswith(before):
+            answer = _through_end(through[len(before) :], message["content"], ends)
+        else:
+            answer = _after_opened_thought(example, messages, i, before, through, ends)
         pieces += [(before[len(done) :], False), (answer, True)]
         done = before + answer
     return pieces
 
 
+def _after_opened_thought(
+    example: Example, messages: list[Message], i: int, before: str, through: str, ends: list[str]
+) -> str:
+    """Returns the answer to a generation prompt that opens a thought, as DeepSeek-R1's does, where turns have none.
+
+    The model is trained from the prompt that it is given later: the answer first ends the thought, which is empty
+    where the record has none.
+    """
+    opened = re.search(r"<think>\s*\Z", before)
+    if opened is None or not through.startswith(before[: opened.start()]):
+        raise InputError(
+            f"{example.where}: the chat template's generation prompt ends in {before[-40:]!r}, which is not how it "
+            f"begins message {i + 1} once that is written, so no training text continues the prompt that the model is "
+            "given; put a chat_template.jinja beside the tokenizer in which both are the same"
+        )
+    if sum(message["role"] == "assistant" for message in messages) > 1:
+        raise InputError(
+            f"{example.where}: the chat template's generation prompt opens a thought, of which earlier answers keep "
+            "nothing: make a record of each answer, with the messages before it in the user's turn"
+        )
+    content = messages[i]["content"]
+    thought, _, said = content.rpartition("</think>")
+    thought = thought.split("<think>")[-1].strip("\n")
+    whole = f"<think>\n{thought}\n</think>\n\n"
+    turn = _through_end(through[opened.start() :], said, ends)
+    # A template that keeps the thought of a finished turn has it once all the same.
+    turn = turn.rpartition("</think>")[2].lstrip("\n")
+    return (whole.removeprefix(opened[0]) if whole.startswith(opened[0]) else whole.removeprefix("<think>\n")) + turn
+
+
 def _rendered(example: Example, tokenizer: Tokenizer, messages: list[Message], prompts: bool) -> str:
-    """The chat so far; without the BOS that a tokenizer which adds one would double."""
+    """Returns the chat so far, with the BOS that the template writes; `Tokenizer.encode` does not double it."""
     try:
-        text = tokenizer.render_chat(messages, add_generation_prompt=prompts)
+        return tokenizer.render_chat(messages, add_generation_prompt=prompts)
     except InputError as error:
         raise InputError(f"{example.where}: {error}") from error
-    if tokenizer.add_bos and tokenizer.bos_id is not None:
-        text = text.removeprefix(tokenizer.backend.token(tokenizer.bos_id))
-    return text
 
 
 def _through_end(turn: str, content: str, ends: list[str]) -> str:

@@ -7,10 +7,11 @@ from typing import Protocol
 
 from aligner_jax.data import chat_template
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import exists, is_file, is_folder, open_file, read_bytes
 
 # Tokens that end an assistant's turn or a document in published models: a model fine-tuned for chat stops at its own
 # one, which its files do not always name as EOS.
-_END_TOKENS = (
+END_TOKENS = (
     "<|im_end|>",
     "<|endoftext|>",
     "<|eot_id|>",
@@ -55,7 +56,8 @@ class Tokenizer:
     """A vocabulary with its special tokens and chat template; equal and hashed by identity.
 
     `add_bos` is what the model's files ask for; nothing here applies it unasked. `stop_ids` are EOS and the tokens
-    that end an assistant's turn. `pad_id` is the declared padding token, else EOS, else 0.
+    that end an assistant's turn. `pad_id` is the declared padding token, else EOS, else 0. `unk_token` is for chat
+    templates.
     """
 
     backend: Backend
@@ -65,6 +67,7 @@ class Tokenizer:
     pad_id: int
     add_bos: bool
     chat_template: str | None = None
+    unk_token: str = ""
 
     @property
     def vocab_size(self) -> int:
@@ -77,19 +80,27 @@ class Tokenizer:
         Where the vocabulary puts a space before a text (SentencePiece's dummy prefix), a text that continues another
         gets none: `after` is the id of the token before it, None where the text begins the sequence.
 
+        Args:
+          text: to encode.
+          bos: put BOS first, unless the text begins with it: a rendered chat mostly does. Callers give
+            `tokenizer.add_bos`, so this is the one rule for when BOS is added.
+          eos: put EOS last.
+          after: see above.
+
         Raises:
           InputError: `bos` or `eos` is asked for and the tokenizer has none; or the text holds half a surrogate pair.
         """
         if (bos and self.bos_id is None) or (eos and self.eos_id is None):
             raise InputError(f"the tokenizer has no {'BOS' if bos and self.bos_id is None else 'EOS'} token")
-        head = [self.bos_id] if bos and self.bos_id is not None else []
-        tail = [self.eos_id] if eos and self.eos_id is not None else []
         try:
-            return [*head, *self.backend.encode(text, after), *tail]
-        except (TypeError, UnicodeEncodeError, RuntimeError):
-            # What the packages say of half a surrogate pair, of which nearly no text has one.
+            ids = self.backend.encode(text, after)
+        except InputError:
+            # The package's own words for half a surrogate pair, which nearly no text has, are of its types.
             check_encodable(text)
             raise
+        if bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids = [self.bos_id, *ids]
+        return [*ids, self.eos_id] if eos and self.eos_id is not None else ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids, without special tokens and without ids the vocabulary does not have."""
@@ -131,6 +142,7 @@ class Tokenizer:
             raise InputError("the tokenizer has no chat template")
         names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
         variables = {name: "" if i is None else self.backend.token(i) for name, i in names.items()}
+        variables["unk_token"] = self.unk_token
         return chat_template.render(self.chat_template, messages, add_generation_prompt, variables)
 
 
@@ -143,15 +155,16 @@ def make_tokenizer(
     add_bos: bool,
     stop_ids: Iterable[int] = (),
     chat_template: str | None = None,
+    unk_token: str = "",
 ) -> Tokenizer:
     """A Tokenizer with `stop_ids` completed by EOS and by the end tokens that the vocabulary marks as special."""
-    ends = {backend.token_id(name) for name in _END_TOKENS} & backend.special_ids
+    ends = {backend.token_id(name) for name in END_TOKENS} & backend.special_ids
     stops = {*stop_ids, *ends} | ({eos_id} if eos_id is not None else set())
     if pad_id is None:
         pad_id = 0 if eos_id is None else eos_id
     add_bos = add_bos and bos_id is not None
     return Tokenizer(
-        backend, bos_id, eos_id, frozenset(i for i in stops if i is not None), pad_id, add_bos, chat_template
+        backend, bos_id, eos_id, frozenset(i for i in stops if i is not None), pad_id, add_bos, chat_template, unk_token
     )
 
 
@@ -169,11 +182,11 @@ def load_tokenizer(path: Path | str) -> Tokenizer | None:
     from aligner_jax.data import tokenizer_folder, tokenizer_gguf
 
     path = Path(path)
-    if not path.exists():
+    if not exists(path):
         raise InputError(f"{path} does not exist")
-    if path.is_dir():
+    if is_folder(path):
         vocabulary = path / _GGUF
-        return tokenizer_gguf.load(vocabulary) if vocabulary.is_file() else tokenizer_folder.load(path)
+        return tokenizer_gguf.load(vocabulary) if is_file(vocabulary) else tokenizer_folder.load(path)
     if path.suffix == ".gguf":
         return tokenizer_gguf.load(path)
     return tokenizer_folder.load_file(path)
@@ -189,15 +202,13 @@ def tokenizer_files(path: Path | str) -> dict[str, bytes]:
     """
     from aligner_jax.data import tokenizer_folder
     from aligner_jax.data.gguf_metadata import read_gguf_header
+    from aligner_jax.data.tokenizer_hf import MOST_BYTES
 
     path = Path(path)
-    try:
-        if path.is_dir():
-            return {file.name: file.read_bytes() for file in tokenizer_folder.files(path)}
-        if path.suffix != ".gguf":
-            return {path.name: path.read_bytes()}
-        size = read_gguf_header(path).data_offset
-        with path.open("rb") as file:
-            return {_GGUF: file.read(size)}
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if is_folder(path):
+        return {file.name: read_bytes(file, most=MOST_BYTES) for file in tokenizer_folder.files(path)}
+    if path.suffix != ".gguf":
+        return {path.name: read_bytes(path, most=MOST_BYTES)}
+    size = read_gguf_header(path).data_offset
+    with open_file(path) as file:
+        return {_GGUF: file.read(size)}

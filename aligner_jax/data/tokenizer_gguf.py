@@ -6,13 +6,21 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from aligner_jax.data.gguf_metadata import GGUFHeader, read_gguf_header
-from aligner_jax.data.tokenizer import Tokenizer, make_tokenizer
-from aligner_jax.data.tokenizer_hf import HFBackend
-from aligner_jax.data.tokenizer_sentencepiece import ModelProto, SentencePieceBackend, check_model, new_model
+from aligner_jax.data.gguf_metadata import read_gguf_header
+from aligner_jax.data.tokenizer import END_TOKENS, Tokenizer, make_tokenizer
+from aligner_jax.data.tokenizer_hf import HFBackend, guarded
+from aligner_jax.data.tokenizer_sentencepiece import (
+    BYTE,
+    CONTROL,
+    UNKNOWN,
+    USER_DEFINED,
+    ModelProto,
+    SentencePieceBackend,
+    new_model,
+)
+from aligner_jax.data.tokenizer_settings import Mark, Settings
 from aligner_jax.errors import InputError
-
-_CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6
+from aligner_jax.files.fields import Fields
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
@@ -30,102 +38,144 @@ _CUTS = {
 _LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
 
 
+_PREFIX = "tokenizer.ggml."
+_NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+_ENDS = ("eot", "eom")
+
+
 def load(path: Path) -> Tokenizer | None:
-    """The tokenizer of a GGUF file, None if the file has no vocabulary.
+    """Returns the tokenizer of a GGUF file, None if the file has no vocabulary.
+
+    A padding token that the vocabulary lacks counts as none, since nothing pads with it; llama.cpp does the same.
 
     Raises:
       InputError: the file is cut off, its vocabulary is damaged, or of a kind that is not known.
     """
-    header = read_gguf_header(path)
-    kind = header.fields.get("tokenizer.ggml.model", "none")
+    fields = Fields(read_gguf_header(path).fields, path)
+    ours = _Ours(fields)
+    kind = ours.text("model", "none")
     if kind in ("none", "no_vocab"):
         return None
     if kind not in ("gpt2", "llama"):
         raise InputError(f"{path}: tokenizer.ggml.model is {kind!r}; 'gpt2' (BPE) and 'llama' (SentencePiece) are read")
-    tokens, types = _vocabulary(path, header)
-    pre = header.fields.get("tokenizer.ggml.pre", "default")
+    tokens, types = _vocabulary(ours)
+    pre = ours.text("pre", "default")
+    named = {name: _number(ours, given, len(tokens)) for name, given in _NAMED.items()}
+    ends = [_number(ours, name, len(tokens)) for name in _ENDS]
+    settings = _settings(tokens, types, [*named.values(), *ends])
     if kind == "llama":
-        backend, add_bos = SentencePieceBackend(_sentencepiece(path, header, tokens, types)), True
+        model = _sentencepiece(ours, tokens, types, named["unk"])
+        backend, add_bos = SentencePieceBackend(model, settings, str(path)), True
     else:
-        backend, add_bos = HFBackend(_bpe(path, header, tokens, types, str(pre))), pre in _LLAMA3_NAMES
-
-    def token(name: str) -> int | None:
-        number = header.fields.get(f"tokenizer.ggml.{name}_token_id")
-        if number is None:
-            return None
-        if not isinstance(number, int) or not 0 <= number < len(tokens):
-            raise InputError(f"{path}: tokenizer.ggml.{name}_token_id is {number}, but there are {len(tokens)} tokens")
-        return number
-
-    template = header.fields.get("tokenizer.chat_template")
+        backend = HFBackend(_bpe(ours, tokens, pre), settings, str(path))
+        add_bos = pre in _LLAMA3_NAMES
     return make_tokenizer(
         backend,
-        bos_id=token("bos"),
-        eos_id=token("eos"),
-        pad_id=token("padding"),
-        add_bos=bool(header.fields.get("tokenizer.ggml.add_bos_token", add_bos)),
-        stop_ids=[i for i in map(token, ("eot", "eom")) if i is not None],
-        chat_template=template if isinstance(template, str) else None,
+        bos_id=named["bos"],
+        eos_id=named["eos"],
+        pad_id=named["pad"],
+        add_bos=ours.flag("add_bos_token", add_bos),
+        stop_ids=[i for i in ends if i is not None],
+        chat_template=fields.text("tokenizer.chat_template") if fields.has("tokenizer.chat_template") else None,
+        unk_token="" if named["unk"] is None else tokens[named["unk"]],
     )
 
 
-def _vocabulary(path: Path, header: GGUFHeader) -> tuple[list[str], list[int]]:
-    tokens = header.fields.get("tokenizer.ggml.tokens")
+class _Ours(Fields):
+    """The fields `tokenizer.ggml.*`, by what stands for the asterisk."""
+
+    def __init__(self, fields: Fields) -> None:
+        super().__init__(fields.values, fields.file, _PREFIX)
+
+    def get(self, name: str) -> object:
+        return self.values.get(_PREFIX + name)
+
+
+def _number(ours: _Ours, name: str, count: int) -> int | None:
+    """Returns the number of a token that has a name, None where there is none."""
+    field = f"{name}_token_id"
+    if not ours.has(field):
+        return None
+    number = ours.integer(field, least=-(2**31), most=2**32)
+    if 0 <= number < count:
+        return number
+    if name == "padding":
+        return None
+    raise ours.error(field, f"is {number}, but there are {count} tokens")
+
+
+def _settings(tokens: list[str], types: list[int], named: list[int | None]) -> Settings:
+    """Returns the vocabulary's marks: llama.cpp cuts texts at control and user-defined tokens alike.
+
+    Those that are named, and those that end a turn in published models, are special whatever their type says.
+    """
+    special = {*named, *(i for i, kind in enumerate(types) if kind in (CONTROL, UNKNOWN))}
+    special |= {i for i, kind in enumerate(types) if kind == USER_DEFINED and tokens[i] in END_TOKENS}
+    marks = [i for i, kind in enumerate(types) if kind == USER_DEFINED or i in special]
+    return Settings(marks=tuple(Mark(tokens[i], i, i in special, normalized=False) for i in marks), legacy=True)
+
+
+def _vocabulary(ours: _Ours) -> tuple[list[str], list[int]]:
+    tokens = ours.get("tokens")
     if not isinstance(tokens, list) or not tokens:
-        raise InputError(f"{path} has no tokenizer.ggml.tokens")
-    types = header.fields.get("tokenizer.ggml.token_type", np.ones(len(tokens), np.int32))
-    if not isinstance(types, np.ndarray) or len(types) != len(tokens):
-        raise InputError(f"{path}: tokenizer.ggml.token_type is not one number for each of the {len(tokens)} tokens")
-    return [str(token) for token in tokens], types.tolist()
+        raise InputError(f"{ours.file} has no tokenizer.ggml.tokens")
+    for i, token in enumerate(tokens):
+        if not isinstance(token, str) or not token:
+            raise ours.error("tokens", f"has no text as number {i}")
+    if len(set(tokens)) < len(tokens):
+        first = next(i for i, token in enumerate(tokens) if tokens.index(token) < i)
+        raise ours.error("tokens", f"has {tokens[first]!r} twice, as number {tokens.index(tokens[first])} and {first}")
+    types = ours.get("token_type")
+    if types is None:
+        types = np.ones(len(tokens), np.int32)
+    if not isinstance(types, np.ndarray) or types.dtype.kind not in "iu" or len(types) != len(tokens):
+        raise ours.error("token_type", f"is not one number for each of the {len(tokens)} tokens, and whole")
+    for token, kind in zip(tokens, types.tolist(), strict=True):
+        if not 1 <= kind <= BYTE:
+            raise ours.error("token_type", f"of {token!r} is {kind}: it is from 1 to {BYTE}")
+    return tokens, types.tolist()
 
 
-def _bpe(path: Path, header: GGUFHeader, tokens: list[str], types: list[int], pre: str) -> tokenizers.Tokenizer:
+def _bpe(ours: _Ours, tokens: list[str], pre: str) -> tokenizers.Tokenizer:
     name = "llama-bpe" if pre in _LLAMA3_NAMES else pre
     if name not in _CUTS:
-        raise InputError(f"{path}: tokenizer.ggml.pre is {pre!r}; known are {', '.join(_CUTS)}")
-    merges = header.fields.get("tokenizer.ggml.merges")
+        raise ours.error("pre", f"is {pre!r}; known are {', '.join(_CUTS)}")
+    merges = ours.get("merges")
     if not isinstance(merges, list):
-        raise InputError(f"{path} has no tokenizer.ggml.merges")
-    pairs = [tuple(str(merge).split(" ", 1)) for merge in merges]
+        raise InputError(f"{ours.file} has no tokenizer.ggml.merges")
+    pairs = []
+    for i, merge in enumerate(merges):
+        pair = tuple(merge.split(" ")) if isinstance(merge, str) else ()
+        if len(pair) != 2 or not all(pair):
+            raise ours.error("merges", f"has {str(merge)[:100]!r} as number {i}, which is not two tokens and a space")
+        pairs.append(pair)
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    try:
-        model = models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=name == "llama-bpe")  # pyright: ignore[reportArgumentType]
-    except Exception as error:  # the package raises bare Exception
-        raise InputError(f"{path}: tokenizer.ggml.merges do not fit tokenizer.ggml.tokens: {error}") from None
+    with guarded(f"{ours.file}: tokenizer.ggml.merges do not fit tokenizer.ggml.tokens"):
+        model = models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=name == "llama-bpe")
     tokenizer = tokenizers.Tokenizer(model)
     cuts = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in _CUTS[name]]
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, bytes_only])
     tokenizer.decoder = decoders.ByteLevel()
-    for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
-        added = [tokenizers.AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=True) if k == kind]
-        tokenizer.add_special_tokens(added) if special else tokenizer.add_tokens(added)
     return tokenizer
 
 
-def _sentencepiece(path: Path, header: GGUFHeader, tokens: list[str], types: list[int]) -> ModelProto:
-    """The model that the GGUF was converted from, as far as encoding depends on it: its types are SentencePiece's."""
-    scores = header.fields.get("tokenizer.ggml.scores")
-    if not isinstance(scores, np.ndarray) or len(scores) != len(tokens):
-        raise InputError(f"{path}: tokenizer.ggml.scores is not one number for each of the {len(tokens)} tokens")
+def _sentencepiece(ours: _Ours, tokens: list[str], types: list[int], unknown: int | None) -> ModelProto:
+    """Returns the model that the GGUF was converted from, as far as encoding depends on it."""
+    scores = ours.get("scores")
+    if not isinstance(scores, np.ndarray) or scores.dtype.kind != "f" or len(scores) != len(tokens):
+        raise ours.error("scores", f"is not one number for each of the {len(tokens)} tokens")
+    if UNKNOWN not in types and unknown is not None:
+        types = [UNKNOWN if i == unknown else kind for i, kind in enumerate(types)]
     model = new_model()
     for token, score, kind in zip(tokens, scores.tolist(), types, strict=True):
-        try:
-            model.pieces.add(piece=token, score=score, type=kind)
-        except ValueError as error:
-            raise InputError(f"{path}: tokenizer.ggml.token_type of {token!r} is {kind}: {error}") from None
+        # Marks are found before the rest is cut: to the model itself they are as those that no text has.
+        model.pieces.add(piece=token, score=score, type=CONTROL if kind == USER_DEFINED else kind)
     trainer = model.trainer_spec
     trainer.model_type, trainer.vocab_size = trainer.BPE, len(tokens)
-    trainer.byte_fallback = _BYTE in types
-    unknown = header.fields.get("tokenizer.ggml.unknown_token_id", 0)
-    for name, number in (("unk", unknown), ("bos", None), ("eos", None)):
-        number = header.fields.get(f"tokenizer.ggml.{name}_token_id", number)
-        if isinstance(number, int) and 0 <= number < len(tokens):
-            setattr(trainer, f"{name}_id", number)
-            setattr(trainer, f"{name}_piece", tokens[number])
+    trainer.byte_fallback = BYTE in types
     normalizer = model.normalizer_spec
     normalizer.name = "identity"
-    normalizer.remove_extra_whitespaces = bool(header.fields.get("tokenizer.ggml.remove_extra_whitespaces", False))
-    normalizer.add_dummy_prefix = bool(header.fields.get("tokenizer.ggml.add_space_prefix", True))
-    check_model(model, str(path))
+    normalizer.remove_extra_whitespaces = ours.flag("remove_extra_whitespaces")
+    normalizer.add_dummy_prefix = ours.flag("add_space_prefix", True)
     return model

@@ -1,86 +1,179 @@
-"""Vocabularies of Hugging Face's tokenizers package: tokenizer.json, or built from a GGUF's BPE."""
+"""Vocabularies in Hugging Face's tokenizers package, whichever file they come from."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
+from tokenizers import decoders, pre_tokenizers
 
+from aligner_jax.data.tokenizer_json import check_numbers, check_tokenizer
+from aligner_jax.data.tokenizer_settings import NO_SETTINGS, Settings, add_marks, check_marks
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import MEBIBYTE, read_text
+from aligner_jax.files.json_text import parse_object
+
+MOST_BYTES = 128 * MEBIBYTE
+"""The largest tokenizer.json that is read; that of Llama 3 has 9 MB, the largest published about 35."""
+SPACED = r"\A▁"
+"""The expression by which a SentencePiece model that was rebuilt gives a text that begins with a space one more."""
 
 
 class HFBackend:
-    """A `tokenizers.Tokenizer`. Its post-processor (which adds BOS) is not run: callers ask for BOS by name."""
+    """A `tokenizers.Tokenizer` that obeys a `Settings`.
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer):
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        self._starting = tokenizer
-        self._continuing, self._prefix_after_special = _without_prefix_space(tokenizer)
-        added = tokenizer.get_added_tokens_decoder()
-        self.special_ids = frozenset(i for i, token in added.items() if token.special)
-        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    Its post-processor (which adds BOS) is not run: callers ask for BOS by name.
+
+    Args:
+      tokenizer: the vocabulary; it is changed.
+      settings: marks and named tokens.
+      where: file that errors begin with.
+
+    Raises:
+      InputError: settings and vocabulary contradict each other, or the vocabulary cannot be used.
+    """
+
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, settings: Settings = NO_SETTINGS, where: str = "the tokenizer"
+    ) -> None:
+        self._where = where
+        with guarded(f"{where} cannot be used"):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            self._starting = tokenizer
+            # The package numbers added tokens itself: `_outer` has the files' numbers by the package's own.
+            self._outer, special = add_marks(tokenizer, settings, where)
+            self._inner = {outer: inner for inner, outer in self._outer.items()}
+            added = tokenizer.get_added_tokens_decoder()
+            check_marks((token.content for token in added.values()), where)
+            self._continuing, spaced = _without_prefix_space(tokenizer)
+            self.special_ids = frozenset(self._outer.get(i, i) for i in special)
+            before_space = (i for i, token in added.items() if spaced == "always" or not token.normalized)
+            self._spaced_after = frozenset(self._outer.get(i, i) for i in before_space) if spaced else frozenset()
+            numbers = tokenizer.get_vocab(with_added_tokens=True).values()
+            self.vocab_size = max((self._outer.get(i, i) for i in numbers), default=-1) + 1
 
     def token_id(self, token: str) -> int | None:
-        return self._starting.token_to_id(token)
+        """Returns the number of a token; None where there is none."""
+        inner = self._starting.token_to_id(token)
+        return None if inner is None else self._outer.get(inner, inner)
 
     def token(self, token_id: int) -> str:
-        return self._starting.id_to_token(token_id) or ""
+        """Returns the token of a number; "" where there is none."""
+        return self._starting.id_to_token(self._inner.get(token_id, token_id)) or ""
 
     def encode(self, text: str, after: int | None) -> list[int]:
-        starts = after is None or (self._prefix_after_special and after in self.special_ids)
-        return (self._starting if starts else self._continuing).encode(text, add_special_tokens=False).ids
+        """Returns the ids of a text that follows the token `after`; see `Tokenizer.encode`."""
+        tokenizer = self._starting if after is None or after in self._spaced_after else self._continuing
+        with guarded(f"{self._where} cannot encode the text"):
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+        return [self._outer.get(i, i) for i in ids] if self._outer else ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._starting.decode(list(ids), skip_special_tokens=True)
+        """Returns the text of ids, without special tokens."""
+        inner = [self._inner.get(i, i) for i in ids] if self._inner else list(ids)
+        with guarded(f"{self._where} cannot decode the tokens"):
+            return self._starting.decode(inner, skip_special_tokens=True)
 
     def to_json(self) -> str:
-        """What stands in a tokenizer.json that gives the same tokens."""
+        """Returns the content of a tokenizer.json that gives the same tokens."""
         return self._starting.to_str()
 
     def first_id(self) -> int | None:
-        """The token that the post-processor puts before a text, None where it puts none."""
-        plain, processed = (self._starting.encode("a", add_special_tokens=flag).ids for flag in (False, True))
-        return processed[0] if processed[:1] != plain[:1] else None
+        """Returns the token that the post-processor puts before a text, None where it puts none."""
+        with guarded(f"{self._where} cannot encode a text"):
+            plain, processed = (self._starting.encode("a", add_special_tokens=flag).ids for flag in (False, True))
+        return self._outer.get(processed[0], processed[0]) if processed[:1] != plain[:1] else None
 
 
-def read_tokenizer_json(path: Path) -> HFBackend:
-    """The vocabulary of a tokenizer.json.
+def read_tokenizer_json(path: Path, settings: Settings = NO_SETTINGS) -> HFBackend:
+    """Returns the vocabulary of a tokenizer.json.
+
+    Where the settings ask for LlamaTokenizer, the file's own normalizer and pre-tokenizer give way to what `legacy` and
+    `add_prefix_space` say, as in transformers 5; a byte-level vocabulary keeps its own.
 
     Raises:
-      InputError: the file cannot be read, is not JSON, or is not a tokenizer.
+      InputError: the file cannot be read, is not JSON, is not a tokenizer, or could make too much of a text.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        json.loads(text)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}, is not JSON: {error.msg}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text") from None
-    try:
-        return HFBackend(tokenizers.Tokenizer.from_str(text))
-    except Exception as error:  # the package raises bare Exception
-        raise InputError(f"{path} is not a tokenizer of the tokenizers package: {error}") from None
+    text = read_text(path, most=MOST_BYTES)
+    value = parse_object(text, path)
+    check_tokenizer(value, path)
+    with guarded(f"{path} is not a tokenizer of the tokenizers package"):
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+        if settings.is_llama and isinstance(tokenizer.model, tokenizers.models.BPE) and not _is_byte_level(tokenizer):
+            as_llama(tokenizer, settings)
+    check_numbers(tokenizer, value, path)
+    return HFBackend(tokenizer, settings, str(path))
 
 
-def _without_prefix_space(tokenizer: tokenizers.Tokenizer) -> tuple[tokenizers.Tokenizer, bool]:
-    """The tokenizer for a text that continues another, and whether a prefix space comes back after a special token."""
+def as_llama(tokenizer: tokenizers.Tokenizer, settings: Settings) -> None:
+    """Makes a BPE cut text and join tokens as transformers 5's LlamaTokenizer does."""
+    # No attribute of the package can be set to None in its stubs, and all can.
+    tokenizer.normalizer = None  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=settings.scheme, split=False)
+    tokenizer.model.fuse_unk = True
+    tokenizer.model.byte_fallback = True
+    strip = [] if settings.scheme == "never" else [decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+
+
+@contextlib.contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Turns whatever the package raises into an InputError that begins with `what`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        # Rust's panics come as a PanicException, which is no Exception; the package raises bare Exception too.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise InputError(f"{what}: {error}") from None
+        raise
+
+
+def _is_byte_level(tokenizer: tokenizers.Tokenizer) -> bool:
+    parts = (tokenizer.pre_tokenizer, tokenizer.decoder)
+    return any('"ByteLevel"' in part.__getstate__().decode() for part in parts if part)
+
+
+def _without_prefix_space(tokenizer: tokenizers.Tokenizer) -> tuple[tokenizers.Tokenizer, str]:
+    """Returns the tokenizer for a text that continues another, and where its space comes back after a mark.
+
+    That is "always" (after every mark), "raw" (after those that are found before the text is normalized) or "".
+    """
     # The vocabulary is most of the JSON: without it, looking at the few settings costs nothing.
     settings = [json.loads(part.__getstate__()) for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) if part]
     steps = [step for setting in settings for step in _steps(setting)]
-    if not any(_adds_space(step) for step in steps):
-        return tokenizer, False
-    whole = json.loads(tokenizer.to_str())
-    for name in ("normalizer", "pre_tokenizer"):
-        whole[name] = _cleared(whole[name])
-    everywhere = any(_adds_space(step) and step.get("prepend_scheme", "always") == "always" for step in steps)
-    return tokenizers.Tokenizer.from_str(json.dumps(whole)), everywhere
+    adding = [step for step in steps if _adds_space(step)]
+    if not adding:
+        return tokenizer, ""
+    everywhere = [
+        step for step in adding if step["type"] != "Replace" and step.get("prepend_scheme", "always") == "always"
+    ]
+    spaced = "always" if any(step["type"] != "Prepend" for step in everywhere) else "raw" if everywhere else ""
+    parts = [
+        json.loads(part.__getstate__()) if part else None for part in (tokenizer.normalizer, tokenizer.pre_tokenizer)
+    ]
+    return _with_parts(tokenizer, *map(_cleared, parts)), spaced
+
+
+def _with_parts(
+    tokenizer: tokenizers.Tokenizer, normalizer: dict | None, pre_tokenizer: dict | None
+) -> tokenizers.Tokenizer:
+    """Returns the tokenizer with another normalizer and pre-tokenizer; both share the model, which may be large."""
+    small = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"": 0}, "unk_token": ""}}
+    small |= {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer}
+    other = tokenizers.Tokenizer.from_str(json.dumps(small))
+    other.model = tokenizer.model
+    other.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
+    return other
 
 
 def _steps(setting: dict) -> list[dict]:
-    """A normalizer's or pre-tokenizer's steps, nested sequences flattened."""
+    """Returns a normalizer's or pre-tokenizer's steps, nested sequences flattened."""
     inner = setting.get("normalizers") or setting.get("pretokenizers")
     return [step for part in inner for step in _steps(part)] if inner else [setting]
 
@@ -88,12 +181,16 @@ def _steps(setting: dict) -> list[dict]:
 def _adds_space(step: dict) -> bool:
     if step["type"] == "Metaspace":
         return step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never") != "never"
-    return step["type"] == "Prepend" or (step["type"] == "ByteLevel" and step.get("add_prefix_space", True))
+    return _is_prepending(step) or (step["type"] == "ByteLevel" and step.get("add_prefix_space", True))
+
+
+def _is_prepending(step: dict) -> bool:
+    return step["type"] == "Prepend" or (step["type"] == "Replace" and step.get("pattern") == {"Regex": SPACED})
 
 
 def _cleared(setting: dict | None) -> dict | None:
-    """The setting with nothing in it that puts a space before a text; None: nothing is left."""
-    if setting is None or setting["type"] == "Prepend":
+    """Returns the setting with nothing in it that puts a space before a text; None where nothing is left."""
+    if setting is None or _is_prepending(setting):
         return None
     if setting["type"] == "Sequence":
         key = "normalizers" if "normalizers" in setting else "pretokenizers"

@@ -1,32 +1,96 @@
-"""SentencePiece vocabularies, through the sentencepiece package."""
+"""SentencePiece vocabularies, rebuilt in the tokenizers package.
 
-import itertools
+The same package for every kind of file: marks, spaces and decoding then obey one `Settings`, as in transformers. The
+ids are those of the sentencepiece package, as the tests show; none of its code runs on a file.
+"""
+
+import dataclasses
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
+import tokenizers
 from sentencepiece import sentencepiece_model_pb2
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
+from aligner_jax.data.tokenizer_hf import SPACED, HFBackend, as_llama, guarded
+from aligner_jax.data.tokenizer_json import check_charsmap
+from aligner_jax.data.tokenizer_settings import NO_SETTINGS, Mark, Settings
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import read_bytes
 
 type ModelProto = Any  # its class is built when protobuf is imported, without a declaration
 new_model = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
-_UNKNOWN, _CONTROL = 2, 3
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+_UNIGRAM, _BPE = 1, 2
+_BYTE_NAME = re.compile("<0x[0-9A-F]{2}>")
+
+
+class SentencePieceBackend(HFBackend):
+    """A SentencePiece model. Control pieces in a text are parsed, as Hugging Face's tokenizers do.
+
+    Attributes:
+      own_ids: numbers of "bos", "eos" and "pad" by the model's own settings; None where it has none.
+    """
+
+    def __init__(self, model: ModelProto, settings: Settings = NO_SETTINGS, where: str = "the model") -> None:
+        check_model(model, where)
+        with guarded(f"{where}: its vocabulary cannot be used"):
+            if settings.is_llama:
+                built = tokenizers.Tokenizer(_bpe(model))
+                as_llama(built, settings)
+            else:
+                built = _as_model_says(model, settings.legacy is not False)
+        super().__init__(built, with_marks(settings, model), where)
+        spaced = settings.scheme != "never" if settings.is_llama else model.normalizer_spec.add_dummy_prefix
+        self._leading = " " if spaced else ""
+        self._pieces = {i: bytes([int(p.piece[3:5], 16)]) for i, p in enumerate(model.pieces) if p.type == BYTE}
+        trainer = model.trainer_spec
+        numbers = {"bos": trainer.bos_id, "eos": trainer.eos_id, "pad": trainer.pad_id}
+        self.own_ids = {name: i if 0 <= i < len(model.pieces) else None for name, i in numbers.items()}
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of ids, without the space that encoding puts before a text.
+
+        Bytes that are no UTF-8 become replacement characters one by one, as in the sentencepiece package; the
+        tokenizers package replaces the whole bytes around them too, so that a stream could not be taken back.
+        """
+        text = b"".join(map(self._bytes_of, ids)).decode(errors="replace")
+        return text.removeprefix(self._leading)
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        if token_id not in self._pieces:
+            self._pieces[token_id] = self.token(token_id).replace("▁", " ").encode()
+        return self._pieces[token_id]
+
+
+def with_marks(settings: Settings, model: ModelProto) -> Settings:
+    """Returns the settings with the model's own marks, as far as they do not describe them, as transformers 5 does."""
+    kinds = () if settings.lists_special else (CONTROL, USER_DEFINED) if settings.is_llama else (CONTROL,)
+    described = {mark.content for mark in settings.marks}
+    marks = list(settings.marks)
+    if model.normalizer_spec.add_dummy_prefix and not settings.is_llama:
+        # Found in the text as it is, or the space before each part would not be put there.
+        marks = [dataclasses.replace(mark, normalized=False) if mark.id is not None else mark for mark in marks]
+    trainer = model.trainer_spec
+    unnamed = {i for name, i in (("bos", trainer.bos_id), ("eos", trainer.eos_id)) if name not in settings.names}
+    for i, piece in enumerate(model.pieces):
+        own = piece.type in (UNKNOWN, *kinds) or (piece.type == CONTROL and i in unnamed)
+        if own and piece.piece not in described:
+            marks.append(Mark(piece.piece, special=piece.type != USER_DEFINED, normalized=False))
+    return dataclasses.replace(settings, marks=tuple(marks))
 
 
 def read_model(path: Path) -> ModelProto:
-    """The model in a SentencePiece file.
+    """Returns the model in a SentencePiece file.
 
     Raises:
       InputError: not a SentencePiece model, or cut off (its trainer and normalizer settings come after its pieces).
         LLaMA 3's tiktoken vocabulary, which Meta's folders have under the same name, is told from those.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    content = read_bytes(path)
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", content):
         raise InputError(
             f"{path} is a tiktoken vocabulary, which is not read: put tokenizer.json and tokenizer_config.json of the "
@@ -38,84 +102,93 @@ def read_model(path: Path) -> ModelProto:
         raise InputError(f"{path} is not a SentencePiece model, or is cut off") from None
     if not model.pieces or not model.HasField("trainer_spec") or not model.HasField("normalizer_spec"):
         raise InputError(f"{path} is not a whole SentencePiece model: it has no pieces, or no settings after them")
-    check_model(model, str(path))
     return model
 
 
 def check_model(model: ModelProto, where: str) -> None:
-    """Refuses a vocabulary that can be parsed and not used. Raises InputError, which begins with `where`."""
-    try:
-        sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-    except RuntimeError as error:
-        raise InputError(f"{where}: its vocabulary cannot be used: {str(error).strip()}") from None
+    """Refuses a vocabulary that can be parsed and not used.
 
-
-class SentencePieceBackend:
-    """Encodes as Hugging Face's LLaMA tokenizer does: control pieces in the text are parsed, and after one as at the
-    start of a text the dummy prefix is added. `added` are tokens beyond the model's, by name; `added_special` those of
-    them that decoding leaves out.
+    Raises:
+      InputError: a piece is not text, is empty, or is there twice; a score is not finite; there is not one unknown
+        piece; a byte is missing; or the model is neither BPE nor Unigram.
     """
+    seen: dict[str, int] = {}
+    for i, piece in enumerate(model.pieces):
+        text = piece.piece
+        # protobuf gives bytes that are not UTF-8 as they are.
+        if not isinstance(text, str):
+            raise InputError(f"{where}: its vocabulary cannot be used: piece {i} is not UTF-8 text")
+        if not text:
+            raise InputError(f"{where}: its vocabulary cannot be used: piece {i} is empty")
+        if text in seen:
+            raise InputError(f"{where}: its vocabulary cannot be used: {text!r} of piece {i} is already defined")
+        if not math.isfinite(piece.score):
+            raise InputError(f"{where}: its vocabulary cannot be used: the score of {text!r} is {piece.score}")
+        if piece.type == BYTE and not _BYTE_NAME.fullmatch(text):
+            raise InputError(f"{where}: its vocabulary cannot be used: {text!r} is no byte, as piece {i} should be")
+        seen[text] = i
+    kinds = [piece.type for piece in model.pieces]
+    if kinds.count(UNKNOWN) != 1:
+        number = kinds.count(UNKNOWN) or "not"
+        raise InputError(
+            f"{where}: its vocabulary cannot be used: unk is {number} defined{' times' * (number != 'not')}"
+        )
+    if charsmap := model.normalizer_spec.precompiled_charsmap:
+        check_charsmap(charsmap, where)
+    trainer = model.trainer_spec
+    if trainer.byte_fallback:
+        bytes_held = {piece.piece for piece in model.pieces if piece.type == BYTE}
+        if missing := [name for name in map("<0x{:02X}>".format, range(256)) if name not in bytes_held]:
+            raise InputError(f"{where}: its vocabulary cannot be used: it lacks the byte {missing[0]}")
+    if trainer.model_type not in (_UNIGRAM, _BPE):
+        raise InputError(f"{where}: its vocabulary is of words or characters; BPE and Unigram are read")
 
-    def __init__(self, model: ModelProto, added: Mapping[str, int] | None = None, added_special: Sequence[str] = ()):
-        self._starting = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-        self._collapses = model.normalizer_spec.remove_extra_whitespaces
-        continuing = new_model()
-        continuing.CopyFrom(model)
-        continuing.normalizer_spec.add_dummy_prefix = False
-        self._continuing = sentencepiece.SentencePieceProcessor(model_proto=continuing.SerializeToString())
 
-        self._size = len(model.pieces)
-        # A token that the model has already keeps the model's id, and is parsed in texts all the same.
-        self._added = {i: token for token, i in (added or {}).items() if i >= self._size}
-        control = {p.piece: i for i, p in enumerate(model.pieces) if p.type in (_UNKNOWN, _CONTROL)}
-        self._ids = {p.piece: i for i, p in enumerate(model.pieces)} | {t: i for i, t in self._added.items()}
-        self._parsed = control | dict(added or {})
-        self._split = re.compile("(" + "|".join(map(re.escape, sorted(self._parsed, key=len, reverse=True))) + ")")
-        self.special_ids = frozenset(control.values()) | {self._ids[t] for t in added_special if t in self._ids}
-        self.vocab_size = max([self._size - 1, *self._added]) + 1
+def _bpe(model: ModelProto, *, whole: bool = False) -> models.BPE:
+    """Returns the merges that SentencePiece's BPE makes: any two pieces that join to one, the best score first."""
+    vocabulary = {piece.piece: i for i, piece in enumerate(model.pieces)}
+    scores = {piece.piece: piece.score for piece in model.pieces if piece.type == NORMAL}
+    ranked = []
+    for token in sorted(scores, key=lambda token: (-scores[token], vocabulary[token])):
+        for at in range(1, len(token)):
+            left = token[:at]
+            if left in scores and (right := token[at:]) in scores:
+                ranked.append((left, right))
+    unknown = next(piece.piece for piece in model.pieces if piece.type == UNKNOWN)
+    return models.BPE(
+        vocab=vocabulary, merges=ranked, unk_token=unknown, fuse_unk=True,
+        byte_fallback=model.trainer_spec.byte_fallback, ignore_merges=whole,
+    )  # fmt: skip
 
-    def token_id(self, token: str) -> int | None:
-        return self._ids.get(token)
 
-    def token(self, token_id: int) -> str:
-        return self._added.get(token_id) or self._starting.IdToPiece(token_id)
-
-    def encode(self, text: str, after: int | None) -> list[int]:
-        ids: list[int] = []
-        for part in filter(None, self._split.split(text) if self._parsed else [text]):
-            if part in self._parsed:
-                ids.append(self._parsed[part])
-                continue
-            before = ids[-1] if ids else after
-            # Where spaces collapse, the model drops a leading one; the dummy prefix stands for it.
-            starts = before is None or before in self.special_ids or (self._collapses and part.startswith(" "))
-            ids += (self._starting if starts else self._continuing).EncodeAsIds(part)
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        if not self._added:
-            return self._starting.DecodeIds(list(ids))
-        texts = []
-        for added, run in itertools.groupby(ids, key=lambda i: i >= self._size):
-            if added:
-                texts += [self._added.get(i, "") for i in run]
-            else:
-                processor = self._continuing if texts else self._starting
-                texts.append(processor.DecodeIds(list(run)))
-        return "".join(texts)
-
-    @property
-    def bos_id(self) -> int | None:
-        return self._or_none(self._starting.bos_id())
-
-    @property
-    def eos_id(self) -> int | None:
-        return self._or_none(self._starting.eos_id())
-
-    @property
-    def pad_id(self) -> int | None:
-        return self._or_none(self._starting.pad_id())
-
-    @staticmethod
-    def _or_none(token_id: int) -> int | None:
-        return None if token_id < 0 else token_id
+def _as_model_says(model: ModelProto, legacy: bool) -> tokenizers.Tokenizer:
+    """Returns the tokenizer that encodes as the sentencepiece package does, by the model's own settings."""
+    normalizer, trainer = model.normalizer_spec, model.trainer_spec
+    defined = [piece.piece for piece in model.pieces if piece.type == USER_DEFINED]
+    if trainer.model_type == _BPE:
+        built = tokenizers.Tokenizer(_bpe(model, whole=bool(defined)))
+    else:
+        vocabulary = [(piece.piece, piece.score) for piece in model.pieces]
+        unknown = next(i for i, piece in enumerate(model.pieces) if piece.type == UNKNOWN)
+        built = tokenizers.Tokenizer(models.Unigram(vocabulary, unknown, trainer.byte_fallback))
+    steps: list[Any] = []
+    if normalizer.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(normalizer.precompiled_charsmap))
+    if normalizer.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if normalizer.escape_whitespaces:
+        steps.append(normalizers.Replace(" ", "▁"))
+    if normalizer.add_dummy_prefix and legacy:
+        # Metaspace leaves out the space where the text begins with one; SentencePiece does not.
+        steps.append(normalizers.Replace(Regex(SPACED), "▁▁"))
+    built.normalizer = normalizers.Sequence(steps)
+    cuts: list[Any] = []
+    if normalizer.add_dummy_prefix:
+        cuts.append(pre_tokenizers.Metaspace("▁", prepend_scheme="always" if legacy else "first", split=False))
+    if defined:
+        cuts.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, sorted(defined, key=len)[::-1]))), "isolated"))
+    if cuts:
+        built.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    strip = [decoders.Strip(" ", 1, 0)] if normalizer.add_dummy_prefix else []
+    built.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    return built

@@ -42,8 +42,9 @@ def sample(
     """Continuations of the prompts, without the prompts, each up to its first stop token.
 
     Args:
-      base: model and tokenizer. A beginning-of-sequence token is added where the tokenizer's files ask for one; the
-        prompts are otherwise taken as they are (a chat template is the caller's to apply).
+      base: model and tokenizer. A beginning-of-sequence token is added where the tokenizer's files ask for one and the
+        prompt does not begin with it already, as the text of `Tokenizer.render_chat` mostly does; the prompts are
+        otherwise taken as they are (a chat template is the caller's to apply).
       adapter: or None for the base alone.
       max_new_tokens: how many tokens at most.
       temperature: 0 is greedy. The same seed gives row i the same draw whatever the other rows are.

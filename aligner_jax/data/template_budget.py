@@ -1,0 +1,218 @@
+"""What a chat template may spend: steps and memory, counted as it is rendered.
+
+A template comes with a model and is a program. Its loops, calls, repetitions, concatenations and filters are charged
+before they run, so that it ends soon and deterministically, whatever the machine.
+"""
+
+import contextlib
+import contextvars
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from jinja2.utils import Namespace
+
+STEPS, STEPS_A_MESSAGE = 2_000_000, 10_000
+"""Nodes of the template that may be evaluated; a loop's round costs all that its body holds. Published templates take
+some hundred a message."""
+BYTES, BYTES_A_BYTE = 12 * 2**20, 256
+"""Memory of all texts and lists that are made, together; that for every byte of the conversation is added."""
+MOST_WIDTH = 1000
+"""The largest width, precision, indentation or count that formatting takes."""
+MOST_BITS = 4096
+"""Bits of the largest integer."""
+_STEPS_WEIGHED = 8
+"""Looking at a value of a list takes about as long as so many steps."""
+SCALARS = frozenset((str, int, bool, float, type(None)))
+_PERCENT = re.compile(
+    r"%(?:\((?P<key>[^()]*)\))?[#0\- +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d+))?[hlL]?(?P<kind>.)", re.S
+)
+
+
+class OverBudget(Exception):
+    """A template does more than it may; the message says of what."""
+
+
+class Budget:
+    """Counts down what is left to one rendering.
+
+    Args:
+      steps: nodes that may be evaluated.
+      memory: bytes of texts and lists that may be made.
+    """
+
+    __slots__ = ("memory", "steps")
+
+    def __init__(self, steps: int = STEPS, memory: int = BYTES) -> None:
+        self.steps, self.memory = steps, memory
+
+    def step(self, count: int = 1) -> None:
+        """Charges steps. Raises OverBudget where too few are left."""
+        self.steps -= count
+        if self.steps < 0:
+            raise OverBudget("it takes too many steps: are its loops without end?")
+
+    def take(self, size: float) -> None:
+        """Charges bytes before they are used. Raises OverBudget where too few are left."""
+        self.memory -= int(size)
+        if self.memory < 0:
+            raise OverBudget("it makes too much text: does it repeat something too often?")
+
+    def text(self, length: float, of: str = "\0") -> None:
+        """Charges a text of so many characters, as wide as those of `of`."""
+        if length > 256:
+            self.step(int(length) >> 8)
+        self.take(64 + length * (1 if of.isascii() else 4))
+
+    def made(self, value: object) -> object:
+        """Charges a value that an operation has made of values that were charged; returns it."""
+        if isinstance(value, str):
+            self.text(len(value), value)
+        elif isinstance(value, list | tuple | dict | set):
+            self.step(len(value) >> 3)
+            self.take(16 * len(value))
+        elif isinstance(value, int) and value.bit_length() > MOST_BITS:
+            raise OverBudget("it makes a number of thousands of bits")
+        return value
+
+    def weigh(self, value: object) -> int:
+        """Charges steps for all that a value holds, as often as it holds it; returns its size as text, in bytes.
+
+        Comparing, hashing, sorting and printing take as long: a list that holds another twice, forty deep, is small
+        and takes years to print.
+        """
+        if type(value) in SCALARS and not (isinstance(value, str) and len(value) > 256):
+            self.step()
+            if isinstance(value, str):
+                return 2 + len(value) * _width(value)
+            return 32 + (value.bit_length() // 3 if isinstance(value, int) else 0)
+        size, waiting = 0, [value]
+        while waiting:
+            each = waiting.pop()
+            if isinstance(each, str):
+                size += 2 + len(each) * _width(each)
+                self.step(1 + (len(each) >> 8))
+                continue
+            self.step(_STEPS_WEIGHED)
+            size += 16
+            if isinstance(each, Mapping):
+                waiting.extend(each.keys())
+                waiting.extend(each.values())
+            elif isinstance(each, list | tuple | set | frozenset):
+                waiting.extend(each)
+            elif isinstance(each, Namespace):
+                # Its attributes are private to jinja2, which prints them all; one may hold itself.
+                self.step(20 * _STEPS_WEIGHED)
+                waiting.append(dict(object.__getattribute__(each, "_Namespace__attrs")))
+            elif isinstance(each, int):
+                size += each.bit_length() // 3
+        return size
+
+    def written(self, value: object) -> object:
+        """Charges a value that is about to become text; returns it."""
+        if isinstance(value, str):
+            self.text(len(value), value)
+        elif type(value) is int:
+            self.take(64 + value.bit_length())
+        else:
+            self.take(self.weigh(value))
+        return value
+
+    def rounds(self, iterable: Iterable, cost: int, size: int) -> Iterator:
+        """Yields the items of a loop, each round charged with the steps and the text of its body."""
+        for item in iterable:
+            self.step(cost)
+            if size:
+                self.take(size)
+            yield item
+
+    def repeated(self, value: str | Sequence, times: int) -> None:
+        """Charges `value * times` before it is made."""
+        if isinstance(value, str):
+            self.text(len(value) * max(times, 0), value)
+        else:
+            self.step(len(value) * max(times, 0) >> 3)
+            self.take(16 * len(value) * max(times, 0))
+
+    def power(self, base: object, exponent: object) -> None:
+        """Refuses `base ** exponent` of whole numbers with thousands of bits."""
+        if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > MOST_BITS:
+            raise OverBudget("it makes a number of thousands of bits")
+
+    def percent(self, pattern: str, values: object) -> None:
+        """Charges `pattern % values` before it is made."""
+        length = len(pattern)
+        for found in _PERCENT.finditer(pattern):
+            for name in ("width", "precision"):
+                length += bounded(found[name])
+        self.text(length, pattern)
+        # Each value may be written as often as the pattern has places for it, and in quotes.
+        places = 1 if not isinstance(values, Mapping) else max(pattern.count("%"), 1)
+        self.take(2 * places * self.weigh(values))
+
+    def replaced(self, text: str, old: str, new: str) -> None:
+        """Charges `text.replace(old, new)` before it is made."""
+        self.step(len(text) >> 6)
+        count = text.count(old)
+        self.text(len(text) + count * max(len(new) - len(old), 0), text if _width(text) > _width(new) else new)
+
+    def joined(self, separator: str, items: Sequence) -> None:
+        """Charges `separator.join(items)` before it is made."""
+        self.take(sum(self.weigh(item) for item in items))
+        self.text(len(separator) * max(len(items) - 1, 0), separator)
+
+
+def bounded(value: object) -> int:
+    """Returns a width or count that formatting was given.
+
+    Raises:
+      OverBudget: it is more than `MOST_WIDTH`, or an asterisk.
+    """
+    if value is None:
+        return 0
+    if value == "*":
+        raise OverBudget("its formats take a width from their values")
+    if isinstance(value, str) and len(value) > 9:
+        raise OverBudget(f"it formats to a width of more than {MOST_WIDTH:,}")
+    try:
+        number = int(value)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError, OverflowError):
+        # Some formats take text in its place.
+        number = len(value) if isinstance(value, str) else 0
+    if not -MOST_WIDTH <= number <= MOST_WIDTH:
+        raise OverBudget(f"it formats to a width of more than {MOST_WIDTH:,}")
+    return abs(number)
+
+
+def plain(value: object) -> str:
+    """Returns a value's text, as jinja2 writes it."""
+    return value if isinstance(value, str) else str(value)
+
+
+def _width(text: str) -> int:
+    """Returns the bytes a character of the text takes in memory."""
+    return 1 if text.isascii() else 4
+
+
+_budget: contextvars.ContextVar[Budget] = contextvars.ContextVar("budget")
+
+
+def current() -> Budget:
+    """Returns the budget of the rendering that is going on."""
+    return _budget.get()
+
+
+@contextlib.contextmanager
+def spending(budget: Budget) -> Iterator[Budget]:
+    """Makes a budget the current one."""
+    token = _budget.set(budget)
+    try:
+        yield budget
+    finally:
+        _budget.reset(token)
+
+
+def for_conversation(messages: Sequence[object]) -> Budget:
+    """Returns a budget that grows with the conversation, which is no part of the template."""
+    whole = Budget(2**62, 2**62)
+    size = whole.weigh(messages)
+    return Budget(STEPS + STEPS_A_MESSAGE * len(messages) + size // 16, BYTES + BYTES_A_BYTE * size)

@@ -1,0 +1,284 @@
+"""A jinja2 environment in which everything that a template does is charged to the current `Budget`.
+
+The sandbox already keeps templates from Python's internals. Here the parsed template is changed so that each loop,
+comparison, concatenation and slice passes through a function that charges it; operators and calls pass through the
+sandbox's own hooks; filters are a list of those that chat templates use, each wrapped.
+"""
+
+import operator
+from collections.abc import Callable
+from types import BuiltinMethodType, FunctionType, MethodType
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import BlockReference, LoopContext, Macro, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
+from jinja2.utils import Cycler, Joiner
+from jinja2.visitor import NodeTransformer
+
+from aligner_jax.data import template_filters
+from aligner_jax.data.template_budget import SCALARS, OverBudget, bounded, current, plain
+
+MOST_NODES = 12_000
+"""Nodes of a parsed template; those of the longest published templates are some thousand."""
+_STEPS_CALLED = 50
+"""A call of a macro takes about as long as so many steps."""
+_COMPARISONS = {
+    "eq": operator.eq, "ne": operator.ne, "gt": operator.gt, "gteq": operator.ge, "lt": operator.lt,
+    "lteq": operator.le, "in": lambda a, b: a in b, "notin": lambda a, b: a not in b,
+}  # fmt: skip
+_PREFIX = " "
+"""Begins the names of this module's filters, so that no template can write them."""
+_TEXT_METHODS = frozenset(
+    (
+        "capitalize", "casefold", "center", "count", "endswith", "find", "format", "index", "isalnum",
+        "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable",
+        "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "partition", "removeprefix",
+        "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split",
+        "splitlines", "startswith", "strip", "swapcase", "title", "upper", "zfill",
+    )
+)  # fmt: skip
+_METHODS: tuple[tuple[type, frozenset[str]], ...] = (
+    (str, _TEXT_METHODS),
+    (dict, frozenset(("copy", "get", "items", "keys", "values"))),
+    (list, frozenset(("copy", "count", "index"))),
+    (tuple, frozenset(("count", "index"))),
+    (float, frozenset(("is_integer",))),
+)
+_PADDING = frozenset(("center", "ljust", "rjust", "zfill"))
+
+
+class ChargedEnvironment(ImmutableSandboxedEnvironment):
+    """See the module. It is to be used with a current budget: for compiling, too, which computes constants."""
+
+    intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
+
+    def __init__(self, **options) -> None:
+        super().__init__(finalize=_written, **options)
+        self.filters = {**template_filters.charged(self.filters), **_OWN}
+        self.tests = template_filters.charged_tests(self.tests)
+        del self.globals["lipsum"]
+        self._callable = {*self.globals.values()}
+
+    def allow(self, **functions: Callable) -> None:
+        """Gives templates further functions by name."""
+        self.globals.update(functions)
+        self._callable |= {*functions.values()}
+
+    def _parse(self, source, name, filename):
+        template = super()._parse(source, name, filename)
+        count = _nodes(template)
+        current().step(count)
+        if count > MOST_NODES:
+            raise OverBudget(f"it has {count:,} parts, of at most {MOST_NODES:,}")
+        template = _Charging().visit(template)
+        template.set_environment(self)
+        return template
+
+    def getitem(self, obj, argument):
+        if type(argument) is not str and type(argument) is not int:
+            # Hashed, or printed where it is missing.
+            current().weigh(argument)
+        return super().getitem(obj, argument)
+
+    def wrap_str_format(self, value):
+        # Here `_method` formats, at the call.
+        return None
+
+    def call_binop(self, context, operator, left, right):
+        budget = current()
+        if operator == "+" and isinstance(left, str) and isinstance(right, str):
+            budget.text(len(left) + len(right), right if left.isascii() else left)
+            return left + right
+        budget.step()
+        if operator == "*":
+            for value, times in ((left, right), (right, left)):
+                if isinstance(value, str | list | tuple) and isinstance(times, int):
+                    budget.repeated(value, times)
+        elif operator == "**":
+            budget.power(left, right)
+        elif operator == "%" and isinstance(left, str):
+            budget.percent(left, right)
+        return budget.made(super().call_binop(context, operator, left, right))
+
+    def call(__self, __context, __obj, *args, **kwargs):
+        budget = current()
+        budget.step()
+        if type(__obj) is BuiltinMethodType:
+            # These come from the generated code, for functions that want the context.
+            kwargs.pop("_loop_vars", None)
+            kwargs.pop("_block_vars", None)
+            return budget.made(__self._method(__obj, args, kwargs))
+        of = type(__obj.__self__) if type(__obj) is MethodType else type(__obj)
+        if of in (LoopContext, Cycler, Joiner):
+            budget.weigh(list(args))
+        elif isinstance(__obj, type | FunctionType) and __obj in __self._callable:
+            budget.take(500)
+            if __obj is dict:
+                budget.weigh(list(args))
+        elif of not in (Macro, BlockReference) and not isinstance(__obj, Undefined):
+            raise SecurityError(f"a chat template has no use for calling {of.__name__!r} objects")
+        return super().call(__context, __obj, *args, **kwargs)
+
+    def _method(self, method: BuiltinMethodType, args: tuple, kwargs: dict):
+        owner, name, budget = method.__self__, method.__name__, current()
+        names = next((names for kind, names in _METHODS if isinstance(owner, kind)), ())
+        if name not in names:
+            raise SecurityError(f"a chat template has no use for the method {name!r} of {type(owner).__name__!r}")
+        if not isinstance(owner, str):
+            budget.weigh(owner if name in ("count", "index") else args[:1])
+            return method(*args, **kwargs)
+        budget.step(len(owner) >> 6)
+        if name == "format":
+            if hasattr(owner, "__html__"):
+                raise SecurityError("a chat template has no use for formatting escaped text")
+            return _Formatter(self).vformat(owner, args, kwargs)
+        if name == "join":
+            args = (list(args[0]), *args[1:]) if args else args
+            budget.joined(owner, args[0] if args else [])
+        elif name == "replace" and len(args) > 1 and isinstance(args[0], str) and isinstance(args[1], str):
+            budget.replaced(owner, args[0], args[1])
+        elif name in _PADDING:
+            bounded(args[0] if args else None)
+        elif name in ("split", "rsplit", "splitlines"):
+            budget.take(80 * template_filters.pieces(owner, args[0] if args else kwargs.get("sep"), name))
+        budget.weigh(list(args))
+        return method(*args, **kwargs)
+
+
+class _Formatter(SandboxedFormatter):
+    """`str.format` with widths that are bounded, and values that are charged before they are printed."""
+
+    def format_field(self, value, format_spec):
+        for number in "".join(c if c.isdigit() else " " for c in format_spec).split():
+            bounded(number)
+        budget = current()
+        budget.take(2 * budget.weigh(value))
+        return super().format_field(value, format_spec)
+
+    def convert_field(self, value, conversion):
+        if conversion is not None:
+            budget = current()
+            budget.take(6 * budget.weigh(value))
+        return super().convert_field(value, conversion)
+
+
+class _Charging(NodeTransformer):
+    """Puts charges into a parsed template."""
+
+    def visit_For(self, node: nodes.For):
+        cost, size = _nodes(node), _text(node)
+        self.generic_visit(node)
+        node.iter = _call(node, "rounds", node.iter, nodes.Const(cost), nodes.Const(size))
+        if node.recursive:
+            # Its rounds below the first level are not of this node.
+            node.body.insert(0, _charge(node, cost, size))
+        return node
+
+    def visit_Macro(self, node):
+        cost, size = _nodes(node) + _STEPS_CALLED, _text(node)
+        self.generic_visit(node)
+        node.body.insert(0, _charge(node, cost, size))
+        return node
+
+    visit_CallBlock = visit_Block = visit_Macro
+
+    def visit_Compare(self, node: nodes.Compare):
+        self.generic_visit(node)
+        if len(node.ops) == 1:
+            return _call(node, "compared", node.expr, nodes.Const(node.ops[0].op), node.ops[0].expr)
+        node.expr = _call(node, "weighed", node.expr)
+        for each in node.ops:
+            each.expr = _call(node, "weighed", each.expr)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat):
+        self.generic_visit(node)
+        return _call(node, "concatenated", *node.nodes)
+
+    def visit_Getitem(self, node: nodes.Getitem):
+        self.generic_visit(node)
+        return _call(node, "sliced", node) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_Pair(self, node: nodes.Pair):
+        self.generic_visit(node)
+        if not isinstance(node.key, nodes.Const):
+            node.key = _call(node, "weighed", node.key)
+        return node
+
+
+def _nodes(node: nodes.Node) -> int:
+    return 1 + sum(1 for _ in node.find_all(nodes.Node))
+
+
+def _text(node: nodes.Node) -> int:
+    """Returns the bytes of text and lists that a node's own parts make each time."""
+    literals = node.find_all((nodes.List, nodes.Tuple, nodes.Dict))
+    return 4 * sum(len(data.data) for data in node.find_all(nodes.TemplateData)) + 100 * sum(
+        1 + len(each.items) for each in literals
+    )
+
+
+def _call(node: nodes.Node, name: str, first: nodes.Node, *args: nodes.Node) -> nodes.Filter:
+    """Returns a call of one of this module's functions: as a filter, which generated code calls directly."""
+    for each in (first, *args):
+        each.lineno = each.lineno or node.lineno
+    return nodes.Filter(first, _PREFIX + name, list(args), [], None, None, lineno=node.lineno)
+
+
+def _charge(node: nodes.Node, cost: int, size: int) -> nodes.ExprStmt:
+    return nodes.ExprStmt(_call(node, "charge", nodes.Const(cost), nodes.Const(size)), lineno=node.lineno)
+
+
+def _written(value):
+    return current().written(value)
+
+
+def rounds(iterable, cost: int, size: int):
+    """Yields the items of a loop; see `Budget.rounds`."""
+    return current().rounds(iterable, cost, size)
+
+
+@jinja2.pass_context
+def charge(context, cost: int, size: int) -> None:
+    """Charges what a macro or block does. The context keeps jinja2 from doing so once and for all, as it compiles."""
+    budget = current()
+    budget.step(cost)
+    budget.take(size)
+
+
+def compared(left, name: str, right):
+    """Returns a comparison's result, after charging what it looks at."""
+    compare, kinds = _COMPARISONS[name], (type(left), type(right))
+    # The most frequent: short values, which cost no more than the step that they are charged already.
+    if kinds == (str, str):
+        if len(left) + len(right) > 256:
+            current().step((len(left) + len(right)) >> 6)
+    elif kinds[0] in SCALARS and (kinds[1] in SCALARS or (kinds[1] is dict and name in ("in", "notin"))):
+        pass
+    else:
+        budget = current()
+        budget.weigh(left)
+        budget.weigh(right)
+    return compare(left, right)
+
+
+def weighed(value):
+    """Returns a value, after charging all that it holds."""
+    current().weigh(value)
+    return value
+
+
+def concatenated(*values) -> str:
+    """Returns the text of values one after the other."""
+    budget = current()
+    return "".join([plain(budget.written(value)) for value in values])
+
+
+def sliced(value):
+    """Returns a slice, after charging it."""
+    return current().made(value)
+
+
+_OWN = {_PREFIX + function.__name__: function for function in (rounds, charge, compared, weighed, concatenated, sliced)}

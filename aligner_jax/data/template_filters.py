@@ -1,0 +1,151 @@
+"""The filters and tests that chat templates use, each charged to the current `Budget`."""
+
+import functools
+from collections.abc import Callable, Iterator
+
+from aligner_jax.data.template_budget import bounded, current, plain
+
+_CONSTANT = ("attr", "count", "d", "default", "first", "items", "last", "length", "safe")
+_BY_ITEM = ("batch", "list", "map", "reject", "rejectattr", "reverse", "select", "selectattr", "slice")
+_WHOLE = (
+    "abs", "capitalize", "center", "dictsort", "e", "escape", "float", "format", "groupby", "indent", "int", "join",
+    "lower", "max", "min", "replace", "round", "sort", "string", "sum", "title", "trim", "truncate", "unique", "upper",
+    "wordcount",
+)  # fmt: skip
+_COMPARING = (
+    "==", "!=", "<", "<=", ">", ">=", "eq", "equalto", "ge", "gt", "greaterthan", "in", "le", "lt", "lessthan", "ne",
+    "lower", "upper",
+)  # fmt: skip
+_SPACES = " \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u3000"
+
+
+def charged(filters: dict[str, Callable]) -> dict[str, Callable]:
+    """Returns those of jinja2's filters that chat templates use, charged."""
+    guards: dict[str, Callable] = dict.fromkeys(_CONSTANT, _nothing)
+    guards |= {**dict.fromkeys(_BY_ITEM, _items), **dict.fromkeys(_WHOLE, _all), **_GUARDS}
+    return {name: _charging(filters[name], guard) for name, guard in guards.items()}
+
+
+def charged_tests(tests: dict[str, Callable]) -> dict[str, Callable]:
+    """Returns jinja2's tests; those that compare are charged for what they look at."""
+    return {name: _charging(test, _all) if name in _COMPARING else test for name, test in tests.items()}
+
+
+def pieces(text: str, separator: object, method: str) -> int:
+    """Returns a bound of the pieces that `text.split(separator)` or another `method` makes."""
+    if isinstance(separator, str) and separator:
+        return 1 + text.count(separator)
+    if method == "splitlines" or text.isascii():
+        return 1 + sum(map(text.count, _SPACES))
+    return 1 + len(text) // 2
+
+
+def _charging(function: Callable, guard: Callable) -> Callable:
+    # jinja2 gives some filters the environment or the context first, by a mark that `wraps` keeps.
+    skipped = int(hasattr(function, "jinja_pass_arg"))
+
+    @functools.wraps(function)
+    def charging(*args, **kwargs):
+        budget = current()
+        budget.step()
+        budget.take(200)
+        checked, kwargs = guard(*args[skipped:], **kwargs)
+        result = function(*args[:skipped], *checked, **kwargs)
+        return budget.rounds(result, 1, 0) if isinstance(result, Iterator) else budget.made(result)
+
+    return charging
+
+
+# Each guard takes a filter's arguments, charges them, and returns those that the filter is to be called with.
+
+
+def _nothing(*args, **kwargs):
+    return args, kwargs
+
+
+def _items(value, *args, **kwargs):
+    """Charges the items of a list; those of an iterator are charged as they come."""
+    if isinstance(value, str):
+        current().take(80 * len(value))
+    if hasattr(value, "__len__"):
+        current().step(len(value))
+    return (value, *args), kwargs
+
+
+def _all(value, *args, **kwargs):
+    """Charges all that the arguments hold, and makes lists of iterators."""
+    budget = current()
+    if isinstance(value, Iterator):
+        value = list(value)
+    budget.take(budget.weigh(value))
+    budget.weigh([*args, *kwargs.values()])
+    return (value, *args), kwargs
+
+
+def _sorting(value, *args, **kwargs):
+    args, kwargs = _all(value, *args, **kwargs)
+    # So many comparisons an item, for any number of items that the budget allows.
+    current().step(20 * (current().weigh(args[0]) >> 4))
+    return args, kwargs
+
+
+def _summing(iterable, attribute=None, start=0):
+    (iterable,), _ = _all(iterable)
+    if not isinstance(start, int | float):
+        # Lists are joined one by one.
+        current().take(len(iterable) * current().weigh(iterable))
+    return (iterable, attribute, start), {}
+
+
+def _joining(value, d="", attribute=None):
+    (value,), _ = _all(list(value))
+    current().joined(plain(d), value)
+    return (value, d, attribute), {}
+
+
+def _replacing(s, old, new, count=None):
+    budget = current()
+    s, old, new = (plain(budget.written(each)) for each in (s, old, new))
+    budget.replaced(s, old, new)
+    return (s, old, new, count), {}
+
+
+def _formatting(value, *args, **kwargs):
+    budget = current()
+    budget.percent(plain(budget.written(value)), kwargs or args)
+    return (value, *args), kwargs
+
+
+def _padding(value, width=80):
+    bounded(width)
+    return (*_all(value)[0], width), {}
+
+
+def _indenting(s, width=4, first=False, blank=False):
+    _all(s)
+    s, indentation = plain(s), bounded(width)
+    of = s + width if isinstance(width, str) else s
+    current().text(len(s) + indentation * pieces(s, None, "splitlines"), of)
+    return (s, width, first, blank), {}
+
+
+def _batching(value, count, *args, **kwargs):
+    bounded(count)
+    return _items(value, count, *args, **kwargs)
+
+
+def _rounding(value, precision=0, method="common"):
+    bounded(precision)
+    return (*_all(value)[0], precision, method), {}
+
+
+def _escaping(s):
+    current().take(6 * current().weigh(s))
+    return (s,), {}
+
+
+_GUARDS: dict[str, Callable] = {
+    "batch": _batching, "center": _padding, "dictsort": _sorting, "e": _escaping, "escape": _escaping,
+    "format": _formatting, "groupby": _sorting, "indent": _indenting, "join": _joining, "replace": _replacing,
+    "round": _rounding, "slice": _batching, "sort": _sorting, "sum": _summing, "unique": _sorting,
+}  # fmt: skip

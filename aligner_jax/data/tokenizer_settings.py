@@ -1,0 +1,269 @@
+"""One record of what a tokenizer's files say beside its vocabulary, and the one place where a vocabulary obeys it."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import tokenizers
+
+from aligner_jax.errors import InputError
+from aligner_jax.files.fields import Fields
+
+NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+"""Special tokens that settings name, in the order in which transformers adds those that the vocabulary lacks."""
+_LISTS = ("additional_special_tokens", "extra_special_tokens")
+_MOST_MARKS = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """A token that is found in the text before the rest is cut into pieces.
+
+    Attributes:
+      content: the text that is the token.
+      id: None where the files name the token without a number.
+      special: left out by decoding.
+      normalized: looked for after the vocabulary's normalizer has changed the text, not before.
+      lstrip: takes the white space before it too; `rstrip`, that after it.
+      single_word: is found only between characters that are not of a word.
+    """
+
+    content: str
+    id: int | None = None
+    special: bool = False
+    normalized: bool = True
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of a tokenizer, whatever files they come from; None stands for what the files do not say.
+
+    Attributes:
+      marks: added tokens, those with a number first.
+      lists_special: the files list special tokens, so that control pieces of a SentencePiece model that they leave out
+        are no marks.
+      names: tokens by the short name of a special one: "bos", "eos", "unk", "pad" and the rest of `NAMES`.
+      add_bos: a text gets BOS before it.
+      is_llama: the files ask for transformers' LlamaTokenizer, which cuts text as `legacy` and `prefix_space` say and
+        not as the vocabulary's file does.
+      legacy: a space is put before every text between two marks, not before the first alone.
+      prefix_space: a space is put before texts at all.
+    """
+
+    marks: tuple[Mark, ...] = ()
+    lists_special: bool = False
+    names: Mapping[str, Mark] = dataclasses.field(default_factory=dict)
+    add_bos: bool | None = None
+    is_llama: bool = False
+    legacy: bool | None = None
+    prefix_space: bool | None = None
+
+    @property
+    def scheme(self) -> str:
+        """Returns where LlamaTokenizer puts a space: "always", "first" or "never", as `Metaspace` names them."""
+        if self.prefix_space is False:
+            return "never"
+        return "always" if self.legacy else "first"
+
+
+NO_SETTINGS = Settings()
+
+
+def read_settings(config: Fields, special_map: Fields, added: Fields, model: Fields) -> Settings:
+    """Returns the settings of a Hugging Face folder, with the precedence of transformers 5.
+
+    `added_tokens_decoder` has the last word on tokens; without it, special_tokens_map.json goes before the names of
+    tokenizer_config.json, and added_tokens.json gives the numbers. `add_eos_token` is checked and not applied:
+    documents end with EOS whatever it says, and a prompt must not.
+
+    Args:
+      config: tokenizer_config.json.
+      special_map: special_tokens_map.json.
+      added: added_tokens.json.
+      model: config.json.
+
+    Raises:
+      InputError: a field has another type than the format gives it; an added token is empty, is named twice, or shares
+        its number with another.
+    """
+    numbered = _decoder(config)
+    by_name = _by_name(added)
+    has_decoder = config.has("added_tokens_decoder")
+    sources = (config, special_map) if has_decoder else (special_map, config)
+    names = _names(sources)
+    extra = _extra(sources)
+    if not has_decoder:
+        named = {mark.content for mark in (*names.values(), *extra)}
+        numbered = [Mark(t, i, special=t in named, normalized=t not in named) for t, i in by_name.items()]
+    config.flag("add_eos_token")
+    return Settings(
+        marks=(*_distinct(numbered, config if has_decoder else added), *extra),
+        lists_special=any(source.get(field) for source in sources for field in _LISTS),
+        names=names,
+        add_bos=config.flag("add_bos_token") if config.has("add_bos_token") else None,
+        is_llama=_is_llama(config, model),
+        legacy=config.flag("legacy") if config.has("legacy") else None,
+        prefix_space=config.flag("add_prefix_space") if config.has("add_prefix_space") else None,
+    )
+
+
+def add_marks(tokenizer: tokenizers.Tokenizer, settings: Settings, where: str) -> tuple[dict[int, int], frozenset[int]]:
+    """Gives a vocabulary the marks and named tokens that its settings have and it lacks.
+
+    A token without a number gets the next one, as in transformers. The tokenizers package numbers tokens itself: where
+    the files ask for another number, the first result has it.
+
+    Returns:
+      The numbers that the files ask for by the package's own, where they differ, and the special tokens (the package's
+      own numbers).
+
+    Raises:
+      InputError: the files give a token another number than the vocabulary does.
+    """
+    described = {mark.content: mark for mark in settings.marks}
+    # In the order in which transformers numbers those that have none.
+    wanted = {mark.content: mark for mark in settings.marks if mark.id is not None}
+    for mark in settings.names.values():
+        wanted[mark.content] = dataclasses.replace(described.get(mark.content, mark), special=True)
+    wanted |= {content: mark for content, mark in described.items() if content not in wanted}
+    before = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    known = {mark.content: tokenizer.token_to_id(mark.content) for mark in settings.marks}
+    new = [_added_token(mark) for mark in wanted.values() if mark.content not in before]
+    if new:
+        tokenizer.add_tokens(new)
+    renumbered: dict[int, int] = {}
+    for mark in settings.marks:
+        held, had = tokenizer.token_to_id(mark.content), known[mark.content]
+        if mark.id is None or held is None or held == mark.id:
+            continue
+        if had is not None:
+            raise InputError(
+                f"{where} gives the added token {mark.content!r} the number {mark.id}, but the vocabulary has it as "
+                f"{had}: their files are of two models"
+            )
+        renumbered[held] = mark.id
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    special |= {tokenizer.token_to_id(mark.content) for mark in wanted.values() if mark.special}
+    return renumbered, frozenset(i for i in special if i is not None)
+
+
+def check_marks(contents: Iterable[str], where: str) -> None:
+    """Refuses an added token without text: the package would find it at every place of a text. Raises InputError."""
+    if "" in contents:
+        raise InputError(f"{where} has an added token without any text, which would be found everywhere")
+
+
+def _added_token(mark: Mark) -> tokenizers.AddedToken:
+    return tokenizers.AddedToken(
+        mark.content, single_word=mark.single_word, lstrip=mark.lstrip, rstrip=mark.rstrip,
+        normalized=mark.normalized, special=mark.special,
+    )  # fmt: skip
+
+
+def _decoder(config: Fields) -> list[Mark]:
+    """Returns the tokens of `added_tokens_decoder` by their numbers."""
+    section = config.section("added_tokens_decoder")
+    if section is None:
+        return []
+    marks = []
+    for key in section.values:
+        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+            raise section.error(key, "is not the number of a token")
+        entry = section.section(key)
+        if entry is None:
+            raise section.error(key, "is null, not an object")
+        marks.append(_mark(entry, int(key)))
+    return sorted(marks, key=lambda mark: mark.id or 0)
+
+
+def _mark(entry: Fields, number: int | None, special: bool = False) -> Mark:
+    special = entry.flag("special", special)
+    return Mark(
+        entry.text("content"), number, special,
+        normalized=entry.flag("normalized", not special), lstrip=entry.flag("lstrip"),
+        rstrip=entry.flag("rstrip"), single_word=entry.flag("single_word"),
+    )  # fmt: skip
+
+
+def _by_name(added: Fields) -> dict[str, int]:
+    """Returns the numbers of added_tokens.json, lowest first."""
+    numbers = {}
+    for token in added.values:
+        if added.get(token) is None:
+            raise added.error(repr(token), "is null, not a number")
+        numbers[token] = added.integer(token, least=0)
+    return dict(sorted(numbers.items(), key=lambda item: item[1]))
+
+
+def _names(sources: Iterable[Fields]) -> dict[str, Mark]:
+    """Returns each special token of the first source that names it; "" counts as none."""
+    found: dict[str, Mark] = {}
+    for source in sources:
+        for name in NAMES:
+            mark = _named(source, f"{name}_token")
+            if mark is not None and name not in found:
+                found[name] = mark
+    return found
+
+
+def _named(source: Fields, field: str) -> Mark | None:
+    """Returns the special token in a field, which is its text or an object; None where it is absent or empty."""
+    if isinstance(source.get(field), dict):
+        entry = source.section(field)
+        mark = None if entry is None else dataclasses.replace(_mark(entry, None, special=True), special=True)
+    else:
+        mark = Mark(source.text(field, ""), special=True, normalized=False)
+    return mark if mark is not None and mark.content else None
+
+
+def _extra(sources: Iterable[Fields]) -> list[Mark]:
+    """Returns the special tokens that have no name of the format: lists of them, and names of a model's own."""
+    marks: dict[str, Mark] = {}
+    for source in sources:
+        for field in source.values:
+            own = field.endswith("_token") and field.removesuffix("_token") not in NAMES
+            mark = _named(source, field) if own and isinstance(source.get(field), str | dict) else None
+            if mark is not None:
+                marks.setdefault(mark.content, mark)
+        for field in _LISTS:
+            for mark in _listed(source, field):
+                marks.setdefault(mark.content, mark)
+    marks.pop("", None)
+    return list(marks.values())
+
+
+def _listed(source: Fields, field: str) -> list[Mark]:
+    value = source.get(field)
+    items = list(value.values()) if isinstance(value, dict) else value if value is not None else []
+    if not isinstance(items, list):
+        raise source.error(field, "is not a list of tokens")
+    marks = []
+    for item in items:
+        if isinstance(item, dict):
+            marks.append(_mark(Fields(item, source.file, f"{source.prefix}{field}."), None, special=True))
+        elif isinstance(item, str):
+            marks.append(Mark(item, special=True, normalized=False))
+        else:
+            raise source.error(field, "holds something that is neither text nor an object")
+    return marks
+
+
+def _distinct(marks: list[Mark], source: Fields) -> list[Mark]:
+    check_marks((mark.content for mark in marks), str(source.file))
+    if len(marks) > _MOST_MARKS:
+        raise InputError(f"{source.file} has {len(marks):,} added tokens, which is more than {_MOST_MARKS:,}")
+    for what, values in (("token", [m.content for m in marks]), ("number", [m.id for m in marks])):
+        seen = set()
+        for value in values:
+            if value in seen:
+                raise InputError(f"{source.file} has the {what} {value!r} of an added token twice")
+            seen.add(value)
+    return marks
+
+
+def _is_llama(config: Fields, model: Fields) -> bool:
+    """Returns True if transformers 5 would read the folder with its LlamaTokenizer."""
+    declared = config.text("tokenizer_class", "") or model.text("tokenizer_class", "")
+    return declared.removesuffix("Fast") == "LlamaTokenizer" and model.get("model_type") in (None, "llama")
