@@ -139,7 +139,7 @@ def test_qwen2_has_biases_without_saying_so(folder):
     ("fields", "sentence"),
     [
         ({"model_type": "gemma"}, "model_type is 'gemma', not one of llama"),
-        ({"model_type": None}, "model_type is None"),
+        ({"model_type": None}, "model_type is missing"),
         ({"model_type": "mistral", "sliding_window": 16}, "sliding_window is 16, less than the context of 2048"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"mlp_bias": True}, "mlp_bias"),

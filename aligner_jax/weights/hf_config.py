@@ -48,7 +48,7 @@ _REFUSED = {
 _NEUTRAL = {
     "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "attention_multiplier": None, "logits_scaling": 1.0,
     "logit_scale": 1.0, "attn_logit_softcapping": None, "final_logit_softcapping": None, "clip_qkv": None,
-    "attention_chunk_size": None, "query_pre_attn_scalar": None, "num_local_experts": None, "num_experts": None,
+    "attention_chunk_size": None, "query_pre_attn_scalar": None,
 }  # fmt: skip
 
 
@@ -116,13 +116,13 @@ def _check_windows(fields: Fields, kind: _Kind, num_layers: int, context_length:
     # "attention" is how older files say it.
     unlike = [name for name in layer_types if name not in ("full_attention", "attention")]
     if fields.get("model_type") == "qwen2":
-        # Its window is used where this switch is on, and in the layers from one on, or those that are listed.
+        # Its window is used where this switch is on, and in the layers from one on, or in those that are listed.
+        windowed = fields.flag("use_sliding_window") and fields.values.get("sliding_window", 1) is not None
         first = fields.integer("max_window_layers", 28, least=0)
-        if not fields.flag("use_sliding_window") or (num_layers <= first if not layer_types else not unlike):
-            if unlike:
-                raise fields.error("layer_types", f"has {unlike[0]!r}, but use_sliding_window is not true")
+        if not unlike and (not windowed or layer_types or num_layers <= first):
             return
-    elif unlike:
+        unlike = [name for name in unlike if name != "sliding_attention" or not windowed]
+    if unlike:
         raise fields.error("layer_types", f"has {unlike[0]!r}, but only full attention is supported")
     # A null is no absent field here: it says that there is no window.
     absent = kind.sliding_window if "sliding_window" not in fields.values else None
