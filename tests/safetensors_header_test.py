@@ -86,7 +86,12 @@ def test_headers_that_are_off_are_refused(header: object, sentence: str, tmp_pat
 
 @pytest.mark.parametrize(
     ("length", "sentence"),
-    [(2**63, "ends inside its header"), (2**64 - 1, "ends inside"), (60, "ends inside"), (5 * 2**20, "5,242,880 bytes")],
+    [
+        (2**63, "ends inside its header"),
+        (2**64 - 1, "ends inside"),
+        (60, "ends inside"),
+        (5 * 2**20, "5,242,880 bytes"),
+    ],
 )
 def test_headers_of_absurd_lengths_are_refused(length: int, sentence: str, tmp_path: Path):
     path = written(tmp_path / "a.safetensors", {}, bytes(6 * 2**20 if length == 5 * 2**20 else 8), length)

@@ -23,8 +23,8 @@ class PatternError(ValueError):
 class NamePattern:
     """A regular expression for whole names.
 
-    It may hold literals, `.`, classes, `|`, groups, `* + ? {m,n}` and their lazy forms, `^ $ \\A \\Z \\b`, `\\d \\w \\s`
-    and their opposites, and look-aheads; not back-references, look-behinds, possessive repeats or flags.
+    It may hold literals, `.`, classes, `|`, groups, `* + ? {m,n}` and their lazy forms, `^ $ \\A \\Z \\b`, look-aheads,
+    and `\\d \\w \\s` and their opposites; not back-references, look-behinds, possessive repeats or flags.
 
     Raises:
       PatternError: the pattern is none of these.
