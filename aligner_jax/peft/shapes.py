@@ -52,9 +52,8 @@ def _without_model(method: str, options: Options) -> tuple[dict[str, tuple[int |
 def _models(options: Options) -> tuple[LlamaConfig, LlamaConfig, LlamaConfig]:
     """Returns models that have these options: two in which every size differs, and one without what may be absent."""
     start = options.as_dict().get("start_layer", 0)
-    rich = {"qkv_bias": True, "o_bias": True}
     return (
-        LlamaConfig(11, 24, 13, start + 2, 6, 3, 4, **rich),
-        LlamaConfig(17, 60, 19, start + 3, 10, 5, 6, **rich),
+        LlamaConfig(11, 24, 13, start + 2, 6, 3, 4, qkv_bias=True, o_bias=True),
+        LlamaConfig(17, 60, 19, start + 3, 10, 5, 6, qkv_bias=True, o_bias=True),
         LlamaConfig(11, 24, 13, start + 2, 6, 3, 4, tied_embeddings=True),
     )

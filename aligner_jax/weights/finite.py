@@ -1,11 +1,8 @@
 """Refusal of weights that are not finite, in the arrays that readers and quantizers pass on."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from aligner_jax.errors import InputError
-
-_BFLOAT16 = np.dtype(jnp.bfloat16)
 
 
 def check_finite(numbers: np.ndarray, what: str) -> None:
@@ -23,11 +20,14 @@ def check_finite(numbers: np.ndarray, what: str) -> None:
 
 
 def all_finite(numbers: np.ndarray) -> bool:
-    """Returns True if no number is NaN or infinite, in about the time that reading them takes."""
+    """Returns True if no number is NaN or infinite, in less than the time that reading them takes.
+
+    NaN and infinities are the largest of their sign where the bits are taken for an integer, and NumPy finds the
+    largest integer at the speed of memory: a float16, or a bfloat16 that it knows nothing of, too.
+    """
     if not numbers.size:
         return True
-    if numbers.dtype == _BFLOAT16:
-        # NumPy knows nothing of bfloat16; without its sign the exponent of NaN and infinity is above all others.
-        return int((numbers.view(np.uint16) & 0x7FFF).max()) < 0x7F80
-    # The extremes are NaN where any number is.
-    return bool(np.isfinite(numbers.max()) and np.isfinite(numbers.min()))
+    size = numbers.dtype.itemsize
+    infinity = int(np.array(np.inf, numbers.dtype).view(f"i{size}"))
+    negative = infinity + 2 ** (8 * size - 1)
+    return int(numbers.view(f"i{size}").max()) < infinity and int(numbers.view(f"u{size}").max()) < negative

@@ -69,7 +69,7 @@ def read_header(path: Path) -> SafetensorsFile:
     except UnicodeDecodeError:
         raise _broken(path, "its header is not UTF-8 text") from None
     fields = Fields(parse_object(text, f"{path} is not a whole safetensors file: its header"), path)
-    sources = [_source(fields, name, 8 + length) for name in fields.values if name != "__metadata__"]
+    sources = [_source(path, fields, name, 8 + length) for name in fields.values if name != "__metadata__"]
     _check_layout(path, sources, 8 + length, size)
     return SafetensorsFile(_metadata(fields), sources)
 
@@ -79,11 +79,11 @@ def _metadata(fields: Fields) -> dict[str, str]:
     return {} if section is None else {name: section.text(name) for name in section.values}
 
 
-def _source(fields: Fields, name: str, start: int) -> Source:
+def _source(path: Path, fields: Fields, name: str, start: int) -> Source:
     entry = fields.section(name)
     if entry is None or entry.values.keys() != {"dtype", "shape", "data_offsets"} or entry.get("shape") is None:
         raise fields.error(f"tensor {name}", "is not described by dtype, shape and data_offsets")
-    entry = Fields(entry.values, fields.file, f"tensor {name}: ")
+    entry = Fields(entry.values, path, f"tensor {name}: ")
     encoding = entry.choice("dtype", _BITS)
     shape = tuple(entry.integers("shape", least=0, most=2**48))
     offsets = entry.integers("data_offsets", least=0, most=2**60)
@@ -92,7 +92,7 @@ def _source(fields: Fields, name: str, start: int) -> Source:
     nbytes = offsets[1] - offsets[0]
     if len(shape) > 32 or math.prod(shape) * _BITS[encoding] != 8 * nbytes:
         raise entry.error("shape", f"and dtype {encoding} ask for another number of bytes than the {nbytes} it has")
-    return Source(name, fields.file, shape, encoding, start + offsets[0], nbytes)
+    return Source(name, path, shape, encoding, start + offsets[0], nbytes)
 
 
 def _check_layout(path: Path, sources: list[Source], start: int, size: int) -> None:
