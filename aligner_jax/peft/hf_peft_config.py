@@ -114,7 +114,7 @@ class PeftConfig:
             self.refuse("target_modules", f"in a LLaMA prompts are at {_ATTENTION!r}")
 
     def _targets(self, num_layers: int) -> tuple[str, ...]:
-        """Returns the projections that are adapted. Names of modules that a LLaMA does not have mean nothing to PEFT."""
+        """Returns the projections that are adapted; PEFT passes over names of modules that the model lacks."""
         self._check_layers(num_layers)
         is_wanted = self._wanted()
         targets = []
