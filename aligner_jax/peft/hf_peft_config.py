@@ -72,7 +72,7 @@ class PeftConfig:
         file = folder / FILE
         if not is_file(file):
             raise InputError(f"{folder} is no folder of a PEFT adapter: {FILE} (No such file)")
-        self.fields = Fields(read_object(file, most=4 * MEBIBYTE), file)
+        self.fields = Fields(read_object(file, most=MEBIBYTE), file)
         kind = self.fields.get("peft_type")
         if not isinstance(kind, str) or kind not in _KINDS:
             self.refuse("peft_type", f"only {' and '.join(_KINDS)} can be read")

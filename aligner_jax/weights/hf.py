@@ -105,7 +105,7 @@ def hf_sources(path: Path) -> list[Source]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    found = Fields(read_object(index, most=4 * MEBIBYTE), index).section("weight_map")
+    found = Fields(read_object(index, most=MEBIBYTE), index).section("weight_map")
     if found is None or not found.values:
         raise InputError(f"{index} has no weight_map, which says where tensors are")
     shards = {tensor: found.text(tensor) for tensor in found.values}

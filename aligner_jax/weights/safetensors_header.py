@@ -23,8 +23,8 @@ _BITS = {
     "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 """Size of a number by dtype. More than can be decoded: only a tensor that is asked for is refused for its dtype."""
-# A model of a thousand layers has a tenth of it; Python's objects take ten times the text's memory.
-_MOST_HEADER_BYTES = 4 * MEBIBYTE
+# A model of 500 layers has half of it, and objects of Python take up to 60 times the memory of their text.
+_MOST_HEADER_BYTES = MEBIBYTE
 
 
 class SafetensorsFile(NamedTuple):
