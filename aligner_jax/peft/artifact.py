@@ -43,19 +43,21 @@ def save_adapter(
 ) -> None:
     """Writes an adapter as safetensors, whole or not at all; the same adapter gives the same bytes.
 
-    The metadata are format_version, method, options (JSON), base_config (JSON) and base_fingerprint; the last two are
-    left out without a base, and the file is then accepted beside any base it fits. Over a quantized base there is
+    The metadata are format_version, method, options (JSON), base_config (JSON), base_fingerprint and the digest of all
+    else in the file; base_config and base_fingerprint are left out without a base, and the file is then accepted beside
+    any base it fits. Over a quantized base there is
     base_quantization too, for the reader: the fingerprint is that of the base before, and fits it either way.
 
     Args:
-      adapter: of any method and dtype.
+      adapter: of any method.
       path: ends in .safetensors by custom.
       base: the base it was trained on.
       prompt_format: how its training data made prompts ({"template": "chat", "system": ""}), so that whoever generates
         with it can do the same; `recorded_prompt_format` reads it back.
 
     Raises:
-      InputError: the file cannot be written (the sentence names it and says why).
+      InputError: the file cannot be written (the sentence names it and says why), or an array is of a dtype other than
+        float32, bfloat16 and float16.
     """
     metadata = {
         "format": "aligner_jax",
@@ -82,7 +84,7 @@ def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Ada
 
     Args:
       path: the file or folder. Only our own names its base, so only shapes of the others are checked against one.
-      base: the base it is for; without one neither fingerprint nor shapes are checked against a model.
+      base: the base it is for; without one, and where the file names none, shapes are only checked against the options.
 
     Raises:
       InputError: no such file, not an adapter, damaged, or trained on another base.
