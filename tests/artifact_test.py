@@ -18,8 +18,8 @@ from aligner_jax.errors import InputError
 from aligner_jax.files.fields import Fields
 from aligner_jax.model.config import LlamaConfig, llama_config
 from aligner_jax.model.params import Params
-from aligner_jax.peft import init_adapter
-from aligner_jax.peft.artifact import load_adapter, recorded_prompt_format, save_adapter
+from aligner_jax.peft import Options, init_adapter
+from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format, save_adapter
 from aligner_jax.weights.base import Base
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,10 @@ def _parts(path: Path) -> tuple[dict, bytes]:
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
-def _write(path: Path, header: dict, body: bytes) -> None:
+def _write(path: Path, header: dict, body: bytes, *, keep_digest: bool = False) -> None:
+    """A file as before there were digests, so that its content is what is looked at."""
+    if not keep_digest:
+        header["__metadata__"].pop("digest", None)
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + body)
 
@@ -156,7 +159,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(saved: Path, monkeypatch: py
     def fails(*_, **__):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("safetensors.safe_open", fails)
+    monkeypatch.setattr("aligner_jax.files.content.os.open", fails)
     assert f"{saved} cannot be read: Input/output error" in _refusal(saved, None)
 
 
@@ -174,6 +177,18 @@ def test_files_that_are_no_adapter_are_refused(saved: Path, base: NamedBase):
         ("method", "pinwheel", "method 'pinwheel', which is not one of"),
         ("format_version", "2", "format version '2', and this release reads up to 1"),
         ("format_version", "²", "format version '²'"),
+        ("format_version", "1" * 5000, "format version '111"),
+        ("format_version", "01", "format version '01'"),
+        ("digesu", "x", "metadata 'digesu', which no adapter has"),
+        ("options", "[" * 100_000, "'options' is not JSON that can be read: it is nested too deeply"),
+        ("options", '{"num_tokens": ' + "9" * 5000 + "}", "'options' is not JSON that can be read: it holds a number"),
+        ("options", '{"num_tokens": 3, "num_tokens": 3}', "'num_tokens' twice"),
+        ("options", '{"num_tokens": true, "start_layer": 1}', "num_tokens is True"),
+        ("options", '{"num_tokens": 3, "start_layer": false}', "start_layer is False"),
+        ("options", '{"num_tokens": 3, "start_layer": 1, "gates": ["head"]}', "gates is ('head',)"),
+        ("options", '{"num_tokens": 3, "start_layer": 1, "cls": 1}', "no option 'cls'"),
+        ("options", '{"num_tokens": 3, "start_layer": 1, "self": 1}', "no option 'self'"),
+        ("options", '{"num_tokens": 3, "start_layer": 1, "method": 1}', "no option 'method'"),
         ("options", '{"num_tokens": 3', "'options' is not JSON"),
         ("options", "[3, 1]", "'options' is not a JSON object"),
         ("options", '{"num_tokens": 0, "start_layer": 1}', "num_tokens is 0"),
@@ -182,6 +197,7 @@ def test_files_that_are_no_adapter_are_refused(saved: Path, base: NamedBase):
         ("options", '{"num_tokens": 2, "start_layer": 1}', "tensor 'tokens_pd' has shape (3, 16), but (2, 16)"),
         ("base_config", '{"vocab_size": 40}', "'base_config': d_model is missing"),
         ("base_config", "40", "'base_config' is not a JSON object"),
+        ("base_config", '{"rope_theta": NaN, "vocab_size": 40}', "'base_config': "),
     ],
 )
 def test_tampered_metadata_are_refused(field: str, value: str, sentence: str, saved: Path, base: NamedBase):
@@ -222,6 +238,141 @@ def test_options_from_before_others_existed_are_completed_without_any_base(saved
     assert load_adapter(saved).options.as_dict() == {
         "num_tokens": 3, "start_layer": 1, "gates": "head", "tokens": "model",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "sentence"),
+    [
+        ("aligner", {"num_tokens": "x"}, "num_tokens is 'x'"),
+        ("aligner", {"foo": 1}, "no option 'foo'"),
+        ("aligner", {"cls": 1}, "no option 'cls'"),
+        ("aligner", {"start_layer": 2**31}, "start_layer is 2147483648"),
+        ("lora", {"alpha": float("nan")}, "alpha is nan"),
+        ("lora", {"alpha": float("inf")}, "alpha is inf"),
+        ("lora", {"alpha": 10**400}, "alpha is a number of more than 30 digits"),
+        ("lora", {"alpha": True}, "alpha is True"),
+        ("lora", {"dropout": float("nan")}, "dropout is nan"),
+        ("lora", {"targets": [["q"]]}, "targets holds ['q']"),
+        ("lora", {"targets": {"q": 1}}, "targets is {'q': 1}"),
+        ("lora", {"rslora": "no"}, "rslora is 'no'"),
+        ("lora", {"rank": 10**400}, "rank is a number of more than 30 digits"),
+        ("prompt", {"init_std": float("-inf")}, "init_std is -inf"),
+    ],
+)
+@pytest.mark.parametrize("with_base", [True, False])
+def test_options_are_typed_bounded_and_finite(method, options, sentence, with_base, tmp_path, base: NamedBase):
+    adapter, path = init_adapter(method, base.config), tmp_path / "a.safetensors"
+    save_adapter(adapter, path, base if with_base else None)
+    header, body = _parts(path)
+    header["__metadata__"]["options"] = json.dumps({**adapter.options.as_dict(), **options})
+    _write(path, header, body)
+    assert sentence in _refusal(path, base if with_base else None)
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+@pytest.mark.parametrize("dtype", ["I32", "U32", "F64", "F8_E4M3", "F4", "BOOL", "C64", "I64"])
+def test_only_floating_dtypes_are_adapters(dtype: str, with_base: bool, saved: Path, base: NamedBase):
+    header, body = _parts(saved)
+    bits = {"I32": 32, "U32": 32, "F64": 64, "F8_E4M3": 8, "F4": 4, "BOOL": 8, "C64": 64, "I64": 64}[dtype]
+    header["gates_ln"] |= {"dtype": dtype, "shape": [8 * 32 // bits]}
+    _write(saved, header, body)
+    assert f"tensor gates_ln is stored as {dtype}, which is not one of F32, BF16, F16" in _refusal(
+        saved, base if with_base else None
+    )
+
+
+def test_every_flipped_bit_is_damage(saved: Path, base: NamedBase):
+    data, expected = saved.read_bytes(), load_adapter(saved, base)
+    refused = 0
+    for at in range(8, len(data)):
+        saved.write_bytes(data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :])
+        try:
+            loaded = load_adapter(saved, base)
+        except InputError:
+            refused += 1
+            continue
+        # A space of the header may be another kind of white space.
+        assert loaded.options == expected.options
+        jax.tree.map(np.testing.assert_array_equal, loaded.trainable, expected.trainable)
+    assert refused > 0.99 * (len(data) - 8)
+
+
+def test_damage_is_called_so(saved: Path, base: NamedBase):
+    header, body = _parts(saved)
+    for changed in (body[:40] + b"\x01" + body[41:], body):
+        if changed == body:
+            header["__metadata__"]["options"] = header["__metadata__"]["options"].replace("head", "layer")
+        _write(saved, header, changed, keep_digest=True)
+        for read in (lambda: load_adapter(saved, base), lambda: recorded_base(saved)):
+            with pytest.raises(
+                InputError, match=r"adapter\.safetensors is damaged: its content is not what its digest"
+            ):
+                read()
+
+
+def test_files_of_before_there_were_digests_load():
+    config = llama_config("stories_260k")
+    base = NamedBase(config)
+    old = Path(__file__).parent / "goldens" / "adapters" / "before_digests.safetensors"
+    assert "digest" not in _parts(old)[0]["__metadata__"]
+    adapter = load_adapter(old, base)
+    np.testing.assert_array_equal(adapter.trainable["gates_ln"], np.arange(24).reshape(3, 8) / 8)
+    np.testing.assert_array_equal(
+        adapter.trainable["tokens_pd"], init_adapter("aligner", config).trainable["tokens_pd"]
+    )
+    assert recorded_prompt_format(old) == {"template": "chat", "system": None}
+    assert recorded_base(old) == (config, base.fingerprint, None)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("aligner", {"num_tokens": 2, "gates": "global"}),
+        ("llama_adapter", {"num_tokens": 2, "gates": "layer"}),
+        ("lora", {"rank": 2, "targets": ("q", "o", "down")}),
+        ("prompt", {"num_tokens": 2}),
+        ("prefix", {"num_tokens": 2}),
+        ("bias", {"target": "v"}),
+        ("full", {}),
+    ],
+)
+def test_without_any_base_shapes_are_still_those_of_the_options(method, options, tmp_path: Path, config: LlamaConfig):
+    adapter, path = init_adapter(method, config, **options), tmp_path / "a.safetensors"
+    save_adapter(adapter, path)
+    assert jax.tree.structure(load_adapter(path)) == jax.tree.structure(adapter)
+    names = list(adapter.trainable)
+    for name, leaf in adapter.trainable.items():
+        without = {other: x for other, x in adapter.trainable.items() if other != name}
+        wrong = [({**without, name: leaf[None]}, "has shape"), ({**without, name: leaf[:0]}, "has shape")]
+        if method != "full" or ("bias" not in name and "head" not in name):
+            wrong.append((without, "has no tensor"))
+        for trainable, sentence in wrong:
+            save_adapter(adapter.replace(trainable=trainable), path)
+            assert f"{sentence} " in _refusal(path, None) or f"{sentence} '{name}'" in _refusal(path, None)
+    save_adapter(adapter.replace(trainable={**adapter.trainable, "more": adapter.trainable[names[0]]}), path)
+    assert "has an unknown tensor 'more'" in _refusal(path, None)
+
+
+def test_no_token_is_no_adapter(tmp_path: Path, config: LlamaConfig):
+    adapter, path = init_adapter("aligner", config, num_tokens=1), tmp_path / "a.safetensors"
+    empty = {**adapter.trainable, "tokens_pd": adapter.trainable["tokens_pd"][:0]}
+    for num_tokens, sentence in ((0, "num_tokens is 0"), (1, "'tokens_pd' has shape (0, 16)")):
+        options = Options.of(**{**adapter.options.as_dict(), "num_tokens": num_tokens})
+        save_adapter(adapter.replace(trainable=empty, options=options), path)
+        assert sentence in _refusal(path, None)
+
+
+def test_layers_of_two_arrays_are_the_same(tmp_path: Path, config: LlamaConfig):
+    adapter, path = init_adapter("llama_adapter", config, num_tokens=2, start_layer=0), tmp_path / "a.safetensors"
+    fewer = {**adapter.trainable, "tokens_lpd": adapter.trainable["tokens_lpd"][1:]}
+    save_adapter(adapter.replace(trainable=fewer), path)
+    assert "has shape (2, 2, 16), but (3, 2, 16) fits" in _refusal(path, None)
+
+
+def test_a_path_that_no_file_can_have_is_one_sentence(base: NamedBase):
+    for path in ("x" * 5000, "a\0b", "/dev/zero"):
+        with pytest.raises(InputError):
+            load_adapter(path, base)
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(saved: Path, trained_adapter, base: NamedBase):

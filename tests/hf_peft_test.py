@@ -230,6 +230,7 @@ def test_it_names_no_base_and_no_prompt_format(tmp_path: Path):
         "all-linear",
         ["self_attn.q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         r".*\.(q|k|v|o|gate|up|down)_proj",
+        ".*",
         [f"model.layers.{layer}.{part}" for layer in range(3) for part in (
             "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
             "mlp.up_proj", "mlp.down_proj",
@@ -239,6 +240,48 @@ def test_it_names_no_base_and_no_prompt_format(tmp_path: Path):
 def test_targets_may_be_written_in_all_of_pefts_ways(wanted, folder):
     path, config = folder("lora", target_modules=wanted, layers_to_transform=[0, 1, 2]), model("wide_head")[0]
     _assert_same(load_peft(path, config), load_peft(GOLDENS / "peft" / "lora", config))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        ["q_proj", "v_proj", "query_key_value", "c_attn", "", "lm_head", "embed_tokens"],
+        r".*\.(q_proj|v_proj|c_attn)",
+        r"^(?!.*(visual|lm_head)).*(?:q_proj|v_proj)$",
+        # Unsloth's way of writing it.
+        r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp).*?(?:q_proj|v_proj).*?)"
+        r"|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|attn)\.(?:(?:q_proj|v_proj)))",
+    ],
+)
+def test_modules_that_the_model_lacks_are_passed_over_as_peft_does(wanted, folder):
+    config = model("llama3")[0]
+    path = folder("rslora", target_modules=wanted)
+    _assert_same(load_peft(path, config), load_peft(GOLDENS / "peft" / "rslora", config))
+    tensors = load_file(path / "adapter_model.safetensors")
+    tensors["base_model.model.lm_head.lora_A.weight"] = np.zeros((4, 32), np.float32)
+    save_file(tensors, path / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"unknown tensor 'base_model\.model\.lm_head\.lora_A\.weight'"):
+        load_peft(path, config)
+
+
+def test_a_base_of_a_billion_layers_is_not_gone_through(folder, tmp_path: Path):
+    base = Path(shutil.copytree(GOLDENS / "models" / "wide_head", tmp_path / "base"))
+    values = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(values | {"num_hidden_layers": 2**31 - 1}))
+    path = folder("lora", base_model_name_or_path=str(base))
+    with pytest.raises(InputError, match="has 42 tensors, too few for the 2147483647 layers"):
+        load_adapter(path)
+    with pytest.raises(InputError, match="File name too long"):
+        load_adapter(folder("rslora", base_model_name_or_path="x" * 5000))
+
+
+@pytest.mark.parametrize("layer", ["02", "9" * 5000, "١", "-1"])
+def test_a_layer_has_one_name(layer: str, folder):
+    path, prefix = folder("adaption_prompt"), "base_model.model.model.layers."
+    _edited(path, lambda x: x.update({f"{prefix}{layer}.self_attn.adaption_prompt": np.ones((1, 3, 32), np.float32)}))
+    for config in (None, model("llama3")[0]):
+        with pytest.raises(InputError, match="unknown tensor"):
+            load_peft(path, config)
 
 
 @pytest.mark.parametrize(
@@ -258,17 +301,39 @@ def test_targets_may_be_written_in_all_of_pefts_ways(wanted, folder):
         ("lora", "lora_bias", True, "biases of LoRA's factors"),
         ("lora", "init_lora_weights", "pissa", "changes the weights of the base"),
         ("lora", "something_new", 7, "what that asks for is not supported"),
-        ("lora", "target_modules", ["q_proj", "lm_head"], "'lm_head' is not among q_proj, k_proj"),
-        ("lora", "target_modules", ".*", "'.*' is not among q_proj"),
+        ("lora", "layers_to_transform", [0, 1, True], "not a list of integers"),
+        ("lora", "layers_to_transform", "1", "not an integer"),
         ("lora", "target_modules", "(", "not a regular expression"),
-        ("lora", "target_modules", "q_proj", "'q_proj' is not among"),
+        ("lora", "target_modules", "q_proj", "it names none of q_proj, k_proj"),
+        ("lora", "target_modules", ["c_attn", "lm_head", ""], "it names none of q_proj, k_proj"),
+        ("lora", "target_modules", ["q_proj", 1], "should name modules among q_proj"),
+        ("lora", "target_modules", {"q_proj": 1}, "should name modules among q_proj"),
+        ("lora", "target_modules", r"(([a-z0-9._]+)+)+!", "it names none of"),
+        ("lora", "target_modules", r"(.*)*(.*)*(.*)*x", "it names none of"),
+        ("lora", "target_modules", "(" * 20000 + ")" * 20000, "more than 40 groups in each other"),
+        ("lora", "target_modules", "a{9999999999999}", "'{' has nothing before it"),
+        ("lora", "target_modules", "|".join(f"a{i}" for i in range(100_000)), "of at most 100,000"),
+        ("lora", "target_modules", "(a|b|.|..|...)*" * 2000, "too much work"),
+        ("lora", "use_rslora", "no", "not true or false"),
+        ("lora", "use_rslora", 1, "not true or false"),
+        ("lora", "use_dora", 0, "DoRA"),
+        ("lora", "lora_alpha", float("nan"), "not a positive number"),
+        ("lora", "lora_alpha", float("inf"), "not a positive number"),
+        ("lora", "lora_alpha", 10**400, "not a positive number"),
+        ("lora", "lora_alpha", True, "not a positive number"),
+        ("lora", "lora_dropout", float("nan"), "not a number"),
+        ("lora", "lora_dropout", -0.1, "not a number"),
+        ("lora", "r", 2.0, "not a positive integer"),
+        ("lora", "r", 2**40, "not a positive integer"),
+        ("lora", "init_lora_weights", ["gaussian"], "changes the weights of the base"),
+        ("lora", "foo", "x" * 100_000, "what that asks for is not supported"),
         ("lora", "target_modules", [], "should name modules among q_proj"),
         ("lora", "target_modules", None, "should name modules among q_proj"),
         ("lora", "target_modules", ["layers.1.mlp.up_proj"], "mlp.up_proj in some of the 3 layers only"),
-        ("lora", "r", 0, "rank is 0"),
-        ("lora", "lora_alpha", "much", "alpha is 'much'"),
+        ("lora", "r", 0, "not a positive integer"),
+        ("lora", "lora_alpha", "much", "lora_alpha is 'much', not a positive number"),
         ("adaption_prompt", "target_modules", "mlp", "prompts are at 'self_attn'"),
-        ("adaption_prompt", "adapter_len", None, "should be a whole number"),
+        ("adaption_prompt", "adapter_len", None, "adapter_len is missing"),
         ("adaption_prompt", "adapter_layers", 4, "the model has 3 layers"),
         ("adaption_prompt", "use_dora", True, "DoRA"),
     ],
@@ -280,7 +345,7 @@ def test_what_cannot_be_computed_is_refused_by_its_field(name: str, field: str, 
     message = str(caught.value)
     assert message.startswith(f"{path / 'adapter_config.json'}: ")
     assert sentence in message
-    assert field in message or field in ("r", "lora_alpha")
+    assert f"{field} " in message
     assert "\n" not in message
 
 
@@ -328,9 +393,15 @@ def test_folders_that_are_no_adapter_are_refused(folder, tmp_path: Path):
     (path / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match=r"neither adapter_model\.safetensors nor adapter_model\.bin"):
         load_peft(path, config)
-    for content, sentence in ((b"{", "is not JSON"), (b"[1]", "is not a JSON object"), (b"\xff", "is not JSON")):
+    for content, sentence in (
+        (b"{", ":1 is not JSON"),
+        (b"[1]", " is not a JSON object"),
+        (b"\xff", ":1 is not UTF-8"),
+        (b"[" * 100_000, " is not JSON that can be read"),
+        (b'{"r": 1, "r": 2}', "'r' twice"),
+    ):
         (path / "adapter_config.json").write_bytes(content)
-        with pytest.raises(InputError, match=rf"adapter_config\.json {sentence}"):
+        with pytest.raises(InputError, match=rf"adapter_config\.json.*{sentence}"):
             load_peft(path, config)
     (path / "adapter_config.json").unlink()
     with pytest.raises(InputError, match=r"lora is no folder of a PEFT adapter: adapter_config\.json \(No such file"):

@@ -139,7 +139,7 @@ def test_qwen2_has_biases_without_saying_so(folder):
     ("fields", "sentence"),
     [
         ({"model_type": "gemma"}, "model_type is 'gemma', not one of llama"),
-        ({"model_type": None}, "model_type is None"),
+        ({"model_type": None}, "model_type is missing"),
         ({"model_type": "mistral", "sliding_window": 16}, "sliding_window is 16, less than the context of 2048"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"mlp_bias": True}, "mlp_bias"),
@@ -228,6 +228,23 @@ def test_a_tied_head_may_be_there_if_it_is_the_embedding(folder):
         load_hf(path)
 
 
+def test_a_tied_head_may_be_all_that_is_there(folder):
+    expected = load_hf(MODELS / "llama3")[1]
+    path = folder("llama3")
+    edit_weights(path, lambda weights: weights.update({"lm_head.weight": weights.pop(EMBED)}))
+    jax.tree.map(np.testing.assert_array_equal, load_hf(path)[1], expected)
+    edit_weights(path, lambda weights: weights.update({"lm_head.weight": weights["lm_head.weight"][1:]}))
+    with pytest.raises(InputError, match=r"tensor lm_head\.weight has shape \[63, 32\]"):
+        load_hf(path)
+
+
+def test_an_untied_head_alone_is_no_embedding(folder):
+    path = folder("llama")
+    edit_weights(path, lambda weights: weights.pop(EMBED))
+    with pytest.raises(InputError, match=f"tensor {EMBED} is missing"):
+        load_hf(path)
+
+
 @pytest.mark.parametrize("share", [0.0, 1e-4, 0.03, 0.2, 0.6, 0.999])
 def test_truncated_safetensors(folder, share):
     path = folder("llama")
@@ -271,12 +288,41 @@ def test_a_tensor_that_only_the_index_has_is_named(folder):
         load_hf(path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../b.safetensors"}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"weight_map": {}}',
+        '{"weight_map": ["a"]}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": "../b.safetensors"}}',
+        '{"weight_map": {"a": ".."}}',
+        '{"weight_map": {"a": ""}}',
+        '{"weight_map": {"a": "' + "x" * 5000 + '.safetensors"}}',
+        '{"weight_map": {"a": "x\\u0000.safetensors"}}',
+        "[" * 100_000,
+        '{"a": ' + "9" * 5000 + "}",
+        '{"weight_map": {"a": "b", "a": "c"}}',
+        '{"weight_map": {"model.layers.7.\udcff": "b"}}',
+    ],
+)
 def test_a_broken_index_is_named(folder, text):
     path = folder("sharded")
-    (path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json"):
+    (path / "model.safetensors.index.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=re.escape(str(path))) as error:
         load_hf(path)
+    assert "model.safetensors.index.json" in str(error.value)
+
+
+def test_weights_that_are_not_finite_are_named(folder):
+    for value in (np.nan, np.inf, -np.inf):
+        path = folder("llama")
+        edit_weights(path, lambda weights, value=value: weights[K1].__setitem__((3, 4), value))
+        with pytest.raises(InputError, match=rf"model\.safetensors: tensor {K1} holds numbers that are not finite"):
+            load_hf(path)
+        shutil.rmtree(path)
 
 
 def test_a_folder_without_safetensors(folder):

@@ -318,3 +318,7 @@ def _golden_lora(golden, config: LlamaConfig):
 def test_impossible_options_are_refused(method: str, options: dict, message: str, config: LlamaConfig):
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         init_adapter(method, config, **options)
+
+
+def test_an_option_may_have_the_name_of_an_argument():
+    assert Options.of(cls=1, self=[2]).as_dict() == {"cls": 1, "self": (2,)}

@@ -31,8 +31,8 @@ def init_adapter(method: str, config: LlamaConfig, key: int | Array = 0, **optio
     return Adapter(trainable=METHODS[method].init(full, config, key), method=method, options=full)
 
 
-def complete_options(method: str, config: LlamaConfig, options: dict[str, Any]) -> Options:
-    """The options with the method's defaults filled in, checked against the model.
+def complete_options(method: str, config: LlamaConfig | None, options: dict[str, Any]) -> Options:
+    """The options with the method's defaults filled in, checked against the model, where there is one.
 
     Raises:
       InputError: an unknown method or option, or a value that the model cannot have.

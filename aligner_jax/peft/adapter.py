@@ -16,8 +16,8 @@ class Options:
     items: tuple[tuple[str, Any], ...]
 
     @classmethod
-    def of(cls, **options: Any) -> "Options":
-        # JSON has no tuples.
+    def of(cls, /, **options: Any) -> "Options":
+        # JSON has no tuples, and a file may call an option what an argument is called.
         fixed = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
         return cls(tuple(sorted(fixed.items())))
 

@@ -20,7 +20,7 @@ STRENGTH = ("gates_",)
 """Beginnings of the names of the trained arrays that the adapter's effect on each layer is multiplied with."""
 
 
-def check(options: Options, config: LlamaConfig) -> None:
+def check(options: Options, config: LlamaConfig | None) -> None:
     """Refuses options that cannot be had on this model.
 
     Raises:
@@ -31,7 +31,7 @@ def check(options: Options, config: LlamaConfig) -> None:
     check_start_layer(options, config)
     check_choice(options, "gates", GATES)
     check_choice(options, "tokens", ("model", "head"))
-    if options["tokens"] == "head" and config.d_model % config.head_dim:
+    if config is not None and options["tokens"] == "head" and config.d_model % config.head_dim:
         raise InputError(
             f"tokens is 'head', but the model's width {config.d_model} is no multiple of a head's, {config.head_dim}"
         )

@@ -5,25 +5,24 @@ Adapters of other projects are read by the same function, and have no such file.
 
 import dataclasses
 import json
-import struct
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import is_file, is_folder
 from aligner_jax.files.fields import Fields
 from aligner_jax.files.json_text import parse_object
 from aligner_jax.model.llama import LlamaConfig
 from aligner_jax.peft import METHODS, Adapter, Options, complete_options
+from aligner_jax.peft.adapter_file import FORMAT_VERSION, AdapterFile, adapter_bytes, read_adapter_file
 from aligner_jax.peft.hf_peft import load_peft
 from aligner_jax.peft.released import load_released
-from aligner_jax.runtime.files import reason, write_atomically
-
-FORMAT_VERSION = 1
+from aligner_jax.peft.shapes import check_shapes
+from aligner_jax.runtime.files import write_atomically
+from aligner_jax.weights.finite import check_finite
 
 
 class FingerprintedBase(Protocol):
@@ -44,19 +43,21 @@ def save_adapter(
 ) -> None:
     """Writes an adapter as safetensors, whole or not at all; the same adapter gives the same bytes.
 
-    The metadata are format_version, method, options (JSON), base_config (JSON) and base_fingerprint; the last two are
-    left out without a base, and the file is then accepted beside any base it fits. Over a quantized base there is
+    The metadata are format_version, method, options (JSON), base_config (JSON), base_fingerprint and the digest of all
+    else in the file; base_config and base_fingerprint are left out without a base, and the file is then accepted beside
+    any base it fits. Over a quantized base there is
     base_quantization too, for the reader: the fingerprint is that of the base before, and fits it either way.
 
     Args:
-      adapter: of any method and dtype.
+      adapter: of any method.
       path: ends in .safetensors by custom.
       base: the base it was trained on.
       prompt_format: how its training data made prompts ({"template": "chat", "system": ""}), so that whoever generates
         with it can do the same; `recorded_prompt_format` reads it back.
 
     Raises:
-      InputError: the file cannot be written (the sentence names it and says why).
+      InputError: the file cannot be written (the sentence names it and says why), or an array is of a dtype other than
+        float32, bfloat16 and float16.
     """
     metadata = {
         "format": "aligner_jax",
@@ -72,7 +73,7 @@ def save_adapter(
     if prompt_format is not None:
         metadata["prompt_format"] = json.dumps(prompt_format, sort_keys=True)
     tensors = {name: np.asarray(leaf) for name, leaf in adapter.trainable.items()}
-    write_atomically(Path(path), _with_sorted_header(safetensors.numpy.save(tensors, metadata)))
+    write_atomically(Path(path), adapter_bytes(AdapterFile(metadata, tensors)))
 
 
 def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Adapter:
@@ -83,49 +84,38 @@ def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Ada
 
     Args:
       path: the file or folder. Only our own names its base, so only shapes of the others are checked against one.
-      base: the base it is for; without one neither fingerprint nor shapes are checked against a model.
+      base: the base it is for; without one, and where the file names none, shapes are only checked against the options.
 
     Raises:
       InputError: no such file, not an adapter, damaged, or trained on another base.
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         return load_peft(path, base.config if base is not None else None)
     if path.suffix == ".pth":
         return _load_released(path, base)
-    metadata, tensors = _read(path)
-    method = metadata.get("method")
-    if metadata.get("format") != "aligner_jax" or method is None:
-        raise InputError(
-            f"{path} is a safetensors file, but not an adapter of this project: its metadata name no method"
-        )
-    version = metadata.get("format_version", "")
-    if not version.isdecimal() or int(version) > FORMAT_VERSION:
-        raise InputError(f"{path} has format version {version!r}, and this release reads up to {FORMAT_VERSION}")
+    metadata, tensors = read_adapter_file(path)
+    method = metadata["method"]
     if method not in METHODS:
         raise InputError(f"{path} holds an adapter of method {method!r}, which is not one of {', '.join(METHODS)}")
+    recorded = _recorded_config(path, metadata)
     if base is not None:
-        _check_base(path, metadata, base)
-    config = base.config if base is not None else _recorded_config(path, metadata)
-    options = _json(path, metadata, "options")
-    # A file without a base's configuration may come from before an option existed, too.
-    full = (
-        _complete_options(path, method, config, options)
-        if config
-        else Options.of(**{**METHODS[method].DEFAULTS, **options})
-    )
-    _check_tensors(path, tensors, METHODS[method].shapes(full, config) if config else None)
-    return Adapter({name: jnp.asarray(x) for name, x in tensors.items()}, method=method, options=full)
+        _check_base(path, recorded, metadata.get("base_fingerprint"), base)
+    config = base.config if base is not None else recorded
+    options = _complete_options(path, method, config, _json(path, metadata, "options"))
+    check_shapes(path, tensors, method, options, config)
+    return Adapter({name: jnp.asarray(x) for name, x in tensors.items()}, method=method, options=options)
 
 
 def _load_released(path: Path, base: FingerprintedBase | None) -> Adapter:
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{path} does not exist, or is not a file")
-    adapter, shapes = load_released(path), None
-    if base is not None:
-        options = _complete_options(path, adapter.method, base.config, adapter.options.as_dict())
-        shapes = METHODS[adapter.method].shapes(options, base.config)
-    _check_tensors(path, {name: np.asarray(leaf) for name, leaf in adapter.trainable.items()}, shapes)
+    adapter, config = load_released(path), base.config if base is not None else None
+    options = _complete_options(path, adapter.method, config, adapter.options.as_dict())
+    arrays = {name: np.asarray(leaf) for name, leaf in adapter.trainable.items()}
+    for name, array in arrays.items():
+        check_finite(array, f"{path}: tensor {name!r}")
+    check_shapes(path, arrays, adapter.method, options, config)
     return adapter
 
 
@@ -136,10 +126,13 @@ def recorded_prompt_format(path: str | Path) -> dict[str, str | None]:
       InputError: no such file, or damaged.
     """
     path = Path(path)
-    if path.suffix == ".pth" or path.is_dir():
+    if path.suffix == ".pth" or is_folder(path):
         return {}
-    metadata, _ = _read(path)
-    return _json(path, metadata, "prompt_format") if "prompt_format" in metadata else {}
+    metadata, _ = read_adapter_file(path)
+    if "prompt_format" not in metadata:
+        return {}
+    found = Fields(_json(path, metadata, "prompt_format"), path, prefix="its metadata field 'prompt_format': ")
+    return {name: found.text(name) if found.has(name) else None for name in found.values}
 
 
 def prompt_template(template: str, recorded: dict[str, str | None], *, adapter: str | None, option: str) -> str:
@@ -179,25 +172,13 @@ def recorded_base(path: str | Path) -> RecordedBase | None:
       InputError: no such file, or damaged.
     """
     path = Path(path)
-    if path.suffix == ".pth" or path.is_dir():
+    if path.suffix == ".pth" or is_folder(path):
         return None
-    metadata, _ = _read(path)
+    metadata, _ = read_adapter_file(path)
     config, fingerprint = _recorded_config(path, metadata), metadata.get("base_fingerprint")
     if not config or not fingerprint:
         return None
     return RecordedBase(config, fingerprint, metadata.get("base_quantization"))
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    if not path.is_file():
-        raise InputError(f"{path} does not exist, or is not a file")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {reason(error)}") from error
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise InputError(f"{path} is not a whole safetensors file: {error}") from error
 
 
 def _json(path: Path, metadata: dict[str, str], name: str) -> dict:
@@ -212,44 +193,23 @@ def _recorded_config(path: Path, metadata: dict[str, str]) -> LlamaConfig | None
     )
 
 
-def _complete_options(path: Path, method: str, config: LlamaConfig, options: dict) -> Options:
+def _complete_options(path: Path, method: str, config: LlamaConfig | None, options: dict) -> Options:
     try:
         return complete_options(method, config, options)
     except InputError as error:
-        raise InputError(f"{path} does not fit this base: {error}") from error
+        fits = " does not fit this base" if config is not None else ""
+        raise InputError(f"{path}{fits}: {error}") from error
 
 
-def _check_base(path: Path, metadata: dict[str, str], base: FingerprintedBase) -> None:
-    recorded = _recorded_config(path, metadata)
+def _check_base(path: Path, recorded: LlamaConfig | None, fingerprint: str | None, base: FingerprintedBase) -> None:
     theirs, ours = dataclasses.asdict(recorded or base.config), dataclasses.asdict(base.config)
     differences = [f"{name} {theirs[name]} against {ours[name]}" for name in ours if theirs[name] != ours[name]]
     if differences:
         raise InputError(f"{path} was trained on another model than this base: {', '.join(differences)}")
-    theirs, ours = metadata.get("base_fingerprint"), base.fingerprint
-    if theirs is None and recorded is None:
+    if fingerprint is None and recorded is None:
         return
-    if theirs != ours:
+    if fingerprint != base.fingerprint:
         raise InputError(
             f"{path} was trained on a base of the same shape with other weights "
-            f"(fingerprint {theirs and theirs[:12]} against {ours[:12]})"
+            f"(fingerprint {fingerprint and fingerprint[:12]} against {base.fingerprint[:12]})"
         )
-
-
-def _check_tensors(path: Path, tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]] | None) -> None:
-    if shapes is not None:
-        for name in sorted(tensors.keys() ^ shapes.keys()):
-            raise InputError(f"{path} {'has no' if name in shapes else 'has an unknown'} tensor {name!r}")
-    for name, tensor in tensors.items():
-        if shapes is not None and tensor.shape != shapes[name]:
-            raise InputError(f"{path}: tensor {name!r} has shape {tensor.shape}, but {shapes[name]} fits this base")
-        if not np.isfinite(tensor.astype(np.float32)).all():
-            raise InputError(f"{path}: tensor {name!r} holds numbers that are not finite")
-
-
-def _with_sorted_header(data: bytes) -> bytes:
-    # safetensors writes the metadata in a random order; sorted, equal adapters are equal files.
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return data[:8] + text.ljust(length) + data[8 + length :]

@@ -18,7 +18,7 @@ STRENGTH = ("",)
 """All of it, see `aligner`."""
 
 
-def check(options: Options, config: LlamaConfig) -> None:
+def check(options: Options, config: LlamaConfig | None) -> None:
     """Refuses options that cannot be had on this model. Raises InputError: an unknown target, start_layer outside."""
     check_choice(options, "target", ("o", "v"))
     check_start_layer(options, config)

@@ -19,7 +19,7 @@ STRENGTH = ("",)
 """All of it, see `aligner`."""
 
 
-def check(options: Options, config: LlamaConfig) -> None:
+def check(options: Options, config: LlamaConfig | None) -> None:
     """There are no options."""
 
 

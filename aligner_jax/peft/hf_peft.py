@@ -12,6 +12,7 @@ import numpy as np
 import safetensors.numpy
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import is_file, is_folder
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft import METHODS, Adapter, Options, complete_options, llama_adapter, lora
 from aligner_jax.peft.hf_peft_config import FILE, LAYER, MODULES, PeftConfig, adaption_prompt_config, lora_config
@@ -25,7 +26,7 @@ _TENSORS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _PREFIX = "base_model.model." + LAYER
 _AT = "self_attn.adaption_"
-_PROMPT = re.compile(re.escape(_PREFIX + _AT).replace(r"\{l\}", r"(\d+)") + "prompt")
+_PROMPT = re.compile(re.escape(_PREFIX + _AT).replace(r"\{l\}", "(0|[1-9][0-9]{0,5})") + "prompt")
 _WRITABLE = "PEFT has lora, and llama_adapter (or an aligner) with one gate a layer and no more"
 
 
@@ -57,8 +58,8 @@ def load_peft(folder: str | Path, config: LlamaConfig | None = None) -> Adapter:
     folder = Path(folder)
     found = PeftConfig(folder)
     if found.method == "lora":
-        return _load_lora(found, config or _config_of_base(found), _read_tensors(folder))
-    return _load_adaption_prompt(found, config, _read_tensors(folder))
+        return _load_lora(folder, found, config or _config_of_base(found), _read_tensors(folder))
+    return _load_adaption_prompt(folder, found, config, _read_tensors(folder))
 
 
 def write_peft(adapter: Adapter, folder: str | Path, *, config: LlamaConfig, base_name: str | None = None) -> None:
@@ -97,13 +98,16 @@ def write_peft(adapter: Adapter, folder: str | Path, *, config: LlamaConfig, bas
     write_folder_atomically(folder, {_TENSORS: data, FILE: text})
 
 
-def _load_lora(found: PeftConfig, config: LlamaConfig, tensors: dict[str, np.ndarray]) -> Adapter:
+def _load_lora(folder: Path, found: PeftConfig, config: LlamaConfig, tensors: dict[str, np.ndarray]) -> Adapter:
+    # Every layer has two tensors at least: a number of layers that no file could have is not gone through.
+    if config.num_layers > len(tensors):
+        raise InputError(f"{folder} has {len(tensors)} tensors, too few for the {config.num_layers} layers of its base")
     given = found.lora_options(config.num_layers)
     try:
         options = complete_options("lora", config, given)
     except InputError as error:
-        raise InputError(f"{found.file}: {error}") from None
-    places = _accounted(found.file.parent, tensors, _lora_places(options, config))
+        raise InputError(f"{folder / FILE}: {error}") from None
+    places = _accounted(folder, tensors, _lora_places(options, config))
     arrays = {name: np.empty(shape, np.float32) for name, shape in lora.shapes(options, config).items()}
     for place in places:
         part = arrays[place.leaf][place.part]
@@ -111,18 +115,20 @@ def _load_lora(found: PeftConfig, config: LlamaConfig, tensors: dict[str, np.nda
     return _adapter(arrays, "lora", options)
 
 
-def _load_adaption_prompt(found: PeftConfig, config: LlamaConfig | None, tensors: dict[str, np.ndarray]) -> Adapter:
+def _load_adaption_prompt(
+    folder: Path, found: PeftConfig, config: LlamaConfig | None, tensors: dict[str, np.ndarray]
+) -> Adapter:
     found.check_attention()
-    num_tokens, num_adapted = found.whole("adapter_len"), found.whole("adapter_layers")
+    num_tokens, num_adapted = found.fields.integer("adapter_len"), found.fields.integer("adapter_layers")
     if config is None:
-        num_layers, d_model = _seen_sizes(found.file.parent, tensors)
+        num_layers, d_model = _seen_sizes(folder, tensors)
     else:
         num_layers, d_model = config.num_layers, config.d_model
-        _check_model(config, str(found.file))
+        _check_model(config, str(folder / FILE))
     if num_adapted > num_layers:
         found.refuse("adapter_layers", f"the model has {num_layers} layers")
     expected = _adaption_prompt_places(num_layers, num_adapted, num_tokens, d_model)
-    places = _accounted(found.file.parent, tensors, expected)
+    places = _accounted(folder, tensors, expected)
     arrays = {
         "tokens_lpd": np.empty((num_adapted, num_tokens, d_model), np.float32),
         "gates_ln": np.empty((num_adapted, 1), np.float32),
@@ -206,7 +212,9 @@ def _accounted(folder: Path, tensors: dict[str, np.ndarray], places: Iterator[_P
         found[name] = place
     for name in tensors:
         if name not in found:
-            raise InputError(f"{folder} has an unknown tensor {name!r}")
+            raise InputError(
+                f"{folder} has an unknown tensor {name!r}: its {FILE} does not ask for it, or no LLaMA has it"
+            )
     return list(found.values())
 
 
@@ -219,14 +227,14 @@ def _seen_sizes(folder: Path, tensors: dict[str, np.ndarray]) -> tuple[int, int]
 
 
 def _config_of_base(found: PeftConfig) -> LlamaConfig:
-    name = found.values.get("base_model_name_or_path")
-    if not isinstance(name, str) or not name or not Path(name).is_dir():
+    name = found.fields.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name or not is_folder(name):
         found.refuse("base_model_name_or_path", "that is no folder here, so the base has to be given beside this LoRA")
     return hf_config(Path(name))
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    if (folder / _TENSORS).is_file():
+    if is_file(folder / _TENSORS):
         tensors = {}
         for source in safetensors_sources(folder / _TENSORS):
             FORMAT.check_encoding(source)
@@ -234,8 +242,10 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
             row = FORMAT.decode(dataclasses.replace(source, shape=(1, -1)))
             tensors[source.name] = row.reshape(source.shape).astype(np.float32)
         return tensors
-    if (folder / _PICKLE).is_file():
-        return {name: tensor.astype(np.float32) for name, tensor in read_torch_tensors(folder / _PICKLE).items()}
+    if is_file(folder / _PICKLE):
+        # A float64 that is too large becomes infinite, which is refused by its name.
+        with np.errstate(over="ignore"):
+            return {name: tensor.astype(np.float32) for name, tensor in read_torch_tensors(folder / _PICKLE).items()}
     raise InputError(f"{folder} has neither {_TENSORS} nor {_PICKLE}")
 
 

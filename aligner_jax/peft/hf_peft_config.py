@@ -1,13 +1,17 @@
 """adapter_config.json of a Hugging Face PEFT folder: what it asks for, and refusal of what is not supported."""
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import MEBIBYTE, is_file
+from aligner_jax.files.fields import Fields
+from aligner_jax.files.json_text import read_object
 from aligner_jax.peft import lora
+from aligner_jax.peft.name_pattern import NamePattern, PatternError
+from aligner_jax.peft.options import shown
 
 FILE = "adapter_config.json"
 MODULES = {
@@ -47,7 +51,6 @@ _REASONS = {
     "exclude_modules": "name the modules in target_modules instead",
     "lora_bias": "biases of LoRA's factors are not supported",
 }
-_UNSET = (None, False, "none")
 # Other initializations change the base's own weights, which this project never does.
 _INITIALIZATIONS = (None, True, False, "gaussian", "orthogonal", "eva")
 
@@ -56,8 +59,7 @@ class PeftConfig:
     """The JSON object in a folder's adapter_config.json.
 
     Attributes:
-      file: where it is.
-      values: its fields.
+      fields: of the file.
       method: "lora" or "llama_adapter".
     """
 
@@ -67,85 +69,107 @@ class PeftConfig:
         Raises:
           InputError: there is no such file, it is not a JSON object, or a field asks for what is not supported.
         """
-        self.file = folder / FILE
-        self.values = _read(self.file)
-        kind = self.values.get("peft_type")
+        file = folder / FILE
+        if not is_file(file):
+            raise InputError(f"{folder} is no folder of a PEFT adapter: {FILE} (No such file)")
+        self.fields = Fields(read_object(file, most=MEBIBYTE), file)
+        kind = self.fields.get("peft_type")
         if not isinstance(kind, str) or kind not in _KINDS:
             self.refuse("peft_type", f"only {' and '.join(_KINDS)} can be read")
         self.method: str = _KINDS[kind]
-        for name, value in self.values.items():
-            is_set = value not in _UNSET and value != [] and value != {}
-            if is_set and name not in _IDLE | _READ[self.method]:
+        for name, value in self.fields.values.items():
+            if name not in _IDLE | _READ[self.method] and not _is_unset(value):
                 self.refuse(name, _REASONS.get(name, "what that asks for is not supported"))
-        if self.values.get("init_lora_weights") not in _INITIALIZATIONS:
+        initialization = self.fields.get("init_lora_weights")
+        if not isinstance(initialization, str | bool | None) or initialization not in _INITIALIZATIONS:
             self.refuse("init_lora_weights", "that initialization changes the weights of the base")
 
     def refuse(self, name: str, reason: str) -> NoReturn:
         """Raises InputError: file, field, its value and why it cannot be."""
-        raise InputError(f"{self.file}: {name} is {self.values.get(name)!r}: {reason}")
-
-    def whole(self, name: str) -> int:
-        """A field that is a whole number of at least one. Raises InputError otherwise."""
-        value = self.values.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.refuse(name, "it should be a whole number of at least 1")
-        return value
+        raise self.fields.error(name, f"is {shown(self.fields.get(name))}: {reason}")
 
     def lora_options(self, num_layers: int) -> dict[str, Any]:
-        """The options of `lora`; absent fields have PEFT's defaults.
+        """Returns the options of `lora`; absent fields have PEFT's defaults.
+
+        Args:
+          num_layers: of the base. The work is in proportion to it.
 
         Raises:
-          InputError: the targets are not the same projections in all layers, or among them is something else.
+          InputError: a field is of another type or out of range, the targets are not the same projections in all
+            layers, or there are none.
         """
+        self.fields.number("lora_alpha", 8)
         return {
-            "rank": self.values.get("r", 8),
-            "alpha": self.values.get("lora_alpha", 8),
-            "dropout": self.values.get("lora_dropout", 0.0),
-            "rslora": bool(self.values.get("use_rslora")),
+            "rank": self.fields.integer("r", 8),
+            # An integer stays one: so it is written again.
+            "alpha": self.fields.get("lora_alpha") or 8,
+            "dropout": self.fields.number("lora_dropout", 0.0, least=0, most=1),
+            "rslora": self.fields.flag("use_rslora"),
             "targets": self._targets(num_layers),
         }
 
     def check_attention(self) -> None:
         """Raises InputError unless an AdaptionPrompt is at the attention of LLaMA's layers."""
-        if self.values.get("target_modules") not in (None, _ATTENTION):
+        if self.fields.get("target_modules") not in (None, _ATTENTION):
             self.refuse("target_modules", f"in a LLaMA prompts are at {_ATTENTION!r}")
 
     def _targets(self, num_layers: int) -> tuple[str, ...]:
-        layers = self.values.get("layers_to_transform")
-        if layers not in (None, []):
-            listed = layers if isinstance(layers, list) else [layers]
-            if not all(layer in listed for layer in range(num_layers)):
-                self.refuse("layers_to_transform", f"LoRA in some of the {num_layers} layers only is not supported")
-        wanted = self._patterns()
+        """Returns the projections that are adapted; PEFT passes over names of modules that the model lacks."""
+        self._check_layers(num_layers)
+        is_wanted = self._wanted()
         targets = []
-        for target, module in MODULES.items():
-            names = [LAYER.format(l=layer) + module for layer in range(num_layers)]
-            found = [any(pattern.fullmatch(name) for pattern in wanted.values()) for name in names]
-            if any(found) and not all(found):
-                self.refuse(
-                    "target_modules", f"LoRA on {module} in some of the {num_layers} layers only is not supported"
-                )
-            targets += [target] if all(found) else []
-        reachable = [LAYER.format(l=layer) + module for layer in range(num_layers) for module in MODULES.values()]
-        for name, pattern in wanted.items():
-            outside = any(pattern.fullmatch(other) for other in ("lm_head", "model.embed_tokens"))
-            if outside or not any(pattern.fullmatch(module) for module in reachable):
-                self.refuse("target_modules", f"{name!r} is not among {_NAMES}")
+        try:
+            for target, module in MODULES.items():
+                wanted = [is_wanted(LAYER.format(l=layer) + module) for layer in range(num_layers)]
+                if any(wanted) and not all(wanted):
+                    self.refuse(
+                        "target_modules", f"LoRA on {module} in some of the {num_layers} layers only is not supported"
+                    )
+                targets += [target] if all(wanted) else []
+        except PatternError as error:
+            self.refuse("target_modules", f"it is not a regular expression that is supported: {error}")
+        if not targets:
+            self.refuse("target_modules", f"it names none of {_NAMES}")
         return tuple(targets)
 
-    def _patterns(self) -> dict[str, re.Pattern[str]]:
-        """As PEFT has it: a string is a regular expression of whole names, and a list has names' endings."""
-        wanted = self.values.get("target_modules")
+    def _check_layers(self, num_layers: int) -> None:
+        layers = self.fields.get("layers_to_transform")
+        if layers in (None, []):
+            return
+        if isinstance(layers, list):
+            listed = self.fields.integers("layers_to_transform", least=0)
+        else:
+            listed = [self.fields.integer("layers_to_transform", least=0)]
+        if not set(range(num_layers)) <= set(listed):
+            self.refuse("layers_to_transform", f"LoRA in some of the {num_layers} layers only is not supported")
+        pattern = self.fields.get("layers_pattern")
+        if pattern not in (None, "", [], "layers", ["layers"]):
+            self.refuse("layers_pattern", "the layers of a LLaMA are in 'layers'")
+
+    def _wanted(self) -> Callable[[str], bool]:
+        """Returns which modules are adapted. A text is a regular expression of whole names, a list has their ends."""
+        wanted = self.fields.get("target_modules")
         if isinstance(wanted, str) and wanted.lower() == "all-linear":
             wanted = list(MODULES.values())
-        if isinstance(wanted, list) and wanted and all(isinstance(name, str) for name in wanted):
-            return {name: re.compile(rf"(.*\.)?{re.escape(name)}") for name in wanted}
-        if not isinstance(wanted, str):
+        if isinstance(wanted, str):
+            try:
+                return NamePattern(wanted).matches
+            except PatternError as error:
+                self.refuse("target_modules", f"it is not a regular expression that is supported: {error}")
+        if not isinstance(wanted, list) or not wanted or not all(isinstance(name, str) for name in wanted):
             self.refuse("target_modules", f"it should name modules among {_NAMES}")
-        try:
-            return {wanted: re.compile(wanted)}
-        except re.error as error:
-            self.refuse("target_modules", f"it is not a regular expression ({error})")
+        names = set(wanted)
+
+        def is_wanted(name: str) -> bool:
+            parts = name.split(".")
+            return any(".".join(parts[start:]) in names for start in range(len(parts)))
+
+        return is_wanted
+
+
+def _is_unset(value: object) -> bool:
+    """Returns True for a field that asks for nothing. A zero is not one: it may be a rate."""
+    return value is None or value is False or value == "none" or (isinstance(value, list | dict) and not value)
 
 
 def lora_config(options: Mapping[str, Any], base_name: str | None) -> str:
@@ -179,15 +203,3 @@ def adaption_prompt_config(num_tokens: int, num_layers: int, base_name: str | No
 def _text(base_name: str | None, **fields: Any) -> str:
     fields |= {"base_model_name_or_path": base_name, "inference_mode": True, "task_type": "CAUSAL_LM"}
     return json.dumps(fields, indent=2, sort_keys=True) + "\n"
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_bytes())
-    except OSError as error:
-        raise InputError(f"{file.parent} is no folder of a PEFT adapter: {FILE} ({error.strerror})") from None
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{file} is not a JSON object")
-    return values

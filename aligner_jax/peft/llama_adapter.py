@@ -4,13 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from aligner_jax.errors import InputError
 from aligner_jax.model.attention import Prefix
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.peft.adapter import Options
 from aligner_jax.peft.bound import Bound
 from aligner_jax.peft.gates import gate_shape, spread_gates
-from aligner_jax.peft.options import adapted_layers, check_choice, check_num_tokens, check_start_layer
+from aligner_jax.peft.options import adapted_layers, check_choice, check_flag, check_num_tokens, check_start_layer
 from aligner_jax.peft.project_tokens import project_tokens
 
 DEFAULTS = {"num_tokens": 10, "start_layer": 2, "gates": "head", "tanh": False}
@@ -20,7 +19,7 @@ STRENGTH = ("gates_",)
 """As in `aligner`."""
 
 
-def check(options: Options, config: LlamaConfig) -> None:
+def check(options: Options, config: LlamaConfig | None) -> None:
     """Refuses options that cannot be had on this model.
 
     Raises:
@@ -30,8 +29,7 @@ def check(options: Options, config: LlamaConfig) -> None:
     check_num_tokens(options)
     check_start_layer(options, config)
     check_choice(options, "gates", ("head", "layer"))
-    if not isinstance(options["tanh"], bool):
-        raise InputError(f"tanh is {options['tanh']!r}, but should be True or False")
+    check_flag(options, "tanh")
 
 
 def shapes(options: Options, config: LlamaConfig) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,7 @@ from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.updates import LowRank
 from aligner_jax.peft.adapter import Options
 from aligner_jax.peft.bound import Bound
-from aligner_jax.peft.options import check_number
+from aligner_jax.peft.options import check_flag, check_integer, check_number, shown
 
 DEFAULTS = {"rank": 8, "alpha": 16, "targets": ("q", "v"), "dropout": 0.05, "rslora": False}
 """The paper's baseline. targets: any of `TARGETS`. rslora: the scale is alpha / √rank (arXiv 2312.03732) and not
@@ -31,24 +31,22 @@ STRENGTH = ("b_",)
 """See `aligner`."""
 
 
-def check(options: Options, config: LlamaConfig) -> None:
+def check(options: Options, config: LlamaConfig | None) -> None:
     """Refuses options that cannot be had.
 
     Raises:
       InputError: a rank below one, an alpha or dropout out of range, no targets, or an unknown one.
     """
-    if isinstance(options["rank"], bool) or not isinstance(options["rank"], int) or options["rank"] < 1:
-        raise InputError(f"rank is {options['rank']!r}, but should be a whole number of at least 1")
+    check_integer(options, "rank")
     check_number(options, "alpha", above=0)
     check_number(options, "dropout", least=0, below=1)
-    if not isinstance(options["rslora"], bool):
-        raise InputError(f"rslora is {options['rslora']!r}, but should be True or False")
+    check_flag(options, "rslora")
     targets = options["targets"]
+    for target in targets if isinstance(targets, tuple) else ():
+        if not isinstance(target, str) or target not in TARGETS:
+            raise InputError(f"targets holds {shown(target)}, which is not one of {', '.join(TARGETS)}")
     if not isinstance(targets, tuple) or not targets or len(set(targets)) < len(targets):
-        raise InputError(f"targets is {targets!r}, but should be a list of different projections")
-    for target in targets:
-        if target not in TARGETS:
-            raise InputError(f"targets holds {target!r}, which is not one of {', '.join(TARGETS)}")
+        raise InputError(f"targets is {shown(targets)}, but should be a list of different projections")
 
 
 def shapes(options: Options, config: LlamaConfig) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,7 @@ STRENGTH: tuple[str, ...] = ()
 """Nothing in it is linear (see `aligner`): a prefix takes attention from the text even where its values are zero."""
 
 
-def check(options: Options, config: LlamaConfig) -> None:
+def check(options: Options, config: LlamaConfig | None) -> None:
     """Refuses options that cannot be had on this model. Raises InputError: see the options' names in the sentence."""
     check_num_tokens(options)
     check_start_layer(options, config)

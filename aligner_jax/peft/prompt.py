@@ -24,7 +24,7 @@ STRENGTH: tuple[str, ...] = ()
 """Nothing in it is linear, see `aligner`."""
 
 
-def check(options: Options, config: LlamaConfig) -> None:
+def check(options: Options, config: LlamaConfig | None) -> None:
     """Refuses options that cannot be had on this model. Raises InputError: see the options' names in the sentence."""
     check_num_tokens(options)
     check_number(options, "init_std", least=0)

@@ -109,7 +109,7 @@ def _account(
         name = source.name
         if any(re.fullmatch(pattern, name) for pattern in form.ignored):
             continue
-        for other in found.get(name, []):
+        for other in [*found.get(name, []), *(one for one in extra if one.name == name)]:
             if source.part is None or other.part is None or source.part == other.part:
                 place = f"in {other.file.name} too" if other.file != source.file else "twice"
                 raise InputError(f"{source.file}: tensor {name} is there {place}")
@@ -118,14 +118,16 @@ def _account(
             continue
         if name not in places:
             raise InputError(f"{source.file}: tensor {name} has no place in this model")
-        if source.whole_shape != places[name].shape:
-            of_parts = "" if source.part is None else f", of all its parts {list(source.whole_shape)}"
-            raise InputError(
-                f"{source.file}: tensor {name} has shape {list(source.shape)}{of_parts}, "
-                f"but the model's configuration asks for {list(places[name].shape)}"
-            )
+        _check_shape(source, places[name])
         form.check_encoding(source)
         found.setdefault(name, []).append(source)
+    for source in list(extra):
+        if (original := form.redundant[source.name]) not in found:
+            # Of two tensors that are one, a file may hold the one as well as the other.
+            _check_shape(source, places[original])
+            form.check_encoding(source)
+            found[original] = [source]
+            extra.remove(source)
     missing = [name for name in places if name not in found]
     if missing:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -135,6 +137,15 @@ def _account(
     for source in extra:
         _check_equal(source, found[form.redundant[source.name]], form)
     return found
+
+
+def _check_shape(source: Source, place: Place) -> None:
+    if source.whole_shape != place.shape:
+        of_parts = "" if source.part is None else f", of all its parts {list(source.whole_shape)}"
+        raise InputError(
+            f"{source.file}: tensor {source.name} has shape {list(source.shape)}{of_parts}, "
+            f"but the model's configuration asks for {list(place.shape)}"
+        )
 
 
 def _check_parts(sources: list[Source], where: Path) -> None:

@@ -1,12 +1,14 @@
 """Hugging Face folders: config.json and safetensors, one file or an index of several."""
 
-import json
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import MEBIBYTE, is_file
+from aligner_jax.files.fields import Fields
+from aligner_jax.files.json_text import read_object
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
 from aligner_jax.weights.assemble import assemble
@@ -81,31 +83,33 @@ def hf_sources(path: Path) -> list[Source]:
       InputError: there are no such files, or one is missing, cut short, or not what the index says.
     """
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if single.is_file():
+    if is_file(single):
         return safetensors_sources(single)
-    if not index.is_file():
+    if not is_file(index):
         pickles = next(path.glob("*.bin"), None)
         hint = f"; {pickles.name} is a pickle, save the model as safetensors" if pickles else ""
         raise InputError(f"{path} has neither {single.name} nor {index.name}{hint}")
-    weight_map = _weight_map(index)
+    named: dict[str, set[str]] = {}
+    for tensor, shard in _weight_map(index).items():
+        named.setdefault(shard, set()).add(tensor)
     sources = []
-    for shard in sorted(set(weight_map.values())):
-        if not (path / shard).is_file():
+    for shard in sorted(named):
+        if not is_file(path / shard):
             raise InputError(f"{index} names {shard}, which is not in the folder")
-        found = safetensors_sources(path / shard)
-        lacking = {name for name, file in weight_map.items() if file == shard} - {source.name for source in found}
+        held = safetensors_sources(path / shard)
+        lacking = named[shard] - {source.name for source in held}
         if lacking:
             raise InputError(f"{index} says that {shard} holds tensor {min(lacking)}, but it does not")
-        sources += found
+        sources += held
     return sources
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-        shards = {Path(shard).name == shard for shard in weight_map.values()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{index} is not an index of safetensors files ({error!r})") from None
-    if shards != {True}:
-        raise InputError(f"{index} names no files, or files outside its folder")
-    return weight_map
+    found = Fields(read_object(index, most=MEBIBYTE), index).section("weight_map")
+    if found is None or not found.values:
+        raise InputError(f"{index} has no weight_map, which says where tensors are")
+    shards = {tensor: found.text(tensor) for tensor in found.values}
+    for tensor, shard in shards.items():
+        if Path(shard).name != shard or len(shard) > 255 or not shard.isprintable() or shard[-12:] != ".safetensors":
+            raise found.error(tensor, f"is {shard[:300]!r}, which is no safetensors file of this folder")
+    return shards

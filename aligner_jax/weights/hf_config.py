@@ -1,89 +1,167 @@
-"""Hugging Face's config.json as a `LlamaConfig`, and refusal of what is not a LLaMA in all but name."""
+"""Hugging Face's config.json as a `LlamaConfig`, and refusal of what is not a LLaMA in all but name.
+
+Every field that changes the numbers is applied or refused, by the rules of transformers 5.24, whose three classes have
+defaults of their own. Fields that only say how a model was made, trained or is run are passed over; attention_dropout
+is one of them.
+"""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from aligner_jax.errors import InputError
-from aligner_jax.files.fields import Fields, read_fields
+from aligner_jax.files.fields import Fields
+from aligner_jax.files.json_text import read_object
 from aligner_jax.model.config import LlamaConfig, RopeScaling
 
-_QWEN2 = "qwen2"
-_MODEL_TYPES = ("llama", "mistral", _QWEN2)
+_MOST_BYTES = 2**20
+
+
+class _Kind(NamedTuple):
+    """What absent fields mean in one class of transformers, and where its projections have biases.
+
+    Attributes:
+      num_kv_heads: None: as many as there are query heads.
+      sliding_window: what is meant where there is no such field; None: no window.
+      bias_field: attention_bias is obeyed.
+      qkv_bias: the query, key and value projections always have biases.
+    """
+
+    context_length: int
+    num_kv_heads: int | None = None
+    sliding_window: int | None = None
+    bias_field: bool = False
+    qkv_bias: bool = False
+
+
+_KINDS = {
+    "llama": _Kind(context_length=2048, bias_field=True),
+    "mistral": _Kind(context_length=131_072, num_kv_heads=8, sliding_window=4096),
+    "qwen2": _Kind(context_length=32_768, num_kv_heads=32, sliding_window=4096, qkv_bias=True),
+}
+
+_REFUSED = {
+    "mlp_bias": "biases in the MLP are not supported",
+    "quantization_config": "only unquantized safetensors can be read",
+    "per_layer_config": "layers that differ are not supported",
+}
+# Of relatives of LLaMA. Its own classes pass over them, but a model that has them computes something else.
+_NEUTRAL = {
+    "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "attention_multiplier": None, "logits_scaling": 1.0,
+    "logit_scale": 1.0, "attn_logit_softcapping": None, "final_logit_softcapping": None, "clip_qkv": None,
+    "attention_chunk_size": None, "query_pre_attn_scalar": None,
+}  # fmt: skip
 
 
 def hf_config(path: Path) -> LlamaConfig:
-    """The configuration in `path`/config.json; absent fields have the defaults of transformers' LlamaConfig.
+    """Returns the configuration in `path`/config.json; absent fields have transformers' defaults for its model_type.
 
     Raises:
       InputError: there is no such file, it is not JSON, a field is missing or absurd, or the model computes something
         that `LlamaConfig` cannot say: another architecture, an active sliding window, MLP biases, quantized weights,
-        an activation other than SiLU, a rotary scaling other than llama3's.
+        an activation other than SiLU, a rotary scaling other than llama3's, layers that differ.
     """
-    fields = read_fields(path / "config.json")
-    model_type = fields.get("model_type")
-    if model_type not in _MODEL_TYPES:
-        raise fields.error("model_type", f"is {model_type!r}, not one of {', '.join(_MODEL_TYPES)}")
+    file = path / "config.json"
+    fields = Fields(read_object(file, most=_MOST_BYTES), file)
+    kind = _KINDS[fields.choice("model_type", _KINDS)]
     d_model, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    context_length = fields.integer("max_position_embeddings", 2048)
-    _refuse_other_mathematics(fields, context_length)
-    rope_theta, rope_scaling = _rope(fields)
-    attention_bias = fields.flag("attention_bias")
+    num_layers = fields.integer("num_hidden_layers")
+    context_length = fields.integer("max_position_embeddings", kind.context_length)
+    _refuse_other_mathematics(fields)
+    _check_windows(fields, kind, num_layers, context_length)
+    rope_theta, rope_scaling = _rope(fields, context_length)
+    attention_bias = fields.flag("attention_bias") and kind.bias_field
+    # A null is no absent field here: it means as many as query heads to all three classes.
+    num_kv_heads = num_heads if "num_key_value_heads" in fields.values else kind.num_kv_heads or num_heads
     try:
         return LlamaConfig(
             vocab_size=fields.integer("vocab_size"),
             d_model=d_model,
             d_mlp=fields.integer("intermediate_size"),
-            num_layers=fields.integer("num_hidden_layers"),
+            num_layers=num_layers,
             num_heads=num_heads,
-            num_kv_heads=fields.integer("num_key_value_heads", num_heads),
+            num_kv_heads=fields.integer("num_key_value_heads", num_kv_heads),
             head_dim=fields.integer("head_dim", max(1, d_model // num_heads)),
             context_length=context_length,
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
             norm_eps=fields.number("rms_norm_eps", 1e-6),
             tied_embeddings=fields.flag("tie_word_embeddings"),
-            qkv_bias=attention_bias or model_type == _QWEN2,
-            o_bias=attention_bias and model_type != _QWEN2,
+            qkv_bias=attention_bias or kind.qkv_bias,
+            o_bias=attention_bias,
         )
     except InputError as error:
         message = str(error)
         raise (error if message.startswith(str(path)) else InputError(f"{fields.file}: {message}")) from None
 
 
-def _refuse_other_mathematics(fields: Fields, context_length: int) -> None:
-    if fields.get("hidden_act") not in (None, "silu", "swish"):
+def _refuse_other_mathematics(fields: Fields) -> None:
+    if fields.text("hidden_act", "silu") not in ("silu", "swish"):
         raise fields.error("hidden_act", f"is {fields.get('hidden_act')!r}, but a LLaMA's MLP has silu")
-    if fields.flag("mlp_bias"):
-        raise fields.error("mlp_bias", "is true, but biases in the MLP are not supported")
-    if fields.get("quantization_config") is not None:
-        raise fields.error("quantization_config", "is set, but only unquantized safetensors can be read")
-    if fields.get("partial_rotary_factor") not in (None, 1):
-        raise fields.error("partial_rotary_factor", "is not 1: rotary embeddings must cover the whole head")
-    window = fields.get("sliding_window")
-    # Qwen2's configuration carries a window that this switch leaves unused.
-    if fields.get("use_sliding_window") is False or window is None:
-        return
-    if fields.get("model_type") != "llama" and fields.integer("sliding_window") < context_length:
+    for name, why in _REFUSED.items():
+        if fields.get(name) not in (None, False):
+            raise fields.error(name, f"is set, but {why}")
+    if not fields.flag("is_causal", True):
+        raise fields.error("is_causal", "is false, but only causal attention is supported")
+    for name, neutral in _NEUTRAL.items():
+        value = fields.get(name)
+        if value is not None and value != neutral:
+            raise fields.error(name, "is set, but a LLaMA has nothing of the kind")
+
+
+def _check_windows(fields: Fields, kind: _Kind, num_layers: int, context_length: int) -> None:
+    """Refuses models in which a token sees less than all tokens before it."""
+    layer_types = fields.texts("layer_types")
+    if layer_types and len(layer_types) != num_layers:
+        raise fields.error("layer_types", f"has {len(layer_types)} entries, but there are {num_layers} layers")
+    # "attention" is how older files say it.
+    unlike = [name for name in layer_types if name not in ("full_attention", "attention")]
+    if fields.get("model_type") == "qwen2":
+        # Its window is used where this switch is on, and in the layers from one on, or in those that are listed.
+        windowed = fields.flag("use_sliding_window") and fields.values.get("sliding_window", 1) is not None
+        first = fields.integer("max_window_layers", 28, least=0)
+        if not unlike and (not windowed or layer_types or num_layers <= first):
+            return
+        unlike = [name for name in unlike if name != "sliding_attention" or not windowed]
+    if unlike:
+        raise fields.error("layer_types", f"has {unlike[0]!r}, but only full attention is supported")
+    # A null is no absent field here: it says that there is no window.
+    absent = kind.sliding_window if "sliding_window" not in fields.values else None
+    window = fields.integer("sliding_window", absent) if fields.has("sliding_window") else absent
+    if window is not None and window < context_length:
         raise fields.error(
             "sliding_window", f"is {window}, less than the context of {context_length}: windows are not supported"
         )
 
 
-def _rope(fields: Fields) -> tuple[float, RopeScaling | None]:
-    """Base frequency and scaling, from transformers 5's `rope_parameters` or from the older two fields."""
-    rope = fields.section("rope_parameters") or fields.section("rope_scaling")
+def _rope(fields: Fields, context_length: int) -> tuple[float, RopeScaling | None]:
+    """Returns base frequency and scaling, from `rope_scaling`, transformers 5's `rope_parameters`, or the field."""
+    _check_whole_head(fields)
     theta = fields.number("rope_theta", 10_000.0)
+    sections = [fields.section(name) for name in ("rope_scaling", "rope_parameters")]
+    rope = next((section for section in sections if section is not None and section.values), None)
     if rope is None:
         return theta, None
+    _check_whole_head(rope)
     theta = rope.number("rope_theta", theta)
-    name = "rope_type" if rope.get("rope_type") is not None else "type"
-    kind = rope.get(name)
-    if kind in (None, "default"):
+    if inner := next((name for name, value in rope.values.items() if isinstance(value, dict)), None):
+        raise rope.error(inner, "is an object, but rotary embeddings that differ between layers are not supported")
+    name = "type" if rope.get("rope_type") is None and rope.has("type") else "rope_type"
+    kind = rope.text(name, "")
+    if not kind and (scale := rope.values.keys() - {"rope_theta", "partial_rotary_factor", "rope_type", "type"}):
+        raise rope.error(min(scale), "is set, but no rope_type says what for")
+    if kind in ("", "default"):
         return theta, None
     if kind != "llama3":
         raise rope.error(name, f"is {kind!r}; of the rotary scalings only llama3 is supported")
-    return theta, RopeScaling(
-        factor=rope.number("factor"),
-        low_freq_factor=rope.number("low_freq_factor"),
-        high_freq_factor=rope.number("high_freq_factor"),
-        original_context_length=rope.integer("original_max_position_embeddings"),
-    )
+    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+    if high <= low:
+        raise rope.error("high_freq_factor", f"is {high:g}, but should be greater than low_freq_factor, {low:g}")
+    # Outside of the section it counts more, and absent from both it is the context.
+    original = rope.integer("original_max_position_embeddings", context_length)
+    original = fields.integer("original_max_position_embeddings", original)
+    return theta, RopeScaling(rope.number("factor"), low, high, original)
+
+
+def _check_whole_head(fields: Fields) -> None:
+    if fields.number("partial_rotary_factor", 1.0) != 1:
+        raise fields.error("partial_rotary_factor", "is not 1: rotary embeddings must cover the whole head")

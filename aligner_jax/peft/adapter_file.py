@@ -1,0 +1,104 @@
+"""The bytes of an adapter's file: safetensors with a digest of everything in it, the same for equal adapters.
+
+Safetensors have no checksum, so that without the digest a flipped bit would be another adapter.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import safetensors.numpy
+
+from aligner_jax.errors import InputError
+from aligner_jax.files.content import is_file
+from aligner_jax.weights.finite import check_finite
+from aligner_jax.weights.hf import FORMAT
+from aligner_jax.weights.safetensors_header import read_header
+
+FORMAT_VERSION = 1
+DIGEST = "digest"
+_ENCODINGS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_FIELDS = (
+    "format", "format_version", "method", "options", "base_config", "base_fingerprint", "base_quantization",
+    "prompt_format", DIGEST,
+)  # fmt: skip
+
+
+class AdapterFile(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+      metadata: texts by name, without the digest.
+      tensors: finite arrays by name, float32, bfloat16 or float16.
+    """
+
+    metadata: dict[str, str]
+    tensors: dict[str, np.ndarray]
+
+
+def adapter_bytes(content: AdapterFile) -> bytes:
+    """Returns the file of these metadata and tensors: the same bytes for equal ones, their digest among them.
+
+    Raises:
+      InputError: a tensor is of a dtype that is not read back.
+    """
+    for name, numbers in content.tensors.items():
+        if str(numbers.dtype) not in _ENCODINGS:
+            raise InputError(f"{name} is of {numbers.dtype}, but an adapter's arrays are {', '.join(_ENCODINGS)}")
+    metadata = {**content.metadata, DIGEST: _digest(content.metadata, content.tensors)}
+    data = safetensors.numpy.save(content.tensors, metadata)
+    # The library writes the metadata in a random order.
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return data[:8] + text.ljust(length) + data[8 + length :]
+
+
+def read_adapter_file(path: Path) -> AdapterFile:
+    """Returns the content of a file that `adapter_bytes` made, or one of before there were digests.
+
+    Raises:
+      InputError: there is no such file, it is no whole safetensors file or none of this project, it has metadata or
+        dtypes that no release writes, its digest is not that of its content, or a number is not finite.
+    """
+    if not is_file(path):
+        raise InputError(f"{path} does not exist, or is not a file")
+    metadata, sources = read_header(path)
+    if metadata.get("format") != "aligner_jax" or "method" not in metadata:
+        raise InputError(
+            f"{path} is a safetensors file, but not an adapter of this project: its metadata name no method"
+        )
+    if (version := metadata.get("format_version", "")) not in map(str, range(1, FORMAT_VERSION + 1)):
+        raise InputError(f"{path} has format version {version!r}, and this release reads up to {FORMAT_VERSION}")
+    for name in metadata:
+        if name not in _FIELDS:
+            raise InputError(
+                f"{path} has metadata {name!r}, which no adapter has: it is damaged, or of a newer release"
+            )
+    tensors = {}
+    for source in sources:
+        FORMAT.check_encoding(source)
+        # Finite or not is for later: damage is the better reason.
+        numbers = FORMAT.decoders[source.encoding](source.read().reshape(-1))
+        tensors[source.name] = numbers.reshape(source.shape)
+    recorded = metadata.pop(DIGEST, None)
+    if recorded is not None and recorded != _digest(metadata, tensors):
+        raise InputError(f"{path} is damaged: its content is not what its digest says; take another copy of it")
+    for name, numbers in tensors.items():
+        check_finite(numbers, f"{path}: tensor {name!r}")
+    return AdapterFile(metadata, tensors)
+
+
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> str:
+    """Returns the SHA-256 of metadata, names, dtypes and shapes as sorted JSON, and of the tensors' bytes by name."""
+    described = {name: [_ENCODINGS[str(x.dtype)], list(x.shape)] for name, x in tensors.items()}
+    text = json.dumps([dict(metadata), described], sort_keys=True, separators=(",", ":"))
+    sha256 = hashlib.sha256(text.encode())
+    for _, numbers in sorted(tensors.items()):
+        sha256.update(np.ascontiguousarray(numbers).reshape(-1).view(np.uint8))
+    return sha256.hexdigest()

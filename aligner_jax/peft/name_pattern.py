@@ -1,0 +1,307 @@
+"""Regular expressions of module names, matched in bounded time: those of PEFT's `target_modules`.
+
+A pattern comes out of a file, and Python's `re` may need ages for one of twenty characters. Here sets of positions,
+which are bits of an integer, are followed through the pattern instead: nothing is ever tried twice, and a budget bounds
+the work. What a pattern accepts is what `re.fullmatch` accepts. Without capturing, greedy and lazy are the same.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+MOST_CHARACTERS = 100_000
+_MOST_DEPTH = 40
+_MOST_REPEATS = 1000
+_MOST_STEPS = 500_000
+_SPECIAL = frozenset(".^$*+?{}[]\\|()")
+
+
+class PatternError(ValueError):
+    """A pattern that is wrong, that holds what is not supported, or that takes too much work; says which."""
+
+
+class NamePattern:
+    """A regular expression for whole names.
+
+    It may hold literals, `.`, classes, `|`, groups, `* + ? {m,n}` and their lazy forms, `^ $ \\A \\Z \\b`, look-aheads,
+    and `\\d \\w \\s` and their opposites; not back-references, look-behinds, possessive repeats or flags.
+
+    Raises:
+      PatternError: the pattern is none of these.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        if len(pattern) > MOST_CHARACTERS:
+            raise PatternError(f"it has {len(pattern):,} characters, of at most {MOST_CHARACTERS:,}")
+        self._root = _Parser(pattern).whole()
+        self._steps = 0
+
+    def matches(self, name: str) -> bool:
+        """Returns what `re.fullmatch` says of a name.
+
+        Raises:
+          PatternError: this and the calls before took more work than any pattern of use does.
+        """
+        return bool(self._ends(self._root, 1, name) >> len(name) & 1)
+
+    def _ends(self, node: "_Node", starts: int, name: str) -> int:
+        """Returns the positions that `node` may end at, from any of the positions `starts`."""
+        self._steps += 1
+        if self._steps > _MOST_STEPS:
+            raise PatternError("it takes too much work to match")
+        if not starts:
+            return 0
+        match node:
+            case _Text(text):
+                return _shifted(starts, len(text), lambda at: name.startswith(text, at))
+            case _Character(accepts):
+                return _shifted(starts, 1, lambda at: at < len(name) and accepts(name[at]))
+            case _Where(holds):
+                return _shifted(starts, 0, lambda at: holds(name, at))
+            case _Ahead(inner, wanted):
+                return _shifted(starts, 0, lambda at: bool(self._ends(inner, 1 << at, name)) == wanted)
+            case _Sequence(parts):
+                for part in parts:
+                    starts = self._ends(part, starts, name)
+                return starts
+            case _Choice(parts):
+                ends = 0
+                for part in parts:
+                    ends |= self._ends(part, starts, name)
+                return ends
+            case _Repeat(inner, least, most):
+                for _ in range(least):
+                    starts = self._ends(inner, starts, name)
+                ends = new = starts
+                # Only positions that are new are gone on from, so there are at most as many rounds as characters.
+                while new and most != 0:
+                    new = self._ends(inner, new, name) & ~ends
+                    ends |= new
+                    most = None if most is None else most - 1
+                return ends
+
+
+class _Text(NamedTuple):
+    text: str
+
+
+class _Character(NamedTuple):
+    accepts: Callable[[str], bool]
+
+
+class _Where(NamedTuple):
+    """A position: its condition on the name and the place in it."""
+
+    holds: Callable[[str, int], bool]
+
+
+class _Ahead(NamedTuple):
+    inner: "_Node"
+    wanted: bool
+
+
+class _Sequence(NamedTuple):
+    parts: "tuple[_Node, ...]"
+
+
+class _Choice(NamedTuple):
+    parts: "tuple[_Node, ...]"
+
+
+class _Repeat(NamedTuple):
+    """`inner` at least `least` times, and then up to `most` times more; None: any number."""
+
+    inner: "_Node"
+    least: int
+    most: int | None
+
+
+type _Node = _Text | _Character | _Where | _Ahead | _Sequence | _Choice | _Repeat
+
+
+def _shifted(starts: int, by: int, passes: Callable[[int], bool]) -> int:
+    ends = 0
+    while starts:
+        at = (starts & -starts).bit_length() - 1
+        starts &= starts - 1
+        if passes(at):
+            ends |= 1 << (at + by)
+    return ends
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+def _is_boundary(name: str, at: int) -> bool:
+    before, after = at > 0 and _is_word(name[at - 1]), at < len(name) and _is_word(name[at])
+    return before != after
+
+
+def _is_end(name: str, at: int) -> bool:
+    return at == len(name) or (at == len(name) - 1 and name[at] == "\n")
+
+
+_KINDS: dict[str, Callable[[str], bool]] = {"d": str.isdecimal, "w": _is_word, "s": str.isspace}
+_PLACES: dict[str, Callable[[str, int], bool]] = {
+    "A": lambda name, at: at == 0,
+    "Z": lambda name, at: at == len(name),
+    "b": _is_boundary,
+}
+
+
+class _Parser:
+    """Recursive descent over one pattern."""
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern, self.at, self.depth = pattern, 0, 0
+        self.group_names: set[str] = set()
+
+    def whole(self) -> _Node:
+        node = self._choice()
+        if self.at < len(self.pattern):
+            raise self._error("unbalanced parenthesis")
+        return node
+
+    def _choice(self) -> _Node:
+        parts = [self._sequence()]
+        while self._take("|"):
+            parts.append(self._sequence())
+        return parts[0] if len(parts) == 1 else _Choice(tuple(parts))
+
+    def _sequence(self) -> _Node:
+        parts: list[_Node] = []
+        while self.at < len(self.pattern) and self.pattern[self.at] not in "|)":
+            atom = self._atom()
+            node = self._repeated(atom)
+            # Names are mostly spelled out: one step for all letters of a text.
+            if isinstance(node, _Text) and parts and isinstance(last := parts[-1], _Text):
+                parts[-1] = _Text(last.text + node.text)
+            else:
+                parts.append(node)
+        return parts[0] if len(parts) == 1 else _Sequence(tuple(parts))
+
+    def _atom(self) -> _Node:
+        start = self.at
+        character = self._next()
+        if character == "(":
+            return self._group()
+        if character == "[":
+            return _Character(self._class())
+        if character == "\\":
+            return self._escape()
+        if character == ".":
+            return _Character(lambda c: c != "\n")
+        if character == "^":
+            return _Where(_PLACES["A"])
+        if character == "$":
+            return _Where(_is_end)
+        if character in _SPECIAL:
+            self.at = start
+            raise self._error(f"{character!r} has nothing before it")
+        return _Text(character)
+
+    def _repeated(self, node: _Node) -> _Node:
+        start = self.at
+        if self._take("*"):
+            least, most = 0, None
+        elif self._take("+"):
+            least, most = 1, None
+        elif self._take("?"):
+            least, most = 0, 1
+        elif found := re.compile(r"\{([0-9]{1,4})?(?:(,)([0-9]{1,4})?)?\}").match(self.pattern, self.at):
+            least, comma, end = int(found[1] or 0), found[2], found[3]
+            if not found[1] and not comma:
+                raise self._error("'{' begins no number of repeats")
+            most = None if comma and end is None else int(end) - least if comma else 0
+            if max(least, most or 0) > _MOST_REPEATS or (most is not None and most < 0):
+                raise self._error(f"repeats are from fewer to more, and at most {_MOST_REPEATS}")
+            self.at = found.end()
+        else:
+            return node
+        if isinstance(node, _Where):
+            self.at = start
+            raise self._error("a position cannot be repeated")
+        self._take("?")
+        if self.at < len(self.pattern) and self.pattern[self.at] in "*+?":
+            raise self._error("a repeat is repeated, or possessive")
+        return _Repeat(node, least, most)
+
+    def _group(self) -> _Node:
+        if self.depth == _MOST_DEPTH:
+            raise self._error(f"more than {_MOST_DEPTH} groups in each other")
+        self.depth += 1
+        wanted = None
+        if self._take("?"):
+            if named := re.compile(r"P<([A-Za-z_][A-Za-z0-9_]*)>").match(self.pattern, self.at):
+                self.at = named.end()
+                if named[1] in self.group_names:
+                    raise self._error(f"two groups have the name {named[1]!r}")
+                self.group_names.add(named[1])
+            elif self._take("=") or self._take("!"):
+                wanted = self.pattern[self.at - 1] == "="
+            elif not self._take(":"):
+                raise self._error("a group of this kind is not supported")
+        inner = self._choice()
+        if not self._take(")"):
+            raise self._error("missing )")
+        self.depth -= 1
+        return inner if wanted is None else _Ahead(inner, wanted)
+
+    def _escape(self) -> _Node:
+        letter = self._next()
+        if letter in _PLACES:
+            return _Where(_PLACES[letter])
+        accepts = self._kind(letter)
+        return _Text(letter) if accepts is None else _Character(accepts)
+
+    def _kind(self, letter: str) -> Callable[[str], bool] | None:
+        """Returns the characters that an escaped letter stands for; None for a character that stands for itself."""
+        if letter.lower() in _KINDS and letter.isascii():
+            accepts = _KINDS[letter.lower()]
+            return accepts if letter.islower() else lambda c: not accepts(c)
+        if letter.isascii() and letter.isalnum():
+            raise self._error(f"\\{letter} is not supported")
+        return None
+
+    def _class(self) -> Callable[[str], bool]:
+        negated, kinds, ranges = self._take("^"), [], []
+        first = True
+        while first or not self._take("]"):
+            first = False
+            low = high = self._member()
+            if self.pattern.startswith("-", self.at) and not self.pattern.startswith("-]", self.at):
+                self.at += 1
+                high = self._member()
+                if callable(low) or callable(high) or high < low:
+                    raise self._error("a range of characters has no end, or ends before it begins")
+            if callable(low):
+                kinds.append(low)
+            elif not callable(high):
+                ranges.append((low, high))
+        return lambda c: negated != (any(k(c) for k in kinds) or any(low <= c <= high for low, high in ranges))
+
+    def _member(self) -> str | Callable[[str], bool]:
+        """Returns a character of a class, or the characters that an escaped letter stands for."""
+        character = self._next()
+        if character == "\\":
+            letter = self._next()
+            return self._kind(letter) or letter
+        # Python means to give these a meaning in classes.
+        if character == "[" or self.pattern[self.at - 1 : self.at + 1] in ("--", "&&", "||", "~~"):
+            raise self._error(f"{character!r} in a class of characters should be escaped")
+        return character
+
+    def _next(self) -> str:
+        if self.at == len(self.pattern):
+            raise self._error("it ends too early")
+        self.at += 1
+        return self.pattern[self.at - 1]
+
+    def _take(self, wanted: str) -> bool:
+        found = self.pattern.startswith(wanted, self.at)
+        self.at += len(wanted) if found else 0
+        return found
+
+    def _error(self, problem: str) -> PatternError:
+        return PatternError(f"{problem} (character {self.at + 1})")

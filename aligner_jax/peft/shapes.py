@@ -1,0 +1,59 @@
+"""The arrays that an adapter should have, also where its model is not known."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from aligner_jax.errors import InputError
+from aligner_jax.model.llama import LlamaConfig
+from aligner_jax.peft.adapter import Options
+from aligner_jax.peft.methods import METHODS
+
+
+def check_shapes(
+    path: Path, tensors: Mapping[str, np.ndarray], method: str, options: Options, config: LlamaConfig | None
+) -> None:
+    """Refuses arrays that an adapter of this method with these options does not have.
+
+    Args:
+      path: where they are from.
+      config: of the base. Without one, sizes that are the model's may be any, but those of one axis are equal: "l" in
+        `tokens_lpd` and in `gates_ln`.
+
+    Raises:
+      InputError: an array is missing, unknown, empty, or of another shape; names it.
+    """
+    known, optional = (METHODS[method].shapes(options, config), set()) if config else _without_model(method, options)
+    for name in sorted((tensors.keys() ^ known.keys()) - (optional - tensors.keys())):
+        raise InputError(f"{path} {'has no' if name in known else 'has an unknown'} tensor {name!r}")
+    sizes: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        axes = name.rpartition("_")[2]
+        wanted = known[name]
+        if len(tensor.shape) == len(wanted):
+            pairs = zip(axes, tensor.shape, wanted, strict=True)
+            wanted = tuple(sizes.setdefault(axis, size) if most is None else most for axis, size, most in pairs)
+        if tensor.shape != wanted or 0 in wanted:
+            shape = tuple("any" if size in (None, 0) else size for size in wanted)
+            raise InputError(f"{path}: tensor {name!r} has shape {tensor.shape}, but {shape} fits this base")
+
+
+def _without_model(method: str, options: Options) -> tuple[dict[str, tuple[int | None, ...]], set[str]]:
+    """Returns shapes with None for sizes that are the model's, and the names that only some models have."""
+    first, second, bare = (METHODS[method].shapes(options, config) for config in _models(options))
+    shapes = {
+        name: tuple(one if one == other else None for one, other in zip(first[name], second[name], strict=True))
+        for name in first
+    }
+    return shapes, first.keys() - bare.keys()
+
+
+def _models(options: Options) -> tuple[LlamaConfig, LlamaConfig, LlamaConfig]:
+    """Returns models that have these options: two in which every size differs, and one without what may be absent."""
+    start = options.as_dict().get("start_layer", 0)
+    return (
+        LlamaConfig(11, 24, 13, start + 2, 6, 3, 4, qkv_bias=True, o_bias=True),
+        LlamaConfig(17, 60, 19, start + 3, 10, 5, 6, qkv_bias=True, o_bias=True),
+        LlamaConfig(11, 24, 13, start + 2, 6, 3, 4, tied_embeddings=True),
+    )
