@@ -36,5 +36,5 @@ def test_bad_files(tmp_path: Path, content: bytes, says: str):
 
 
 def test_a_file_that_is_not_there(tmp_path: Path):
-    with pytest.raises(InputError, match=r"none\.csv cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"^there is no file .*none\.csv$"):
         list(csv_records(tmp_path / "none.csv"))

@@ -97,7 +97,7 @@ def test_what_is_not_a_preference_is_named(tokenizer):
 )
 def test_a_pair_that_does_not_fit_is_cut_where_it_is_longer(tokenizer, packing: bool, answers, kept):
     """The prompt and the end take so much; of a row, what is left is 60 for the answers of both, or of one."""
-    (base,), _ = tokenize([preference("", "")], tokenizer)
+    (base,), _ = tokenize([preference("", "b")], tokenizer)
     frame = lengths(base)[0]
     row = 2 * frame + 60 if packing else frame + 60
     example = preference("a" * answers[0], "b" * answers[1])
@@ -108,7 +108,7 @@ def test_a_pair_that_does_not_fit_is_cut_where_it_is_longer(tokenizer, packing: 
     for side in ("chosen", "rejected"):
         np.testing.assert_array_equal(pair[side]["tokens"], whole[side]["tokens"][: len(pair[side]["tokens"])])
     if kept != answers:
-        both, summary = tokenize([example, preference("", "")], tokenizer, row, packing=packing, overlong="drop")
+        both, summary = tokenize([example, preference("", "b")], tokenizer, row, packing=packing, overlong="drop")
         assert (len(both), summary.dropped) == (1, 1)
         pattern = r"p\.jsonl:1: the prompt has \d+ tokens with its chosen answer .* set data\.overlong to"
         with pytest.raises(InputError, match=pattern):
@@ -116,7 +116,7 @@ def test_a_pair_that_does_not_fit_is_cut_where_it_is_longer(tokenizer, packing: 
 
 
 def test_a_pair_of_which_nothing_of_an_answer_is_left_is_left_out(tokenizer):
-    (base,), _ = tokenize([preference("", "")], tokenizer)
+    (base,), _ = tokenize([preference("", "b")], tokenizer)
     prompt = lengths(base)[0] - 1
     options = {"packing": False, "overlong": "truncate"}
     pairs, summary = tokenize([preference("a", "b")], tokenizer, prompt + 1, **options)

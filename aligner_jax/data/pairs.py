@@ -57,15 +57,16 @@ def tokenize_pairs(
     """
     pairs: list[Pair] = []
     truncated = dropped = without_targets = equal = 0
-    context = sequence_length if context_length is None else context_length
+    most = sequence_length if context_length is None else min(sequence_length, context_length)
     for example in examples:
         pair = _pair(example, tokenizer, template, system)
         lengths = _lengths(pair)
-        room = _room(*lengths, sequence_length, min(context, sequence_length), packing)
+        room = _room(*lengths, sequence_length, most, packing)
         if room != lengths:
             if overlong == "error":
-                if max(lengths) > context:
-                    raise InputError(beyond_context(example.where, "a document of the pair", max(lengths), context))
+                if context_length is not None and max(lengths) > context_length:
+                    what = "a document of the pair"
+                    raise InputError(beyond_context(example.where, what, max(lengths), context_length))
                 raise InputError(_too_long(example.where, *lengths, sequence_length, packing))
             if overlong == "drop":
                 dropped += 1

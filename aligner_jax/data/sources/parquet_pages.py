@@ -61,6 +61,8 @@ def check_pages(file: BinaryIO, size: int, metadata: Any, columns: Sequence[int]
         repeated = described.max_repetition_level > 0
         for group in groups:
             chunk = group.column(number)
+            if not group.num_rows and not chunk.num_values:
+                continue
             try:
                 begin, end = _range(chunk, size - 8 - footer)
                 if chunk.num_values < group.num_rows or chunk.num_values > (most if repeated else group.num_rows):

@@ -1,15 +1,19 @@
 """Records of a local file, each with the place it stands at: JSON, JSON lines or Parquet, compressed or not."""
 
 import dataclasses
+import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from aligner_jax.data.sources.bounded import content_pieces
+from aligner_jax.data.sources.bounded import check_ratio, content_pieces
 from aligner_jax.data.sources.json_records import json_values
 from aligner_jax.data.sources.parquet import MAGIC, open_parquet
 from aligner_jax.data.sources.values import kind
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import open_file
+
+_RECORD = 300
+"""Bytes that an example takes beside its text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,20 +54,21 @@ def open_records(path: Path | str, columns: Collection[str] | None = None) -> Re
     """
     path = Path(path)
     with open_file(path) as file:
-        begin = file.read(len(MAGIC))
+        begin, size = file.read(len(MAGIC)), os.fstat(file.fileno()).st_size
     if begin == MAGIC or (begin and ".parquet" in path.suffixes):
         table = open_parquet(path, columns)
         places = ((row, f"{path}, row {number}") for row, number in table.rows)
-        return Records(_some(places, path), table.unread)
-    return Records(_some(_objects(path), path))
+        return Records(_some(places, size, path), table.unread)
+    return Records(_some(_objects(path), size, path))
 
 
-def _some(records: Iterator[tuple[dict, str]], path: Path) -> Iterator[tuple[dict, str]]:
-    empty = True
-    for each in records:
-        empty = False
+def _some(records: Iterator[tuple[dict, str]], size: int, path: Path) -> Iterator[tuple[dict, str]]:
+    count = 0
+    for count, each in enumerate(records, 1):
+        if not count % 1024:
+            check_ratio(_RECORD * count, size, path)
         yield each
-    if empty:
+    if not count:
         raise InputError(f"{path} holds no records")
 
 
