@@ -5,13 +5,15 @@ import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from aligner_jax.data.sources.bounded import MOST_RECORD
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, open_file
 
 _MOST_COLUMNS = 1000
+# Short fields take 15 times their text in memory.
+_MOST_ROW = 2 * MEBIBYTE
+_PIECE = 2**16
 
 
 class Row(NamedTuple):
@@ -30,13 +32,13 @@ def csv_records(path: str | Path) -> Iterator[tuple[dict[str, str], str]]:
 
     Raises:
       InputError: the file cannot be read, has no rows, two columns of one name, more than 1,000 columns, a row of
-        another length than the header, of more than 4 MiB or with a field of more than 128 KiB, or quotes that are not
+        another length than the header, of more than 2 MiB or with a field of more than 128 KiB, or quotes that are not
         closed.
     """
     header: list[str] | None = None
     empty = True
     with open_file(path) as file:
-        for row in csv_rows(iter(lambda: file.read(MEBIBYTE), b""), path):
+        for row in csv_rows(file, path):
             where = f"{path}:{row.begin}"
             if not row.fields:
                 continue
@@ -52,13 +54,13 @@ def csv_records(path: str | Path) -> Iterator[tuple[dict[str, str], str]]:
         raise InputError(f"{path} {'is empty' if header is None else 'has a header and no rows'}")
 
 
-def csv_rows(pieces: Iterator[bytes], path: str | Path) -> Iterator[Row]:
-    """Yields the rows of a CSV text that comes in pieces; a blank line is one without fields.
+def csv_rows(text: BinaryIO, path: str | Path) -> Iterator[Row]:
+    """Yields the rows of a CSV text that is open; a blank line is one without fields.
 
     Raises:
-      InputError: it is not CSV or UTF-8, or a row has more than 4 MiB; names the line.
+      InputError: it is not CSV or UTF-8, or a row has more than 2 MiB; names the line.
     """
-    lines = _Lines(pieces, path)
+    lines = _Lines(iter(lambda: text.read(_PIECE), b""), path)
     reader, begin = csv.reader(lines, strict=True), 1
     while True:
         lines.begin, lines.taken = begin, 0
@@ -73,7 +75,7 @@ def csv_rows(pieces: Iterator[bytes], path: str | Path) -> Iterator[Row]:
 
 
 class _Lines:
-    """Lines with their ends, of which those since `begin` may be `MOST_RECORD` together.
+    """Lines with their ends, of which those since `begin` may have 2 MiB together.
 
     Attributes:
       begin: the line that the row begins on.
@@ -95,15 +97,15 @@ class _Lines:
 
     def _take(self, size: int) -> None:
         self.taken += size
-        if self.taken > MOST_RECORD:
-            raise InputError(f"{self._path}:{self.begin}: a row has more than {MOST_RECORD // MEBIBYTE} MiB")
+        if self.taken > _MOST_ROW:
+            raise InputError(f"{self._path}:{self.begin}: a row has more than {_MOST_ROW // MEBIBYTE} MiB")
 
     def _split(self, pieces: Iterator[bytes]) -> Iterator[str]:
         rest = ""
         for text in _decoded(pieces, self._path):
             *whole, rest = io.StringIO(rest + text, newline="") if rest or text else [""]
             yield from whole
-            if len(rest) > MOST_RECORD:
+            if len(rest) > _MOST_ROW:
                 self._take(len(rest))
         if rest:
             # It may end with the first half of a line break.

@@ -14,6 +14,7 @@ from aligner_jax.files.content import MEBIBYTE, is_file, open_file
 MOST_FILE = 8 * MEBIBYTE
 """Bytes of one file; MMLU's largest has 2 MB."""
 _MOST_FILES, _MOST_RATIO = 10_000, 30
+# Small rows take 30 times their text in memory.
 _END = struct.Struct("<4s4H2LH")
 _END_MAGIC, _LARGE_MAGIC = b"PK\x05\x06", b"PK\x06\x07"
 # A file is damaged, cut short, encrypted, or packed in an unknown way.
@@ -54,7 +55,7 @@ def read_archive(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[st
                 for info in held:
                     _check_header(archive, info, path)
                 found = [info for info in held if _is_content(info.filename) and wanted(info.filename)]
-                if sum(info.file_size for info in found) > MOST_FILE + _MOST_RATIO * size:
+                if sum(info.file_size for info in found) > MEBIBYTE + _MOST_RATIO * size:
                     raise InputError(f"{path} has {size:,} bytes, and its files far more than MMLU's could have")
                 for info in found:
                     yield f"{path}/{info.filename}", _content(archive, info, path)

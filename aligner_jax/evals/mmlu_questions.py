@@ -1,5 +1,6 @@
 """MMLU's questions as published: a CSV without a header for each subject, in a zip or in a folder."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -38,7 +39,7 @@ def read_mmlu(path: str, split: Split) -> dict[str, list[MultipleChoice]]:
         if subject in subjects:
             raise InputError(f"{path} has two files of the subject {subject!r}: {name} and one before it")
         subjects[subject] = [
-            _question(row.fields, subject, f"{name}:{row.end}") for row in csv_rows(iter([content]), name)
+            _question(row.fields, subject, f"{name}:{row.end}") for row in csv_rows(io.BytesIO(content), name)
         ]
         if not subjects[subject]:
             raise InputError(f"{name} is empty")

@@ -37,7 +37,8 @@ def parse_json(text: str, where: str | Path) -> object:
         raise InputError(f"{where}{line} is not JSON: {json_reason(error)}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON that can be read: {json_reason(error)}") from None
-    _check_depth(value, where)
+    if text.count("{") + text.count("[") > MOST_DEPTH:
+        _check_depth(value, where)
     return value
 
 
@@ -54,7 +55,8 @@ def parse_value_at(text: str, start: int, where: str | Path) -> tuple[object, in
         raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON that can be read: {json_reason(error)}") from None
-    _check_depth(value, where)
+    if text.count("{", start, end) + text.count("[", start, end) > MOST_DEPTH:
+        _check_depth(value, where)
     return value, end
 
 

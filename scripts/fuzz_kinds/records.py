@@ -4,6 +4,7 @@ import gzip
 import json
 import lzma
 import random
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def may_differ(sample: Files, damaged: Files) -> bool:
     ((name, content),) = damaged.items()
     try:
         _unpacked(name, content)
-    except (OSError, EOFError, lzma.LZMAError, ValueError):
+    except (OSError, EOFError, lzma.LZMAError, zlib.error):
         return False
     return True
 

@@ -70,9 +70,9 @@ def lines(pieces: Iterator[bytes], path: Path) -> Iterator[tuple[bytes, int]]:
 
 
 def _line_values(pieces: Iterator[bytes], path: Path) -> Iterator[tuple[object, int]]:
-    empty = True
+    empty, begin = True, f"{path}:"
     for line, number in lines(pieces, path):
-        where = f"{path}:{number}"
+        where = f"{begin}{number}"
         try:
             text = line.decode()
         except UnicodeDecodeError:
@@ -104,7 +104,7 @@ class _Array:
     """Elements of an array whose text comes in pieces."""
 
     def __init__(self, pieces: Iterator[str], path: Path) -> None:
-        self._pieces, self._path = pieces, path
+        self._pieces, self._path = pieces, str(path)
         self._text, self._position = "", 0
         # Of the text's begin; and how far lines are counted.
         self._line, self._column, self._counted = 1, 0, 0

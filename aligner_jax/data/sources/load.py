@@ -119,13 +119,17 @@ def _load_file(path: Path | str, source: Source | None) -> Dataset:
     records = open_records(path, _columns(SOURCES.values() if source is None else [source]))
     examples: list[Example] = []
     dropped: collections.Counter[str] = collections.Counter()
-    unused = None
+    unused, context = None, ()
     for record, where in records.rows:
-        source = source or _detect(record, where)
-        unused = unused or Unused(source, records.unread)
+        if unused is None:
+            source = source or _detect(record, where)
+            unused, context = Unused(source, records.unread), (*source.system, *source.history)
+        assert source is not None
         unused.add(record)
         try:
-            parsed = with_context(source.parse(record, where), record, where, source.system, source.history)
+            parsed = source.parse(record, where)
+            if any(map(record.get, context)):
+                parsed = with_context(parsed, record, where, source.system, source.history)
             check_worth(parsed)
         except Dropped as reason:
             dropped[str(reason)] += 1

@@ -51,7 +51,6 @@ class _Rows:
     def __init__(self, path: Path, columns: Collection[str] | None) -> None:
         # Here, because most runs read no Parquet and the import takes a while.
         import pyarrow
-        import pyarrow.compute
         import pyarrow.parquet
 
         self._path, self._pyarrow = path, pyarrow
@@ -159,7 +158,8 @@ def _text_bytes(pyarrow: Any, values: Any) -> int:
     if isinstance(values, pyarrow.RecordBatch):
         return sum(_text_bytes(pyarrow, column) for column in values.columns)
     if isinstance(values, pyarrow.DictionaryArray):
-        compute = pyarrow.compute
+        from pyarrow import compute
+
         kind = values.dictionary.type
         if not pyarrow.types.is_string(kind) and not pyarrow.types.is_binary(kind):
             return values.nbytes

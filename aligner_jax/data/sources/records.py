@@ -57,23 +57,18 @@ def open_records(path: Path | str, columns: Collection[str] | None = None) -> Re
         begin, size = file.read(len(MAGIC)), os.fstat(file.fileno()).st_size
     if begin == MAGIC or (begin and ".parquet" in path.suffixes):
         table = open_parquet(path, columns)
-        places = ((row, f"{path}, row {number}") for row, number in table.rows)
-        return Records(_some(places, size, path), table.unread)
-    return Records(_some(_objects(path), size, path))
+        return Records(_placed(table.rows, ", row ", size, path), table.unread)
+    return Records(_placed(json_values(content_pieces(path), path), ":", size, path))
 
 
-def _some(records: Iterator[tuple[dict, str]], size: int, path: Path) -> Iterator[tuple[dict, str]]:
-    count = 0
-    for count, each in enumerate(records, 1):
+def _placed(values: Iterator[tuple[object, int]], mark: str, size: int, path: Path) -> Iterator[tuple[dict, str]]:
+    count, begin = 0, f"{path}{mark}"
+    for value, number in values:
+        if not isinstance(value, dict):
+            raise InputError(f"{begin}{number} holds {kind(value)} where an object (a record with named fields) belongs")
+        count += 1
         if not count % 1024:
             check_ratio(_RECORD * count, size, path)
-        yield each
+        yield value, f"{begin}{number}"
     if not count:
         raise InputError(f"{path} holds no records")
-
-
-def _objects(path: Path) -> Iterator[tuple[dict, str]]:
-    for value, line in json_values(content_pieces(path), path):
-        if not isinstance(value, dict):
-            raise InputError(f"{path}:{line} holds {kind(value)} where an object (a record with named fields) belongs")
-        yield value, f"{path}:{line}"
