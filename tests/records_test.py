@@ -67,9 +67,18 @@ def test_damaged_files_are_refused_by_file_and_line(tmp_path, name):
         (written("d.parquet", b""), " is empty"),
         (written("e.jsonl", f"{good}\n{good[:-9]}\n".encode()), ":2 is not JSON: "),
         (written("f.json", f"[\n{good},\n{good[:-9]}".encode()), ":3 is not JSON: "),
-        (written("g.jsonl", f"{good}\n{'[' * 100_000}\n".encode()), ":2 is not JSON that can be read: it is nested too deeply"),
-        (written("g.json", f"[\n{good},\n{'[' * 100_000}\n".encode()), ":3 is not JSON that can be read: it is nested too deeply"),
-        (written("h.jsonl", f'{good}\n{{"a": {"1" * 5000}}}\n'.encode()), ":2 is not JSON that can be read: it holds a number with too"),
+        (
+            written("g.jsonl", f"{good}\n{'[' * 100_000}\n".encode()),
+            ":2 is not JSON that can be read: it is nested too deeply",
+        ),
+        (
+            written("g.json", f"[\n{good},\n{'[' * 100_000}\n".encode()),
+            ":3 is not JSON that can be read: it is nested too deeply",
+        ),
+        (
+            written("h.jsonl", f'{good}\n{{"a": {"1" * 5000}}}\n'.encode()),
+            ":2 is not JSON that can be read: it holds a number with too",
+        ),
         (written("i.jsonl", f"{good}\n".encode() + b'{"a": "\xff"}'), ":2 is not UTF-8 text"),
         (written("j.jsonl.gz", zipped[:-9]), " is cut short"),
         (written("k.jsonl.gz", good.encode()), " cannot be decompressed: Not a gzipped file"),
@@ -82,7 +91,7 @@ def test_damaged_files_are_refused_by_file_and_line(tmp_path, name):
         (tmp_path, " is a folder, but none that a builder prepared: it has no dataset_info.json"),
     ):
         assert refusal(path, name).startswith(words), path
-    with pytest.raises(InputError, match="^there is no file .*nothing.jsonl$"):
+    with pytest.raises(InputError, match=r"^there is no file .*nothing\.jsonl$"):
         load_dataset(tmp_path / "nothing.jsonl", name)
     no_rows = tmp_path / "r.parquet"
     parquet.write_table(pyarrow.Table.from_pylist([record]).slice(0, 0), no_rows)

@@ -82,7 +82,7 @@ def tokenize_examples(
     overlong: Literal["error", "truncate", "drop"] = "error",
     system: str | None = None,
 ) -> tuple[list[Document], Summary]:
-    """Returns documents that fit into a row and the context, in the examples' order, and what became of the examples.
+    """Returns documents that fit into a row and the context, in the examples' order, and what became of the others.
 
     BOS is put first if the tokenizer's files ask for it, and EOS is the last target unless the template ended the
     answer with a token that does the same. A prompt's tokens are those it has in generation: no token spans the
@@ -182,8 +182,8 @@ def _check_said(example: Example, text: str, system: str | None) -> None:
     for message in messages:
         if message["role"] not in ("user", "assistant") and message["content"].strip() not in text:
             raise InputError(
-                f"{example.where}: the template leaves out what {message['role']!r} says: take that out of the data, or "
-                "choose a template with a place for it"
+                f"{example.where}: the template leaves out what {message['role']!r} says: take that out of the data, "
+                "or choose a template with a place for it"
             )
 
 

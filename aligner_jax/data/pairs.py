@@ -83,8 +83,8 @@ def tokenize_pairs(
     if examples and not pairs:
         raise InputError(
             f"none of the {len(examples)} preferences is left: {dropped} are longer than a row of {sequence_length} "
-            f"tokens or the context, of {without_targets} nothing of an answer fits, and of {equal} both answers are the "
-            "same tokens"
+            f"tokens or the context, of {without_targets} nothing of an answer fits, and of {equal} both answers are "
+            "the same tokens"
         )
     targets = (int(document["loss_mask"].sum()) for pair in pairs for document in (pair["chosen"], pair["rejected"]))
     summary = Summary(

@@ -24,7 +24,8 @@ def read_struct(data: bytes, start: int = 0) -> Read:
     """Returns the structure that begins at `start`.
 
     Raises:
-      Malformed: there is none, it ends too early, is nested more than 16 deep, or has a list of more than 4096 elements.
+      Malformed: there is none, it ends too early, is nested more than 16 deep, or has a list of more than 4096
+        elements.
     """
     try:
         return Read(*_struct(data, start, _MOST_DEPTH))

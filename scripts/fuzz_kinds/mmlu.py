@@ -6,10 +6,9 @@ import random
 import zipfile
 from pathlib import Path
 
+from aligner_jax.evals.mmlu_questions import read_mmlu
 from fuzz_kinds import mutations
 from fuzz_kinds.kind import Files, Kind
-
-from aligner_jax.evals.mmlu_questions import read_mmlu
 
 _ROWS = 'Which bone,Hyoid,"Rib, floating",Ulna,Skull,A\n"Two\nlines?",a,b,"c ""d""",e,C\n' + "Q?,1,2,3,4,D\n" * 5
 
@@ -27,6 +26,13 @@ _CONTENTS = {
     for split in ("dev", "test")
     for subject in ("anatomy", "virology", "world_religions")
 }
+
+
+_NAMES = (
+    "/etc/test/a_test.csv", "../../test/b_test.csv", "data/test/", "test/\x1b[2J_test.csv", "C:\\test\\c_test.csv",
+    "é/test/é_test.csv", "test/_test.csv", "more/test/anatomy_test.csv", "__MACOSX/data/test/._anatomy_test.csv",
+    "test/" + "n" * 5000 + "_test.csv",
+)  # fmt: skip
 
 
 def samples() -> list[Files]:
@@ -64,7 +70,7 @@ def mutate(rng: random.Random, files: Files) -> Files:
     if change == 7:
         return {"mmlu.zip": _bomb(rng)}
     if change == 8:
-        other = rng.choice(("/etc/test/a_test.csv", "../../test/b_test.csv", "data/test/", "test/\x1b[2J_test.csv", "C:\\test\\c_test.csv", "é/test/é_test.csv", "test/_test.csv", "more/test/anatomy_test.csv", "__MACOSX/data/test/._anatomy_test.csv", "test/" + "n" * 5000 + "_test.csv"))  # fmt: skip
+        other = rng.choice(_NAMES)
         return {"mmlu.zip": _zipped({**contents, other: rng.choice((contents[name], b"", b"\0\5\x16\7"))})}
     contents[name] = _table(rng, contents[name])
     return {"mmlu.zip": _zipped(contents, rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)))}
@@ -95,10 +101,14 @@ def _table(rng: random.Random, content: bytes) -> bytes:
     if change == 4:
         return content.replace(b",", rng.choice((b",,", b";", b'"', b"\0", b"\r", b"\n")), rng.choice((1, 3, -1)))
     if change == 5:
-        return content + rng.choice((b'"' + b"a" * 200_000, b"," * 3_000_000, b'"' + b"\n" * 3_000_000, b'"a\n",' * 900_000))
+        return content + rng.choice(
+            (b'"' + b"a" * 200_000, b"," * 3_000_000, b'"' + b"\n" * 3_000_000, b'"a\n",' * 900_000)
+        )
     if change == 6:
         return b"a" * 9_000_000
-    return rng.choice((b"", b"\xef\xbb\xbf" + content, content.replace(b"\n", b"\r\n"), content.decode().encode("utf-16")))
+    return rng.choice(
+        (b"", b"\xef\xbb\xbf" + content, content.replace(b"\n", b"\r\n"), content.decode().encode("utf-16"))
+    )
 
 
 def _bomb(rng: random.Random) -> bytes:

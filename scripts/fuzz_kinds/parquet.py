@@ -5,11 +5,11 @@ import random
 from pathlib import Path
 
 import pyarrow
-from fuzz_kinds import mutations
-from fuzz_kinds.kind import Files, Kind
 from pyarrow import parquet
 
 from aligner_jax.data.sources import load_dataset
+from fuzz_kinds import mutations
+from fuzz_kinds.kind import Files, Kind
 
 _TURNS = [{"role": "user", "content": "Name a tree."}, {"role": "assistant", "content": "Pine é"}]
 _TABLES = (
@@ -17,7 +17,10 @@ _TABLES = (
     {"messages": [_TURNS] * 20, "system": ["Be brief.", None] * 10, "number": list(range(20))},
     {"prompt": ["Hi"] * 9, "chosen": ["Hello"] * 9, "rejected": [f"What {i}?" for i in range(9)]},
     {"instruction": ["And?"] * 6, "output": [f"R{i}" for i in range(6)], "history": [[["Begin.", "Sun."]]] * 6},
-    {"prompt": [_TURNS[:1]] * 5, "chosen": [_TURNS[1:]] * 5, "rejected": [_TURNS[:0] + [{"role": "assistant", "content": f"O{i}"}] for i in range(5)]},
+    {
+        "prompt": [_TURNS[:1]] * 5, "chosen": [_TURNS[1:]] * 5,
+        "rejected": [[{"role": "assistant", "content": f"O{i}"}] for i in range(5)],
+    },
 )  # fmt: skip
 _WAYS = (
     {}, {"compression": "zstd"}, {"compression": "gzip", "row_group_size": 4}, {"compression": "none"},
@@ -98,7 +101,9 @@ def _retyped(rng: random.Random, content: bytes) -> bytes:
     kind = rng.choice(kinds)
     values: list = [None] * rows
     if rng.randrange(4):
-        raw = rng.choice((2**62, -(2**62), 2**31 - 1, 0, 1, "x", b"\xff", 0.5, True, [], ["x"], [["a", "b"]], {"a": "b"}))
+        raw = rng.choice(
+            (2**62, -(2**62), 2**31 - 1, 0, 1, "x", b"\xff", 0.5, True, [], ["x"], [["a", "b"]], {"a": "b"})
+        )
         try:
             values = pyarrow.array([raw] * rows).cast(kind)
         except (pyarrow.ArrowException, ValueError, OverflowError):
@@ -109,9 +114,13 @@ def _retyped(rng: random.Random, content: bytes) -> bytes:
     if change == 0:
         table = table.set_column(at, name, values)
     elif change == 1:
-        table = table.append_column(rng.choice(("extra", name, "system", "history", "", "a.b", "\x1b[2J", "k" * 5000)), values)
+        table = table.append_column(
+            rng.choice(("extra", name, "system", "history", "", "a.b", "\x1b[2J", "k" * 5000)), values
+        )
     elif change == 2:
-        table = table.rename_columns([rng.choice(("x", name, "prompt", "text")) if i == at else n for i, n in enumerate(table.column_names)])
+        table = table.rename_columns(
+            [rng.choice(("x", name, "prompt", "text")) if i == at else n for i, n in enumerate(table.column_names)]
+        )
     elif change == 3:
         table = table.drop_columns([name])
     elif pyarrow.types.is_string(table.schema.field(at).type):

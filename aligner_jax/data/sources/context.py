@@ -34,7 +34,9 @@ def with_context(parsed: Record, record: dict, where: str, system: Sequence[str]
         prompts.add(turns.pop(0)["content"])
     if len(prompts) > 1:
         raise Dropped("two system prompts")
-    before: list[Message] = [{"role": "system", "content": check_text(text, "the system prompt", where)} for text in prompts]
+    before: list[Message] = [
+        {"role": "system", "content": check_text(text, "the system prompt", where)} for text in prompts
+    ]
     for pair in earlier:
         for role, text in zip(("user", "assistant"), pair, strict=True):
             before.append({"role": role, "content": check_text(text, "the history", where)})

@@ -166,7 +166,7 @@ class _Array:
     def _twice(self, where: str) -> bool:
         """Makes the value's text twice as long, so that it is parsed few times; False if there is no more of it."""
         size = begun = len(self._text) - self._position
-        while size < 2 * begun:
+        while size < max(2 * begun, 1):
             if size > MOST_RECORD:
                 raise _too_long(where)
             if not self._more():
@@ -203,4 +203,6 @@ def check_marks(text: str, where: str) -> None:
 
 
 def _too_long(where: str) -> InputError:
-    return InputError(f"{where} holds a value of more than {MOST_RECORD // MEBIBYTE} MiB, and a record has at most that")
+    return InputError(
+        f"{where} holds a value of more than {MOST_RECORD // MEBIBYTE} MiB, and a record has at most that"
+    )

@@ -133,7 +133,9 @@ def _limits(file: BinaryIO, size: int, path: Path) -> dict[str, Any]:
     end = file.read(8)
     footer = int.from_bytes(end[:4], "little")
     if size < 12 or end[4:] != MAGIC:
-        raise InputError(f"{path} cannot be read as Parquet: it does not end with {MAGIC.decode()}, so it may be cut short")
+        raise InputError(
+            f"{path} cannot be read as Parquet: it does not end with {MAGIC.decode()}, so it may be cut short"
+        )
     if not 0 < footer <= min(size - 12, _MOST_FOOTER):
         raise InputError(f"{path} cannot be read as Parquet: its metadata should be {footer:,} of its {size:,} bytes")
     file.seek(0)
@@ -158,8 +160,9 @@ def _text_bytes(pyarrow: Any, values: Any) -> int:
     if isinstance(values, pyarrow.RecordBatch):
         return sum(_text_bytes(pyarrow, column) for column in values.columns)
     if isinstance(values, pyarrow.DictionaryArray):
-        from pyarrow import compute
+        import pyarrow.compute
 
+        compute: Any = pyarrow.compute
         kind = values.dictionary.type
         if not pyarrow.types.is_string(kind) and not pyarrow.types.is_binary(kind):
             return values.nbytes

@@ -4,6 +4,7 @@ A page of a hundred bytes may say that it becomes 2 GiB, and a text that a file 
 headers tell both (parquet.thrift, `PageHeader`), and reading them costs nothing beside reading the pages.
 """
 
+import itertools
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,7 +80,7 @@ def check_pages(file: BinaryIO, size: int, metadata: Any, columns: Sequence[int]
             elif found.repeating * found.longest > 4 * _BATCH + 8 * size and described.path not in as_dictionary:
                 as_dictionary.append(described.path)
     taken.sort()
-    if any(first[1] > second[0] for first, second in zip(taken, taken[1:], strict=False)):
+    if any(first[1] > second[0] for first, second in itertools.pairwise(taken)):
         raise InputError(f"{path} is damaged: two of its columns are at the same place")
     return Layout(rows, as_dictionary)
 
@@ -109,8 +110,8 @@ def _chunk(file: BinaryIO, chunk: Any, begin: int, end: int, repeated: bool) -> 
         kind = header.get(1)
         if kind == _DICTIONARY:
             held = _number(_part(header, 7), 1)
-            if size > _BATCH // _MOST_ROWS:
-                in_dictionary = _longest(_at(file, at, packed), size, held, chunk)
+            small = size <= _BATCH // _MOST_ROWS
+            in_dictionary = size if small else _longest(_at(file, at, packed), size, held, chunk)
         elif kind in (_DATA, _DATA_V2):
             page = _part(header, 5 if kind == _DATA else 8)
             count = _number(page, 1)

@@ -65,7 +65,9 @@ def _placed(values: Iterator[tuple[object, int]], mark: str, size: int, path: Pa
     count, begin = 0, f"{path}{mark}"
     for value, number in values:
         if not isinstance(value, dict):
-            raise InputError(f"{begin}{number} holds {kind(value)} where an object (a record with named fields) belongs")
+            raise InputError(
+                f"{begin}{number} holds {kind(value)} where an object (a record with named fields) belongs"
+            )
         count += 1
         if not count % 1024:
             check_ratio(_RECORD * count, size, path)

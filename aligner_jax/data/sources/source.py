@@ -15,9 +15,12 @@ class Dropped(Exception):
 
 
 IGNORED = frozenset(
-    "id idx index uid uuid _id prompt_id conversation_id source dataset origin split category categories topic task type "
-    "lang language url license model score scores rating timestamp date hash sha256".split()
-)
+    {
+        "id", "idx", "index", "uid", "uuid", "_id", "prompt_id", "conversation_id", "source", "dataset",
+        "origin", "split", "category", "categories", "topic", "task", "type", "lang", "language", "url",
+        "license", "model", "score", "scores", "rating", "timestamp", "date", "hash", "sha256",
+    }
+)  # fmt: skip
 """Fields that name, place or rate a record, in the data of many."""
 
 

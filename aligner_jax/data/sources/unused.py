@@ -35,7 +35,9 @@ class Unused:
                 self._add_turns(name, record.get(name))
 
     def _is_context(self, name: str, value: object) -> bool:
-        return (name in self._source.system and isinstance(value, str)) or (name in self._source.history and is_history(value))
+        return (name in self._source.system and isinstance(value, str)) or (
+            name in self._source.history and is_history(value)
+        )
 
     def _add_turns(self, name: str, turns: object) -> None:
         found = {
