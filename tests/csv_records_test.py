@@ -36,5 +36,34 @@ def test_bad_files(tmp_path: Path, content: bytes, says: str):
 
 
 def test_a_file_that_is_not_there(tmp_path: Path):
-    with pytest.raises(InputError, match=r"none\.csv cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"^there is no file .*none\.csv$"):
         list(csv_records(tmp_path / "none.csv"))
+
+
+def test_pieces_do_not_show_in_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = 'name,text\r\n"é\r\n😀",b\rc,"d\n"\n\nlast,x'
+    path = tmp_path / "a.csv"
+    path.write_bytes(text.encode())
+    expected = [("é\r\n😀", "b", 2), ("c", "d\n", 4), ("last", "x", 7)]
+    for size in (1, 2, 3, 7, 2**16):
+        monkeypatch.setattr("aligner_jax.evals.csv_records._PIECE", size)
+        found = [(*row.values(), int(where.rpartition(":")[2])) for row, where in csv_records(path)]
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'a,b\n1,"' + b"x" * 200_000 + b'"\n', ":2 is not CSV: field larger than field limit (131072)"),
+        (b"a,b\n1," + b"," * 3_000_000, ":2: a row has more than 2 MiB"),
+        (b"a,b\n1," + b'"x\n",' * 500_000, ":2: a row has more than 2 MiB"),
+        (b",".join(b"%d" % i for i in range(5000)) + b"\n", ":1 names 5,000 columns, and a file has at most 1,000"),
+    ],
+    ids=["field", "line", "row of lines", "header"],
+)
+def test_rows_have_bounds(tmp_path: Path, content: bytes, says: str):
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        list(csv_records(path))
+    assert str(caught.value).startswith(f"{path}{says}")

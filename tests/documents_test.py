@@ -180,3 +180,38 @@ def test_the_summary_counts():
     assert summary.mean_tokens == sum(lengths) / 2
     assert summary.target_share == 6 / sum(lengths)
     assert str(summary).startswith(f"2 documents, {sum(lengths)} tokens (mean ")
+
+
+SYSTEM_DROPPED = "{% for m in messages if m['role'] in ('user', 'assistant') %}" + WITHOUT_END.partition("%}")[2]
+
+
+def test_documents_longer_than_the_context_are_refused_cut_or_dropped():
+    """A row may be longer, as long as no document in it is."""
+    tokenizer = make()
+    length = len(one(PINE, tokenizer)["tokens"])
+    options = {"sequence_length": 4 * length}
+    whole, _ = tokenize_examples([PINE] * 4, tokenizer, "alpaca", context_length=length, **options)
+    assert [len(document["tokens"]) for document in whole] == [length] * 4
+    with pytest.raises(
+        InputError, match=rf"^data.json:2: the example has {length} tokens, and the base's context 100 "
+    ):
+        tokenize_examples([PINE], tokenizer, "alpaca", context_length=100, **options)
+    (cut,), summary = tokenize_examples(
+        [PINE], tokenizer, "alpaca", context_length=length - 2, overlong="truncate", **options
+    )
+    assert (len(cut["tokens"]), summary.truncated) == (length - 2, 1)
+    with pytest.raises(InputError, match="none of the 1 examples is left: 1 are longer than 100 tokens"):
+        tokenize_examples([PINE], tokenizer, "alpaca", context_length=100, overlong="drop", **options)
+
+
+def test_a_template_that_leaves_a_turn_out_is_refused():
+    example = dataclasses.replace(
+        TALK, record=Conversation(({"role": "developer", "content": " Be kind. "}, *TALK.messages()))
+    )
+    assert one(example, make(CHATML), "chat")
+    tokenizer = make(SYSTEM_DROPPED, add_bos=False)
+    assert one(TALK, tokenizer, "chat")
+    with pytest.raises(InputError, match=r"^data.jsonl:1: the template leaves out what 'developer' says: "):
+        one(example, tokenizer, "chat")
+    with pytest.raises(InputError, match=r"^data.jsonl:1: the template leaves out what 'system' says: "):
+        one(TALK, tokenizer, "chat", system="Be kind.")

@@ -1,5 +1,6 @@
 """MMLU's own files, in a zip and in a folder, and what is wrong with them."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -93,3 +94,46 @@ def test_bytes_that_are_no_text_and_files_that_are_no_zip(folder: Path, tmp_path
     for path in (tmp_path / "none.zip", folder / "data" / "test" / "virology_test.csv"):
         with pytest.raises(InputError, match="is neither a folder nor a zip file"):
             read_mmlu(str(path), "test")
+
+
+def zipped(path: Path, contents: dict[str, bytes | str], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name, content in contents.items():
+            file.writestr(name, content)
+    return path
+
+
+def test_archives_that_become_far_larger_are_refused(tmp_path: Path):
+    path = tmp_path / "mmlu.zip"
+    for contents, says in (
+        ({"test/a_test.csv": "Q?,1,2,3,4,A\n" * 400_000}, "bytes, and its files far more than MMLU's could have"),
+        ({"test/a_test.csv": b"," * 2_500_000 + bytes(os.urandom(2**20))}, ":1: a row has more than 2 MiB"),
+        ({f"test/{i}": b"" for i in range(10_001)}, "is no archive of at most 10,000 files"),
+    ):
+        with pytest.raises(InputError, match=says):
+            read_mmlu(str(zipped(path, contents)), "test")
+    large = os.urandom(9 * 2**20)
+    with pytest.raises(InputError, match=r"a_test.csv has 9,437,184 bytes, and one of MMLU's files at most 8,388,608"):
+        read_mmlu(str(zipped(path, {"test/a_test.csv": large})), "test")
+    with pytest.raises(InputError, match=r"a_test.csv cannot be read: it is neither stored nor deflated"):
+        read_mmlu(str(zipped(path, {"test/a_test.csv": "Q?,1,2,3,4,A\n"}, zipfile.ZIP_LZMA)), "test")
+
+
+def test_names_in_archives(tmp_path: Path):
+    row, path = "Q?,1,2,3,4,A\n", tmp_path / "mmlu.zip"
+    with pytest.raises(InputError, match=r"has two files of the subject 'a': .*/test/a_test.csv and one before it"):
+        read_mmlu(str(zipped(path, {"test/a_test.csv": row, "more/test/a_test.csv": row})), "test")
+    found = read_mmlu(
+        str(zipped(path, {"/../test/a_test.csv": row, "__MACOSX/test/._a_test.csv": b"\0\5\x16"})), "test"
+    )
+    assert list(found) == ["a"]
+    content = zipped(path, {"test/a_test.csv": row, "test/b_test.csv": row}).read_bytes()
+    # A damaged name in the directory would leave a subject out.
+    at = content.rindex(b"test/b_test.csv")
+    path.write_bytes(content[:at] + b"tesT" + content[at + 4 :])
+    with pytest.raises(InputError, match=r"tesT/b_test.csv cannot be read: File name in directory"):
+        read_mmlu(str(path), "test")
+    at = content.rindex(b"PK\x05\x06")
+    path.write_bytes(content[: at + 10] + b"\3" + content[at + 11 :])
+    with pytest.raises(InputError, match=r"is damaged: it should have 3 files and has 2"):
+        read_mmlu(str(path), "test")

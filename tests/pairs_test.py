@@ -97,7 +97,7 @@ def test_what_is_not_a_preference_is_named(tokenizer):
 )
 def test_a_pair_that_does_not_fit_is_cut_where_it_is_longer(tokenizer, packing: bool, answers, kept):
     """The prompt and the end take so much; of a row, what is left is 60 for the answers of both, or of one."""
-    (base,), _ = tokenize([preference("", "")], tokenizer)
+    (base,), _ = tokenize([preference("", "b")], tokenizer)
     frame = lengths(base)[0]
     row = 2 * frame + 60 if packing else frame + 60
     example = preference("a" * answers[0], "b" * answers[1])
@@ -108,7 +108,7 @@ def test_a_pair_that_does_not_fit_is_cut_where_it_is_longer(tokenizer, packing: 
     for side in ("chosen", "rejected"):
         np.testing.assert_array_equal(pair[side]["tokens"], whole[side]["tokens"][: len(pair[side]["tokens"])])
     if kept != answers:
-        both, summary = tokenize([example, preference("", "")], tokenizer, row, packing=packing, overlong="drop")
+        both, summary = tokenize([example, preference("", "b")], tokenizer, row, packing=packing, overlong="drop")
         assert (len(both), summary.dropped) == (1, 1)
         pattern = r"p\.jsonl:1: the prompt has \d+ tokens with its chosen answer .* set data\.overlong to"
         with pytest.raises(InputError, match=pattern):
@@ -116,7 +116,7 @@ def test_a_pair_that_does_not_fit_is_cut_where_it_is_longer(tokenizer, packing: 
 
 
 def test_a_pair_of_which_nothing_of_an_answer_is_left_is_left_out(tokenizer):
-    (base,), _ = tokenize([preference("", "")], tokenizer)
+    (base,), _ = tokenize([preference("", "b")], tokenizer)
     prompt = lengths(base)[0] - 1
     options = {"packing": False, "overlong": "truncate"}
     pairs, summary = tokenize([preference("a", "b")], tokenizer, prompt + 1, **options)
@@ -124,3 +124,36 @@ def test_a_pair_of_which_nothing_of_an_answer_is_left_is_left_out(tokenizer):
     with pytest.raises(InputError, match=r"none of the 1 preferences is left: 0 are longer .* of 1 nothing"):
         tokenize([preference("a", "b")], tokenizer, prompt, **options)
     assert tokenize([], tokenizer)[0] == []
+
+
+def test_pairs_that_are_the_same_tokens_once_they_are_cut_are_left_out(tokenizer):
+    """Their gradient is rounding alone, which Adam would scale to whole steps."""
+    alike, other = preference("a" * 90 + "b", "a" * 90 + "c"), preference("a" * 90, "b" * 90)
+    (frame,), _ = tokenize([preference("x", "y")], tokenizer)
+    for packing, row in ((False, lengths(frame)[0] + 60), (True, 2 * lengths(frame)[0] + 120)):
+        pairs, summary = tokenize([alike, other], tokenizer, row, packing=packing, overlong="truncate")
+        assert (len(pairs), summary.documents, summary.equal, summary.truncated) == (1, 1, 1, 1)
+        assert str(summary).endswith("; 1 dropped because both answers are the same tokens")
+        assert len(tokenize([alike], tokenizer, 1000)[0]) == 1
+        with pytest.raises(InputError, match=r"none of the 1 preferences is left: .* of 1 both answers are the same"):
+            tokenize([alike], tokenizer, row, packing=packing, overlong="truncate")
+    # One of another length is not equal: what it has beyond the other is compared.
+    pairs, summary = tokenize([preference("a" * 90, "a" * 50)], tokenizer, 1000)
+    assert (len(pairs), summary.equal) == (1, 0)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_documents_of_a_pair_fit_the_context(tokenizer, packing):
+    example = preference("a" * 60, "b" * 10)
+    (whole,), _ = tokenize([example], tokenizer, 1000, packing=packing)
+    longest = max(lengths(whole))
+    (same,), _ = tokenize([example], tokenizer, 1000, packing=packing, context_length=longest)
+    assert lengths(same) == lengths(whole)
+    options = {"packing": packing, "context_length": longest - 20}
+    with pytest.raises(
+        InputError, match=rf"^p.jsonl:1: a document of the pair has {longest} tokens, and the base's co"
+    ):
+        tokenize([example], tokenizer, 1000, **options)
+    (cut,), summary = tokenize([example], tokenizer, 1000, overlong="truncate", **options)
+    assert lengths(cut) == (longest - 20, lengths(whole)[1])
+    assert summary.truncated == 1

@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import pyarrow
+import pytest
 from pyarrow import parquet
 from source_samples import SAMPLES, as_parquet, every_source, lines, refusal
 
@@ -66,9 +67,18 @@ def test_damaged_files_are_refused_by_file_and_line(tmp_path, name):
         (written("d.parquet", b""), " is empty"),
         (written("e.jsonl", f"{good}\n{good[:-9]}\n".encode()), ":2 is not JSON: "),
         (written("f.json", f"[\n{good},\n{good[:-9]}".encode()), ":3 is not JSON: "),
-        (written("g.jsonl", f"{good}\n{'[' * 100_000}\n".encode()), ":2 is not JSON: it is nested too deeply"),
-        (written("g.json", f"[\n{good},\n{'[' * 100_000}\n".encode()), ":3 is not JSON: it is nested too deeply"),
-        (written("h.jsonl", f'{good}\n{{"a": {"1" * 5000}}}\n'.encode()), ":2 is not JSON: it holds a number with too"),
+        (
+            written("g.jsonl", f"{good}\n{'[' * 100_000}\n".encode()),
+            ":2 is not JSON that can be read: it is nested too deeply",
+        ),
+        (
+            written("g.json", f"[\n{good},\n{'[' * 100_000}\n".encode()),
+            ":3 is not JSON that can be read: it is nested too deeply",
+        ),
+        (
+            written("h.jsonl", f'{good}\n{{"a": {"1" * 5000}}}\n'.encode()),
+            ":2 is not JSON that can be read: it holds a number with too",
+        ),
         (written("i.jsonl", f"{good}\n".encode() + b'{"a": "\xff"}'), ":2 is not UTF-8 text"),
         (written("j.jsonl.gz", zipped[:-9]), " is cut short"),
         (written("k.jsonl.gz", good.encode()), " cannot be decompressed: Not a gzipped file"),
@@ -78,10 +88,11 @@ def test_damaged_files_are_refused_by_file_and_line(tmp_path, name):
         (written("o.parquet", table[:-20]), " cannot be read as Parquet: "),
         (written("p.parquet", good.encode()), " cannot be read as Parquet: "),
         (written("q.parquet", table[:4] + bytes(len(table) - 8) + table[-4:]), " cannot be read as Parquet: "),
-        (tmp_path / "nothing.jsonl", " cannot be read: No such file"),
         (tmp_path, " is a folder, but none that a builder prepared: it has no dataset_info.json"),
     ):
         assert refusal(path, name).startswith(words), path
+    with pytest.raises(InputError, match=r"^there is no file .*nothing\.jsonl$"):
+        load_dataset(tmp_path / "nothing.jsonl", name)
     no_rows = tmp_path / "r.parquet"
     parquet.write_table(pyarrow.Table.from_pylist([record]).slice(0, 0), no_rows)
     assert refusal(no_rows, name) == " holds no records"

@@ -65,6 +65,8 @@ SAMPLES = {
         },
         pair(turns("Hi"), "Hello", "What?"),
     ),
+    "preferences": ({"prompt": "Hi", "chosen": "Hello", "rejected": "What?"}, pair(turns("Hi"), "Hello", "What?")),
+    "prompt_completion": ({"prompt": "Name a tree.", "completion": "Pine"}, Instruction("Name a tree.", "", "Pine")),
     "sharegpt": ({"id": "a_0", "conversations": CHAT}, Conversation(tuple(turns("Hi", "Hello")))),
 }
 SAMPLES["alpaca_cleaned"] = SAMPLES["alpaca"]
@@ -80,6 +82,8 @@ REQUIRED = {
     "hh_rlhf": ("chosen", "rejected"),
     "ultrafeedback": ("chosen", "rejected"),
     "sharegpt": ("conversations",),
+    "preferences": ("prompt", "chosen", "rejected"),
+    "prompt_completion": ("prompt", "completion"),
 }
 every_source = pytest.mark.parametrize("name", SOURCES)
 

@@ -164,3 +164,29 @@ def test_without_the_package_a_sentence_says_what_to_install(tmp_path, monkeypat
         monkeypatch.setitem(sys.modules, "tensorflow_datasets", found)
         with pytest.raises(InputError, match=r"prepared data need the package tensorflow-datasets \(.*; pip install"):
             load_dataset(folder)
+
+
+def test_a_folder_names_no_classes_of_others(tmp_path):
+    """TFDS imports what features.json names."""
+    folder = prepare("alpaca", tmp_path, raw=lines(tmp_path / "a.jsonl", TASK))
+    features = folder / "features.json"
+    text = features.read_text()
+    for name in ("antigravity.X", "os.path.X", "tensorflow_datasets.core.featuresX.Y"):
+        features.write_text(text.replace("tensorflow_datasets.core.features.text_feature.Text", name, 1))
+        with pytest.raises(InputError, match=rf"features.json names the class '{name}', and examples have features of"):
+            load_dataset(folder)
+    features.write_text(text)
+    assert len(load_dataset(folder).examples) == 1
+
+
+def test_what_was_not_used_is_kept(tmp_path):
+    path = lines(tmp_path / "a.jsonl", {**TASK, "tools": "x"})
+    folder = prepare("alpaca", tmp_path, raw=path)
+    assert load_dataset(folder).unused == load_dataset(path).unused == {"tools": 1}
+    metadata = json.loads((folder / "metadata.json").read_text())
+    del metadata["unused"]
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    assert load_dataset(folder).unused == {}
+    (folder / "metadata.json").write_text(json.dumps({**metadata, "dropped": {"train": {"x": -1}}}))
+    with pytest.raises(InputError, match=r"metadata.json: dropped.train.x is -1, not an integer from 0"):
+        load_dataset(folder)

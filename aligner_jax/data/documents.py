@@ -30,9 +30,10 @@ class Summary:
       tokens: of all documents.
       targets: tokens that count as targets.
       longest: tokens of the longest document.
-      truncated: documents cut to the row's length.
-      dropped: examples left out because they were longer than a row.
-      without_targets: examples left out because cutting them to the row's length left no target.
+      truncated: documents cut to the length of a row or of the base's context.
+      dropped: examples left out because they were longer than that.
+      without_targets: examples left out because cutting them left no target.
+      equal: pairs left out because both documents had the same tokens, perhaps once they were cut.
       unit: what an example has become, in the plural.
     """
 
@@ -43,6 +44,7 @@ class Summary:
     truncated: int = 0
     dropped: int = 0
     without_targets: int = 0
+    equal: int = 0
     unit: str = "documents"
 
     @property
@@ -60,6 +62,7 @@ class Summary:
             "cut to the row's length": self.truncated,
             "longer than a row and dropped": self.dropped,
             "dropped because nothing of the answer was left": self.without_targets,
+            "dropped because both answers are the same tokens": self.equal,
         }
         return (
             f"{self.documents:,} {self.unit}, {self.tokens:,} tokens (mean {self.mean_tokens:.0f}, longest "
@@ -74,11 +77,12 @@ def tokenize_examples(
     template: str,
     *,
     sequence_length: int,
+    context_length: int | None = None,
     loss_on: Literal["answers", "all"] = "answers",
     overlong: Literal["error", "truncate", "drop"] = "error",
     system: str | None = None,
 ) -> tuple[list[Document], Summary]:
-    """Documents of at most `sequence_length` tokens, in the examples' order, and what became of the examples.
+    """Returns documents that fit into a row and the context, in the examples' order, and what became of the others.
 
     BOS is put first if the tokenizer's files ask for it, and EOS is the last target unless the template ended the
     answer with a token that does the same. A prompt's tokens are those it has in generation: no token spans the
@@ -89,21 +93,26 @@ def tokenize_examples(
       tokenizer: of the base.
       template: one of `templates.TEMPLATES`.
       sequence_length: tokens a row.
+      context_length: positions for which the base was made, less those that an adapter takes; None sets no limit. A
+        row may be longer, since positions begin anew with each document in it.
       loss_on: what counts as a target: the answers with their end tokens, or everything, as in the paper's code.
-      overlong: what happens to an example longer than a row: an error, cut at the end (as in the paper's code), or
-        left out.
+      overlong: what happens to an example longer than a row or the context: an error, cut at the end (as in the
+        paper's code), or left out.
       system: see `templates.segments`.
 
     Raises:
-      InputError: an example does not fit the template, is longer than a row (`overlong` "error"), or all are left out.
+      InputError: an example does not fit the template, is too long (`overlong` "error"), or all are left out.
     """
     documents: list[Document] = []
     truncated = dropped = without_targets = 0
+    most = sequence_length if context_length is None else min(sequence_length, context_length)
     for example in examples:
         document = make_document(example, tokenizer, template, loss_on=loss_on, system=system)
         length = len(document["tokens"])
-        if length > sequence_length:
+        if length > most:
             if overlong == "error":
+                if most < sequence_length:
+                    raise InputError(beyond_context(example.where, "the example", length, most))
                 raise InputError(
                     f"{example.where}: the example has {length} tokens and a row {sequence_length}; raise "
                     "data.sequence_length, or set data.overlong to 'truncate' or 'drop'"
@@ -111,9 +120,7 @@ def tokenize_examples(
             if overlong == "drop":
                 dropped += 1
                 continue
-            document = Document(
-                tokens=document["tokens"][:sequence_length], loss_mask=document["loss_mask"][:sequence_length]
-            )
+            document = Document(tokens=document["tokens"][:most], loss_mask=document["loss_mask"][:most])
             if not document["loss_mask"][1:].any():
                 without_targets += 1
                 continue
@@ -121,8 +128,8 @@ def tokenize_examples(
         documents.append(document)
     if examples and not documents:
         raise InputError(
-            f"none of the {len(examples)} examples is left: {dropped} are longer than a row of {sequence_length} "
-            f"tokens, and of {without_targets} nothing of the answer fits into one"
+            f"none of the {len(examples)} examples is left: {dropped} are longer than {most} tokens, which a row "
+            f"or the context has, and of {without_targets} nothing of the answer fits"
         )
     summary = Summary(
         documents=len(documents),
@@ -134,6 +141,14 @@ def tokenize_examples(
         without_targets=without_targets,
     )
     return documents, summary
+
+
+def beyond_context(where: str, what: str, length: int, context_length: int) -> str:
+    """Returns the sentence on a document that is longer than the base's context."""
+    return (
+        f"{where}: {what} has {length} tokens, and the base's context {context_length} (less what an adapter takes of "
+        "it); set data.overlong to 'truncate' or 'drop', or choose a base with a longer context"
+    )
 
 
 def digest(documents: Iterable[Document]) -> str:
@@ -159,6 +174,19 @@ def check_vocabulary(documents: Iterable[Document], tokenizer: Tokenizer, vocab_
         )
 
 
+def _check_said(example: Example, text: str, system: str | None) -> None:
+    """Refuses a chat template that leaves out what somebody else than the user and the assistant says."""
+    messages = example.messages()
+    if system is not None and not any(message["role"] == "system" for message in messages):
+        messages.append({"role": "system", "content": system})
+    for message in messages:
+        if message["role"] not in ("user", "assistant") and message["content"].strip() not in text:
+            raise InputError(
+                f"{example.where}: the template leaves out what {message['role']!r} says: take that out of the data, "
+                "or choose a template with a place for it"
+            )
+
+
 def make_document(
     example: Example,
     tokenizer: Tokenizer,
@@ -179,6 +207,7 @@ def make_document(
     mask: list[bool] = []
     after = None
     pieces = segments(example, tokenizer, template, system)
+    _check_said(example, "".join(text for text, _ in pieces), system)
     last = max((i for i, (_, is_target) in enumerate(pieces) if is_target), default=-1)
     for i, (text, is_target) in enumerate(pieces):
         ids = tokenizer.encode(text, bos=tokenizer.add_bos and i == 0, after=after)

@@ -7,7 +7,7 @@ from typing import Literal, TypedDict
 import numpy as np
 from jaxtyping import Int64
 
-from aligner_jax.data.documents import Document, Summary, make_document
+from aligner_jax.data.documents import Document, Summary, beyond_context, make_document
 from aligner_jax.data.sources.example import Example, Preference
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
@@ -26,17 +26,22 @@ def tokenize_pairs(
     template: str,
     *,
     sequence_length: int,
+    context_length: int | None = None,
     packing: bool = True,
     overlong: Literal["error", "truncate", "drop"] = "error",
     system: str | None = None,
 ) -> tuple[list[Pair], Summary]:
-    """Pairs in the examples' order, and what became of the examples.
+    """Returns pairs in the examples' order, and what became of the examples.
+
+    Left out and counted are pairs whose documents are the same tokens once they are cut: their loss is ln 2 and its
+    gradient 0 up to rounding, which Adam would make whole steps of.
 
     Args:
       examples: preferences, from `load_examples`.
       tokenizer: of the base.
       template: one of `templates.TEMPLATES`.
       sequence_length: tokens a row.
+      context_length: see `documents.tokenize_examples`.
       packing: whether both documents of a pair go into one row, and so have to fit into it together; without, each
         has a row of its own.
       overlong: what happens to a pair that does not fit: an error, cut at the end (of the two in one row the longer,
@@ -51,13 +56,17 @@ def tokenize_pairs(
         are left out.
     """
     pairs: list[Pair] = []
-    truncated = dropped = without_targets = 0
+    truncated = dropped = without_targets = equal = 0
+    most = sequence_length if context_length is None else min(sequence_length, context_length)
     for example in examples:
         pair = _pair(example, tokenizer, template, system)
         lengths = _lengths(pair)
-        room = _room(*lengths, sequence_length, packing)
+        room = _room(*lengths, sequence_length, most, packing)
         if room != lengths:
             if overlong == "error":
+                if context_length is not None and max(lengths) > context_length:
+                    what = "a document of the pair"
+                    raise InputError(beyond_context(example.where, what, max(lengths), context_length))
                 raise InputError(_too_long(example.where, *lengths, sequence_length, packing))
             if overlong == "drop":
                 dropped += 1
@@ -66,12 +75,16 @@ def tokenize_pairs(
         if not all(document["loss_mask"][1:].any() for document in (pair["chosen"], pair["rejected"])):
             without_targets += 1
             continue
+        if np.array_equal(pair["chosen"]["tokens"], pair["rejected"]["tokens"]):
+            equal += 1
+            continue
         truncated += room != lengths
         pairs.append(pair)
     if examples and not pairs:
         raise InputError(
             f"none of the {len(examples)} preferences is left: {dropped} are longer than a row of {sequence_length} "
-            f"tokens, and of {without_targets} nothing of an answer fits into one"
+            f"tokens or the context, of {without_targets} nothing of an answer fits, and of {equal} both answers are "
+            "the same tokens"
         )
     targets = (int(document["loss_mask"].sum()) for pair in pairs for document in (pair["chosen"], pair["rejected"]))
     summary = Summary(
@@ -82,6 +95,7 @@ def tokenize_pairs(
         truncated=truncated,
         dropped=dropped,
         without_targets=without_targets,
+        equal=equal,
         unit="pairs",
     )
     return pairs, summary
@@ -120,10 +134,11 @@ def _lengths(pair: Pair) -> tuple[int, int]:
     return len(pair["chosen"]["tokens"]), len(pair["rejected"]["tokens"])
 
 
-def _room(chosen: int, rejected: int, sequence_length: int, packing: bool) -> tuple[int, int]:
-    """How much of each document is kept."""
+def _room(chosen: int, rejected: int, sequence_length: int, most: int, packing: bool) -> tuple[int, int]:
+    """How much of each document is kept; none has more than `most` tokens."""
+    chosen, rejected = min(chosen, most), min(rejected, most)
     if not packing:
-        return min(chosen, sequence_length), min(rejected, sequence_length)
+        return chosen, rejected
     half = sequence_length // 2
     return (
         min(chosen, max(half, sequence_length - rejected)),

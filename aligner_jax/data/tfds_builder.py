@@ -101,12 +101,17 @@ def _builder_class() -> type:
                 split: load_source(paths, self._source)
                 for split, paths in _files(self._source, self._raw, dl_manager).items()
             }
-            self.info.metadata["dropped"] = {split: dict(dataset.dropped) for split, dataset in splits.items()}
+            for name in ("dropped", "unused"):
+                counts = {split: dict(getattr(dataset, name)) for split, dataset in splits.items()}
+                self.info.metadata[name] = counts
             return {split: self._generate_examples(dataset.examples) for split, dataset in splits.items()}
 
         def _generate_examples(self, examples: Sequence[Example]) -> Iterator[tuple[int, dict[str, Any]]]:
+            # A system prompt or a history makes conversations of some instructions.
+            either = {"instruction": "", "input": "", "output": "", "messages": []}
+            absent = either if self._source.record is Instruction else {}
             for number, example in enumerate(examples):
-                yield number, to_features(example)
+                yield number, {**absent, **to_features(example)}
 
     return Builder
 
@@ -115,7 +120,7 @@ def _features(tfds: Any, source: Source) -> dict[str, Any]:
     text = tfds.features.Text
     turns = tfds.features.Sequence({"role": text(), "content": text()})
     kinds = {
-        Instruction: {"instruction": text(), "input": text(), "output": text()},
+        Instruction: {"instruction": text(), "input": text(), "output": text(), "messages": turns},
         Conversation: {"messages": turns},
         Preference: {"prompt": turns, "chosen": text(), "rejected": text()},
     }

@@ -1,19 +1,16 @@
 """MMLU's questions as published: a CSV without a header for each subject, in a zip or in a folder."""
 
-import csv
 import io
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from aligner_jax.errors import InputError
-from aligner_jax.runtime.files import reason
+from aligner_jax.evals.csv_records import csv_rows
+from aligner_jax.evals.mmlu_archive import MOST_FILE, is_archive, read_archive
+from aligner_jax.files.content import is_folder, read_bytes
 
 Split = Literal["dev", "val", "test"]
-# What is damaged, cut short, encrypted or packed in an unknown way.
-_ZIP_ERRORS = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class MultipleChoice(NamedTuple):
@@ -33,19 +30,18 @@ def read_mmlu(path: str, split: Split) -> dict[str, list[MultipleChoice]]:
       path: the zip, or the folder of the folders dev, val and test (or the folder above it, called data).
 
     Raises:
-      InputError: there is no such file, or a row is not question, four choices and a letter; names file and line.
+      InputError: there is no such file, it is damaged or larger than MMLU's are, or a row is not question, four
+        choices and a letter; names file and line.
     """
     subjects: dict[str, list[MultipleChoice]] = {}
-    for name, text in sorted(_files(Path(path), split)):
+    for name, content in sorted(_files(Path(path), split)):
         subject = Path(name).stem.removesuffix(f"_{split}")
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        questions = subjects.setdefault(subject, [])
-        try:
-            for row in reader:
-                questions.append(_question(row, subject, f"{name}:{reader.line_num}"))
-        except csv.Error as error:
-            raise InputError(f"{name}:{reader.line_num} is not CSV: {error}") from None
-        if not questions:
+        if subject in subjects:
+            raise InputError(f"{path} has two files of the subject {subject!r}: {name} and one before it")
+        subjects[subject] = [
+            _question(row.fields, subject, f"{name}:{row.end}") for row in csv_rows(io.BytesIO(content), name)
+        ]
+        if not subjects[subject]:
             raise InputError(f"{name} is empty")
     if not subjects:
         raise InputError(f"{path} has no {split}/SUBJECT_{split}.csv, as MMLU's data have them")
@@ -58,25 +54,15 @@ def _question(row: list[str], subject: str, where: str) -> MultipleChoice:
     return MultipleChoice(subject, row[0], tuple(row[1:5]), "ABCD".index(row[5].strip()), where)
 
 
-def _files(path: Path, split: str) -> Iterator[tuple[str, str]]:
-    """Names, as they can stand in a sentence, and texts of a split's files."""
-    if path.is_dir():
-        folder = next((f for f in (path / split, path / "data" / split) if f.is_dir()), path)
-        contents = ((str(file), file.read_bytes) for file in folder.glob(f"*_{split}.csv"))
-    elif zipfile.is_zipfile(path):
-        try:
-            archive = zipfile.ZipFile(path)
-        except _ZIP_ERRORS as error:
-            raise InputError(f"{path} cannot be read: {reason(error)}") from error
-        found = [name for name in archive.namelist() if f"/{split}/" in f"/{name}" and name.endswith(f"_{split}.csv")]
-        contents = ((f"{path}/{name}", lambda name=name: archive.read(name)) for name in found)
+def _files(path: Path, split: str) -> Iterator[tuple[str, bytes]]:
+    """Names, as they can stand in a sentence, and contents of a split's files."""
+    if is_folder(path):
+        folder = next((f for f in (path / split, path / "data" / split) if is_folder(f)), path)
+        for file in folder.glob(f"*_{split}.csv"):
+            yield str(file), read_bytes(file, most=MOST_FILE)
+    elif is_archive(path):
+        yield from read_archive(path, lambda name: f"/{split}/" in f"/{name}" and name.endswith(f"_{split}.csv"))
     else:
-        raise InputError(f"{path} is neither a folder nor a zip file of MMLU's CSV files")
-    for name, read in contents:
-        try:
-            yield name, read().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = error.object.count(b"\n", 0, error.start) + 1
-            raise InputError(f"{name}:{line} is not UTF-8 text") from None
-        except _ZIP_ERRORS as error:
-            raise InputError(f"{name} cannot be read: {reason(error)}") from error
+        raise InputError(
+            f"{path} is neither a folder nor a zip file of MMLU's CSV files; unpack it if it is packed in another way"
+        )

@@ -31,14 +31,33 @@ def parse_json(text: str, where: str | Path) -> object:
         a number with too many digits; names the line.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_without_duplicates)
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         line = f":{error.lineno}" if "\n" in text or isinstance(where, Path) else ""
         raise InputError(f"{where}{line} is not JSON: {json_reason(error)}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON that can be read: {json_reason(error)}") from None
-    _check_depth(value, where)
+    if text.count("{") + text.count("[") > MOST_DEPTH:
+        _check_depth(value, where)
     return value
+
+
+def parse_value_at(text: str, start: int, where: str | Path) -> tuple[object, int]:
+    """Returns the value that begins at `start` of a text of many, and where it ends.
+
+    Raises:
+      json.JSONDecodeError: the text is not JSON from there on; its position is that in `text`.
+      InputError: the other limits of `parse_json`.
+    """
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON that can be read: {json_reason(error)}") from None
+    if text.count("{", start, end) + text.count("[", start, end) > MOST_DEPTH:
+        _check_depth(value, where)
+    return value, end
 
 
 def parse_object(text: str, where: str | Path) -> dict[str, object]:
@@ -76,6 +95,10 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
         names = [name for name, _ in pairs]
         raise _Duplicate(f"an object has the field {next(n for n in names if names.count(n) > 1)!r} twice")
     return values
+
+
+# `json.loads` would make a decoder for each record of a file.
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates)
 
 
 def _check_depth(value: object, where: str | Path) -> None:

@@ -16,14 +16,15 @@ from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.runtime.nonfinite import finite_or_none
 from aligner_jax.runtime.same_run import save_config
-from aligner_jax.tasks.task import Task, rows, split_examples, tokenizer_of
+from aligner_jax.tasks.task import Task, context_length, rows, split_examples, tokenizer_of
 from aligner_jax.weights.base import Base
 
 
 def preference_task(config: TrainConfig, base: Base, initial: Adapter, workdir: Path, console: Console) -> Task:
     """Learning from preferences, against the reference that the config names."""
     reference = load_reference(config.objective.reference, base, initial)
-    training, heldout = load_pairs(config, base, console)
+    context = min(context_length(base, each) for each in (initial, reference) if each is not None)
+    training, heldout = load_pairs(config, base, console, context)
     tables: dict[str, np.ndarray] = {}
     if config.objective.cache_reference:
         parts = {"train": training, **({"heldout": heldout} if heldout else {})}
@@ -63,14 +64,15 @@ def preference_task(config: TrainConfig, base: Base, initial: Adapter, workdir: 
     )
 
 
-def load_pairs(config: TrainConfig, base: Base, console: Console) -> tuple[list[Pair], list[Pair]]:
+def load_pairs(config: TrainConfig, base: Base, console: Console, context: int) -> tuple[list[Pair], list[Pair]]:
     """As `load_data`, of preferences: the training and the held-out pairs."""
     tokenizer, data = tokenizer_of(base, config), config.data
     pairs = []
     for name, part in zip(("training", "held-out"), split_examples(config, console), strict=True):
         of_part, summary = tokenize_pairs(
             part, tokenizer, data.template, system=data.system,
-            sequence_length=data.sequence_length, packing=data.packing, overlong=data.overlong,
+            sequence_length=data.sequence_length, context_length=context, packing=data.packing,
+            overlong=data.overlong,
         )  # fmt: skip
         check_vocabulary(documents_of(of_part), tokenizer, base.config.vocab_size)
         console.out(f"{name}: {summary}")

@@ -18,13 +18,13 @@ from aligner_jax.peft.rows import unstack_adapter
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.runtime.nonfinite import finite_or_none
-from aligner_jax.tasks.task import Task, rows, split_examples, tokenizer_of
+from aligner_jax.tasks.task import Task, context_length, rows, split_examples, tokenizer_of
 from aligner_jax.weights.base import Base
 
 
 def sft_task(config: TrainConfig, base: Base, adapter: Adapter, workdir: Path, console: Console) -> Task:
     """Supervised fine-tuning on the examples' answers."""
-    data = load_data(config, base, console)
+    data = load_data(config, base, console, context_length(base, adapter))
     batches = pipeline.train_batches(data.train, seed=config.seed, **rows(config))
     heldout_batches = pipeline.eval_batches(data.heldout, **rows(config)) if data.heldout else []
 
@@ -61,15 +61,19 @@ class Data:
     heldout_prompts: list[str]
 
 
-def load_data(config: TrainConfig, base: Base, console: Console) -> Data:
-    """Reads, wraps and tokenizes the training and held-out examples, and says how many there are."""
+def load_data(config: TrainConfig, base: Base, console: Console, context: int | None = None) -> Data:
+    """Reads, wraps and tokenizes the training and held-out examples, and says how many there are.
+
+    Args:
+      context: tokens that a document may have, see `task.context_length`; None sets no limit.
+    """
     tokenizer, data = tokenizer_of(base, config), config.data
     examples, heldout_examples = split_examples(config, console)
     documents = {}
     for name, part in (("training", examples), ("held-out", heldout_examples)):
         documents[name], summary = pipeline.tokenize_examples(
             part, tokenizer, data.template, system=data.system, loss_on=data.loss_on,
-            sequence_length=data.sequence_length, overlong=data.overlong,
+            sequence_length=data.sequence_length, context_length=context, overlong=data.overlong,
         )  # fmt: skip
         check_vocabulary(documents[name], tokenizer, base.config.vocab_size)
         console.out(f"{name}: {summary}")

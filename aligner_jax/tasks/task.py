@@ -86,6 +86,12 @@ def split_examples(config: TrainConfig, console: Console) -> tuple[list[Example]
     return training, different(heldout)
 
 
+def context_length(base: Base, adapter: Adapter) -> int:
+    """Returns how many tokens a document may have: the base's context without the positions of prompt tuning."""
+    taken = adapter.options["num_tokens"] if adapter.method == "prompt" else 0
+    return base.config.context_length - taken
+
+
 def rows(config: TrainConfig) -> dict[str, Any]:
     """What makes rows of documents or pairs."""
     return {name: getattr(config.data, name) for name in ("batch_size", "sequence_length", "packing")}

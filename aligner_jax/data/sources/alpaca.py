@@ -8,7 +8,7 @@ from aligner_jax.data.sources.values import text_field
 
 
 def parse(record: dict, where: str) -> Instruction:
-    """An Alpaca record; `input` may be missing. Other fields are ignored.
+    """Returns an Alpaca record; `input` may be missing.
 
     Raises:
       InputError: `instruction` or `output` is missing, or a field is not text.
@@ -26,6 +26,9 @@ ALPACA = Source(
     # An answer under another name is Dolly's; a missing one is for `parse` to complain about.
     fits=lambda record: "instruction" in record and ("output" in record or "response" not in record),
     record=Instruction,
+    uses=("instruction", "input", "output"),
+    # The whole prompt with its answer, as text.
+    ignores=("text",),
     about="52,002 instructions with answers by text-davinci-003.",
     homepage="https://github.com/tatsu-lab/stanford_alpaca",
     licence="CC BY-NC 4.0",

@@ -25,6 +25,7 @@ BEAVERTAILS = Source(
     parse=parse,
     fits=lambda record: "prompt" in record and "response" in record and "is_safe" in record,
     record=Instruction,
+    uses=("prompt", "response", "is_safe"),
     about="Questions that provoke, with responses that people judged safe or not; only the safe ones are kept.",
     homepage="https://huggingface.co/datasets/PKU-Alignment/BeaverTails",
     licence="CC BY-NC 4.0",

@@ -23,6 +23,7 @@ DOLLY = Source(
     parse=parse,
     fits=lambda record: "instruction" in record and "response" in record and "output" not in record,
     record=Instruction,
+    uses=("instruction", "context", "response"),
     about="15,011 instructions with answers, both written by people, in eight categories.",
     homepage="https://huggingface.co/datasets/databricks/databricks-dolly-15k",
     licence="CC BY-SA 3.0",

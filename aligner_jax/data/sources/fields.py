@@ -3,14 +3,15 @@
 import functools
 from collections.abc import Mapping
 
-from aligner_jax.data.sources import messages
+from aligner_jax.data.sources import messages, preferences
 from aligner_jax.data.sources.example import Conversation, Instruction, Preference
 from aligner_jax.data.sources.source import Record, Source
 from aligner_jax.data.sources.values import text_field
 from aligner_jax.errors import InputError
 
 NAME = "fields"
-_MAPS = "instruction and output (and input), prompt and chosen and rejected, or messages"
+_MAPS = "instruction and output (and input), prompt and chosen and rejected, or messages (and system and history)"
+_CONTEXT = frozenset({"system", "history"})
 
 
 def fields_source(fields: Mapping[str, str]) -> Source:
@@ -18,12 +19,12 @@ def fields_source(fields: Mapping[str, str]) -> Source:
 
     Args:
       fields: the file's name of `instruction` and `output`, perhaps of `input`; or of `prompt`, `chosen` and
-        `rejected`; or of `messages`.
+        `rejected`; or of `messages`. Of each perhaps also `system` and `history` (see `context.with_context`).
 
     Raises:
       InputError: `fields` has other keys.
     """
-    keys = frozenset(fields)
+    keys = frozenset(fields) - _CONTEXT
     kinds = {
         frozenset({"instruction", "output"}): Instruction,
         frozenset({"instruction", "input", "output"}): Instruction,
@@ -37,6 +38,10 @@ def fields_source(fields: Mapping[str, str]) -> Source:
         parse=functools.partial(parse, fields=dict(fields)),
         fits=lambda record: False,
         record=kinds[keys],
+        uses=tuple(name for meaning, name in fields.items() if meaning not in _CONTEXT),
+        turn=("role", "content") if "messages" in fields or "prompt" in fields else (),
+        system=tuple(name for meaning, name in fields.items() if meaning == "system"),
+        history=tuple(name for meaning, name in fields.items() if meaning == "history"),
         about=f"Records with {', '.join(f'{meaning} under {name!r}' for meaning, name in fields.items())}.",
     )
 
@@ -45,15 +50,13 @@ def parse(record: dict, where: str, fields: Mapping[str, str]) -> Record:
     """A record by the file's own names of its fields, which errors use too; `input` may be missing.
 
     Raises:
-      InputError: a field is missing, or is not text (`messages`: not a list of objects with `role` and `content`).
+      InputError: a field is missing, or is not text (`messages`: not a list of objects with `role` and `content`; of
+        preferences see `preferences.parse`).
     """
     if "messages" in fields:
         return messages.parse(record, where, fields["messages"])
     if "prompt" in fields:
-        prompt, chosen, rejected = (
-            text_field(record, fields[name], where) for name in ("prompt", "chosen", "rejected")
-        )
-        return Preference(prompt=({"role": "user", "content": prompt},), chosen=chosen, rejected=rejected)
+        return preferences.parse(record, where, (fields["prompt"], fields["chosen"], fields["rejected"]))
     return Instruction(
         instruction=text_field(record, fields["instruction"], where),
         input=text_field(record, fields["input"], where, default="") if "input" in fields else "",

@@ -19,6 +19,7 @@ GSM8K = Source(
     parse=parse,
     fits=lambda record: "question" in record and "answer" in record,
     record=Instruction,
+    uses=("question", "answer"),
     about="8,792 word problems of school arithmetic with solutions by people; 1,319 of them are the test.",
     homepage="https://github.com/openai/grade-school-math",
     licence="MIT",

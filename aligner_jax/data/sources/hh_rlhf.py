@@ -47,6 +47,7 @@ HH_RLHF = Source(
     parse=parse,
     fits=_fits,
     record=Preference,
+    uses=("chosen", "rejected"),
     about="Dialogues of people with an assistant, with the answer they preferred and the one they did not.",
     homepage="https://github.com/anthropics/hh-rlhf",
     licence="MIT",

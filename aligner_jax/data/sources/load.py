@@ -8,6 +8,7 @@ from pathlib import Path
 from aligner_jax.data.sources import prepared
 from aligner_jax.data.sources.alpaca import ALPACA, ALPACA_CLEANED
 from aligner_jax.data.sources.beavertails import BEAVERTAILS
+from aligner_jax.data.sources.context import with_context
 from aligner_jax.data.sources.dolly import DOLLY
 from aligner_jax.data.sources.example import Example
 from aligner_jax.data.sources.fields import NAME as FIELDS
@@ -17,11 +18,15 @@ from aligner_jax.data.sources.hh_rlhf import HH_RLHF
 from aligner_jax.data.sources.messages import MESSAGES
 from aligner_jax.data.sources.metamath import METAMATH
 from aligner_jax.data.sources.pku_saferlhf import PKU_SAFERLHF
-from aligner_jax.data.sources.records import read_records
+from aligner_jax.data.sources.preferences import PREFERENCES
+from aligner_jax.data.sources.prompt_completion import PROMPT_COMPLETION
+from aligner_jax.data.sources.records import open_records
 from aligner_jax.data.sources.sharegpt import SHAREGPT
 from aligner_jax.data.sources.source import Dropped, Source, check_worth
 from aligner_jax.data.sources.ultrafeedback import ULTRAFEEDBACK
-from aligner_jax.errors import InputError
+from aligner_jax.data.sources.unused import Unused, told
+from aligner_jax.errors import InputError, one_line
+from aligner_jax.files.content import is_folder
 
 _ALL = (
     ALPACA,
@@ -33,8 +38,10 @@ _ALL = (
     PKU_SAFERLHF,
     BEAVERTAILS,
     HH_RLHF,
+    PREFERENCES,
     ULTRAFEEDBACK,
     SHAREGPT,
+    PROMPT_COMPLETION,
 )
 
 SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
@@ -42,13 +49,21 @@ SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Examples in their file's order, and how many records were dropped for which reason."""
+    """Examples in their file's order, and what of the file is not in them.
+
+    Attributes:
+      examples: what can be learned from.
+      dropped: how many records were left out, by the reason.
+      unused: how many records have a field that is not understood, by its name.
+    """
 
     examples: list[Example]
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    unused: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{len(self.examples):,} examples{'; ' if self.dropped else ''}{_dropped(self.dropped)}"
+        """Returns one line."""
+        return "; ".join(filter(None, (f"{len(self.examples):,} examples", _dropped(self.dropped), told(self.unused))))
 
 
 def load_examples(path: Path | str, format: str = "auto", fields: Mapping[str, str] | None = None) -> list[Example]:
@@ -59,7 +74,9 @@ def load_examples(path: Path | str, format: str = "auto", fields: Mapping[str, s
 def load_dataset(path: Path | str, format: str = "auto", fields: Mapping[str, str] | None = None) -> Dataset:
     """The examples of a file, or of a folder that a TFDS builder prepared.
 
-    Dropped and counted are records with an empty answer, pairs of equal answers, and what the source drops itself.
+    Dropped and counted are records with an empty answer, pairs of equal answers, and what the source drops itself. A
+    system prompt and earlier turns beside a record come before it; see `context.with_context`. Fields that are not
+    understood are counted.
 
     Args:
       path: a JSON array of objects, one object a line, or Parquet, each perhaps compressed (see `read_records`); or the
@@ -73,11 +90,10 @@ def load_dataset(path: Path | str, format: str = "auto", fields: Mapping[str, st
     """
     source = None if format == "auto" and not fields else find_source(format, fields)
     if prepared.is_prepared(path):
-        found = prepared.read_prepared(path, source.name if source else None)
-        return _checked(path, Dataset(*found))
-    if Path(path).is_dir():
+        return _checked(path, Dataset(*prepared.read_prepared(path, source.name if source else None)))
+    if is_folder(path):
         raise InputError(f"{path} is a folder, but none that a builder prepared: it has no {prepared.INFO}")
-    return _checked(path, _parse_records(read_records(path), source))
+    return _checked(path, _load_file(path, source))
 
 
 def load_source(paths: Iterable[Path | str], source: Source) -> Dataset:
@@ -86,29 +102,44 @@ def load_source(paths: Iterable[Path | str], source: Source) -> Dataset:
     Raises:
       InputError: as `load_dataset`.
     """
-    datasets = [_checked(path, _parse_records(read_records(path), source)) for path in paths]
-    dropped = sum((collections.Counter(dataset.dropped) for dataset in datasets), collections.Counter[str]())
-    return Dataset([example for dataset in datasets for example in dataset.examples], dict(dropped))
+    datasets = [_checked(path, _load_file(path, source)) for path in paths]
+    dropped, unused = (
+        sum((collections.Counter(each) for each in counts), collections.Counter[str]())
+        for counts in ([dataset.dropped for dataset in datasets], [dataset.unused for dataset in datasets])
+    )
+    return Dataset([example for dataset in datasets for example in dataset.examples], dict(dropped), dict(unused))
 
 
-def _parse_records(records: Iterable[tuple[dict, str]], source: Source | None) -> Dataset:
-    """The examples of records with their places; source None: what the first record's fields tell.
+def _load_file(path: Path | str, source: Source | None) -> Dataset:
+    """The examples of a file; source None: what the first record's fields tell.
 
     Raises:
-      InputError: a record does not fit.
+      InputError: the file cannot be read, or a record does not fit.
     """
+    records = open_records(path, _columns(SOURCES.values() if source is None else [source]))
     examples: list[Example] = []
     dropped: collections.Counter[str] = collections.Counter()
-    for record, where in records:
-        source = source or _detect(record, where)
+    unused, context = None, ()
+    for record, where in records.rows:
+        if unused is None:
+            source = source or _detect(record, where)
+            unused, context = Unused(source, records.unread), (*source.system, *source.history)
+        assert source is not None
+        unused.add(record)
         try:
             parsed = source.parse(record, where)
+            if any(map(record.get, context)):
+                parsed = with_context(parsed, record, where, source.system, source.history)
             check_worth(parsed)
         except Dropped as reason:
             dropped[str(reason)] += 1
         else:
             examples.append(Example(parsed, where))
-    return Dataset(examples, dict(dropped))
+    return Dataset(examples, dict(dropped), dict(unused.counts) if unused else {})
+
+
+def _columns(sources: Iterable[Source]) -> set[str]:
+    return {name for source in sources for name in (*source.uses, *source.system, *source.history)}
 
 
 def find_source(format: str, fields: Mapping[str, str] | None = None) -> Source:
@@ -146,5 +177,5 @@ def _checked(path: Path | str, dataset: Dataset) -> Dataset:
 def _dropped(dropped: Mapping[str, int]) -> str:
     if not dropped:
         return ""
-    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in sorted(dropped.items()))
+    reasons = ", ".join(f"{one_line(reason, 60)} ({count:,})" for reason, count in sorted(dropped.items()))
     return f"dropped {sum(dropped.values()):,}: {reasons}"

@@ -45,5 +45,9 @@ MESSAGES = Source(
     parse=parse,
     fits=lambda record: "messages" in record and "chosen" not in record,
     record=Conversation,
+    uses=("messages",),
+    turn=("role", "content"),
+    # The first turn once more.
+    ignores=("prompt",),
     about="Chats as lists of messages with role and content.",
 )

@@ -1,40 +1,181 @@
 """Rows of a Parquet file."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
+from aligner_jax.data.sources.bounded import MOST_RECORD, check_ratio
+from aligner_jax.data.sources.parquet_columns import check_times, filled
+from aligner_jax.data.sources.parquet_pages import check_pages
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import MEBIBYTE, open_file
 
 MAGIC = b"PAR1"
 """What a Parquet file begins and ends with."""
 
-_BATCH = 1024
+_MOST_FOOTER = 16 * MEBIBYTE
+# Types of single values that records are made of; a day of the year 12,000 or a time zone of nowhere has no value.
+_PLAIN_TYPES = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE", "BYTE_ARRAY")
+_PLAIN_MEANINGS = ("NONE", "STRING", "INT", "ENUM", "JSON", "NULL", "UNKNOWN")
 
 
-def parquet_rows(data: bytes, path: Path) -> Iterator[tuple[dict, int]]:
-    """The rows of a Parquet file's content as objects with named fields.
+class Table(NamedTuple):
+    """Rows with their numbers, from 1; and of each column that is not read, in how many rows it has a value."""
 
-    Yields:
-      The row, and its number, from 1.
+    rows: Iterator[tuple[dict, int]]
+    unread: Mapping[str, int]
+
+
+def open_parquet(path: Path, columns: Collection[str] | None = None) -> Table:
+    """Returns the rows of a Parquet file as objects with named fields.
+
+    Only what is asked for is unpacked, some rows at a time. Values inside of lists and structures that are neither
+    text, numbers nor flags are left out.
+
+    Args:
+      path: the file.
+      columns: names of the columns to read; None reads all.
 
     Raises:
-      InputError: it is not Parquet, or is damaged; names the file.
+      InputError: it is not Parquet, is damaged (the rows raise that too), or tells of more than a file of examples
+        has; names the file.
     """
-    # Here, because most runs read no Parquet and the import takes a while.
-    import pyarrow
-    from pyarrow import parquet
+    rows = _Rows(path, columns)
+    return Table(iter(rows), rows.unread)
 
-    number = 0
-    try:
-        for batch in parquet.ParquetFile(pyarrow.BufferReader(data)).iter_batches(batch_size=_BATCH):
-            for row in batch.to_pylist():
-                number += 1
-                yield row, number
-    except UnicodeDecodeError:
-        raise InputError(
-            f"{path}, among rows {number + 1} to {number + _BATCH}: a column of text is not UTF-8"
-        ) from None
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+
+class _Rows:
+    """Rows of one file."""
+
+    def __init__(self, path: Path, columns: Collection[str] | None) -> None:
+        # Here, because most runs read no Parquet and the import takes a while.
+        import pyarrow
+        import pyarrow.parquet
+
+        self._path, self._pyarrow = path, pyarrow
+        with open_file(path) as file:
+            self._size = os.fstat(file.fileno()).st_size
+            self._open(file, columns)
+
+    def _open(self, file: BinaryIO, columns: Collection[str] | None) -> None:
+        pyarrow, path = self._pyarrow, self._path
+        parquet = pyarrow.parquet
+        limits: dict[str, Any] = _limits(file, self._size, path)
+        try:
+            table = parquet.ParquetFile(pyarrow.OSFile(str(path)), **limits)
+            names = list(table.schema_arrow.names)
+            _check_names(names, path)
+            leaves = self._leaves(table, names, columns)
+            self._paths = [table.metadata.schema.column(number).path for number in leaves]
+            read = {path.partition(".")[0] for path in self._paths}
+            unread = [name for name in names if name not in read]
+            for name in unread:
+                check_times(table, name, path)
+            self.unread = {name: filled(table, name) for name in unread}
+            layout = check_pages(file, self._size, table.metadata, leaves, path)
+            if layout.as_dictionary:
+                reader = pyarrow.OSFile(str(path))
+                table = parquet.ParquetFile(reader, read_dictionary=layout.as_dictionary, **limits)
+        except Exception as error:  # Whatever the reader raises for damaged files.
+            raise self._error(error, 0) from None
+        self._table, self._rows = table, layout.rows
+
+    def __iter__(self) -> Iterator[tuple[dict, int]]:
+        number = total = 0
+        try:
+            for batch in self._table.iter_batches(self._rows, columns=self._paths, use_threads=False):
+                total += (held := _text_bytes(self._pyarrow, batch))
+                check_ratio(total, self._size, self._path)
+                if held > 2 * MOST_RECORD:
+                    self._check_rows(batch, number)
+                for row in batch.to_pylist():
+                    number += 1
+                    yield row, number
+        except Exception as error:  # Whatever the reader raises for damaged files.
+            raise self._error(error, number) from None
+
+    def _leaves(self, table: Any, names: list[str], columns: Collection[str] | None) -> list[int]:
+        """Numbers of the leaf columns to read."""
+        schema = table.metadata.schema
+        found = []
+        for number in range(len(schema)):
+            leaf = schema.column(number)
+            name, _, inside = leaf.path.partition(".")
+            plain = leaf.physical_type in _PLAIN_TYPES and leaf.logical_type.type in _PLAIN_MEANINGS
+            if (columns is None or name in columns or leaf.path in columns) and (plain or not inside):
+                found.append(number)
+        # A file that has none of them: its first row says so by the names that it has.
+        return found or list(range(len(schema)))
+
+    def _check_rows(self, batch: Any, number: int) -> None:
+        for i in range(batch.num_rows):
+            if _text_bytes(self._pyarrow, batch.slice(i, 1)) > MOST_RECORD:
+                raise InputError(
+                    f"{self._path}, row {number + i + 1} holds more than {MOST_RECORD // MEBIBYTE} MiB, and a record "
+                    "has at most that"
+                )
+
+    def _error(self, error: Exception, number: int) -> InputError:
+        if isinstance(error, InputError):
+            return error
+        if isinstance(error, UnicodeDecodeError):
+            last = number + getattr(self, "_rows", 1)
+            return InputError(f"{self._path}, among rows {number + 1} to {last}: a column of text is not UTF-8")
+        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
         after = f" after row {number}" if number else ""
-        raise InputError(f"{path} cannot be read as Parquet{after}: {reason}") from None
+        return InputError(f"{self._path} cannot be read as Parquet{after}: {reason}")
+
+
+def _limits(file: BinaryIO, size: int, path: Path) -> dict[str, Any]:
+    """Bounds on what the footer may make pyarrow allocate before it is found to be damaged."""
+    file.seek(max(size - 8, 0))
+    end = file.read(8)
+    footer = int.from_bytes(end[:4], "little")
+    if size < 12 or end[4:] != MAGIC:
+        raise InputError(
+            f"{path} cannot be read as Parquet: it does not end with {MAGIC.decode()}, so it may be cut short"
+        )
+    if not 0 < footer <= min(size - 12, _MOST_FOOTER):
+        raise InputError(f"{path} cannot be read as Parquet: its metadata should be {footer:,} of its {size:,} bytes")
+    file.seek(0)
+    # Lists of columns and row groups have at least 6 bytes for each element.
+    return {
+        "thrift_string_size_limit": footer,
+        "thrift_container_size_limit": max(footer // 6, 1000),
+        "page_checksum_verification": True,
+        "pre_buffer": False,
+        "memory_map": False,
+    }
+
+
+def _check_names(names: list[str], path: Path) -> None:
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{path} has two columns of the name {twice!r}")
+
+
+def _text_bytes(pyarrow: Any, values: Any) -> int:
+    """Bytes of values as Python would hold them: a text in a dictionary counts wherever it is meant."""
+    if isinstance(values, pyarrow.RecordBatch):
+        return sum(_text_bytes(pyarrow, column) for column in values.columns)
+    if isinstance(values, pyarrow.DictionaryArray):
+        import pyarrow.compute
+
+        compute: Any = pyarrow.compute
+        kind = values.dictionary.type
+        if not pyarrow.types.is_string(kind) and not pyarrow.types.is_binary(kind):
+            return values.nbytes
+        lengths = compute.binary_length(values.dictionary).take(values.indices.drop_null())
+        return compute.sum(lengths).as_py() or 0
+    if isinstance(values, pyarrow.StructArray):
+        return sum(_text_bytes(pyarrow, part) for part in values.flatten())
+    if isinstance(values, pyarrow.ListArray | pyarrow.LargeListArray):
+        return values.nbytes if _is_flat(pyarrow, values.type) else _text_bytes(pyarrow, values.flatten())
+    return values.nbytes
+
+
+def _is_flat(pyarrow: Any, kind: Any) -> bool:
+    """Returns True if there is no dictionary in a type."""
+    parts = [kind.field(i).type for i in range(kind.num_fields)]
+    return not pyarrow.types.is_dictionary(kind) and all(_is_flat(pyarrow, part) for part in parts)

@@ -50,6 +50,12 @@ def _safer(record: dict, where: str) -> int:
     return int(value)
 
 
+_PUBLISHED = ("response_0", "response_1", "is_response_0_safe", "is_response_1_safe", "safer_response_id")
+_RATINGS = tuple(
+    f"response_{i}_{name}" for i in (0, 1) for name in ("source", "harm_category", "severity_level", "sha256")
+)
+
+
 def _fits(record: dict) -> bool:
     published = "response_0" in record and "response_1" in record
     return "prompt" in record and (published or isinstance(record.get("response"), list))
@@ -60,6 +66,8 @@ PKU_SAFERLHF = Source(
     parse=parse,
     fits=_fits,
     record=Preference,
+    uses=("prompt", "response", *_PUBLISHED),
+    ignores=("better_response_id", "prompt_source", *_RATINGS),
     about="Pairs of responses to questions that provoke, compared for harmlessness; prompts repeat.",
     homepage="https://huggingface.co/datasets/PKU-Alignment/PKU-SafeRLHF",
     licence="CC BY-NC 4.0",

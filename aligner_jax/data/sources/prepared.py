@@ -1,17 +1,20 @@
 """Examples as TFDS keeps them: what is stored of each, and how Grain reads it."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 
 from aligner_jax.data.sources.example import Conversation, Example, Instruction, Message, Preference
 from aligner_jax.data.sources.source import Record
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import is_file
+from aligner_jax.files.fields import Fields, read_fields
+from aligner_jax.files.json_text import read_json, read_object
 
-INFO, METADATA = "dataset_info.json", "metadata.json"
+INFO, METADATA, FEATURES = "dataset_info.json", "metadata.json", "features.json"
+_CLASSES = "tensorflow_datasets.core.features."
 
 
 def is_prepared(path: Path | str) -> bool:
@@ -19,8 +22,16 @@ def is_prepared(path: Path | str) -> bool:
     return _place(Path(path)) is not None
 
 
-def read_prepared(path: Path | str, name: str | None = None) -> tuple[list[Example], dict[str, int]]:
-    """The examples of a prepared split, and how many records were dropped for which reason when it was prepared.
+class Prepared(NamedTuple):
+    """Examples, and how many records were dropped for which reason and had which unused field; see `load.Dataset`."""
+
+    examples: list[Example]
+    dropped: dict[str, int]
+    unused: dict[str, int]
+
+
+def read_prepared(path: Path | str, name: str | None = None) -> Prepared:
+    """Returns the examples of a prepared split, and what was counted when it was prepared.
 
     Args:
       path: the folder (its split "train") or FOLDER/SPLIT.
@@ -31,8 +42,8 @@ def read_prepared(path: Path | str, name: str | None = None) -> tuple[list[Examp
     """
     folder, split = _found(path)
     metadata = _metadata(folder)
-    if name is not None and metadata["source"] != name:
-        raise InputError(f"{folder} holds the source {metadata['source']!r}, not {name!r}")
+    if name is not None and (held := metadata.text("source")) != name:
+        raise InputError(f"{folder} holds the source {held!r}, not {name!r}")
     examples = prepared_examples(path)
     read = []
     for number in range(len(examples)):
@@ -42,7 +53,7 @@ def read_prepared(path: Path | str, name: str | None = None) -> tuple[list[Examp
             raise InputError(
                 f"{folder}: example {number + 1} of the split {split!r} cannot be read: {first_line(error)}"
             ) from error
-    return read, metadata["dropped"].get(split, {})
+    return Prepared(read, _counts(metadata, "dropped", split), _counts(metadata, "unused", split))
 
 
 def prepared_examples(path: Path | str) -> "grain.MapDataset[Example]":
@@ -54,6 +65,8 @@ def prepared_examples(path: Path | str) -> "grain.MapDataset[Example]":
     tfds = import_tfds()
     folder, split = _found(path)
     _metadata(folder)
+    _check_classes(read_json(folder / FEATURES), folder / FEATURES)
+    read_object(folder / INFO)
     try:
         builder = tfds.builder_from_directory(str(folder))
         splits = list(builder.info.splits)
@@ -86,7 +99,7 @@ def _needs(reason: str) -> str:
 
 
 def to_features(example: Example) -> dict[str, Any]:
-    """What is stored of an example: its record's fields, and where it came from."""
+    """Returns what is stored of an example: its record's fields, and where it came from."""
     record = example.record
     if isinstance(record, Instruction):
         fields = {"instruction": record.instruction, "input": record.input, "output": record.output}
@@ -98,8 +111,8 @@ def to_features(example: Example) -> dict[str, Any]:
 
 
 def from_features(stored: Mapping[str, Any]) -> Example:
-    """The example again."""
-    if "messages" in stored:
+    """Returns the example again."""
+    if "messages" in stored and ("instruction" not in stored or len(stored["messages"]["role"])):
         record: Record = Conversation(_messages(stored["messages"]))
     elif "prompt" in stored:
         record = Preference(_messages(stored["prompt"]), _text(stored["chosen"]), _text(stored["rejected"]))
@@ -118,10 +131,10 @@ def _text(stored: bytes | str) -> str:
 
 
 def _place(path: Path) -> tuple[Path, str] | None:
-    if path.is_file():
+    if is_file(path):
         return None
     for folder, split in ((path, "train"), (path.parent, path.name)):
-        if (folder / INFO).is_file():
+        if is_file(folder / INFO):
             return folder, split
     return None
 
@@ -133,15 +146,30 @@ def _found(path: Path | str) -> tuple[Path, str]:
     return place
 
 
-def _metadata(folder: Path) -> dict[str, Any]:
-    path = folder / METADATA
-    try:
-        metadata = json.loads(path.read_bytes())
-        return {"source": str(metadata["source"]), "dropped": dict(metadata["dropped"])}
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged or of another program ({type(error).__name__})") from None
+def _metadata(folder: Path) -> Fields:
+    metadata = read_fields(folder / METADATA)
+    metadata.text("source")
+    return metadata
+
+
+def _counts(metadata: Fields, name: str, split: str) -> dict[str, int]:
+    """Numbers of records, which folders that were prepared earlier may lack."""
+    section = metadata.section(name)
+    counts = section.section(split) if section is not None else None
+    return {} if counts is None else {reason: counts.integer(reason, least=0) for reason in counts.values}
+
+
+def _check_classes(features: object, path: Path) -> None:
+    """Refuses names of classes that are not TFDS's own, since it imports what is named."""
+    parts = features.values() if isinstance(features, dict) else features if isinstance(features, list) else ()
+    if isinstance(features, dict):
+        # The last is of older versions.
+        for key in ("pythonClassName", "python_class_name", "type"):
+            name = features.get(key, _CLASSES)
+            if isinstance(name, str) and not name.startswith(_CLASSES):
+                raise InputError(f"{path} names the class {name!r}, and examples have features of {_CLASSES[:-1]} only")
+    for part in parts:
+        _check_classes(part, path)
 
 
 def first_line(error: BaseException) -> str:

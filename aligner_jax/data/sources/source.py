@@ -14,6 +14,16 @@ class Dropped(Exception):
     """A record that is well formed but not to be learned from; `args[0]` is the reason, in a few words."""
 
 
+IGNORED = frozenset(
+    {
+        "id", "idx", "index", "uid", "uuid", "_id", "prompt_id", "conversation_id", "source", "dataset",
+        "origin", "split", "category", "categories", "topic", "task", "type", "lang", "language", "url",
+        "license", "model", "score", "scores", "rating", "timestamp", "date", "hash", "sha256",
+    }
+)  # fmt: skip
+"""Fields that name, place or rate a record, in the data of many."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A published data set, or a form of local files.
@@ -22,12 +32,18 @@ class Source:
       name: what `config.data.format` calls it.
       parse: from a file's object to a record.
       fits: whether an object looks like this source's, so that the format need not be named.
-      record: what `parse` makes.
+      record: what `parse` makes of a record without system prompt and history.
       about: a sentence on the data.
       homepage: where they are described.
       licence: of the data.
       root: the address that the names in `files` follow; "" where there is nothing to download.
       files: names of the published files by split.
+      uses: the fields that `parse` reads.
+      turn: where these are lists of turns: the fields of each that `parse` reads.
+      ignores: fields of the published data that say nothing to learn from, and are passed over without a word, as
+        `IGNORED` are.
+      system: fields that may hold a system prompt; see `context.with_context`.
+      history: fields that may hold earlier questions with their answers.
     """
 
     name: str
@@ -39,6 +55,11 @@ class Source:
     licence: str = ""
     root: str = ""
     files: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, hash=False)
+    uses: tuple[str, ...] = ()
+    turn: tuple[str, ...] = ()
+    ignores: tuple[str, ...] = ()
+    system: tuple[str, ...] = ("system", "system_prompt")
+    history: tuple[str, ...] = ("history",)
 
 
 def check_worth(record: Record) -> None:

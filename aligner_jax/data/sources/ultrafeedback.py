@@ -32,6 +32,10 @@ ULTRAFEEDBACK = Source(
     parse=parse,
     fits=lambda record: isinstance(record.get("chosen"), list) and isinstance(record.get("rejected"), list),
     record=Preference,
+    uses=("chosen", "rejected"),
+    turn=("role", "content"),
+    # Both chats begin with the prompt, and the preferred one is there once more.
+    ignores=("prompt", "messages", "score_chosen", "score_rejected"),
     about="63,135 prompts, each with two answers of four by language models: the one GPT-4 rated best, and another.",
     homepage="https://huggingface.co/datasets/HuggingFaceH4/ultrafeedback_binarized",
     licence="MIT",

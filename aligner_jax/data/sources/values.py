@@ -10,6 +10,8 @@ def text_field(record: dict, name: str, where: str, default: str | None = None) 
       InputError: the field is missing, is not a string, or has half a surrogate pair in it.
     """
     value = record.get(name)
+    if type(value) is str and value.isascii():
+        return value
     if value is None and default is not None:
         return default
     return check_text(_present(record, name, where), f"the field {name!r}", where)

@@ -1,0 +1,60 @@
+"""Fields beside a record that come before its question: a system prompt, and earlier questions with their answers."""
+
+from collections.abc import Sequence
+from typing import TypeGuard
+
+from aligner_jax.data.sources.example import Conversation, Example, Message, Preference
+from aligner_jax.data.sources.source import Dropped, Record
+from aligner_jax.data.sources.values import check_text
+
+
+def with_context(parsed: Record, record: dict, where: str, system: Sequence[str], history: Sequence[str]) -> Record:
+    """Returns the record with what its file's object has under `system` and `history` before it.
+
+    LLaMA-Factory's names and forms: a system prompt is a text, and history a list of [question, answer], the earliest
+    first. An instruction that has either becomes a conversation, of which every answer is one to learn.
+
+    Args:
+      parsed: what the source has made of the object.
+      record: the object.
+      where: where it stands.
+      system: names of the fields that may hold a system prompt. Empty text is none.
+      history: names of the fields that may hold earlier turns. An empty list is none.
+
+    Raises:
+      InputError: a text has half a surrogate pair in it.
+      Dropped: there are two different system prompts.
+    """
+    prompts = {text for name in system if isinstance(text := record.get(name), str) and text.strip()}
+    earlier = [pair for name in history if is_history(pairs := record.get(name)) for pair in pairs]
+    if not prompts and not earlier:
+        return parsed
+    turns = _turns(parsed, where)
+    if turns[0]["role"] == "system":
+        prompts.add(turns.pop(0)["content"])
+    if len(prompts) > 1:
+        raise Dropped("two system prompts")
+    before: list[Message] = [
+        {"role": "system", "content": check_text(text, "the system prompt", where)} for text in prompts
+    ]
+    for pair in earlier:
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            before.append({"role": role, "content": check_text(text, "the history", where)})
+    if isinstance(parsed, Preference):
+        return Preference((*before, *turns), parsed.chosen, parsed.rejected)
+    return Conversation((*before, *turns))
+
+
+def is_history(value: object) -> TypeGuard[list[Sequence[str]]]:
+    """Returns True if a value is a list of pairs of texts."""
+    return isinstance(value, list) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+        for pair in value
+    )
+
+
+def _turns(parsed: Record, where: str) -> list[Message]:
+    """What follows the context: of a pair the prompt's turns, else all."""
+    if isinstance(parsed, Preference):
+        return list(parsed.prompt)
+    return list(parsed.messages) if isinstance(parsed, Conversation) else Example(parsed, where).messages()

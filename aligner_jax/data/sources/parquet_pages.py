@@ -1,0 +1,181 @@
+"""Layout of a Parquet file's pages, checked before a native reader unpacks them.
+
+A page of a hundred bytes may say that it becomes 2 GiB, and a text that a file holds once may be a million rows. Page
+headers tell both (parquet.thrift, `PageHeader`), and reading them costs nothing beside reading the pages.
+"""
+
+import itertools
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from aligner_jax.data.sources.bounded import FREE, MOST_RATIO, check_ratio
+from aligner_jax.errors import InputError
+from aligner_jax.files.content import MEBIBYTE
+from aligner_jax.files.thrift import Malformed, Read, read_struct
+
+_MOST_ROWS = 1024
+_BATCH = 8 * MEBIBYTE
+_DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
+_DELTA_BYTE_ARRAY = 7
+_HEADER = 64 * 1024
+
+
+class Layout(NamedTuple):
+    """Rows to read at once, and paths of the columns of which texts should stay in their dictionary."""
+
+    rows: int
+    as_dictionary: list[str]
+
+
+class _Chunk(NamedTuple):
+    """Bytes of a column chunk once unpacked, its longest text that may repeat, and how many values may be that."""
+
+    unpacked: int
+    longest: int
+    repeating: int
+
+
+def check_pages(file: BinaryIO, size: int, metadata: Any, columns: Sequence[int], path: Path) -> Layout:
+    """Walks the page headers of some columns, and tells how to read these within little memory.
+
+    Args:
+      file: the Parquet file.
+      size: of the file, in bytes.
+      metadata: pyarrow's `FileMetaData` of it.
+      columns: numbers of the leaf columns.
+      path: for errors.
+
+    Raises:
+      InputError: headers are damaged, contradict the metadata, or tell of more than a file of examples has.
+    """
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    most = MEBIBYTE + 16 * size
+    if sum(group.num_rows for group in groups) != metadata.num_rows or not 0 <= metadata.num_rows <= most:
+        raise InputError(f"{path} is damaged: its {metadata.num_rows:,} rows are not those of its row groups")
+    footer = int.from_bytes(_at(file, size - 8, 4), "little")
+    taken: list[tuple[int, int]] = []
+    rows, as_dictionary, total = _MOST_ROWS, [], 0
+    for number in columns:
+        described = metadata.schema.column(number)
+        repeated = described.max_repetition_level > 0
+        for group in groups:
+            chunk = group.column(number)
+            if not group.num_rows and not chunk.num_values:
+                continue
+            try:
+                begin, end = _range(chunk, size - 8 - footer)
+                if chunk.num_values < group.num_rows or chunk.num_values > (most if repeated else group.num_rows):
+                    raise Malformed(f"has {chunk.num_values:,} values in {group.num_rows:,} rows")
+                found = _chunk(file, chunk, begin, end, repeated)
+            except (Malformed, struct.error) as error:
+                raise InputError(f"{path} is damaged: its column {described.path!r} {error}") from None
+            taken.append((begin, end))
+            check_ratio(total := total + found.unpacked, size, path)
+            mean = found.unpacked // max(group.num_rows, 1)
+            rows = min(rows, max(_BATCH // max(mean, 1), 1))
+            if not repeated:
+                rows = min(rows, max(_BATCH // max(found.longest, 1), 1))
+            elif found.repeating * found.longest > 4 * _BATCH + 8 * size and described.path not in as_dictionary:
+                as_dictionary.append(described.path)
+    taken.sort()
+    if any(first[1] > second[0] for first, second in itertools.pairwise(taken)):
+        raise InputError(f"{path} is damaged: two of its columns are at the same place")
+    return Layout(rows, as_dictionary)
+
+
+def _range(chunk: Any, end_of_data: int) -> tuple[int, int]:
+    begin = chunk.data_page_offset
+    if chunk.dictionary_page_offset:
+        begin = min(begin, chunk.dictionary_page_offset)
+    end = begin + chunk.total_compressed_size
+    if chunk.file_path or not 4 <= begin <= end <= end_of_data:
+        raise Malformed("lies outside of the file")
+    return begin, end
+
+
+def _chunk(file: BinaryIO, chunk: Any, begin: int, end: int, repeated: bool) -> _Chunk:
+    at, values = begin, 0
+    unpacked = longest = repeating = 0
+    in_dictionary = 0
+    while values < chunk.num_values:
+        header, at = _header(file, at, end)
+        size, packed = _number(header, 2), _number(header, 3)
+        if packed > end - at:
+            raise Malformed("has a page that goes on behind its end")
+        if size > FREE + MOST_RATIO * packed:
+            raise Malformed(f"has a page of {packed:,} bytes that should become {size:,}")
+        unpacked += size
+        kind = header.get(1)
+        if kind == _DICTIONARY:
+            held = _number(_part(header, 7), 1)
+            small = size <= _BATCH // _MOST_ROWS
+            in_dictionary = size if small else _longest(_at(file, at, packed), size, held, chunk)
+        elif kind in (_DATA, _DATA_V2):
+            page = _part(header, 5 if kind == _DATA else 8)
+            count = _number(page, 1)
+            values += count
+            encoding = _number(page, 2 if kind == _DATA else 4)
+            if encoding == _DELTA_BYTE_ARRAY and repeated:
+                raise Malformed("has lists of texts in the encoding DELTA_BYTE_ARRAY, which is not read")
+            # A text of this encoding repeats the beginning of the one before it.
+            repeats = size if encoding == _DELTA_BYTE_ARRAY else in_dictionary if encoding in (2, 8) else 0
+            longest, repeating = max(longest, repeats), repeating + (count if repeats else 0)
+        at += packed
+    if values != chunk.num_values:
+        raise Malformed(f"has {values:,} values and not {chunk.num_values:,}")
+    return _Chunk(unpacked, longest, repeating)
+
+
+def _header(file: BinaryIO, at: int, end: int) -> tuple[dict[int, object], int]:
+    data = _at(file, at, min(end - at, 256))
+    try:
+        read = read_struct(data)
+    except Malformed:
+        # One with long statistics.
+        read = read_struct(_at(file, at, min(end - at, _HEADER)))
+    assert isinstance(read, Read)
+    return read.fields, at + read.end
+
+
+def _longest(packed: bytes, size: int, count: int, chunk: Any) -> int:
+    """Bytes of the longest text in a dictionary page."""
+    import pyarrow
+
+    codec = {"UNCOMPRESSED": None, "LZ4": "lz4_raw"}.get(chunk.compression, chunk.compression.lower())
+    if chunk.physical_type != "BYTE_ARRAY":
+        return 0
+    try:
+        data = packed if codec is None else bytes(pyarrow.Codec(codec).decompress(packed, size))
+    except (pyarrow.ArrowException, OSError, ValueError):
+        # The older of two codecs called LZ4, or damage, which the reader will name.
+        return size
+    at = longest = 0
+    for _ in range(count):
+        (length,) = _LENGTH.unpack_from(data, at)
+        longest = length if length > longest else longest
+        at += 4 + length
+    return min(longest, size)
+
+
+_LENGTH = struct.Struct("<I")
+
+
+def _at(file: BinaryIO, at: int, size: int) -> bytes:
+    file.seek(at)
+    return file.read(size)
+
+
+def _part(fields: dict[int, object], number: int) -> dict[int, object]:
+    part = fields.get(number)
+    if not isinstance(part, dict):
+        raise Malformed("has a page without its header")
+    return part
+
+
+def _number(fields: dict[int, object], number: int) -> int:
+    value = fields.get(number)
+    if type(value) is not int or value < 0:
+        raise Malformed("has a damaged page header")
+    return value

@@ -1,0 +1,77 @@
+"""TRL's preference records: prompt, chosen, rejected, each a text or a list of messages."""
+
+from aligner_jax.data.sources.example import Message, Preference
+from aligner_jax.data.sources.messages import turns
+from aligner_jax.data.sources.source import Dropped, Source
+from aligner_jax.data.sources.values import text_field
+from aligner_jax.errors import InputError
+
+NAMES = ("prompt", "chosen", "rejected")
+
+
+def parse(record: dict, where: str, names: tuple[str, str, str] = NAMES) -> Preference:
+    """Returns a prompt and two answers.
+
+    A text as prompt is the user's turn, and one as answer the assistant's. Messages under chosen and rejected are what
+    follows the prompt's; or else, where they begin with a turn of system or user, whole chats with the prompt in them.
+
+    Args:
+      record: the object.
+      where: where it stands.
+      names: the fields of prompt, chosen and rejected.
+
+    Raises:
+      InputError: a field is missing, or is neither text nor a list of objects with `role` and `content`; or the prompt
+        does not end with the user's turn, or an answer is not the assistant's.
+      Dropped: what precedes the two answers is not the same.
+    """
+    prompt, *answers = names
+    before = _turns(record, prompt, "user", where)
+    if not before or before[-1]["role"] == "assistant":
+        raise InputError(f"{where}: the field {prompt!r} does not end with a turn that an assistant answers")
+    chosen, rejected = (_chat(before, record, name, where) for name in answers)
+    if chosen[:-1] != rejected[:-1]:
+        raise Dropped("prompts differ")
+    return Preference(prompt=tuple(chosen[:-1]), chosen=chosen[-1]["content"], rejected=rejected[-1]["content"])
+
+
+def _chat(before: list[Message], record: dict, name: str, where: str) -> list[Message]:
+    """The prompt with one answer."""
+    answer = _turns(record, name, "assistant", where)
+    if not answer or answer[-1]["role"] != "assistant":
+        raise InputError(f"{where}: the field {name!r} does not end with a turn of 'assistant'")
+    if answer[0]["role"] == "assistant":
+        return [*before, *answer]
+    # Of a prompt that is a text, a system turn may come first.
+    if not any(answer[i : i + len(before)] == before for i in range(2)):
+        raise InputError(f"{where}: the field {name!r} is a whole chat, but does not begin with the prompt")
+    return answer
+
+
+def _turns(record: dict, name: str, role: str, where: str) -> list[Message]:
+    if isinstance(record.get(name), list):
+        return turns(record, name, where)
+    return [{"role": role, "content": text_field(record, name, where)}]
+
+
+def _fits(record: dict) -> bool:
+    if any(name not in record for name in NAMES):
+        return False
+    prompt, chosen, rejected = (record[name] for name in NAMES)
+    if isinstance(chosen, str):
+        return isinstance(rejected, str)
+    # Whole chats are UltraFeedback's.
+    first = chosen[0] if isinstance(chosen, list) and chosen else None
+    return isinstance(prompt, list) or (isinstance(first, dict) and first.get("role") == "assistant")
+
+
+PREFERENCES = Source(
+    name="preferences",
+    parse=parse,
+    fits=_fits,
+    record=Preference,
+    uses=NAMES,
+    turn=("role", "content"),
+    ignores=("score_chosen", "score_rejected"),
+    about="A prompt and two answers, as texts or as messages: what TRL calls preference data.",
+)

@@ -1,0 +1,152 @@
+"""System prompts, histories and fields that are not understood; the forms of TRL's records."""
+
+import json
+
+import pytest
+from source_samples import CHAT, HH, SAMPLES, as_parquet, lines, pair, refusal, turns
+
+from aligner_jax.data.sources import Conversation, Instruction, load_dataset
+from aligner_jax.data.sources.example import Preference
+from aligner_jax.data.tfds_builder import prepare
+
+SYSTEM = {"role": "system", "content": "Be kind."}
+TASK = {"instruction": "And then?", "input": "", "output": "Then it rained."}
+
+
+def records(path, format="auto", fields=None):
+    return [example.record for example in load_dataset(path, format, fields).examples]
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt"])
+@pytest.mark.parametrize("source", SAMPLES)
+def test_a_system_prompt_beside_a_record_comes_first(tmp_path, source, name):
+    record, expected = SAMPLES[source]
+    path = lines(tmp_path / "a.jsonl", {**record, name: "Be kind."}, {**record, name: " "}, {**record, name: None})
+    first, *others = records(path, source)
+    assert others == [expected, expected]
+    if isinstance(expected, Preference):
+        assert first == Preference((SYSTEM, *expected.prompt), expected.chosen, expected.rejected)
+    else:
+        (plain,) = load_dataset(lines(tmp_path / "b.jsonl", record), source).examples
+        assert first == Conversation((SYSTEM, *plain.messages()))
+    assert records(as_parquet(tmp_path / "a.parquet", {**record, name: "Be kind."}), source) == [first]
+    assert load_dataset(path, source).unused == {}
+
+
+def test_a_history_comes_before_the_question(tmp_path):
+    record = {**TASK, "system": "Be kind.", "history": [["Begin.", "It was sunny."], ["On?", "Yes."]]}
+    expected = Conversation((SYSTEM, *turns("Begin.", "It was sunny.", "On?", "Yes.", "And then?", "Then it rained.")))
+    path = lines(tmp_path / "a.jsonl", record, {**TASK, "history": []})
+    assert records(path) == [expected, Instruction(**TASK)]
+    assert records(as_parquet(tmp_path / "a.parquet", record)) == [expected]
+    own = {"q": "And then?", "a": "Then it rained.", "s": "Be kind.", "h": record["history"]}
+    names = {"instruction": "q", "output": "a", "system": "s", "history": "h"}
+    assert records(lines(tmp_path / "b.jsonl", own), "fields", names) == [expected]
+    folder = prepare("alpaca", tmp_path, raw=path)
+    assert load_dataset(folder) == load_dataset(path)
+
+
+def test_two_system_prompts_are_counted_and_equal_ones_are_one(tmp_path):
+    talk = [{"from": "system", "value": "Be kind."}, *CHAT]
+    rows = [{"conversations": talk, "system": text} for text in ("Be kind.", "Be rude.")]
+    dataset = load_dataset(lines(tmp_path / "a.jsonl", *rows))
+    assert [e.record for e in dataset.examples] == [Conversation((SYSTEM, *turns("Hi", "Hello")))]
+    assert dataset.dropped == {"two system prompts": 1}
+
+
+def test_fields_that_are_not_understood_are_named_once(tmp_path):
+    chat = {"messages": [{**turn, "weight": 0, "tool_calls": []} for turn in turns("Hi", "Hello")]}
+    rows = [
+        {**chat, "tools": "[]", "id": 3, "source": "web"},
+        {**chat, "tools": "[{}]", "system": ["a"], "\x1b[2J": 1},
+        {**chat, "tools": [{}], "history": "Begin."},
+    ]
+    dataset = load_dataset(lines(tmp_path / "a.jsonl", *rows))
+    assert dataset.unused == {"messages[].weight": 3, "tools": 2, "system": 1, "history": 1, "\x1b[2J": 1}
+    assert str(dataset) == (
+        "3 examples; fields that are not used: 'messages[].weight' (3), 'tools' (2), '\\x1b[2J' (1), 'history' (1), "
+        "'system' (1)"
+    )
+    many = [{**TASK, f"f{i}": 1} for i in range(300)]
+    dataset = load_dataset(lines(tmp_path / "b.jsonl", *many))
+    assert len(dataset.unused) == 101
+    assert sum(dataset.unused.values()) == 300
+    assert str(dataset).endswith("'f14' (1) and 93 more")
+    table = as_parquet(tmp_path / "c.parquet", {**TASK, "tools": "x", "seed": 1}, {**TASK, "tools": None, "seed": 2})
+    assert load_dataset(table).unused == {"tools": 1, "seed": 2}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_fields_of_published_data_are_not_named(tmp_path, name):
+    record, _ = SAMPLES[name]
+    assert (
+        load_dataset(lines(tmp_path / "a.jsonl", {**record, "id": "a", "source": "b", "score": 1}), name).unused == {}
+    )
+
+
+USER, GOOD, BAD = (
+    {"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Hello"), ("assistant", "What?"))
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected"),
+    [
+        ("Hi", "Hello", "What?"),
+        ([USER], [GOOD], [BAD]),
+        ("Hi", [GOOD], [BAD]),
+        ([USER], "Hello", "What?"),
+        ([USER], [USER, GOOD], [USER, BAD]),
+    ],
+)
+def test_preferences_of_every_form(tmp_path, prompt, chosen, rejected):
+    record = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    path = lines(tmp_path / "a.jsonl", record)
+    expected = [pair(turns("Hi"), "Hello", "What?")]
+    own = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+    assert records(path) == records(path, "preferences") == records(path, "fields", own) == expected
+    assert records(as_parquet(tmp_path / "a.parquet", record)) == expected
+
+
+def test_preferences_that_are_none(tmp_path):
+    first = {"prompt": "Hi", "chosen": "Hello", "rejected": "What?"}
+    for record, says in (
+        ({**first, "prompt": [USER, GOOD]}, "the field 'prompt' does not end with a turn that an assistant answers"),
+        ({**first, "prompt": []}, "the field 'prompt' does not end with a turn that an assistant answers"),
+        ({**first, "chosen": [USER]}, "the field 'chosen' does not end with a turn of 'assistant'"),
+        ({**first, "chosen": []}, "the field 'chosen' does not end with a turn of 'assistant'"),
+        (
+            {**first, "chosen": [{**USER, "content": "Bye"}, GOOD]},
+            "the field 'chosen' is a whole chat, but does not begin",
+        ),
+        ({**first, "rejected": 7}, "the field 'rejected' holds a number, not text"),
+        ({**first, "chosen": ["Hello"]}, "the field 'chosen' is not a list of objects with 'role' and 'content'"),
+    ):
+        assert refusal(lines(tmp_path / "a.jsonl", first, record)).startswith(f":2: {says}")
+    longer = {**first, "chosen": [GOOD, USER, GOOD], "rejected": [BAD, USER, BAD]}
+    dataset = load_dataset(lines(tmp_path / "b.jsonl", first, longer))
+    assert dataset.dropped == {"prompts differ": 1}
+    assert records(lines(tmp_path / "c.jsonl", {**HH, "prompt": ""})) == [pair(turns("Hi"), "Hello", "What?")]
+
+
+def test_completions_of_every_form(tmp_path):
+    rows = [
+        {"prompt": "Hi", "completion": "Hello"},
+        {"prompt": [SYSTEM, USER], "completion": [GOOD]},
+        {"prompt": "Hi", "completion": "What?", "label": False},
+        {"prompt": "Hi", "completion": "Hello", "label": True},
+    ]
+    dataset = load_dataset(lines(tmp_path / "a.jsonl", *rows))
+    talk = Conversation((SYSTEM, *turns("Hi", "Hello")))
+    assert [e.record for e in dataset.examples] == [
+        Instruction("Hi", "", "Hello"),
+        talk,
+        Instruction("Hi", "", "Hello"),
+    ]
+    assert dataset.dropped == {"unwanted answer": 1}
+    bad = {"prompt": [USER], "completion": [USER]}
+    assert (
+        refusal(lines(tmp_path / "b.jsonl", bad))
+        == ":1: the field 'completion' does not end with a turn of 'assistant'"
+    )
+    assert json.dumps(rows[0]) in (tmp_path / "a.jsonl").read_text()
