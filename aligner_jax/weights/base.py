@@ -19,7 +19,8 @@ from aligner_jax.weights.gguf import load_gguf, open_gguf
 from aligner_jax.weights.hf import load_hf, open_hf
 from aligner_jax.weights.leaves import Finish, Shardings, check_dtype
 from aligner_jax.weights.meta import load_meta, open_meta
-from aligner_jax.weights.orbax import INDEX, TOKENIZER, load_orbax, orbax_config
+from aligner_jax.weights.orbax import load_orbax
+from aligner_jax.weights.orbax_index import INDEX, TOKENIZER, orbax_config
 from aligner_jax.weights.quantize import quantizer
 from aligner_jax.weights.source import Checkpoint
 
