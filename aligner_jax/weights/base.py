@@ -55,6 +55,16 @@ class Base(flax.struct.PyTreeNode):
         """
         return self.loaded_fingerprint or fingerprint(self.config, self.params)
 
+    @property
+    def held_as(self) -> str:
+        """Dtype and quantization, such as "float32" or "bfloat16 int4 in groups of 32"."""
+        return f"{self.params.embed_vd.dtype} {self.quantization or ''}".strip()
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint and `held_as`: the key of results that are kept. Two bases of one identity compute the same."""
+        return f"{self.fingerprint} {self.held_as}"
+
 
 def load_base(
     path: str | Path,

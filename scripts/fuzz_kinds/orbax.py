@@ -1,6 +1,7 @@
 """Bases in Orbax's form: a tiny model with its vocabulary, with digests and as earlier releases wrote it."""
 
 import json
+import logging
 import os
 import random
 import tempfile
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 from fuzz_kinds.kind import Files, Kind
 from fuzz_kinds.mutations import VALUES, of_bytes, of_json, one_file
+from tokenizers import Tokenizer, decoders, models
 
 from aligner_jax.model.config import LlamaConfig, RopeScaling
 from aligner_jax.weights import orbax
@@ -20,13 +22,6 @@ _CONFIG = LlamaConfig(
     vocab_size=40, d_model=8, d_mlp=12, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=4, context_length=32,
     rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16), qkv_bias=True,
 )  # fmt: skip
-_TOKENIZER = {
-    "added_tokens": [{"id": 0, "content": "<s>", "special": True}, {"id": 1, "content": "</s>", "special": True}],
-    "model": {"type": "BPE", "vocab": {"<s>": 0, "</s>": 1, "a": 2, "b": 3, "ab": 4}, "merges": ["a b"]},
-    "decoder": {"type": "ByteLevel"},
-}
-
-
 def samples() -> list[Files]:
     """Returns the same base with digests and without, in float32 and in bfloat16."""
     # TensorStore's threads would not survive the driver's fork: a process of its own writes the samples.
@@ -47,17 +42,26 @@ def samples() -> list[Files]:
 
 
 def _write(folder: Path) -> int:
+    # Chunks as small as these are warned of.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     rng = np.random.default_rng(0)
     orbax._BLOCK_BYTES, orbax._CHUNK_BYTES = 1, 128
     specs = leaf_specs(_CONFIG)
     for dtype, numbers in orbax.DTYPES.items():
         leaves = {leaf: rng.normal(size=spec.shape).astype(numbers) for leaf, spec in specs.items()}
-        tokenizer = {"tokenizer.json": json.dumps(_TOKENIZER).encode(), "tokenizer_config.json": b'{"bos_token":"<s>"}'}
+        tokenizer = {"tokenizer.json": _tokenizer(), "tokenizer_config.json": b'{"bos_token": "<s>"}'}
         orbax.write_orbax(
             folder / dtype, _CONFIG, lambda leaf, indexes, of=leaves: [of[leaf][tuple(i)] for i in indexes],
             dtype, tokenizer,
         )  # fmt: skip
     return 0
+
+
+def _tokenizer() -> bytes:
+    made = Tokenizer(models.BPE(vocab={"<s>": 0, "</s>": 1, "a": 2, "b": 3, "ab": 4}, merges=[("a", "b")]))
+    made.add_special_tokens(["<s>", "</s>"])
+    made.decoder = decoders.ByteLevel()
+    return made.to_str().encode()
 
 
 def mutate(rng: random.Random, files: Files) -> Files:
