@@ -98,11 +98,11 @@ def test_each_answer_is_on_disk_before_the_next_is_asked_for(tmp_path: Path, con
 
 def test_a_run_that_ended_early_asks_only_for_the_rest(tmp_path: Path, console: Console):
     def refuse_from_the_third(request: Request, number: int) -> Reply:
-        return echo(request, number) if number < 2 else failure(401, f"wrong key {KEY}, {'x' * 172} {KEY}")
+        return echo(request, number) if number < 2 else failure(401, f"wrong key {KEY}, {'x ' * 86} {KEY}")
 
     with judge_server(refuse_from_the_third) as server, pytest.raises(InputError) as caught:
         ask_all(ASKS, config_of(server.url, concurrency=1), tmp_path, console)
-    assert f"status 401: wrong key …, {'x' * 172} …; 2 answers of 5 are kept" in str(caught.value)
+    assert f"status 401: wrong key …, {'x ' * 86}…; 2 answers of 5 are kept" in str(caught.value)
     assert KEY[:8] not in str(caught.value)
     assert len(server.requests) == 3
     port = int(server.url.split(":")[2].split("/")[0])

@@ -95,9 +95,7 @@ def blocks_of(fields: Fields, config: LlamaConfig) -> dict[str, list[int]]:
         if not section.has(leaf):
             raise section.error(leaf, "is missing")
         if sum(section.integers(leaf)) != spec.shape[0]:
-            raise section.error(
-                leaf, f"is {str(section.get(leaf))[:100]}, which are not {spec.shape[0]} rows together"
-            )
+            raise section.error(leaf, f"is {str(section.get(leaf))[:100]}, which are not {spec.shape[0]} rows together")
     return {leaf: section.integers(leaf) for leaf in specs}
 
 

@@ -22,6 +22,8 @@ _CONFIG = LlamaConfig(
     vocab_size=40, d_model=8, d_mlp=12, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=4, context_length=32,
     rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16), qkv_bias=True,
 )  # fmt: skip
+
+
 def samples() -> list[Files]:
     """Returns the same base with digests and without, in float32 and in bfloat16."""
     # TensorStore's threads would not survive the driver's fork: a process of its own writes the samples.
