@@ -133,14 +133,14 @@ def _check(config: EndpointConfig) -> str | None:
     for name in ("url", "model"):
         if not getattr(config, name):
             raise InputError(f"config.evaluation.endpoint.{name} is not set; it says which judge is asked")
-    if not str(config.url).startswith(("http://", "https://")):
-        raise InputError(f"config.evaluation.endpoint.url is {config.url!r}, but should begin with http:// or https://")
     # It is shown, and kept beside the results.
-    if re.search(r"[?#]|//[^/]*@", str(config.url)):
+    if re.search(r"[?#]|^([a-z]*://)?[^/]*@", str(config.url)):
         raise InputError(
             'config.evaluation.endpoint.url holds a user name, a "?" or a "#", but should end with the version; an API '
             "key belongs into the environment variable that config.evaluation.endpoint.key_variable names"
         )
+    if not str(config.url).startswith(("http://", "https://")):
+        raise InputError(f"config.evaluation.endpoint.url is {config.url!r}, but should begin with http:// or https://")
     if config.key_variable is None:
         return None
     key = os.environ.get(config.key_variable, "").strip()

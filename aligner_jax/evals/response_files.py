@@ -45,7 +45,9 @@ class Response:
         if isinstance(value, str) and value.strip().lower() in ("true", "false"):
             value = value.strip().lower() == "true"
         try:
-            number = float(value) if isinstance(value, str | int | float) else math.nan
+            # Python's own underscores between digits are no part of a number in a file.
+            is_number = isinstance(value, int | float) or (isinstance(value, str) and "_" not in value)
+            number = float(value) if is_number else math.nan
         except (ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
