@@ -13,7 +13,9 @@ from pathlib import Path
 import gguf
 import jax
 import numpy as np
+import pyarrow
 import pytest
+import tensorstore
 from model_folders import CONFIG, draw, meta_params, meta_parts, write_hf, write_meta
 
 from aligner_jax.data.tokenizer import load_tokenizer, tokenizer_files
@@ -24,6 +26,7 @@ from aligner_jax.weights.assemble import open_parts
 from aligner_jax.weights.base import base_config, load_base, open_base
 from aligner_jax.weights.leaves import leaf_specs
 from aligner_jax.weights.orbax import write_orbax
+from aligner_jax.weights.orbax_block import Block
 
 ROOT = Path(__file__).parents[1]
 
@@ -154,7 +157,7 @@ def test_a_scaled_rope_and_metas_files(tmp_path):
         (lambda folder: index(folder, blocks=None), "base.json: blocks is missing"),
         (lambda folder: index(folder, blocks={}), "base.json: blocks.embed_vd is missing"),
         (lambda folder: index(folder, blocks={"embed_vd": 64}), "blocks.embed_vd is 64, not a list of integers"),
-        (lambda folder: index(folder, blocks={"embed_vd": [64.0]}), "blocks.embed_vd is [64.0], not a list of integers"),
+        (lambda folder: index(folder, blocks={"embed_vd": [64.0]}), "blocks.embed_vd is [64.0], not a list of"),
         (lambda folder: index(folder, blocks={"embed_vd": [60]}), "blocks.embed_vd is [60], which are not 64"),
         (lambda folder: index(folder, blocks={"x": [60]}), "blocks.x is no leaf of this model"),
         (lambda folder: index(folder, digests=1), "base.json: digests is 1, not an object"),
@@ -220,6 +223,39 @@ def test_a_chunk_of_other_numbers_is_named(written, hf, tmp_path):
     for shardings in (None, functools.partial(param_shardings, mesh=make_mesh())):
         with pytest.raises(InputError, match=r"block [01] of leaf gate_ldf is damaged: its chunk \[0, 0, 0\] is not"):
             load_base(folder, shardings=shardings)
+
+
+def test_a_chunk_never_becomes_more_than_its_bytes(written, tmp_path):
+    folder = Path(shutil.copytree(written, tmp_path / "copy"))
+    block = folder / "params" / "norm_d" / "0"
+    shutil.rmtree(block)
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": {"driver": "file", "path": f"{block}/"}}).result()
+    array = {"shape": [32], "chunks": [32], "dtype": "<f4", "order": "C", "compressor": {"id": "zstd", "level": 1}}
+    bomb = pyarrow.compress(bytes(2**29), codec="zstd", asbytes=True)
+    assert len(bomb) < 2**18
+    store.write("norm_d/.zarray", json.dumps({**array, "filters": None, "zarr_format": 2}).encode()).result()
+    store.write("norm_d/0", bomb).result()
+    content = json.loads((folder / "base.json").read_text())
+    del content["digests"]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "base.json"]
+    content["files"] = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    (folder / "base.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"block 0 of leaf norm_d is damaged: its chunk \[0\] cannot be decoded"):
+        load_base(folder)
+    for name, value in (("chunks", [2**40]), ("shape", [64]), ("dtype", ">f4"), ("order", "F"), ("compressor", None)):
+        store.write("norm_d/.zarray", json.dumps({**array, name: value}).encode()).result()
+        with pytest.raises(InputError, match="block 0 of leaf norm_d"):
+            Block(block, "norm_d", "block 0 of leaf norm_d").read((1,), None)
+
+
+def test_a_pipe_in_a_blocks_folder_is_refused(written, tmp_path):
+    folder = Path(shutil.copytree(written, tmp_path / "copy"))
+    manifest = folder / "params" / "norm_d" / "0" / "manifest.ocdbt"
+    manifest.unlink()
+    os.mkfifo(manifest)
+    index(folder, files={}, digests=None)
+    with pytest.raises(InputError, match=r"its file params/.* is none of those that were written"):
+        load_base(folder)
 
 
 def test_a_vocabulary_of_other_bytes_is_refused(tiny_model, tmp_path):

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from fuzz_kinds.kind import Files, Kind
-from fuzz_kinds.mutations import VALUES, of_bytes, of_json, one_file
 from tokenizers import Tokenizer, decoders, models
 
 from aligner_jax.model.config import LlamaConfig, RopeScaling
 from aligner_jax.weights import orbax
 from aligner_jax.weights.base import load_base
 from aligner_jax.weights.leaves import leaf_specs
+from fuzz_kinds.kind import Files, Kind
+from fuzz_kinds.mutations import VALUES, of_bytes, of_json, one_file
 
 _CONFIG = LlamaConfig(
-    vocab_size=40, d_model=8, d_mlp=12, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=4, context_length=32,
+    vocab_size=40, d_model=8, d_mlp=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4, context_length=32,
     rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16), qkv_bias=True,
 )  # fmt: skip
 
@@ -47,7 +47,7 @@ def _write(folder: Path) -> int:
     # Chunks as small as these are warned of.
     logging.getLogger("absl").setLevel(logging.ERROR)
     rng = np.random.default_rng(0)
-    orbax._BLOCK_BYTES, orbax._CHUNK_BYTES = 1, 128
+    orbax._BLOCK_BYTES, orbax._CHUNK_BYTES = 1, 256
     specs = leaf_specs(_CONFIG)
     for dtype, numbers in orbax.DTYPES.items():
         leaves = {leaf: rng.normal(size=spec.shape).astype(numbers) for leaf, spec in specs.items()}
