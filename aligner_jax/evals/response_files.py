@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 from aligner_jax.data.sources.records import read_records
 from aligner_jax.data.sources.values import kind, text_field
@@ -46,8 +47,8 @@ class Response:
             value = value.strip().lower() == "true"
         try:
             # Python's own underscores between digits are no part of a number in a file.
-            is_number = isinstance(value, int | float) or (isinstance(value, str) and "_" not in value)
-            number = float(value) if is_number else math.nan
+            given = isinstance(value, int | float) or (isinstance(value, str) and "_" not in value)
+            number = float(cast(str | float, value)) if given else math.nan
         except (ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):

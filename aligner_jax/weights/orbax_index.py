@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any, cast
 
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import is_file, open_file
@@ -157,7 +158,7 @@ def check_files(path: Path, files: Mapping[str, int], digests: Fields | None) ->
         assert listed is not None
         _check_name(listed, name)
         with open_file(path / name) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
         if found != listed.text(name):
             raise InputError(f"{path} is damaged: its file {name} is not what was written (its digest differs)")
 

@@ -18,7 +18,7 @@ def samples() -> list[Files]:
     """Returns a completion, an error that repeats the key, and a kept answer."""
     completion = {
         "id": "x", "object": "chat.completion", "created": 1, "model": "m",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Because. [[A]]"}, "finish_reason": "stop"}],
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Because. [[A]]"}}],
         "usage": {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15},
     }  # fmt: skip
     error = {"error": {"message": f"wrong key {_KEY}", "type": "invalid_request_error", "param": None, "code": 401}}
