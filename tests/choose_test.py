@@ -55,6 +55,39 @@ def test_temperature_zero_top_k_one_and_a_tiny_top_p_are_greedy():
         assert _frequencies(sampling)[1] == 1.0
 
 
+@pytest.mark.parametrize("temperature", [1e-9, 1e-12, 1.2e-38, 1e-38, 1e-40, 1e-45, 1e-300, 5e-324])
+@pytest.mark.parametrize("rest", [{}, {"top_k": 3}, {"top_p": 0.5}], ids=str)
+def test_the_limit_of_a_small_temperature_is_greedy(temperature: float, rest: dict):
+    rows_bv = np.random.default_rng(0).normal(size=(64, 50)).astype(np.float32) * 8
+    rows_bv[0, 7] = rows_bv[0].max() + 1e-5
+    # Logits that are all negative, too.
+    rows_bv[1] -= 1000
+    keys_b = jax.random.split(jax.random.key(0), 64)
+    found = choose_jit(rows_bv, keys_b, Sampling(temperature, **rest))
+    np.testing.assert_array_equal(found, rows_bv.argmax(-1))
+
+
+@pytest.mark.parametrize("temperature", [1e-12, 1e-40])
+def test_ties_stay_as_likely_at_a_small_temperature(temperature: float):
+    frequencies = _frequencies(Sampling(temperature), np.asarray([0.0, 30.0, 30.0, 29.0], np.float32))
+    np.testing.assert_allclose(frequencies, [0, 0.5, 0.5, 0], atol=0.02)
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1e38, 1e39, 1e300])
+def test_the_limit_of_a_large_temperature_is_uniform(temperature: float):
+    np.testing.assert_allclose(_frequencies(Sampling(temperature)), np.full(6, 1 / 6), atol=0.02)
+
+
+@pytest.mark.parametrize("top_p", [1e-38, 1e-40, 5e-324])
+def test_a_top_p_of_next_to_nothing_keeps_the_most_probable(top_p: float):
+    assert _frequencies(Sampling(temperature=1.0, top_p=top_p))[1] == 1.0
+
+
+def test_a_top_k_beyond_the_vocabulary_and_a_top_p_of_nearly_one_leave_all_in():
+    for sampling in (Sampling(1.0, top_k=10**12), Sampling(1.0, top_p=1 - 1e-12)):
+        np.testing.assert_allclose(_frequencies(sampling), PROBABILITIES, atol=0.02)
+
+
 def test_ties_stay_in_together():
     frequencies = _frequencies(Sampling(temperature=1.0, top_k=1), np.asarray([0.0, 2.0, 2.0], np.float32))
     np.testing.assert_allclose(frequencies, [0, 0.5, 0.5], atol=0.02)
@@ -74,7 +107,15 @@ def test_a_rows_draw_does_not_depend_on_its_neighbours():
     [
         ({"temperature": -0.1}, "temperature is -0.1"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": 10**400}, "temperature is 1000"),
+        ({"temperature": "1"}, "temperature is '1'"),
+        ({"temperature": True}, "temperature is True"),
+        ({"temperature": None}, "temperature is None"),
         ({"top_k": -1}, "top_k is -1"),
+        ({"top_k": 2.0}, "top_k is 2.0"),
+        ({"top_k": True}, "top_k is True"),
+        ({"top_p": "0.5"}, "top_p is '0.5'"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.1}, "top_p is 1.1"),
         ({"top_p": float("nan")}, "top_p is nan"),

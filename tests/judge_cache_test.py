@@ -26,6 +26,11 @@ def test_an_answer_is_kept_under_all_of_its_request(tmp_path: Path):
         '{"text": 1, "prompt_tokens": 1, "completion_tokens": 1}',
         '{"text": "x", "prompt_tokens": "1", "completion_tokens": 1}',
         '{"text": "x", "prompt_tokens": 1, "completion_tokens": 1.5}',
+        '{"text": "x", "prompt_tokens": true, "completion_tokens": 1}',
+        '{"text": "x", "prompt_tokens": -1, "completion_tokens": 1}',
+        '{"text": "x", "text": "y", "prompt_tokens": 1, "completion_tokens": 1}',
+        "[" * 100_000,
+        '{"text": ' + "9" * 5000 + "}",
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, content: str):

@@ -10,6 +10,7 @@ from judge_server import Reply, Request, completion, judge_server
 from rich.console import Console
 
 from aligner_jax.errors import InputError
+from aligner_jax.evals import safety
 from aligner_jax.evals.evaluation import Run, parse_evaluate_config
 from aligner_jax.evals.judge_endpoint import EndpointConfig
 from aligner_jax.evals.judge_scores import ScoresConfig
@@ -88,6 +89,29 @@ def test_verdicts_that_cannot_be_read_are_counted_and_not_guessed(responses: Res
     console = Console(record=True, width=150)
     console.print(table_of(result))
     assert "no verdict" in console.export_text()
+
+
+def test_names_of_files_do_not_move_the_cursor(tmp_path: Path):
+    lines = [
+        {"model": model, "prompt": "q", "response": "r", "score": score, "category": "\x1b[2J\u202ecategory"}
+        for model, score in (("\x1b]0;title\x07a", 1), ("\x1b[31mb", 2))
+    ]
+    (tmp_path / "both.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    files = ResponsesConfig(files=(str(tmp_path / "both.jsonl"),))
+    quiet, console = Console(quiet=True), Console(record=True, width=150)
+    console.print(table_of(pairwise(PairwiseOptions(responses=files, by="scores"), tmp_path, quiet)))
+    safe = safety.SafetyOptions(responses=files, by="scores", score_field="score")
+    console.print(safety.table_of(safety.safety(safe, tmp_path, quiet)))
+    shown = console.export_text(styles=False)
+    assert r"\x1b[2J\u202ecategory" in shown
+    assert all(line.isprintable() for line in shown.splitlines())
+
+
+def test_counts_as_no_table_has_are_refused(responses: ResponsesConfig, tmp_path: Path):
+    for counts in ((0, 0, 0), (-1, 2, 3), (1, 2), (10**30, 1, 1)):
+        config = PairwiseOptions(responses=responses, by="scores", published=(counts,))
+        with pytest.raises(InputError, match=r"config\.evaluation\.published\[0\] is"):
+            pairwise(config, tmp_path, Console(quiet=True))
 
 
 def test_scores(responses: ResponsesConfig, tmp_path: Path):

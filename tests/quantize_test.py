@@ -41,6 +41,24 @@ def test_int8_is_off_by_half_a_step_of_its_channel_at_most(config: LlamaConfig, 
     np.testing.assert_array_equal(found[0, :, :, 3], 0)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_are_not_finite_are_refused_by_name(config: LlamaConfig, params, kind: str, dtype: str, value):
+    leaf = np.array(params.layers.down_lfd)
+    leaf[1, 3, 5] = value
+    with pytest.raises(InputError, match="leaf down_lfd of the base holds numbers that are not finite"):
+        through(config, kind, "down_lfd", leaf, dtype)
+
+
+def test_weights_whose_range_is_too_large_for_int4_are_refused(config: LlamaConfig, params):
+    leaf = np.array(params.layers.down_lfd)
+    leaf[1, :2, 5] = 3e38, -3e38
+    with pytest.raises(InputError, match="too large to be quantized"):
+        through(config, "int4", "down_lfd", leaf)
+    assert np.isfinite(through(config, "int8", "down_lfd", leaf)[1]).all()
+
+
 def test_int4_is_the_best_of_what_was_tried(config: LlamaConfig, params):
     leaf = np.array(params.layers.gate_ldf)
     leaf[1, 4:8, 5] = 0

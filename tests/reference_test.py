@@ -1,5 +1,6 @@
 """What a reference thinks of all answers: computed once, kept on disk, and never taken for another's."""
 
+import io
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from aligner_jax.data.pair_rows import eval_pair_batches, offsets
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params
+from aligner_jax.model.quantized import Quantization
 from aligner_jax.objectives.reference import fingerprint, load_reference, load_table, save_table, table
 from aligner_jax.peft.artifact import save_adapter
 from aligner_jax.weights.base import Base
@@ -63,11 +65,11 @@ def test_a_table_is_in_the_order_of_the_pairs(base: Base, trained_adapter, packi
 def test_a_table_is_taken_again_only_for_what_it_was_made_from(base: Base, trained_adapter, tmp_path: Path):
     path, adapter = tmp_path / "reference_train.npz", trained_adapter(1)
     made_from = fingerprint(base, adapter, pairs())
-    assert load_table(path, made_from) == (None, "")
-    table_t = np.random.default_rng(0).standard_normal(30).astype(np.float32)
+    assert load_table(path, made_from, pairs()) == (None, "")
+    table_t = np.random.default_rng(0).standard_normal(offsets(pairs())[-1]).astype(np.float32)
     save_table(path, table_t, made_from)
     content = path.read_bytes()
-    found_t, why = load_table(path, fingerprint(base, adapter, pairs()))
+    found_t, why = load_table(path, fingerprint(base, adapter, pairs()), pairs())
     np.testing.assert_array_equal(found_t, table_t)
     assert why == ""
     save_table(path, table_t, made_from)
@@ -78,6 +80,12 @@ def test_a_table_is_taken_again_only_for_what_it_was_made_from(base: Base, train
     masked[1]["rejected"]["loss_mask"] = ~masked[1]["rejected"]["loss_mask"]
     other_base = base.replace(params=base.params.replace(norm_d=base.params.norm_d + 1))
     coarse = base.replace(params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), base.params))
+    # As `load_base` makes them: the fingerprint is that of the weights before.
+    quantized = [
+        base.replace(quantization=quantization, loaded_fingerprint=base.fingerprint)
+        for quantization in (Quantization("int8"), Quantization("int4"), Quantization("int4", 16))
+    ]
+    assert len({each.identity for each in [base, coarse, *quantized]}) == 5
     for other, part in (
         (fingerprint(base, moved, pairs()), "another reference adapter"),
         (fingerprint(base, None, pairs()), "another reference adapter"),
@@ -85,19 +93,49 @@ def test_a_table_is_taken_again_only_for_what_it_was_made_from(base: Base, train
         (fingerprint(base, adapter, pairs()[::-1]), "another tokenized pairs"),
         (fingerprint(other_base, adapter, pairs()), "another base"),
         (fingerprint(coarse, adapter, pairs()), "another base"),
+        *((fingerprint(each, adapter, pairs()), "another base") for each in quantized),
         (fingerprint(other_base, moved, pairs()), "another base and another reference adapter"),
     ):
-        found_t, why = load_table(path, other)
+        found_t, why = load_table(path, other, pairs())
         assert found_t is None
         assert why == f"{path} was made with {part}"
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"PK" + b[5:], lambda b: b"x"])
+def test_a_table_of_an_earlier_release_is_taken(base: Base, tmp_path: Path):
+    table_t = np.ones(offsets(pairs())[-1], np.float32)
+    save_table(tmp_path / "t.npz", table_t, {**fingerprint(base, None, pairs()), "base": f"{base.fingerprint} float32"})
+    found_t, _ = load_table(tmp_path / "t.npz", fingerprint(base, None, pairs()), pairs())
+    np.testing.assert_array_equal(found_t, table_t)
+
+
+def _npz(**arrays: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    return content.getvalue()
+
+
+MADE_FROM = np.asarray('{"base": "a"}')
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b"",
+        lambda b: b"PK" + b[5:],
+        lambda b: b"x",
+        lambda b: _npz(log_probs_t=np.zeros(5, np.float32), fingerprint=MADE_FROM),
+        lambda b: _npz(log_probs_t=np.zeros(offsets(pairs())[-1]), fingerprint=MADE_FROM),
+        lambda b: _npz(log_probs_t=np.zeros(2**25, np.float32), fingerprint=MADE_FROM),
+        lambda b: _npz(log_probs_t=np.zeros(offsets(pairs())[-1], np.float32), fingerprint=np.asarray("[]")),
+        lambda b: _npz(log_probs_t=np.zeros(offsets(pairs())[-1], np.float32), fingerprint=np.asarray("[" * 10_000)),
+    ],
+)
 def test_a_damaged_table_is_not_taken(tmp_path: Path, damage):
     path = tmp_path / "reference_train.npz"
-    save_table(path, np.ones(400, np.float32), {"base": "a"})
+    save_table(path, np.ones(offsets(pairs())[-1], np.float32), {"base": "a"})
     path.write_bytes(damage(path.read_bytes()))
-    found_t, why = load_table(path, {"base": "a"})
+    found_t, why = load_table(path, {"base": "a"}, pairs())
     assert found_t is None
     assert why.startswith(f"{path} is damaged (")
-    assert "\n" not in why
+    assert why.isprintable()

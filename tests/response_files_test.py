@@ -77,7 +77,7 @@ def test_numbers(tmp_path: Path, value: object, number: float):
     assert read_responses(ResponsesConfig(files=(path,), model_field=None))["m"]["p"].number("score") == number
 
 
-@pytest.mark.parametrize("value", ["", "nan", "inf", "high", None, [1], float("nan")])
+@pytest.mark.parametrize("value", ["", "nan", "inf", "high", "1_0", None, [1], float("nan"), 10**400])
 def test_what_is_no_number(tmp_path: Path, value: object):
     path = write_lines(tmp_path / "m.jsonl", {"prompt": "p", "response": "r", "score": value})
     response = read_responses(ResponsesConfig(files=(path,), model_field=None))["m"]["p"]

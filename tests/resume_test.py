@@ -127,6 +127,20 @@ def test_a_run_does_not_go_on_with_other_inputs(settings: dict, tmp_path: Path):
     assert "resuming after step 4 of 6" in text
 
 
+def test_a_run_does_not_go_on_with_a_base_that_is_held_otherwise(settings: dict, tmp_path: Path):
+    workdir = tmp_path / "run"
+    run({**settings, "steps": 2, "checkpoint": {"every": 2}}, workdir)
+    (workdir / "config.json").unlink()
+    quantized = {**settings, "base": {**settings["base"], "quantization": "int4"}}
+    with pytest.raises(InputError, match=r"began with another form of the base: continue it with the"):
+        run({**quantized, "steps": 4}, workdir)
+    # Runs of earlier releases noted the fingerprint alone.
+    noted = json.loads((workdir / "inputs.json").read_text())
+    assert noted.pop("form of the base") == "float32"
+    (workdir / "inputs.json").write_text(json.dumps(noted))
+    assert "resuming after step 2 of 4" in run({**settings, "steps": 4}, workdir)[1]
+
+
 def test_a_second_run_in_a_workdir_is_refused_while_the_first_goes_on(settings: dict, tmp_path: Path):
     workdir = tmp_path / "run"
     run({**settings, "steps": 2}, workdir)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import exists
+from aligner_jax.files.fields import read_fields
 from aligner_jax.runtime.files import write_atomically
 
 
@@ -33,20 +35,20 @@ class JudgeCache:
     def get(self, key: str) -> Answer | None:
         """The kept answer; None: there is none. Raises InputError where its file is damaged."""
         path = self._path(key)
-        try:
-            kept = json.loads(path.read_bytes())
-            tokens = (kept["prompt_tokens"], kept["completion_tokens"])
-            if not isinstance(kept["text"], str) or not all(isinstance(n, int | None) for n in tokens):
-                raise ValueError
-        except FileNotFoundError:
+        if not exists(path):
             return None
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError):
+        try:
+            kept = read_fields(path)
+            text = kept.text("text")
+            tokens = [
+                kept.integer(name, least=0) if kept.has(name) else None
+                for name in ("prompt_tokens", "completion_tokens")
+            ]
+        except InputError as error:
             raise InputError(
-                f"{path} is not a judge's answer as it was kept; remove it to have it asked anew"
+                f"{path} is not a judge's answer as it was kept ({error}); remove it to have it asked anew"
             ) from None
-        return Answer(kept["text"], *tokens)
+        return Answer(text, *tokens)
 
     def keep(self, key: str, answer: Answer) -> None:
         """Puts an answer on disk, whole or not at all. Raises InputError."""

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import os
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from aligner_jax.errors import InputError
 from aligner_jax.evals.judge_cache import Answer, JudgeCache
+from aligner_jax.evals.judge_client import UnusableError, http_client, most_bytes, read_completion, read_error, redacted
 from aligner_jax.evals.rate_limit import RateLimit
 from aligner_jax.runtime.fields import number
 from aligner_jax.runtime.progress import Count
@@ -36,7 +38,7 @@ class EndpointConfig:
       concurrency: requests that are waited for at once.
       retries: of a request that failed with status 408, 409, 429 or 5xx, for lack of an answer in time or of a
         connection. They wait as long as Retry-After says, else twice as long each time, up to 8 seconds.
-      timeout: seconds.
+      timeout: seconds that an answer may take, from the first byte of its request to its last.
       prompt_price: in dollars a million tokens, for the cost that is shown.
       completion_price: the same.
     """
@@ -131,6 +133,12 @@ def _check(config: EndpointConfig) -> str | None:
     for name in ("url", "model"):
         if not getattr(config, name):
             raise InputError(f"config.evaluation.endpoint.{name} is not set; it says which judge is asked")
+    # It is shown, and kept beside the results.
+    if re.search(r"[?#]|^([a-z]*://)?[^/]*@", str(config.url)):
+        raise InputError(
+            'config.evaluation.endpoint.url holds a user name, a "?" or a "#", but should end with the version; an API '
+            "key belongs into the environment variable that config.evaluation.endpoint.key_variable names"
+        )
     if not str(config.url).startswith(("http://", "https://")):
         raise InputError(f"config.evaluation.endpoint.url is {config.url!r}, but should begin with http:// or https://")
     if config.key_variable is None:
@@ -167,13 +175,8 @@ async def _ask_missing(missing: dict[str, dict[str, Any]], config: EndpointConfi
     except ModuleNotFoundError:
         raise InputError("judging by an endpoint needs the package openai: pip install 'aligner_jax[judge]'") from None
     limit = RateLimit(config.requests_per_minute)
-
-    async def wait_for_turn(_: object) -> None:
-        await limit.wait()
-
     try:
-        # A hook of the HTTP client sees every request that is sent, the library's own retries too.
-        http = openai.DefaultAsyncHttpxClient(timeout=config.timeout, event_hooks={"request": [wait_for_turn]})
+        http = http_client(config.timeout, most_bytes(config.max_tokens), limit.wait)
         # The library refuses an empty key, and falls back to the environment without one.
         client = openai.AsyncOpenAI(
             base_url=config.url, api_key=key or "none", max_retries=config.retries, timeout=config.timeout,
@@ -189,7 +192,7 @@ async def _ask_missing(missing: dict[str, dict[str, Any]], config: EndpointConfi
             if failures:
                 return
             try:
-                keep(name, await _ask(client.chat.completions.create, request, config, key))
+                keep(name, await _ask(client.chat.completions.with_raw_response.create, request, config, key))
             except InputError as error:
                 failures.append(error)
 
@@ -207,28 +210,23 @@ async def _ask(
 
     for _ in range(_MALFORMED_ATTEMPTS):
         try:
-            completion = await create(**request)
-            # None, where the judge declines to answer.
-            text = completion.choices[0].message.content or ""
-            if isinstance(text, str):
-                return Answer(text, _tokens(completion, "prompt_tokens"), _tokens(completion, "completion_tokens"))
+            answer = read_completion((await create(**request)).http_response.content, key)
+            if answer is not None:
+                return answer
         except openai.APITimeoutError:
             raise InputError(f"{config.url} did not answer within {config.timeout:g} seconds{_again(config)}") from None
+        except UnusableError as error:
+            raise InputError(f"{config.url} {error}") from None
         except openai.APIConnectionError as error:
-            raise InputError(f"{config.url} cannot be reached{_again(config)}: {_cause(error)}") from None
+            problem = redacted(_cause(error), key)
+            raise InputError(f"{config.url} cannot be reached{_again(config)}: {problem}") from None
         except openai.APIStatusError as error:
-            raise InputError(
-                f"{config.url} answers with status {error.status_code}{_message(error.body, key)}"
-            ) from None
-        # The library takes any JSON, or none, for a completion.
-        except (openai.APIError, ValueError, AttributeError, TypeError, IndexError):
-            continue
+            elsewhere = ", which leads to another address: give that as the url" if error.status_code < 400 else ""
+            said = elsewhere or read_error(error.response.content, key)
+            raise InputError(f"{config.url} answers with status {error.status_code}{said}") from None
+        except Exception as error:  # Of an HTTP library, of what a stranger sent.
+            raise InputError(f"{config.url} cannot be used: {redacted(_cause(error), key)}") from None
     raise InputError(f"{config.url} answered {_MALFORMED_ATTEMPTS} times with something that is no chat completion")
-
-
-def _tokens(completion: object, field: str) -> int | None:
-    counted = getattr(getattr(completion, "usage", None), field, None)
-    return counted if isinstance(counted, int) else None
 
 
 def _again(config: EndpointConfig) -> str:
@@ -238,15 +236,6 @@ def _again(config: EndpointConfig) -> str:
 def _cause(error: BaseException) -> str:
     cause = error.__cause__ or error
     return " ".join(str(cause).split()) or type(cause).__name__
-
-
-def _message(body: object, key: str | None) -> str:
-    """What an error's body says, in a sentence's end; endpoints may repeat the key there."""
-    body = body.get("message", body) if isinstance(body, dict) else body
-    text = " ".join(str(body or "").split())
-    if key:
-        text = text.replace(key, "…")
-    return f": {text[:200]}" if text else ""
 
 
 def _spent(answers: dict[str, Answer], now: set[str], config: EndpointConfig) -> Spent:

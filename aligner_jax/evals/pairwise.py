@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from aligner_jax.errors import InputError
+from aligner_jax.errors import InputError, one_line
 from aligner_jax.evals.evaluation import Evaluation, Outcome, Run
 from aligner_jax.evals.judge_endpoint import Ask, EndpointConfig, Spent, ask_all
 from aligner_jax.evals.judge_prompts import JudgePrompt, judge_prompt
@@ -24,6 +24,8 @@ from aligner_jax.evals.response_files import (
 )
 from aligner_jax.evals.win_rate import Outcome as QuestionOutcome
 from aligner_jax.evals.win_rate import WinRate, of_both_orders, of_counts, win_rate
+
+_MOST_QUESTIONS = 2**31
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,7 @@ def _pairs(options: PairwiseOptions, models: Sequence[str]) -> list[tuple[str, s
         if len(pair) != 2:
             raise InputError(f"config.evaluation.pairs[{i}] is {list(pair)}, but should be two models")
     for i, counts in enumerate(options.published):
-        if len(counts) != 3 or min(counts) < 0 or not sum(counts):
+        if len(counts) != 3 or min(counts) < 0 or not 0 < sum(counts) <= _MOST_QUESTIONS:
             raise InputError(f"config.evaluation.published[{i}] is {list(counts)}, but should be wins, losses and ties")
     if options.published and len(options.published) != len(pairs):
         raise InputError(
@@ -177,7 +179,7 @@ def _by_endpoint(
 
 def table_of(result: Pairwise) -> Table:
     """A line for each pair, and one with its published counts where there are any."""
-    table = Table(title=escape(f"Win rates, judged by {result.judge}"), title_justify="left")
+    table = Table(title=escape(one_line(f"Win rates, judged by {result.judge}")), title_justify="left")
     unparsable = any(pair.rate.unparsable for pair in result.pairs)
     changing = any(pair.changed_with_order is not None for pair in result.pairs)
     headings = ["model", "against", "wins", "losses", "ties"]
@@ -186,7 +188,7 @@ def table_of(result: Pairwise) -> Table:
         table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
     for pair in result.pairs:
         missing = [str(pair.rate.unparsable)] * unparsable + [str(pair.changed_with_order)] * changing
-        names = escape(pair.model), escape(pair.against)
+        names = escape(one_line(pair.model)), escape(one_line(pair.against))
         table.add_row(*names, *_cells(pair.rate, missing))
         if pair.published is not None:
             missing = [""] * (unparsable + changing)

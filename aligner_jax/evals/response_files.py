@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 from aligner_jax.data.sources.records import read_records
 from aligner_jax.data.sources.values import kind, text_field
@@ -45,7 +46,9 @@ class Response:
         if isinstance(value, str) and value.strip().lower() in ("true", "false"):
             value = value.strip().lower() == "true"
         try:
-            number = float(value) if isinstance(value, str | int | float) else math.nan
+            # Python's own underscores between digits are no part of a number in a file.
+            given = isinstance(value, int | float) or (isinstance(value, str) and "_" not in value)
+            number = float(cast(str | float, value)) if given else math.nan
         except (ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from aligner_jax.data.sources.values import text_field
-from aligner_jax.errors import InputError
+from aligner_jax.errors import InputError, one_line
 from aligner_jax.evals.evaluation import Evaluation, Outcome, Run
 from aligner_jax.evals.interval import wilson_interval
 from aligner_jax.evals.judge_endpoint import Ask, EndpointConfig, Spent, ask_all
@@ -161,7 +161,7 @@ def _of_model(name: str, verdicts: Sequence[tuple[str, bool | None]]) -> ModelSa
 
 def table_of(result: Safety) -> Table:
     """A line for each category of each model, and one for all of the model's."""
-    table = Table(title=escape(f"Safe responses, judged by {result.judge}"), title_justify="left")
+    table = Table(title=escape(one_line(f"Safe responses, judged by {result.judge}")), title_justify="left")
     for heading in ("model", "category"):
         table.add_column(heading, overflow="fold")
     for heading in ("safe", "of", "no verdict", "share", "95 % interval"):
@@ -169,8 +169,8 @@ def table_of(result: Safety) -> Table:
     for model in result.models:
         for number, (category, share) in enumerate(model.categories.items(), 1):
             last = number == len(model.categories)
-            table.add_row(escape(model.model), escape(category), *_cells(share), end_section=last)
-        table.add_row(escape(model.model), "all", *_cells(model.overall), end_section=True)
+            table.add_row(escape(one_line(model.model)), escape(one_line(category)), *_cells(share), end_section=last)
+        table.add_row(escape(one_line(model.model)), "all", *_cells(model.overall), end_section=True)
     return table
 
 

@@ -81,8 +81,7 @@ class Subject:
 
     def made_from(self) -> dict[str, str]:
         """What its results depend on: the base and how it is held, and the adapter, each as a digest."""
-        held = f"{self.base.params.embed_vd.dtype} {self.base.quantization or ''}".strip()
-        return {"base": f"{self.base.fingerprint} {held}", "adapter": adapter_digest(self.adapter)}
+        return {"base": self.base.identity, "adapter": adapter_digest(self.adapter)}
 
 
 def load_subject(

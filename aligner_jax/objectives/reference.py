@@ -7,7 +7,7 @@ import json
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 import jax
 import numpy as np
@@ -16,6 +16,9 @@ from jaxtyping import Array, Float, Float32
 from aligner_jax.data.documents import digest
 from aligner_jax.data.pair_rows import PairBatch, offsets
 from aligner_jax.data.pairs import Pair, documents_of
+from aligner_jax.errors import InputError, one_line
+from aligner_jax.files.content import exists, open_file
+from aligner_jax.files.json_text import parse_object
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.logical import whole
 from aligner_jax.objectives import preference
@@ -23,6 +26,8 @@ from aligner_jax.peft import Adapter
 from aligner_jax.peft.artifact import load_adapter
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.weights.base import Base
+
+_MOST_OVERHEAD = 2**16
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -77,9 +82,9 @@ def table(
 
 
 def fingerprint(base: Base, adapter: Adapter | None, pairs: Sequence[Pair]) -> dict[str, str]:
-    """What a table depends on, each part as a digest: the base and its dtype, the adapter, and the tokenized pairs."""
+    """Returns the identities of all that a table depends on: the base, the adapter, and the tokenized pairs."""
     return {
-        "base": f"{base.fingerprint} {base.params.embed_vd.dtype}",
+        "base": base.identity,
         "reference adapter": adapter_digest(adapter),
         "tokenized pairs": digest(documents_of(pairs)),
     }
@@ -107,16 +112,34 @@ def save_table(path: Path, table_t: Float32[np.ndarray, " t"], made_from: dict[s
     write_atomically(path, content.getvalue())
 
 
-def load_table(path: Path, made_from: dict[str, str]) -> tuple[Float32[np.ndarray, " t"] | None, str]:
-    """A saved table if it was made from the same; else None, and why in words ("" where there is no file)."""
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            table_t, was = file["log_probs_t"], json.loads(str(file["fingerprint"]))
-    except FileNotFoundError:
+def load_table(
+    path: Path, made_from: dict[str, str], pairs: Sequence[Pair]
+) -> tuple[Float32[np.ndarray, " t"] | None, str]:
+    """Returns a saved table of these pairs if it was made from the same.
+
+    Returns:
+      The table, or None and the reason in words ("" where there is no file): then it is to be computed anew.
+    """
+    if not exists(path):
         return None, ""
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        return None, f"{path} is damaged ({error})"
+    try:
+        with open_file(path) as file:
+            table_t, was = _read_table(file, int(offsets(pairs)[-1]))
+    except Exception as error:  # Of zipfile or NumPy, of whose kinds a damaged file raises a dozen.
+        return None, one_line(f"{path} is damaged ({error})")
     different = [name for name, digest in made_from.items() if was.get(name) != digest]
     if different:
         return None, f"{path} was made with another {' and another '.join(different)}"
+    if table_t.shape != (offsets(pairs)[-1],) or table_t.dtype != np.float32:
+        return None, f"{path} is damaged (it holds no log-probabilities of {len(pairs):,} pairs)"
     return table_t, ""
+
+
+def _read_table(file: BinaryIO, num_tokens: int) -> tuple[np.ndarray, dict[str, object]]:
+    # Before NumPy, which makes of an entry as much as it says.
+    with zipfile.ZipFile(file) as archive:
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+    if any(size > 4 * num_tokens + _MOST_OVERHEAD for size in sizes.values()):
+        raise InputError("it is larger than the pairs need")
+    with np.load(file, allow_pickle=False) as entries:
+        return entries["log_probs_t"], parse_object(str(entries["fingerprint"]), "its fingerprint")

@@ -71,7 +71,8 @@ def check_same_inputs(made_from: Mapping[str, str], workdir: str | Path, *, goes
             was = dict(json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} cannot be used: {error}") from error
-        if changed := [name for name, digest in made_from.items() if was.get(name) != digest]:
+        # Runs of earlier releases noted fewer inputs.
+        if changed := [name for name, digest in made_from.items() if was.get(name, digest) != digest]:
             raise InputError(
                 f"{workdir} holds a run that began with another {' and another '.join(changed)}: continue it with the "
                 "same files as before, or choose another --workdir"

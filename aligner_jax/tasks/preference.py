@@ -55,6 +55,7 @@ def preference_task(config: TrainConfig, base: Base, initial: Adapter, workdir: 
     in_steps = None if tables else reference
     made_from = {
         "base": base.fingerprint,
+        "form of the base": base.held_as,
         "adapter to begin with": adapter_digest(initial),
         "reference adapter": adapter_digest(reference),
         "training data": digest(documents_of(training)),
@@ -96,7 +97,7 @@ def reference_tables(
     for name, pairs in parts.items():
         path = workdir / f"reference_{name}.npz"
         made_from = fingerprint(base, reference, pairs)
-        found_t, why = load_table(path, made_from)
+        found_t, why = load_table(path, made_from, pairs)
         if found_t is None:
             console.out(f"reference: {f'{why}; ' if why else ''}its log-probabilities of {len(pairs):,} {name} pairs…")
             batches = eval_pair_batches(pairs, **rows(config))

@@ -45,8 +45,11 @@ def sft_task(config: TrainConfig, base: Base, adapter: Adapter, workdir: Path, c
         report(config, base, adapter, data, heldout_batches, path, console)
 
     made_from = {
-        "base": base.fingerprint, "adapter to begin with": adapter_digest(adapter), "training data": digest(data.train)
-    }  # fmt: skip
+        "base": base.fingerprint,
+        "form of the base": base.held_as,
+        "adapter to begin with": adapter_digest(adapter),
+        "training data": digest(data.train),
+    }
     return Task(made_from, batches, None, bool(heldout_batches), evaluate, write_report)
 
 

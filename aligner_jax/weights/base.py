@@ -19,7 +19,8 @@ from aligner_jax.weights.gguf import load_gguf, open_gguf
 from aligner_jax.weights.hf import load_hf, open_hf
 from aligner_jax.weights.leaves import Finish, Shardings, check_dtype
 from aligner_jax.weights.meta import load_meta, open_meta
-from aligner_jax.weights.orbax import INDEX, TOKENIZER, load_orbax, orbax_config
+from aligner_jax.weights.orbax import load_orbax
+from aligner_jax.weights.orbax_index import INDEX, TOKENIZER, orbax_config
 from aligner_jax.weights.quantize import quantizer
 from aligner_jax.weights.source import Checkpoint
 
@@ -53,6 +54,16 @@ class Base(flax.struct.PyTreeNode):
         Reads all weights each time, unless they are quantized.
         """
         return self.loaded_fingerprint or fingerprint(self.config, self.params)
+
+    @property
+    def held_as(self) -> str:
+        """Dtype and quantization, such as "float32" or "bfloat16 int4 in groups of 32"."""
+        return f"{self.params.embed_vd.dtype} {self.quantization or ''}".strip()
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint and `held_as`: the key of results that are kept. Two bases of one identity compute the same."""
+        return f"{self.fingerprint} {self.held_as}"
 
 
 def load_base(

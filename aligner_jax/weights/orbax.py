@@ -2,29 +2,24 @@
 
 A base is a folder:
 
-    base.json            {"format": "aligner_jax base", "version": 1, "dtype": "bfloat16" or "float32",
-                          "config": the fields of `LlamaConfig`,
-                          "blocks": {leaf: the number of layers in each of its blocks},
-                          "files": {path of every other file: its bytes}}
+    base.json            see `orbax_index`
     params/q_ldnh/0      one Orbax checkpoint of {"q_ldnh": array} for every block of every leaf of `Params`: some
                          layers of it, shaped as there, in chunks of at most a mebibyte, so that a device's part of it
                          is read without the rest. A leaf without layers is one block.
     tokenizer/           the vocabulary's files, where the base has one; see `data.tokenizer.tokenizer_files`
 
 A block is no larger than the model's largest matrix (or 16 MiB), because Orbax wants all of an array at once, which of
-a stacked leaf a host may not have room for. TensorStore takes a chunk that is missing for zeros, so the files' sizes
-are checked before anything is read.
+a stacked leaf a host may not have room for. Digests are of chunks, because a chunk is the least that can be read: each
+process checks what it reads, and reads nothing in order to check it.
 """
 
-import contextlib
-import dataclasses
+import concurrent.futures
+import functools
 import gc
-import json
 import math
-import re
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -32,19 +27,38 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 
 from aligner_jax.errors import InputError
-from aligner_jax.files.fields import Fields, read_fields
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, Spec
-from aligner_jax.runtime.files import new_folder, reason
+from aligner_jax.runtime.files import new_folder
 from aligner_jax.weights.assemble import Parts
 from aligner_jax.weights.fill import aligned
-from aligner_jax.weights.leaves import DTYPES, Finish, Shardings, build_params, check_dtype, join_blocks, leaf_specs
+from aligner_jax.weights.finite import check_finite
+from aligner_jax.weights.leaves import (
+    DTYPES,
+    Finish,
+    Shardings,
+    build_params,
+    check_dtype,
+    leaf_specs,
+    make_on_devices,
+)
+from aligner_jax.weights.orbax_block import Block, are_checksums, checksum_of, checksums, system_reason
+from aligner_jax.weights.orbax_index import (
+    PARAMS,
+    TOKENIZER,
+    blocks_of,
+    check_files,
+    checksums_of,
+    config_of,
+    digests_of,
+    files_of,
+    orbax_fields,
+    write_index,
+)
 
-INDEX, TOKENIZER = "base.json", "tokenizer"
-_PARAMS = "params"
-_FORMAT, _VERSION = "aligner_jax base", 1
 _CHUNK_BYTES = 2**20
 _BLOCK_BYTES = 2**24
+_MOST_THREADS = 32
 
 
 def write_orbax(
@@ -59,42 +73,43 @@ def write_orbax(
       tokenizer: the vocabulary's files by name; none where the base has none.
 
     Raises:
-      InputError: something is at `folder`, or it cannot be written, for the reason given; or see `parts`.
+      InputError: something is at `folder`, it cannot be written, for the reason given, or a number is not finite in
+        this dtype; or see `parts`.
     """
     blocks = _blocks(config, DTYPES[dtype].itemsize)
+    digits: dict[str, list[str]] = {leaf: [] for leaf in blocks}
     with new_folder(folder) as temporary, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         for leaf, spec in leaf_specs(config).items():
             start = 0
             for number, length in enumerate(blocks[leaf]):
                 index = [slice(start, start + length), *[slice(None)] * (len(spec.shape) - 1)]
-                with _failure_is_one_sentence(f"{folder} cannot be written"):
-                    _save(checkpointer, temporary.absolute() / _PARAMS / leaf / str(number), leaf, parts(leaf, [index]))
+                try:
+                    digits[leaf].append(_write_block(checkpointer, temporary, leaf, number, parts(leaf, [index])[0]))
+                except Exception as error:
+                    if found := system_reason(error):
+                        raise InputError(f"{folder} cannot be written: {found}") from error
+                    raise
                 start += length
                 # Orbax leaves the array in a circle of references, and the next is as large.
                 gc.collect()
         for name, content in tokenizer.items():
             (temporary / TOKENIZER).mkdir(exist_ok=True)
             (temporary / TOKENIZER / name).write_bytes(content)
-        files = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
-        index = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "dtype": dtype,
-            "config": dataclasses.asdict(config),
-            "blocks": blocks,
-            "files": {path.relative_to(temporary).as_posix(): path.stat().st_size for path in files},
-        }
-        (temporary / INDEX).write_text(json.dumps(index, indent=1))
+        write_index(temporary, config, dtype, blocks, digits)
 
 
-def _save(checkpointer: ocp.Checkpointer, folder: Path, leaf: str, block: list[np.ndarray]) -> None:
+def _write_block(checkpointer: ocp.Checkpointer, folder: Path, leaf: str, number: int, block: np.ndarray) -> str:
+    """Returns the checksums of what was written."""
+    check_finite(block, f"block {number} of leaf {leaf}, as {block.dtype},")
+    target, what = folder / PARAMS / leaf / str(number), f"block {number} of leaf {leaf}"
     options = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)
-    items = ocp.args.StandardSave({leaf: jax.device_put(block.pop())}, save_args={leaf: options})
-    checkpointer.save(folder, args=items)
+    items = ocp.args.StandardSave({leaf: jax.device_put(block)}, save_args={leaf: options})
+    checkpointer.save(target.absolute(), args=items)
+    return checksums(block, Block(target, leaf, what).chunks)
 
 
 def _blocks(config: LlamaConfig, itemsize: int) -> dict[str, list[int]]:
-    """How each leaf's first axis is divided: as many layers to a block as are no larger than the largest matrix."""
+    """Returns how each leaf's first axis is divided: blocks are no larger than the largest matrix."""
     specs = leaf_specs(config)
     layer_bytes = {leaf: math.prod(spec.shape[spec.axes[0] == "layers" :]) * itemsize for leaf, spec in specs.items()}
     most = max(_BLOCK_BYTES, *layer_bytes.values())
@@ -109,118 +124,113 @@ def _blocks(config: LlamaConfig, itemsize: int) -> dict[str, list[int]]:
 def load_orbax(
     path: Path, dtype: str = "float32", *, shardings: Shardings = None, finish: Finish = None
 ) -> tuple[LlamaConfig, Params]:
-    """A base that `write_orbax` wrote.
+    """Loads a base that `write_orbax` wrote.
 
     Args:
       dtype: of the parameters: "float32" or "bfloat16"; rounding is to nearest even.
       shardings, finish: see `assemble`. Each process reads the chunks that its own devices hold a part of.
 
     Raises:
-      InputError: a file is missing or not as long as it was, or the folder is not such a base.
+      InputError: the folder is not such a base, or is not as it was written; names the file, or the leaf and block.
     """
     numbers = check_dtype(dtype)
     fields = orbax_fields(path)
-    config = _config(fields)
-    _check_files(path, fields)
-    blocks = _read_blocks(config, fields)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-
-        def restore(leaf: str, number: int, shape: tuple[int, ...], sharding: NamedSharding | None) -> Any:
-            if sharding is None:
-                how = ocp.RestoreArgs(restore_type=np.ndarray, dtype=numbers)
-            else:
-                how = ocp.ArrayRestoreArgs(sharding=sharding, dtype=numbers, global_shape=shape)
-            with _failure_is_one_sentence(f"{path}: block {number} of leaf {leaf} cannot be read", always=True):
-                folder = path.absolute() / _PARAMS / leaf / str(number)
-                args = ocp.args.PyTreeRestore(restore_args={leaf: how})
-                return checkpointer.restore(folder, args=args)[leaf]
+    config = config_of(fields)
+    lengths, files = blocks_of(fields, config), files_of(fields)
+    digests = digests_of(fields)
+    check_files(path, files, digests)
+    digits = checksums_of(digests, lengths)
+    stored = DTYPES[fields.text("dtype")]
+    pool = concurrent.futures.ThreadPoolExecutor(min(_MOST_THREADS, 4 * (os.cpu_count() or 1)))
+    try:
+        leaves = {
+            leaf: _open(path, leaf, spec, lengths[leaf], None if digits is None else digits[leaf], stored, pool)
+            for leaf, spec in leaf_specs(config).items()
+        }
 
         def make(leaf: str, spec: Spec, sharding: NamedSharding | None) -> jax.Array:
-            shapes = [(length, *spec.shape[1:]) for length in blocks[leaf]]
+            parts = functools.partial(_parts, leaves[leaf], spec.shape, numbers, pool)
             if sharding is None:
-                host, start = aligned(spec.shape, numbers), 0
-                for number, shape in enumerate(shapes):
-                    host[start : start + shape[0]] = restore(leaf, number, shape, None)
-                    start += shape[0]
-                return jax.device_put(host)
-            if len(shapes) == 1:
-                return restore(leaf, 0, spec.shape, sharding)
-            if sharding.shard_shape(spec.shape)[0] != spec.shape[0]:
-                raise InputError(f"{path}: the layers of leaf {leaf} cannot be split, since they are stored in blocks")
-            held: dict[Any, list[jax.Array]] = {device: [] for device in sharding.addressable_devices}
-            for number, shape in enumerate(shapes):
-                for shard in restore(leaf, number, shape, sharding).addressable_shards:
-                    held[shard.device].append(shard.data)
-            return join_blocks(spec.shape, sharding, numbers, held, axis=0)
+                return jax.device_put(parts([[slice(None)] * len(spec.shape)])[0])
+            return make_on_devices(spec.shape, sharding, numbers, parts)
 
         return config, build_params(config, make, shardings=shardings, finish=finish)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def orbax_fields(path: Path) -> Fields:
-    """The fields of a base's base.json.
-
-    Raises:
-      InputError: it is of another kind or of a later version.
-    """
-    fields = read_fields(path / INDEX)
-    if fields.get("format") != _FORMAT:
-        raise fields.error("format", f"is {fields.get('format')!r}, not {_FORMAT!r}")
-    if fields.get("version") != _VERSION:
-        raise fields.error("version", f"is {fields.get('version')!r}, but this release reads version {_VERSION}")
-    if fields.get("dtype") not in DTYPES:
-        raise fields.error("dtype", f"is {fields.get('dtype')!r}, not one of {', '.join(DTYPES)}")
-    return fields
+type _Leaf = list[tuple[int, Block, str | None]]
+"""The blocks of a leaf: the row that each begins with, and its checksums."""
 
 
-def orbax_config(path: Path) -> LlamaConfig:
-    """The configuration alone. Raises InputError as `load_orbax`."""
-    return _config(orbax_fields(path))
+def _open(
+    path: Path,
+    leaf: str,
+    spec: Spec,
+    lengths: Sequence[int],
+    digits: Sequence[str] | None,
+    dtype: np.dtype,
+    pool: concurrent.futures.Executor,
+) -> _Leaf:
+    """Opens the blocks of a leaf, of which nothing is read before all have the right shape."""
 
-
-def _config(fields: Fields) -> LlamaConfig:
-    section = fields.section("config")
-    if section is None:
-        raise fields.error("config", "is missing")
-    return LlamaConfig.from_fields(section)
-
-
-def _read_blocks(config: LlamaConfig, fields: Fields) -> dict[str, list[int]]:
-    """How many rows each block of each leaf has."""
-    section = fields.section("blocks")
-    blocks: dict[str, Any] = dict(section.values) if section else {}
-    for leaf, spec in leaf_specs(config).items():
-        lengths = blocks.get(leaf)
-        if not isinstance(lengths, list) or not all(isinstance(length, int) and length > 0 for length in lengths):
-            raise fields.error(f"blocks.{leaf}", f"is {lengths!r}, not the lengths of its blocks")
-        if sum(lengths) != spec.shape[0]:
-            raise fields.error(f"blocks.{leaf}", f"is {lengths}, which are not {spec.shape[0]} together")
-    return blocks
-
-
-def _check_files(path: Path, fields: Fields) -> None:
-    files = fields.section("files")
-    if files is None:
-        raise fields.error("files", "is missing")
-    for name in files.values:
-        size = files.integer(name) if files.get(name) else 0
-        if not (path / name).is_file():
-            raise InputError(f"{path} is damaged: its file {name} is missing")
-        if (path / name).stat().st_size != size:
+    def open_one(number: int) -> Block:
+        block = Block(path / PARAMS / leaf / str(number), leaf, f"{path}: block {number} of leaf {leaf}")
+        wanted = (lengths[number], *spec.shape[1:])
+        if (block.shape, block.dtype) != (wanted, dtype):
             raise InputError(
-                f"{path} is damaged: its file {name} has {(path / name).stat().st_size} bytes, and had {size}"
+                f"{block.what} is {block.dtype} {list(block.shape)}, but base.json asks for {dtype} {list(wanted)}"
             )
+        if digits is not None and not are_checksums(digits[number], block.num_chunks):
+            raise InputError(f"{block.what} has {block.num_chunks} chunks, but base.json not as many checksums of it")
+        return block
+
+    blocks, start, leaf_blocks = pool.map(open_one, range(len(lengths))), 0, []
+    for number, block in enumerate(blocks):
+        leaf_blocks.append((start, block, None if digits is None else digits[number]))
+        start += lengths[number]
+    return leaf_blocks
 
 
-@contextlib.contextmanager
-def _failure_is_one_sentence(beginning: str, *, always: bool = False) -> Iterator[None]:
+def _parts(
+    leaf: _Leaf,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    pool: concurrent.futures.Executor,
+    indexes: Sequence[Sequence[slice]],
+) -> list[np.ndarray]:
+    """Returns parts of a leaf, in memory that the CPU backend takes without a copy; each chunk is read once for all."""
+    wanted = [[cut.indices(n)[:2] for cut, n in zip(index, shape, strict=True)] for index in indexes]
+    parts = [aligned(tuple(stop - start for start, stop in ends), dtype) for ends in wanted]
+
+    def copy(first: int, block: Block, digits: str | None, at: tuple[int, ...]) -> None:
+        crc = None if digits is None else checksum_of(digits, block.number(at))
+        numbers = block.read(at, crc)
+        # Before the leaf is on a device, and after it is rounded: a large float32 is an infinity in bfloat16.
+        numbers = numbers.astype(dtype, copy=False)
+        check_finite(numbers, block.what)
+        rows, *rest = block.cuts(at)
+        lies = [(rows.start + first, rows.stop + first), *((cut.start, cut.stop) for cut in rest)]
+        for part, ends in zip(parts, wanted, strict=True):
+            both = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(lies, ends, strict=True)]
+            if all(start < stop for start, stop in both):
+                put = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(both, ends, strict=True))
+                pick = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(both, lies, strict=True))
+                part[put] = numbers[pick]
+
+    reads = []
+    for first, block, digits in leaf:
+        places: set[tuple[int, ...]] = set()
+        for (start, stop), *rest in wanted:
+            start, stop = max(start - first, 0), min(stop - first, block.shape[0])
+            if start < stop:
+                places.update(block.grid([slice(start, stop), *(slice(*ends) for ends in rest)]))
+        reads += [pool.submit(copy, first, block, digits, at) for at in sorted(places)]
     try:
-        yield
-    except Exception as error:  # Orbax raises bare ones.
-        # TensorStore, which reads and writes the arrays, raises ValueErrors with the system's reason near their end.
-        found: Any = re.search(r"([^:\[\]]+?) \[os_error_code", str(error))
-        if not always and not found and not isinstance(error, OSError):
-            raise
-        first: BaseException = error
-        while first.__cause__ is not None:
-            first = first.__cause__
-        raise InputError(f"{beginning}: {found.group(1).strip() if found else reason(first)[:200]}") from error
+        for read in reads:
+            read.result()
+    finally:
+        for read in reads:
+            read.cancel()
+        concurrent.futures.wait(reads)
+    return parts

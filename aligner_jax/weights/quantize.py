@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, param_specs
 from aligner_jax.model.quantized import Quantization, Quantized
@@ -24,6 +25,8 @@ def quantizer(
 
     Args:
       shardings: of the quantized parameters, from `runtime.sharding.param_shardings`; None: what the leaf's leads to.
+
+    The function raises InputError for a projection with numbers that are not finite.
     """
     layers = param_specs(config, quantization).layers
 
@@ -31,13 +34,25 @@ def quantizer(
         spec = getattr(layers, name, None)
         if not isinstance(spec, Quantized):
             return leaf
-        split = None if shardings is None else getattr(shardings.layers, name)
-        quantized = jax.jit(functools.partial(quantize, spec=spec), out_shardings=split)(leaf)
+        split = None if shardings is None else (getattr(shardings.layers, name), None)
+        quantized, finite = jax.jit(functools.partial(_quantize_and_check, spec=spec), out_shardings=split)(leaf)
         # Not donated: a result of another size cannot take its place, and the array lives until the end in any case.
         leaf.delete()
+        if not finite:
+            raise InputError(
+                f"leaf {name} of the base holds numbers that are not finite, or too large to be quantized: it is "
+                "damaged, or of a run that diverged"
+            )
         return quantized
 
     return finish
+
+
+def _quantize_and_check(leaf: Array, spec: Quantized) -> tuple[Quantized, Array]:
+    quantized = quantize(leaf, spec)
+    # A number that is not finite makes all that its group shares so, which is far less to read.
+    shared = [each for each in (quantized.scales, quantized.offsets) if each is not None]
+    return quantized, functools.reduce(jnp.logical_and, (jnp.isfinite(each).all() for each in shared))
 
 
 def quantize(leaf: Float[Array, "l ..."], spec: Quantized) -> Quantized:
@@ -59,7 +74,8 @@ def _int8(weight: Array, spec: Quantized) -> Quantized:
     blocks = _Blocks(weight.shape, spec.scales.shape[1:])
     x = blocks.split(weight.astype(jnp.float32))
     largest = blocks.over(jnp.max, jnp.abs(x))
-    scales = jnp.where(largest > 0, largest / 127, 1.0)
+    # Not `largest > 0`, which is false for NaN too, and would make zeros of its channel.
+    scales = jnp.where(largest == 0, 1.0, largest / 127)
     return Quantized(blocks.join(jnp.round(x / scales)).astype(jnp.int8), blocks.scales(scales))
 
 
