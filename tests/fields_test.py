@@ -3,6 +3,7 @@
 import pytest
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import read_bytes
 from aligner_jax.files.fields import Fields, read_fields
 from aligner_jax.files.json_text import parse_json
 
@@ -120,3 +121,11 @@ def test_what_is_no_file(tmp_path):
     ]:
         with pytest.raises(InputError, match=sentence):
             read_fields(path)
+
+
+def test_files_without_a_size_are_read_up_to_the_limit(tmp_path):
+    assert read_bytes("/proc/self/cmdline", most=2**16)
+    with pytest.raises(InputError, match="has more than 3 bytes"):
+        read_bytes("/proc/self/cmdline", most=3)
+    (tmp_path / "a").write_bytes(b"abc")
+    assert read_bytes(tmp_path / "a", most=3) == b"abc"

@@ -330,3 +330,12 @@ def test_a_folder_without_safetensors(folder):
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"pytorch_model\.bin is a pickle"):
         load_hf(path)
+
+
+def test_a_number_beyond_bfloat16_is_refused_there_and_read_in_float32(folder):
+    path = folder("llama")
+    edit_weights(path, lambda weights: weights[K1].__setitem__((0, 0), np.finfo(np.float32).max))
+    _, params = load_hf(path)
+    assert params.layers.k_ldkh.max() == np.finfo(np.float32).max
+    with pytest.raises(InputError, match=rf"tensor {K1} holds numbers that bfloat16 cannot hold; load it in float32"):
+        load_hf(path, "bfloat16")

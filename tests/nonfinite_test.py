@@ -39,7 +39,7 @@ def _poison(base: str) -> None:
     """Makes the loss not finite by a weight that is finite, since a base with another is refused."""
     weights = Path(base) / "model.safetensors"
     tensors = load_file(weights)
-    tensors["model.norm.weight"][:] = np.finfo(np.float32).max
+    tensors["model.norm.weight"][:] = 3e38
     save_file(tensors, weights)
 
 

@@ -40,8 +40,10 @@ def read_bytes(path: str | Path, *, most: int = 64 * MEBIBYTE) -> bytes:
         if size > most:
             raise InputError(f"{path} has {size:,} bytes, but a file of its kind has at most {most:,}")
         try:
-            # One more than it should have: some files of /proc have a size of 0 and go on without end.
-            content = file.read(most + 1)
+            content = file.read(min(size, most) + 1)
+            # Some files of /proc have a size of 0 and go on without end; a single large read would allocate its bound.
+            while size < len(content) <= most and (more := file.read(MEBIBYTE)):
+                content += more
         except OSError as error:
             raise InputError(_why(path, error)) from None
     if len(content) > most:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from aligner_jax.errors import InputError
+from aligner_jax.weights.finite import all_finite
 from aligner_jax.weights.source import Format, Part, Slot, Source
 
 _CHUNK_BYTES = 2**20
@@ -55,7 +57,7 @@ def fill(
       indexes: of each part, a slice of every axis.
 
     Raises:
-      InputError: a file ends before its tensors do.
+      InputError: a file ends before its tensors do, or holds a number that is not finite, or is not in `dtype`.
     """
     axes = axes_of(leaf)
     sizes = dict(zip(axes, shape, strict=True))
@@ -119,7 +121,14 @@ def _fill_from(
         first = int(chosen.min())
         decoded = form.decode(source, first, int(chosen.max()) + 1)[_indexer(chosen - first)]
         for target_rc, put, pick in columns:
-            target_rc[at, put] = decoded[:, pick].astype(dtype, copy=False).view(target_rc.dtype)
+            # Beyond the largest bfloat16 a float32 is rounded to infinity.
+            with np.errstate(over="ignore"):
+                rounded = decoded[:, pick].astype(dtype, copy=False)
+            if rounded.dtype != decoded.dtype and not all_finite(rounded):
+                raise InputError(
+                    f"{source.file}: tensor {source.name} holds numbers that {dtype} cannot hold; load it in float32"
+                )
+            target_rc[at, put] = rounded.view(target_rc.dtype)
 
 
 def _leaf_axes(group: str) -> str:
