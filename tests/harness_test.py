@@ -159,7 +159,7 @@ def test_gsm8k_is_asked_with_examples_of_the_training_split(tiny_subject, tmp_pa
     examples, _, question = given["texts"][1].rpartition("\n\n")
     assert question == "Question: test1?\nAnswer:"
     assert len(re.findall(r"Question: train\d\?\nAnswer: So\n#### \d", examples)) == 5
-    assert given["prompts"][0][1:] == (256, Sampling(), ("Question:", "</s>", "<|im_end|>"), 0)
+    assert given["prompts"][0][1:] == (256, Sampling(), ("Question:", "</s>", "<|im_end|>"), 0, True)
     options = dataclasses.replace(options, num_fewshot=0, chat_template=True)
     _run(subject, tmp_path / "chat", options, limit=2)
     chat = [{"role": "user", "content": "Question: test0?\nAnswer:"}]
@@ -271,21 +271,23 @@ def test_a_prompt_is_what_a_task_asks_for_and_fits(model, tiny_subject, monkeypa
         ]
     )
     assert asked[0].ids == tuple(tiny_subject().tokenizer.encode(long)[-12:])
+    eos = ("<|im_end|>",)
     assert [each[1:] for each in asked] == [
-        (500, Sampling(), ("\n",), 0),
-        (256, Sampling(0.5, 7, 0.9), (), 0),
+        # The EOS's text ends answers, as with hf, and so does an empty one.
+        (500, Sampling(), ("\n", "", "<|im_end|>"), 0, True),
+        (256, Sampling(0.5, 7, 0.9), eos, 0, True),
         # Transformers' own 50, where a task names none; 0 is all.
-        (256, Sampling(1.0, 50), (), 0),
-        (256, Sampling(0.5), (), 0),
+        (256, Sampling(1.0, 50), eos, 0, True),
+        (256, Sampling(0.5), eos, 0, True),
         # Greedy answers to one prompt are one.
-        *[(256, Sampling(), (), 0)] * 2,
+        *[(256, Sampling(), eos, 0, True)] * 2,
     ]
 
 
 def test_a_chat_template_leaves_a_last_message_open(model):
     chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because "}]
     assert model.apply_chat_template(chat[:1]).endswith("Why?<|im_end|>\n<|im_start|>assistant\n")
-    assert model.apply_chat_template(chat, add_generation_prompt=False).endswith("<|im_start|>assistant\nBecause")
+    assert model.apply_chat_template(chat, add_generation_prompt=False).endswith("<|im_start|>assistant\nBecause ")
 
 
 def test_mistakes_in_tasks_are_one_sentence(mmlu: Path, tmp_path: Path, monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from aligner_jax.data import chat_template
+from aligner_jax.data.token_ids import check_ids
 from aligner_jax.errors import InputError
 
 # Tokens that end an assistant's turn or a document in published models: a model fine-tuned for chat stops at its own
@@ -55,7 +56,8 @@ class Tokenizer:
     """A vocabulary with its special tokens and chat template; equal and hashed by identity.
 
     `add_bos` is what the model's files ask for; nothing here applies it unasked. `stop_ids` are EOS and the tokens
-    that end an assistant's turn. `pad_id` is the declared padding token, else EOS, else 0.
+    that end an assistant's turn. `pad_id` is the declared padding token, else EOS, else 0. `num_embeddings` is how many
+    tokens the base has embeddings of, which may be fewer than the tokenizer has; None while it is no base's.
     """
 
     backend: Backend
@@ -65,6 +67,7 @@ class Tokenizer:
     pad_id: int
     add_bos: bool
     chat_template: str | None = None
+    num_embeddings: int | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -78,18 +81,32 @@ class Tokenizer:
         gets none: `after` is the id of the token before it, None where the text begins the sequence.
 
         Raises:
-          InputError: `bos` or `eos` is asked for and the tokenizer has none; or the text holds half a surrogate pair.
+          InputError: `bos` or `eos` is asked for and the tokenizer has none; the text holds half a surrogate pair; or
+            see `check_ids`.
         """
         if (bos and self.bos_id is None) or (eos and self.eos_id is None):
             raise InputError(f"the tokenizer has no {'BOS' if bos and self.bos_id is None else 'EOS'} token")
         head = [self.bos_id] if bos and self.bos_id is not None else []
         tail = [self.eos_id] if eos and self.eos_id is not None else []
         try:
-            return [*head, *self.backend.encode(text, after), *tail]
+            ids = [*head, *self.backend.encode(text, after), *tail]
         except (TypeError, UnicodeEncodeError, RuntimeError):
             # What the packages say of half a surrogate pair, of which nearly no text has one.
             check_encodable(text)
             raise
+        self.check_ids(ids)
+        return ids
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Refuses ids that the tokenizer's base has no embedding of; without a base all are taken.
+
+        `encode` does so itself. Ids that come from elsewhere go through here.
+
+        Raises:
+          InputError: names the token.
+        """
+        if self.num_embeddings is not None:
+            check_ids(ids, self.num_embeddings, token=self.backend.token, vocab_size=self.vocab_size)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids, without special tokens and without ids the vocabulary does not have."""

@@ -51,10 +51,11 @@ def score(subject: Subject, continuations: Sequence[Continuation], kept: Kept, c
       continuations: of at most one token more than the model's context.
 
     Raises:
-      InputError: what is finished cannot be written.
+      InputError: the base has no embedding of a token, or what is finished cannot be written.
     """
     rows: dict[tuple[int, ...], dict[str, Continuation]] = {}
     for each in continuations:
+        subject.tokenizer.check_ids(each.ids)
         rows.setdefault(each.ids[:-1], {})[each.key] = each
     inputs = list(rows)
     buckets = [length_bucket(len(ids), subject.base.config.context_length) for ids in inputs]

@@ -46,6 +46,13 @@ class Base(flax.struct.PyTreeNode):
     quantization: Quantization | None = flax.struct.field(pytree_node=False, default=None)
     loaded_fingerprint: str | None = flax.struct.field(pytree_node=False, default=None)
 
+    def __post_init__(self) -> None:
+        # Here a base meets its tokenizer, which from now on refuses tokens that the embedding lacks. One that knows the
+        # base stays the object that it is: programs are compiled for it.
+        if self.tokenizer is not None and self.tokenizer.num_embeddings != self.config.vocab_size:
+            known = dataclasses.replace(self.tokenizer, num_embeddings=self.config.vocab_size)
+            object.__setattr__(self, "tokenizer", known)
+
     @property
     def fingerprint(self) -> str:
         """What adapters record of it; see `weights.fingerprint`. The same whether or not the base is quantized.
