@@ -34,7 +34,7 @@ def render_with_or_without_system(
         return render(messages), False
     except InputError:
         others = [message for message in messages if message["role"] != "system"]
-        if len(others) == len(messages):
+        if len(others) in (0, len(messages)):
             raise
         return render(others), True
 
@@ -48,6 +48,8 @@ def render_open(tokenizer: Tokenizer, messages: Messages) -> str:
     Raises:
       InputError: there is no chat template, it refuses the chat, or it does not write the last message as it is.
     """
+    if not messages:
+        raise InputError("a chat without messages has no last one to be continued")
     last = messages[-1]
     text = tokenizer.render_chat([*messages[:-1], {**last, "content": last["content"] + _MARK}])
     end = text.rfind(_MARK.strip())
