@@ -209,7 +209,8 @@ def test_prompts_are_as_in_training_unless_that_differs(tmp_path, aligner):
     named = load_named(paths)
     assert prompt_format(named[:2], "auto", None) == ("chat", "Be brief.")
     assert prompt_format(named[:2], "auto", "Be kind.") == ("chat", "Be kind.")
-    assert prompt_format(named[1:2], "auto", None) == ("alpaca", None)
+    with pytest.raises(InputError, match=r"does not record how .*: --template=alpaca \(as the paper's were\) or chat$"):
+        prompt_format(named[1:2], "auto", None)
     assert prompt_format(named, "alpaca", None) == ("alpaca", None)
     assert prompt_format(named, "chat", None) == ("chat", "Be brief.")
     with pytest.raises(

@@ -303,6 +303,10 @@ def test_mistakes_in_tasks_are_one_sentence(mmlu: Path, tmp_path: Path, monkeypa
     )
     with pytest.raises(InputError, match=r"the tasks own cannot be loaded: .*no.jsonl"):
         load_tasks(HarnessOptions(tasks=("own",), include=str(tmp_path / "own")), tmp_path / "none")
+    for damaged, reason in (("task: [a\n : :", "while parsing a flow"), ("[1, 2]", "it is not a YAML object")):
+        (tmp_path / "own" / "damaged.yaml").write_text(damaged)
+        with pytest.raises(InputError, match=rf"'mine', which is no task; .*damaged.yaml is passed over: {reason}"):
+            load_tasks(HarnessOptions(tasks=("mine",), include=str(tmp_path / "own")), tmp_path / "none")
     with pytest.raises(InputError, match=r"config.evaluation.tasks names no task"):
         load_tasks(HarnessOptions(tasks=()), tmp_path)
     with pytest.raises(InputError, match=r"config.evaluation.include is none, which is no folder"):
@@ -313,3 +317,51 @@ def test_mistakes_in_tasks_are_one_sentence(mmlu: Path, tmp_path: Path, monkeypa
             write_mmlu(str(mmlu), tmp_path / "tasks")
     finally:
         (tmp_path / "aside").rename(mmlu / "dev" / "virology_dev.csv")
+
+
+def test_a_bomb_of_aliases_is_not_unfolded(tmp_path: Path):
+    folds = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30))
+    (tmp_path / "bomb.yaml").write_text("a0: &a0 [x]\n" + folds)
+    assert harness._unreadable(str(tmp_path)) is None
+
+
+def _task(folder: Path, **fields) -> HarnessOptions:
+    """Options of a task `t` over one record."""
+    folder.mkdir()
+    (folder / "data.jsonl").write_text('{"q": "Why?", "a": "So."}\n')
+    task = {
+        "task": "t", "dataset_path": "json", "test_split": "test", "output_type": "generate_until", "num_fewshot": 0,
+        "dataset_kwargs": {"data_files": {"test": str(folder / "data.jsonl")}, "cache_dir": str(folder / "arrow")},
+        "doc_to_text": "{{q}}", "doc_to_target": "{{a}}", "metric_list": [{"metric": "exact_match"}],
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4}, **fields,
+    }  # fmt: skip
+    (folder / "t.yaml").write_text(json.dumps(task))
+    return HarnessOptions(tasks=("t",), include=str(folder))
+
+
+def test_what_a_task_fails_with_is_one_sentence_and_a_bug_of_ours_is_none(tiny_subject, tmp_path: Path, monkeypatch):
+    far = _task(
+        tmp_path / "far", output_type="multiple_choice", doc_to_choice=["a", "b"], doc_to_target=7,
+        metric_list=[{"metric": "acc"}], generation_kwargs=None,
+    )  # fmt: skip
+    number = _task(tmp_path / "number", output_type="loglikelihood", doc_to_target=3, metric_list=[{"metric": "acc"}])
+    ends = _task(tmp_path / "ends", generation_kwargs={"until": [5], "max_gen_toks": 4})
+    for options, sentence in (
+        (far, "the tasks t cannot be (loaded|run): "),
+        (number, "a task asks for .*, which is no text|the tasks t cannot be"),
+        (ends, "a task's generation_kwargs: until is"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            _run(tiny_subject(), tmp_path / "out", options)
+    monkeypatch.setattr("aligner_jax.evals.harness_model.generate", lambda *_, **__: {}["a bug of ours"])
+    with pytest.raises(KeyError, match="a bug of ours"):
+        _run(tiny_subject(), tmp_path / "bug", _task(tmp_path / "fine"))
+
+
+def test_log_likelihoods_that_are_not_finite_are_refused(tiny_subject, tmp_path: Path):
+    subject = tiny_subject()
+    params = subject.base.params
+    huge = subject.base.replace(params=params.replace(norm_d=params.norm_d * 3e38))
+    model = harness_model(dataclasses.replace(subject, base=huge), Kept(tmp_path / "kept", {}), QUIET)
+    with pytest.raises(InputError, match="gives log-likelihoods that are not finite"):
+        model.loglikelihood([Request("Why?", " So")])
