@@ -1,4 +1,4 @@
-"""What lm-evaluation-harness's own `hf` backend makes of tiny models: chats, ids, log-likelihoods, answers, whole tasks.
+"""Goldens of lm-evaluation-harness's own `hf` backend on tiny models: chats, ids, log-likelihoods, answers, tasks.
 
     ENV/bin/pip install torch==2.13.0 transformers==5.24.0 accelerate lm-eval==0.4.13 sentencepiece
     ENV/bin/python scripts/golden_harness.py                      # writes tests/goldens/harness/
@@ -22,9 +22,22 @@ os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="
 import lm_eval
 import sentencepiece
 from golden_harness_models import (
-    BPE_SIZE, CHATS, CONTEXTS, FOLDERS, GOLDENS, KINDS_OF_END, PAIRS, ROLLING, SENTENCEPIECE_SIZE, TASKS, TEMPLATES,
-    TEXTS, WHOLE, write_folder, write_task,
-)  # fmt: skip
+    BPE_SIZE,
+    CHATS,
+    CONTEXTS,
+    FOLDERS,
+    GOLDENS,
+    KINDS_OF_END,
+    PAIRS,
+    ROLLING,
+    SENTENCEPIECE_SIZE,
+    TASKS,
+    TEMPLATES,
+    TEXTS,
+    WHOLE,
+    write_folder,
+    write_task,
+)
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers

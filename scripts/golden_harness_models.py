@@ -1,7 +1,7 @@
 """The tiny models, chats and requests that golden_harness.py gives lm-eval's `hf`, and the tests this project's class.
 
-Needs numpy, safetensors and sentencepiece, and nothing of this project. The models are random, with heads that favour spaces, line
-breaks and special tokens, so that stop texts come in answers of some tokens.
+Needs numpy, safetensors and sentencepiece, and nothing of this project. The models are random, with heads that favour
+spaces, line breaks and special tokens, so that stop texts come in answers of some tokens.
 """
 
 import json
@@ -45,8 +45,14 @@ FOLDERS = {
     "bpe": ("bpe", {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}),
     "bpe_adds_bos": ("bpe_adds_bos", {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}),
     "bpe_without_bos": ("bpe", {"eos_token": "<|im_end|>"}),
-    "sentencepiece": ("sentencepiece", {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "legacy": True}),
-    "sentencepiece_adds_none": ("sentencepiece", {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False, "legacy": True}),
+    "sentencepiece": (
+        "sentencepiece",
+        {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "legacy": True},
+    ),
+    "sentencepiece_adds_none": (
+        "sentencepiece",
+        {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False, "legacy": True},
+    ),
 }
 _USER = {"role": "user", "content": "Is ice cold? "}
 _SYSTEM = {"role": "system", "content": "Be brief."}
@@ -66,7 +72,8 @@ TEXTS = [
 ]  # fmt: skip
 PAIRS = [
     ("Ice floats", " on water"), ("Ice floats ", "on water"), ("Ice floats", "on water"), ("Ice  \n", "on water"),
-    ("Ice floats\n\n", "\n on"), ("", "Ice floats"), ("", " Ice"), ("", "<s>Ice"), ("", "<|im_start|>Ice"), ("A:", " B"),
+    ("Ice floats\n\n", "\n on"), ("", "Ice floats"), ("", " Ice"), ("", "<s>Ice"), ("", "<|im_start|>Ice"),
+    ("A:", " B"),
     ("<|im_start|>user\nIce<|im_end|>\n", "Yes"), ("<s>[INST] Ice [/INST]", " Yes"), ("cold " * 120, "ice"),
     ("Ice", "\n"), ("Ice", " "),
 ]  # fmt: skip

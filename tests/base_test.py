@@ -141,8 +141,8 @@ def test_a_base_knows_its_tokenizer_and_refuses_what_it_has_no_embedding_of(tmp_
     for encode in (lambda: met.tokenizer.encode("Hi<|extra|>"), lambda: met.tokenizer.encode("Hi", eos=True)):
         with pytest.raises(
             InputError,
-            match=rf"the text has the token {size} \('<\|extra\|>'\), but the base has embeddings of {size} tokens only "
-            rf"and its tokenizer has {size + 1}: ",
+            match=rf"the text has the token {size} \('<\|extra\|>'\), but the base has embeddings of {size} tokens "
+            rf"only and its tokenizer has {size + 1}: ",
         ):
             encode()
     for strange in (-1, size):

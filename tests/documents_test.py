@@ -77,7 +77,9 @@ def test_tokens_that_the_model_has_not_are_named():
     tokenizer = make()
     document = one(PINE, tokenizer)
     largest = int(document["tokens"].max())
-    assert one(PINE, dataclasses.replace(tokenizer, num_embeddings=largest + 1))["tokens"].tolist() == list(document["tokens"])
+    assert one(PINE, dataclasses.replace(tokenizer, num_embeddings=largest + 1))["tokens"].tolist() == list(
+        document["tokens"]
+    )
     name = re.escape(repr(tokenizer.backend.token(largest)))
     with pytest.raises(
         InputError,

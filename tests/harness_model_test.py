@@ -6,9 +6,20 @@ from types import SimpleNamespace
 
 import pytest
 from golden_harness_models import (
-    CHATS, CONTEXTS, FOLDERS, GOLDENS, KINDS_OF_END, PAIRS, ROLLING, TASKS, TEMPLATES, TEXTS, WHOLE, write_folder,
+    CHATS,
+    CONTEXTS,
+    FOLDERS,
+    GOLDENS,
+    KINDS_OF_END,
+    PAIRS,
+    ROLLING,
+    TASKS,
+    TEMPLATES,
+    TEXTS,
+    WHOLE,
+    write_folder,
     write_task,
-)  # fmt: skip
+)
 from rich.console import Console
 
 from aligner_jax.errors import InputError
@@ -73,7 +84,9 @@ def test_answers_are_read_and_ended_as_by_hf(name: str, tmp_path: Path):
 def test_chats_are_written_as_by_hf(template: str, tmp_path: Path):
     model = load(tmp_path, "sentencepiece", template)
     for chat, wanted in zip(CHATS, HF["chats"][template], strict=True):
-        found = [or_none(lambda c=chat, a=a: model.apply_chat_template(c, add_generation_prompt=a)) for a in (True, False)]
+        found = [
+            or_none(lambda c=chat, a=a: model.apply_chat_template(c, add_generation_prompt=a)) for a in (True, False)
+        ]
         assert found == wanted, chat
 
 
@@ -143,5 +156,7 @@ def test_ids_beyond_the_embedding_are_named(tiny_subject, tmp_path: Path):
     size = subject.base.config.vocab_size
     for ids in ([size], [-1]):
         for context, continuation in (([1], ids), (ids, [1])):
-            with pytest.raises(InputError, match=rf"the text has the token {ids[0]}.* embeddings of {size} tokens only"):
+            with pytest.raises(
+                InputError, match=rf"the text has the token {ids[0]}.* embeddings of {size} tokens only"
+            ):
                 model._loglikelihood_tokens([(("a", "b"), context, continuation)])

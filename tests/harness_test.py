@@ -25,6 +25,7 @@ from aligner_jax.evals.harness_model import harness_model
 from aligner_jax.evals.harness_tasks import write_gsm8k, write_mmlu
 from aligner_jax.evals.kept import Kept
 from aligner_jax.evals.subject import Subject
+from aligner_jax.evals.task_files import damaged_files
 from aligner_jax.peft import apply
 
 QUIET = Console(quiet=True)
@@ -319,10 +320,17 @@ def test_mistakes_in_tasks_are_one_sentence(mmlu: Path, tmp_path: Path, monkeypa
         (tmp_path / "aside").rename(mmlu / "dev" / "virology_dev.csv")
 
 
-def test_a_bomb_of_aliases_is_not_unfolded(tmp_path: Path):
+def test_a_bomb_of_aliases_is_refused_before_it_unfolds(tmp_path: Path):
     folds = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30))
-    (tmp_path / "bomb.yaml").write_text("a0: &a0 [x]\n" + folds)
-    assert harness._unreadable(str(tmp_path)) is None
+    for bomb in ("a0: &a0 [x]\n" + folds, "task: &t [*t]\n"):
+        (tmp_path / "bomb.yaml").write_text(bomb)
+        with pytest.raises(
+            InputError, match=r"bomb.yaml: its aliases unfold to .* but a task file has at most 1,000,000"
+        ):
+            load_tasks(HarnessOptions(tasks=("t",), include=str(tmp_path)), tmp_path / "none")
+    (tmp_path / "bomb.yaml").write_text("task: t\nx: &x [1, {a: 2}]\ny: [*x, *x]\n")
+    (tmp_path / "deep.yaml").write_text("task: " + "[" * 5000 + "]" * 5000)
+    assert damaged_files(str(tmp_path)) == [f"{tmp_path / 'deep.yaml'} is passed over: it is nested too deeply"]
 
 
 def _task(folder: Path, **fields) -> HarnessOptions:

@@ -85,10 +85,8 @@ def sections(
         say(f"{name}: {len(chosen)} prompts, {int(texts.lengths_b.sum()):,} tokens")
         seen[name] = look(base.params, adapter, texts, config=base.config)
         if not seen[name].is_finite:
-            raise InputError(
-                f"what {name} computes of the prompts is not finite: numbers of {'the base' if adapter is None else 'it'} "
-                "are too large for float32"
-            )
+            owner = "the base" if adapter is None else "the adapter"
+            raise InputError(f"{name}: hidden states that are not finite; numbers of {owner} are too large")
     alone = seen.pop(BASE)
     where = f"{len(chosen)} prompts of the data" if examples is not None else f"the {len(chosen)} default prompts"
     made = [_shifts(seen, where)]

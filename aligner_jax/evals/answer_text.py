@@ -1,5 +1,6 @@
 """The text of an answer while its tokens are made, and where stop texts end it."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -44,7 +45,9 @@ class AloneAnswer:
 
     def __init__(self, tokenizer: Tokenizer, until: Sequence[str]) -> None:
         self._tokenizer, self._until = tokenizer, until
-        self._windows = [(end, len(tokenizer.encode(end)) + 2) for end in until]
+        # Stop texts are only counted: the base need not have embeddings of their tokens.
+        counter = dataclasses.replace(tokenizer, num_embeddings=None)
+        self._windows = [(end, len(counter.encode(end)) + 2) for end in until]
         self._ids: list[int] = []
         self._is_over = False
 

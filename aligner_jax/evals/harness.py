@@ -17,7 +17,8 @@ from aligner_jax.errors import InputError
 from aligner_jax.evals.evaluation import Evaluation, Outcome, Run
 from aligner_jax.evals.harness_model import harness_model, import_lm_eval
 from aligner_jax.evals.harness_tasks import write_gsm8k, write_mmlu
-from aligner_jax.files.content import MEBIBYTE, is_folder, read_text
+from aligner_jax.evals.task_files import damaged_files
+from aligner_jax.files.content import is_folder
 from aligner_jax.runtime.fields import did_you_mean, number
 from aligner_jax.runtime.files import write_atomically
 
@@ -99,9 +100,11 @@ def load_tasks(options: HarnessOptions, folder: Path) -> tuple[Any, list[Any]]:
     if options.gsm8k is not None:
         write_gsm8k(options.gsm8k, folder)
     folders: list[str | Path] = [folder] if folder.is_dir() else []
+    damaged: list[str] = []
     if options.include is not None:
         if not is_folder(options.include):
             raise InputError(f"config.evaluation.include is {options.include}, which is no folder")
+        damaged = damaged_files(options.include)
         folders.append(options.include)
     with _mistakes_as_sentences("the task files cannot be read"):
         # Reading the harness's thousands of files takes a while, and without a hub few of their tasks can be run.
@@ -112,7 +115,7 @@ def load_tasks(options: HarnessOptions, folder: Path) -> tuple[Any, list[Any]]:
     for name in options.tasks:
         matches = fnmatch.filter(manager.all_tasks, name)
         if not matches:
-            hint = _unreadable(options.include) or _hint(name, manager)
+            hint = damaged[0] if damaged else _hint(name, manager)
             raise InputError(f"config.evaluation.tasks has {name!r}, which is no task; {hint}")
         names |= dict.fromkeys(matches)
     with _mistakes_as_sentences(f"the tasks {', '.join(options.tasks)} cannot be loaded"):
@@ -136,8 +139,12 @@ def _mistakes_as_sentences(what: str) -> Iterator[None]:
         code = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
         if any(Path(file).is_relative_to(_PACKAGE) and file != __file__ for file in code):
             raise
-        words = str(error).strip().partition("\n")[0]
-        raise InputError(f"{what}: {type(error).__name__}: {words}") from error
+        first: BaseException = error
+        # Of damaged data the outermost error says no more than that they could not be loaded.
+        while first.__cause__ is not None:
+            first = first.__cause__
+        words = str(first).strip().partition("\n")[0]
+        raise InputError(f"{what}: {type(first).__name__}: {words}") from error
 
 
 def _without_members(names: list[str], manager: Any) -> list[str]:
@@ -155,21 +162,6 @@ def _without_members(names: list[str], manager: Any) -> list[str]:
         members |= found
         waiting += found
     return [name for name in names if name not in members]
-
-
-def _unreadable(include: str | None) -> str | None:
-    """The first task file of a folder that is no YAML object: the harness passes over those without a word."""
-    import yaml
-
-    for path in sorted(Path(include).glob("**/*.yaml")) if include else ():
-        try:
-            # The text's structure alone: nothing is built, so neither tags nor repeated aliases do anything.
-            node = yaml.compose(read_text(path, most=MEBIBYTE), Loader=yaml.SafeLoader)
-        except (yaml.YAMLError, RecursionError, InputError) as error:
-            return f"{path} is passed over: {str(error).strip() or 'it is nested too deeply'}"
-        if not isinstance(node, yaml.MappingNode):
-            return f"{path} is passed over: it is not a YAML object"
-    return None
 
 
 def _hint(name: str, manager: Any) -> str:

@@ -32,8 +32,8 @@ def harness_model(subject: Subject, kept: Kept, console: Console, *, seed: int =
     It tokenizes and windows texts as the harness's own `hf` backend does, so that both give the same numbers: a context
     and its continuation are encoded together, a BOS is added where the tokenizer's files ask for one and the text has
     none, a context that is empty (or white space) is the BOS or else the EOS, and what is too long loses its beginning.
-    Chats are written as there (see `harness_chat`), and answers read and ended (see `answer_text.AloneAnswer`), but that
-    they also end at tokens that end an assistant's turn, where `hf` knows only those that the model's files name.
+    Chats are written as there (see `harness_chat`), and answers read and ended (see `answer_text.AloneAnswer`), except
+    that they also end at tokens that end an assistant's turn, where `hf` knows only those that the model's files name.
 
     Args:
       kept: where finished requests are kept, by their tokens; what it has is not computed again.
