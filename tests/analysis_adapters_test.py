@@ -10,6 +10,7 @@ import pytest
 from aligner_jax.analysis.entries import UPDATES, compare
 from aligner_jax.analysis.gates import gates_of
 from aligner_jax.analysis.named import load_named, prompt_format, short_names
+from aligner_jax.analysis.write import check_folder
 from aligner_jax.analysis.rank import entropy_rank, fresh_spectrum, participation_ratio, spectra
 from aligner_jax.errors import InputError
 from aligner_jax.peft import init_adapter
@@ -217,3 +218,11 @@ def test_prompts_are_as_in_training_unless_that_differs(tmp_path, aligner):
         InputError, match=r"chat\.safetensors was trained .*'Be brief\.' and .*alpaca\.safetensors .*--template"
     ):
         prompt_format(named, "auto", None)
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b"])
+def test_a_path_that_can_be_none_is_one_sentence(path: str):
+    with pytest.raises(InputError, match="cannot be read: "):
+        load_named([path])
+    with pytest.raises(InputError, match="cannot be made a folder: "):
+        check_folder(Path(path))

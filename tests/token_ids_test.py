@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
 from aligner_jax.analysis import about_base
 from aligner_jax.analysis.about_base import Looking
+from aligner_jax.analysis.named import Named
 from aligner_jax.data.documents import tokenize_examples
 from aligner_jax.data.pairs import tokenize_pairs
 from aligner_jax.data.sources.example import Example, Instruction, Preference
@@ -27,6 +29,7 @@ from aligner_jax.evals.harness_model import harness_model
 from aligner_jax.evals.kept import Kept
 from aligner_jax.evals.scoring import Continuation, score
 from aligner_jax.evals.subject import Subject
+from aligner_jax.peft import init_adapter
 
 QUIET = Console(quiet=True)
 MARK = "<|extra|>"
@@ -154,3 +157,11 @@ def test_a_tokenizer_with_more_tokens_serves_while_none_is_used(grown: Subject, 
     assert harness_model(grown, Kept(tmp_path / "kept", {}), QUIET).generate_until(requests("Why?", wanted))
     check_ids([], 1)
     check_ids([0, 4], 5)
+
+
+def test_numbers_that_overflow_are_refused_before_they_are_drawn(tiny_subject):
+    base = tiny_subject().base
+    adapter = init_adapter("aligner", base.config, num_tokens=1)
+    huge = adapter.replace(trainable={name: jnp.full_like(x, 1e20) for name, x in adapter.trainable.items()})
+    with pytest.raises(InputError, match="^huge: hidden states that are not finite; numbers of the adapter are too large"):
+        about_base.sections(base, [Named("huge", Path("a.safetensors"), huge)], None, Looking("chat"))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import exists
 from aligner_jax.peft import Adapter
 from aligner_jax.peft.artifact import load_adapter, prompt_template, recorded_prompt_format
 from aligner_jax.weights.base import Base
@@ -27,9 +28,12 @@ def load_named(paths: Sequence[str], base: Base | None = None) -> list[Named]:
     """The adapters at these paths.
 
     Raises:
-      InputError: see `load_adapter`; or a path is given twice.
+      InputError: see `load_adapter`; or a path is given twice, or can be none.
     """
     found = [Path(path) for path in paths]
+    for path in found:
+        # Raises for a loop of links or an overlong name, of which no short name can be made.
+        exists(path)
     names = short_names(found)
     return [Named(name, path, load_adapter(path, base)) for name, path in zip(names, found, strict=True)]
 

@@ -39,7 +39,7 @@ def _damage(path: Path) -> str | None:
 
 def _unfolded(node: Any, counts: dict[int, float]) -> float:
     """The number of values below a node, each alias counted with all that it stands for."""
-    if not isinstance(node.value if node is not None else None, list):
+    if node is None or not isinstance(node.value, list):
         return 1
     if id(node) not in counts:
         # An alias of what it is part of has no end.

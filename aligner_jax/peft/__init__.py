@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from aligner_jax.data.token_ids import check_ids
@@ -152,7 +153,7 @@ def apply(
 
 
 def _check_tokens(tokens_bt: Int[Array, "b t"], config: LlamaConfig) -> None:
-    known = not isinstance(tokens_bt, jax.core.Tracer) and getattr(tokens_bt, "is_fully_addressable", True)
+    known = not isinstance(tokens_bt, Tracer) and getattr(tokens_bt, "is_fully_addressable", True)
     if known and tokens_bt.size:
         ids_bt = jax.device_get(tokens_bt)
         check_ids([int(ids_bt.min()), int(ids_bt.max())], config.vocab_size, what="the array of tokens")
