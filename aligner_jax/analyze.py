@@ -40,7 +40,7 @@ TEMPLATE = flags.DEFINE_enum(
     "template",
     "auto",
     ["auto", *TEMPLATES],
-    "How prompts are wrapped. auto: as the adapters' training had it, or alpaca.",
+    "How prompts are wrapped. auto: as the adapters' files record of their training.",
 )
 SYSTEM = flags.DEFINE_string("system", None, "System prompt of the chat template, instead of the recorded one.")
 SEQUENCE_LENGTH = flags.DEFINE_integer("sequence_length", 512, "Tokens of an example at most.", lower_bound=8)

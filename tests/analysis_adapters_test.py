@@ -10,6 +10,7 @@ import pytest
 from aligner_jax.analysis.entries import UPDATES, compare
 from aligner_jax.analysis.gates import gates_of
 from aligner_jax.analysis.named import load_named, prompt_format, short_names
+from aligner_jax.analysis.write import check_folder
 from aligner_jax.analysis.rank import entropy_rank, fresh_spectrum, participation_ratio, spectra
 from aligner_jax.errors import InputError
 from aligner_jax.peft import init_adapter
@@ -209,10 +210,19 @@ def test_prompts_are_as_in_training_unless_that_differs(tmp_path, aligner):
     named = load_named(paths)
     assert prompt_format(named[:2], "auto", None) == ("chat", "Be brief.")
     assert prompt_format(named[:2], "auto", "Be kind.") == ("chat", "Be kind.")
-    assert prompt_format(named[1:2], "auto", None) == ("alpaca", None)
+    with pytest.raises(InputError, match=r"does not record how .*: --template=alpaca \(as the paper's were\) or chat$"):
+        prompt_format(named[1:2], "auto", None)
     assert prompt_format(named, "alpaca", None) == ("alpaca", None)
     assert prompt_format(named, "chat", None) == ("chat", "Be brief.")
     with pytest.raises(
         InputError, match=r"chat\.safetensors was trained .*'Be brief\.' and .*alpaca\.safetensors .*--template"
     ):
         prompt_format(named, "auto", None)
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b"])
+def test_a_path_that_can_be_none_is_one_sentence(path: str):
+    with pytest.raises(InputError, match="cannot be read: "):
+        load_named([path])
+    with pytest.raises(InputError, match="cannot be made a folder: "):
+        check_folder(Path(path))

@@ -9,11 +9,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+import tokenizers
+from tiny_llama import write_tiny_llama
 
+from aligner_jax.data.tokenizer import make_tokenizer
+from aligner_jax.data.tokenizer_hf import HFBackend
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import llama_config
+from aligner_jax.peft import apply
 from aligner_jax.runtime.config import BaseConfig
-from aligner_jax.weights.base import check_model, load_base
+from aligner_jax.weights.base import Base, base_config, check_model, load_base
 
 MODELS = Path(__file__).parent / "goldens" / "models"
 STORIES = Path(__file__).parents[2] / "shared" / "data" / "models" / "stories260K" / "hf"
@@ -78,6 +83,73 @@ def test_what_is_no_model(tmp_path, files, path, sentence):
 def test_an_empty_path_is_not_the_working_directory():
     with pytest.raises(InputError, match="the path of the base model is empty"):
         load_base("")
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("", "the path of the base model is empty"),
+        (" ", "the path of the base model is empty"),
+        ("a\0b", r"a\x00b cannot be read: embedded null byte"),
+        ("x" * 5000, "cannot be read: File name too long"),
+        ("/".join(["y" * 200] * 30), "cannot be read: File name too long"),
+        ("o" * 3000 + "/name", "cannot be read: File name too long"),
+        ("\udcff", r"there is no base model at \xff;"),
+        ("\x1b[2Jname", r"there is no base model at \x1b[2Jname;"),
+        ("ö/ñ", "there is no base model at ö/ñ;"),
+        ("~nobody-of-this-name/x", "there is no base model at ~nobody-of-this-name/x"),
+        ("/dev/zero", "/dev/zero is a device or a pipe, not a base model"),
+        (5, "the path of the base model is of type int"),
+        (None, "the path of the base model is of type NoneType"),
+        (b"abc", "the path of the base model is of type bytes"),
+    ],
+    ids=lambda value: str(value)[:12].encode("unicode_escape").decode(),
+)
+@pytest.mark.parametrize("read", [load_base, base_config])
+def test_what_is_no_path(read, path, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        read(path)
+    # The configuration alone is never a hub's, and its sentence shorter.
+    assert sentence.rstrip(";") in str(caught.value)
+    assert len(str(caught.value)) <= 400
+
+
+def test_a_folder_that_may_not_be_entered(monkeypatch):
+    def closed(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.stat", closed)
+    with pytest.raises(InputError, match="closed/base cannot be read: Permission denied"):
+        load_base("closed/base")
+
+
+def test_a_base_knows_its_tokenizer_and_refuses_what_it_has_no_embedding_of(tmp_path):
+    write_tiny_llama(tmp_path / "base")
+    base = load_base(tmp_path / "base")
+    size = base.config.vocab_size
+    assert base.tokenizer.num_embeddings == size
+    assert base.replace(params=base.params).tokenizer is base.tokenizer
+    assert jax.tree.map(lambda x: x, base).tokenizer is base.tokenizer
+    # Published models have more tokens than embeddings; such a tokenizer serves until one is used.
+    other = tokenizers.Tokenizer.from_file(str(tmp_path / "base" / "tokenizer.json"))
+    other.add_special_tokens(["<|extra|>"])
+    grown = make_tokenizer(HFBackend(other), bos_id=0, eos_id=size, pad_id=size, add_bos=False)
+    assert grown.encode("Hi<|extra|>")[-1] == size
+    met = Base(base.params, base.config, grown)
+    assert met.tokenizer.encode("Hi") == base.tokenizer.encode("Hi")
+    for encode in (lambda: met.tokenizer.encode("Hi<|extra|>"), lambda: met.tokenizer.encode("Hi", eos=True)):
+        with pytest.raises(
+            InputError,
+            match=rf"the text has the token {size} \('<\|extra\|>'\), but the base has embeddings of {size} tokens "
+            rf"only and its tokenizer has {size + 1}: ",
+        ):
+            encode()
+    for strange in (-1, size):
+        with pytest.raises(InputError, match=f"has the token {strange}"):
+            met.tokenizer.check_ids([0, strange])
+        with pytest.raises(InputError, match=f"the array of tokens has the token {strange}"):
+            apply(base.params, None, jnp.asarray([[0, strange]]), config=base.config)
 
 
 def hub(monkeypatch: pytest.MonkeyPatch, snapshot_download) -> None:

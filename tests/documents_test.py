@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from aligner_jax.data.documents import check_vocabulary, make_document, tokenize_examples
+from aligner_jax.data.documents import make_document, tokenize_examples
 from aligner_jax.data.sources import Conversation, Example, Instruction
 from aligner_jax.data.templates import render_example_prompt
 from aligner_jax.data.tokenizer import make_tokenizer
@@ -77,11 +77,22 @@ def test_tokens_that_the_model_has_not_are_named():
     tokenizer = make()
     document = one(PINE, tokenizer)
     largest = int(document["tokens"].max())
-    check_vocabulary([document], tokenizer, largest + 1)
-    check_vocabulary([], tokenizer, 1)
+    assert one(PINE, dataclasses.replace(tokenizer, num_embeddings=largest + 1))["tokens"].tolist() == list(
+        document["tokens"]
+    )
     name = re.escape(repr(tokenizer.backend.token(largest)))
-    with pytest.raises(InputError, match=rf"the token {largest} \({name}\), but the base has embeddings of {largest} "):
-        check_vocabulary([document, document], tokenizer, largest)
+    with pytest.raises(
+        InputError,
+        match=rf"^data.json:2: the text has the token {largest} \({name}\), but the base has embeddings of {largest:,} "
+        rf"tokens only and its tokenizer has {tokenizer.vocab_size:,}: ",
+    ):
+        one(PINE, dataclasses.replace(tokenizer, num_embeddings=largest))
+
+
+def test_an_end_that_the_model_has_not_is_named():
+    tokenizer = dataclasses.replace(make(), eos_id=399, num_embeddings=399)
+    with pytest.raises(InputError, match=r"the text has the token 399 \("):
+        one(NOTHING, tokenizer)
 
 
 def test_an_empty_answer_is_an_eos():

@@ -25,6 +25,7 @@ from aligner_jax.evals.harness_model import harness_model
 from aligner_jax.evals.harness_tasks import write_gsm8k, write_mmlu
 from aligner_jax.evals.kept import Kept
 from aligner_jax.evals.subject import Subject
+from aligner_jax.evals.task_files import damaged_files
 from aligner_jax.peft import apply
 
 QUIET = Console(quiet=True)
@@ -159,7 +160,7 @@ def test_gsm8k_is_asked_with_examples_of_the_training_split(tiny_subject, tmp_pa
     examples, _, question = given["texts"][1].rpartition("\n\n")
     assert question == "Question: test1?\nAnswer:"
     assert len(re.findall(r"Question: train\d\?\nAnswer: So\n#### \d", examples)) == 5
-    assert given["prompts"][0][1:] == (256, Sampling(), ("Question:", "</s>", "<|im_end|>"), 0)
+    assert given["prompts"][0][1:] == (256, Sampling(), ("Question:", "</s>", "<|im_end|>"), 0, True)
     options = dataclasses.replace(options, num_fewshot=0, chat_template=True)
     _run(subject, tmp_path / "chat", options, limit=2)
     chat = [{"role": "user", "content": "Question: test0?\nAnswer:"}]
@@ -271,21 +272,23 @@ def test_a_prompt_is_what_a_task_asks_for_and_fits(model, tiny_subject, monkeypa
         ]
     )
     assert asked[0].ids == tuple(tiny_subject().tokenizer.encode(long)[-12:])
+    eos = ("<|im_end|>",)
     assert [each[1:] for each in asked] == [
-        (500, Sampling(), ("\n",), 0),
-        (256, Sampling(0.5, 7, 0.9), (), 0),
+        # The EOS's text ends answers, as with hf, and so does an empty one.
+        (500, Sampling(), ("\n", "", "<|im_end|>"), 0, True),
+        (256, Sampling(0.5, 7, 0.9), eos, 0, True),
         # Transformers' own 50, where a task names none; 0 is all.
-        (256, Sampling(1.0, 50), (), 0),
-        (256, Sampling(0.5), (), 0),
+        (256, Sampling(1.0, 50), eos, 0, True),
+        (256, Sampling(0.5), eos, 0, True),
         # Greedy answers to one prompt are one.
-        *[(256, Sampling(), (), 0)] * 2,
+        *[(256, Sampling(), eos, 0, True)] * 2,
     ]
 
 
 def test_a_chat_template_leaves_a_last_message_open(model):
     chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because "}]
     assert model.apply_chat_template(chat[:1]).endswith("Why?<|im_end|>\n<|im_start|>assistant\n")
-    assert model.apply_chat_template(chat, add_generation_prompt=False).endswith("<|im_start|>assistant\nBecause")
+    assert model.apply_chat_template(chat, add_generation_prompt=False).endswith("<|im_start|>assistant\nBecause ")
 
 
 def test_mistakes_in_tasks_are_one_sentence(mmlu: Path, tmp_path: Path, monkeypatch):
@@ -301,6 +304,10 @@ def test_mistakes_in_tasks_are_one_sentence(mmlu: Path, tmp_path: Path, monkeypa
     )
     with pytest.raises(InputError, match=r"the tasks own cannot be loaded: .*no.jsonl"):
         load_tasks(HarnessOptions(tasks=("own",), include=str(tmp_path / "own")), tmp_path / "none")
+    for damaged, reason in (("task: [a\n : :", "while parsing a flow"), ("[1, 2]", "it is not a YAML object")):
+        (tmp_path / "own" / "damaged.yaml").write_text(damaged)
+        with pytest.raises(InputError, match=rf"'mine', which is no task; .*damaged.yaml is passed over: {reason}"):
+            load_tasks(HarnessOptions(tasks=("mine",), include=str(tmp_path / "own")), tmp_path / "none")
     with pytest.raises(InputError, match=r"config.evaluation.tasks names no task"):
         load_tasks(HarnessOptions(tasks=()), tmp_path)
     with pytest.raises(InputError, match=r"config.evaluation.include is none, which is no folder"):
@@ -311,3 +318,58 @@ def test_mistakes_in_tasks_are_one_sentence(mmlu: Path, tmp_path: Path, monkeypa
             write_mmlu(str(mmlu), tmp_path / "tasks")
     finally:
         (tmp_path / "aside").rename(mmlu / "dev" / "virology_dev.csv")
+
+
+def test_a_bomb_of_aliases_is_refused_before_it_unfolds(tmp_path: Path):
+    folds = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30))
+    for bomb in ("a0: &a0 [x]\n" + folds, "task: &t [*t]\n"):
+        (tmp_path / "bomb.yaml").write_text(bomb)
+        with pytest.raises(
+            InputError, match=r"bomb.yaml: its aliases unfold to .* but a task file has at most 1,000,000"
+        ):
+            load_tasks(HarnessOptions(tasks=("t",), include=str(tmp_path)), tmp_path / "none")
+    (tmp_path / "bomb.yaml").write_text("task: t\nx: &x [1, {a: 2}]\ny: [*x, *x]\n")
+    (tmp_path / "deep.yaml").write_text("task: " + "[" * 5000 + "]" * 5000)
+    assert damaged_files(str(tmp_path)) == [f"{tmp_path / 'deep.yaml'} is passed over: it is nested too deeply"]
+
+
+def _task(folder: Path, **fields) -> HarnessOptions:
+    """Options of a task `t` over one record."""
+    folder.mkdir()
+    (folder / "data.jsonl").write_text('{"q": "Why?", "a": "So."}\n')
+    task = {
+        "task": "t", "dataset_path": "json", "test_split": "test", "output_type": "generate_until", "num_fewshot": 0,
+        "dataset_kwargs": {"data_files": {"test": str(folder / "data.jsonl")}, "cache_dir": str(folder / "arrow")},
+        "doc_to_text": "{{q}}", "doc_to_target": "{{a}}", "metric_list": [{"metric": "exact_match"}],
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4}, **fields,
+    }  # fmt: skip
+    (folder / "t.yaml").write_text(json.dumps(task))
+    return HarnessOptions(tasks=("t",), include=str(folder))
+
+
+def test_what_a_task_fails_with_is_one_sentence_and_a_bug_of_ours_is_none(tiny_subject, tmp_path: Path, monkeypatch):
+    far = _task(
+        tmp_path / "far", output_type="multiple_choice", doc_to_choice=["a", "b"], doc_to_target=7,
+        metric_list=[{"metric": "acc"}], generation_kwargs=None,
+    )  # fmt: skip
+    number = _task(tmp_path / "number", output_type="loglikelihood", doc_to_target=3, metric_list=[{"metric": "acc"}])
+    ends = _task(tmp_path / "ends", generation_kwargs={"until": [5], "max_gen_toks": 4})
+    for options, sentence in (
+        (far, "the tasks t cannot be (loaded|run): "),
+        (number, "a task asks for .*, which is no text|the tasks t cannot be"),
+        (ends, "a task's generation_kwargs: until is"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            _run(tiny_subject(), tmp_path / "out", options)
+    monkeypatch.setattr("aligner_jax.evals.harness_model.generate", lambda *_, **__: {}["a bug of ours"])
+    with pytest.raises(KeyError, match="a bug of ours"):
+        _run(tiny_subject(), tmp_path / "bug", _task(tmp_path / "fine"))
+
+
+def test_log_likelihoods_that_are_not_finite_are_refused(tiny_subject, tmp_path: Path):
+    subject = tiny_subject()
+    params = subject.base.params
+    huge = subject.base.replace(params=params.replace(norm_d=params.norm_d * 3e38))
+    model = harness_model(dataclasses.replace(subject, base=huge), Kept(tmp_path / "kept", {}), QUIET)
+    with pytest.raises(InputError, match="gives log-likelihoods that are not finite"):
+        model.loglikelihood([Request("Why?", " So")])

@@ -157,7 +157,7 @@ def test_what_cannot_be_done_is_refused(changes: dict, sentence: str, base: Lett
 
 @pytest.mark.parametrize("token", [40, -1])
 def test_a_token_that_the_model_has_not_is_refused(token: int, base: LetterModel):
-    with pytest.raises(InputError, match=rf"prompt 1 has the token {token}, but the base has embeddings of 40 only"):
+    with pytest.raises(InputError, match=rf"prompt 1 has the token {token}, but the base has embeddings of 40 tokens"):
         next(
             sampler.continue_ids(
                 base.params, None, [[1], [1, token]], config=base.config, max_new_tokens=2, sampling=Sampling(),

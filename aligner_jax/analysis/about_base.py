@@ -70,7 +70,8 @@ def sections(
       say: is told what is done next, which with a large base takes its time.
 
     Raises:
-      InputError: the base has no tokenizer, or an example does not fit the template.
+      InputError: the base has no tokenizer or no embedding of a token, an example does not fit the template, or a
+        model's hidden states are not finite.
     """
     if base.tokenizer is None:
         raise InputError("the base has no tokenizer (tokenizer.json or tokenizer.model), and prompts need one")
@@ -83,6 +84,9 @@ def sections(
     for name, adapter in models.items():
         say(f"{name}: {len(chosen)} prompts, {int(texts.lengths_b.sum()):,} tokens")
         seen[name] = look(base.params, adapter, texts, config=base.config)
+        if not seen[name].is_finite:
+            owner = "the base" if adapter is None else "the adapter"
+            raise InputError(f"{name}: hidden states that are not finite; numbers of {owner} are too large")
     alone = seen.pop(BASE)
     where = f"{len(chosen)} prompts of the data" if examples is not None else f"the {len(chosen)} default prompts"
     made = [_shifts(seen, where)]

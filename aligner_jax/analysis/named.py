@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import exists
 from aligner_jax.peft import Adapter
-from aligner_jax.peft.artifact import load_adapter, recorded_prompt_format
+from aligner_jax.peft.artifact import load_adapter, prompt_template, recorded_prompt_format
 from aligner_jax.weights.base import Base
 
 BASE = "base"
@@ -27,9 +28,12 @@ def load_named(paths: Sequence[str], base: Base | None = None) -> list[Named]:
     """The adapters at these paths.
 
     Raises:
-      InputError: see `load_adapter`; or a path is given twice.
+      InputError: see `load_adapter`; or a path is given twice, or can be none.
     """
     found = [Path(path) for path in paths]
+    for path in found:
+        # Raises for a loop of links or an overlong name, of which no short name can be made.
+        exists(path)
     names = short_names(found)
     return [Named(name, path, load_adapter(path, base)) for name, path in zip(names, found, strict=True)]
 
@@ -69,12 +73,12 @@ def prompt_format(named: Sequence[Named], template: str, system: str | None) -> 
     """The template and system prompt that all are looked at with.
 
     Args:
-      template: one of `TEMPLATES`, with the system prompt recorded with it; or "auto": what the adapters' files record,
-        or else "alpaca", with which the paper's adapters were trained.
+      template: one of `TEMPLATES`, with the system prompt recorded with it; or "auto": what the adapters' files record.
+        Those that record nothing, as other projects' files, are looked at as the others are.
       system: takes the place of what is recorded.
 
     Raises:
-      InputError: the files record different ones.
+      InputError: the files record different ones, or with "auto" none at all (see `prompt_template`).
     """
     recorded = {}
     for one in named:
@@ -92,7 +96,7 @@ def prompt_format(named: Sequence[Named], template: str, system: str | None) -> 
         )
     for name, recorded_system in recorded:
         return name, recorded_system if system is None else system
-    return "alpaca", system
+    return prompt_template(template, {}, adapter=str(named[0].path), option="--template", others=("chat",)), system
 
 
 def _words(template: str, system: str | None) -> str:

@@ -36,6 +36,12 @@ class Seen:
     log_probs_bv: Float[np.ndarray, "b v"]
 
     @property
+    def is_finite(self) -> bool:
+        """True if no number of it is infinite or NaN, which figures cannot show."""
+        arrays = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return all(np.isfinite(array).all() for array in arrays)
+
+    @property
     def adapted_l(self) -> Bool[np.ndarray, " l"]:
         """Layers in which something is added."""
         return self.norm_lx.any(axis=1)

@@ -23,8 +23,9 @@ def check_folder(folder: Path) -> None:
     """Makes the folder, before anything is computed for it. Raises InputError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made a folder: {reason(error)}") from error
+    except (OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else error
+        raise InputError(f"{folder} cannot be made a folder: {why}") from error
 
 
 def write(folder: Path, title: str, sections: Sequence[Section]) -> list[Path]:

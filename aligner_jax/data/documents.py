@@ -160,20 +160,6 @@ def digest(documents: Iterable[Document]) -> str:
     return sha256.hexdigest()
 
 
-def check_vocabulary(documents: Iterable[Document], tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Refuses tokens that the model has no embedding of, and would take for others.
-
-    Raises:
-      InputError: names the token.
-    """
-    largest = max((int(document["tokens"].max()) for document in documents if len(document["tokens"])), default=0)
-    if largest >= vocab_size:
-        raise InputError(
-            f"the data have the token {largest} ({tokenizer.backend.token(largest)!r}), but the base has embeddings of "
-            f"{vocab_size:,} tokens only: its tokenizer is another model's, or was given more tokens"
-        )
-
-
 def _check_said(example: Example, text: str, system: str | None) -> None:
     """Refuses a chat template that leaves out what somebody else than the user and the assistant says."""
     messages = example.messages()
@@ -210,7 +196,10 @@ def make_document(
     _check_said(example, "".join(text for text, _ in pieces), system)
     last = max((i for i, (_, is_target) in enumerate(pieces) if is_target), default=-1)
     for i, (text, is_target) in enumerate(pieces):
-        ids = tokenizer.encode(text, bos=tokenizer.add_bos and i == 0, after=after)
+        try:
+            ids = tokenizer.encode(text, bos=tokenizer.add_bos and i == 0, after=after)
+        except InputError as error:
+            raise InputError(f"{example.where}: {error}") from error
         tokens += ids
         counts = loss_on == "all" or (is_target and (loss_on == "answers" or i == last))
         mask += [counts] * len(ids)
@@ -223,4 +212,6 @@ def make_document(
             )
         tokens.append(tokenizer.eos_id)
         mask.append(True)
+    # BOS and EOS are not the text's.
+    tokenizer.check_ids(tokens)
     return Document(tokens=np.asarray(tokens, np.int32), loss_mask=np.asarray(mask, bool))

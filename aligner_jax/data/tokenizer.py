@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from aligner_jax.data import chat_template
+from aligner_jax.data.token_ids import check_ids
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import exists, is_file, is_folder, open_file, read_bytes
 
@@ -57,7 +58,8 @@ class Tokenizer:
 
     `add_bos` is what the model's files ask for; nothing here applies it unasked. `stop_ids` are EOS and the tokens
     that end an assistant's turn. `pad_id` is the declared padding token, else EOS, else 0. `unk_token` is for chat
-    templates.
+    templates. `num_embeddings` is how many tokens the base has embeddings of, which may be fewer than the tokenizer
+    has; None while it is no base's.
     """
 
     backend: Backend
@@ -68,6 +70,7 @@ class Tokenizer:
     add_bos: bool
     chat_template: str | None = None
     unk_token: str = ""
+    num_embeddings: int | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -88,7 +91,8 @@ class Tokenizer:
           after: see above.
 
         Raises:
-          InputError: `bos` or `eos` is asked for and the tokenizer has none; or the text holds half a surrogate pair.
+          InputError: `bos` or `eos` is asked for and the tokenizer has none; the text holds half a surrogate pair; or
+            see `check_ids`.
         """
         if (bos and self.bos_id is None) or (eos and self.eos_id is None):
             raise InputError(f"the tokenizer has no {'BOS' if bos and self.bos_id is None else 'EOS'} token")
@@ -100,7 +104,21 @@ class Tokenizer:
             raise
         if bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids = [self.bos_id, *ids]
-        return [*ids, self.eos_id] if eos and self.eos_id is not None else ids
+        if eos and self.eos_id is not None:
+            ids = [*ids, self.eos_id]
+        self.check_ids(ids)
+        return ids
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Refuses ids that the tokenizer's base has no embedding of; without a base all are taken.
+
+        `encode` does so itself. Ids that come from elsewhere go through here.
+
+        Raises:
+          InputError: names the token.
+        """
+        if self.num_embeddings is not None:
+            check_ids(ids, self.num_embeddings, token=self.backend.token, vocab_size=self.vocab_size)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids, without special tokens and without ids the vocabulary does not have."""

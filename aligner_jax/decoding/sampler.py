@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from aligner_jax.data.token_ids import check_ids
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.decoding.choose import Sampling, choose
 from aligner_jax.errors import InputError
@@ -171,10 +172,7 @@ def _left_padded(prompt_ids: Sequence[Sequence[int]], config: LlamaConfig, max_n
     for index, ids in enumerate(prompt_ids):
         if not ids:
             raise InputError(f"prompt {index} is empty: it has no tokens to continue")
-        if strange := [i for i in ids if not 0 <= i < config.vocab_size]:
-            raise InputError(
-                f"prompt {index} has the token {strange[0]}, but the base has embeddings of {config.vocab_size:,} only"
-            )
+        check_ids(ids, config.vocab_size, what=f"prompt {index}")
     longest = max(map(len, prompt_ids))
     if max_new_tokens < 1 or longest + max_new_tokens > config.context_length:
         raise InputError(

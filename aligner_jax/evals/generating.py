@@ -8,8 +8,9 @@ from typing import NamedTuple
 from rich.console import Console
 
 from aligner_jax.decoding.choose import Sampling
-from aligner_jax.decoding.sampler import PROMPT_MULTIPLE, TOKENS_A_CALL, continuation, continue_ids
+from aligner_jax.decoding.sampler import PROMPT_MULTIPLE, TOKENS_A_CALL, continue_ids
 from aligner_jax.errors import InputError
+from aligner_jax.evals.answer_text import AloneAnswer, ContinuedAnswer
 from aligner_jax.evals.batches import in_batches, length_bucket
 from aligner_jax.evals.kept import Kept
 from aligner_jax.evals.subject import Subject
@@ -24,6 +25,7 @@ class Prompt(NamedTuple):
       max_new_tokens: tokens at most.
       until: texts that end an answer; they and what follows them are left out, as stop tokens are.
       number: tells sampled answers to the same prompt apart; greedy ones need none.
+      alone: reads the answer as `AloneAnswer` does, and not as `ContinuedAnswer`.
     """
 
     ids: tuple[int, ...]
@@ -31,11 +33,13 @@ class Prompt(NamedTuple):
     sampling: Sampling = Sampling()
     until: tuple[str, ...] = ()
     number: int = 0
+    alone: bool = False
 
     @property
     def key(self) -> str:
         """The same for the same prompt and way of continuing it."""
         parts = [self.ids, self.max_new_tokens, list(vars(self.sampling).values()), self.until, self.number]
+        parts += ["alone"] if self.alone else []
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -54,7 +58,8 @@ def generate(
       seed: of sampling. The same prompts, batch size and seed give the same answers.
 
     Raises:
-      InputError: a prompt has no tokens or no room for its answer, or what is finished cannot be written.
+      InputError: the base has no embedding of a token, a prompt has no tokens or no room for its answer, or what is
+        finished cannot be written.
     """
     unique = list({prompt.key: prompt for prompt in prompts}.values())
     for number, prompt in enumerate(prompts, 1):
@@ -84,6 +89,7 @@ def _check(subject: Subject, prompt: Prompt, number: int) -> None:
     context = subject.base.config.context_length
     if not prompt.ids:
         raise InputError(f"prompt {number} is empty: it has no tokens to continue")
+    subject.tokenizer.check_ids(prompt.ids)
     if len(prompt.ids) + prompt.max_new_tokens > context:
         raise InputError(
             f"prompt {number} has {len(prompt.ids)} tokens, which with {prompt.max_new_tokens} new ones do not fit the "
@@ -101,34 +107,27 @@ def _generated(subject: Subject, prompts: Sequence[Prompt], seed: int) -> list[s
     first = prompts[0]
     # Rows that fill the batch are copies of the last; nothing waits for their ends.
     ids = [prompt.ids for prompt in prompts] + [prompts[-1].ids] * (subject.batch_size - len(prompts))
-    rows: list[list[int]] = [[] for _ in prompts]
-    texts: list[str | None] = [None] * len(prompts)
+    answers = [_answer(subject, prompt) for prompt in prompts]
+    over = [False] * len(prompts)
     steps = continue_ids(
         subject.base.params, subject.adapter, ids, config=subject.base.config, max_new_tokens=first.max_new_tokens,
         sampling=first.sampling, stop_ids=subject.tokenizer.stop_ids, seed=seed,
         padded_length=_bucket(subject, first),
     )  # fmt: skip
     for step, tokens in enumerate(steps, 1):
-        ended = False
         for number, token in enumerate(tokens[: len(prompts)]):
-            if token is not None:
-                rows[number].append(token)
-            elif texts[number] is None:
-                texts[number], ended = _text(subject, prompts[number], rows[number]), True
-        if step % TOKENS_A_CALL == 0 and first.until:
-            for number, text in enumerate(texts):
-                whole = continuation(subject.tokenizer, prompts[number].ids, rows[number]) if text is None else ""
-                if any(end in whole for end in first.until):
-                    texts[number], ended = _text(subject, prompts[number], rows[number]), True
-        if ended and all(text is not None for text in texts):
+            if token is None:
+                over[number] = True
+            else:
+                answers[number].add(token)
+        if step % TOKENS_A_CALL == 0:
+            over = [ended or answer.is_over() for ended, answer in zip(over, answers, strict=True)]
+        if all(over):
             break
-    return [
-        _text(subject, prompt, row) if text is None else text
-        for prompt, row, text in zip(prompts, rows, texts, strict=True)
-    ]
+    return [answer.text() for answer in answers]
 
 
-def _text(subject: Subject, prompt: Prompt, new_ids: Sequence[int]) -> str:
-    text = continuation(subject.tokenizer, prompt.ids, new_ids)
-    places = [text.index(end) for end in prompt.until if end in text]
-    return text[: min(places)] if places else text
+def _answer(subject: Subject, prompt: Prompt) -> AloneAnswer | ContinuedAnswer:
+    if prompt.alone:
+        return AloneAnswer(subject.tokenizer, prompt.until)
+    return ContinuedAnswer(subject.tokenizer, prompt.ids, prompt.until)

@@ -1,9 +1,12 @@
 """Tasks of lm-evaluation-harness: its own, a folder's of yours, and MMLU and GSM8K from local files."""
 
+import contextlib
 import dataclasses
 import fnmatch
 import json
 import logging
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,13 @@ from aligner_jax.errors import InputError
 from aligner_jax.evals.evaluation import Evaluation, Outcome, Run
 from aligner_jax.evals.harness_model import harness_model, import_lm_eval
 from aligner_jax.evals.harness_tasks import write_gsm8k, write_mmlu
+from aligner_jax.evals.task_files import damaged_files
+from aligner_jax.files.content import is_folder
 from aligner_jax.runtime.fields import did_you_mean, number
 from aligner_jax.runtime.files import write_atomically
 
 DOCUMENTS = "documents.jsonl"
+_PACKAGE = Path(__file__).parents[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,10 +66,11 @@ def evaluate(run: Run, options: HarnessOptions) -> Outcome:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager, tasks = load_tasks(options, run.folder / "tasks")
     model = harness_model(run.model, run.kept("requests"), run.console, seed=run.config.seed)
-    found: Any = simple_evaluate(
-        model=model, tasks=tasks, task_manager=manager, num_fewshot=options.num_fewshot, limit=run.config.limit,
-        apply_chat_template=options.chat_template, bootstrap_iters=options.bootstrap_iters,
-    )  # fmt: skip
+    with _mistakes_as_sentences(f"the tasks {', '.join(options.tasks)} cannot be run"):
+        found: Any = simple_evaluate(
+            model=model, tasks=tasks, task_manager=manager, num_fewshot=options.num_fewshot, limit=run.config.limit,
+            apply_chat_template=options.chat_template, bootstrap_iters=options.bootstrap_iters,
+        )  # fmt: skip
     write_atomically(run.folder / DOCUMENTS, "".join(_documents(found["samples"])))
     scores = {
         "lm_eval_version": found["lm_eval_version"],
@@ -93,30 +100,51 @@ def load_tasks(options: HarnessOptions, folder: Path) -> tuple[Any, list[Any]]:
     if options.gsm8k is not None:
         write_gsm8k(options.gsm8k, folder)
     folders: list[str | Path] = [folder] if folder.is_dir() else []
+    damaged: list[str] = []
     if options.include is not None:
-        if not Path(options.include).is_dir():
+        if not is_folder(options.include):
             raise InputError(f"config.evaluation.include is {options.include}, which is no folder")
+        damaged = damaged_files(options.include)
         folders.append(options.include)
-    # Reading the harness's thousands of files takes a while, and without a hub few of their tasks can be run.
-    manager = TaskManager(include_path=folders, include_defaults=False)
-    if not all(fnmatch.filter(manager.all_tasks, name) for name in options.tasks):
-        manager = TaskManager(include_path=folders)
+    with _mistakes_as_sentences("the task files cannot be read"):
+        # Reading the harness's thousands of files takes a while, and without a hub few of their tasks can be run.
+        manager = TaskManager(include_path=folders, include_defaults=False)
+        if not all(fnmatch.filter(manager.all_tasks, name) for name in options.tasks):
+            manager = TaskManager(include_path=folders)
     names: dict[str, None] = {}
     for name in options.tasks:
         matches = fnmatch.filter(manager.all_tasks, name)
         if not matches:
-            raise InputError(f"config.evaluation.tasks has {name!r}, which is no task; {_hint(name, manager)}")
+            hint = damaged[0] if damaged else _hint(name, manager)
+            raise InputError(f"config.evaluation.tasks has {name!r}, which is no task; {hint}")
         names |= dict.fromkeys(matches)
-    try:
+    with _mistakes_as_sentences(f"the tasks {', '.join(options.tasks)} cannot be loaded"):
         loaded = manager.load(_without_members(list(names), manager))
-    except Exception as error:  # A task's file may fail in whatever way, and its data have any library's errors.
-        words = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"the tasks {', '.join(options.tasks)} cannot be loaded: {type(error).__name__}: {words}"
-        ) from error
     within = {child for children in loaded.get("group_map", {}).values() for child in children}
     everything = {**loaded.get("groups", {}), **loaded["tasks"]}
     return manager, [each for name, each in everything.items() if name not in within]
+
+
+@contextlib.contextmanager
+def _mistakes_as_sentences(what: str) -> Iterator[None]:
+    """Makes one sentence of whatever a task's file or data fail with: any library's errors.
+
+    An error within this project's own code is no task's mistake, and keeps its traceback.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        code = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if any(Path(file).is_relative_to(_PACKAGE) and file != __file__ for file in code):
+            raise
+        first: BaseException = error
+        # Of damaged data the outermost error says no more than that they could not be loaded.
+        while first.__cause__ is not None:
+            first = first.__cause__
+        words = str(first).strip().partition("\n")[0]
+        raise InputError(f"{what}: {type(first).__name__}: {words}") from error
 
 
 def _without_members(names: list[str], manager: Any) -> list[str]:

@@ -3,7 +3,7 @@
 import collections
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,15 +11,19 @@ from rich.console import Console
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
 from aligner_jax.evals.generating import Prompt, generate
+from aligner_jax.evals.harness_chat import render_with_or_without_system
 from aligner_jax.evals.kept import Kept
 from aligner_jax.evals.scoring import Continuation, score
 from aligner_jax.evals.subject import Subject
+from aligner_jax.files.fields import Fields
 
 DEFAULT_NEW_TOKENS = 256
 """Of tasks that name no number; the harness's own."""
 DEFAULT_TOP_K = 50
 """Of tasks that sample and name none: that of transformers' `generate`, with which the `hf` backend samples."""
-_GENERATION = {"until", "do_sample", "temperature", "top_k", "top_p", "max_gen_toks"}
+_LIMITS = {"max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"}
+_GENERATION = {"until", "do_sample", "temperature", "top_k", "top_p", *_LIMITS}
+_WHERE = "a task's generation_kwargs"
 
 
 def harness_model(subject: Subject, kept: Kept, console: Console, *, seed: int = 0) -> Any:
@@ -28,6 +32,8 @@ def harness_model(subject: Subject, kept: Kept, console: Console, *, seed: int =
     It tokenizes and windows texts as the harness's own `hf` backend does, so that both give the same numbers: a context
     and its continuation are encoded together, a BOS is added where the tokenizer's files ask for one and the text has
     none, a context that is empty (or white space) is the BOS or else the EOS, and what is too long loses its beginning.
+    Chats are written as there (see `harness_chat`), and answers read and ended (see `answer_text.AloneAnswer`), except
+    that they also end at tokens that end an assistant's turn, where `hf` knows only those that the model's files name.
 
     Args:
       kept: where finished requests are kept, by their tokens; what it has is not computed again.
@@ -69,6 +75,12 @@ def model_class() -> Any:
                 raise InputError("the base's tokenizer names neither a BOS nor an EOS token, of which one is needed")
             self._prefix_id = first
             self._bos = tokenizer.backend.token(first)
+            self._said: set[str] = set()
+
+        def _say_once(self, sentence: str) -> None:
+            if sentence not in self._said:
+                self._said.add(sentence)
+                self._console.out(sentence)
 
         @property
         def eot_token_id(self) -> int:
@@ -91,12 +103,12 @@ def model_class() -> Any:
             return self._subject.tokenizer.chat_template if chat_template else None
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-            text = self._subject.tokenizer.render_chat(chat_history, add_generation_prompt=add_generation_prompt)
-            if add_generation_prompt:
-                return text
-            # The last message is not over: what the template writes after it is not there yet.
-            content = chat_history[-1]["content"].strip()
-            return text[: text.rindex(content) + len(content)]
+            text, without_system = render_with_or_without_system(
+                self._subject.tokenizer, chat_history, add_generation_prompt=add_generation_prompt
+            )
+            if without_system:
+                self._say_once("the chat template refuses chats with a system message, which is left out of them")
+            return text
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
             tokenizer = self._subject.tokenizer
@@ -104,8 +116,9 @@ def model_class() -> Any:
             return tokenizer.encode(string, bos=adds if add_special_tokens is None else add_special_tokens)
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-            for context, continuation in (request.args for request in requests):
-                if not continuation:
+            for context, continuation in map(_texts, requests):
+                # Of an empty context the harness looks at the continuation's first token.
+                if not continuation or not (context or self.tok_encode(continuation, add_special_tokens=False)):
                     raise InputError(f"the continuation of {_short(context)} is empty, and so has no likelihood")
             return super().loglikelihood(requests, disable_tqdm=True)
 
@@ -126,7 +139,7 @@ def model_class() -> Any:
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
             windows: list[Continuation] = []
             counts: list[int] = []
-            for (text,) in (request.args for request in requests):
+            for (text,) in map(_texts, requests):
                 parts = get_rolling_token_windows(
                     token_list=self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length,
                     context_len=1,
@@ -141,32 +154,60 @@ def model_class() -> Any:
             seen: collections.Counter[Prompt] = collections.Counter()
             prompts = []
             for context, wanted in (request.args for request in requests):
-                options = normalize_gen_kwargs(wanted, DEFAULT_NEW_TOKENS)
-                prompt = self._prompt(context, options)
+                prompt = self._prompt(context, _options(wanted))
                 # A task that asks the same several times wants several samples.
                 prompts.append(prompt._replace(number=seen[prompt]))
                 seen[prompt] += prompt.sampling.temperature > 0
             return generate(self._subject, prompts, self._kept, self._console, seed=self._seed)
 
-        def _prompt(self, context: str, options: Mapping[str, Any]) -> Prompt:
-            unknown = sorted(options.keys() - _GENERATION)
-            if unknown:
-                raise InputError(f"a task generates with {unknown[0]!r}, which this model does not have")
-            new = options["max_gen_toks"]
+        def _prompt(self, context: str, options: Fields) -> Prompt:
+            new = options.integer("max_gen_toks", least=0)
             if not 0 < new < self.max_length:
                 raise InputError(f"a task generates {new} tokens, but the model's context holds {self.max_length}")
-            # As transformers' generate reads them: greedy, unless the task samples or gives a temperature.
-            sampled = options.get("do_sample", options.get("temperature", 0.0) > 0)
-            sampling = Sampling()
-            if sampled:
-                top_k = DEFAULT_TOP_K if options.get("top_k") is None else options["top_k"]
-                sampling = Sampling(options.get("temperature", 1.0), top_k, options.get("top_p") or 1.0)
-            until = options.get("until") or []
-            stops = tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop)
-            ids = self.tok_encode(context)[-(self.max_length - new) :]
-            return Prompt(tuple(ids), new, sampling, stops)
+            ids = self.tok_encode(_text(context))[-(self.max_length - new) :]
+            return Prompt(tuple(ids), new, _sampling(options), self._stops(options), alone=True)
+
+        def _stops(self, options: Fields) -> tuple[str, ...]:
+            """The texts that end an answer; the EOS is one of them, spelled out."""
+            eos = self._subject.tokenizer.backend.token(self.eot_token_id)
+            stops = options.texts("until")
+            return tuple(stops if eos in stops else [*stops, eos])
+
+    def _options(wanted: object) -> Fields:
+        """A task's generation_kwargs as the harness completes them. Raises InputError where it cannot."""
+        if not isinstance(wanted, dict):
+            raise InputError(f"{_WHERE} are {_short(str(wanted))}, and not an object")
+        unknown = sorted(str(name) for name in wanted.keys() - _GENERATION)
+        if unknown:
+            raise InputError(f"a task generates with {unknown[0]!r}, which this model does not have")
+        until = wanted.get("until")
+        try:
+            options = normalize_gen_kwargs({**wanted, "until": [] if until is None else until}, DEFAULT_NEW_TOKENS)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"{_WHERE} cannot be read: {error}") from None
+        return Fields(dict(options), _WHERE)
 
     return AlignerLM
+
+
+def _sampling(options: Fields) -> Sampling:
+    """As transformers' generate reads the options: greedy, unless the task samples or gives a temperature."""
+    temperature = options.number("temperature", 1.0 if options.flag("do_sample") else 0.0, least=0)
+    if not options.flag("do_sample", temperature > 0):
+        return Sampling()
+    top_p = options.number("top_p", 1.0, most=1)
+    return Sampling(temperature, options.integer("top_k", DEFAULT_TOP_K, least=0), top_p)
+
+
+def _texts(request: Any) -> list[str]:
+    return [_text(argument) for argument in request.args]
+
+
+def _text(argument: object) -> str:
+    """A request's text. Raises InputError where a task made something else."""
+    if not isinstance(argument, str):
+        raise InputError(f"a task asks for {_short(repr(argument))}, which is no text: see its doc_to_text and target")
+    return argument
 
 
 def _short(text: str) -> str:

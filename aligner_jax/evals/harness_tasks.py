@@ -11,6 +11,7 @@ from typing import Any
 from aligner_jax.data.sources.records import read_records
 from aligner_jax.errors import InputError
 from aligner_jax.evals.mmlu_questions import MultipleChoice, read_mmlu
+from aligner_jax.files.content import is_file
 from aligner_jax.runtime.files import write_atomically
 
 TEMPLATES = "aligner_jax.evals.tasks"
@@ -94,7 +95,7 @@ def _write_lines(file: Path, records: Any) -> Path:
 
 def _write(file: Path, text: str) -> None:
     # A file that is written anew, if only in its time, is read into the harness's cache anew.
-    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+    if not is_file(file) or file.read_text(encoding="utf-8") != text:
         write_atomically(file, text)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from rich.console import Console
 
+from aligner_jax.errors import InputError
 from aligner_jax.evals.batches import in_batches, length_bucket
 from aligner_jax.evals.kept import Kept
 from aligner_jax.evals.subject import Subject
@@ -51,10 +52,12 @@ def score(subject: Subject, continuations: Sequence[Continuation], kept: Kept, c
       continuations: of at most one token more than the model's context.
 
     Raises:
-      InputError: what is finished cannot be written.
+      InputError: the base has no embedding of a token, a log-likelihood is not finite, or what is finished cannot be
+        written.
     """
     rows: dict[tuple[int, ...], dict[str, Continuation]] = {}
     for each in continuations:
+        subject.tokenizer.check_ids(each.ids)
         rows.setdefault(each.ids[:-1], {})[each.key] = each
     inputs = list(rows)
     buckets = [length_bucket(len(ids), subject.base.config.context_length) for ids in inputs]
@@ -94,6 +97,11 @@ def _scored(
         for part_c3 in padded_m3.reshape(-1, TARGETS_A_CALL, 3)
     ]
     log_probs_m, greedy_m = (np.concatenate(parts) for parts in zip(*jax.device_get(found), strict=True))
+    if not np.isfinite(log_probs_m[: len(places)]).all():
+        raise InputError(
+            f"{subject.name} gives log-likelihoods that are not finite: numbers of the base or of the adapter are too "
+            "large for the base's dtype"
+        )
     return {
         key: Score(float(np.sum(log_probs_m[start:end], dtype=np.float64)), bool(np.all(greedy_m[start:end])))
         for key, (start, end) in starts.items()

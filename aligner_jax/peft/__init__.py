@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from aligner_jax.data.token_ids import check_ids
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params, Remat, forward, unembed
 from aligner_jax.peft.adapter import Adapter, Options
@@ -136,14 +138,25 @@ def apply(
     A pure function of params, adapter.trainable and tokens: `jax.grad`, `jax.vmap` and `jax.jit` work on it.
 
     Args:
-      tokens_bt: token ids.
+      tokens_bt: token ids. Within `jax.jit` they cannot be checked, and ids beyond the embedding are others' there.
       segment_ids_bt: document numbers of packed rows; give positions_bt with them.
       positions_bt: rotary positions; default 0, 1, … along the row.
+
+    Raises:
+      InputError: a token is negative or has no embedding.
     """
+    _check_tokens(tokens_bt, config)
     hidden_btd, params = hidden_states(
         params, adapter, tokens_bt, config=config, segment_ids_bt=segment_ids_bt, positions_bt=positions_bt
     )
     return unembed(params, hidden_btd)
+
+
+def _check_tokens(tokens_bt: Int[Array, "b t"], config: LlamaConfig) -> None:
+    known = not isinstance(tokens_bt, Tracer) and getattr(tokens_bt, "is_fully_addressable", True)
+    if known and tokens_bt.size:
+        ids_bt = jax.device_get(tokens_bt)
+        check_ids([int(ids_bt.min()), int(ids_bt.max())], config.vocab_size, what="the array of tokens")
 
 
 __all__ = [

@@ -135,13 +135,21 @@ def recorded_prompt_format(path: str | Path) -> dict[str, str | None]:
     return {name: found.text(name) if found.has(name) else None for name in found.values}
 
 
-def prompt_template(template: str, recorded: dict[str, str | None], *, adapter: str | None, option: str) -> str:
+def prompt_template(
+    template: str,
+    recorded: dict[str, str | None],
+    *,
+    adapter: str | None,
+    option: str,
+    others: tuple[str, ...] = ("chat", "none"),
+) -> str:
     """The template that prompts get: the one asked for; of "auto" that of the adapter's training, "none" without one.
 
     Args:
       recorded: see `recorded_prompt_format`.
       adapter: what the sentence calls it; None where there is none.
       option: where another can be asked for, such as "--template".
+      others: those that can be asked for beside "alpaca".
 
     Raises:
       InputError: "auto", and the adapter's file does not record it, as those of other projects do not.
@@ -152,7 +160,7 @@ def prompt_template(template: str, recorded: dict[str, str | None], *, adapter: 
     if found is None and adapter is not None:
         raise InputError(
             f"{adapter} does not record how its training data made prompts; name it: {option}=alpaca (as the paper's "
-            "were), chat or none"
+            f"were) or {' or '.join(others)}"
         )
     return found or "none"
 

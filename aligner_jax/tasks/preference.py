@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from aligner_jax.data.documents import check_vocabulary, digest
+from aligner_jax.data.documents import digest
 from aligner_jax.data.pair_rows import eval_pair_batches, train_pair_batches
 from aligner_jax.data.pairs import Pair, documents_of, prompt_numbers, tokenize_pairs
 from aligner_jax.evals import preference
@@ -75,7 +75,6 @@ def load_pairs(config: TrainConfig, base: Base, console: Console, context: int) 
             sequence_length=data.sequence_length, context_length=context, packing=data.packing,
             overlong=data.overlong,
         )  # fmt: skip
-        check_vocabulary(documents_of(of_part), tokenizer, base.config.vocab_size)
         console.out(f"{name}: {summary}")
         pairs.append(of_part)
     return pairs[0], pairs[1]

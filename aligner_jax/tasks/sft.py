@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from aligner_jax.data import pipeline
-from aligner_jax.data.documents import check_vocabulary, digest
+from aligner_jax.data.documents import digest
 from aligner_jax.data.sources import Example
 from aligner_jax.data.templates import render_example_prompt
 from aligner_jax.evals import before_after, sweep
@@ -78,7 +78,6 @@ def load_data(config: TrainConfig, base: Base, console: Console, context: int | 
             part, tokenizer, data.template, system=data.system, loss_on=data.loss_on,
             sequence_length=data.sequence_length, context_length=context, overlong=data.overlong,
         )  # fmt: skip
-        check_vocabulary(documents[name], tokenizer, base.config.vocab_size)
         console.out(f"{name}: {summary}")
     # What was cut or dropped may have a prompt without room for an answer.
     room = base.config.context_length - config.report.max_new_tokens

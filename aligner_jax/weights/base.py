@@ -1,6 +1,7 @@
 """The frozen base: parameters, configuration and tokenizer, from whatever form the model comes in."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ import jax
 
 from aligner_jax.data.tokenizer import Tokenizer, load_tokenizer
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import exists, is_file, is_folder
 from aligner_jax.model.config import LlamaConfig, llama_config
 from aligner_jax.model.params import Params
 from aligner_jax.model.quantized import Quantization
@@ -46,6 +48,13 @@ class Base(flax.struct.PyTreeNode):
     tokenizer: Tokenizer | None = flax.struct.field(pytree_node=False, default=None)
     quantization: Quantization | None = flax.struct.field(pytree_node=False, default=None)
     loaded_fingerprint: str | None = flax.struct.field(pytree_node=False, default=None)
+
+    def __post_init__(self) -> None:
+        # Here a base meets its tokenizer, which from now on refuses tokens that the embedding lacks. One that knows the
+        # base stays the object that it is: programs are compiled for it.
+        if self.tokenizer is not None and self.tokenizer.num_embeddings != self.config.vocab_size:
+            known = dataclasses.replace(self.tokenizer, num_embeddings=self.config.vocab_size)
+            object.__setattr__(self, "tokenizer", known)
 
     @property
     def fingerprint(self) -> str:
@@ -148,12 +157,10 @@ def locate(path: str | Path) -> Path:
     """Where the files of a base model are: `path` itself, or the copy of what a hub has of that name.
 
     Raises:
-      InputError: there is nothing at `path`, nor on a hub.
+      InputError: there is nothing at `path`, nor on a hub; or it cannot be a path, or may not be entered.
     """
-    if not str(path):
-        raise InputError(f"the path of the base model is empty; give {_FORMS}")
-    local = Path(path).expanduser()
-    return local if local.exists() else _from_hub(str(path))
+    local = _expanded(path)
+    return local if exists(local) else _from_hub(str(path))
 
 
 def load_base_tokenizer(local: Path) -> Tokenizer | None:
@@ -170,9 +177,9 @@ def tokenizer_path(local: Path) -> Path | None:
     """Where the vocabulary of the base at `local` is: there, below, or, as Meta gives it out, one folder up."""
     kind = _loader(local)
     if kind is load_orbax:
-        return local / TOKENIZER if (local / TOKENIZER).is_dir() else None
+        return local / TOKENIZER if is_folder(local / TOKENIZER) else None
     above = local.resolve().parent / _META_TOKENIZER
-    if kind is load_meta and above.is_file() and not any((local / name).is_file() for name in _TOKENIZERS):
+    if kind is load_meta and is_file(above) and not any(is_file(local / name) for name in _TOKENIZERS):
         return above
     return local
 
@@ -195,24 +202,37 @@ def base_config(path: str | Path) -> LlamaConfig:
     Raises:
       InputError: there is no model, or it cannot be read as one.
     """
-    local = Path(path).expanduser()
-    if not local.exists():
+    local = _expanded(path)
+    if not exists(local):
         raise InputError(f"there is no base model at {path}")
     return orbax_config(local) if _loader(local) is load_orbax else open_base(local).config
 
 
+def _expanded(path: str | Path) -> Path:
+    if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
+        raise InputError(f"the path of the base model is of type {type(path).__name__}; give {_FORMS}")
+    if not str(path).strip():
+        raise InputError(f"the path of the base model is empty; give {_FORMS}")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # There is no home folder, or no such user's.
+        return Path(path)
+
+
 def _loader(path: Path):
-    if path.is_file():
+    if is_file(path):
         if path.suffix != ".gguf":
             raise InputError(f"{path} is not a .gguf file; give {_FORMS}")
         return load_gguf
-    if (path / "config.json").is_file():
+    if not is_folder(path):
+        raise InputError(f"{path} is a device or a pipe, not a base model; give {_FORMS}")
+    if is_file(path / "config.json"):
         return load_hf
-    if (path / "params.json").is_file():
+    if is_file(path / "params.json"):
         return load_meta
-    if (path / INDEX).is_file():
+    if is_file(path / INDEX):
         return load_orbax
-    if (path / "_METADATA").is_file() or (path / "_CHECKPOINT_METADATA").is_file():
+    if is_file(path / "_METADATA") or is_file(path / "_CHECKPOINT_METADATA"):
         raise InputError(
             f"{path} is an Orbax checkpoint, but not of a base: aligner_jax.convert writes those, with a {INDEX}"
         )
@@ -223,7 +243,7 @@ def _loader(path: Path):
 
 
 def _from_hub(name: str) -> Path:
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or name.endswith(".gguf"):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII) or name.endswith(".gguf"):
         raise InputError(f"there is no base model at {name}; give {_FORMS}")
     try:
         from huggingface_hub import snapshot_download
