@@ -35,6 +35,7 @@ def test_a_request_is_heard_and_handlers_are_put_back(number, name, status, capf
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     threads = threading.active_count()
     with StopRequests(9) as requests:
+        requests.begin_steps()
         assert requests.stopped_at(1) is None
         os.kill(os.getpid(), number)
         _wait_until(lambda: requests.stopped_at(2))
@@ -52,8 +53,11 @@ def test_a_request_is_heard_and_handlers_are_put_back(number, name, status, capf
 def test_a_request_after_the_last_step_is_not_forgotten():
     def run():
         with StopRequests(9) as requests:
+            requests.begin_steps()
+            assert requests.stopped_at(9) is None
             os.kill(os.getpid(), signal.SIGTERM)
             _wait_until(lambda: requests._received)
+            requests.end_steps()
 
     with pytest.raises(Stopped, match="after step 9 of 9"):
         run()
@@ -76,7 +80,8 @@ BUSY = """
 import ctypes
 from aligner_jax.runtime.preemption import StopRequests
 libc = ctypes.CDLL(None)
-with StopRequests(9):
+with StopRequests(9) as requests:
+    requests.begin_steps()
     print("busy", flush=True)
     # A call that does not come back to Python for a signal's sake, as a compilation.
     while True:
