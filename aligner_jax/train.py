@@ -38,7 +38,7 @@ from aligner_jax.runtime.metrics import MetricsWriter
 from aligner_jax.runtime.nonfinite import SkippedSteps
 from aligner_jax.runtime.preemption import StopRequests
 from aligner_jax.runtime.progress import Progress
-from aligner_jax.runtime.same_run import Origin, check_same_inputs, check_same_run, save_config
+from aligner_jax.runtime.same_run import Origin, check_same_run, save_config
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.runtime.workdir import Workdir
 from aligner_jax.tasks import TASKS
@@ -126,7 +126,7 @@ def _train_on(
     def evaluate(state: TrainState) -> dict[str, float]:
         return task.evaluate(adapter.replace(trainable=state.trainable))
 
-    origin, folder = Origin(config, task.made_from), workdir.path / "checkpoints"
+    origin, folder = Origin(config, task.made_from, workdir.path), workdir.path / "checkpoints"
     with (
         Watchdog(config.stall) as watchdog,
         Checkpoints(folder, keep=config.checkpoint.keep, origin=origin, check=workdir.check) as checkpoints,
@@ -136,8 +136,9 @@ def _train_on(
         if restored is not None and restored[0] > config.steps:
             at = f"{checkpoints.directory} is at step {restored[0]} already"
             raise InputError(f"config.steps is {config.steps}, but {at}")
-        check_same_inputs(task.made_from, workdir.path, goes_on=restored is not None)
-        if restored is not None:
+        if restored is None:
+            origin.note_inputs()
+        else:
             number, state, data_state = restored
             task.batches.set_state(data_state)
             console.out(f"resuming after step {number} of {config.steps}")

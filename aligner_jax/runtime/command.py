@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import is_file
+from aligner_jax.files.fields import shown
 from aligner_jax.runtime import distributed, platform, starting
 from aligner_jax.runtime.exit import Stopped, at_once, is_held_up
 from aligner_jax.runtime.fields import did_you_mean
@@ -89,8 +90,12 @@ def load_config(path: str | Path, overrides: Iterable[Override] = ()) -> ConfigD
     if isinstance(config, dict):
         config = ConfigDict(config)
     if not isinstance(config, ConfigDict):
-        raise InputError(f"config file {file} does not return a ConfigDict from get_config() but {config!r}")
-    config.unlock()
+        raise InputError(f"config file {file} does not return a ConfigDict from get_config() but {shown(config)}")
+    try:
+        config.unlock()
+        config.to_dict()
+    except RecursionError:
+        raise InputError(f"config file {file} returns sections that are nested too deeply") from None
     for name, text in overrides:
         _override(config, name, text)
     return config

@@ -27,44 +27,61 @@ MAY_DIFFER = (
 """Fields that a resumed run may change: they do not alter what a step computes, but for rounding, and with another
 mesh for LoRA's dropout, whose masks belong to a row's place among the devices.
 """
-_OWN = "continue it with its own, or choose another --workdir"
+_INPUTS = "inputs.json"
+_MISPLACED = "put it back where it was written, or choose another --workdir"
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a run's steps depend on; every checkpoint records it.
+    """What a run's steps depend on. Its checkpoints record it, and a workdir's `config.json` and `inputs.json` do.
 
     Attributes:
       config: of the run.
       made_from: digests of the base, the data and the like, by names that can stand in a sentence.
+      workdir: of the run.
     """
 
     config: TrainConfig
     made_from: Mapping[str, str]
+    workdir: Path
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns plain values, for JSON."""
+        """Returns what a checkpoint records, for JSON."""
         return {"config": as_dict(self.config), "inputs": dict(self.made_from)}
 
+    def note_inputs(self) -> None:
+        """Writes `inputs.json`, where the run begins. Raises InputError where it cannot be written."""
+        write_atomically(self.workdir / _INPUTS, json.dumps(self.made_from, indent=2) + "\n")
+
     def check(self, recorded: object, checkpoint: Path) -> None:
-        """Refuses a checkpoint of another run. One that records nothing, as older versions wrote them, passes.
+        """Refuses to go on from a checkpoint of another config, or of another base, data or other input.
 
         Args:
-          recorded: what `as_dict` gave when it was written; None where it records nothing.
+          recorded: what `as_dict` gave when it was written; None in those of older versions, of which `config.json` and
+            `inputs.json` alone speak.
+          checkpoint: its folder.
 
         Raises:
-          InputError: names what differs, or says that it cannot be used.
+          InputError: names what differs; or `inputs.json`, or what is recorded, is missing or cannot be used.
         """
+        path = self.workdir / _INPUTS
+        if not exists(path):
+            raise _missing(path)
+        if changed := _changed(_read(path), self.made_from):
+            raise InputError(
+                f"{self.workdir} holds a run that began with another {changed}: continue it with the same files as "
+                "before, or choose another --workdir"
+            )
         if recorded is None:
             return
         fields = Fields({"origin": recorded}, checkpoint).section("origin")
         config, inputs = (fields.section(name) if fields else None for name in ("config", "inputs"))
         if config is None or inputs is None:
-            raise InputError(f"{checkpoint} does not say what run it is of; remove it, or choose another --workdir")
+            raise InputError(f"{checkpoint} does not say of what run it is: remove it, or choose another --workdir")
         if different := _differing(_parse(config.values, checkpoint), self.config):
-            raise InputError(f"{checkpoint} is of a run with another configuration ({different}): remove it, or {_OWN}")
+            raise InputError(f"{checkpoint} is of a run with another configuration ({different}): {_MISPLACED}")
         if changed := _changed(inputs.values, self.made_from):
-            raise InputError(f"{checkpoint} is of a run that began with another {changed}: remove it, or {_OWN}")
+            raise InputError(f"{checkpoint} is of a run that began with another {changed}: {_MISPLACED}")
 
 
 def save_config(config: TrainConfig, workdir: str | Path) -> None:
@@ -95,31 +112,11 @@ def check_same_run(config: TrainConfig, workdir: str | Path) -> TrainConfig:
     if (old.optim.schedule, optim.schedule, old.optim.cosine_zero) == ("cosine", "cosine", "at_last"):
         config = dataclasses.replace(config, optim=dataclasses.replace(optim, cosine_zero="at_last"))
     if different := _differing(old, config):
-        raise InputError(f"{workdir} holds a run with another configuration ({different}): {_OWN}")
-    return config
-
-
-def check_same_inputs(made_from: Mapping[str, str], workdir: str | Path, *, goes_on: bool) -> None:
-    """Refuses to go on where the base, the data or another input is not what the run began with; else notes them.
-
-    Args:
-      made_from: a digest of each, by its name.
-      goes_on: there is a checkpoint; without one the run begins with what there is.
-
-    Raises:
-      InputError: names what differs; or the file in which they are noted, `inputs.json`, is missing or cannot be used.
-    """
-    path = Path(workdir) / "inputs.json"
-    if not goes_on:
-        write_atomically(path, json.dumps(made_from, indent=2) + "\n")
-        return
-    if not exists(path):
-        raise _missing(path)
-    if changed := _changed(_read(path), made_from):
         raise InputError(
-            f"{workdir} holds a run that began with another {changed}: continue it with the same files as before, or "
-            "choose another --workdir"
+            f"{workdir} holds a run with another configuration ({different}): continue it with its own, or choose "
+            "another --workdir"
         )
+    return config
 
 
 def changes(was: Mapping[str, Any], now: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> list[tuple[str, Any, Any]]:
