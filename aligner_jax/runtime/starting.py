@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import threading
 from types import FrameType
 from typing import Never
 
@@ -24,14 +23,14 @@ def begin() -> None:
     """
     global _is_command
     # What Python has there while it imports the package of the module that -m names.
-    if getattr(sys, "argv", [])[:1] != ["-m"] or threading.current_thread() is not threading.main_thread():
+    if getattr(sys, "argv", [])[:1] != ["-m"]:
         return
     _is_command = True
-    open_closed_streams()
     # What the parent has ignored (nohup, a shell's background) stays so.
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) is usual:
             signal.signal(number, _end)
+    open_closed_streams()
 
 
 def may_raise(*, lasting: bool) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import exists, read_bytes
 from aligner_jax.runtime import agreement, distributed
 from aligner_jax.runtime.files import reason
 
@@ -35,7 +36,7 @@ class Workdir:
         self._made: list[Path] = []
         self._handle: int | None = None
         self._identity: tuple[int, int] | None = None
-        self._has_config = False
+        self._config: bytes | None = None
         try:
             str(self.path.absolute()).encode()
         except UnicodeEncodeError:
@@ -48,12 +49,12 @@ class Workdir:
         """Does nothing while the folder is the one that the run began in; called before anything is written there.
 
         Raises:
-          InputError: it was removed or moved.
+          InputError: it was removed, moved or emptied.
         """
-        if self._gone():
+        if gone := self._gone():
             raise InputError(
-                f"{self.path} has gone while the run was on, removed or moved, so the run ends; move it back, and the "
-                "same command goes on from its last checkpoint"
+                f"{gone} has gone while the run was on, so the run ends: if it was moved, put it back, and the same "
+                "command goes on from the last checkpoint"
             )
 
     def __enter__(self) -> Self:
@@ -69,7 +70,7 @@ class Workdir:
         return self
 
     def __exit__(self, *_: object) -> None:
-        gone = self._identity is not None and self._gone()
+        gone = self._identity is not None and self._gone() is not None
         # Of one that has gone, threads of a save may have made an empty shell again.
         shell = [self.path / "checkpoints", self.path] if gone or self._made else []
         for folder in [*shell, *self._made]:
@@ -127,14 +128,19 @@ class Workdir:
                 "there: give a --workdir on a disk that all processes share"
             )
 
-    def _gone(self) -> bool:
+    def _gone(self) -> Path | None:
+        """What has gone: the folder, or its config.json from the moment that there was one."""
         try:
             there = os.stat(self.path)
         except OSError as error:
-            return isinstance(error, FileNotFoundError | NotADirectoryError)
-        has_config = (self.path / "config.json").exists()
-        if (there.st_dev, there.st_ino) == self._identity:
-            self._has_config |= has_config
-            return False
-        # Mounted buckets may give a folder another number; but another folder does not have this run's files.
-        return self._has_config and not has_config
+            return self.path if isinstance(error, FileNotFoundError | NotADirectoryError) else None
+        config = self.path / "config.json"
+        is_same = (there.st_dev, there.st_ino) == self._identity
+        content = read_bytes(config) if exists(config) else None
+        if content is None:
+            # A removal that a save interrupts leaves a folder without it.
+            return config if self._config is not None else None
+        if is_same:
+            self._config = content
+        # Mounted buckets may give a folder another number, but the config in it stays.
+        return self.path if self._config is not None and content != self._config else None
