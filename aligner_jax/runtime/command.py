@@ -2,10 +2,11 @@
 
 import ast
 import contextlib
+import os
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ def run(main: Callable[[], None], *, lasting: bool = False) -> None:
     Exit status 0 when main returns, 1 with one sentence for an `InputError` or a wrong flag, 130 with one line when
     interrupted; 143 or 130 where a run was asked to stop by SIGTERM or SIGINT and saved its state, 124 where it waited
     too long (`runtime.watchdog`) or its other processes are gone. Where what it prints cannot be written, 141 if the
-    reader has gone (`| head`), else 1 with one sentence. Any other exception is a bug and keeps its traceback.
+    reader has gone (`| head`), else 1 with one sentence; so too where the system refuses a file. Any other exception is
+    a bug and keeps its traceback.
 
     Args:
       lasting: the command is worth its time though nobody reads what it prints, and goes on to its end.
@@ -123,7 +125,8 @@ def run(main: Callable[[], None], *, lasting: bool = False) -> None:
         platform.prepare()
         starting.may_raise(lasting=lasting)
         distributed.initialize()
-        main()
+        with _named_files():
+            main()
         output.flush()
     except InputError as error:
         distributed.end_alone(error)
@@ -150,6 +153,17 @@ def run(main: Callable[[], None], *, lasting: bool = False) -> None:
     if output.failure is not None:
         sys.exit(f"error: what this command prints cannot be written: {reason(output.failure)}")
     sys.exit(0)
+
+
+@contextlib.contextmanager
+def _named_files() -> Iterator[None]:
+    """A file or folder that the system refuses (its name is too long, its disk broken) is no bug of the program's."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise InputError(f"{os.fsdecode(error.filename)} cannot be used: {reason(error)}") from error
 
 
 def _say(sentence: str) -> None:

@@ -1,5 +1,6 @@
 """The first seconds of a command, while its libraries are imported. Imports nothing that takes time itself."""
 
+import atexit
 import os
 import signal
 import sys
@@ -31,6 +32,8 @@ def begin() -> None:
         if signal.getsignal(number) is usual:
             signal.signal(number, _end)
     open_closed_streams()
+    # What is registered first runs last: all is done by then, and while Python ends it would take the handlers away.
+    atexit.register(_ignore)
 
 
 def may_raise(*, lasting: bool) -> None:
@@ -61,6 +64,12 @@ def open_closed_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _ignore() -> None:
+    for number in _LINES:
+        if signal.getsignal(number) is _end:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _end(number: int, frame: FrameType | None) -> Never:
