@@ -9,6 +9,12 @@ logits_btv = aj.apply(base.params, adapter, tokens_bt, config=base.config)
 ```
 """
 
+from aligner_jax.runtime import starting as _starting
+
+# Before the imports that take seconds, in which Ctrl-C may be pressed.
+_starting.begin()
+
+# isort: split
 from aligner_jax.decoding.sampler import sample
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig, llama_config

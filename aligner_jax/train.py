@@ -7,12 +7,10 @@ checkpoints/ and, at the end, adapter.safetensors (of a sweep adapter_0.safetens
 command goes on where a run was ended.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -28,23 +26,24 @@ from aligner_jax.errors import InputError
 from aligner_jax.evals import before_after
 from aligner_jax.model.llama import Params, abstract_params
 from aligner_jax.objectives.step import StepMetrics, TrainState, init_state
+from aligner_jax.objectives.window import Window
 from aligner_jax.peft import Adapter, complete_options, init_adapter
 from aligner_jax.peft.artifact import load_adapter, save_adapter
 from aligner_jax.peft.rows import unstack_adapter
-from aligner_jax.runtime import command, distributed, optim, platform, roofline, sharding
+from aligner_jax.runtime import agreement, command, distributed, optim, platform, roofline, sharding
 from aligner_jax.runtime.checkpoint import Checkpoints
 from aligner_jax.runtime.config import TrainConfig, parse_config
 from aligner_jax.runtime.global_batch import global_batch
 from aligner_jax.runtime.metrics import MetricsWriter
 from aligner_jax.runtime.nonfinite import SkippedSteps
-from aligner_jax.runtime.only_run import only_run
 from aligner_jax.runtime.preemption import StopRequests
 from aligner_jax.runtime.progress import Progress
-from aligner_jax.runtime.same_run import check_same_inputs, check_same_run, save_config
+from aligner_jax.runtime.same_run import Origin, check_same_run, save_config
 from aligner_jax.runtime.watchdog import Watchdog
+from aligner_jax.runtime.workdir import Workdir
 from aligner_jax.tasks import TASKS
 from aligner_jax.tasks.program import Program, make_program, of_sweep
-from aligner_jax.weights.base import Base, check_model, load_base
+from aligner_jax.weights.base import Base, check_model, load_base, locate
 
 CONFIG = command.config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME, NAME being the config file's.")
@@ -66,20 +65,33 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
     """The whole run, in order; returns the trained adapter.
 
     Raises:
-      InputError: the config, the base, the data or the workdir cannot be used.
+      InputError: the config, the base, the data or the workdir cannot be used, or the run's processes differ in them.
+      Stopped: the process was asked to stop.
     """
-    before_after.check_form(config.report.form)
-    check_same_run(config, workdir)
-    mesh = sharding.mesh_of(config.mesh)
-    rules = sharding.rules_of(config.mesh)
-    with sharding.use(mesh, rules):
-        return _train_on(mesh, rules, config, workdir, console)
+    with StopRequests(config.steps) as stop_requests:
+        agreement.check_same_config(config)
+        before_after.check_form(config.report.form)
+        with Workdir(workdir) as held:
+            config = check_same_run(config, workdir)
+            mesh, rules = sharding.mesh_of(config.mesh), sharding.rules_of(config.mesh)
+            with sharding.use(mesh, rules):
+                return _train_on(mesh, rules, config, held, stop_requests, console)
 
 
-def _train_on(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, workdir: Path, console: Console) -> Adapter:
+def _train_on(
+    mesh: Mesh,
+    rules: sharding.Rules,
+    config: TrainConfig,
+    workdir: Workdir,
+    stop_requests: StopRequests,
+    console: Console,
+) -> Adapter:
     # A single device takes what the host holds without a copy.
     split = functools.partial(sharding.param_shardings, mesh=mesh, rules=rules) if mesh.size > 1 else None
     dtype, held_as = platform.compute_dtype(config.base.dtype), config.base
+    if not distributed.is_alone():
+        # Each reads its own part of the weights, and in the whole no part would be seen to be another model's.
+        agreement.check_same({"base": agreement.files_digest(locate(held_as.path))})
     base = load_base(
         held_as.path, dtype, quantization=held_as.quantization, group_size=held_as.group_size, shardings=split
     )
@@ -97,7 +109,8 @@ def _train_on(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, workdir: P
     number = config.sweep.num_adapters
     of_each = "" if number is None else f" in each of {number} adapters"
     console.out(f"adapter: {adapter}, {adapter.num_params // (number or 1):,} trained parameters{of_each}")
-    task = TASKS[config.objective.name](config, base, adapter, workdir, console)
+    stop_requests.check()
+    task = TASKS[config.objective.name](config, base, adapter, workdir, stop_requests.check, console)
     program = make_program(config, base.config, adapter, mesh)
     state = jax.device_put(init_state(adapter, program.optimizer), program.whole)
 
@@ -113,35 +126,40 @@ def _train_on(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, workdir: P
     def evaluate(state: TrainState) -> dict[str, float]:
         return task.evaluate(adapter.replace(trainable=state.trainable))
 
+    origin, folder = Origin(config, task.made_from, workdir.path), workdir.path / "checkpoints"
     with (
-        only_run(workdir),
         Watchdog(config.stall) as watchdog,
-        Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
+        Checkpoints(folder, keep=config.checkpoint.keep, origin=origin, check=workdir.check) as checkpoints,
     ):
         watchdog.waiting_for("the checkpoint to go on from", compiles=True)
         restored = checkpoints.restore(state)
         if restored is not None and restored[0] > config.steps:
             at = f"{checkpoints.directory} is at step {restored[0]} already"
             raise InputError(f"config.steps is {config.steps}, but {at}")
-        check_same_inputs(task.made_from, workdir, goes_on=restored is not None)
-        if restored is not None:
+        if restored is None:
+            origin.note_inputs()
+        else:
             number, state, data_state = restored
             task.batches.set_state(data_state)
             console.out(f"resuming after step {number} of {config.steps}")
-        save_config(config, workdir)
+            if config.optim.cosine_zero == "at_last":
+                console.out("the cosine is that of the version that began this run: its last update has rate 0")
+        save_config(config, workdir.path)
         state = run_steps(
-            config, workdir, program, base.params, task.reference, state, task.batches,
-            checkpoints, model_flops, evaluate if task.has_heldout else None, watchdog, console,
+            config, workdir, program, base.params, task.reference, state, task.batches, checkpoints,
+            model_flops, evaluate if task.has_heldout else None, stop_requests, watchdog, console,
         )  # fmt: skip
+    stop_requests.end_steps()
 
     adapter = adapter.replace(trainable=state.trainable)
     prompt_format = {"template": config.data.template, "system": config.data.system}
     for name, each in named_adapters(config, adapter).items():
-        path = workdir / name
+        path = workdir.path / name
+        workdir.check()
         save_adapter(each, path, base=base, prompt_format=prompt_format)
         console.out(f"saved: {path}, {path.stat().st_size:,} bytes")
     if task.has_heldout:
-        task.report(adapter, workdir / "adapter.safetensors")
+        task.report(adapter, workdir.path / "adapter.safetensors")
     return adapter
 
 
@@ -172,7 +190,7 @@ def _first_adapter(config: TrainConfig, base: Base, seed: int) -> Adapter:
 
 def run_steps(
     config: TrainConfig,
-    workdir: Path,
+    workdir: Workdir,
     program: Program,
     params: Params,
     reference: Adapter | None,
@@ -181,6 +199,7 @@ def run_steps(
     checkpoints: Checkpoints,
     model_flops: Callable[[pipeline.Batch], float],
     evaluate: Callable[[TrainState], dict[str, float]] | None,
+    stop_requests: StopRequests,
     watchdog: Watchdog,
     console: Console,
 ) -> TrainState:
@@ -195,19 +214,20 @@ def run_steps(
         for name, lr in logged_rates(config).items()
     }
     first = int(state.step)
+    stop_requests.begin_steps()
     with (
-        MetricsWriter(workdir, resume_step=first) as writer,
+        MetricsWriter(workdir.path, resume_step=first) as writer,
         Progress(console, steps=config.steps, first=first) as progress,
-        StopRequests(config.steps) as stop_requests,
     ):
         peak_flops = roofline.peak_flops(device.device_kind for device in params.embed_vd.devices())
-        window, logged, skipped = _Window(peak_flops), first, SkippedSteps(config.nonfinite.max_skipped)
+        window = Window(peak_flops, rates, optim.updates_made(state.optimizer))
+        logged, skipped = first, SkippedSteps(config.nonfinite.max_skipped)
         before: StepMetrics | None = None
 
         def log(number: int) -> None:
             nonlocal logged
             logged, metrics = number, window.close()
-            metrics |= {name: float(np.asarray(rate(number - 1))) for name, rate in rates.items()}
+            workdir.check()
             writer.write(number, **metrics)
             progress.log(number, **metrics)
 
@@ -261,55 +281,5 @@ def _on_mesh(batch: pipeline.Batch, program: Program) -> pipeline.Batch:
     return cast(pipeline.Batch, global_batch(arrays, program.batch_sharding))
 
 
-class _Window:
-    """The steps since the last line of metrics. peak_flops is the devices' a second, None where it is not known."""
-
-    def __init__(self, peak_flops: float | None) -> None:
-        self._began = time.monotonic()
-        self._steps: list[StepMetrics] = []
-        self._tokens, self._model_flops = 0, 0.0
-        self._peak_flops = peak_flops
-
-    def add(self, metrics: StepMetrics, tokens: int, model_flops: float) -> None:
-        self._steps.append(metrics)
-        self._tokens += tokens
-        self._model_flops += model_flops
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """For work between the steps that is not theirs: its time does not count."""
-        jax.block_until_ready(self._steps)
-        paused = time.monotonic()
-        yield
-        self._began += time.monotonic() - paused
-
-    def close(self) -> dict[str, float]:
-        """Means over the steps, tokens that are not padding a second, and a new beginning.
-
-        Skipped steps are counted and not in the means. Of a sweep, means over the adapters too, and each one's loss by
-        its number.
-
-        On known chips also mfu: model FLOPs a second (of all positions of the rows, padding too) over the peak.
-        """
-        steps = jax.device_get(self._steps)
-        now = time.monotonic()
-        taken = ~np.stack([metrics.skipped for metrics in steps])
-        numbers = [metrics.as_dict() for metrics in steps]
-        by_name = {name: np.stack([each[name] for each in numbers]) for name in numbers[0]}
-        means = {name: _mean(values, taken) for name, values in by_name.items()}
-        for i in range(taken.shape[1] if taken.ndim > 1 else 0):
-            means[f"loss_{i}"] = _mean(by_name["loss"][:, i], taken[:, i])
-        means["skipped"] = int(np.sum(~taken))
-        means["tokens_per_second"] = self._tokens / (now - self._began)
-        if self._peak_flops is not None:
-            means["mfu"] = self._model_flops / (now - self._began) / self._peak_flops
-        self._began, self._steps, self._tokens, self._model_flops = now, [], 0, 0.0
-        return means
-
-
-def _mean(values: np.ndarray, taken: np.ndarray) -> float:
-    return float(np.mean(values[taken])) if taken.any() else math.nan
-
-
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, lasting=True)

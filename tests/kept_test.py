@@ -80,5 +80,5 @@ def test_damage_is_named_by_its_line(tmp_path: Path, line: str):
 
 
 def test_a_folder_in_the_way_is_one_sentence(tmp_path: Path):
-    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+    with pytest.raises(InputError, match=r"is a folder, not a file$"):
         Kept(tmp_path, FROM)

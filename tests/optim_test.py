@@ -53,8 +53,22 @@ def test_constant_is_constant():
 
 
 def test_cosine_falls_from_lr_to_zero():
-    got = rates([0, 1, 2, 5, 9], 10, lr=1.0, schedule="cosine", warmup_steps=2)
-    np.testing.assert_allclose(got, [0.5, 1.0, *(0.5 * (1 + np.cos(np.pi * np.array([1, 4, 8]) / 8)))], atol=1e-6)
+    got = rates([0, 1, 2, 5, 10], 10, lr=1.0, schedule="cosine", warmup_steps=2)
+    np.testing.assert_allclose(got, [0.5, 1.0, *(0.5 * (1 + np.cos(np.pi * np.array([0, 3, 8]) / 8)))], atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+def test_every_update_of_a_cosine_has_a_rate_and_it_is_optaxs(steps):
+    got = rates(range(steps + 1), steps, lr=1.0, schedule="cosine")
+    np.testing.assert_allclose(got, [optax.cosine_decay_schedule(1.0, steps)(i) for i in range(steps + 1)], atol=1e-7)
+    assert got[-2] > 0
+    assert got[-1] == 0
+
+
+def test_runs_of_older_versions_keep_their_cosine():
+    old = {"lr": 1.0, "schedule": "cosine", "warmup_steps": 2, "cosine_zero": "at_last"}
+    wanted = [0.5, 1.0, *(0.5 * (1 + np.cos(np.pi * np.array([1, 4, 8]) / 8)))]
+    np.testing.assert_allclose(rates([0, 1, 2, 5, 9], 10, **old), wanted, atol=1e-6)
 
 
 def test_float32_is_adam_with_decoupled_decay_on_every_leaf(rng):

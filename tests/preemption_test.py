@@ -1,5 +1,6 @@
 """Runs that are asked to stop: at the end of a step, saved, and going on as if never stopped."""
 
+import contextlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from aligner_jax.objectives import reference
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.runtime.exit import Stopped
 from aligner_jax.runtime.preemption import StopRequests
@@ -35,6 +37,7 @@ def test_a_request_is_heard_and_handlers_are_put_back(number, name, status, capf
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     threads = threading.active_count()
     with StopRequests(9) as requests:
+        requests.begin_steps()
         assert requests.stopped_at(1) is None
         os.kill(os.getpid(), number)
         _wait_until(lambda: requests.stopped_at(2))
@@ -52,8 +55,11 @@ def test_a_request_is_heard_and_handlers_are_put_back(number, name, status, capf
 def test_a_request_after_the_last_step_is_not_forgotten():
     def run():
         with StopRequests(9) as requests:
+            requests.begin_steps()
+            assert requests.stopped_at(9) is None
             os.kill(os.getpid(), signal.SIGTERM)
             _wait_until(lambda: requests._received)
+            requests.end_steps()
 
     with pytest.raises(Stopped, match="after step 9 of 9"):
         run()
@@ -76,7 +82,8 @@ BUSY = """
 import ctypes
 from aligner_jax.runtime.preemption import StopRequests
 libc = ctypes.CDLL(None)
-with StopRequests(9):
+with StopRequests(9) as requests:
+    requests.begin_steps()
     print("busy", flush=True)
     # A call that does not come back to Python for a signal's sake, as a compilation.
     while True:
@@ -135,3 +142,53 @@ def test_a_stopped_run_goes_on_with_the_same_bits_and_logs_each_step_once(tiny_r
     for line in whole + pieces:
         del line["tokens_per_second"]
     assert pieces == whole
+
+
+def _stopped_when(text: str, settings: dict, workdir: Path) -> str:
+    with pytest.raises(Stopped) as stopped:
+        train(parse_config(settings), workdir, Console(width=100, file=_Screen(text)))
+    assert stopped.value.status == 143
+    return str(stopped.value)
+
+
+BEGINS = "stopped by SIGTERM before its first step; the same command begins again"
+
+
+@pytest.mark.parametrize("text", ["base: ", "adapter: ", "data: ", "training: "])
+def test_before_the_first_step_a_run_stops_at_once(tiny_run: dict, tmp_path: Path, text: str):
+    assert _stopped_when(text, tiny_run, tmp_path / "run") == BEGINS
+    assert not (tmp_path / "run").exists()
+
+
+def test_after_the_last_step_what_is_missing_is_made_by_the_same_command(tiny_run: dict, tmp_path: Path):
+    sentence = _stopped_when("saved: ", tiny_run, tmp_path / "run")
+    assert sentence == "stopped by SIGTERM after step 8 of 8, which is saved; the same command goes on there"
+    train(parse_config(tiny_run), tmp_path / "run", Console(quiet=True))
+    assert (tmp_path / "run" / "adapter.safetensors").exists()
+
+
+def test_a_reference_pass_stops_between_two_batches(tiny_run: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = [{"prompt": f"Name number {i}.", "chosen": f"It is {i}.", "rejected": "No."} for i in range(12)]
+    Path(tiny_run["data"]["path"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+    tiny_run["data"] |= {"format": "fields", "fields": fields}
+    tiny_run["objective"] = {"name": "dpo"}
+    taken = []
+    real = reference.token_log_probs
+
+    def counted(*arguments, **options):
+        taken.append(1)
+        if len(taken) == 2:
+            # As if it were lost in a library's callback: the check between two batches sees it all the same.
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(reference, "token_log_probs", counted)
+    with pytest.raises(Stopped, match=f"^{BEGINS}$"):
+        train(parse_config(tiny_run), tmp_path / "run", Console(quiet=True))
+    assert len(taken) == 2
+    assert not list((tmp_path / "run").glob("*.npz"))
+    train(parse_config(tiny_run), tmp_path / "run", Console(quiet=True))
+    assert (tmp_path / "run" / "adapter.safetensors").exists()

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -65,7 +66,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Run:
     """Processes that train together."""
 
-    def __init__(self, config: Path, workdir: Path, count: int, *overrides: str) -> None:
+    def __init__(
+        self,
+        config: Path,
+        workdir: Path,
+        count: int,
+        *overrides: str,
+        last: tuple[str, ...] = (),
+        cwd: Path | None = None,
+    ) -> None:
+        """Starts them. The last has flags of its own; each has a folder of its own under `cwd`, where one is given."""
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         self.workdir, self.processes = workdir, []
@@ -77,7 +87,8 @@ class Run:
             command = [sys.executable, "-m", "aligner_jax.train", f"--config={config}", f"--workdir={workdir}"]
             self.processes.append(
                 subprocess.Popen(
-                    [*command, *overrides], env={**os.environ, **(joined if count > 1 else {})},
+                    [*command, *overrides, *(last if number == count - 1 else ())],
+                    env={**os.environ, **(joined if count > 1 else {})}, cwd=cwd and cwd / f"host{number}",
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                 )
             )  # fmt: skip
@@ -200,6 +211,67 @@ def test_a_mistake_ends_both_with_one_sentence_each(folder: Path):
         assert "Traceback" not in output
     assert time.monotonic() - began < 200
     assert not (folder / "mistaken").exists()
+
+
+def check_told_alike(run: Run, sentence: str) -> None:
+    """Each process ends with 1, and says the same."""
+    for status, output, errors in run.end():
+        assert status == 1, errors
+        assert errors == f"error: {sentence}\n"
+        assert "step 1/" not in output
+
+
+def test_processes_that_are_started_differently_say_which_and_in_what(folder: Path):
+    other = folder / "other_model"
+    if not other.exists():
+        shutil.copytree(folder / "model", other)
+        content = (other / "model.safetensors").read_bytes()
+        (other / "model.safetensors").write_bytes(content[:-5000] + bytes(5000))
+    began = "process 1 of 2 was started with another configuration ("
+    ended = "): give all processes the same command and config file"
+    workdir = folder / "different"
+    for flags, fields in (
+        (("--config.optim.lr=0.02", "--config.seed=7"), "optim.lr is 0.02 there and 0.01 on process 0; seed is 7 there "
+         "and 0 on process 0"),
+        (("--config.steps=9",), "steps is 9 there and 60 on process 0"),
+        (("--config.data.batch_size=6", "--config.mesh.tensor=2"), "data.batch_size is 6 there and 4 on process 0; "
+         "mesh.tensor is 2 there and 1 on process 0"),
+        (("--config.adapter.init_from=a.safetensors",),
+         "adapter.init_from is 'a.safetensors' there and None on process 0"),
+    ):  # fmt: skip
+        check_told_alike(Run(folder / "sft.py", workdir, 2, last=flags), f"{began}{fields}{ended}")
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize("kind", ["base", "training data", "held-out data"])
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_processes_with_files_of_their_own_say_which_differ(folder: Path, tmp_path: Path, kind: str, objective: str):
+    for number in (0, 1):
+        host = tmp_path / f"host{number}"
+        shutil.copytree(folder / "model", host / "model")
+        shutil.copy(folder / f"{objective}.jsonl", host / "data.jsonl")
+    changed = tmp_path / "host1" / ("model/model.safetensors" if kind == "base" else "data.jsonl")
+    content = changed.read_bytes()
+    if kind == "base":
+        changed.write_bytes(content[:-3000] + bytes(3000))
+    else:
+        changed.write_bytes(content.replace(*((b"is 2.", b"is 3.") if kind == "training data" else (b"43.", b"34."))))
+    assert changed.read_bytes() != content
+    flags = ("--config.base.path=model", "--config.data.path=data.jsonl")
+    run = Run(folder / f"{objective}.py", tmp_path / "run", 2, *flags, cwd=tmp_path)
+    check_told_alike(run, f"process 1 of 2 has another {kind} than process 0: all processes need the same files")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_workdir_that_is_not_shared_is_noticed_at_the_start(folder: Path, tmp_path: Path):
+    for number in (0, 1):
+        (tmp_path / f"host{number}").mkdir()
+    check_told_alike(
+        Run(folder / "sft.py", Path("run"), 2, cwd=tmp_path),
+        "process 1 of 2 does not see in run what process 0 writes there: give a --workdir on a disk that all processes "
+        "share",
+    )
+    assert os.listdir(tmp_path / "host0") == os.listdir(tmp_path / "host1") == []
 
 
 def test_one_process_goes_on_for_two(folder: Path, alone: Run):

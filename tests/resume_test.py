@@ -14,7 +14,7 @@ from killed_runs import check_killed_run, logged
 from whole_runs import check_not_cut_short, config_file, run
 
 from aligner_jax.errors import InputError
-from aligner_jax.runtime.only_run import only_run
+from aligner_jax.runtime.workdir import Workdir
 
 
 @pytest.fixture
@@ -130,8 +130,8 @@ def test_a_run_does_not_go_on_with_other_inputs(settings: dict, tmp_path: Path):
 def test_a_run_does_not_go_on_with_a_base_that_is_held_otherwise(settings: dict, tmp_path: Path):
     workdir = tmp_path / "run"
     run({**settings, "steps": 2, "checkpoint": {"every": 2}}, workdir)
-    (workdir / "config.json").unlink()
     quantized = {**settings, "base": {**settings["base"], "quantization": "int4"}}
+    save_config(parse_config(quantized), workdir)
     with pytest.raises(InputError, match=r"began with another form of the base: continue it with the"):
         run({**quantized, "steps": 4}, workdir)
     # Runs of earlier releases noted the fingerprint alone.
@@ -145,7 +145,7 @@ def test_a_second_run_in_a_workdir_is_refused_while_the_first_goes_on(settings: 
     workdir = tmp_path / "run"
     run({**settings, "steps": 2}, workdir)
     metrics = (workdir / "metrics.jsonl").read_bytes()
-    with only_run(workdir), pytest.raises(InputError, match=r"run is in use by another run, which has not ended yet"):
+    with Workdir(workdir), pytest.raises(InputError, match=r"run is in use by another run, which has not ended yet"):
         run({**settings, "steps": 4}, workdir)
     assert (workdir / "metrics.jsonl").read_bytes() == metrics
     assert "resuming after step 2 of 4" in run({**settings, "steps": 4}, workdir)[1]

@@ -18,6 +18,8 @@ from aligner_jax.evals.pairwise import PAIRWISE
 from aligner_jax.evals.safety import SAFETY
 from aligner_jax.evals.subject import Subject, load_subject
 from aligner_jax.evals.vicuna import VICUNA
+from aligner_jax.files.content import exists
+from aligner_jax.files.fields import read_fields
 from aligner_jax.runtime import sharding
 from aligner_jax.runtime.fields import did_you_mean
 from aligner_jax.runtime.files import reason, write_atomically
@@ -85,20 +87,18 @@ def _check_paths(options: Any) -> None:
     """Refuses data that are not there, before a model is loaded for them."""
     for name in _PATHS:
         path = getattr(options, name, None)
-        if path is not None and not Path(path).exists():
+        if path is not None and not exists(path):
             raise InputError(f"config.evaluation.{name} is {path}, which does not exist")
 
 
 def _check_results(path: Path, name: str) -> None:
     """Refuses a folder whose results are another evaluation's: they would be lost."""
-    try:
-        was = json.loads(path.read_bytes())["evaluation"]
-    except (FileNotFoundError, NotADirectoryError):
+    if not exists(path):
         return
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {reason(error)}") from error
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is not what an evaluation writes; give another folder (--out=DIR)") from None
+    try:
+        was = read_fields(path).text("evaluation")
+    except InputError as error:
+        raise InputError(f"{path} is not what an evaluation writes; give another folder (--out=DIR)") from error
     if was != name:
         raise InputError(f"{path} is of the evaluation {was!r}, not of {name!r}; give another folder (--out=DIR)")
 
@@ -106,7 +106,7 @@ def _check_results(path: Path, name: str) -> None:
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{folder} cannot be made: {reason(error)}") from error
 
 

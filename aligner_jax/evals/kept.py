@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import exists, open_file
+from aligner_jax.files.fields import Fields
+from aligner_jax.files.json_text import parse_object
 from aligner_jax.runtime.files import reason
 
 _HEADER = "made_from"
@@ -31,10 +34,13 @@ class Kept:
         self._path, self._made_from = path, json.loads(json.dumps(made_from))
         self._documents: dict[str, Any] = {}
         try:
-            content = path.read_bytes() if path.exists() else b""
+            content = b""
+            if exists(path):
+                with open_file(path) as file:
+                    content = file.read(os.fstat(file.fileno()).st_size)
             whole = content[: content.rfind(b"\n") + 1]
             torn = content[len(whole) :]
-            for number, line in enumerate(whole.splitlines(), 1):
+            for number, line in enumerate(whole.split(b"\n")[:-1], 1):
                 self._take(line, number)
             # Nothing is taken off a file before it is known to be an evaluation's.
             if torn and not whole and torn[: len(_BEGINNING)] != _BEGINNING[: len(torn)]:
@@ -51,14 +57,19 @@ class Kept:
         )
 
     def _take(self, line: bytes, number: int) -> None:
+        where = f"{self._path}:{number}"
         try:
-            record = json.loads(line)
+            # Models of older versions could answer with halves of surrogate pairs, which were written as they were.
+            record = Fields(parse_object(line.decode(errors="surrogatepass"), where), where)
             if number > 1:
-                self._documents[record["key"]] = record["value"]
+                self._documents[record.text("key")] = record.values["value"]
                 return
-            was = dict(record[_HEADER])
-        except (ValueError, KeyError, TypeError):
+            header = record.section(_HEADER)
+        except (ValueError, KeyError):
             raise self._strange(number) from None
+        if header is None:
+            raise self._strange(number)
+        was = header.values
         different = [name for name in {**was, **self._made_from} if was.get(name) != self._made_from.get(name)]
         if different:
             raise InputError(
@@ -90,7 +101,7 @@ class Kept:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab") as file:
-                file.write(text.encode("utf-8", "surrogatepass"))
+                file.write(text.encode(errors="backslashreplace"))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

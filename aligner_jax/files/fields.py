@@ -136,7 +136,7 @@ class Fields:
         return Fields(value, self.file, f"{self.prefix}{name}.")
 
     def _wrong(self, name: str, value: object, wanted: str) -> InputError:
-        return self.error(name, "is missing" if value is None else f"is {_shown(value)}, not {wanted}")
+        return self.error(name, "is missing" if value is None else f"is {shown(value)}, not {wanted}")
 
 
 def read_fields(path: str | Path) -> Fields:
@@ -148,7 +148,7 @@ def read_fields(path: str | Path) -> Fields:
     return Fields(read_object(path), path)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """Returns `repr`, cut: that of a 3 MB value would be made to be thrown away."""
     if isinstance(value, str):
         return repr(value[:100] + "…" if len(value) > 100 else value)

@@ -1,6 +1,7 @@
 """Checkpoints of a run: whole or absent, and written while the next step runs."""
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -8,10 +9,11 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import jax
 import numpy as np
@@ -20,8 +22,12 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import is_file, open_file
+from aligner_jax.files.fields import read_fields
+from aligner_jax.files.json_text import read_object
 from aligner_jax.runtime import distributed
 from aligner_jax.runtime.files import reason, write_atomically
+from aligner_jax.runtime.same_run import Origin
 
 _log = logging.getLogger(__name__)
 
@@ -40,23 +46,34 @@ class Checkpoints:
 
     Orbax writes each into a temporary folder and renames that when it is whole. So a process that is killed leaves
     whole checkpoints, and a temporary folder that is removed when the checkpoints are next opened. Each holds a file
-    of checksums, since Orbax notices some kinds of damage only.
+    of checksums, since Orbax notices some kinds of damage only, and what its run was begun with.
 
     Of many processes, which share the folder, all make the same calls. The first one writes checksums, removes, and
     decides what is restored.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 2) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep: int = 2,
+        origin: Origin | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Opens the folder, which is made if it does not exist.
 
         Args:
           directory: gets one folder for each step.
           keep: how many of the newest checkpoints stay.
+          origin: is recorded in what is saved, and what is restored has to be of the same.
+          check: raises InputError where nothing may be written any more, and is called before anything is.
 
         Raises:
           InputError: the folder cannot be made.
         """
         self.directory = Path(directory).absolute()
+        self._origin, self._check_place = origin, check
+        check()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -83,9 +100,12 @@ class Checkpoints:
           InputError: this checkpoint or the last cannot be written, for the reason given; older ones are intact.
         """
         run = {"step": step, "leaves": _describe(state), "data_state": data_state}
+        if self._origin is not None:
+            run["origin"] = self._origin.as_dict()
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
         with self._failure_is_one_sentence():
             self._manager.wait_until_finished()
+            self._check_place()
             self._writing = step
             self._manager.save(step, args=items, force=True)
 
@@ -98,15 +118,19 @@ class Checkpoints:
           template: a pytree with the structure, shapes, dtypes and shardings of the state that was saved.
 
         Raises:
-          InputError: the checkpoint holds another kind of state than the template.
+          InputError: the checkpoint is of another run, or holds another kind of state than the template.
         """
         step = self._newest_whole()
         if step is None:
             return None
-        run = self._read(step, run=ocp.args.JsonRestore())["run"]
-        if run["leaves"] != _describe(template):
-            raise InputError(f"{self.directory / str(step)} is of another run: {_difference(run['leaves'], template)}")
-        return step, self._read(step, state=ocp.args.StandardRestore(template))["state"], run["data_state"]
+        folder = self.directory / str(step)
+        run = _read_run(folder)
+        if self._origin is not None:
+            self._origin.check(run.origin, folder)
+        if run.leaves != _describe(template):
+            raise InputError(f"{folder} is of another run: {_difference(run.leaves, template)}")
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+        return step, self._manager.restore(step, args=items)["state"], run.data_state
 
     def wait(self) -> None:
         """Waits until the last checkpoint is written.
@@ -161,12 +185,10 @@ class Checkpoints:
         self._manager.reload()
         return None if found == _NO_STEP else found
 
-    def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
-        return self._manager.restore(step, args=ocp.args.Composite(**items))
-
     def _seal(self) -> None:
         """Runs in Orbax's thread, when all is written and only the renaming is left."""
         if jax.process_index() == 0:
+            self._check_place()
             folder = next(self.directory.glob(f"{self._writing}{_UNFINISHED}"), None)
             if folder is None:
                 raise FileNotFoundError(errno.ENOENT, "its folder has gone")
@@ -192,6 +214,8 @@ class Checkpoints:
         except Exception as error:
             if distributed.is_peer_gone(error):
                 raise
+            # Whatever Orbax misses, where the whole folder has gone that is the reason.
+            self._check_place()
             # TensorStore, which writes the arrays, raises ValueErrors with the system's reason near their end.
             found = re.search(r"([^:\[\]]+?) \[os_error_code", str(error))
             # Without a system's error there is its own status alone: a file has gone, for one.
@@ -221,20 +245,41 @@ class Checkpoints:
 
 
 def _checksum(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    with open_file(file) as content:
+        return hashlib.file_digest(cast(BufferedReader, content), "sha256").hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What a checkpoint says beside its arrays; `origin` is None in those of older versions."""
+
+    step: int
+    leaves: dict[str, Any]
+    data_state: dict[str, Any]
+    origin: object
+
+
+def _read_run(folder: Path) -> _Run:
+    """Reads it. Raises InputError where something is missing or of another type."""
+    fields = read_fields(folder / _RUN)
+    leaves, data_state = fields.section("leaves"), fields.section("data_state")
+    if leaves is None or data_state is None:
+        raise fields.error("leaves" if leaves is None else "data_state", "is missing")
+    # The oldest versions did not write the step.
+    step = fields.integer("step", int(folder.name), least=0)
+    return _Run(step, dict(leaves.values), dict(data_state.values), fields.get("origin"))
 
 
 def _check(folder: Path, step: int) -> None:
     """Raises if a file is not as it was written, or the folder not where."""
-    if not (folder / _CHECKSUMS).is_file():
+    if not is_file(folder / _CHECKSUMS):
         raise ValueError(f"{_CHECKSUMS} is missing")
-    for name, checksum in json.loads((folder / _CHECKSUMS).read_bytes()).items():
-        if not (folder / name).is_file():
+    for name, checksum in read_object(folder / _CHECKSUMS).items():
+        if not is_file(folder / name):
             raise ValueError(f"{name} is missing")
         if _checksum(folder / name) != checksum:
             raise ValueError(f"{name} has changed")
-    written = json.loads((folder / _RUN).read_bytes()).get("step", step)
+    written = _read_run(folder).step
     if written != step:
         raise ValueError(f"it is the one of step {written}")
 

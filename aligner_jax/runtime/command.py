@@ -1,12 +1,12 @@
 """What all commands share: flags, a config file with overrides, and errors that are one sentence."""
 
 import ast
-import logging
+import contextlib
 import os
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,14 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from aligner_jax.errors import InputError
-from aligner_jax.runtime import distributed, platform
+from aligner_jax.files.content import is_file
+from aligner_jax.files.fields import shown
+from aligner_jax.runtime import distributed, platform, starting
 from aligner_jax.runtime.exit import Stopped, at_once, is_held_up
 from aligner_jax.runtime.fields import did_you_mean
+from aligner_jax.runtime.files import reason
+from aligner_jax.runtime.output import OutputEnded, replace_stdout
+from aligner_jax.runtime.plain_log import make_plain
 
 # A flag that this module defines for a command is listed among that command's own.
 flags.disclaim_key_flags()
@@ -72,7 +77,7 @@ def load_config(path: str | Path, overrides: Iterable[Override] = ()) -> ConfigD
       InputError: the file is missing, fails, or has no `get_config`; names file, line and reason.
     """
     file, colon, argument = str(path).partition(":")
-    if not Path(file).is_file():
+    if not is_file(file):
         raise InputError(f"config file {file} does not exist")
     try:
         get_config = runpy.run_path(file).get("get_config")
@@ -86,49 +91,85 @@ def load_config(path: str | Path, overrides: Iterable[Override] = ()) -> ConfigD
     if isinstance(config, dict):
         config = ConfigDict(config)
     if not isinstance(config, ConfigDict):
-        raise InputError(f"config file {file} does not return a ConfigDict from get_config() but {config!r}")
-    config.unlock()
+        raise InputError(f"config file {file} does not return a ConfigDict from get_config() but {shown(config)}")
+    try:
+        config.unlock()
+        config.to_dict()
+    except RecursionError:
+        raise InputError(f"config file {file} returns sections that are nested too deeply") from None
     for name, text in overrides:
         _override(config, name, text)
     return config
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], *, lasting: bool = False) -> None:
     """Parses flags, prepares the platform, calls `main` and exits; the last line of every command's file.
 
     A process of a run on several hosts joins the others before `main` is called.
 
     Exit status 0 when main returns, 1 with one sentence for an `InputError` or a wrong flag, 130 with one line when
     interrupted; 143 or 130 where a run was asked to stop by SIGTERM or SIGINT and saved its state, 124 where it waited
-    too long (`runtime.watchdog`) or its other processes are gone. Any other exception is a bug and keeps its traceback.
+    too long (`runtime.watchdog`) or its other processes are gone. Where what it prints cannot be written, 141 if the
+    reader has gone (`| head`), else 1 with one sentence; so too where the system refuses a file. Any other exception is
+    a bug and keeps its traceback.
+
+    Args:
+      lasting: the command is worth its time though nobody reads what it prints, and goes on to its end.
     """
-    # Before a library makes handlers of its own, with a prefix that means nothing to a user.
-    logging.basicConfig(format="%(message)s")
+    starting.open_closed_streams()
+    make_plain()
+    shown = sys.stdout
+    output = replace_stdout(lasting=lasting)
     try:
         _parse_flags(sys.argv)
         platform.prepare()
+        starting.may_raise(lasting=lasting)
         distributed.initialize()
-        main()
-        sys.stdout.flush()
+        with _named_files():
+            main()
+        output.flush()
     except InputError as error:
         distributed.end_alone(error)
         if is_held_up():
             at_once(f"error: {error}", 1)
         sys.exit(f"error: {error}")
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        _say(str(stopped))
         sys.exit(stopped.status)
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        _say("\ninterrupted")
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader (`| head`) is gone: nobody is left to tell, and the interpreter must not try at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except OutputEnded:
+        pass
     except Exception as error:
         distributed.end_alone(error)
         raise
+    finally:
+        sys.stdout = shown
+        starting.may_not_raise()
+    if isinstance(output.failure, BrokenPipeError):
+        # Nobody is left to tell.
+        sys.exit(141)
+    if output.failure is not None:
+        sys.exit(f"error: what this command prints cannot be written: {reason(output.failure)}")
     sys.exit(0)
+
+
+@contextlib.contextmanager
+def _named_files() -> Iterator[None]:
+    """A file or folder that the system refuses (its name is too long, its disk broken) is no bug of the program's."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise InputError(f"{os.fsdecode(error.filename)} cannot be used: {reason(error)}") from error
+
+
+def _say(sentence: str) -> None:
+    # The reader of stderr may have gone.
+    with contextlib.suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def _parse_flags(argv: Sequence[str]) -> None:

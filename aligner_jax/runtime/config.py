@@ -109,6 +109,8 @@ class OptimConfig:
     """AdamW and its schedule; `runtime.optim` explains both.
 
     Attributes:
+      cosine_zero: where "cosine" is 0: after the last update, or at it, as in runs begun by older versions, which go on
+        so.
       warmup_steps: optimizer steps until the rate is `lr`; for "paper_as_run" the number that the step is divided by.
       clip: global norm above which gradients are scaled down; None never does.
       accumulate: gradient accumulation steps an optimizer step.
@@ -121,6 +123,7 @@ class OptimConfig:
     b2: float = number(0.999, least=0, below=1)
     eps: float = number(1e-8, above=0)
     schedule: Literal["constant", "cosine", "warmup_constant", "paper_as_run"] = "constant"
+    cosine_zero: Literal["after_last", "at_last"] = "after_last"
     warmup_steps: int = number(0, least=0)
     clip: float | None = number(None, above=0)
     accumulate: int = number(1, least=1)
@@ -271,6 +274,11 @@ def _check_together(config: TrainConfig) -> None:
         )
     if schedule == "paper_as_run" and not warmup_steps:
         raise InputError("config.optim.schedule 'paper_as_run' needs config.optim.warmup_steps (the paper's is 12500)")
+    if schedule != "cosine" and config.optim.cosine_zero != OptimConfig.cosine_zero:
+        raise InputError(
+            f"config.optim.cosine_zero is {config.optim.cosine_zero!r}, but config.optim.schedule is {schedule!r}; "
+            "only 'cosine' has use for it"
+        )
     if config.data.fields and config.data.format != "fields":
         raise InputError(
             f"config.data.fields is set, but config.data.format is {config.data.format!r}; only 'fields' takes it"

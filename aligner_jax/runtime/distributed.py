@@ -64,6 +64,11 @@ def is_first() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+def is_alone() -> bool:
+    """Returns True for a process whose run has no others."""
+    return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
 def console() -> Console:
     """Where a command says what it does; of several processes only the first one's shows anything."""
     return Console(highlight=False, quiet=not is_first())
@@ -85,7 +90,7 @@ def end_alone(error: Exception) -> None:
     failure is that another is gone, it is one sentence and the status `exit.STALLED`; for an `InputError`, which may be
     all processes', one sentence and 1; else the traceback and 1.
     """
-    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+    if is_alone():
         return
     who = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, InputError):

@@ -36,7 +36,7 @@ def at_once(sentence: str | None, status: int) -> Never:
         if os.isatty(1):
             os.write(1, _SHOW_CURSOR)
         if sentence is not None:
-            os.write(2, f"{sentence}\n".encode())
+            os.write(2, f"{sentence}\n".encode(errors="backslashreplace"))
     os._exit(status)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.fields import shown
 
 
 def number(
@@ -26,7 +27,8 @@ def number(
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A clause to end an error message with: the known name that was probably meant, or all of them."""
     leaves = {k.rpartition(".")[2] or k: k for k in known if k}
-    leaf = name.rpartition(".")[2]
+    # Longer than any name: what is near is looked for in a time that grows with the square.
+    leaf = name.rpartition(".")[2][:100]
     near = difflib.get_close_matches(leaf, leaves, n=1) or [k for k in leaves if _abbreviates(k, leaf)]
     return f"did you mean {leaves[near[0]]}?" if near else f"there are {', '.join(leaves.values())}"
 
@@ -49,14 +51,14 @@ def parse_section(kind: type, value: Any, name: str) -> Any:
       InputError: an unknown or missing field, or a value of the wrong type or out of range; names it in full.
     """
     if not isinstance(value, Mapping):
-        raise InputError(f"{name} is {value!r}, but should be a section with fields of its own")
+        raise InputError(f"{name} is {shown(value)}, but should be a section with fields of its own")
     values = dict(value)
     if arrange := getattr(kind, "arrange", None):
         values = arrange(values)
     hints, fields = typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
     for key in values:
         if key not in fields:
-            raise InputError(f"{name}.{key} is not a field; {did_you_mean(key, [f'{name}.{f}' for f in fields])}")
+            raise InputError(f"{name}.{key} is not a field; {did_you_mean(str(key), [f'{name}.{f}' for f in fields])}")
     parsed = {}
     for key, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -79,25 +81,28 @@ def _convert(kind: Any, field: dataclasses.Field, value: Any, name: str) -> Any:
         return _convert(kind, field, value, name)
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
-        if value not in choices:
-            raise InputError(f"{name} is {value!r}, but should be one of {', '.join(choices)}")
+        if type(value) is not str or value not in choices:
+            raise InputError(f"{name} is {shown(value)}, but should be one of {', '.join(choices)}")
         return value
     if typing.get_origin(kind) is tuple:
         (item_kind, _), word = typing.get_args(kind), _WORDS[tuple]
         if not isinstance(value, list | tuple):
-            raise InputError(f"{name} is {value!r}, but should be {word}")
+            raise InputError(f"{name} is {shown(value)}, but should be {word}")
         return tuple(_convert(item_kind, field, item, f"{name}[{i}]") for i, item in enumerate(value))
     if kind is float and type(value) is int:
-        value = float(value)
+        # One of 400 digits is no float.
+        value = float(value) if abs(value) < _MOST_INTEGER else math.inf
     expected = typing.get_origin(kind) or kind
     if type(value) is not expected:
-        raise InputError(f"{name} is {value!r}, but should be {_WORDS[expected]}")
+        raise InputError(f"{name} is {shown(value)}, but should be {_WORDS[expected]}")
     for key, item in value.items() if kind == dict[str, str] else ():
         if type(item) is not str:
-            raise InputError(f"{name}.{key} is {item!r}, but should be text")
+            raise InputError(f"{name}.{key} is {shown(item)}, but should be text")
     _check_range(field, value, name)
     return value
 
+
+_MOST_INTEGER = 10**300
 
 _WORDS = {
     str: "text",
@@ -114,10 +119,10 @@ def _check_range(field: dataclasses.Field, value: Any, name: str) -> None:
         raise InputError(f"{name} is {value}, but should be finite")
     least, above, below, but = (field.metadata.get(bound) for bound in ("least", "above", "below", "but"))
     if least is not None and value < least:
-        raise InputError(f"{name} is {value}, but should be {least} or more")
+        raise InputError(f"{name} is {shown(value)}, but should be {least} or more")
     if above is not None and value <= above:
-        raise InputError(f"{name} is {value}, but should be greater than {above}")
+        raise InputError(f"{name} is {shown(value)}, but should be greater than {above}")
     if below is not None and value >= below:
-        raise InputError(f"{name} is {value}, but should be less than {below}")
+        raise InputError(f"{name} is {shown(value)}, but should be less than {below}")
     if but is not None and value == but:
         raise InputError(f"{name} is {value}, but should be {least} or more, and not {but}")

@@ -20,11 +20,11 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
       InputError: the folder or file cannot be written; names the path and the system's reason.
     """
     path = Path(path)
-    content = content.encode() if isinstance(content, str) else content
+    content = _encoded(content)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _write_beside(path, content)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be written: {reason(error)}") from error
     try:
         os.replace(temporary, path)
@@ -42,7 +42,7 @@ def write_folder_atomically(folder: str | Path, contents: Mapping[str, bytes | s
     """
     with new_folder(folder) as temporary:
         for name, content in contents.items():
-            (temporary / name).write_bytes(content.encode() if isinstance(content, str) else content)
+            (temporary / name).write_bytes(_encoded(content))
 
 
 @contextlib.contextmanager
@@ -78,6 +78,11 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _encoded(content: bytes | str) -> bytes:
+    # Halves of surrogate pairs, which stand for bytes of a name that are not UTF-8, become what JSON writes for them.
+    return content.encode(errors="backslashreplace") if isinstance(content, str) else content
 
 
 def reason(error: BaseException) -> str:

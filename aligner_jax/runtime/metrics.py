@@ -13,6 +13,9 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import decode_text, exists, open_file
+from aligner_jax.files.fields import Fields
+from aligner_jax.files.json_text import parse_object
 from aligner_jax.runtime.distributed import is_first
 from aligner_jax.runtime.files import reason, write_atomically
 from aligner_jax.runtime.nonfinite import finite_or_none
@@ -87,21 +90,23 @@ class MetricsWriter:
             raise InputError(f"metrics cannot be written in {self.path.parent}: {reason(error)}") from error
 
     def _keep_until(self, step: int) -> None:
-        try:
-            lines = self.path.read_text(encoding="utf-8").split("\n")
-        except FileNotFoundError:
+        if not exists(self.path):
             with self._failure_is_one_sentence():
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             return
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{self.path} cannot be read: {reason(error)}") from error
-        # What follows the last line end was cut off in the middle; usually it is "".
-        kept = [line for number, line in enumerate(lines[:-1], 1) if self._step_of(line, number) <= step]
-        if len(kept) < len(lines) - 1 or lines[-1]:
-            write_atomically(self.path, "".join(f"{line}\n" for line in kept))
+        kept, drops = [], False
+        with open_file(self.path) as file, self._failure_is_one_sentence():
+            for number, line in enumerate(file, 1):
+                # What follows the last line end was cut off in the middle.
+                stays = line.endswith(b"\n") and self._step_of(line, number) <= step
+                drops |= not stays
+                kept += [line] if stays else []
+        if drops:
+            write_atomically(self.path, b"".join(kept))
 
-    def _step_of(self, line: str, number: int) -> int:
+    def _step_of(self, line: bytes, number: int) -> int:
+        where = f"{self.path}:{number}"
         try:
-            return int(json.loads(line)["step"])
-        except (ValueError, TypeError, KeyError):
-            raise InputError(f"{self.path}:{number} is not a line of metrics; move the file away to go on") from None
+            return Fields(parse_object(decode_text(line, self.path), where), where).integer("step", least=0)
+        except InputError:
+            raise InputError(f"{where} is not a line of metrics; move the file away to go on") from None

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from aligner_jax.runtime.config import OptimConfig
 
@@ -18,7 +19,9 @@ def learning_rate(optim: OptimConfig, steps: int) -> optax.Schedule:
     - "constant": lr.
     - "warmup_constant": lr · (count + 1) / warmup_steps up to lr, then lr. The paper as intended. The first update
       already has a rate, so a short run wastes none.
-    - "cosine": the same warm-up, then half a cosine that reaches 0 at `steps`.
+    - "cosine": the same warm-up, then half a cosine from lr that reaches 0 at `count` = `steps`, after the last update,
+      as in optax.cosine_decay_schedule and in transformers. With `cosine_zero` "at_last" it is one update further, so
+      that the last one has rate 0: the schedule of runs that older versions began.
     - "paper_as_run": lr · count / warmup_steps, up to lr; the first update has rate 0. The paper as it really ran.
 
     The paper's training (arXiv 2312.05503; the authors' code is a fork of lit-llama) warms up over 2 epochs. Its code
@@ -81,6 +84,12 @@ def make_sweep_optimizer(optim: OptimConfig, steps: int, rates_a: Float[Array, "
     return optax.GradientTransformation(init, update)
 
 
+def updates_made(state: optax.OptState) -> Int[np.ndarray, "*a"]:
+    """Returns an optimizer's count of updates, which skipped steps leave as it is; of a sweep, each adapter's."""
+    counts = optax.tree.get_all_with_path(state, "count")
+    return np.asarray(counts[0][1])
+
+
 def to_state_dtype(trainable: PyTree[Float[Array, "..."]], optim: OptimConfig) -> PyTree[Float[Array, "..."]]:
     """The arrays in the dtype they are trained in."""
     return jax.tree.map(lambda leaf: leaf.astype(optim.state_dtype), trainable)
@@ -97,8 +106,10 @@ def _warmup_constant(optim: OptimConfig, steps: int) -> optax.Schedule:
 def _cosine(optim: OptimConfig, steps: int) -> optax.Schedule:
     warmup, length = optim.warmup_steps, max(steps - optim.warmup_steps, 1)
 
+    ahead = 1 if optim.cosine_zero == "at_last" else 0
+
     def rate(count):
-        progress = jnp.clip((count + 1 - warmup) / length, 0.0, 1.0)
+        progress = jnp.clip((count + ahead - warmup) / length, 0.0, 1.0)
         return _warmup_constant(optim, steps)(count) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
 
     return rate

@@ -1,11 +1,15 @@
-"""The config of a workdir's run: written beside its results, and compared before a run goes on."""
+"""What a run was begun with: kept in its workdir and its checkpoints, and compared before it goes on."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import exists, is_folder
+from aligner_jax.files.fields import Fields
+from aligner_jax.files.json_text import read_object
 from aligner_jax.runtime.config import TrainConfig, as_dict, parse_config
 from aligner_jax.runtime.files import write_atomically
 
@@ -23,6 +27,63 @@ MAY_DIFFER = (
 """Fields that a resumed run may change: they do not alter what a step computes, but for rounding, and with another
 mesh for LoRA's dropout, whose masks belong to a row's place among the devices.
 """
+_INPUTS = "inputs.json"
+_NOTED_LATER = ("form of the base",)
+"""Inputs that the first versions did not note: where one is absent, it counts as the same."""
+_MISPLACED = "put it back where it was written, or choose another --workdir"
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a run's steps depend on. Its checkpoints record it, and a workdir's `config.json` and `inputs.json` do.
+
+    Attributes:
+      config: of the run.
+      made_from: digests of the base, the data and the like, by names that can stand in a sentence.
+      workdir: of the run.
+    """
+
+    config: TrainConfig
+    made_from: Mapping[str, str]
+    workdir: Path
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what a checkpoint records, for JSON."""
+        return {"config": as_dict(self.config), "inputs": dict(self.made_from)}
+
+    def note_inputs(self) -> None:
+        """Writes `inputs.json`, where the run begins. Raises InputError where it cannot be written."""
+        write_atomically(self.workdir / _INPUTS, json.dumps(self.made_from, indent=2) + "\n")
+
+    def check(self, recorded: object, checkpoint: Path) -> None:
+        """Refuses to go on from a checkpoint of another config, or of another base, data or other input.
+
+        Args:
+          recorded: what `as_dict` gave when it was written; None in those of older versions, of which `config.json` and
+            `inputs.json` alone speak.
+          checkpoint: its folder.
+
+        Raises:
+          InputError: names what differs; or `inputs.json`, or what is recorded, is missing or cannot be used.
+        """
+        path = self.workdir / _INPUTS
+        if not exists(path):
+            raise _missing(path)
+        if changed := _changed(_read(path), self.made_from):
+            raise InputError(
+                f"{self.workdir} holds a run that began with another {changed}: continue it with the same files as "
+                "before, or choose another --workdir"
+            )
+        if recorded is None:
+            return
+        fields = Fields({"origin": recorded}, checkpoint).section("origin")
+        config, inputs = (fields.section(name) if fields else None for name in ("config", "inputs"))
+        if config is None or inputs is None:
+            raise InputError(f"{checkpoint} does not say of what run it is: remove it, or choose another --workdir")
+        if different := _differing(_parse(config.values, checkpoint), self.config):
+            raise InputError(f"{checkpoint} is of a run with another configuration ({different}): {_MISPLACED}")
+        if changed := _changed(inputs.values, self.made_from):
+            raise InputError(f"{checkpoint} is of a run that began with another {changed}: {_MISPLACED}")
 
 
 def save_config(config: TrainConfig, workdir: str | Path) -> None:
@@ -34,65 +95,95 @@ def save_config(config: TrainConfig, workdir: str | Path) -> None:
     write_atomically(Path(workdir) / "config.json", json.dumps(as_dict(config), indent=2) + "\n")
 
 
-def check_same_run(config: TrainConfig, workdir: str | Path) -> None:
-    """Refuses to go on with a workdir that was begun with another configuration. A workdir without one passes.
+def check_same_run(config: TrainConfig, workdir: str | Path) -> TrainConfig:
+    """Refuses to go on with a workdir that was begun with another configuration.
+
+    Returns:
+      The configuration to go on with: the given one, where the cosine ends as it did in the version that began the run.
 
     Raises:
-      InputError: names every differing field with its old and its new value, or says what is wrong with config.json.
+      InputError: names every differing field with its old and its new value, or says what is wrong with config.json;
+        or the workdir has checkpoints and no config.json.
     """
     path = Path(workdir) / "config.json"
-    try:
-        old = parse_config(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be used: {error}") from error
-    free = MAY_DIFFER[1:] if config.optim.schedule == "cosine" else MAY_DIFFER
-    if changes := differences(as_dict(old), as_dict(config), but=free):
+    if not exists(path):
+        _check_no_checkpoints(Path(workdir), path)
+        return config
+    old = _parse(_read(path), path)
+    optim = config.optim
+    if (old.optim.schedule, optim.schedule, old.optim.cosine_zero) == ("cosine", "cosine", "at_last"):
+        config = dataclasses.replace(config, optim=dataclasses.replace(optim, cosine_zero="at_last"))
+    if different := _differing(old, config):
         raise InputError(
-            f"{workdir} holds a run with another configuration ({changes}): "
-            "continue it with its own, or choose another --workdir"
+            f"{workdir} holds a run with another configuration ({different}): continue it with its own, or choose "
+            "another --workdir"
         )
+    return config
 
 
-def check_same_inputs(made_from: Mapping[str, str], workdir: str | Path, *, goes_on: bool) -> None:
-    """Refuses to go on where the base, the data or another input is not what the run began with; else notes them.
-
-    Args:
-      made_from: a digest of each, by its name.
-      goes_on: whether there is a checkpoint; without one the run begins with what there is.
-
-    Raises:
-      InputError: names what differs; or the file in which they are noted, `inputs.json`, cannot be used.
-    """
-    path = Path(workdir) / "inputs.json"
-    if goes_on and path.exists():
-        try:
-            was = dict(json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path} cannot be used: {error}") from error
-        # Runs of earlier releases noted fewer inputs.
-        if changed := [name for name, digest in made_from.items() if was.get(name, digest) != digest]:
-            raise InputError(
-                f"{workdir} holds a run that began with another {' and another '.join(changed)}: continue it with the "
-                "same files as before, or choose another --workdir"
-            )
-        return
-    write_atomically(path, json.dumps(made_from, indent=2) + "\n")
-
-
-def differences(was: Mapping[str, Any], now: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> str:
-    """Every field in which two configs differ, in words; "" where they do not.
+def changes(was: Mapping[str, Any], now: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> list[tuple[str, Any, Any]]:
+    """Returns every field in which two configs differ, as (dotted name, old value, new value).
 
     Args:
       but: beginnings of the names that do not count.
     """
     # Through JSON, where a tuple is a list.
     old, new = (_flatten(json.loads(json.dumps(each))) for each in (was, now))
-    return "; ".join(
-        f"{name} is {new.get(name)!r} and was {old.get(name)!r}"
+    return [
+        (name, old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and not name.startswith(but)
+    ]
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> str:
+    """Returns `changes` in words; "" where there are none."""
+    return "; ".join(f"{name} is {new!r} and was {old!r}" for name, old, new in changes(was, now, but=but))
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        return read_object(path)
+    except InputError as error:
+        raise _unusable(path, error) from None
+
+
+def _unusable(path: Path, error: InputError) -> InputError:
+    return InputError(f"{path} cannot be used: {error}; put back what was there, or choose another --workdir")
+
+
+def _parse(values: Mapping[str, Any], where: Path) -> TrainConfig:
+    """The config in a file, where a cosine that does not say where it is 0 is that of older versions."""
+    optim = values.get("optim")
+    if isinstance(optim, Mapping) and optim.get("schedule") == "cosine":
+        values = {**values, "optim": {"cosine_zero": "at_last", **optim}}
+    try:
+        return parse_config(values)
+    except InputError as error:
+        raise _unusable(where, error) from error
+
+
+def _differing(old: TrainConfig, new: TrainConfig) -> str:
+    # The rate of a cosine depends on the number of steps.
+    free = MAY_DIFFER[1:] if new.optim.schedule == "cosine" else MAY_DIFFER
+    return differences(as_dict(old), as_dict(new), but=free)
+
+
+def _changed(was: Mapping[str, object], made_from: Mapping[str, str]) -> str:
+    missing = {name: made_from[name] for name in _NOTED_LATER if name in made_from}
+    return " and another ".join(name for name, digest in made_from.items() if {**missing, **was}.get(name) != digest)
+
+
+def _check_no_checkpoints(workdir: Path, missing: Path) -> None:
+    checkpoints = workdir / "checkpoints"
+    if is_folder(checkpoints) and any(entry.name.isdecimal() for entry in checkpoints.iterdir()):
+        raise _missing(missing)
+
+
+def _missing(path: Path) -> InputError:
+    return InputError(
+        f"{path} is missing, and without it nothing says what the checkpoints beside it are of: put it back, or choose "
+        "another --workdir"
     )
 
 

@@ -1,34 +1,48 @@
 """Learning from preferences, against a frozen reference."""
 
 import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from aligner_jax.data.documents import digest
-from aligner_jax.data.pair_rows import eval_pair_batches, train_pair_batches
+from aligner_jax.data.pair_rows import PairBatch, eval_pair_batches, train_pair_batches
 from aligner_jax.data.pairs import Pair, documents_of, prompt_numbers, tokenize_pairs
 from aligner_jax.evals import preference
 from aligner_jax.objectives.reference import adapter_digest, fingerprint, load_reference, load_table, save_table, table
 from aligner_jax.peft import Adapter
+from aligner_jax.runtime.agreement import check_same
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.runtime.nonfinite import finite_or_none
 from aligner_jax.runtime.same_run import save_config
+from aligner_jax.runtime.workdir import Workdir
 from aligner_jax.tasks.task import Task, context_length, rows, split_examples, tokenizer_of
 from aligner_jax.weights.base import Base
 
 
-def preference_task(config: TrainConfig, base: Base, initial: Adapter, workdir: Path, console: Console) -> Task:
-    """Learning from preferences, against the reference that the config names."""
+def preference_task(
+    config: TrainConfig, base: Base, initial: Adapter, workdir: Workdir, check: Callable[[], None], console: Console
+) -> Task:
+    """Learning from preferences, against the reference that the config names; see `task.Task` for the arguments."""
     reference = load_reference(config.objective.reference, base, initial)
     context = min(context_length(base, each) for each in (initial, reference) if each is not None)
     training, heldout = load_pairs(config, base, console, context)
+    made_from = {
+        "base": base.fingerprint,
+        "form of the base": base.held_as,
+        "adapter to begin with": adapter_digest(initial),
+        "reference adapter": adapter_digest(reference),
+        "training data": digest(documents_of(training)),
+    }
+    check_same({**made_from, "held-out data": digest(documents_of(heldout))})
+    check()
     tables: dict[str, np.ndarray] = {}
     if config.objective.cache_reference:
         parts = {"train": training, **({"heldout": heldout} if heldout else {})}
-        tables = reference_tables(config, base, reference, parts, workdir, console)
+        tables = reference_tables(config, base, reference, parts, workdir, check, console)
     batches = train_pair_batches(training, seed=config.seed, reference_t=tables.get("train"), **rows(config))
     heldout_batches = []
     if heldout:
@@ -53,13 +67,6 @@ def preference_task(config: TrainConfig, base: Base, initial: Adapter, workdir: 
 
     # With tables the steps have no use for the adapter itself.
     in_steps = None if tables else reference
-    made_from = {
-        "base": base.fingerprint,
-        "form of the base": base.held_as,
-        "adapter to begin with": adapter_digest(initial),
-        "reference adapter": adapter_digest(reference),
-        "training data": digest(documents_of(training)),
-    }
     return Task(
         made_from, batches, in_steps, bool(heldout), lambda adapter: measure(adapter)[0].as_metrics(), write_report
     )
@@ -85,22 +92,32 @@ def reference_tables(
     base: Base,
     reference: Adapter | None,
     parts: dict[str, list[Pair]],
-    workdir: Path,
+    workdir: Workdir,
+    check: Callable[[], None],
     console: Console,
 ) -> dict[str, np.ndarray]:
     """The reference's log-probabilities of all pairs' tokens: those in the workdir, or else computed and kept there."""
     tables = {}
     # The workdir is this run's from its first file on; what is there already stays until the run goes on.
-    if not (workdir / "config.json").exists():
-        save_config(config, workdir)
+    workdir.check()
+    if not (workdir.path / "config.json").exists():
+        save_config(config, workdir.path)
     for name, pairs in parts.items():
-        path = workdir / f"reference_{name}.npz"
+        path = workdir.path / f"reference_{name}.npz"
         made_from = fingerprint(base, reference, pairs)
         found_t, why = load_table(path, made_from, pairs)
         if found_t is None:
             console.out(f"reference: {f'{why}; ' if why else ''}its log-probabilities of {len(pairs):,} {name} pairs…")
-            batches = eval_pair_batches(pairs, **rows(config))
+            batches = _checked(eval_pair_batches(pairs, **rows(config)), check)
             found_t = table(base.params, reference, batches, pairs, config=base.config)
+            workdir.check()
             save_table(path, found_t, made_from)
         tables[name] = found_t
     return tables
+
+
+def _checked(batches: Iterable[PairBatch], check: Callable[[], None]) -> Iterator[PairBatch]:
+    """The batches, between which a run that is asked to stop does."""
+    for batch in batches:
+        check()
+        yield batch

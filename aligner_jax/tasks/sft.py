@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -15,16 +16,28 @@ from aligner_jax.evals.heldout import heldout_loss
 from aligner_jax.objectives.reference import adapter_digest
 from aligner_jax.peft import Adapter, has_strength, with_strength
 from aligner_jax.peft.rows import unstack_adapter
+from aligner_jax.runtime.agreement import check_same
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.runtime.nonfinite import finite_or_none
+from aligner_jax.runtime.workdir import Workdir
 from aligner_jax.tasks.task import Task, context_length, rows, split_examples, tokenizer_of
 from aligner_jax.weights.base import Base
 
 
-def sft_task(config: TrainConfig, base: Base, adapter: Adapter, workdir: Path, console: Console) -> Task:
-    """Supervised fine-tuning on the examples' answers."""
+def sft_task(
+    config: TrainConfig, base: Base, adapter: Adapter, workdir: Workdir, check: Callable[[], None], console: Console
+) -> Task:
+    """Supervised fine-tuning on the examples' answers; see `task.Task` for the arguments."""
     data = load_data(config, base, console, context_length(base, adapter))
+    made_from = {
+        "base": base.fingerprint,
+        "form of the base": base.held_as,
+        "adapter to begin with": adapter_digest(adapter),
+        "training data": digest(data.train),
+    }
+    check_same({**made_from, "held-out data": digest(data.heldout)})
+    check()
     batches = pipeline.train_batches(data.train, seed=config.seed, **rows(config))
     heldout_batches = pipeline.eval_batches(data.heldout, **rows(config)) if data.heldout else []
 
@@ -44,12 +57,6 @@ def sft_task(config: TrainConfig, base: Base, adapter: Adapter, workdir: Path, c
             return
         report(config, base, adapter, data, heldout_batches, path, console)
 
-    made_from = {
-        "base": base.fingerprint,
-        "form of the base": base.held_as,
-        "adapter to begin with": adapter_digest(adapter),
-        "training data": digest(data.train),
-    }
     return Task(made_from, batches, None, bool(heldout_batches), evaluate, write_report)
 
 

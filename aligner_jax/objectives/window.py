@@ -1,0 +1,78 @@
+"""Metrics of the steps between two lines of a run's log."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Int
+
+from aligner_jax.objectives.step import StepMetrics
+
+
+class Window:
+    """The steps since the last line of metrics."""
+
+    def __init__(
+        self, peak_flops: float | None, rates: Mapping[str, optax.Schedule], updates: Int[np.ndarray, "*a"]
+    ) -> None:
+        """Begins with no step.
+
+        Args:
+          peak_flops: of all devices a second; None where it is not known.
+          rates: schedules by metric. Of a sweep `learning_rate_i` is adapter i's, and `learning_rate` adapter 0's.
+          updates: that the optimizer has made, from `optim.updates_made`.
+        """
+        self._began = time.monotonic()
+        self._steps: list[StepMetrics] = []
+        self._tokens, self._model_flops = 0, 0.0
+        self._peak_flops, self._rates, self._updates = peak_flops, rates, updates
+
+    def add(self, metrics: StepMetrics, tokens: int, model_flops: float) -> None:
+        """Takes the next step, with its tokens that are not padding and the FLOPs of its rows."""
+        self._steps.append(metrics)
+        self._tokens += tokens
+        self._model_flops += model_flops
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the time of work between the steps that is not theirs."""
+        jax.block_until_ready(self._steps)
+        paused = time.monotonic()
+        yield
+        self._began += time.monotonic() - paused
+
+    def close(self) -> dict[str, float]:
+        """Returns the metrics of the steps, and begins anew.
+
+        These are means over the steps that were not skipped (of a sweep, over the adapters too, and each one's loss by
+        its number), the number of skipped ones, tokens a second that are not padding, and the rate of the last step.
+        That is the schedule's at the optimizer's own count, which a skipped step does not change. On known chips there
+        is also mfu: model FLOPs a second (of all positions of the rows, padding too) over the peak.
+        """
+        steps = jax.device_get(self._steps)
+        now = time.monotonic()
+        taken = ~np.stack([metrics.skipped for metrics in steps])
+        numbers = [metrics.as_dict() for metrics in steps]
+        by_name = {name: np.stack([each[name] for each in numbers]) for name in numbers[0]}
+        means = {name: _mean(values, taken) for name, values in by_name.items()}
+        for i in range(taken.shape[1] if taken.ndim > 1 else 0):
+            means[f"loss_{i}"] = _mean(by_name["loss"][:, i], taken[:, i])
+        means["skipped"] = int(np.sum(~taken))
+        means["tokens_per_second"] = self._tokens / (now - self._began)
+        if self._peak_flops is not None:
+            means["mfu"] = self._model_flops / (now - self._began) / self._peak_flops
+        before_last = np.atleast_1d(self._updates + taken[:-1].sum(0))
+        for name, rate in self._rates.items():
+            adapter = name.removeprefix("learning_rate").removeprefix("_")
+            means[name] = float(np.asarray(rate(before_last[int(adapter or 0)])))
+        self._updates = self._updates + taken.sum(0)
+        self._began, self._steps, self._tokens, self._model_flops = now, [], 0, 0.0
+        return means
+
+
+def _mean(values: np.ndarray, taken: np.ndarray) -> float:
+    return float(np.mean(values[taken])) if taken.any() else math.nan

@@ -1,0 +1,95 @@
+"""Processes of one run compare what each was given, before anything that goes wrong where they differ."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from aligner_jax.errors import InputError
+from aligner_jax.runtime import distributed
+from aligner_jax.runtime.config import TrainConfig, as_dict
+from aligner_jax.runtime.same_run import changes
+
+_WEIGHTS_AND_WORDS = {".safetensors", ".gguf", ".pth", ".json", ".model", ".jinja"}
+_MOST_FILES = 1000
+_SAMPLE, _SAMPLES = 4096, 32
+
+
+def exchange(text: str) -> list[str]:
+    """Returns the texts of all processes, in their order; every process calls it at the same place."""
+    if distributed.is_alone():
+        return [text]
+    content = np.frombuffer(text.encode(errors="surrogatepass"), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(content)))).reshape(-1)
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(content)] = content
+    of_each = np.asarray(multihost_utils.process_allgather(padded))
+    return [row[:length].tobytes().decode(errors="surrogatepass") for row, length in zip(of_each, lengths, strict=True)]
+
+
+def check_same_config(config: TrainConfig) -> None:
+    """Refuses processes that were started with different configs or versions of JAX; before all other collectives.
+
+    Raises:
+      InputError: in every process: names the process and what differs.
+    """
+    mine = {"config": as_dict(config), "version of JAX": jax.__version__}
+    first, *others = map(json.loads, exchange(json.dumps(mine)))
+    for process, other in enumerate(others, 1):
+        if different := changes(first["config"], other["config"]):
+            fields = "; ".join(f"{name} is {new!r} there and {old!r} on process 0" for name, old, new in different)
+            raise InputError(
+                f"process {process} of {1 + len(others)} was started with another configuration ({fields}): give all "
+                "processes the same command and config file"
+            )
+        _check_digests(process, 1 + len(others), first, other, ["version of JAX"])
+
+
+def check_same(made_from: Mapping[str, str]) -> None:
+    """Refuses processes whose digests differ.
+
+    Args:
+      made_from: digests of what this process has read, by names that can stand in a sentence.
+
+    Raises:
+      InputError: in every process: names the process and what differs.
+    """
+    first, *others = map(json.loads, exchange(json.dumps(made_from)))
+    for process, other in enumerate(others, 1):
+        _check_digests(process, 1 + len(others), first, other, list(made_from))
+
+
+def _check_digests(process: int, count: int, first: dict[str, Any], other: dict[str, Any], names: list[str]) -> None:
+    if different := [name for name in names if first[name] != other[name]]:
+        raise InputError(
+            f"process {process} of {count} has another {' and another '.join(different)} than process 0: all "
+            "processes need the same files"
+        )
+
+
+def files_digest(path: Path) -> str:
+    """Returns a digest of a base model's files, of which parts are read: two models differ nearly everywhere.
+
+    Args:
+      path: a file, or a folder with weights, configuration and tokenizer in it or one level below.
+    """
+    files = [path]
+    if path.is_dir():
+        found = [*path.glob("*"), *path.glob("[!.]*/*")]
+        files = sorted(file for file in found if file.suffix in _WEIGHTS_AND_WORDS and file.is_file())[:_MOST_FILES]
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode(errors="surrogatepass"))
+        with file.open("rb") as content:
+            # Headers and small files are at their beginning.
+            digest.update(content.read(_SAMPLES * _SAMPLE))
+            for i in range(1, _SAMPLES + 1):
+                content.seek(max(size - _SAMPLE, 0) * i // _SAMPLES)
+                digest.update(content.read(_SAMPLE))
+    return digest.hexdigest()
