@@ -10,8 +10,8 @@ import pytest
 from aligner_jax.analysis.entries import UPDATES, compare
 from aligner_jax.analysis.gates import gates_of
 from aligner_jax.analysis.named import load_named, prompt_format, short_names
-from aligner_jax.analysis.write import check_folder
 from aligner_jax.analysis.rank import entropy_rank, fresh_spectrum, participation_ratio, spectra
+from aligner_jax.analysis.write import check_folder
 from aligner_jax.errors import InputError
 from aligner_jax.peft import init_adapter
 from aligner_jax.peft.artifact import save_adapter
