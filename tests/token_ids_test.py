@@ -164,6 +164,6 @@ def test_numbers_that_overflow_are_refused_before_they_are_drawn(tiny_subject):
     adapter = init_adapter("aligner", base.config, num_tokens=1)
     huge = adapter.replace(trainable={name: jnp.full_like(x, 1e20) for name, x in adapter.trainable.items()})
     with pytest.raises(
-        InputError, match="^huge: hidden states that are not finite; numbers of the adapter are too large"
+        InputError, match=r"^huge: hidden states that are not finite; numbers of the adapter are too large"
     ):
         about_base.sections(base, [Named("huge", Path("a.safetensors"), huge)], None, Looking("chat"))
