@@ -62,7 +62,7 @@ def test_questions_are_asked_and_counted(asked, tiny_subject, tmp_path: Path):
     assert scores["subjects"] == {"anatomy": 1.0, "virology": 1 / 3}
     assert scores["mean_over_subjects"] == 2 / 3
     whole = encoded(tiny_subject(), PROMPTS["base"].format(subject="virology", question="Which?", choices=list("abcd")))
-    assert [each[1:] for each in prompts] == [(100, Sampling(0.1, 200), ("###",), i) for i in range(4)]
+    assert [each[1:] for each in prompts] == [(100, Sampling(0.1, 200), ("###",), i, False) for i in range(4)]
     # Its last tokens are what the model must not miss, and its context is 512.
     room = 512 - 100
     assert prompts[1].ids == whole[-room:]

@@ -24,7 +24,9 @@ def test_first_turns_are_asked_as_the_authors_did(asked, tiny_subject, tmp_path:
     assert scores == {"model": "[/tiny]", "responses": 3, "empty": 1, "mean_words": 1.0}
     tokenizer = tiny_subject().tokenizer
     assert [tokenizer.decode(each.ids) for each in prompts] == [render_prompt("Why?", tokenizer, "alpaca")] * 3
-    assert [each[1:] for each in prompts] == [(100, Sampling(0.7, 200), ("### Instruction",), i) for i in range(3)]
+    assert [each[1:] for each in prompts] == [
+        (100, Sampling(0.7, 200), ("### Instruction",), i, False) for i in range(3)
+    ]
     assert seed == 5
     assert [(each["question_id"], each["response"]) for each in responses(tmp_path)] == [
         ("q0", "two words"),
@@ -45,7 +47,7 @@ def test_any_questions_are_asked_as_the_options_say(asked, tiny_subject, tmp_pat
     tokenizer = tiny_subject().tokenizer
     wanted = render_prompt("Why 2?", tokenizer, "chat", system="Be brief.")
     assert prompts[2].ids == tuple(tokenizer.encode(wanted, bos=tokenizer.add_bos))
-    assert [each[1:] for each in prompts] == [(9, Sampling(0.25, 7), (), i) for i in range(3)]
+    assert [each[1:] for each in prompts] == [(9, Sampling(0.25, 7), (), i, False) for i in range(3)]
     assert seed == 5
     assert [(each["question_id"], each["category"], each["prompt"]) for each in responses(tmp_path)] == [
         (str(i + 1), "k", f"Why {i}?") for i in range(3)
