@@ -1,9 +1,11 @@
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from absl import flags
@@ -220,3 +222,65 @@ command.run(main)
         [sys.executable, "-c", program], env={**os.environ, **paths}, capture_output=True, text=True, timeout=120
     )
     assert (run.returncode, run.stderr) == (1, "error: the disk is full\n")
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--" + "x" * 3_000_000,
+        "--x" * 1_000_000,
+        "y" * 3_000_000,
+        "--config=" + "z" * 3_000_000,
+        "--config=FILE:" + "z" * 3_000_000,
+        "--config.steps=" + "9" * 4000,
+        "--config.steps=" + "9" * 3_000_000,
+        "--config.optim.lr=" + "9" * 4000,
+        "--config.optim.lr=1e999",
+        "--config.optim.schedule=" + "[" * 1_000_000,
+        "--config.data.path=" + "(" * 100,
+        "--config." + "a." * 1_000_000 + "b=1",
+        "--config.seed=\x1b[2J\udcff",
+        "--config.get=1",
+        "--config.keys.get=1",
+        "--config..=1",
+        "--config.sweep.lr=(nan,)",
+        "--config.sweep.lr=" + str([1.0] * 100_000),
+        "--config.base=" + str({"a" * 1000: 1}),
+        "--config.base=" + str({1: 2}),
+    ],
+    ids=lambda argument: argument[:30],
+)  # fmt: skip
+def test_whatever_a_flag_holds_the_message_is_one_short_line(config_file, argument, monkeypatch):
+    began = time.monotonic()
+    arguments = [argument.replace("FILE", config_file)]
+    if not argument.startswith("--config="):
+        arguments.insert(0, f"--config={config_file}")
+    status, seen = run_here(arguments, monkeypatch)
+    if seen is None:
+        assert status.startswith("error: ")
+        assert len(status) < 420
+        assert status.isprintable()
+    assert time.monotonic() - began < 20
+
+
+def test_a_config_may_hold_anything_and_the_message_is_one_line(tmp_path):
+    for field, value in (
+        ("steps", "10**5000"), ("seed", "-10**5000"), ("optim.lr", "10**400"), ("optim.schedule", "[1] * 10**6"),
+        ("data.path", "b'x' * 10**6"), ("remat", "__import__('numpy').arange(9)"), ("sweep.lr", "['x' * 10**6]"),
+        ("base.dtype", "object()"), ("data.packing", "'no'"), ("optim.b1", "float('nan')"), ("mesh.data", "True"),
+    ):  # fmt: skip
+        text = f"from ml_collections import ConfigDict\ndef get_config():\n    return {{'x': {value}}}"
+        (tmp_path / "c.py").write_text(text)
+        value = load_config(tmp_path / "c.py").x
+        config = {"base": {"path": "m"}, "data": {"path": "d"}, "steps": 1}
+        section, _, name = field.rpartition(".")
+        (config.setdefault(section, {}) if section else config)[name] = value
+        with pytest.raises(InputError, match=rf"^config\.{re.escape(field)}") as caught:
+            parse_config(config)
+        assert len(str(caught.value)) <= 400
+    (tmp_path / "c.py").write_text(
+        "from ml_collections import ConfigDict\ndef get_config():\n    c = {}\n    for _ in range(5000):\n"
+        "        c = {'a': c}\n    return c"
+    )
+    with pytest.raises(InputError, match="nested too deeply"):
+        load_config(tmp_path / "c.py")

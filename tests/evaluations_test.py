@@ -313,3 +313,16 @@ def test_the_mmlu_and_gsm8k_protocols_run_whole(settings: dict, tmp_path: Path):
 )
 def test_a_subject_is_named_by_its_adapter(path: str | None, name: str):
     assert subject_name(path) == name
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[", b"[]", b"{}", b'{"evaluation": 3}', b"[" * 20_000, b'{"evaluation": ' + b"9" * 5000, b"\xff", b'{"a": 1, "a": 2}'],
+    ids=lambda content: str(content[:20]),
+)  # fmt: skip
+def test_results_that_no_evaluation_wrote_are_not_overwritten(settings: dict, tmp_path: Path, content: bytes):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"results\.json is not what an evaluation writes; give another folder"):
+        _evaluate(settings, None, tmp_path / "out")
+    assert (tmp_path / "out" / "results.json").read_bytes() == content

@@ -70,7 +70,15 @@ def test_a_file_of_somebody_elses_loses_nothing(tmp_path: Path, content: str):
     assert path.read_text() == torn
 
 
-@pytest.mark.parametrize("line", ["no JSON", "[1]", '{"value": 1}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no JSON", "[1]", '{"value": 1}', '{"key": "1"}', '{"key": 1, "value": 1}', "[" * 20_000,
+        '{"key": "1", "value": ' + "9" * 5000 + "}", '{"key": "1", "value": ' + '{"a":' * 20_000,
+        '{"key": "1", "value": 1, "value": 2}', "\x00" * 9,
+    ],
+    ids=lambda line: line[:25],
+)  # fmt: skip
 def test_damage_is_named_by_its_line(tmp_path: Path, line: str):
     path = tmp_path / "kept.jsonl"
     Kept(path, FROM).add({"1": 1})
@@ -82,3 +90,19 @@ def test_damage_is_named_by_its_line(tmp_path: Path, line: str):
 def test_a_folder_in_the_way_is_one_sentence(tmp_path: Path):
     with pytest.raises(InputError, match=r"is a folder, not a file$"):
         Kept(tmp_path, FROM)
+
+
+def test_halves_of_surrogate_pairs_are_kept(tmp_path: Path):
+    """A path that is not UTF-8 holds them, and older versions wrote them as three bytes."""
+    path = tmp_path / "kept.jsonl"
+    Kept(path, {"path": "w\udcff"}).add({"1": "\ud800"})
+    path.read_text(encoding="utf-8")
+    assert Kept(path, {"path": "w\udcff"})["1"] == "\ud800"
+    path.write_bytes(path.read_bytes().replace(rb"\ud800", "\ud800".encode(errors="surrogatepass")))
+    assert Kept(path, {"path": "w\udcff"})["1"] == "\ud800"
+
+
+def test_a_device_is_not_read(tmp_path: Path):
+    (tmp_path / "kept.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"kept\.jsonl is a device or a pipe, not a file$"):
+        Kept(tmp_path / "kept.jsonl", FROM)

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from tiny_llama import write_tiny_llama
 
 STEPS, EVERY, STALL = 60, 5, 10
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 CONFIG = """
 from ml_collections import ConfigDict
 
@@ -88,7 +89,7 @@ class Run:
             self.processes.append(
                 subprocess.Popen(
                     [*command, *overrides, *(last if number == count - 1 else ())],
-                    env={**os.environ, **(joined if count > 1 else {})}, cwd=cwd and cwd / f"host{number}",
+                    env={**ENVIRONMENT, **(joined if count > 1 else {})}, cwd=cwd and cwd / f"host{number}",
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                 )
             )  # fmt: skip
@@ -255,7 +256,8 @@ def test_processes_with_files_of_their_own_say_which_differ(folder: Path, tmp_pa
     if kind == "base":
         changed.write_bytes(content[:-3000] + bytes(3000))
     else:
-        changed.write_bytes(content.replace(*((b"is 2.", b"is 3.") if kind == "training data" else (b"43.", b"34."))))
+        row = b"very 2." if kind == "training data" else b"very 43."
+        changed.write_bytes(content.replace(row, b"very 9."))
     assert changed.read_bytes() != content
     flags = ("--config.base.path=model", "--config.data.path=data.jsonl")
     run = Run(folder / f"{objective}.py", tmp_path / "run", 2, *flags, cwd=tmp_path)

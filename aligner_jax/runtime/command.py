@@ -26,6 +26,10 @@ from aligner_jax.runtime.plain_log import make_plain
 # A flag that this module defines for a command is listed among that command's own.
 flags.disclaim_key_flags()
 
+_MOST_SECTIONS = 10
+_LONGEST_NAME = 100
+"""No config is as deep, and no flag's name as long."""
+
 Override = tuple[str, str | bool]
 """A dotted field name and the text that was given for it; True or False for --config.x and --noconfig.x."""
 
@@ -88,12 +92,10 @@ def load_config(path: str | Path, overrides: Iterable[Override] = ()) -> ConfigD
         raise InputError(f"config file {file} fails{_line_of(error, file)}: {_describe(error)}") from error
     if get_config is None:
         raise InputError(f"config file {file} has no function get_config()")
-    if isinstance(config, dict):
-        config = ConfigDict(config)
-    if not isinstance(config, ConfigDict):
+    if not isinstance(config, dict | ConfigDict):
         raise InputError(f"config file {file} does not return a ConfigDict from get_config() but {shown(config)}")
     try:
-        config.unlock()
+        config = ConfigDict(config) if isinstance(config, dict) else config.unlock()
         config.to_dict()
     except RecursionError:
         raise InputError(f"config file {file} returns sections that are nested too deeply") from None
@@ -177,6 +179,10 @@ def _parse_flags(argv: Sequence[str]) -> None:
     if _config_flags:
         rest, _config_flags[0].overrides = _split_overrides(argv)
     app.define_help_flags()
+    for argument in rest:
+        # absl looks for a name that is near, by recursion over its letters.
+        if argument.startswith("-") and len(name := argument.lstrip("-").partition("=")[0]) > _LONGEST_NAME:
+            raise InputError(f"--{name[:_LONGEST_NAME]}… is not a flag of this command")
     try:
         positional = flags.FLAGS(rest)[1:]
     except flags.UnrecognizedFlagError as error:
@@ -212,6 +218,8 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
 
 def _override(config: ConfigDict, name: str, text: str | bool) -> None:
     *sections, field = name.split(".")
+    if len(sections) > _MOST_SECTIONS:
+        raise InputError(f"config.{name} is no field: none is as many sections deep")
     section = config
     for depth, key in enumerate(sections, 1):
         if section.get(key) is None:
@@ -221,7 +229,10 @@ def _override(config: ConfigDict, name: str, text: str | bool) -> None:
             raise InputError(f"config.{'.'.join(sections[:depth])} is not a section, so config.{name} cannot be set")
     with section.ignore_type():
         keep = isinstance(section.get(field), str) and text != "None"
-        section[field] = text if keep else _literal(text)
+        try:
+            section[field] = text if keep else _literal(text)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"config.{name} cannot be set: {_describe(error)}") from error
 
 
 def _literal(text: str | bool) -> Any:

@@ -91,7 +91,7 @@ def _convert(kind: Any, field: dataclasses.Field, value: Any, name: str) -> Any:
         return tuple(_convert(item_kind, field, item, f"{name}[{i}]") for i, item in enumerate(value))
     if kind is float and type(value) is int:
         # One of 400 digits is no float.
-        value = float(value) if abs(value) < _MOST_INTEGER else math.inf
+        value = float(value) if abs(value) < _MOST_FLOAT else math.inf
     expected = typing.get_origin(kind) or kind
     if type(value) is not expected:
         raise InputError(f"{name} is {shown(value)}, but should be {_WORDS[expected]}")
@@ -102,7 +102,8 @@ def _convert(kind: Any, field: dataclasses.Field, value: Any, name: str) -> Any:
     return value
 
 
-_MOST_INTEGER = 10**300
+# Seeds are the largest numbers of a config.
+_MOST_INTEGER, _MOST_FLOAT = 2**32, 10**300
 
 _WORDS = {
     str: "text",
@@ -124,5 +125,7 @@ def _check_range(field: dataclasses.Field, value: Any, name: str) -> None:
         raise InputError(f"{name} is {shown(value)}, but should be greater than {above}")
     if below is not None and value >= below:
         raise InputError(f"{name} is {shown(value)}, but should be less than {below}")
+    if below is None and type(value) is int and value > _MOST_INTEGER:
+        raise InputError(f"{name} is {shown(value)}, but should be {_MOST_INTEGER} or less")
     if but is not None and value == but:
         raise InputError(f"{name} is {value}, but should be {least} or more, and not {but}")

@@ -60,13 +60,14 @@ class Workdir:
     def __enter__(self) -> Self:
         token = f".seen_by_all_{secrets.token_hex(8)}"
         try:
-            self._enter(token)
+            try:
+                self._enter(token)
+            finally:
+                with contextlib.suppress(OSError):
+                    (self.path / token).unlink()
         except BaseException:
             self.__exit__()
             raise
-        finally:
-            with contextlib.suppress(OSError):
-                (self.path / token).unlink()
         return self
 
     def __exit__(self, *_: object) -> None:
