@@ -49,25 +49,17 @@ def or_none(make):
         return None
 
 
-def is_cut_alike(name: str, text: str) -> bool:
-    """A first space of a text is the vocabulary's own affair, see tokenizer_test."""
-    return not (name.startswith("sentencepiece") and text.startswith(" "))
-
-
 @pytest.mark.parametrize("name", FOLDERS)
 def test_texts_are_scored_as_by_hf(name: str, tmp_path: Path):
     model, golden = load(tmp_path, name), HF["folders"][name]
     for text, wanted in zip(TEXTS, golden["ids"], strict=True):
-        if is_cut_alike(name, text):
-            assert [model.tok_encode(text, special) for special in (None, False)] == wanted
+        assert [model.tok_encode(text, special) for special in (None, False)] == wanted
     for pair, wanted in zip(PAIRS, golden["pairs"], strict=True):
-        if is_cut_alike(name, "".join(pair)):
-            found = or_none(lambda pair=pair: model.loglikelihood(requests(pair))[0])
-            assert (found is None) == (wanted is None)
-            assert found is None or found == (pytest.approx(wanted[0], rel=1e-5), wanted[1])
+        found = or_none(lambda pair=pair: model.loglikelihood(requests(pair))[0])
+        assert (found is None) == (wanted is None)
+        assert found is None or found == (pytest.approx(wanted[0], rel=1e-5), wanted[1])
     for text, wanted in zip(ROLLING, golden["rolling"], strict=True):
-        if is_cut_alike(name, text):
-            assert model.loglikelihood_rolling(requests((text,))) == [pytest.approx(wanted, rel=1e-5)]
+        assert model.loglikelihood_rolling(requests((text,))) == [pytest.approx(wanted, rel=1e-5)]
 
 
 @pytest.mark.parametrize("name", ["bpe", "bpe_adds_bos", "sentencepiece"])

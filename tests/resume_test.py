@@ -14,6 +14,8 @@ from killed_runs import check_killed_run, logged
 from whole_runs import check_not_cut_short, config_file, run
 
 from aligner_jax.errors import InputError
+from aligner_jax.runtime.config import parse_config
+from aligner_jax.runtime.same_run import save_config
 from aligner_jax.runtime.workdir import Workdir
 
 
@@ -134,6 +136,7 @@ def test_a_run_does_not_go_on_with_a_base_that_is_held_otherwise(settings: dict,
     save_config(parse_config(quantized), workdir)
     with pytest.raises(InputError, match=r"began with another form of the base: continue it with the"):
         run({**quantized, "steps": 4}, workdir)
+    save_config(parse_config({**settings, "steps": 2}), workdir)
     # Runs of earlier releases noted the fingerprint alone.
     noted = json.loads((workdir / "inputs.json").read_text())
     assert noted.pop("form of the base") == "float32"
