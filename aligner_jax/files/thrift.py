@@ -1,12 +1,13 @@
-"""Structures in Thrift's compact protocol, as Parquet writes its headers."""
+"""Structures in Thrift's compact protocol, as Parquet writes its headers and its footer."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 type Struct = dict[int, object]
 """Values by field number: integers, flags, bytes, lists and structures."""
 
-_MOST_DEPTH, _MOST_ELEMENTS = 16, 4096
+_MOST_DEPTH = 16
+_TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 12
+_INTEGERS = (4, 5, 6)
 
 
 class Malformed(ValueError):
@@ -20,93 +21,89 @@ class Read(NamedTuple):
     end: int
 
 
-def read_struct(data: bytes, start: int = 0) -> Read:
+def read_struct(data: bytes, start: int = 0, *, most_elements: int = 4096) -> Read:
     """Returns the structure that begins at `start`.
 
+    Args:
+      data: the bytes.
+      start: where it begins.
+      most_elements: that a list may have.
+
     Raises:
-      Malformed: there is none, it ends too early, is nested more than 16 deep, or has a list of more than 4096
-        elements.
+      Malformed: there is none, it ends too early, is nested more than 16 deep, or has a list of too many elements.
     """
+    reader = _Reader(data, start, most_elements)
     try:
-        return Read(*_struct(data, start, _MOST_DEPTH))
+        return Read(reader.struct(_MOST_DEPTH), reader.at)
     except IndexError:
         raise Malformed("ends too early") from None
 
 
-def _struct(data: bytes, at: int, depth: int) -> tuple[Struct, int]:
-    if depth == 0:
-        raise Malformed("is nested too deeply")
-    fields: Struct = {}
-    number = 0
-    while head := data[at]:
-        at += 1
-        if head >> 4:
-            number += head >> 4
-        else:
-            unsigned, at = _varint(data, at)
-            number = _signed(unsigned)
-        kind = head & 15
-        # A flag of a field is in its type.
-        fields[number], at = (kind == 1, at) if kind in (1, 2) else _value(data, at, kind, depth)
-    return fields, at + 1
+class _Reader:
+    def __init__(self, data: bytes, at: int, most_elements: int) -> None:
+        self.data, self.at, self._most = data, at, most_elements
 
+    def struct(self, depth: int) -> Struct:
+        if depth == 0:
+            raise Malformed("is nested too deeply")
+        fields: Struct = {}
+        number = 0
+        while head := self._byte():
+            number = number + (head >> 4) if head >> 4 else self._integer()
+            kind = head & 15
+            # A flag of a field is in its type.
+            fields[number] = kind == _TRUE if kind in (_TRUE, _FALSE) else self._value(kind, depth)
+        return fields
 
-def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[object, int]:
-    if kind not in _READ:
+    def _value(self, kind: int, depth: int) -> object:
+        if kind in _INTEGERS:
+            return self._integer()
+        if kind == _BINARY:
+            return self._bytes(self._varint())
+        if kind == _STRUCT:
+            return self.struct(depth - 1)
+        if kind in (_LIST, _SET):
+            return self._list(depth - 1)
+        if kind == _DOUBLE:
+            return self._bytes(8)
+        if kind == _BYTE:
+            return self._byte()
         raise Malformed(f"has a value of the unknown type {kind}")
-    return _READ[kind](data, at, depth)
 
+    def _list(self, depth: int) -> list[object]:
+        if depth == 0:
+            raise Malformed("is nested too deeply")
+        head = self._byte()
+        size, kind = head >> 4, head & 15
+        if size == 15:
+            size = self._varint()
+        if size > self._most:
+            raise Malformed("has a list of too many elements")
+        if kind in (_TRUE, _FALSE):
+            return [self._byte() == _TRUE for _ in range(size)]
+        return [self._value(kind, depth) for _ in range(size)]
 
-def _list(data: bytes, at: int, depth: int) -> tuple[list, int]:
-    if depth == 0:
-        raise Malformed("is nested too deeply")
-    size, kind = data[at] >> 4, data[at] & 15
-    at += 1
-    if size == 15:
-        size, at = _varint(data, at)
-    if size > _MOST_ELEMENTS:
-        raise Malformed("has a list of too many elements")
-    values = []
-    for _ in range(size):
-        value, at = (data[at] == 1, at + 1) if kind in (1, 2) else _value(data, at, kind, depth - 1)
-        values.append(value)
-    return values, at
+    def _byte(self) -> int:
+        byte = self.data[self.at]
+        self.at += 1
+        return byte
 
+    def _bytes(self, size: int) -> bytes:
+        if size > len(self.data) - self.at:
+            raise Malformed("ends too early")
+        self.at += size
+        return self.data[self.at - size : self.at]
 
-def _bytes(data: bytes, at: int, depth: int) -> tuple[bytes, int]:
-    size, at = _varint(data, at)
-    if size > len(data) - at:
-        raise Malformed("ends too early")
-    return data[at : at + size], at + size
+    def _integer(self) -> int:
+        value = self._varint()
+        return value >> 1 ^ -(value & 1)
 
-
-def _integer(data: bytes, at: int, depth: int) -> tuple[int, int]:
-    value, at = _varint(data, at)
-    return _signed(value), at
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[at]
-        value, at = value | (byte & 127) << shift, at + 1
-        if byte < 128:
-            return value, at
-    raise Malformed("has an integer of too many bytes")
-
-
-def _signed(value: int) -> int:
-    return value >> 1 ^ -(value & 1)
-
-
-_READ: dict[int, Callable[[bytes, int, int], tuple[object, int]]] = {
-    3: lambda data, at, depth: (data[at], at + 1),
-    4: _integer,
-    5: _integer,
-    6: _integer,
-    7: lambda data, at, depth: (data[at : at + 8], at + 8),
-    8: _bytes,
-    9: _list,
-    10: _list,
-    12: lambda data, at, depth: _struct(data, at, depth - 1),
-}
+    def _varint(self) -> int:
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = self.data[self.at]
+            self.at += 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise Malformed("has an integer of too many bytes")

@@ -1,20 +1,17 @@
 """Rows of a Parquet file."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from aligner_jax.data.sources.bounded import MOST_RECORD, check_ratio
 from aligner_jax.data.sources.parquet_columns import check_times, filled
-from aligner_jax.data.sources.parquet_pages import check_pages
+from aligner_jax.data.sources.parquet_footer import Footer, read_footer
+from aligner_jax.data.sources.parquet_pages import Column, check_pages
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, open_file
 
-MAGIC = b"PAR1"
-"""What a Parquet file begins and ends with."""
-
-_MOST_FOOTER = 16 * MEBIBYTE
 # Types of single values that records are made of; a day of the year 12,000 or a time zone of nowhere has no value.
 _PLAIN_TYPES = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE", "BYTE_ARRAY")
 _PLAIN_MEANINGS = ("NONE", "STRING", "INT", "ENUM", "JSON", "NULL", "UNKNOWN")
@@ -60,23 +57,30 @@ class _Rows:
 
     def _open(self, file: BinaryIO, columns: Collection[str] | None) -> None:
         pyarrow, path = self._pyarrow, self._path
-        parquet = pyarrow.parquet
-        limits: dict[str, Any] = _limits(file, self._size, path)
+        footer = read_footer(file, self._size, path)
+        # Bounds on what pyarrow allocates before it finds a list to be damaged.
+        limits: dict[str, Any] = {
+            "thrift_string_size_limit": footer.size,
+            "thrift_container_size_limit": max(footer.size // 6, 1000),
+            "page_checksum_verification": True,
+            "pre_buffer": False,
+        }
         try:
-            table = parquet.ParquetFile(pyarrow.OSFile(str(path)), **limits)
-            names = list(table.schema_arrow.names)
-            _check_names(names, path)
-            leaves = self._leaves(table, names, columns)
-            self._paths = [table.metadata.schema.column(number).path for number in leaves]
-            read = {path.partition(".")[0] for path in self._paths}
-            unread = [name for name in names if name not in read]
-            for name in unread:
-                check_times(table, name, path)
-            self.unread = {name: filled(table, name) for name in unread}
-            layout = check_pages(file, self._size, table.metadata, leaves, path)
+            table = pyarrow.parquet.ParquetFile(pyarrow.OSFile(str(path)), **limits)
+            schema = table.metadata.schema
+            leaves = [schema.column(number) for number in range(len(schema))]
+            if any(len(group.chunks) != len(leaves) for group in footer.groups):
+                raise InputError(f"{path} is damaged: a row group has not the columns of the file")
+            fields = list(table.schema_arrow)
+            _check_names([field.name for field in fields], path)
+            read = self._leaves(leaves, columns)
+            self._paths = [leaves[number].path for number in read]
+            self.unread = self._unread(footer, fields, leaves)
+            wanted = {i: Column(leaves[i].path, leaves[i].max_repetition_level > 0) for i in read}
+            layout = check_pages(file, self._size, footer, wanted, path)
             if layout.as_dictionary:
                 reader = pyarrow.OSFile(str(path))
-                table = parquet.ParquetFile(reader, read_dictionary=layout.as_dictionary, **limits)
+                table = pyarrow.parquet.ParquetFile(reader, read_dictionary=layout.as_dictionary, **limits)
         except Exception as error:  # Whatever the reader raises for damaged files.
             raise self._error(error, 0) from None
         self._table, self._rows = table, layout.rows
@@ -95,18 +99,30 @@ class _Rows:
         except Exception as error:  # Whatever the reader raises for damaged files.
             raise self._error(error, number) from None
 
-    def _leaves(self, table: Any, names: list[str], columns: Collection[str] | None) -> list[int]:
+    def _leaves(self, leaves: Sequence[Any], columns: Collection[str] | None) -> list[int]:
         """Numbers of the leaf columns to read."""
-        schema = table.metadata.schema
         found = []
-        for number in range(len(schema)):
-            leaf = schema.column(number)
+        for number, leaf in enumerate(leaves):
             name, _, inside = leaf.path.partition(".")
             plain = leaf.physical_type in _PLAIN_TYPES and leaf.logical_type.type in _PLAIN_MEANINGS
             if (columns is None or name in columns or leaf.path in columns) and (plain or not inside):
                 found.append(number)
         # A file that has none of them: its first row says so by the names that it has.
-        return found or list(range(len(schema)))
+        return found or list(range(len(leaves)))
+
+    def _unread(self, footer: Footer, fields: Sequence[Any], leaves: Sequence[Any]) -> dict[str, int]:
+        """How many rows have a value in each of the columns that are not read, and refuses impossible times."""
+        read = {path.partition(".")[0] for path in self._paths} | set(self._paths)
+        flat = {leaf.path: number for number, leaf in enumerate(leaves)}
+        unread = {}
+        for field in fields:
+            if field.name in read:
+                continue
+            number = flat.get(field.name)
+            unread[field.name] = footer.num_rows if number is None else filled(footer, number)
+            if number is not None:
+                check_times(footer, number, field.type, field.name, self._path)
+        return unread
 
     def _check_rows(self, batch: Any, number: int) -> None:
         for i in range(batch.num_rows):
@@ -125,28 +141,6 @@ class _Rows:
         reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
         after = f" after row {number}" if number else ""
         return InputError(f"{self._path} cannot be read as Parquet{after}: {reason}")
-
-
-def _limits(file: BinaryIO, size: int, path: Path) -> dict[str, Any]:
-    """Bounds on what the footer may make pyarrow allocate before it is found to be damaged."""
-    file.seek(max(size - 8, 0))
-    end = file.read(8)
-    footer = int.from_bytes(end[:4], "little")
-    if size < 12 or end[4:] != MAGIC:
-        raise InputError(
-            f"{path} cannot be read as Parquet: it does not end with {MAGIC.decode()}, so it may be cut short"
-        )
-    if not 0 < footer <= min(size - 12, _MOST_FOOTER):
-        raise InputError(f"{path} cannot be read as Parquet: its metadata should be {footer:,} of its {size:,} bytes")
-    file.seek(0)
-    # Lists of columns and row groups have at least 6 bytes for each element.
-    return {
-        "thrift_string_size_limit": footer,
-        "thrift_container_size_limit": max(footer // 6, 1000),
-        "page_checksum_verification": True,
-        "pre_buffer": False,
-        "memory_map": False,
-    }
 
 
 def _check_names(names: list[str], path: Path) -> None:

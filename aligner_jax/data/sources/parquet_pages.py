@@ -6,11 +6,12 @@ headers tell both (parquet.thrift, `PageHeader`), and reading them costs nothing
 
 import itertools
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from aligner_jax.data.sources.bounded import FREE, MOST_RATIO, check_ratio
+from aligner_jax.data.sources.parquet_footer import Chunk, Footer
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE
 from aligner_jax.files.thrift import Malformed, Read, read_struct
@@ -20,6 +21,7 @@ _BATCH = 8 * MEBIBYTE
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _DELTA_BYTE_ARRAY = 7
 _HEADER = 64 * 1024
+_CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 
 
 class Layout(NamedTuple):
@@ -29,7 +31,14 @@ class Layout(NamedTuple):
     as_dictionary: list[str]
 
 
-class _Chunk(NamedTuple):
+class Column(NamedTuple):
+    """A leaf column's path in the schema, and whether it is in a list."""
+
+    path: str
+    repeated: bool
+
+
+class _Unpacked(NamedTuple):
     """Bytes of a column chunk once unpacked, its longest text that may repeat, and how many values may be that."""
 
     unpacked: int
@@ -37,66 +46,51 @@ class _Chunk(NamedTuple):
     repeating: int
 
 
-def check_pages(file: BinaryIO, size: int, metadata: Any, columns: Sequence[int], path: Path) -> Layout:
+def check_pages(file: BinaryIO, size: int, footer: Footer, columns: Mapping[int, Column], path: Path) -> Layout:
     """Walks the page headers of some columns, and tells how to read these within little memory.
 
     Args:
       file: the Parquet file.
       size: of the file, in bytes.
-      metadata: pyarrow's `FileMetaData` of it.
-      columns: numbers of the leaf columns.
+      footer: of the file.
+      columns: by number, the leaf columns to read.
       path: for errors.
 
     Raises:
-      InputError: headers are damaged, contradict the metadata, or tell of more than a file of examples has.
+      InputError: headers are damaged, contradict the footer, or tell of more than a file of examples has.
     """
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     most = MEBIBYTE + 16 * size
-    if sum(group.num_rows for group in groups) != metadata.num_rows or not 0 <= metadata.num_rows <= most:
-        raise InputError(f"{path} is damaged: its {metadata.num_rows:,} rows are not those of its row groups")
-    footer = int.from_bytes(_at(file, size - 8, 4), "little")
+    if footer.num_rows > most:
+        raise InputError(f"{path} may be damaged: it has {footer.num_rows:,} rows in {size:,} bytes")
     taken: list[tuple[int, int]] = []
     rows, as_dictionary, total = _MOST_ROWS, [], 0
-    for number in columns:
-        described = metadata.schema.column(number)
-        repeated = described.max_repetition_level > 0
-        for group in groups:
-            chunk = group.column(number)
-            if not group.num_rows and not chunk.num_values:
+    for number, column in columns.items():
+        for group in footer.groups:
+            if not group.num_rows:
                 continue
+            chunk = group.chunks[number]
             try:
-                begin, end = _range(chunk, size - 8 - footer)
-                if chunk.num_values < group.num_rows or chunk.num_values > (most if repeated else group.num_rows):
+                if chunk.num_values > (most if column.repeated else group.num_rows):
                     raise Malformed(f"has {chunk.num_values:,} values in {group.num_rows:,} rows")
-                found = _chunk(file, chunk, begin, end, repeated)
+                found = _chunk(file, chunk, column.repeated)
             except (Malformed, struct.error) as error:
-                raise InputError(f"{path} is damaged: its column {described.path!r} {error}") from None
-            taken.append((begin, end))
+                raise InputError(f"{path} is damaged: its column {column.path!r} {error}") from None
+            taken.append((chunk.begin, chunk.end))
             check_ratio(total := total + found.unpacked, size, path)
-            mean = found.unpacked // max(group.num_rows, 1)
+            mean = found.unpacked // group.num_rows
             rows = min(rows, max(_BATCH // max(mean, 1), 1))
-            if not repeated:
+            if not column.repeated:
                 rows = min(rows, max(_BATCH // max(found.longest, 1), 1))
-            elif found.repeating * found.longest > 4 * _BATCH + 8 * size and described.path not in as_dictionary:
-                as_dictionary.append(described.path)
+            elif found.repeating * found.longest > 4 * _BATCH + 8 * size and column.path not in as_dictionary:
+                as_dictionary.append(column.path)
     taken.sort()
     if any(first[1] > second[0] for first, second in itertools.pairwise(taken)):
         raise InputError(f"{path} is damaged: two of its columns are at the same place")
     return Layout(rows, as_dictionary)
 
 
-def _range(chunk: Any, end_of_data: int) -> tuple[int, int]:
-    begin = chunk.data_page_offset
-    if chunk.dictionary_page_offset:
-        begin = min(begin, chunk.dictionary_page_offset)
-    end = begin + chunk.total_compressed_size
-    if chunk.file_path or not 4 <= begin <= end <= end_of_data:
-        raise Malformed("lies outside of the file")
-    return begin, end
-
-
-def _chunk(file: BinaryIO, chunk: Any, begin: int, end: int, repeated: bool) -> _Chunk:
-    at, values = begin, 0
+def _chunk(file: BinaryIO, chunk: Chunk, repeated: bool) -> _Unpacked:
+    at, end, values = chunk.begin, chunk.end, 0
     unpacked = longest = repeating = 0
     in_dictionary = 0
     while values < chunk.num_values:
@@ -125,7 +119,7 @@ def _chunk(file: BinaryIO, chunk: Any, begin: int, end: int, repeated: bool) -> 
         at += packed
     if values != chunk.num_values:
         raise Malformed(f"has {values:,} values and not {chunk.num_values:,}")
-    return _Chunk(unpacked, longest, repeating)
+    return _Unpacked(unpacked, longest, repeating)
 
 
 def _header(file: BinaryIO, at: int, end: int) -> tuple[dict[int, object], int]:
@@ -139,17 +133,19 @@ def _header(file: BinaryIO, at: int, end: int) -> tuple[dict[int, object], int]:
     return read.fields, at + read.end
 
 
-def _longest(packed: bytes, size: int, count: int, chunk: Any) -> int:
+def _longest(packed: bytes, size: int, count: int, chunk: Chunk) -> int:
     """Bytes of the longest text in a dictionary page."""
     import pyarrow
 
-    codec = {"UNCOMPRESSED": None, "LZ4": "lz4_raw"}.get(chunk.compression, chunk.compression.lower())
-    if chunk.physical_type != "BYTE_ARRAY":
+    if not chunk.is_text:
         return 0
+    codec = _CODECS.get(chunk.codec)
     try:
-        data = packed if codec is None else bytes(pyarrow.Codec(codec).decompress(packed, size))
+        data = bytes(pyarrow.Codec(codec).decompress(packed, size)) if codec else packed
     except (pyarrow.ArrowException, OSError, ValueError):
-        # The older of two codecs called LZ4, or damage, which the reader will name.
+        # Damage, which the reader will name.
+        return size
+    if codec is None and chunk.codec != 0:
         return size
     at = longest = 0
     for _ in range(count):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from aligner_jax.data.sources.bounded import check_ratio, content_pieces
 from aligner_jax.data.sources.json_records import json_values
-from aligner_jax.data.sources.parquet import MAGIC, open_parquet
+from aligner_jax.data.sources.parquet import open_parquet
+from aligner_jax.data.sources.parquet_footer import MAGIC
 from aligner_jax.data.sources.values import kind
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import open_file
