@@ -317,7 +317,10 @@ def test_a_subject_is_named_by_its_adapter(path: str | None, name: str):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[", b"[]", b"{}", b'{"evaluation": 3}', b"[" * 20_000, b'{"evaluation": ' + b"9" * 5000, b"\xff", b'{"a": 1, "a": 2}'],
+    [
+        b"", b"[", b"[]", b"{}", b'{"evaluation": 3}', b"[" * 20_000, b'{"evaluation": ' + b"9" * 5000, b"\xff",
+        b'{"a": 1, "a": 2}',
+    ],
     ids=lambda content: str(content[:20]),
 )  # fmt: skip
 def test_results_that_no_evaluation_wrote_are_not_overwritten(settings: dict, tmp_path: Path, content: bytes):
