@@ -85,6 +85,8 @@ def test_what_is_missing_is_named_or_has_its_default(name):
         ("[" * 200 + "]" * 200, "it is nested too deeply"),
         ('{"a": ' + "9" * 5000 + "}", "too many digits"),
         ('{"a": 1, "b": 2, "a": 3}', "the field 'a' twice"),
+        ("[" + "[]," * 300_000 + "[]]", "it has more than 500,000 values"),
+        ("{" + ", ".join(f'"{i}": 0' for i in range(200_000)) + ', "7": 1}', "the field '7' twice"),
         ('{"a": 1,\n "b": }', "a.json:2 is not JSON: Expecting value (column 7)"),
         ("", "a.json is not JSON"),
     ],

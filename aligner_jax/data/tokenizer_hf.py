@@ -16,6 +16,8 @@ from aligner_jax.files.json_text import parse_object
 
 MOST_BYTES = 128 * MEBIBYTE
 """The largest tokenizer.json that is read; that of Llama 3 has 9 MB, the largest published about 35."""
+_MOST_VALUES = 2**22
+"""Values of a tokenizer.json: twice those of the largest published ones, in which each merge is three."""
 SPACED = r"\A▁"
 """The expression by which a SentencePiece model that was rebuilt gives a text that begins with a space one more."""
 
@@ -97,7 +99,7 @@ def read_tokenizer_json(path: Path, settings: Settings = NO_SETTINGS) -> HFBacke
       InputError: the file cannot be read, is not JSON, is not a tokenizer, or could make too much of a text.
     """
     text = read_text(path, most=MOST_BYTES)
-    value = parse_object(text, path)
+    value = parse_object(text, path, most_values=_MOST_VALUES)
     check_tokenizer(value, path)
     with guarded(f"{path} is not a tokenizer of the tokenizers package"):
         tokenizer = tokenizers.Tokenizer.from_str(text)

@@ -7,6 +7,8 @@ from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, decode_text, read_bytes
 
 MOST_DEPTH = 100
+MOST_VALUES = 500_000
+"""Values of a text, unless its kind sets another: Python holds an empty list in 30 times the bytes of its text."""
 
 
 def read_json(path: str | Path, *, most: int = 16 * MEBIBYTE) -> object:
@@ -18,18 +20,21 @@ def read_json(path: str | Path, *, most: int = 16 * MEBIBYTE) -> object:
     return parse_json(decode_text(read_bytes(path, most=most), path), Path(path))
 
 
-def parse_json(text: str, where: str | Path) -> object:
+def parse_json(text: str, where: str | Path, *, most_values: int = MOST_VALUES) -> object:
     """Returns the value of a JSON text.
 
     NaN and infinities pass, as in Python's json: what a field may hold is for `files.fields` to say.
 
     Args:
       where: file or field that the text is of; errors begin with it.
+      most_values: commas and brackets that the text may have.
 
     Raises:
       InputError: the text is not JSON, names a field of an object twice, is nested more than `MOST_DEPTH` deep, or has
-        a number with too many digits; names the line.
+        more values than it may, or a number with too many digits; names the line.
     """
+    if text.count(",") + text.count("[") + text.count("{") > most_values:
+        raise InputError(f"{where} is not JSON that can be read: it has more than {most_values:,} values")
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -60,9 +65,9 @@ def parse_value_at(text: str, start: int, where: str | Path) -> tuple[object, in
     return value, end
 
 
-def parse_object(text: str, where: str | Path) -> dict[str, object]:
+def parse_object(text: str, where: str | Path, *, most_values: int = MOST_VALUES) -> dict[str, object]:
     """Returns the object of a JSON text. Raises InputError as `parse_json`, or where it is of another kind."""
-    value = parse_json(text, where)
+    value = parse_json(text, where, most_values=most_values)
     if not isinstance(value, dict):
         raise InputError(f"{where} is not a JSON object")
     return value
@@ -92,8 +97,9 @@ class _Duplicate(ValueError):
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Duplicate(f"an object has the field {next(n for n in names if names.count(n) > 1)!r} twice")
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise _Duplicate(f"an object has the field {twice!r} twice")
     return values
 
 
