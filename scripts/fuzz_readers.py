@@ -40,6 +40,7 @@ KINDS = sorted(path.stem for path in (pathlib.Path(__file__).parent / "fuzz_kind
 KINDS = [name for name in KINDS if name not in ("kind", "mutations")]
 FAULTS = ("traceback", "message", "memory", "differs", "hang", "crash")
 MEBIBYTE = 2**20
+_BROKEN = 3
 
 
 def kind_of(name: str) -> Kind:
@@ -116,11 +117,13 @@ class Worker:
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self.pipe)
+            stderr = os.dup(2)
             try:
                 _read_cases(arguments, kind, samples, cases, end)
+                os._exit(0)
             except BaseException:
-                traceback.print_exc()
-            os._exit(0)
+                os.write(stderr, traceback.format_exc().encode())
+                os._exit(_BROKEN)
         os.close(end)
 
     def lines(self) -> list[dict[str, Any]]:
@@ -130,12 +133,12 @@ class Worker:
         return [json.loads(line) for line in whole]
 
     def end(self, *, kill: bool) -> int:
-        """Waits for the process, and returns the number of the signal that ended it, or 0."""
+        """Waits for the process, and returns its exit status, or the number of the signal that ended it, negated."""
         if kill:
             os.kill(self.pid, signal.SIGKILL)
         _, status = os.waitpid(self.pid, 0)
         os.close(self.pipe)
-        return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        return os.waitstatus_to_exitcode(status)
 
 
 def _read_cases(arguments: argparse.Namespace, kind: Kind, samples: list[Files], cases: list[int], pipe: int) -> None:
@@ -203,17 +206,15 @@ def run(arguments: argparse.Namespace, name: str) -> collections.Counter[str]:
             late = worker.running is not None and time.monotonic() - worker.begun > arguments.seconds
             if worker.pipe not in ready and not late:
                 continue
-            number = worker.end(kill=late)
+            status = worker.end(kill=late)
             workers.remove(worker)
+            if status == _BROKEN:
+                raise SystemExit(f"{name}: the kind itself fails, or the reader refuses its samples; see above")
             if worker.running is not None:
-                note(
-                    worker.running,
-                    *(("hang", f"over {arguments.seconds} s") if late else ("crash", f"signal {number}")),
-                )
+                fault = ("hang", f"over {arguments.seconds} s") if late else ("crash", f"status {status}")
+                note(worker.running, *fault)
                 if rest := worker.cases[worker.cases.index(worker.running) + 1 :]:
                     workers.append(Worker(arguments, kind, samples, rest))
-            elif not counts:
-                raise SystemExit(f"{name}: the reader fails for the undamaged samples; --show prints how")
     return counts
 
 

@@ -74,3 +74,11 @@ def test_every_kind_of_fault_is_seen(tmp_path):
         assert outcome in lines[-1]
     kept = {(folder / "a").read_text() for folder in tmp_path.iterdir()}
     assert kept == {"traceback", "message", "memory", "hang", "crash", "differs"}
+
+
+def test_a_kind_that_fails_is_no_pass():
+    for good, broken in (('{"a": b"good"}', '{"a": b"refused"}'), ('{"a": rng.choice(ALL)}', "1 / 0")):
+        assert good in FAULTY
+        done = run("-c", textwrap.dedent(FAULTY).replace(good, broken))
+        assert done.returncode == 1
+        assert "the kind itself fails, or the reader refuses its samples" in done.stderr
