@@ -107,10 +107,11 @@ class Worker:
       cases: all that it has been given.
       running: the case that it has begun and not ended; None between two.
       begun: when that was, by `time.monotonic`.
+      spent: seconds of processor time that it had taken by then.
     """
 
     def __init__(self, arguments: argparse.Namespace, kind: Kind, samples: list[Files], cases: list[int]) -> None:
-        self.cases, self.begun = cases, time.monotonic()
+        self.cases, self.begun, self.spent = cases, time.monotonic(), 0.0
         self.running: int | None = None
         self._rest = b""
         self.pipe, end = os.pipe()
@@ -131,6 +132,24 @@ class Worker:
         self._rest += os.read(self.pipe, 2**16)
         *whole, self._rest = self._rest.split(b"\n")
         return [json.loads(line) for line in whole]
+
+    def note(self, line: dict[str, Any]) -> None:
+        """Takes a line of the process: it has begun a case, or ended one."""
+        self.begun, self.spent, self.running = time.monotonic(), self._processor_seconds(), line.get("begins")
+
+    def is_late(self, seconds: float) -> bool:
+        """Returns True if a case has used more than these seconds of a processor, or waited ten times as long.
+
+        On a machine with other work a case of a tenth of a second may take a minute.
+        """
+        waited = time.monotonic() - self.begun
+        if self.running is None or waited < seconds:
+            return False
+        return waited > 10 * seconds or self._processor_seconds() - self.spent > seconds
+
+    def _processor_seconds(self) -> float:
+        fields = pathlib.Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
     def end(self, *, kill: bool) -> int:
         """Waits for the process, and returns its exit status, or the number of the signal that ended it, negated."""
@@ -199,11 +218,11 @@ def run(arguments: argparse.Namespace, name: str) -> collections.Counter[str]:
         for worker in list(workers):
             if worker.pipe in ready and (said := worker.lines()):
                 for line in said:
-                    worker.begun, worker.running = time.monotonic(), line.get("begins")
+                    worker.note(line)
                     if "ends" in line:
                         note(line["ends"], line["what"], line["why"])
                 continue
-            late = worker.running is not None and time.monotonic() - worker.begun > arguments.seconds
+            late = worker.is_late(arguments.seconds)
             if worker.pipe not in ready and not late:
                 continue
             status = worker.end(kill=late)
@@ -226,7 +245,7 @@ def main() -> int:
     parser.add_argument("--case", type=int, help="this one alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes at once")
-    parser.add_argument("--seconds", type=float, default=10, help="that one case may take")
+    parser.add_argument("--seconds", type=float, default=10, help="of a processor that one case may take")
     parser.add_argument("--address-space", type=int, default=3072, help="MiB that a process may add to its own")
     parser.add_argument("--most-alike", type=int, default=3, help="faults of one place that are printed")
     parser.add_argument("--keep", help="folder for the inputs of printed faults")
