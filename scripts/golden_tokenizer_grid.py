@@ -158,6 +158,9 @@ def grid():
     for vocabulary, legacy in itertools.product(("pieces.model", "prepend.json"), legacies):
         config = {**llama, **legacy, "added_tokens_decoder": numbered(vocabulary, {"content": "[X]", "special": True})}
         yield vocabulary, {"tokenizer_config.json": config, "config.json": {"model_type": "mistral"}}
+    for vocabulary, prefix in itertools.product(("pieces.model", "prepend.json"), prefixes[:2]):
+        config = {**llama, "tokenizer_class": "CodeLlamaTokenizer", "legacy": None, **prefix}
+        yield vocabulary, {"tokenizer_config.json": config}
     for legacy in (True, False):
         yield (
             "pieces.model",
