@@ -50,7 +50,9 @@ class Settings:
       is_llama: the files ask for transformers' LlamaTokenizer or CodeLlamaTokenizer, which cut text as `legacy` and
         `prefix_space` say and not as the vocabulary's file does.
       legacy: a space is put before every text between two marks, not before the first alone.
-      prefix_space: a space is put before texts at all.
+      prefix_space: a space is put before texts at all. Of byte-level vocabularies only GPT2Tokenizer's obey it.
+      is_gpt2: the files ask for transformers' GPT2Tokenizer.
+      splits_special: special tokens in a text are text, and not parsed.
     """
 
     marks: tuple[Mark, ...] = ()
@@ -60,6 +62,8 @@ class Settings:
     is_llama: bool = False
     legacy: bool | None = None
     prefix_space: bool | None = None
+    is_gpt2: bool = False
+    splits_special: bool = False
 
     @property
     def scheme(self) -> str:
@@ -109,6 +113,8 @@ def read_settings(config: Fields, special_map: Fields, added: Fields, model: Fie
         # CodeLlamaTokenizer has no such setting.
         legacy=False if _class(config, model) == _LLAMAS[1] else legacy,
         prefix_space=config.flag("add_prefix_space") if config.has("add_prefix_space") else None,
+        is_gpt2=_class(config, model) == "GPT2Tokenizer",
+        splits_special=config.flag("split_special_tokens"),
     )
 
 
