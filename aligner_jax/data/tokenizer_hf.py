@@ -106,10 +106,10 @@ def read_tokenizer_json(path: Path, settings: Settings = NO_SETTINGS) -> HFBacke
         tokenizer = tokenizers.Tokenizer.from_str(text)
         if settings.is_llama and isinstance(tokenizer.model, tokenizers.models.BPE) and not _is_byte_level(tokenizer):
             as_llama(tokenizer, settings)
-        elif settings.is_gpt2 and settings.prefix_space is not None:
-            # After other cuts it would be one space before every piece of a text.
-            if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
-                tokenizer.pre_tokenizer.add_prefix_space = settings.prefix_space
+        cut, spaced = tokenizer.pre_tokenizer, settings.prefix_space
+        # After other cuts it would be one space before every piece of a text.
+        if settings.is_gpt2 and spaced is not None and isinstance(cut, pre_tokenizers.ByteLevel):
+            cut.add_prefix_space = spaced
     check_numbers(tokenizer, value, path)
     return HFBackend(tokenizer, settings, str(path))
 
