@@ -158,6 +158,15 @@ def grid():
     for vocabulary, legacy in itertools.product(("pieces.model", "prepend.json"), legacies):
         config = {**llama, **legacy, "added_tokens_decoder": numbered(vocabulary, {"content": "[X]", "special": True})}
         yield vocabulary, {"tokenizer_config.json": config, "config.json": {"model_type": "mistral"}}
+    for vocabulary, mark in itertools.product(names, marks[1:]):
+        named = {} if vocabulary == "byte_level.json" else {**llama, "legacy": False}
+        config = {**named, **with_numbers(vocabulary, mark), "split_special_tokens": True}
+        yield vocabulary, {"tokenizer_config.json": config}
+    for prefix in prefixes:
+        yield "byte_level.json", {"tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer", **prefix}}
+    for vocabulary, prefix in itertools.product(("pieces.model", "prepend.json"), prefixes[:2]):
+        config = {**llama, "tokenizer_class": "CodeLlamaTokenizer", "legacy": None, **prefix}
+        yield vocabulary, {"tokenizer_config.json": config}
     for legacy in (True, False):
         yield (
             "pieces.model",

@@ -55,16 +55,16 @@ def test_two_system_prompts_are_counted_and_equal_ones_are_one(tmp_path):
 
 
 def test_fields_that_are_not_understood_are_named_once(tmp_path):
-    chat = {"messages": [{**turn, "weight": 0, "tool_calls": []} for turn in turns("Hi", "Hello")]}
+    chat = {"messages": [{**turn, "name": "Ann", "tool_calls": []} for turn in turns("Hi", "Hello")]}
     rows = [
         {**chat, "tools": "[]", "id": 3, "source": "web"},
         {**chat, "tools": "[{}]", "system": ["a"], "\x1b[2J": 1},
         {**chat, "tools": [{}], "history": "Begin."},
     ]
     dataset = load_dataset(lines(tmp_path / "a.jsonl", *rows))
-    assert dataset.unused == {"messages[].weight": 3, "tools": 2, "system": 1, "history": 1, "\x1b[2J": 1}
+    assert dataset.unused == {"messages[].name": 3, "tools": 2, "system": 1, "history": 1, "\x1b[2J": 1}
     assert str(dataset) == (
-        "3 examples; fields that are not used: 'messages[].weight' (3), 'tools' (2), '\\x1b[2J' (1), 'history' (1), "
+        "3 examples; fields that are not used: 'messages[].name' (3), 'tools' (2), '\\x1b[2J' (1), 'history' (1), "
         "'system' (1)"
     )
     many = [{**TASK, f"f{i}": 1} for i in range(300)]
@@ -136,12 +136,15 @@ def test_completions_of_every_form(tmp_path):
         {"prompt": "Hi", "completion": "What?", "label": False},
         {"prompt": "Hi", "completion": "Hello", "label": True},
     ]
+    rows.append({"prompt": turns("Hi", "Hello", "And?"), "completion": [GOOD]})
     dataset = load_dataset(lines(tmp_path / "a.jsonl", *rows))
     talk = Conversation((SYSTEM, *turns("Hi", "Hello")))
+    earlier = {"role": "assistant", "content": "Hello", "learned": False}
     assert [e.record for e in dataset.examples] == [
         Instruction("Hi", "", "Hello"),
         talk,
         Instruction("Hi", "", "Hello"),
+        Conversation((USER, earlier, *turns("And?", "Hello"))),
     ]
     assert dataset.dropped == {"unwanted answer": 1}
     bad = {"prompt": [USER], "completion": [USER]}
@@ -150,3 +153,59 @@ def test_completions_of_every_form(tmp_path):
         == ":1: the field 'completion' does not end with a turn of 'assistant'"
     )
     assert json.dumps(rows[0]) in (tmp_path / "a.jsonl").read_text()
+
+
+def unlearned(content):
+    return {"role": "assistant", "content": content, "learned": False}
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}])
+def test_answers_of_weight_0_are_no_targets(tmp_path, mark):
+    first, answer, second, last = turns("Hi", "Hello", "And?", "Bye")
+    wanted = [Conversation((first, unlearned("Hello"), second, last)), Conversation((first, answer))]
+    rows = [[first, {**answer, **mark}, second, {**last, "weight": 1}], [first, answer, second, {**last, **mark}]]
+    rows.append([first, {**answer, **mark}])
+    talks = [[{"from": t["role"], "value": t["content"], **t} for t in row] for row in rows]
+    for turn in (turn for talk in talks for turn in talk):
+        del turn["role"], turn["content"]
+    for name, chats in (("messages", rows), ("conversations", talks), ("conversations", rows)):
+        path = lines(tmp_path / "a.jsonl", *({name: chat} for chat in chats))
+        dataset = load_dataset(path)
+        assert [example.record for example in dataset.examples] == wanted
+        assert (dataset.dropped, dataset.unused) == ({"no answer": 1}, {})
+    folder = prepare("messages", tmp_path, raw=lines(tmp_path / "b.jsonl", *({"messages": row} for row in rows)))
+    assert records(folder) == wanted
+    half = {"messages": [first, {**answer, "weight": 0.5}]}
+    assert "'weight' should be 0 or 1" in refusal(lines(tmp_path / "c.jsonl", half))
+
+
+def test_contents_in_parts_are_joined(tmp_path):
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    path = lines(tmp_path / "a.jsonl", {"messages": [USER, {**GOOD, "content": parts}]})
+    assert records(path) == [Conversation(tuple(turns("Hi", "Hello")))]
+    assert records(
+        lines(tmp_path / "b.jsonl", {"prompt": [USER], "chosen": [{**GOOD, "content": parts}], "rejected": [BAD]})
+    ) == [pair(turns("Hi"), "Hello", "What?")]
+    for part in ({"type": "image_url", "image_url": {}}, "Hello", {"type": "text"}, None):
+        says = refusal(lines(tmp_path / "c.jsonl", {"messages": [USER, {**GOOD, "content": [part]}]}))
+        assert says.startswith(":1, message 2: the ")
+
+
+def test_records_in_which_tools_take_part_are_counted(tmp_path):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    rows = [[USER, call, {"role": "tool", "content": "4"}, GOOD], [USER, GOOD]]
+    dataset = load_dataset(lines(tmp_path / "a.jsonl", *({"messages": row} for row in rows)))
+    assert [example.record for example in dataset.examples] == [Conversation((USER, GOOD))]
+    assert dataset.dropped == {"calls of tools": 1}
+    talk = [CHAT[0], {"from": "function_call", "value": "{}"}, {"from": "observation", "value": "4"}, CHAT[1]]
+    dataset = load_dataset(lines(tmp_path / "b.jsonl", {"conversations": talk}, {"conversations": CHAT}))
+    assert [example.record for example in dataset.examples] == [Conversation((USER, GOOD))]
+    assert dataset.dropped == {"turns of tools": 1}
+
+
+def test_unwanted_answers_are_not_learned(tmp_path):
+    rows = [{**TASK, "kto_tag": False}, {**TASK, "kto_tag": True}]
+    for path in (lines(tmp_path / "a.jsonl", *rows), as_parquet(tmp_path / "a.parquet", *rows)):
+        dataset = load_dataset(path)
+        assert [example.record for example in dataset.examples] == [Instruction(**TASK)]
+        assert (dataset.dropped, dataset.unused) == ({"unwanted answer": 1}, {})

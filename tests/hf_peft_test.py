@@ -297,7 +297,8 @@ def test_a_layer_has_one_name(layer: str, folder):
         ("lora", "fan_in_fan_out", True, "not transposed"),
         ("lora", "layers_to_transform", [0, 2], "some of the 3 layers only"),
         ("lora", "layers_to_transform", 1, "some of the 3 layers only"),
-        ("lora", "exclude_modules", ["v_proj"], "name the modules in target_modules"),
+        ("lora", "exclude_modules", "(", "not a regular expression"),
+        ("lora", "exclude_modules", [1], "should name modules among q_proj"),
         ("lora", "lora_bias", True, "biases of LoRA's factors"),
         ("lora", "init_lora_weights", "pissa", "changes the weights of the base"),
         ("lora", "something_new", 7, "what that asks for is not supported"),
@@ -406,3 +407,16 @@ def test_folders_that_are_no_adapter_are_refused(folder, tmp_path: Path):
     (path / "adapter_config.json").unlink()
     with pytest.raises(InputError, match=r"lora is no folder of a PEFT adapter: adapter_config\.json \(No such file"):
         load_adapter(path)
+
+
+@pytest.mark.parametrize("excluded", [["v_proj", "mlp.up_proj", "lm_head"], r".*\.(v_proj|up_proj)$"])
+def test_excluded_modules_are_not_adapted(excluded, folder):
+    path, config = folder("lora", target_modules="all-linear", exclude_modules=excluded), model("wide_head")[0]
+    tensors = load_file(path / "adapter_model.safetensors")
+    kept = {name: x for name, x in tensors.items() if "v_proj" not in name and "up_proj" not in name}
+    save_file(kept, path / "adapter_model.safetensors")
+    adapter = load_peft(path, config)
+    assert adapter.options["targets"] == ("q", "k", "o", "gate", "down")
+    whole = load_peft(GOLDENS / "peft" / "lora", config)
+    for name, leaf in adapter.trainable.items():
+        np.testing.assert_array_equal(leaf, whole.trainable[name])

@@ -214,3 +214,13 @@ def test_the_prompt_of_a_long_conversation_ends_at_its_last_answer():
 def test_what_does_not_fit_is_refused(example, template, chat_template, system, message):
     with pytest.raises(InputError, match=message):
         segments(example, byte_tokenizer(chat_template), template, system)
+
+
+def test_an_answer_that_is_not_learned_is_no_target():
+    first, second, third, last = chat("Hi", "Hello", "And?", "Bye").messages()
+    record = Conversation((first, {**second, "learned": False}, third, last))
+    pieces = segments(Example(record, "data.jsonl:7"), byte_tokenizer(CHATML), "chat")
+    whole = segments(chat("Hi", "Hello", "And?", "Bye"), byte_tokenizer(CHATML), "chat")
+    assert [text for text, _ in pieces] == [text for text, _ in whole]
+    assert [is_target for _, is_target in whole] == [False, True, False, True]
+    assert [is_target for _, is_target in pieces] == [False, False, False, True]

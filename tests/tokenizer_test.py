@@ -121,21 +121,24 @@ def test_sentencepiece_of_a_gguf_is_that_of_the_model_it_came_from(files, senten
 
 
 def test_pieces_before_the_merges_differ_by_name(tmp_path, byte_level):
-    """The same vocabulary: LLaMA 3 merges up to three digits, SmolLM none, GPT-2 any number."""
+    """The same vocabulary: LLaMA 3 merges up to three digits, Qwen none, GPT-2 any; Tekken cuts at capitals."""
     merged = json.loads(byte_level.to_str())
-    for text in ("12", "123", "1234"):
+    for text in ("12", "123", "1234", "xY", "xYz"):
         merged["model"]["vocab"][text] = len(merged["model"]["vocab"])
         merged["model"]["merges"].append([text[:-1], text[-1]])
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(merged))
     texts = {}
-    for pre in ("smollm", "llama-bpe", "gpt-2", "default"):
+    for pre in ("smollm", "llama-bpe", "gpt-2", "default", "qwen2", "deepseek-r1-qwen", "tekken"):
         loaded = load(write_bpe_gguf(tmp_path / f"{pre}.gguf", tokenizer, pre=pre))
-        texts[pre] = [loaded.decode([i]) for i in loaded.encode("1234")]
+        texts[pre] = [loaded.decode([i]) for i in loaded.encode("1234xYz")]
     assert texts == {
-        "smollm": ["1", "2", "3", "4"],
-        "llama-bpe": ["123", "4"],
-        "gpt-2": ["1234"],
-        "default": ["123", "4"],
+        "smollm": ["1", "2", "3", "4", "xYz"],
+        "llama-bpe": ["123", "4", "xYz"],
+        "gpt-2": ["1234", "xYz"],
+        "default": ["123", "4", "xYz"],
+        "qwen2": ["1", "2", "3", "4", "xYz"],
+        "deepseek-r1-qwen": ["1", "2", "3", "4", "xYz"],
+        "tekken": ["1", "2", "3", "4", "x", "Y", "z"],
     }
 
 
@@ -150,7 +153,9 @@ def test_bos_and_eos(files):
 def test_a_gguf_says_whether_it_wants_bos(tmp_path, files, byte_level):
     assert not load(files["bpe_gguf"]).add_bos
     assert load(files["sentencepiece_gguf"]).add_bos
-    assert load(write_bpe_gguf(tmp_path / "llama3.gguf", byte_level, pre="llama-bpe")).add_bos
+    wanted = {"llama-bpe": True, "llama3": True, "tekken": True, "qwen2": False}
+    for pre, add_bos in wanted.items():
+        assert load(write_bpe_gguf(tmp_path / f"{pre}.gguf", byte_level, pre=pre)).add_bos is add_bos
 
 
 def test_end_tokens_of_chat_stop_generation(files):
@@ -182,6 +187,15 @@ def test_a_folder_is_read_with_its_settings(tmp_path, byte_level, sentencepiece_
     assert tokenizer.stop_ids == {0, 2, 17}
     assert tokenizer.add_bos
     assert tokenizer.render_chat([]) == "<|im_start|>"
+
+
+def test_a_null_bos_is_none_whatever_the_config_numbers(tmp_path, byte_level):
+    """As Qwen 2.5 has it; the harness scores a text without context after EOS then, as its hf backend does."""
+    byte_level.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": 0, "eos_token_id": 2}))
+    for settings, bos_id in (({}, 0), ({"bos_token": None}, None), ({"bos_token": "<|im_start|>"}, 1)):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        assert load(tmp_path).bos_id == bos_id
 
 
 def test_tokens_a_folder_adds_to_a_sentencepiece_model(tmp_path, sentencepiece_bytes):

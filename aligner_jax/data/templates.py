@@ -121,7 +121,7 @@ def _chat(example: Example, tokenizer: Tokenizer, system: str | None) -> Segment
             answer = _through_end(through[len(before) :], message["content"], ends)
         else:
             answer = _after_opened_thought(example, messages, i, before, through, ends)
-        pieces += [(before[len(done) :], False), (answer, True)]
+        pieces += [(before[len(done) :], False), (answer, message.get("learned", True))]
         done = before + answer
     return pieces
 
@@ -158,8 +158,9 @@ def _after_opened_thought(
 
 def _rendered(example: Example, tokenizer: Tokenizer, messages: list[Message], prompts: bool) -> str:
     """Returns the chat so far, with the BOS that the template writes; `Tokenizer.encode` does not double it."""
+    said = [{"role": message["role"], "content": message["content"]} for message in messages]
     try:
-        return tokenizer.render_chat(messages, add_generation_prompt=prompts)
+        return tokenizer.render_chat(said, add_generation_prompt=prompts)
     except InputError as error:
         raise InputError(f"{example.where}: {error}") from error
 

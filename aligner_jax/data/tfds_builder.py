@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aligner_jax.data.sources import Conversation, Example, Instruction, Preference, Source, find_source
 from aligner_jax.data.sources.load import load_source
 from aligner_jax.data.sources.prepared import first_line, import_tfds, to_features
@@ -118,7 +120,7 @@ def _builder_class() -> type:
 
 def _features(tfds: Any, source: Source) -> dict[str, Any]:
     text = tfds.features.Text
-    turns = tfds.features.Sequence({"role": text(), "content": text()})
+    turns = tfds.features.Sequence({"role": text(), "content": text(), "learned": tfds.features.Scalar(np.bool_)})
     kinds = {
         Instruction: {"instruction": text(), "input": text(), "output": text(), "messages": turns},
         Conversation: {"messages": turns},

@@ -59,7 +59,9 @@ def _declared(backend: HFBackend, settings: Settings, fields: dict[str, Fields],
             return backend.own_ids[name]
         return next((i for source in numbers for i in _ids(source, name, backend.vocab_size)), None)
 
-    bos_id = token("bos")
+    # Qwen's config.json numbers a BOS, and its tokenizer says that it has none: transformers believes the latter.
+    has_bos = "tokenizer_config" not in fields or fields["tokenizer_config"].values.get("bos_token", "") is not None
+    bos_id = token("bos") if has_bos or "bos" in settings.names else None
     add_bos = True
     if not isinstance(backend, SentencePieceBackend):
         first = backend.first_id()

@@ -27,15 +27,25 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # How text is cut before the merges, by tokenizer.ggml.pre: each pattern cuts the pieces that the one before it left.
 # The names and the "default" cuts are llama.cpp's.
 _CUTS = {
     "gpt-2": (_GPT2,),
     "smollm": (r"\p{N}", _GPT2),
     "llama-bpe": (_LLAMA3,),
+    "qwen2": (_QWEN2,),
+    "tekken": (_TEKKEN,),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
 }
-_LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
+_SAME = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
+# With these a piece that is a token is that token whatever the merges say, and BOS is put first.
+_WHOLE = ("llama-bpe", "tekken")
 
 
 _PREFIX = "tokenizer.ggml."
@@ -68,7 +78,7 @@ def load(path: Path) -> Tokenizer | None:
         backend, add_bos = SentencePieceBackend(model, settings, str(path)), True
     else:
         backend = HFBackend(_bpe(ours, tokens, pre), settings, str(path))
-        add_bos = pre in _LLAMA3_NAMES
+        add_bos = _SAME.get(pre, pre) in _WHOLE
     return make_tokenizer(
         backend,
         bos_id=named["bos"],
@@ -137,7 +147,7 @@ def _vocabulary(ours: _Ours) -> tuple[list[str], list[int]]:
 
 
 def _bpe(ours: _Ours, tokens: list[str], pre: str) -> tokenizers.Tokenizer:
-    name = "llama-bpe" if pre in _LLAMA3_NAMES else pre
+    name = _SAME.get(pre, pre)
     if name not in _CUTS:
         raise ours.error("pre", f"is {pre!r}; known are {', '.join(_CUTS)}")
     merges = ours.get("merges")
@@ -151,7 +161,7 @@ def _bpe(ours: _Ours, tokens: list[str], pre: str) -> tokenizers.Tokenizer:
         pairs.append(pair)
     vocabulary = {token: i for i, token in enumerate(tokens)}
     with guarded(f"{ours.file}: tokenizer.ggml.merges do not fit tokenizer.ggml.tokens"):
-        model = models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=name == "llama-bpe")
+        model = models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=name in _WHOLE)
     tokenizer = tokenizers.Tokenizer(model)
     cuts = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in _CUTS[name]]
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

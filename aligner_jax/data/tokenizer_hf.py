@@ -43,6 +43,7 @@ class HFBackend:
         with guarded(f"{where} cannot be used"):
             tokenizer.no_truncation()
             tokenizer.no_padding()
+            tokenizer.encode_special_tokens = settings.splits_special
             self._starting = tokenizer
             # The package numbers added tokens itself: `_outer` has the files' numbers by the package's own.
             self._outer, special = add_marks(tokenizer, settings, where)
@@ -105,6 +106,10 @@ def read_tokenizer_json(path: Path, settings: Settings = NO_SETTINGS) -> HFBacke
         tokenizer = tokenizers.Tokenizer.from_str(text)
         if settings.is_llama and isinstance(tokenizer.model, tokenizers.models.BPE) and not _is_byte_level(tokenizer):
             as_llama(tokenizer, settings)
+        cut, spaced = tokenizer.pre_tokenizer, settings.prefix_space
+        # After other cuts it would be one space before every piece of a text.
+        if settings.is_gpt2 and spaced is not None and isinstance(cut, pre_tokenizers.ByteLevel):
+            cut.add_prefix_space = spaced
     check_numbers(tokenizer, value, path)
     return HFBackend(tokenizer, settings, str(path))
 
@@ -170,6 +175,7 @@ def _with_parts(
     small |= {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer}
     other = tokenizers.Tokenizer.from_str(json.dumps(small))
     other.model = tokenizer.model
+    other.encode_special_tokens = tokenizer.encode_special_tokens
     other.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
     return other
 

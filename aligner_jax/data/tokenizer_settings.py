@@ -12,6 +12,7 @@ NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """Special tokens that settings name, in the order in which transformers adds those that the vocabulary lacks."""
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 _MOST_MARKS = 100_000
+_LLAMAS = ("LlamaTokenizer", "CodeLlamaTokenizer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +47,12 @@ class Settings:
         are no marks.
       names: tokens by the short name of a special one: "bos", "eos", "unk", "pad" and the rest of `NAMES`.
       add_bos: a text gets BOS before it.
-      is_llama: the files ask for transformers' LlamaTokenizer, which cuts text as `legacy` and `prefix_space` say and
-        not as the vocabulary's file does.
+      is_llama: the files ask for transformers' LlamaTokenizer or CodeLlamaTokenizer, which cut text as `legacy` and
+        `prefix_space` say and not as the vocabulary's file does.
       legacy: a space is put before every text between two marks, not before the first alone.
-      prefix_space: a space is put before texts at all.
+      prefix_space: a space is put before texts at all. Of byte-level vocabularies only GPT2Tokenizer's obey it.
+      is_gpt2: the files ask for transformers' GPT2Tokenizer.
+      splits_special: special tokens in a text are text, and not parsed.
     """
 
     marks: tuple[Mark, ...] = ()
@@ -59,6 +62,8 @@ class Settings:
     is_llama: bool = False
     legacy: bool | None = None
     prefix_space: bool | None = None
+    is_gpt2: bool = False
+    splits_special: bool = False
 
     @property
     def scheme(self) -> str:
@@ -98,14 +103,18 @@ def read_settings(config: Fields, special_map: Fields, added: Fields, model: Fie
         named = {mark.content for mark in (*names.values(), *extra)}
         numbered = [Mark(t, i, special=t in named, normalized=t not in named) for t, i in by_name.items()]
     config.flag("add_eos_token")
+    legacy = config.flag("legacy") if config.has("legacy") else None
     return Settings(
         marks=(*_distinct(numbered, config if has_decoder else added), *extra),
         lists_special=any(source.get(field) for source in sources for field in _LISTS),
         names=names,
         add_bos=config.flag("add_bos_token") if config.has("add_bos_token") else None,
-        is_llama=_is_llama(config, model),
-        legacy=config.flag("legacy") if config.has("legacy") else None,
+        is_llama=_class(config, model) in _LLAMAS and model.get("model_type") in (None, "llama"),
+        # CodeLlamaTokenizer has no such setting.
+        legacy=False if _class(config, model) == _LLAMAS[1] else legacy,
         prefix_space=config.flag("add_prefix_space") if config.has("add_prefix_space") else None,
+        is_gpt2=_class(config, model) == "GPT2Tokenizer",
+        splits_special=config.flag("split_special_tokens"),
     )
 
 
@@ -263,7 +272,6 @@ def _distinct(marks: list[Mark], source: Fields) -> list[Mark]:
     return marks
 
 
-def _is_llama(config: Fields, model: Fields) -> bool:
-    """Returns True if transformers 5 would read the folder with its LlamaTokenizer."""
-    declared = config.text("tokenizer_class", "") or model.text("tokenizer_class", "")
-    return declared.removesuffix("Fast") == "LlamaTokenizer" and model.get("model_type") in (None, "llama")
+def _class(config: Fields, model: Fields) -> str:
+    """Returns the class of transformers 5 that the folder names, "" where it names none."""
+    return (config.text("tokenizer_class", "") or model.text("tokenizer_class", "")).removesuffix("Fast")

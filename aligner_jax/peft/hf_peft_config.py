@@ -38,7 +38,15 @@ _IDLE = {
     "init_lora_weights", "eva_config", "loftq_config", "layers_pattern", "megatron_core", "qalora_group_size",
 }  # fmt: skip
 _READ = {
-    "lora": {"r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "layers_to_transform"},
+    "lora": {
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+    },
     "llama_adapter": {"adapter_len", "adapter_layers", "target_modules"},
 }
 _REASONS = {
@@ -48,7 +56,6 @@ _REASONS = {
     "rank_pattern": "ranks that differ between modules are not supported",
     "alpha_pattern": "scales that differ between modules are not supported",
     "fan_in_fan_out": "the projections of a LLaMA are not transposed",
-    "exclude_modules": "name the modules in target_modules instead",
     "lora_bias": "biases of LoRA's factors are not supported",
 }
 # Other initializations change the base's own weights, which this project never does.
@@ -116,11 +123,12 @@ class PeftConfig:
     def _targets(self, num_layers: int) -> tuple[str, ...]:
         """Returns the projections that are adapted; PEFT passes over names of modules that the model lacks."""
         self._check_layers(num_layers)
-        is_wanted = self._wanted()
+        is_wanted, is_excluded = self._wanted(), self._excluded()
         targets = []
         try:
             for target, module in MODULES.items():
-                wanted = [is_wanted(LAYER.format(l=layer) + module) for layer in range(num_layers)]
+                names = [LAYER.format(l=layer) + module for layer in range(num_layers)]
+                wanted = [is_wanted(name) and not is_excluded(name) for name in names]
                 if any(wanted) and not all(wanted):
                     self.refuse(
                         "target_modules", f"LoRA on {module} in some of the {num_layers} layers only is not supported"
@@ -147,24 +155,33 @@ class PeftConfig:
             self.refuse("layers_pattern", "the layers of a LLaMA are in 'layers'")
 
     def _wanted(self) -> Callable[[str], bool]:
-        """Returns which modules are adapted. A text is a regular expression of whole names, a list has their ends."""
+        """Returns which modules target_modules names."""
         wanted = self.fields.get("target_modules")
         if isinstance(wanted, str) and wanted.lower() == "all-linear":
             wanted = list(MODULES.values())
-        if isinstance(wanted, str):
-            try:
-                return NamePattern(wanted).matches
-            except PatternError as error:
-                self.refuse("target_modules", f"it is not a regular expression that is supported: {error}")
-        if not isinstance(wanted, list) or not wanted or not all(isinstance(name, str) for name in wanted):
-            self.refuse("target_modules", f"it should name modules among {_NAMES}")
-        names = set(wanted)
+        return self._matching("target_modules", wanted)
 
-        def is_wanted(name: str) -> bool:
+    def _excluded(self) -> Callable[[str], bool]:
+        """Returns which modules exclude_modules takes out again."""
+        excluded = self.fields.get("exclude_modules")
+        return self._matching("exclude_modules", excluded) if excluded else lambda name: False
+
+    def _matching(self, field: str, value: object) -> Callable[[str], bool]:
+        """Returns which modules a value means. A text is a regular expression of whole names, a list has their ends."""
+        if isinstance(value, str):
+            try:
+                return NamePattern(value).matches
+            except PatternError as error:
+                self.refuse(field, f"it is not a regular expression that is supported: {error}")
+        if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
+            self.refuse(field, f"it should name modules among {_NAMES}")
+        names = set(value)
+
+        def is_meant(name: str) -> bool:
             parts = name.split(".")
             return any(".".join(parts[start:]) in names for start in range(len(parts)))
 
-        return is_wanted
+        return is_meant
 
 
 def _is_unset(value: object) -> bool:

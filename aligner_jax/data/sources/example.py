@@ -1,14 +1,19 @@
 """What every source yields."""
 
 import dataclasses
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 
 class Message(TypedDict):
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+      learned: False in a turn of the assistant that is no target; absent in all others.
+    """
 
     role: str
     content: str
+    learned: NotRequired[bool]
 
 
 @dataclasses.dataclass(frozen=True)

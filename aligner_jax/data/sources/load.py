@@ -44,6 +44,9 @@ _ALL = (
     PROMPT_COMPLETION,
 )
 
+_WANTED = "kto_tag"
+"""LLaMA-Factory's name of what is false where an answer is one that is not wanted."""
+
 SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
 
 
@@ -127,6 +130,8 @@ def _load_file(path: Path | str, source: Source | None) -> Dataset:
         assert source is not None
         unused.add(record)
         try:
+            if record.get(_WANTED) is False:
+                raise Dropped("unwanted answer")
             parsed = source.parse(record, where)
             if any(map(record.get, context)):
                 parsed = with_context(parsed, record, where, source.system, source.history)
@@ -139,7 +144,7 @@ def _load_file(path: Path | str, source: Source | None) -> Dataset:
 
 
 def _columns(sources: Iterable[Source]) -> set[str]:
-    return {name for source in sources for name in (*source.uses, *source.system, *source.history)}
+    return {name for source in sources for name in (*source.uses, *source.system, *source.history, _WANTED)}
 
 
 def find_source(format: str, fields: Mapping[str, str] | None = None) -> Source:

@@ -1,7 +1,7 @@
 """Chat records: {"messages": [{"role": …, "content": …}, …]}."""
 
 from aligner_jax.data.sources.example import Conversation, Message
-from aligner_jax.data.sources.source import Source
+from aligner_jax.data.sources.source import Dropped, Source
 from aligner_jax.data.sources.values import list_field, text_field
 from aligner_jax.errors import InputError
 
@@ -9,7 +9,7 @@ from aligner_jax.errors import InputError
 def parse(record: dict, where: str, name: str = "messages") -> Conversation:
     """A conversation; which roles may follow each other is for the chat template to say. Other fields are ignored.
 
-    What follows the assistant's last turn is left out, for nothing in it is a target.
+    What follows the last answer to learn is left out, for nothing in it is a target.
 
     Args:
       record: the object.
@@ -19,11 +19,19 @@ def parse(record: dict, where: str, name: str = "messages") -> Conversation:
     Raises:
       InputError: the field is missing or not a list of objects with `role` and `content`, or no turn is the
         assistant's.
+      Dropped: see `turns` and `until_last_answer`.
     """
     messages = turns(record, name, where)
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if not answers:
+    if not any(message["role"] == "assistant" for message in messages):
         raise InputError(f"{where}: no message has the role 'assistant', so there is nothing to learn")
+    return until_last_answer(messages)
+
+
+def until_last_answer(messages: list[Message]) -> Conversation:
+    """Returns the messages up to the last answer to learn. Raises `Dropped` if there is none."""
+    answers = [i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("learned", True)]
+    if not answers:
+        raise Dropped("no answer")
     return Conversation(tuple(messages[: answers[-1] + 1]))
 
 
@@ -31,14 +39,52 @@ def turns(record: dict, name: str, where: str) -> list[Message]:
     """The turns under `name`.
 
     Raises:
-      InputError: the field is missing or not a list of objects with `role` and `content`.
+      InputError: the field is missing or not a list of objects with `role` and `content`; or see `turn_of`.
+      Dropped: a turn has no content because it calls a tool, for which a message has no place.
     """
     messages: list[Message] = []
     for number, turn in enumerate(list_field(record, name, where, "'role' and 'content'"), 1):
         at = f"{where}, {'message' if name == 'messages' else f'message of {name!r}'} {number}"
-        messages.append({"role": text_field(turn, "role", at), "content": text_field(turn, "content", at)})
+        messages.append(turn_of(turn, text_field(turn, "role", at), "content", at))
     return messages
 
+
+def turn_of(turn: dict, role: str, content: str, where: str) -> Message:
+    """Returns one turn, whose text is in the field `content`: a text, or a list of parts that are texts.
+
+    The assistant's turns that have a `weight` of 0, as OpenAI's files do, or `train` false, are no targets.
+
+    Raises:
+      InputError: the content is neither, or a weight is neither 0 nor 1.
+      Dropped: there is no content because the turn calls a tool.
+    """
+    if turn.get(content) is None and any(turn.get(name) for name in _CALLS):
+        raise Dropped("calls of tools")
+    message: Message = {"role": role, "content": _content(turn, content, where)}
+    weight = turn.get("weight")
+    if weight is not None and weight not in (0, 1):
+        raise InputError(f"{where}: the field 'weight' should be 0 or 1: other weights of a turn are not supported")
+    if role == "assistant" and (weight == 0 or turn.get("train") is False):
+        message["learned"] = False
+    return message
+
+
+def _content(turn: dict, name: str, where: str) -> str:
+    parts = turn.get(name)
+    if not isinstance(parts, list) or not parts:
+        return text_field(turn, name, where)
+    texts = []
+    for part in parts:
+        kind = part.get("type", "text") if isinstance(part, dict) else None
+        if kind != "text":
+            raise InputError(f"{where}: the field {name!r} has a part that is not a text, but {str(kind)[:60]!r}")
+        texts.append(text_field(part, "text", where))
+    return "".join(texts)
+
+
+_CALLS = ("tool_calls", "function_call")
+TURN = ("role", "content", "weight", "train")
+"""The fields of a turn that are read."""
 
 MESSAGES = Source(
     name="messages",
@@ -46,7 +92,7 @@ MESSAGES = Source(
     fits=lambda record: "messages" in record and "chosen" not in record,
     record=Conversation,
     uses=("messages",),
-    turn=("role", "content"),
+    turn=TURN,
     # The first turn once more.
     ignores=("prompt",),
     about="Chats as lists of messages with role and content.",

@@ -1,7 +1,7 @@
 """TRL's preference records: prompt, chosen, rejected, each a text or a list of messages."""
 
 from aligner_jax.data.sources.example import Message, Preference
-from aligner_jax.data.sources.messages import turns
+from aligner_jax.data.sources.messages import TURN, turns
 from aligner_jax.data.sources.source import Dropped, Source
 from aligner_jax.data.sources.values import text_field
 from aligner_jax.errors import InputError
@@ -71,7 +71,7 @@ PREFERENCES = Source(
     fits=_fits,
     record=Preference,
     uses=NAMES,
-    turn=("role", "content"),
+    turn=TURN,
     ignores=("score_chosen", "score_rejected"),
     about="A prompt and two answers, as texts or as messages: what TRL calls preference data.",
 )

@@ -1,6 +1,6 @@
 """Examples as TFDS keeps them: what is stored of each, and how Grain reads it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,9 +104,9 @@ def to_features(example: Example) -> dict[str, Any]:
     if isinstance(record, Instruction):
         fields = {"instruction": record.instruction, "input": record.input, "output": record.output}
     elif isinstance(record, Conversation):
-        fields = {"messages": list(record.messages)}
+        fields = {"messages": _stored(record.messages)}
     else:
-        fields = {"prompt": list(record.prompt), "chosen": record.chosen, "rejected": record.rejected}
+        fields = {"prompt": _stored(record.prompt), "chosen": record.chosen, "rejected": record.rejected}
     return {**fields, "where": example.where}
 
 
@@ -121,9 +121,19 @@ def from_features(stored: Mapping[str, Any]) -> Example:
     return Example(record, _text(stored["where"]))
 
 
+def _stored(messages: Iterable[Message]) -> list[dict[str, Any]]:
+    return [{"learned": True, **message} for message in messages]
+
+
 def _messages(stored: Mapping[str, Any]) -> tuple[Message, ...]:
-    turns = zip(stored["role"], stored["content"], strict=True)
-    return tuple({"role": _text(role), "content": _text(content)} for role, content in turns)
+    # Folders that were prepared earlier lack the last.
+    learned = stored.get("learned", [True] * len(stored["role"]))
+    turns: list[Message] = []
+    for role, content, is_learned in zip(stored["role"], stored["content"], learned, strict=True):
+        turns.append({"role": _text(role), "content": _text(content)})
+        if not is_learned:
+            turns[-1]["learned"] = False
+    return tuple(turns)
 
 
 def _text(stored: bytes | str) -> str:

@@ -10,6 +10,8 @@ from aligner_jax.errors import InputError
 def parse(record: dict, where: str) -> Instruction | Conversation:
     """Returns two texts as instruction and output, and two lists of messages as one conversation.
 
+    Only the completion is learned, as in TRL: answers in the prompt are no targets.
+
     Raises:
       InputError: a field is missing or of another type than the other, or no message is the assistant's.
       Dropped: the record has a `label`, as TRL's unpaired preferences do, and it is false.
@@ -18,10 +20,13 @@ def parse(record: dict, where: str) -> Instruction | Conversation:
         raise Dropped("unwanted answer")
     if not isinstance(record.get("prompt"), list):
         return Instruction(text_field(record, "prompt", where), "", text_field(record, "completion", where))
-    turns = [*messages.turns(record, "prompt", where), *messages.turns(record, "completion", where)]
-    if turns[-1]["role"] != "assistant":
+    prompt, completion = (messages.turns(record, name, where) for name in ("prompt", "completion"))
+    if not completion or completion[-1]["role"] != "assistant":
         raise InputError(f"{where}: the field 'completion' does not end with a turn of 'assistant'")
-    return Conversation(tuple(turns))
+    for message in prompt:
+        if message["role"] == "assistant":
+            message["learned"] = False
+    return messages.until_last_answer([*prompt, *completion])
 
 
 PROMPT_COMPLETION = Source(
@@ -30,6 +35,6 @@ PROMPT_COMPLETION = Source(
     fits=lambda record: "prompt" in record and "completion" in record,
     record=Instruction,
     uses=("prompt", "completion", "label"),
-    turn=("role", "content"),
+    turn=messages.TURN,
     about="Prompts with their completions, as texts or as messages.",
 )

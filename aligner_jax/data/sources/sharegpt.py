@@ -1,36 +1,39 @@
-"""ShareGPT's records: {"conversations": [{"from": …, "value": …}, …]}."""
+"""ShareGPT's records: {"conversations": [{"from": …, "value": …}, …]}, or with `role` and `content` in the turns."""
 
 from aligner_jax.data.sources.example import Conversation, Message
+from aligner_jax.data.sources.messages import TURN, turn_of, until_last_answer
 from aligner_jax.data.sources.source import Dropped, Source
 from aligner_jax.data.sources.values import list_field, text_field
 from aligner_jax.errors import InputError
 
-_ASSISTANTS = ("gpt", "chatgpt", "assistant", "bing", "bard")
+_ASSISTANTS = ("gpt", "chatgpt", "assistant", "model", "bing", "bard")
+_TOOLS = ("tool", "function", "function_call", "function_response", "observation")
 _ROLES = {"human": "user", "user": "user", **dict.fromkeys(_ASSISTANTS, "assistant"), "system": "system"}
 
 
 def parse(record: dict, where: str) -> Conversation:
     """A conversation. Turns of the assistant before the first of the user are left out, as FastChat does, for the data
-    are cut at a length and a part may begin in the middle; so is what follows the assistant's last turn.
+    are cut at a length and a part may begin in the middle; so is what follows the last answer to learn.
 
     Raises:
       InputError: `conversations` is missing or not a list of objects with `from` and `value`, or a turn is from
         somebody else than a human, an assistant that the data know, and system.
-      Dropped: there is no question with an answer.
+      Dropped: there is no question with an answer to learn, or tools take part, which call and answer in forms that a
+        model's template has a place of its own for.
     """
     messages: list[Message] = []
     for number, turn in enumerate(list_field(record, "conversations", where, "'from' and 'value'"), 1):
         at = f"{where}, turn {number}"
-        speaker = text_field(turn, "from", at)
+        by, said = ("role", "content") if "role" in turn and "from" not in turn else ("from", "value")
+        speaker = text_field(turn, by, at)
+        if speaker in _TOOLS:
+            raise Dropped("turns of tools")
         if speaker not in _ROLES:
-            raise InputError(f"{at}: the field 'from' is {speaker!r}, but should be one of {', '.join(_ROLES)}")
-        message: Message = {"role": _ROLES[speaker], "content": text_field(turn, "value", at)}
+            raise InputError(f"{at}: the field {by!r} is {speaker!r}, but should be one of {', '.join(_ROLES)}")
+        message = turn_of(turn, _ROLES[speaker], said, at)
         if message["role"] != "assistant" or any(earlier["role"] == "user" for earlier in messages):
             messages.append(message)
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if not answers:
-        raise Dropped("no answer")
-    return Conversation(tuple(messages[: answers[-1] + 1]))
+    return until_last_answer(messages)
 
 
 SHAREGPT = Source(
@@ -39,7 +42,7 @@ SHAREGPT = Source(
     fits=lambda record: "conversations" in record,
     record=Conversation,
     uses=("conversations",),
-    turn=("from", "value"),
+    turn=("from", "value", *TURN),
     about="Conversations with ChatGPT that its users shared.",
     homepage="https://huggingface.co/datasets/anon8231489123/ShareGPT_Vicuna_unfiltered",
     licence="Apache-2.0, by whoever gathered them",

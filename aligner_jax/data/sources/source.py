@@ -72,7 +72,8 @@ def check_worth(record: Record) -> None:
     elif isinstance(record, Instruction):
         answers = [record.output.strip()]
     else:
-        answers = [turn["content"].strip() for turn in record.messages if turn["role"] == "assistant"]
+        learned = (turn for turn in record.messages if turn["role"] == "assistant" and turn.get("learned", True))
+        answers = [turn["content"].strip() for turn in learned]
     if not all(answers):
         raise Dropped("empty answer")
     if isinstance(record, Preference) and answers[0] == answers[1]:

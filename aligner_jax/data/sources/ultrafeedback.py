@@ -1,7 +1,7 @@
 """UltraFeedback's records as binarized: prompt, and two chats under chosen and rejected."""
 
 from aligner_jax.data.sources.example import Message, Preference
-from aligner_jax.data.sources.messages import turns
+from aligner_jax.data.sources.messages import TURN, turns
 from aligner_jax.data.sources.source import Dropped, Source
 from aligner_jax.errors import InputError
 
@@ -33,7 +33,7 @@ ULTRAFEEDBACK = Source(
     fits=lambda record: isinstance(record.get("chosen"), list) and isinstance(record.get("rejected"), list),
     record=Preference,
     uses=("chosen", "rejected"),
-    turn=("role", "content"),
+    turn=TURN,
     # Both chats begin with the prompt, and the preferred one is there once more.
     ignores=("prompt", "messages", "score_chosen", "score_rejected"),
     about="63,135 prompts, each with two answers of four by language models: the one GPT-4 rated best, and another.",

@@ -19,7 +19,8 @@ class Unused:
 
     def __init__(self, source: Source, unread: Mapping[str, int]) -> None:
         self._source = source
-        self._known = {*source.uses, *source.ignores, *IGNORED}
+        self._known = {*source.uses, *source.ignores, *IGNORED, "kto_tag"}
+        self._turn = {*source.turn, *IGNORED}
         self.counts = collections.Counter({name: count for name, count in unread.items() if count})
         for name in self._known:
             self.counts.pop(name, None)
@@ -43,9 +44,9 @@ class Unused:
         found = {
             field
             for turn in (turns if isinstance(turns, list) else ())
-            if isinstance(turn, dict) and len(turn) > len(self._source.turn)
+            if isinstance(turn, dict) and not turn.keys() <= self._turn
             for field, value in turn.items()
-            if field not in self._source.turn and field not in IGNORED and value not in _EMPTY
+            if field not in self._turn and value not in _EMPTY
         }
         for field in found:
             self._count(f"{name}[].{field}")
