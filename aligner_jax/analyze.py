@@ -8,7 +8,6 @@ what an adapter adds to the residual stream, the tokens that it promotes, hidden
 held-out data also form against knowledge. docs/analysis.md says how to read each figure.
 """
 
-from pathlib import Path
 from typing import Any, cast
 
 from absl import flags
@@ -22,6 +21,8 @@ from aligner_jax.data.templates import TEMPLATES
 from aligner_jax.errors import InputError
 from aligner_jax.model.quantized import KINDS
 from aligner_jax.runtime import command, platform
+from aligner_jax.runtime.files import place
+from aligner_jax.runtime.output import wide_console
 from aligner_jax.weights.base import load_base
 
 ADAPTER = flags.DEFINE_multi_string(
@@ -60,7 +61,7 @@ def main() -> None:
     if not ADAPTER.value or not OUT.value:
         raise InputError("give an adapter and where to write: --adapter=PATH --out=DIR")
     _check_flags()
-    folder, console = Path(OUT.value), Console(highlight=False, width=None if Console().is_terminal else 160)
+    folder, console = place(OUT.value, "--out"), wide_console()
     # Read twice where there is a base: a wrong file or prompt format is told before the base is loaded.
     named = load_named(ADAPTER.value)
     template, system = prompt_format(named, cast(str, TEMPLATE.value), SYSTEM.value) if BASE.value else ("", None)

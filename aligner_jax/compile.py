@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import cast
 
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from aligner_jax.errors import InputError
@@ -29,6 +28,7 @@ from aligner_jax.planning.search import search
 from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime import command
 from aligner_jax.runtime.config import BaseConfig, MeshConfig, TrainConfig, parse_config
+from aligner_jax.runtime.output import wide_console
 from aligner_jax.runtime.sharding import mesh_of
 from aligner_jax.tasks.program import row_multiple
 from aligner_jax.weights.base import base_config, check_model
@@ -58,7 +58,7 @@ def _show[P: (Plan, EvaluationPlan)](
         for plan in made:
             print(json.dumps(dataclasses.asdict(plan)), flush=True)
         return
-    plans, console = list(made), Console(highlight=False, width=None if Console().is_terminal else 160)
+    plans, console = list(made), wide_console()
     for first in range(0, len(plans), 3):
         console.print(table_of(plans[first : first + 3]))
     for text in filter(None, map(advice_on, plans)):

@@ -14,6 +14,7 @@ python -m aligner_jax.convert --base=PATH --out=DIR [--dtype=bfloat16]
 """
 
 import math
+import os
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +25,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format, save_adapter
 from aligner_jax.peft.hf_peft import write_peft
 from aligner_jax.runtime import command
+from aligner_jax.runtime.files import place
 from aligner_jax.weights.assemble import open_parts
 from aligner_jax.weights.base import load_base, load_base_tokenizer, locate, open_base, tokenizer_path
 from aligner_jax.weights.leaves import leaf_specs
@@ -48,7 +50,7 @@ FORMAT = flags.DEFINE_enum(
 
 def main() -> None:
     if OUT.value:
-        _write_base(Path(OUT.value))
+        _write_base(place(OUT.value, "--out"))
     else:
         _write_adapter()
 
@@ -77,8 +79,8 @@ def _write_adapter() -> None:
         )
     if flags.FLAGS["dtype"].present:
         raise InputError("--dtype is of a base that is written to --out; adapters are float32")
-    source, target = Path(ADAPTER.value), Path(TO.value)
-    if source.resolve() == target.resolve():
+    source, target = Path(ADAPTER.value), place(TO.value, "--to")
+    if os.path.realpath(source) == os.path.realpath(target):
         raise InputError(f"{source} would be overwritten: give another name as --to")
     to_peft = _is_for_peft(target)
     # Fingerprints are of weights rounded to bfloat16, and of the rest only shapes are needed.

@@ -33,6 +33,14 @@ def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
     return _cut(text, most)
 
 
+def printable(text: str) -> str:
+    """Returns `text` of any number of lines, in which nothing moves a terminal's cursor.
+
+    Control characters other than line ends and tabs, and bidirectional marks, are escaped.
+    """
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda found: _escaped(found[0]), text)
+
+
 def _cut(text: str, most: int) -> str:
     if len(text) <= most:
         return text

@@ -6,14 +6,13 @@ The folder (runs/eval/CONFIG/ADAPTER by default) gets what is finished as it is 
 The same command goes on where a run was ended.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from aligner_jax.evals.evaluation import parse_evaluate_config
 from aligner_jax.evals.evaluations import evaluate
 from aligner_jax.evals.subject import subject_name
 from aligner_jax.runtime import command, distributed
+from aligner_jax.runtime.files import place
 
 CONFIG = command.config_flag()
 ADAPTER = flags.DEFINE_string(
@@ -24,7 +23,7 @@ OUT = flags.DEFINE_string("out", None, "Folder of the results; default runs/eval
 
 def main() -> None:
     config = parse_evaluate_config(CONFIG.value)
-    folder = Path(OUT.value or f"runs/eval/{CONFIG.name}/{subject_name(ADAPTER.value)}")
+    folder = place(OUT.value or f"runs/eval/{CONFIG.name}/{subject_name(ADAPTER.value)}", "--out")
     evaluate(config, ADAPTER.value, folder, distributed.console())
 
 

@@ -10,7 +10,7 @@ from absl import flags
 
 from aligner_jax.data.templates import TEMPLATES, render_prompt
 from aligner_jax.decoding.sampler import sample
-from aligner_jax.errors import InputError
+from aligner_jax.errors import InputError, printable
 from aligner_jax.model.quantized import KINDS
 from aligner_jax.peft import with_strength
 from aligner_jax.peft.artifact import load_adapter, prompt_template, recorded_prompt_format
@@ -63,7 +63,7 @@ def main() -> None:
         print()
         return
     for prompt, text in zip(PROMPT.value, texts, strict=True):
-        print(f"── {prompt}\n{text.strip()}\n")
+        print(_shown(f"── {prompt}\n{text.strip()}\n"))
 
 
 def _format(recorded: dict[str, str | None]) -> tuple[str, str | None]:
@@ -80,6 +80,11 @@ def _wrapped(prompt: str, base: Base, template: str, system: str | None) -> str:
     return render_prompt(prompt, base.tokenizer, template, system=system)
 
 
+def _shown(text: str) -> str:
+    """Text as it is where it is kept, and on a terminal without what would move the cursor."""
+    return printable(text) if sys.stdout.isatty() else text
+
+
 def _streamer(base: Base):
     if base.tokenizer is None:
         return None
@@ -87,7 +92,7 @@ def _streamer(base: Base):
 
     def write(tokens: list[int | None]) -> None:
         if tokens[0] is not None:
-            sys.stdout.write(decode(tokens[0]))
+            sys.stdout.write(_shown(decode(tokens[0])))
             sys.stdout.flush()
 
     return write

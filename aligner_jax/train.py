@@ -33,6 +33,7 @@ from aligner_jax.peft.rows import unstack_adapter
 from aligner_jax.runtime import agreement, command, distributed, optim, platform, roofline, sharding
 from aligner_jax.runtime.checkpoint import Checkpoints
 from aligner_jax.runtime.config import TrainConfig, parse_config
+from aligner_jax.runtime.files import place
 from aligner_jax.runtime.global_batch import global_batch
 from aligner_jax.runtime.metrics import MetricsWriter
 from aligner_jax.runtime.nonfinite import SkippedSteps
@@ -51,14 +52,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/
 
 def main() -> None:
     config = parse_config(CONFIG.value)
-    train(config, workdir_of(WORKDIR.value or f"runs/{CONFIG.name}"), distributed.console())
-
-
-def workdir_of(text: str) -> Path:
-    """The folder of the run. Raises InputError where it is an address, which would become a folder of that name."""
-    if "://" in text:
-        raise InputError(f"--workdir={text} is not a folder: mount it (a bucket with gcsfuse) and give where it is")
-    return Path(text)
+    train(config, place(WORKDIR.value or f"runs/{CONFIG.name}", "--workdir"), distributed.console())
 
 
 def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:

@@ -140,6 +140,17 @@ def test_a_config_may_take_an_argument(config_file):
         ("def get_config():\n    return {}['lr']", "fails at line 2: KeyError: 'lr'"),
         ("def get_config():\n    return 3", "does not return a ConfigDict from get_config() but 3"),
         ("config = 1", "has no function get_config()"),
+        ("def get_config():\n    raise SystemExit", "fails at line 2: SystemExit"),
+        ("import sys\nsys.exit(3)", "fails at line 2: SystemExit: 3"),
+        ("def get_config():\n    raise GeneratorExit", "fails at line 2: GeneratorExit"),
+        (
+            "def get_config():\n    return {1: 2, 'base': 3}",
+            "does not return a config: TypeError: '<' not supported between instances of 'str' and 'int'",
+        ),
+        (
+            "def get_config():\n    return {None: 2}",
+            "does not return a config: TypeError: argument of type 'NoneType' is not iterable",
+        ),
     ],
 )
 def test_a_config_file_that_fails_is_named_with_the_line(tmp_path, text, message):
@@ -147,6 +158,26 @@ def test_a_config_file_that_fails_is_named_with_the_line(tmp_path, text, message
     with pytest.raises(InputError) as caught:
         load_config(tmp_path / "config.py")
     assert str(caught.value) == f"config file {tmp_path / 'config.py'} {message}"
+
+
+def test_a_placeholder_is_set_by_a_flag_or_is_named(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\nfrom ml_collections.config_dict import required_placeholder\n\n\n"
+        "def get_config():\n    return ConfigDict({'base': {'path': required_placeholder(str)}, 'steps': 1})\n"
+    )
+    assert load_config(path, [("base.path", "7")]).to_dict() == {"base": {"path": "7"}, "steps": 1}
+    with pytest.raises(InputError, match=rf"^config\.base\.path is not set, and config file {path} requires it$"):
+        load_config(path, [("steps", "2")])
+
+
+def test_a_frozen_config_takes_overrides(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from ml_collections import FrozenConfigDict\n\n\n"
+        "def get_config():\n    return FrozenConfigDict({'base': {'path': 'a'}, 'steps': 1})\n"
+    )
+    assert load_config(path, [("base.path", "b")]).to_dict() == {"base": {"path": "b"}, "steps": 1}
 
 
 def test_an_override_below_a_field_is_refused(config_file):

@@ -139,3 +139,35 @@ def test_a_path_of_5000_characters_is_one_sentence(tiny_run: dict, tmp_path: Pat
     assert done.stderr.count("\n") == 1
     assert len(done.stderr) < 420
     assert "File name too long" in done.stderr
+
+
+COLLECTED = """
+import gc, os, signal, time
+from aligner_jax.runtime import starting
+starting._is_command = True
+starting.may_raise(lasting=False)
+gc.callbacks.append(lambda phase, info: os.kill(os.getpid(), signal.SIGINT))
+gc.collect()
+time.sleep(10)
+print("went on")
+"""
+
+
+def test_an_interruption_that_python_would_drop_ends_the_command():
+    ended = subprocess.run([sys.executable, "-c", COLLECTED], env=ENVIRONMENT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "\ninterrupted\n")
+
+
+def test_a_users_own_module_keeps_its_signals(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text(
+        "import signal\nfrom aligner_jax.runtime import starting\nstarting.begin()\n"
+    )
+    (tmp_path / "mine" / "run.py").write_text(
+        "import signal\nprint(signal.getsignal(signal.SIGINT) is signal.default_int_handler)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])
+    ended = subprocess.run(
+        [sys.executable, "-m", "mine.run"], env={**ENVIRONMENT, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert (ended.stdout, ended.stderr) == ("True\n", "")

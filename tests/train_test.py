@@ -17,8 +17,8 @@ from aligner_jax.evals import before_after
 from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format
 from aligner_jax.runtime import roofline
 from aligner_jax.runtime.config import parse_config
+from aligner_jax.runtime.files import place
 from aligner_jax.tasks.sft import load_data
-from aligner_jax.train import workdir_of
 from aligner_jax.weights.base import load_base
 
 STEPS = 8
@@ -100,7 +100,7 @@ def test_an_adapter_is_trained_over_a_quantized_base(settings: dict, tmp_path: P
 
 def test_an_address_is_no_workdir():
     with pytest.raises(InputError, match="--workdir=gs://bucket/run is not a folder: mount it"):
-        workdir_of("gs://bucket/run")
+        place("gs://bucket/run", "--workdir")
 
 
 def test_data_of_named_fields_are_counted_and_split_by_prompt(settings: dict, tmp_path: Path):

@@ -69,10 +69,12 @@ def show(sections: Sequence[Section], console: Console) -> None:
         for table in section.tables:
             if not table.brief:
                 continue
-            drawn = Shown(title=table.title, title_justify="left")
+            drawn = Shown(title=Text(table.title), title_justify="left")
             for i, column in enumerate(table.columns):
                 is_text = all(isinstance(row[i], str | None) for row in table.rows)
-                drawn.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+                drawn.add_column(
+                    Text(column), justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
+                )
             for row in table.rows:
                 # Text, not markup: a token may be a square bracket.
                 drawn.add_row(*(Text(shown(cell)) for cell in row))

@@ -1,6 +1,7 @@
 """Content of files, read within limits: a device, a pipe or a file without end is refused and not read."""
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
@@ -11,11 +12,32 @@ from aligner_jax.errors import InputError
 MEBIBYTE = 2**20
 
 
+class _Named(io.FileIO):
+    """A file whose failures (a broken disk, a network disk that went away) name it."""
+
+    def __init__(self, handle: int, path: str | Path) -> None:
+        super().__init__(handle, "rb")
+        self._path = path
+
+    def readinto(self, buffer, /) -> int | None:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            raise InputError(_why(self._path, error)) from None
+
+    def readall(self) -> bytes:
+        try:
+            return super().readall()
+        except OSError as error:
+            raise InputError(_why(self._path, error)) from None
+
+
 def open_file(path: str | Path) -> BinaryIO:
     """Opens a regular file to read.
 
     Raises:
-      InputError: there is no such file, it is a folder, a device or a pipe, or it cannot be read; names the reason.
+      InputError: there is no such file, it is a folder, a device or a pipe, or it cannot be read, at once or while it
+        is; names the reason.
     """
     try:
         # Not to wait at a pipe for somebody who writes into it.
@@ -26,7 +48,7 @@ def open_file(path: str | Path) -> BinaryIO:
         os.close(handle)
         kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
         raise InputError(f"{path} is {kind}, not a file")
-    return os.fdopen(handle, "rb")
+    return io.BufferedReader(_Named(handle, path))
 
 
 def read_bytes(path: str | Path, *, most: int = 64 * MEBIBYTE) -> bytes:
@@ -39,13 +61,10 @@ def read_bytes(path: str | Path, *, most: int = 64 * MEBIBYTE) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise InputError(f"{path} has {size:,} bytes, but a file of its kind has at most {most:,}")
-        try:
-            content = file.read(min(size, most) + 1)
-            # Some files of /proc have a size of 0 and go on without end; a single large read would allocate its bound.
-            while size < len(content) <= most and (more := file.read(MEBIBYTE)):
-                content += more
-        except OSError as error:
-            raise InputError(_why(path, error)) from None
+        content = file.read(min(size, most) + 1)
+        # Some files of /proc have a size of 0 and go on without end; a single large read would allocate its bound.
+        while size < len(content) <= most and (more := file.read(MEBIBYTE)):
+            content += more
     if len(content) > most:
         raise InputError(f"{path} has more than {most:,} bytes, which is the most that a file of its kind has")
     return content

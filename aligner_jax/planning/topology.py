@@ -3,6 +3,8 @@
 import contextlib
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +70,9 @@ def _quietly() -> Iterator[None]:
     try:
         yield
     finally:
+        # Where nobody handles it libtpu does, with a trace of its stack.
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for name in missing:
             del os.environ[name]
 

@@ -1,22 +1,33 @@
 """Processes of one run compare what each was given, before anything that goes wrong where they differ."""
 
+import collections
 import hashlib
+import importlib.metadata
 import json
+import platform
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import open_file
 from aligner_jax.runtime import distributed
 from aligner_jax.runtime.config import TrainConfig, as_dict
+from aligner_jax.runtime.platform import compute_dtype
 from aligner_jax.runtime.same_run import changes
 
 _WEIGHTS_AND_WORDS = {".safetensors", ".gguf", ".pth", ".json", ".model", ".jinja"}
+_DECIDING = ("jax", "jaxlib", "numpy", "optax", "grain", "tokenizers", "sentencepiece", "jinja2")
+"""Packages that make rows, steps and updates."""
+_SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable")
 _MOST_FILES = 1000
+_READ_WHOLE = 256 * 2**20
+"""Bytes of a file up to which all of it is compared."""
 _SAMPLE, _SAMPLES = 4096, 32
 
 
@@ -33,12 +44,20 @@ def exchange(text: str) -> list[str]:
 
 
 def check_same_config(config: TrainConfig) -> None:
-    """Refuses processes that were started with different configs or versions of JAX; before all other collectives.
+    """Refuses processes that were started with different configs or in different environments; before all other
+    collectives.
 
     Raises:
       InputError: in every process: names the process and what differs.
     """
-    mine = {"config": as_dict(config), "version of JAX": jax.__version__}
+    devices = collections.Counter(device.process_index for device in jax.devices())
+    for process, number in sorted(devices.items()):
+        if number != devices[0]:
+            raise InputError(
+                f"process {process} of {len(devices)} has {number} devices and process 0 has {devices[0]}: all "
+                "processes need as many"
+            )
+    mine = {"config": as_dict(config), "installed": _installed(config)}
     first, *others = map(json.loads, exchange(json.dumps(mine)))
     for process, other in enumerate(others, 1):
         if different := changes(first["config"], other["config"]):
@@ -47,7 +66,27 @@ def check_same_config(config: TrainConfig) -> None:
                 f"process {process} of {1 + len(others)} was started with another configuration ({fields}): give all "
                 "processes the same command and config file"
             )
-        _check_digests(process, 1 + len(others), first, other, ["version of JAX"])
+        if different := changes(first["installed"], other["installed"]):
+            parts = "; ".join(f"{name} is {new!r} there and {old!r} on process 0" for name, old, new in different)
+            raise InputError(
+                f"process {process} of {1 + len(others)} runs in another environment ({parts}): all processes need "
+                "the same versions, settings of JAX and kind of machine"
+            )
+
+
+def _installed(config: TrainConfig) -> dict[str, str]:
+    """Versions and settings that decide on the program and its numbers, beside the config."""
+    code = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for file in sorted(package.rglob("*.py")):
+        code.update(f"{file.relative_to(package)}\n".encode(errors="surrogatepass") + file.read_bytes())
+    return {
+        "Python": ".".join(platform.python_version_tuple()[:2]),
+        "aligner_jax": code.hexdigest()[:12],
+        **{name: importlib.metadata.version(name) for name in _DECIDING},
+        **{name: str(getattr(jax.config, name)) for name in _SETTINGS},
+        "dtype of the base": compute_dtype(config.base.dtype),
+    }
 
 
 def check_same(made_from: Mapping[str, str]) -> None:
@@ -73,7 +112,7 @@ def _check_digests(process: int, count: int, first: dict[str, Any], other: dict[
 
 
 def files_digest(path: Path) -> str:
-    """Returns a digest of a base model's files, of which parts are read: two models differ nearly everywhere.
+    """Returns a digest of a base model's files. Of large ones parts are read: two models differ nearly everywhere.
 
     Args:
       path: a file, or a folder with weights, configuration and tokenizer in it or one level below.
@@ -86,8 +125,11 @@ def files_digest(path: Path) -> str:
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\n".encode(errors="surrogatepass"))
-        with file.open("rb") as content:
-            # Headers and small files are at their beginning.
+        with open_file(file) as content:
+            if size <= _READ_WHOLE:
+                digest.update(hashlib.file_digest(cast(BufferedReader, content), "sha256").digest())
+                continue
+            # Headers are at their beginning.
             digest.update(content.read(_SAMPLES * _SAMPLE))
             for i in range(1, _SAMPLES + 1):
                 content.seek(max(size - _SAMPLE, 0) * i // _SAMPLES)

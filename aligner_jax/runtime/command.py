@@ -8,10 +8,11 @@ import runpy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from absl import app, flags
 from ml_collections import ConfigDict
+from ml_collections.config_dict import RequiredValueError
 
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import is_file
@@ -86,22 +87,32 @@ def load_config(path: str | Path, overrides: Iterable[Override] = ()) -> ConfigD
     try:
         get_config = runpy.run_path(file).get("get_config")
         config = get_config(*([argument] if colon else [])) if get_config else None
-    except InputError:
+    except (InputError, OutputEnded, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
+        # SystemExit too, which would end the command as if it had done its work.
         raise InputError(f"config file {file} fails{_line_of(error, file)}: {_describe(error)}") from error
     if get_config is None:
         raise InputError(f"config file {file} has no function get_config()")
     if not isinstance(config, dict | ConfigDict):
         raise InputError(f"config file {file} does not return a ConfigDict from get_config() but {shown(config)}")
+    loaded = config if type(config) is ConfigDict else ConfigDict()
     try:
-        config = ConfigDict(config) if isinstance(config, dict) else config.unlock()
-        config.to_dict()
+        if loaded is not config:
+            loaded = ConfigDict(cast(Any, config))
+        loaded.unlock()
+        for name, text in overrides:
+            _override(loaded, name, text)
+        loaded.to_dict()
+    except InputError:
+        raise
     except RecursionError:
         raise InputError(f"config file {file} returns sections that are nested too deeply") from None
-    for name, text in overrides:
-        _override(config, name, text)
-    return config
+    except RequiredValueError:
+        raise InputError(f"{_required(loaded, 'config')} is not set, and config file {file} requires it") from None
+    except Exception as error:
+        raise InputError(f"config file {file} does not return a config: {_describe(error)}") from error
+    return loaded
 
 
 def run(main: Callable[[], None], *, lasting: bool = False) -> None:
@@ -163,9 +174,13 @@ def _named_files() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
-            raise
-        raise InputError(f"{os.fsdecode(error.filename)} cannot be used: {reason(error)}") from error
+        if error.filename is not None:
+            raise InputError(f"{os.fsdecode(error.filename)} cannot be used: {reason(error)}") from error
+        try:
+            os.getcwd()
+        except OSError as gone:
+            raise InputError(f"the current folder cannot be used: {reason(gone)}; go to another first") from error
+        raise
 
 
 def _say(sentence: str) -> None:
@@ -228,11 +243,29 @@ def _override(config: ConfigDict, name: str, text: str | bool) -> None:
         if not isinstance(section, ConfigDict):
             raise InputError(f"config.{'.'.join(sections[:depth])} is not a section, so config.{name} cannot be set")
     with section.ignore_type():
-        keep = isinstance(section.get(field), str) and text != "None"
         try:
-            section[field] = text if keep else _literal(text)
+            section[field] = text if _holds_text(section, field) and text != "None" else _literal(text)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"config.{name} cannot be set: {_describe(error)}") from error
+
+
+def _holds_text(section: ConfigDict, field: str) -> bool:
+    try:
+        return isinstance(section.get(field), str)
+    except RequiredValueError:
+        return section.get_ref(field).get_type() is str
+
+
+def _required(section: ConfigDict, name: str) -> str:
+    """The full name of the first placeholder that has no value."""
+    for key in section.keys():  # noqa: SIM118
+        try:
+            value = section[key]
+        except RequiredValueError:
+            return f"{name}.{key}"
+        if isinstance(value, ConfigDict) and (found := _required(value, f"{name}.{key}")):
+            return found
+    return ""
 
 
 def _literal(text: str | bool) -> Any:
@@ -244,7 +277,7 @@ def _literal(text: str | bool) -> Any:
         return text
 
 
-def _line_of(error: Exception, file: str) -> str:
+def _line_of(error: BaseException, file: str) -> str:
     if isinstance(error, SyntaxError):
         return f" at line {error.lineno}"
     lines, frame = [], error.__traceback__
@@ -255,6 +288,6 @@ def _line_of(error: Exception, file: str) -> str:
     return f" at line {lines[-1]}" if lines else ""
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

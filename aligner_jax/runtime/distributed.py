@@ -16,6 +16,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.runtime import platform
 from aligner_jax.runtime.exit import STALLED, at_once
 from aligner_jax.runtime.files import reason
+from aligner_jax.runtime.output import PlainConsole
 
 _ADDRESS, _COUNT, _ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
@@ -71,7 +72,7 @@ def is_alone() -> bool:
 
 def console() -> Console:
     """Where a command says what it does; of several processes only the first one's shows anything."""
-    return Console(highlight=False, quiet=not is_first())
+    return PlainConsole(highlight=False, quiet=not is_first())
 
 
 def is_peer_gone(error: BaseException) -> bool:

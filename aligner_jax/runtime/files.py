@@ -10,6 +10,17 @@ from pathlib import Path
 from aligner_jax.errors import InputError
 
 
+def place(text: str, flag: str) -> Path:
+    """Returns where a flag says that something is to be written.
+
+    Raises:
+      InputError: it is an address, which would become folders of that name.
+    """
+    if "://" in text:
+        raise InputError(f"{flag}={text} is not a folder: mount it (a bucket with gcsfuse) and give where it is")
+    return Path(text)
+
+
 def write_atomically(path: str | Path, content: bytes | str) -> None:
     """Puts `content` at `path`, durably: after a crash or a full disk the file is the old one or the new one.
 

@@ -1,8 +1,28 @@
-"""What a command prints, where nobody may read it any more: a closed pipe, a full disk."""
+"""What a command prints: text of files as it can be shown, and a reader that may go away."""
 
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any, TextIO
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from aligner_jax.errors import printable
+
+
+class PlainConsole(Console):
+    """A console on which names, tokens and answers of files stay text: their control characters are escaped."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Renders as rich does."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def wide_console() -> Console:
+    """Returns the console of a command that prints tables: as wide as the terminal, else wide enough for them."""
+    return PlainConsole(highlight=False, width=None if Console().is_terminal else 160)
 
 
 class OutputEnded(Exception):

@@ -1,11 +1,10 @@
 """The first seconds of a command, while its libraries are imported. Imports nothing that takes time itself."""
 
+# Not `signal`, which imports `enum`: the signals are in our hands 20 ms earlier.
+import _signal as signal  # pyright: ignore[reportMissingImports]
 import atexit
 import os
-import signal
 import sys
-from types import FrameType
-from typing import Never
 
 _LINES = {
     signal.SIGINT: b"\ninterrupted\n",
@@ -23,13 +22,13 @@ def begin() -> None:
     exception in the middle of an import is a traceback of a hundred lines, or is taken for a missing library.
     """
     global _is_command
-    # What Python has there while it imports the package of the module that -m names.
-    if getattr(sys, "argv", [])[:1] != ["-m"]:
+    # What Python has there while it imports the package of the module that -m names, which may be a user's own.
+    if getattr(sys, "argv", [])[:1] != ["-m"] or not any("aligner_jax." in word for word in sys.orig_argv):
         return
     _is_command = True
     # What the parent has ignored (nohup, a shell's background) stays so.
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-        if signal.getsignal(number) is usual:
+        if signal.getsignal(number) == usual:
             signal.signal(number, _end)
     open_closed_streams()
     # What is registered first runs last: all is done by then, and while Python ends it would take the handlers away.
@@ -37,7 +36,12 @@ def begin() -> None:
 
 
 def may_raise(*, lasting: bool) -> None:
-    """Lets SIGINT raise KeyboardInterrupt from here on, and SIGTERM end the process silently unless it is `lasting`."""
+    """Lets SIGINT raise KeyboardInterrupt from here on, and SIGTERM end the process silently unless it is `lasting`.
+
+    Where Python would print the exception and go on (in a finalizer, a callback of the garbage collector) it ends the
+    process, unless a handler of its own keeps the signal in mind.
+    """
+    sys.unraisablehook = _take_unraisable
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not lasting and signal.getsignal(signal.SIGTERM) is _end:
@@ -66,14 +70,21 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
+def _take_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+    elif _is_command and signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _end):
+        _end(signal.SIGINT, None)
+
+
 def _ignore() -> None:
     for number in _LINES:
         if signal.getsignal(number) is _end:
             signal.signal(number, signal.SIG_IGN)
 
 
-def _end(number: int, frame: FrameType | None) -> Never:
+def _end(number: int, frame: object) -> None:
     try:
-        os.write(2, _LINES[signal.Signals(number)])
+        os.write(2, _LINES[number])
     finally:
         os._exit(128 + number)

@@ -63,7 +63,7 @@ class Workdir:
             try:
                 self._enter(token)
             finally:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, ValueError):
                     (self.path / token).unlink()
         except BaseException:
             self.__exit__()
@@ -75,7 +75,7 @@ class Workdir:
         # Of one that has gone, threads of a save may have made an empty shell again.
         shell = [self.path / "checkpoints", self.path] if gone or self._made else []
         for folder in [*shell, *self._made]:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 folder.rmdir()
         if self._handle is not None:
             os.close(self._handle)
@@ -90,7 +90,7 @@ class Workdir:
                     (self.path / token).touch()
             except InputError as error:
                 failure = error
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 failure = InputError(f"{self.path} cannot be made: {reason(error)}")
         told = json.dumps({"token": token, "failure": str(failure) if failure else None})
         first, *others = map(json.loads, agreement.exchange(told))

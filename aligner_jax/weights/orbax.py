@@ -76,6 +76,10 @@ def write_orbax(
       InputError: something is at `folder`, it cannot be written, for the reason given, or a number is not finite in
         this dtype; or see `parts`.
     """
+    try:
+        os.path.abspath(folder).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{folder}: a name on the way to it is not UTF-8, as those of Orbax must be") from None
     blocks = _blocks(config, DTYPES[dtype].itemsize)
     digits: dict[str, list[str]] = {leaf: [] for leaf in blocks}
     with new_folder(folder) as temporary, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:

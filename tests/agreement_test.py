@@ -1,0 +1,48 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from aligner_jax.errors import InputError
+from aligner_jax.runtime import agreement
+from aligner_jax.runtime.config import parse_config
+
+CONFIG = parse_config({"base": {"path": "m", "dtype": "float32"}, "data": {"path": "d"}, "steps": 1})
+
+
+@pytest.mark.parametrize("name", ["Python", "aligner_jax", "jax", "numpy", "jax_enable_x64", "dtype of the base"])
+def test_processes_in_different_environments_say_what_differs(name: str, monkeypatch: pytest.MonkeyPatch):
+    agreement.check_same_config(CONFIG)
+
+    def exchange(text: str) -> list[str]:
+        other = json.loads(text)
+        assert name in other["installed"]
+        other["installed"][name] = "another"
+        return [text, json.dumps(other)]
+
+    monkeypatch.setattr(agreement, "exchange", exchange)
+    sentence = rf"^process 1 of 2 runs in another environment \({name} is 'another' there and '.*' on process 0\): all"
+    with pytest.raises(InputError, match=sentence):
+        agreement.check_same_config(CONFIG)
+
+
+def test_processes_with_devices_of_another_number_are_refused(monkeypatch: pytest.MonkeyPatch):
+    devices = [SimpleNamespace(process_index=process) for process in (0, 1, 1)]
+    monkeypatch.setattr(agreement.jax, "devices", lambda: devices)
+    with pytest.raises(InputError, match=r"^process 1 of 2 has 2 devices and process 0 has 1: all processes need as"):
+        agreement.check_same_config(CONFIG)
+
+
+def test_a_byte_of_a_base_changes_its_digest(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "model.safetensors"
+    content = bytearray(2**20)
+    file.write_bytes(content)
+    was = agreement.files_digest(tmp_path)
+    for at in (0, 300_001, 700_003, 2**20 - 1):
+        file.write_bytes(content[:at] + b"\1" + content[at + 1 :])
+        assert agreement.files_digest(tmp_path) != was
+    monkeypatch.setattr(agreement, "_READ_WHOLE", 1000)
+    file.write_bytes(content)
+    parts = agreement.files_digest(tmp_path)
+    file.write_bytes(content[:-1] + b"\1")
+    assert agreement.files_digest(tmp_path) != parts
