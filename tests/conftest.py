@@ -16,6 +16,7 @@ from types import ModuleType
 
 import jax
 import jax.numpy as jnp
+import judge_server
 import numpy as np
 import pytest
 from fake_pod import Pod
@@ -200,3 +201,16 @@ def ready(pod: Pod) -> Pod:
     """A slice that is there."""
     pod.states("tpu-vm", "READY")
     return pod
+
+
+@pytest.fixture
+def judge_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of `judge_server.config_of`, where it is read from."""
+    monkeypatch.setenv("TEST_JUDGE_KEY", judge_server.KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def console() -> Console:
+    """A console that prints nothing."""
+    return Console(quiet=True)

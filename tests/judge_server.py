@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from aligner_jax.evals.judge_endpoint import Ask, EndpointConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
@@ -106,3 +108,18 @@ def judge_server(reply: Callable[[Request, int], Reply], port: int = 0) -> Itera
         finally:
             listener.shutdown()
             thread.join()
+
+
+KEY = "sk-loopback-0123456789"
+ASKS = [Ask("be fair", f"question {i}") for i in range(5)]
+TEXTS = [f"about question {i}" for i in range(5)]
+
+
+def config_of(url: str, **fields) -> EndpointConfig:
+    """A judge at this address, whose key is in the variable that the fixture `judge_key` sets."""
+    return EndpointConfig(url=url, model="judge", key_variable="TEST_JUDGE_KEY", **fields)
+
+
+def echo(request: Request, number: int) -> Reply:
+    """Answers with what was asked."""
+    return completion(f"about {request.user}")
