@@ -209,3 +209,20 @@ def test_unwanted_answers_are_not_learned(tmp_path):
         dataset = load_dataset(path)
         assert [example.record for example in dataset.examples] == [Instruction(**TASK)]
         assert (dataset.dropped, dataset.unused) == ({"unwanted answer": 1}, {})
+
+
+def test_rankings_of_conversations(tmp_path):
+    good, bad = {"from": "gpt", "value": "Hello"}, {"from": "gpt", "value": "What?"}
+    record = {"conversations": CHAT[:1], "chosen": good, "rejected": bad, "system": "Be kind."}
+    for path in (lines(tmp_path / "a.jsonl", record), as_parquet(tmp_path / "a.parquet", record)):
+        dataset = load_dataset(path)
+        assert [example.record for example in dataset.examples] == [pair([SYSTEM, USER], "Hello", "What?")]
+        assert dataset.unused == {}
+    longer = {**record, "conversations": [*CHAT, CHAT[0]]}
+    assert records(lines(tmp_path / "b.jsonl", longer)) == [pair([SYSTEM, USER, GOOD, USER], "Hello", "What?")]
+    for change, says in (
+        ({"conversations": CHAT}, "'conversations' does not end with a turn of a human"),
+        ({"chosen": {"from": "human", "value": "Hello"}}, "'chosen' is not a turn of 'gpt'"),
+        ({"rejected": {"value": "Hello"}}, "'from'"),
+    ):
+        assert says in refusal(lines(tmp_path / "c.jsonl", record, {**record, **change}))
