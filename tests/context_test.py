@@ -193,10 +193,11 @@ def test_contents_in_parts_are_joined(tmp_path):
 
 def test_records_in_which_tools_take_part_are_counted(tmp_path):
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
-    rows = [[USER, call, {"role": "tool", "content": "4"}, GOOD], [USER, GOOD]]
+    rows = [[USER, {**call, "content": said}, {"role": "tool", "content": "4"}, GOOD] for said in (None, "", "See:")]
+    rows.append([USER, GOOD])
     dataset = load_dataset(lines(tmp_path / "a.jsonl", *({"messages": row} for row in rows)))
     assert [example.record for example in dataset.examples] == [Conversation((USER, GOOD))]
-    assert dataset.dropped == {"calls of tools": 1}
+    assert dataset.dropped == {"calls of tools": 3}
     talk = [CHAT[0], {"from": "function_call", "value": "{}"}, {"from": "observation", "value": "4"}, CHAT[1]]
     dataset = load_dataset(lines(tmp_path / "b.jsonl", {"conversations": talk}, {"conversations": CHAT}))
     assert [example.record for example in dataset.examples] == [Conversation((USER, GOOD))]
