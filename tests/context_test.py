@@ -193,10 +193,11 @@ def test_contents_in_parts_are_joined(tmp_path):
 
 def test_records_in_which_tools_take_part_are_counted(tmp_path):
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
-    rows = [[USER, call, {"role": "tool", "content": "4"}, GOOD], [USER, GOOD]]
+    rows = [[USER, {**call, "content": said}, {"role": "tool", "content": "4"}, GOOD] for said in (None, "", "See:")]
+    rows.append([USER, GOOD])
     dataset = load_dataset(lines(tmp_path / "a.jsonl", *({"messages": row} for row in rows)))
     assert [example.record for example in dataset.examples] == [Conversation((USER, GOOD))]
-    assert dataset.dropped == {"calls of tools": 1}
+    assert dataset.dropped == {"calls of tools": 3}
     talk = [CHAT[0], {"from": "function_call", "value": "{}"}, {"from": "observation", "value": "4"}, CHAT[1]]
     dataset = load_dataset(lines(tmp_path / "b.jsonl", {"conversations": talk}, {"conversations": CHAT}))
     assert [example.record for example in dataset.examples] == [Conversation((USER, GOOD))]
@@ -209,3 +210,20 @@ def test_unwanted_answers_are_not_learned(tmp_path):
         dataset = load_dataset(path)
         assert [example.record for example in dataset.examples] == [Instruction(**TASK)]
         assert (dataset.dropped, dataset.unused) == ({"unwanted answer": 1}, {})
+
+
+def test_rankings_of_conversations(tmp_path):
+    good, bad = {"from": "gpt", "value": "Hello"}, {"from": "gpt", "value": "What?"}
+    record = {"conversations": CHAT[:1], "chosen": good, "rejected": bad, "system": "Be kind."}
+    for path in (lines(tmp_path / "a.jsonl", record), as_parquet(tmp_path / "a.parquet", record)):
+        dataset = load_dataset(path)
+        assert [example.record for example in dataset.examples] == [pair([SYSTEM, USER], "Hello", "What?")]
+        assert dataset.unused == {}
+    longer = {**record, "conversations": [*CHAT, CHAT[0]]}
+    assert records(lines(tmp_path / "b.jsonl", longer)) == [pair([SYSTEM, USER, GOOD, USER], "Hello", "What?")]
+    for change, says in (
+        ({"conversations": CHAT}, "'conversations' does not end with a turn of a human"),
+        ({"chosen": {"from": "human", "value": "Hello"}}, "'chosen' is not a turn of 'gpt'"),
+        ({"rejected": {"value": "Hello"}}, "'from'"),
+    ):
+        assert says in refusal(lines(tmp_path / "c.jsonl", record, {**record, **change}))

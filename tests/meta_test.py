@@ -161,7 +161,7 @@ def test_what_mistral_says_is_understood():
     shapes = {"layers.0.feed_forward.w1.weight": (14336, 5120), "tok_embeddings.weight": (32000, 5120)}
     params = {
         "dim": 5120, "n_layers": 32, "head_dim": 128, "hidden_dim": 14336, "n_heads": 32, "n_kv_heads": 8,
-        "norm_eps": 1e-05, "sliding_window": 4096, "vocab_size": 32000,
+        "norm_eps": 1e-05, "sliding_window": 4096, "vocab_size": 32000, "model_type": "transformer",
     }  # fmt: skip
     config = meta_config(Fields(params, Path("params.json")), shapes)
     assert (config.head_dim, config.d_mlp, config.context_length, config.rope_theta) == (128, 14336, 4096, 10_000.0)
@@ -265,6 +265,7 @@ def refused(tmp_path) -> Callable[..., str]:
         (1, lambda params, parts: params.update(sliding_window=4095), "sliding_window is 4095, less than the"),
         (1, lambda params, parts: params.update(rope_scaling_factor=0.5), "rope_scaling_factor is 0.5, not a positive"),
         (1, lambda params, parts: params.update(rope_high_freq_factor=1), "rope_high_freq_factor is 1, not more"),
+        (1, lambda params, parts: params.update(model_type="mamba"), "model_type is 'mamba'"),
         (1, lambda params, parts: params.update(use_qk_norm=True), "use_qk_norm is not a setting that is known here"),
         (1, lambda params, parts: params.update(rope_thetta=5e5), "rope_thetta is not a setting that is known here"),
         (1, lambda params, parts: params.update(quantization_args={}), "quantized weights are not supported"),

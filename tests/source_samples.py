@@ -55,6 +55,10 @@ SAMPLES = {
         Instruction("Which tree?", "", "Oak"),
     ),
     "hh_rlhf": (HH, pair(turns("Hi"), "Hello", "What?")),
+    "ranking": (
+        {"instruction": "Name a tree.", "input": "not oak", "chosen": "Pine", "rejected": "Rose"},
+        pair(turns("Name a tree.\n\nnot oak"), "Pine", "Rose"),
+    ),
     "ultrafeedback": (
         {
             "prompt": "Hi",
@@ -83,6 +87,7 @@ REQUIRED = {
     "ultrafeedback": ("chosen", "rejected"),
     "sharegpt": ("conversations",),
     "preferences": ("prompt", "chosen", "rejected"),
+    "ranking": ("instruction", "chosen", "rejected"),
     "prompt_completion": ("prompt", "completion"),
 }
 every_source = pytest.mark.parametrize("name", SOURCES)

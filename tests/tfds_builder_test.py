@@ -12,7 +12,7 @@ import grain
 import pytest
 import tensorflow_datasets as tfds
 
-from aligner_jax.data.sources import SOURCES, load_dataset
+from aligner_jax.data.sources import SOURCES, Conversation, load_dataset
 from aligner_jax.data.sources.prepared import from_features, prepared_examples
 from aligner_jax.data.tfds_builder import make_builder, prepare
 from aligner_jax.errors import InputError
@@ -190,3 +190,9 @@ def test_what_was_not_used_is_kept(tmp_path):
     (folder / "metadata.json").write_text(json.dumps({**metadata, "dropped": {"train": {"x": -1}}}))
     with pytest.raises(InputError, match=r"metadata.json: dropped.train.x is -1, not an integer from 0"):
         load_dataset(folder)
+
+
+def test_folders_that_were_prepared_before_turns_could_be_no_targets():
+    stored = {"messages": {"role": [b"user", b"assistant"], "content": [b"Hi", b"Hello"]}, "where": b"a:1"}
+    turns = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"})
+    assert from_features(stored).record == Conversation(turns)

@@ -19,7 +19,7 @@ _READ = {
     "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size", "norm_eps", "max_seq_len",
     "rope_theta", "use_scaled_rope", "rope_scaling_factor", "rope_high_freq_factor", "sliding_window",
 }  # fmt: skip
-_WITHOUT_EFFECT = {"multiple_of", "ffn_dim_multiplier", "max_batch_size"}
+_WITHOUT_EFFECT = {"multiple_of", "ffn_dim_multiplier", "max_batch_size", "model_type"}
 _NOT_SUPPORTED = {
     "moe": "mixtures of experts", "moe_args": "mixtures of experts", "vision_chunk_size": "models of images",
     "vision_args": "models of images", "vision_encoder": "models of images", "quantization_args": "quantized weights",
@@ -101,6 +101,8 @@ def _refuse_other_mathematics(fields: Fields) -> None:
     fields.integer("multiple_of", 1)
     fields.integer("max_batch_size", 1)
     fields.number("ffn_dim_multiplier", 1.0)
+    # In Mistral's files, which may be of a Mamba.
+    fields.choice("model_type", ("transformer",), "transformer")
     for name, value in fields.values.items():
         # Null and false are how a setting is left out.
         if name not in _READ | _WITHOUT_EFFECT | _NOT_SUPPORTED.keys() and value is not None and value is not False:

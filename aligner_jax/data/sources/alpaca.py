@@ -20,11 +20,14 @@ def parse(record: dict, where: str) -> Instruction:
     )
 
 
+_OTHERS = {"response", "chosen"}
+"""Names of Dolly's answers, and of preferences'."""
+
 ALPACA = Source(
     name="alpaca",
     parse=parse,
-    # An answer under another name is Dolly's; a missing one is for `parse` to complain about.
-    fits=lambda record: "instruction" in record and ("output" in record or "response" not in record),
+    # A missing answer is for `parse` to complain about.
+    fits=lambda record: "instruction" in record and ("output" in record or not _OTHERS & record.keys()),
     record=Instruction,
     uses=("instruction", "input", "output"),
     # The whole prompt with its answer, as text.

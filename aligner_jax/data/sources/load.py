@@ -20,6 +20,7 @@ from aligner_jax.data.sources.metamath import METAMATH
 from aligner_jax.data.sources.pku_saferlhf import PKU_SAFERLHF
 from aligner_jax.data.sources.preferences import PREFERENCES
 from aligner_jax.data.sources.prompt_completion import PROMPT_COMPLETION
+from aligner_jax.data.sources.ranking import RANKING
 from aligner_jax.data.sources.records import open_records
 from aligner_jax.data.sources.sharegpt import SHAREGPT
 from aligner_jax.data.sources.source import Dropped, Source, check_worth
@@ -40,6 +41,7 @@ _ALL = (
     HH_RLHF,
     PREFERENCES,
     ULTRAFEEDBACK,
+    RANKING,
     SHAREGPT,
     PROMPT_COMPLETION,
 )

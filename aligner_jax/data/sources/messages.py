@@ -40,7 +40,7 @@ def turns(record: dict, name: str, where: str) -> list[Message]:
 
     Raises:
       InputError: the field is missing or not a list of objects with `role` and `content`; or see `turn_of`.
-      Dropped: a turn has no content because it calls a tool, for which a message has no place.
+      Dropped: a turn calls a tool, for which a message has no place.
     """
     messages: list[Message] = []
     for number, turn in enumerate(list_field(record, name, where, "'role' and 'content'"), 1):
@@ -56,9 +56,9 @@ def turn_of(turn: dict, role: str, content: str, where: str) -> Message:
 
     Raises:
       InputError: the content is neither, or a weight is neither 0 nor 1.
-      Dropped: there is no content because the turn calls a tool.
+      Dropped: the turn calls a tool, beside its text or instead of it.
     """
-    if turn.get(content) is None and any(turn.get(name) for name in _CALLS):
+    if any(turn.get(name) for name in _CALLS):
         raise Dropped("calls of tools")
     message: Message = {"role": role, "content": _content(turn, content, where)}
     weight = turn.get("weight")

@@ -21,19 +21,28 @@ def parse(record: dict, where: str) -> Conversation:
       Dropped: there is no question with an answer to learn, or tools take part, which call and answer in forms that a
         model's template has a place of its own for.
     """
+    return until_last_answer(talk(record, where))
+
+
+def talk(record: dict, where: str) -> list[Message]:
+    """Returns the turns under `conversations`, from the first of the user on; see `parse`."""
     messages: list[Message] = []
     for number, turn in enumerate(list_field(record, "conversations", where, "'from' and 'value'"), 1):
-        at = f"{where}, turn {number}"
-        by, said = ("role", "content") if "role" in turn and "from" not in turn else ("from", "value")
-        speaker = text_field(turn, by, at)
-        if speaker in _TOOLS:
-            raise Dropped("turns of tools")
-        if speaker not in _ROLES:
-            raise InputError(f"{at}: the field {by!r} is {speaker!r}, but should be one of {', '.join(_ROLES)}")
-        message = turn_of(turn, _ROLES[speaker], said, at)
+        message = said_by(turn, f"{where}, turn {number}")
         if message["role"] != "assistant" or any(earlier["role"] == "user" for earlier in messages):
             messages.append(message)
-    return until_last_answer(messages)
+    return messages
+
+
+def said_by(turn: dict, where: str) -> Message:
+    """Returns one turn; see `parse`."""
+    by, said = ("role", "content") if "role" in turn and "from" not in turn else ("from", "value")
+    speaker = text_field(turn, by, where)
+    if speaker in _TOOLS:
+        raise Dropped("turns of tools")
+    if speaker not in _ROLES:
+        raise InputError(f"{where}: the field {by!r} is {speaker!r}, but should be one of {', '.join(_ROLES)}")
+    return turn_of(turn, _ROLES[speaker], said, where)
 
 
 SHAREGPT = Source(
