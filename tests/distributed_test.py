@@ -1,7 +1,9 @@
 import http.server
 import io
+import os
 import re
 import socket
+import subprocess
 import sys
 import threading
 from types import SimpleNamespace
@@ -104,7 +106,7 @@ def test_the_first_process_opens_the_port_and_the_others_find_it(joined, environ
     distributed.initialize()
     environment(**explicit(listener, 3, 2))
     distributed.initialize()
-    as_told = {"cluster_detection_method": "deactivate"}
+    as_told = {"cluster_detection_method": "deactivate", "initialization_timeout": 600}
     assert joined == [(f"127.0.0.1:{free_port}", 2, 0, as_told), (f"127.0.0.1:{listener}", 3, 2, as_told)]
 
 
@@ -272,3 +274,15 @@ def test_a_command_that_cannot_join_says_so_in_one_sentence(joined, environment,
     environment(JAX_PROCESS_ID="1")
     with flagsaver.flagsaver(), pytest.raises(SystemExit, match=r"^error: a run of several processes needs"):
         command.run(lambda: pytest.fail("ran on its own"))
+
+
+def test_a_process_that_nobody_joins_ends_with_one_sentence(free_port):
+    program = "from aligner_jax.runtime import distributed\ndistributed._JOIN_SECONDS = 2\ndistributed.initialize()"
+    joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+    environment = {**os.environ, **joined, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "error: process 0 of 2 has waited 2 seconds for the others, which have not all come: see what they say, and "
+        "start as many as JAX_NUM_PROCESSES says\n"
+    )

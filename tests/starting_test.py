@@ -171,3 +171,20 @@ def test_a_users_own_module_keeps_its_signals(tmp_path: Path):
         [sys.executable, "-m", "mine.run"], env={**ENVIRONMENT, "PYTHONPATH": path}, capture_output=True, text=True
     )
     assert (ended.stdout, ended.stderr) == ("True\n", "")
+
+
+TOO_LATE = """
+import sys
+from aligner_jax.runtime import starting
+starting.may_raise(lasting=True)
+class Late:
+    def __init__(self, why): self.why = why
+    def __del__(self): raise RuntimeError(self.why)
+for why in ("Event loop is closed", "another"): Late(why)
+"""
+
+
+def test_what_comes_too_late_in_a_failed_save_is_not_printed_and_other_failures_are():
+    ended = subprocess.run([sys.executable, "-c", TOO_LATE], env=ENVIRONMENT, capture_output=True, text=True)
+    assert "RuntimeError: another" in ended.stderr
+    assert "Event loop is closed" not in ended.stderr

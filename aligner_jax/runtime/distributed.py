@@ -1,5 +1,6 @@
 """Runs on several hosts: joining them before JAX starts, and the one process that speaks for all."""
 
+import contextlib
 import os
 import re
 import socket
@@ -8,6 +9,7 @@ import threading
 import time
 import traceback
 import urllib.request
+from collections.abc import Iterator
 
 import jax
 from rich.console import Console
@@ -22,6 +24,9 @@ _ADDRESS, _COUNT, _ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 
 # How long the others have to come up; JAX's own limit, past which it aborts the process.
 _PATIENCE_SECONDS = 300
+
+# How long this process waits for the others once it has reached process 0; JAX would abort with a stack trace.
+_JOIN_SECONDS = 300
 
 # How the collectives of CPUs and GPUs, and the service that processes are joined by, say that a connection broke.
 _GONE = re.compile(r"gloo|nccl|by peer|connection|heartbeat|unavailable", re.IGNORECASE)
@@ -132,7 +137,26 @@ def _join_as_told() -> None:
     if platform.is_cpu_only():
         # Programs for CPUs that come out of JAX's cache wait for each other's collectives for ever.
         jax.config.update("jax_enable_compilation_cache", False)
-    jax.distributed.initialize(address, count, number, cluster_detection_method="deactivate")
+    with _patience(f"process {number} of {count}"):
+        jax.distributed.initialize(
+            address, count, number, cluster_detection_method="deactivate", initialization_timeout=2 * _JOIN_SECONDS
+        )
+
+
+@contextlib.contextmanager
+def _patience(who: str) -> Iterator[None]:
+    """Ends this process where the block takes too long: the others do not come."""
+    sentence = (
+        f"error: {who} has waited {_JOIN_SECONDS:g} seconds for the others, which have not all come: see what they "
+        f"say, and start as many as {_COUNT} says"
+    )
+    timer = threading.Timer(_JOIN_SECONDS, at_once, (sentence, 1))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _whole_number(name: str) -> int:

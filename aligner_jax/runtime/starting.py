@@ -72,7 +72,9 @@ def open_closed_streams() -> None:
 
 def _take_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
     if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-        sys.__unraisablehook__(unraisable)
+        # TensorStore tells of the other parts of a save that failed, when nobody listens any more.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
     elif _is_command and signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _end):
         _end(signal.SIGINT, None)
 
