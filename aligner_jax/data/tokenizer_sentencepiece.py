@@ -25,6 +25,8 @@ type ModelProto = Any  # its class is built when protobuf is imported, without a
 new_model = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _UNIGRAM, _BPE = 1, 2
+_LONGEST_PIECE = 1000
+"""Characters of a piece, whose halves are all tried: a trainer's own limit is 16, and marks have some dozens."""
 _BYTE_NAME = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -109,7 +111,7 @@ def check_model(model: ModelProto, where: str) -> None:
     """Refuses a vocabulary that can be parsed and not used.
 
     Raises:
-      InputError: a piece is not text, is empty, or is there twice; a score is not finite; there is not one unknown
+      InputError: a piece is not text, is empty, too long, or there twice; a score is not finite; there is not one unknown
         piece; a byte is missing; or the model is neither BPE nor Unigram.
     """
     seen: dict[str, int] = {}
@@ -118,8 +120,9 @@ def check_model(model: ModelProto, where: str) -> None:
         # protobuf gives bytes that are not UTF-8 as they are.
         if not isinstance(text, str):
             raise InputError(f"{where}: its vocabulary cannot be used: piece {i} is not UTF-8 text")
-        if not text:
-            raise InputError(f"{where}: its vocabulary cannot be used: piece {i} is empty")
+        if not text or len(text) > _LONGEST_PIECE:
+            problem = f"has {len(text):,} characters, of at most {_LONGEST_PIECE:,}" if text else "is empty"
+            raise InputError(f"{where}: its vocabulary cannot be used: piece {i} {problem}")
         if text in seen:
             raise InputError(f"{where}: its vocabulary cannot be used: {text!r} of piece {i} is already defined")
         if not math.isfinite(piece.score):
