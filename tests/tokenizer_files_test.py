@@ -176,10 +176,18 @@ def change(piece=None, score=None, kind=None, **trainer):
     return changed
 
 
+def parts_of_parts(model):
+    for length in range(2, 250):
+        model.pieces.add(piece="y" * length, score=-float(length), type=1)
+    return model.SerializeToString()
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         (change(piece=""), "piece 300 is empty"),
+        (change(piece="z" * 300), "piece 300 has 300 characters"),
+        (parts_of_parts, "in more than 4 ways each"),
         (change(piece="<s>"), "'<s>' of piece 300 is already defined"),
         (change(score=float("nan")), "the score of .* is nan"),
         (change(kind=2), "unk is 2 defined times"),
