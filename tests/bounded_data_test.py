@@ -82,6 +82,18 @@ def test_a_damaged_second_stream_is_not_the_files_end(tmp_path):
     assert " cannot be decompressed: " in refusal(written(tmp_path / "b.jsonl.xz", damaged))
     zipped = gzip.compress(first) + gzip.compress(second)
     assert len(load_dataset(written(tmp_path / "c.jsonl.gz", zipped)).examples) == 2
+    padded = gzip.compress(first) + bytes(20_000) + gzip.compress(b"") * 50_000 + gzip.compress(second)
+    assert len(load_dataset(written(tmp_path / "d.jsonl.gz", padded)).examples) == 2
+    assert " cannot be decompressed: Not a gz" in refusal(written(tmp_path / "e.jsonl.gz", zipped + b"x"))
+    assert " is cut short" in refusal(written(tmp_path / "f.jsonl.gz", zipped + zipped[:5]))
+    long_name = b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * 2**24
+    assert " is cut short" in refusal(written(tmp_path / "g.jsonl.gz", long_name))
+
+
+def test_a_disk_that_fails_is_one_sentence(tmp_path):
+    for name in ("a.jsonl", "a.jsonl.gz", "a.parquet"):
+        (tmp_path / name).symlink_to("/proc/self/mem")
+        assert "cannot be read: Input/output error" in refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize("pieces", [1, 7, 64, MEBIBYTE])

@@ -87,6 +87,36 @@ HOSTILE = {
     "another file": "{% include 'x' %}",
     "Python's internals": "{{ ''.__class__.__mro__ }}",
     "a method that templates have no use for": "{{ (5).to_bytes(10**9, 'big') }}",
+    "arguments out of a list": "{% for i in range(99999) %}{% set a = cycler(*range(99999)) %}{% endfor %}",
+    "arguments of a macro": (
+        "{% macro f() %}{{ varargs|length }}{% endmacro %}{% for i in range(99999) %}{{ f(*range(9999)) }}{% endfor %}"
+    ),
+    "arguments out of a dict": (
+        "{% set d = dict(range(9999)|map('string')|batch(2)) %}"
+        "{% for i in range(99999) %}{% set a = namespace(**d) %}{% endfor %}"
+    ),
+    "an attribute's path": "{{ (['a'] * 99999)|map(attribute='0.' * 9999 ~ '0')|list|length }}",
+    "many attributes": "{{ (['a'] * 9999)|sort(attribute='0,' * 9999 ~ '0')|length }}",
+    "a search from the end": "{{ ('a' * 999999).rfind('ab' ~ 'a' * 499999) }}",
+    "strip": "{{ ('a' * 999999).strip('b' * 999999 ~ 'a') }}",
+    "trim": "{{ ('a' * 999999)|trim('b' * 999999 ~ 'a') }}",
+    "title": "{{ ('ab-' * 1200000)|title|length }}",
+    "wordcount": "{{ ('ab-' * 1200000)|wordcount }}",
+    "parts of a field": "{% for i in range(99999) %}{% set a = ('{0' ~ '[0]' * 99999 ~ '}').format('a') %}{% endfor %}",
+    "a range that is searched": "{% for i in range(99999) %}{% set a = 'a' in range(99999) %}{% endfor %}",
+    "a range that is summed up": "{% for i in range(99999) %}{% set a = range(99999)|sum %}{% endfor %}",
+    "values that are searched": (
+        "{% set d = dict(range(9999)|batch(2)) %}"
+        "{% for i in range(99999) %}{% for j in range(9) %}{% set a = 'a' in d.values() %}{% endfor %}{% endfor %}"
+    ),
+    "a large number as it stands": "{{ 0x" + "f" * 9000 + " % 0x" + "f" * 4500 + " }}",
+    "names in scoped blocks": (
+        "".join(f"{{% set a{i} = 1 %}}" for i in range(1500))
+        + "".join(f"{{% block b{i} scoped %}}{{% endblock %}}" for i in range(1000))
+    ),
+    "names in what is included": (
+        "".join(f"{{% set a{i} = 1 %}}" for i in range(1500)) + "{% include 'x' ignore missing %}" * 1500
+    ),
     "too long": "a" * (MOST_CHARACTERS + 1),
     "too many parts": "{{ a }}" * 14_000,
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Files of tokenizers that are damaged, contradict themselves or are hostile: each is refused in one sentence."""
 
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -104,6 +105,12 @@ def replaced(**parts):
     return {**json.loads((GRID / "byte_level.json").read_text()), **parts}
 
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+NOTHING = {"type": "Sequence", "pretokenizers": []}
+PREPEND = {"type": "Prepend", "prepend": "a" * 500}
+PIECE = {"Sequence": {"id": "A", "type_id": 0}}
+# A trie of which every unit leads far beyond its end.
+LOST = base64.b64encode((1024).to_bytes(4, "little") + b"\x00\xff\xff\x7f" * 256 + b"a\0").decode()
 REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 
 
@@ -117,6 +124,17 @@ REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
         (replaced(normalizer={**REPLACE, "pattern": {"Regex": "(" * 5000}}), "a pattern of 5,000 characters"),
         (replaced(normalizer={"type": "Precompiled", "precompiled_charsmap": "/////wAAAAAAAA=="}), "is damaged"),
         (replaced(pre_tokenizer=[]), "pre_tokenizer is not an object"),
+        (replaced(pre_tokenizer={"type": "Sequence", "pretokenizers": [BYTES] * 12}), "1,000 times as long"),
+        (replaced(pre_tokenizer={"type": "Sequence", "pretokenizers": [NOTHING] * 200}), "more than 100 steps"),
+        (replaced(pre_tokenizer={"type": "FixedLength", "length": 0}), "length is 0"),
+        (replaced(normalizer={"type": "Sequence", "normalizers": [PREPEND] * 2}), "1,000 times as long"),
+        (replaced(normalizer={"type": "Precompiled", "precompiled_charsmap": LOST}), "places that it does not have"),
+        (replaced(decoder={"type": "Strip", "content": "a", "start": 2**60, "stop": 0}), "start is"),
+        (replaced(post_processor={"type": "TemplateProcessing", "single": [PIECE] * 200, "pair": [PIECE],
+                                  "special_tokens": {}}), "more than 100 pieces"),
+        (replaced(model={"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "a", "continuing_subword_prefix": "",
+                         "max_input_chars_per_word": 10**9}), "max_input_chars_per_word"),
+        (replaced(added_tokens=[{"id": 360, "content": "a" * 2000}]), "each has at most 1,000"),
         (replaced(model={**replaced()["model"], "dropout": 0.1}), "drops merges at random"),
         (replaced(added_tokens=[{**DECODER, "id": 600, "special": True, "single_word": False, "lstrip": False,
                                  "rstrip": False, "normalized": False}]), "has the number 600, but would be given 360"),
@@ -126,6 +144,15 @@ def test_a_tokenizer_json_that_cannot_be_used(tmp_path, value, message):
     (tmp_path / "tokenizer.json").write_text(json.dumps(value))
     with pytest.raises(InputError, match=message):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("tokens", [["<a>" * 1000], ["<a>" * 300 + str(i) for i in range(700)]])
+def test_marks_that_would_fill_the_memory(tmp_path, tokens):
+    for files in ({"tokenizer_config": {"additional_special_tokens": tokens}},
+                  {"added_tokens": {token: 400 + i for i, token in enumerate(tokens)}}):  # fmt: skip
+        (path := tmp_path / next(iter(files))).mkdir()
+        with pytest.raises(InputError, match=r"added tokens of [0-9,]* characters"):
+            load_tokenizer(folder(path, "metaspace.json", **files))
 
 
 def test_a_pattern_that_takes_too_long_ends_with_a_sentence(tmp_path):
@@ -149,10 +176,18 @@ def change(piece=None, score=None, kind=None, **trainer):
     return changed
 
 
+def parts_of_parts(model):
+    for length in range(2, 250):
+        model.pieces.add(piece="y" * length, score=-float(length), type=1)
+    return model.SerializeToString()
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         (change(piece=""), "piece 300 is empty"),
+        (change(piece="z" * 300), "piece 300 has 300 characters"),
+        (parts_of_parts, "in more than 4 ways each"),
         (change(piece="<s>"), "'<s>' of piece 300 is already defined"),
         (change(score=float("nan")), "the score of .* is nan"),
         (change(kind=2), "unk is 2 defined times"),

@@ -23,6 +23,7 @@ MOST_BITS = 4096
 _STEPS_WEIGHED = 8
 """Looking at a value of a list takes about as long as so many steps."""
 SCALARS = frozenset((str, int, bool, float, type(None)))
+_SEVERAL = (list, tuple, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
 _PERCENT = re.compile(
     r"%(?:\((?P<key>[^()]*)\))?[#0\- +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d+))?[hlL]?(?P<kind>.)", re.S
 )
@@ -97,8 +98,12 @@ class Budget:
             if isinstance(each, Mapping):
                 waiting.extend(each.keys())
                 waiting.extend(each.values())
-            elif isinstance(each, list | tuple | set | frozenset):
+            elif isinstance(each, _SEVERAL):
                 waiting.extend(each)
+            elif isinstance(each, range):
+                # Made as they are looked at.
+                self.step(len(each))
+                size += 9 * len(each)
             elif isinstance(each, Namespace):
                 # Its attributes are private to jinja2, which prints them all; one may hold itself.
                 self.step(20 * _STEPS_WEIGHED)
@@ -141,6 +146,7 @@ class Budget:
     def percent(self, pattern: str, values: object) -> None:
         """Charges `pattern % values` before it is made."""
         length = len(pattern)
+        self.step(4 * pattern.count("%"))
         for found in _PERCENT.finditer(pattern):
             for name in ("width", "precision"):
                 length += bounded(found[name])
@@ -154,6 +160,25 @@ class Budget:
         self.step(len(text) >> 6)
         count = text.count(old)
         self.text(len(text) + count * max(len(new) - len(old), 0), text if _width(text) > _width(new) else new)
+
+    def searched(self, text: str, part: object) -> None:
+        """Charges a search from the end, or for any of the characters of `part`: it takes as long as both together."""
+        if isinstance(part, str):
+            self.step(len(text) * len(part) >> 10)
+
+    def unpacked(self, value: object) -> object:
+        """Charges a list or a dict of which each item becomes an argument of its own; returns its items."""
+        if isinstance(value, Mapping):
+            self.step(8 * len(value))
+            self.take(200 * len(value))
+            return value
+        return self.rounds(value, 8, 100)  # pyright: ignore[reportArgumentType]
+
+    def listed(self, value: Iterable) -> list:
+        """Returns the items as a list; each character of a text becomes a text of its own, which is charged before."""
+        if isinstance(value, str):
+            self.take(80 * len(value))
+        return list(value)
 
     def joined(self, separator: str, items: Sequence) -> None:
         """Charges `separator.join(items)` before it is made."""

@@ -18,7 +18,7 @@ from jinja2.utils import Cycler, Joiner
 from jinja2.visitor import NodeTransformer
 
 from aligner_jax.data import template_filters
-from aligner_jax.data.template_budget import SCALARS, OverBudget, bounded, current, plain
+from aligner_jax.data.template_budget import MOST_BITS, SCALARS, OverBudget, bounded, current, plain
 
 MOST_NODES = 12_000
 """Nodes of a parsed template; those of the longest published templates are some thousand."""
@@ -47,6 +47,9 @@ _METHODS: tuple[tuple[type, frozenset[str]], ...] = (
     (float, frozenset(("is_integer",))),
 )
 _PADDING = frozenset(("center", "ljust", "rjust", "zfill"))
+_SEARCHING = frozenset(("lstrip", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "strip"))
+_MOST_BLOCKS = 100
+_OTHERS = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
 
 class ChargedEnvironment(ImmutableSandboxedEnvironment):
@@ -72,6 +75,7 @@ class ChargedEnvironment(ImmutableSandboxedEnvironment):
         current().step(count)
         if count > MOST_NODES:
             raise OverBudget(f"it has {count:,} parts, of at most {MOST_NODES:,}")
+        _check_blocks(template)
         template = _Charging().visit(template)
         template.set_environment(self)
         return template
@@ -92,6 +96,8 @@ class ChargedEnvironment(ImmutableSandboxedEnvironment):
             budget.text(len(left) + len(right), right if left.isascii() else left)
             return left + right
         budget.step()
+        if any(isinstance(each, int) and each.bit_length() > MOST_BITS for each in (left, right)):
+            raise OverBudget("it makes a number of thousands of bits")
         if operator == "*":
             for value, times in ((left, right), (right, left)):
                 if isinstance(value, str | list | tuple) and isinstance(times, int):
@@ -117,6 +123,7 @@ class ChargedEnvironment(ImmutableSandboxedEnvironment):
             budget.take(500)
             if __obj is dict:
                 budget.weigh(list(args))
+            return budget.made(super().call(__context, __obj, *args, **kwargs))
         elif of not in (Macro, BlockReference) and not isinstance(__obj, Undefined):
             raise SecurityError(f"a chat template has no use for calling {of.__name__!r} objects")
         return super().call(__context, __obj, *args, **kwargs)
@@ -130,12 +137,15 @@ class ChargedEnvironment(ImmutableSandboxedEnvironment):
             budget.weigh(owner if name in ("count", "index") else args[:1])
             return method(*args, **kwargs)
         budget.step(len(owner) >> 6)
+        if name in _SEARCHING:
+            budget.searched(owner, args[0] if args else kwargs.get("sep"))
         if name == "format":
+            budget.step(len(owner) >> 2)
             if hasattr(owner, "__html__"):
                 raise SecurityError("a chat template has no use for formatting escaped text")
             return _Formatter(self).vformat(owner, args, kwargs)
         if name == "join":
-            args = (list(args[0]), *args[1:]) if args else args
+            args = (budget.listed(args[0]), *args[1:]) if args else args
             budget.joined(owner, args[0] if args else [])
         elif name == "replace" and len(args) > 1 and isinstance(args[0], str) and isinstance(args[1], str):
             budget.replaced(owner, args[0], args[1])
@@ -184,6 +194,16 @@ class _Charging(NodeTransformer):
 
     visit_CallBlock = visit_Block = visit_Macro
 
+    def visit_Call(self, node: nodes.Call | nodes.Filter | nodes.Test):
+        self.generic_visit(node)
+        if node.dyn_args is not None:
+            node.dyn_args = _call(node, "unpacked", node.dyn_args)
+        if node.dyn_kwargs is not None:
+            node.dyn_kwargs = _call(node, "unpacked", node.dyn_kwargs)
+        return node
+
+    visit_Filter = visit_Test = visit_Call
+
     def visit_Compare(self, node: nodes.Compare):
         self.generic_visit(node)
         if len(node.ops) == 1:
@@ -206,6 +226,15 @@ class _Charging(NodeTransformer):
         if not isinstance(node.key, nodes.Const):
             node.key = _call(node, "weighed", node.key)
         return node
+
+
+def _check_blocks(template: nodes.Template) -> None:
+    """Refuses what writes the names of all variables anew each time that it is there, into the generated code."""
+    if next(template.find_all(_OTHERS), None) is not None:
+        raise SecurityError("a chat template has no other templates to include or extend")
+    blocks = list(template.find_all(nodes.Block))
+    if len(blocks) > _MOST_BLOCKS or any(block.scoped for block in blocks):
+        raise SecurityError(f"a chat template has no use for scoped blocks, or for more than {_MOST_BLOCKS} blocks")
 
 
 def _nodes(node: nodes.Node) -> int:
@@ -281,4 +310,12 @@ def sliced(value):
     return current().made(value)
 
 
-_OWN = {_PREFIX + function.__name__: function for function in (rounds, charge, compared, weighed, concatenated, sliced)}
+def unpacked(value):
+    """Returns what a call takes its arguments out of, after charging it."""
+    return current().unpacked(value)
+
+
+_OWN = {
+    _PREFIX + function.__name__: function
+    for function in (rounds, charge, compared, weighed, concatenated, sliced, unpacked)
+}

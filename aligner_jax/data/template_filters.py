@@ -16,6 +16,9 @@ _COMPARING = (
     "==", "!=", "<", "<=", ">", ">=", "eq", "equalto", "ge", "gt", "greaterthan", "in", "le", "lt", "lessthan", "ne",
     "lower", "upper",
 )  # fmt: skip
+_BY_ATTRIBUTE = (
+    "groupby", "join", "map", "max", "min", "reject", "rejectattr", "select", "selectattr", "sort", "sum", "unique",
+)  # fmt: skip
 _SPACES = " \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u3000"
 
 
@@ -23,7 +26,7 @@ def charged(filters: dict[str, Callable]) -> dict[str, Callable]:
     """Returns those of jinja2's filters that chat templates use, charged."""
     guards: dict[str, Callable] = dict.fromkeys(_CONSTANT, _nothing)
     guards |= {**dict.fromkeys(_BY_ITEM, _items), **dict.fromkeys(_WHOLE, _all), **_GUARDS}
-    return {name: _charging(filters[name], guard) for name, guard in guards.items()}
+    return {name: _charging(filters[name], guard, name in _BY_ATTRIBUTE) for name, guard in guards.items()}
 
 
 def charged_tests(tests: dict[str, Callable]) -> dict[str, Callable]:
@@ -40,7 +43,7 @@ def pieces(text: str, separator: object, method: str) -> int:
     return 1 + len(text) // 2
 
 
-def _charging(function: Callable, guard: Callable) -> Callable:
+def _charging(function: Callable, guard: Callable, by_attribute: bool = False) -> Callable:
     # jinja2 gives some filters the environment or the context first, by a mark that `wraps` keeps.
     skipped = int(hasattr(function, "jinja_pass_arg"))
 
@@ -49,11 +52,27 @@ def _charging(function: Callable, guard: Callable) -> Callable:
         budget = current()
         budget.step()
         budget.take(200)
-        checked, kwargs = guard(*args[skipped:], **kwargs)
+        value, *others = args[skipped:]
+        # Names of filters are hashed.
+        budget.weigh([*others, *kwargs.values()])
+        if by_attribute:
+            value = _with_path(value, [*others, *kwargs.values()])
+        checked, kwargs = guard(value, *others, **kwargs)
         result = function(*args[:skipped], *checked, **kwargs)
-        return budget.rounds(result, 1, 0) if isinstance(result, Iterator) else budget.made(result)
+        return budget.rounds(result, 1, 96) if isinstance(result, Iterator) else budget.made(result)
 
     return charging
+
+
+def _with_path(value, args: list):
+    """Charges the parts of an attribute's path, which are followed for each item; returns the value."""
+    budget = current()
+    parts = sum(each.count(".") + each.count(",") for each in args if isinstance(each, str))
+    budget.take(80 * parts)
+    if parts and isinstance(value, Iterator):
+        return budget.rounds(value, parts, 0)
+    budget.step(parts * len(value) if parts and hasattr(value, "__len__") else 0)
+    return value
 
 
 # Each guard takes a filter's arguments, charges them, and returns those that the filter is to be called with.
@@ -78,7 +97,6 @@ def _all(value, *args, **kwargs):
     if isinstance(value, Iterator):
         value = list(value)
     budget.take(budget.weigh(value))
-    budget.weigh([*args, *kwargs.values()])
     return (value, *args), kwargs
 
 
@@ -98,7 +116,7 @@ def _summing(iterable, attribute=None, start=0):
 
 
 def _joining(value, d="", attribute=None):
-    (value,), _ = _all(list(value))
+    (value,), _ = _all(current().listed(value))
     current().joined(plain(d), value)
     return (value, d, attribute), {}
 
@@ -121,11 +139,25 @@ def _padding(value, width=80):
     return (*_all(value)[0], width), {}
 
 
+def _trimming(value, chars=None):
+    budget = current()
+    budget.searched(plain(budget.written(value)), chars)
+    return (value, chars), {}
+
+
+def _cutting(s):
+    """Charges the words of a text, each of which becomes a text of its own, and another where it is changed."""
+    _all(s)
+    current().take(60 * len(plain(s)))
+    return (s,), {}
+
+
 def _indenting(s, width=4, first=False, blank=False):
     _all(s)
     s, indentation = plain(s), bounded(width)
-    of = s + width if isinstance(width, str) else s
-    current().text(len(s) + indentation * pieces(s, None, "splitlines"), of)
+    of, lines = s + width if isinstance(width, str) else s, pieces(s, None, "splitlines")
+    current().take(80 * lines)
+    current().text(len(s) + indentation * lines, of)
     return (s, width, first, blank), {}
 
 
@@ -147,5 +179,6 @@ def _escaping(s):
 _GUARDS: dict[str, Callable] = {
     "batch": _batching, "center": _padding, "dictsort": _sorting, "e": _escaping, "escape": _escaping,
     "format": _formatting, "groupby": _sorting, "indent": _indenting, "join": _joining, "replace": _replacing,
-    "round": _rounding, "slice": _batching, "sort": _sorting, "sum": _summing, "unique": _sorting,
+    "round": _rounding, "slice": _batching, "sort": _sorting, "sum": _summing, "title": _cutting, "trim": _trimming,
+    "unique": _sorting, "wordcount": _cutting,
 }  # fmt: skip

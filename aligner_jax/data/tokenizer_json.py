@@ -4,8 +4,10 @@ import base64
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 
+from aligner_jax.data.tokenizer_settings import check_marks
 from aligner_jax.errors import InputError
 from aligner_jax.files.fields import Fields
 
@@ -14,6 +16,8 @@ MOST_GROWTH = 1000
 """So many times longer may normalizers make a text together."""
 MOST_PATTERN = 4000
 """Characters of a regular expression; those of published tokenizers have some hundred."""
+MOST_WORD = 1000
+"""Characters of a word that WordPiece cuts: it takes their number squared. Published tokenizers have 100."""
 _LISTS = ("normalizers", "pretokenizers", "decoders", "processors")
 
 
@@ -32,7 +36,12 @@ def check_tokenizer(value: dict[str, object], path: Path) -> None:
         raise InputError(f"{path} is not a tokenizer of the tokenizers package: it has no model")
     if model.get("dropout"):
         raise InputError(f"{path}: model.dropout drops merges at random, so that a text has other tokens each time")
-    for name in ("normalizer", "pre_tokenizer", "decoder"):
+    if model.get("type") == "WordPiece" or "max_input_chars_per_word" in model:
+        Fields(model, path, "model.").integer("max_input_chars_per_word", 100, least=0, most=MOST_WORD)
+    added = value.get("added_tokens")
+    entries = [entry for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
+    check_marks([text for entry in entries if isinstance(text := entry.get("content"), str)], str(path), empty=True)
+    for name in ("normalizer", "pre_tokenizer", "decoder", "post_processor"):
         growth = 1.0
         for count, step in enumerate(_steps(value.get(name)), start=1):
             if count > MOST_STEPS:
@@ -45,9 +54,10 @@ def check_tokenizer(value: dict[str, object], path: Path) -> None:
 
 
 def check_charsmap(content: bytes, what: str) -> None:
-    """Refuses a table of normalizations that says to be longer than it is: the package would take that much memory.
+    """Refuses a table of normalizations with sizes or places that are not in it: the package ends in a panic there.
 
-    Its first four bytes are the size of a trie of 32-bit units, which its texts follow.
+    Its first four bytes are the size of a trie of 32-bit units, which its texts follow; each unit leads to 256 others,
+    and some of those to a text. Source: github.com/s-yata/darts-clone, include/darts.h; the package spm_precompiled.
 
     Raises:
       InputError: begins with `what`.
@@ -57,6 +67,24 @@ def check_charsmap(content: bytes, what: str) -> None:
         raise InputError(
             f"{what}: its precompiled_charsmap is damaged: it has {len(content):,} bytes and a trie of {size:,}"
         )
+    units, texts = np.frombuffer(content, "<u4", size // 4, 4).astype(np.int64), content[4 + size :]
+    nodes = np.flatnonzero(units < 2**31)
+    leads = nodes ^ (units[nodes] >> 10 << ((units[nodes] >> 6) & 8))
+    ends = leads[units[nodes] & 256 != 0]
+    if (leads | 255).max(initial=0) < len(units):
+        starts = units[ends] & (2**31 - 1)
+        first = np.frombuffer(texts, np.uint8)
+        if starts.max(initial=0) < len(texts) and not np.any(first[starts] & 0xC0 == 0x80) and _is_text(texts):
+            return
+    raise InputError(f"{what}: its precompiled_charsmap is damaged: it leads to places that it does not have")
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def check_numbers(tokenizer: tokenizers.Tokenizer, value: dict[str, object], path: Path) -> None:
@@ -85,8 +113,8 @@ def _steps(part: object) -> Iterator[dict]:
     if not isinstance(part, dict):
         return
     lists = [part[name] for name in _LISTS if isinstance(part.get(name), list)]
-    if not lists:
-        yield part
+    # A sequence too: one without steps may be there a million times.
+    yield part
     for inner in lists:
         for each in inner:
             yield from _steps(each)
@@ -109,7 +137,20 @@ def _growth(step: dict, what: str) -> float:
         raise InputError(f"{what} has an empty pattern")
     if step.get("type") == "Prepend" and len(str(step.get("prepend", ""))) > MOST_GROWTH:
         raise InputError(f"{what} puts more than {MOST_GROWTH:,} characters before a text")
-    content = step.get("content")
+    fields, content = Fields(step, what), step.get("content")
+    if step.get("type") == "FixedLength":
+        fields.integer("length")
+    for name in ("start", "stop"):
+        if step.get("type") == "Strip" and fields.has(name):
+            fields.integer(name, least=0, most=MOST_GROWTH)
+    for name in ("single", "pair"):
+        if isinstance(items := step.get(name), list) and len(items) > MOST_STEPS:
+            raise InputError(f"{what} puts more than {MOST_STEPS} pieces together")
+    if step.get("type") == "Prepend":
+        return 1.0 + len(str(step.get("prepend", "")))
+    if step.get("type") == "ByteLevel":
+        # A character of another alphabet for each byte, and those have two.
+        return 2.0
     if step.get("type") != "Replace" or not isinstance(content, str):
         return 1.0
     if isinstance(pattern, dict) and isinstance(pattern.get("String"), str):

@@ -25,6 +25,10 @@ type ModelProto = Any  # its class is built when protobuf is imported, without a
 new_model = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _UNIGRAM, _BPE = 1, 2
+_LONGEST_PIECE = 256
+"""Characters of a piece, whose halves are all tried: a trainer's own limit is 16, and marks have some dozens."""
+_MERGES, _MERGES_A_PIECE = 10_000, 4
+"""Merges that pieces may have; those of published models have 2 to 2.5 a piece."""
 _BYTE_NAME = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -109,8 +113,8 @@ def check_model(model: ModelProto, where: str) -> None:
     """Refuses a vocabulary that can be parsed and not used.
 
     Raises:
-      InputError: a piece is not text, is empty, or is there twice; a score is not finite; there is not one unknown
-        piece; a byte is missing; or the model is neither BPE nor Unigram.
+      InputError: a piece is not text, is empty, too long, or there twice; a score is not finite; there is not one
+        unknown piece; a byte is missing; or the model is neither BPE nor Unigram.
     """
     seen: dict[str, int] = {}
     for i, piece in enumerate(model.pieces):
@@ -118,8 +122,9 @@ def check_model(model: ModelProto, where: str) -> None:
         # protobuf gives bytes that are not UTF-8 as they are.
         if not isinstance(text, str):
             raise InputError(f"{where}: its vocabulary cannot be used: piece {i} is not UTF-8 text")
-        if not text:
-            raise InputError(f"{where}: its vocabulary cannot be used: piece {i} is empty")
+        if not text or len(text) > _LONGEST_PIECE:
+            problem = f"has {len(text):,} characters, of at most {_LONGEST_PIECE:,}" if text else "is empty"
+            raise InputError(f"{where}: its vocabulary cannot be used: piece {i} {problem}")
         if text in seen:
             raise InputError(f"{where}: its vocabulary cannot be used: {text!r} of piece {i} is already defined")
         if not math.isfinite(piece.score):
@@ -145,7 +150,11 @@ def check_model(model: ModelProto, where: str) -> None:
 
 
 def _bpe(model: ModelProto, *, whole: bool = False) -> models.BPE:
-    """Returns the merges that SentencePiece's BPE makes: any two pieces that join to one, the best score first."""
+    """Returns the merges that SentencePiece's BPE makes: any two pieces that join to one, the best score first.
+
+    Raises:
+      ValueError: they are many more than those of published models, as of a text's every part.
+    """
     vocabulary = {piece.piece: i for i, piece in enumerate(model.pieces)}
     scores = {piece.piece: piece.score for piece in model.pieces if piece.type == NORMAL}
     ranked = []
@@ -154,6 +163,8 @@ def _bpe(model: ModelProto, *, whole: bool = False) -> models.BPE:
             left = token[:at]
             if left in scores and (right := token[at:]) in scores:
                 ranked.append((left, right))
+        if len(ranked) > _MERGES + _MERGES_A_PIECE * len(vocabulary):
+            raise ValueError(f"its pieces can be joined of others in more than {_MERGES_A_PIECE} ways each")
     unknown = next(piece.piece for piece in model.pieces if piece.type == UNKNOWN)
     return models.BPE(
         vocab=vocabulary, merges=ranked, unk_token=unknown, fuse_unk=True,

@@ -13,6 +13,8 @@ NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 _MOST_MARKS = 100_000
 _LLAMAS = ("LlamaTokenizer", "CodeLlamaTokenizer")
+# Each character of an added token takes some 80 bytes of the automaton that finds them all at once.
+_LONGEST_MARK, _MOST_CHARACTERS, _CHARACTERS_A_MARK = 1000, 500_000, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +106,7 @@ def read_settings(config: Fields, special_map: Fields, added: Fields, model: Fie
         numbered = [Mark(t, i, special=t in named, normalized=t not in named) for t, i in by_name.items()]
     config.flag("add_eos_token")
     legacy = config.flag("legacy") if config.has("legacy") else None
+    check_marks((mark.content for mark in extra), str(config.file))
     return Settings(
         marks=(*_distinct(numbered, config if has_decoder else added), *extra),
         lists_special=any(source.get(field) for source in sources for field in _LISTS),
@@ -158,10 +161,26 @@ def add_marks(tokenizer: tokenizers.Tokenizer, settings: Settings, where: str) -
     return renumbered, frozenset(i for i in special if i is not None)
 
 
-def check_marks(contents: Iterable[str], where: str) -> None:
-    """Refuses an added token without text: the package would find it at every place of a text. Raises InputError."""
-    if "" in contents:
+def check_marks(contents: Iterable[str], where: str, *, empty: bool = False) -> None:
+    """Refuses added tokens that cannot be looked for: too many or too long ones, or one without text.
+
+    Args:
+      empty: one without text, which the package would find at every place of a text, is for a later check.
+
+    Raises:
+      InputError: begins with `where`.
+    """
+    contents = list(contents)
+    if "" in contents and not empty:
         raise InputError(f"{where} has an added token without any text, which would be found everywhere")
+    if len(contents) > _MOST_MARKS:
+        raise InputError(f"{where} has {len(contents):,} added tokens, which is more than {_MOST_MARKS:,}")
+    total, longest = sum(map(len, contents)), max(map(len, contents), default=0)
+    if longest > _LONGEST_MARK or total > _MOST_CHARACTERS + _CHARACTERS_A_MARK * len(contents):
+        raise InputError(
+            f"{where} has added tokens of {total:,} characters, one of {longest:,}, and each has at most "
+            f"{_LONGEST_MARK:,}"
+        )
 
 
 def _added_token(mark: Mark) -> tokenizers.AddedToken:
@@ -261,8 +280,6 @@ def _listed(source: Fields, field: str) -> list[Mark]:
 
 def _distinct(marks: list[Mark], source: Fields) -> list[Mark]:
     check_marks((mark.content for mark in marks), str(source.file))
-    if len(marks) > _MOST_MARKS:
-        raise InputError(f"{source.file} has {len(marks):,} added tokens, which is more than {_MOST_MARKS:,}")
     for what, values in (("token", [m.content for m in marks]), ("number", [m.id for m in marks])):
         seen = set()
         for value in values:

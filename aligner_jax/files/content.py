@@ -4,40 +4,22 @@ import errno
 import io
 import os
 import stat
+from collections.abc import Buffer
 from pathlib import Path
 from typing import BinaryIO
 
 from aligner_jax.errors import InputError
 
 MEBIBYTE = 2**20
-
-
-class _Named(io.FileIO):
-    """A file whose failures (a broken disk, a network disk that went away) name it."""
-
-    def __init__(self, handle: int, path: str | Path) -> None:
-        super().__init__(handle, "rb")
-        self._path = path
-
-    def readinto(self, buffer, /) -> int | None:
-        try:
-            return super().readinto(buffer)
-        except OSError as error:
-            raise InputError(_why(self._path, error)) from None
-
-    def readall(self) -> bytes:
-        try:
-            return super().readall()
-        except OSError as error:
-            raise InputError(_why(self._path, error)) from None
+_BUFFER = 2**17
 
 
 def open_file(path: str | Path) -> BinaryIO:
     """Opens a regular file to read.
 
     Raises:
-      InputError: there is no such file, it is a folder, a device or a pipe, or it cannot be read, at once or while it
-        is; names the reason.
+      InputError: there is no such file, it is a folder, a device or a pipe, or it cannot be read; names the reason. The
+        file's own methods raise it too, where a disk fails later.
     """
     try:
         # Not to wait at a pipe for somebody who writes into it.
@@ -48,7 +30,38 @@ def open_file(path: str | Path) -> BinaryIO:
         os.close(handle)
         kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
         raise InputError(f"{path} is {kind}, not a file")
-    return io.BufferedReader(_Named(handle, path))
+    return io.BufferedReader(_File(handle, path), _BUFFER)
+
+
+class _File(io.FileIO):
+    """A file whose errors are InputErrors."""
+
+    def __init__(self, handle: int, path: str | Path) -> None:
+        super().__init__(handle, "rb")
+        self._path = path
+
+    def readinto(self, buffer: Buffer) -> int:
+        try:
+            count = super().readinto(buffer)
+        except OSError as error:
+            raise InputError(_why(self._path, error)) from None
+        if count is None:
+            # Some files of /proc have their content later, as a pipe does.
+            raise InputError(f"{self._path} cannot be read: it has no content yet")
+        return count
+
+    def readall(self) -> bytes:
+        content = bytearray(_BUFFER)
+        pieces = []
+        while count := self.readinto(content):
+            pieces.append(bytes(content[:count]))
+        return b"".join(pieces)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except OSError as error:
+            raise InputError(_why(self._path, error)) from None
 
 
 def read_bytes(path: str | Path, *, most: int = 64 * MEBIBYTE) -> bytes:

@@ -1,7 +1,6 @@
 """Content of a data file in pieces, decompressed, within bounds that files made by people do not reach."""
 
 import contextlib
-import gzip
 import lzma
 import os
 import zlib
@@ -18,6 +17,8 @@ MOST_RATIO, FREE = 100, 16 * MEBIBYTE
 """A file may become so many times its size, and so many bytes more. Text compresses 3 to 30 times; files that are made
 to fill the memory, 200 to 10,000 times."""
 _PIECE = MEBIBYTE
+# What is left after a member is copied for each.
+_GZIP_PIECE = 2**13
 # `xz -9` makes files that need 65 MiB to be read.
 _XZ_MEMORY = 128 * MEBIBYTE
 
@@ -66,8 +67,23 @@ _XZ = b"\xfd7zXZ\x00"
 
 
 def _gunzip(file: BinaryIO) -> Iterator[bytes]:
-    with gzip.GzipFile(fileobj=file) as unzipped:
-        yield from iter(lambda: unzipped.read(_PIECE), b"")
+    """One member after the other; Python's own reader takes 20 µs for each, of which 20 bytes of a file are one."""
+    given = file.read(_GZIP_PIECE)
+    while given:
+        if given[:2] not in (b"\x1f\x8b", b"\x1f"):
+            raise zlib.error("Not a gzipped file, or something follows its end")
+        decompressor = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        while not decompressor.eof:
+            if piece := decompressor.decompress(given, _PIECE):
+                yield piece
+            given = decompressor.unconsumed_tail
+            # After a piece there may be more without any input.
+            if not (given or piece or decompressor.eof or (given := file.read(_GZIP_PIECE))):
+                raise EOFError
+        given = decompressor.unused_data or file.read(_GZIP_PIECE)
+        # Members may be followed by zeros.
+        while given and not (given := given.lstrip(b"\0")):
+            given = file.read(_GZIP_PIECE)
 
 
 def _unxz(file: BinaryIO) -> Iterator[bytes]:
@@ -93,7 +109,7 @@ def _errors_of(path: Path) -> Iterator[None]:
         yield
     except EOFError:
         raise InputError(f"{path} is cut short: its compressed data end too early") from None
-    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+    except (zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{path} cannot be decompressed: {error}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
