@@ -6,7 +6,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from aligner_jax.data.gguf_metadata import read_gguf_header
+from aligner_jax.data.gguf_metadata import GGUFHeader, read_gguf_header
 from aligner_jax.data.tokenizer import END_TOKENS, Tokenizer, make_tokenizer
 from aligner_jax.data.tokenizer_hf import HFBackend, guarded
 from aligner_jax.data.tokenizer_sentencepiece import (
@@ -53,15 +53,19 @@ _NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _ENDS = ("eot", "eom")
 
 
-def load(path: Path) -> Tokenizer | None:
+def load(path: Path, header: GGUFHeader | None = None) -> Tokenizer | None:
     """Returns the tokenizer of a GGUF file, None if the file has no vocabulary.
 
     A padding token that the vocabulary lacks counts as none, since nothing pads with it; llama.cpp does the same.
 
+    Args:
+      path: of the file.
+      header: of the file, where it is read already.
+
     Raises:
       InputError: the file is cut off, its vocabulary is damaged, or of a kind that is not known.
     """
-    fields = Fields(read_gguf_header(path).fields, path)
+    fields = Fields((header or read_gguf_header(path)).fields, path)
     ours = _Ours(fields)
     kind = ours.text("model", "none")
     if kind in ("none", "no_vocab"):
@@ -129,9 +133,8 @@ def _vocabulary(ours: _Ours) -> tuple[list[str], list[int]]:
     tokens = ours.get("tokens")
     if not isinstance(tokens, list) or not tokens:
         raise InputError(f"{ours.file} has no tokenizer.ggml.tokens")
-    for i, token in enumerate(tokens):
-        if not isinstance(token, str) or not token:
-            raise ours.error("tokens", f"has no text as number {i}")
+    if not all(tokens):
+        raise ours.error("tokens", f"has no text as number {tokens.index('')}")
     if len(set(tokens)) < len(tokens):
         first = next(i for i, token in enumerate(tokens) if tokens.index(token) < i)
         raise ours.error("tokens", f"has {tokens[first]!r} twice, as number {tokens.index(tokens[first])} and {first}")
@@ -140,9 +143,9 @@ def _vocabulary(ours: _Ours) -> tuple[list[str], list[int]]:
         types = np.ones(len(tokens), np.int32)
     if not isinstance(types, np.ndarray) or types.dtype.kind not in "iu" or len(types) != len(tokens):
         raise ours.error("token_type", f"is not one number for each of the {len(tokens)} tokens, and whole")
-    for token, kind in zip(tokens, types.tolist(), strict=True):
-        if not 1 <= kind <= BYTE:
-            raise ours.error("token_type", f"of {token!r} is {kind}: it is from 1 to {BYTE}")
+    if len(strange := np.flatnonzero((types < 1) | (types > BYTE))):
+        i = int(strange[0])
+        raise ours.error("token_type", f"of {tokens[i]!r} is {types[i]}: it is from 1 to {BYTE}")
     return tokens, types.tolist()
 
 
@@ -153,12 +156,10 @@ def _bpe(ours: _Ours, tokens: list[str], pre: str) -> tokenizers.Tokenizer:
     merges = ours.get("merges")
     if not isinstance(merges, list):
         raise InputError(f"{ours.file} has no tokenizer.ggml.merges")
-    pairs = []
-    for i, merge in enumerate(merges):
-        pair = tuple(merge.split(" ")) if isinstance(merge, str) else ()
-        if len(pair) != 2 or not all(pair):
-            raise ours.error("merges", f"has {str(merge)[:100]!r} as number {i}, which is not two tokens and a space")
-        pairs.append(pair)
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    for i, pair in enumerate(pairs):
+        if len(pair) != 2 or "" in pair:
+            raise ours.error("merges", f"has {merges[i][:100]!r} as number {i}, which is not two tokens and a space")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     with guarded(f"{ours.file}: tokenizer.ggml.merges do not fit tokenizer.ggml.tokens"):
         model = models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=name in _WHOLE)

@@ -1,14 +1,18 @@
 """The frozen base: parameters, configuration and tokenizer, from whatever form the model comes in."""
 
 import dataclasses
+import functools
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import flax.struct
 import jax
 
+from aligner_jax.data import tokenizer_gguf
+from aligner_jax.data.gguf_metadata import read_gguf_header
 from aligner_jax.data.tokenizer import Tokenizer, load_tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import exists, is_file, is_folder
@@ -107,8 +111,13 @@ def load_base(
     chosen = None if quantization in (None, "none") else Quantization(cast(Any, quantization), group_size)
     local = locate(path)
     # Before the weights, which take longer, so that a damaged vocabulary is told at once.
-    tokenizer = load_base_tokenizer(local)
-    load = _loader(local)
+    load: Callable[..., tuple[LlamaConfig, Params]] = _loader(local)
+    if load is load_gguf:
+        # The vocabulary is most of a header, which takes as long to read as it.
+        header = read_gguf_header(local)
+        tokenizer, load = tokenizer_gguf.load(local, header), functools.partial(load_gguf, header=header)
+    else:
+        tokenizer = load_base_tokenizer(local)
     if chosen is None:
         config, params = load(local, dtype, shardings=shardings, finish=finish)
         return Base(params, config, tokenizer)

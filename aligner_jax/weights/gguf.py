@@ -86,7 +86,12 @@ _INTERLEAVED = dataclasses.replace(
 
 
 def load_gguf(
-    path: Path, dtype: str = "float32", *, shardings: Shardings = None, finish: Finish = None
+    path: Path,
+    dtype: str = "float32",
+    *,
+    shardings: Shardings = None,
+    finish: Finish = None,
+    header: GGUFHeader | None = None,
 ) -> tuple[LlamaConfig, Params]:
     """Loads a model from a GGUF file: F32, F16, BF16, or any quantized type that the gguf package can dequantize.
 
@@ -95,21 +100,22 @@ def load_gguf(
     Args:
       dtype: of the parameters: "float32" or "bfloat16".
       shardings, finish: see `assemble`.
+      header: of the file, where it is read already.
 
     Raises:
       InputError: the file is cut short or damaged, the architecture is not LLaMA's, a setting is not supported, or a
         tensor is missing, unknown, of the wrong shape, not finite, or of a type that is not read.
     """
-    return assemble(open_gguf(path), dtype, shardings=shardings, finish=finish)
+    return assemble(open_gguf(path, header), dtype, shardings=shardings, finish=finish)
 
 
-def open_gguf(path: Path) -> Checkpoint:
+def open_gguf(path: Path, header: GGUFHeader | None = None) -> Checkpoint:
     """Opens a GGUF file, of which no weight is read yet.
 
     Raises:
       InputError: see `load_gguf`.
     """
-    header = read_gguf_header(path)
+    header = header or read_gguf_header(path)
     sources = gguf_sources(path, header)
     config = gguf_config(path, header)
     for source in sources:
