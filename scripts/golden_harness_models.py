@@ -40,7 +40,7 @@ TEMPLATES = {
     "hides_thoughts": CHATML.replace("m['content']", "m['content'].split('</think>')[-1]"),
     "upper": CHATML.replace("m['content']", "m['content'] | upper"),
 }
-# Of each folder: its vocabulary, and what tokenizer_config.json says beside its template.
+# Each folder: its vocabulary, and what tokenizer_config.json says beside its template.
 FOLDERS = {
     "bpe": ("bpe", {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}),
     "bpe_adds_bos": ("bpe_adds_bos", {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}),
@@ -104,7 +104,7 @@ RECORDS = [
     {"q": "Is fire cold? ", "shots": "", "a": "No"},
     {"q": "Two words", "shots": "", "a": " of\nmine"},
 ]
-# Of each whole task: fields of its file, and arguments of simple_evaluate.
+# Each whole task: fields of its file, and arguments of simple_evaluate.
 TASKS = {
     "prefilled": ({"gen_prefix": "The answer is: "}, {"apply_chat_template": True}),
     "prefilled_code": ({"gen_prefix": "```python\n"}, {"apply_chat_template": True, "num_fewshot": 2}),

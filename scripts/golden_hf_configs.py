@@ -1,4 +1,4 @@
-"""What transformers makes of the settings in config.json, absent and null ones too: tests/goldens/hf_configs.npz.
+"""Logits that transformers gives for settings in config.json, absent and null ones too: tests/goldens/hf_configs.npz.
 
     ENV/bin/python scripts/golden_hf_configs.py    # the environment of make_goldens.py
 
@@ -26,7 +26,7 @@ SIZES = {
 }  # fmt: skip
 ABSENT = "absent"
 
-# Of each class, what differs from SIZES; ABSENT takes a field away.
+# Differences of each class from SIZES; ABSENT takes a field away.
 CASES = {
     "llama": {
         "plain": {},

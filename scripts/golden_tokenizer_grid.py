@@ -47,7 +47,7 @@ TEXTS = [
     "<unk>one",
 ]
 SIZES = {"byte_level.json": 360}
-"""Of the vocabularies that have not 400 tokens."""
+"""Sizes of the vocabularies that have not 400 tokens."""
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 

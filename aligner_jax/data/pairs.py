@@ -135,7 +135,7 @@ def _lengths(pair: Pair) -> tuple[int, int]:
 
 
 def _room(chosen: int, rejected: int, sequence_length: int, most: int, packing: bool) -> tuple[int, int]:
-    """How much of each document is kept; none has more than `most` tokens."""
+    """Returns the tokens of each document that are kept: at most `most`."""
     chosen, rejected = min(chosen, most), min(rejected, most)
     if not packing:
         return chosen, rejected

@@ -1,4 +1,4 @@
-"""What a chat template may spend: steps and memory, counted as it is rendered.
+"""Budget of a chat template: steps and memory, counted as it is rendered.
 
 A template comes with a model and is a program. Its loops, calls, repetitions, concatenations and filters are charged
 before they run, so that it ends soon and deterministically, whatever the machine.

@@ -140,7 +140,7 @@ def _mistakes_as_sentences(what: str) -> Iterator[None]:
         if any(Path(file).is_relative_to(_PACKAGE) and file != __file__ for file in code):
             raise
         first: BaseException = error
-        # Of damaged data the outermost error says no more than that they could not be loaded.
+        # The outermost error of damaged data says no more than that they could not be loaded.
         while first.__cause__ is not None:
             first = first.__cause__
         words = str(first).strip().partition("\n")[0]

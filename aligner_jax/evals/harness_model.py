@@ -117,7 +117,7 @@ def model_class() -> Any:
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             for context, continuation in map(_texts, requests):
-                # Of an empty context the harness looks at the continuation's first token.
+                # With an empty context the harness looks at the continuation's first token.
                 if not continuation or not (context or self.tok_encode(continuation, add_special_tokens=False)):
                     raise InputError(f"the continuation of {_short(context)} is empty, and so has no likelihood")
             return super().loglikelihood(requests, disable_tqdm=True)
@@ -191,7 +191,7 @@ def model_class() -> Any:
 
 
 def _sampling(options: Fields) -> Sampling:
-    """As transformers' generate reads the options: greedy, unless the task samples or gives a temperature."""
+    """Reads the options as transformers' generate does: greedy, unless the task samples or gives a temperature."""
     temperature = options.number("temperature", 1.0 if options.flag("do_sample") else 0.0, least=0)
     if not options.flag("do_sample", temperature > 0):
         return Sampling()

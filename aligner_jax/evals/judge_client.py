@@ -52,7 +52,7 @@ def http_client(seconds: float, most: int, wait_for_turn: Callable[[], Awaitable
                         await response.aclose()
             except TimeoutError:
                 raise httpx2.ReadTimeout("the answer is not whole yet", request=request) from None
-            # Of the headers only those that the library should obey: others choose how the content is decoded.
+            # Only the headers that the library should obey: others choose how the content is decoded.
             headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
             return httpx2.Response(response.status_code, headers=headers, content=content, request=request)
 

@@ -96,7 +96,7 @@ def _end(file: BinaryIO) -> tuple[int, int, int] | None:
     file.seek(begin)
     data = file.read()
     at = len(data) - _END.size
-    # As `zipfile` finds it.
+    # `zipfile` finds it so too.
     if at < 0 or data[at : at + 4] != _END_MAGIC or data[-2:] != b"\0\0":
         at = data.rfind(_END_MAGIC)
     if at < 0 or len(data) - at < _END.size:

@@ -29,7 +29,7 @@ _FIELDS = (
 
 
 class AdapterFile(NamedTuple):
-    """What a file holds.
+    """Content of an adapter file.
 
     Attributes:
       metadata: texts by name, without the digest.

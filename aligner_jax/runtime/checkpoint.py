@@ -251,7 +251,7 @@ def _checksum(file: Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What a checkpoint says beside its arrays; `origin` is None in those of older versions."""
+    """Record of a checkpoint beside its arrays; `origin` is None in those of older versions."""
 
     step: int
     leaves: dict[str, Any]

@@ -25,7 +25,7 @@ _ADDRESS, _COUNT, _ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 # How long the others have to come up; JAX's own limit, past which it aborts the process.
 _PATIENCE_SECONDS = 300
 
-# How long this process waits for the others once it has reached process 0; JAX would abort with a stack trace.
+# Seconds that this process waits for the others once it has reached process 0; JAX would abort with a stack trace.
 _JOIN_SECONDS = 300
 
 # How the collectives of CPUs and GPUs, and the service that processes are joined by, say that a connection broke.

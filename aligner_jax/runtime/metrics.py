@@ -97,7 +97,7 @@ class MetricsWriter:
         kept, drops = [], False
         with open_file(self.path) as file, self._failure_is_one_sentence():
             for number, line in enumerate(file, 1):
-                # What follows the last line end was cut off in the middle.
+                # The rest after the last line end was cut off in the middle.
                 stays = line.endswith(b"\n") and self._step_of(line, number) <= step
                 drops |= not stays
                 kept += [line] if stays else []

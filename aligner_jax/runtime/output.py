@@ -1,4 +1,4 @@
-"""What a command prints: text of files as it can be shown, and a reader that may go away."""
+"""Output of a command: text of files as it can be shown, and a reader that may go away."""
 
 import os
 import sys
@@ -26,7 +26,7 @@ def wide_console() -> Console:
 
 
 class OutputEnded(Exception):
-    """What a command prints can no longer be written, and it is not to go on without."""
+    """Raised where output can no longer be written and the command is not to go on without."""
 
 
 class Output:
@@ -66,7 +66,7 @@ class Output:
 
     def _fail(self, error: OSError) -> None:
         self.failure = error
-        # What is left in its buffer the interpreter would try to write once more, at its end.
+        # The interpreter would try to write the rest of its buffer once more, at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         if not self._lasting:
             raise OutputEnded

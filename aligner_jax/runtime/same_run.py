@@ -1,4 +1,4 @@
-"""What a run was begun with: kept in its workdir and its checkpoints, and compared before it goes on."""
+"""Origin of a run: kept in its workdir and its checkpoints, and compared before it goes on."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ _MISPLACED = "put it back where it was written, or choose another --workdir"
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a run's steps depend on. Its checkpoints record it, and a workdir's `config.json` and `inputs.json` do.
+    """Everything that a run's steps depend on, as its checkpoints, `config.json` and `inputs.json` record it.
 
     Attributes:
       config: of the run.

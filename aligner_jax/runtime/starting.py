@@ -22,16 +22,16 @@ def begin() -> None:
     exception in the middle of an import is a traceback of a hundred lines, or is taken for a missing library.
     """
     global _is_command
-    # What Python has there while it imports the package of the module that -m names, which may be a user's own.
+    # Python has this there while it imports the package of the module that -m names, which may be a user's own.
     if getattr(sys, "argv", [])[:1] != ["-m"] or not any("aligner_jax." in word for word in sys.orig_argv):
         return
     _is_command = True
-    # What the parent has ignored (nohup, a shell's background) stays so.
+    # Signals that the parent has ignored (nohup, a shell's background) stay so.
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) == usual:
             signal.signal(number, _end)
     open_closed_streams()
-    # What is registered first runs last: all is done by then, and while Python ends it would take the handlers away.
+    # The function that is registered first runs last, when all is done: Python takes the handlers away as it ends.
     atexit.register(_ignore)
 
 

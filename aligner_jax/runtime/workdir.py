@@ -19,7 +19,7 @@ from aligner_jax.runtime.files import reason
 _UNFINISHED = re.compile(
     r"\.(config\.json|inputs\.json|metrics\.jsonl|report\.json|adapter(_\d+)?\.safetensors|reference_\w+\.npz)\.\w{8}"
 )
-# How long a network disk may take until the other processes see a new file.
+# Seconds that a network disk may take until the other processes see a new file.
 _SHOWN_SECONDS = 10
 
 
@@ -31,7 +31,7 @@ class Workdir:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Of the folder at `path`. Raises InputError where that is a name that checkpoints cannot have."""
+        """Takes the folder at `path`. Raises InputError where that is a name that checkpoints cannot have."""
         self.path = Path(path)
         self._made: list[Path] = []
         self._handle: int | None = None
@@ -72,7 +72,7 @@ class Workdir:
 
     def __exit__(self, *_: object) -> None:
         gone = self._identity is not None and self._gone() is not None
-        # Of one that has gone, threads of a save may have made an empty shell again.
+        # Where one has gone, threads of a save may have made an empty shell again.
         shell = [self.path / "checkpoints", self.path] if gone or self._made else []
         for folder in [*shell, *self._made]:
             with contextlib.suppress(OSError, ValueError):
@@ -130,7 +130,7 @@ class Workdir:
             )
 
     def _gone(self) -> Path | None:
-        """What has gone: the folder, or its config.json from the moment that there was one."""
+        """Returns what has gone: the folder, or its config.json from the moment that there was one."""
         try:
             there = os.stat(self.path)
         except OSError as error:

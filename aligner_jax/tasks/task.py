@@ -18,7 +18,7 @@ from aligner_jax.weights.base import Base
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is learned from what: the batches, the reference that their objective needs, and how to judge the result.
+    """A training task: the batches, the reference that their objective needs, and how to judge the result.
 
     `TASKS` makes it from a config, the base, the adapter to begin with, the workdir, a function that is called between
     the parts of the work (`StopRequests.check`) and the console.

@@ -123,7 +123,7 @@ def _account(
         found.setdefault(name, []).append(source)
     for source in list(extra):
         if (original := form.redundant[source.name]) not in found:
-            # Of two tensors that are one, a file may hold the one as well as the other.
+            # A file may hold either of two tensors that are one.
             _check_shape(source, places[original])
             form.check_encoding(source)
             found[original] = [source]

@@ -17,7 +17,7 @@ _MOST_BYTES = 2**20
 
 
 class _Kind(NamedTuple):
-    """What absent fields mean in one class of transformers, and where its projections have biases.
+    """Defaults of absent fields in one class of transformers, and where its projections have biases.
 
     Attributes:
       num_kv_heads: None: as many as there are query heads.
@@ -44,7 +44,7 @@ _REFUSED = {
     "quantization_config": "only unquantized safetensors can be read",
     "per_layer_config": "layers that differ are not supported",
 }
-# Of relatives of LLaMA. Its own classes pass over them, but a model that has them computes something else.
+# Settings of relatives of LLaMA. Its own classes pass over them, but a model that has them computes something else.
 _NEUTRAL = {
     "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "attention_multiplier": None, "logits_scaling": 1.0,
     "logit_scale": 1.0, "attn_logit_softcapping": None, "final_logit_softcapping": None, "clip_qkv": None,

@@ -28,7 +28,7 @@ _MOST_HEADER_BYTES = MEBIBYTE
 
 
 class SafetensorsFile(NamedTuple):
-    """What a header says.
+    """Content of a header.
 
     Attributes:
       metadata: texts by name, in the order of the file.

@@ -257,7 +257,7 @@ def _checked(path: Path, file: BinaryIO, entry: _Entry, directory: int) -> Membe
     if len(header) != _HEADER.size + len(entry.name) or header[:4] != b"PK\3\4":
         raise InputError(f"{path} is damaged: its member {name} is not where its directory says")
     _, _, flags, method, _, _, crc32, stored, size, name_size, extra_size = _HEADER.unpack(header[: _HEADER.size])
-    # Of members that were written as a stream the numbers follow their bytes, and are 0 here.
+    # The numbers of members that were written as a stream follow their bytes, and are 0 here.
     later = {0} if flags & _SIZES_FOLLOW else set()
     same = (
         (flags, method, name_size, header[_HEADER.size :]) == (entry.flags, 0, len(entry.name), entry.name)

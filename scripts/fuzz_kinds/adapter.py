@@ -87,7 +87,7 @@ def _read(folder: Path) -> str:
 
 
 def _may_differ(_: Files, damaged: Files) -> bool:
-    # What has its digest is what was saved; an old file has nothing that could tell.
+    # A file with its digest is what was saved; an old file has nothing that could tell.
     content = damaged[_NAME]
     if _safetensors.tensors_of(content) is None:
         return False

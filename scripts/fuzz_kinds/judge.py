@@ -1,4 +1,4 @@
-"""What a judge's endpoint sends: bodies of answers and errors, and answers as they are kept."""
+"""Replies of a judge's endpoint: bodies of answers and errors, and answers as they are kept."""
 
 import json
 import random

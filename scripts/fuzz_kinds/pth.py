@@ -21,7 +21,7 @@ _NUMBERS = (0, 1, 2, 7, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1, 2**6
 
 type Members = Sequence[tuple[str, bytes]]
 
-# As bytes of a record from its signature on: where its fields are, and how long they are.
+# Places of a record's fields from its signature on, and their lengths, in bytes.
 _RECORDS = {
     b"PK\3\4": {4: 2, 6: 2, 8: 2, 10: 4, 14: 4, 18: 4, 22: 4, 26: 2, 28: 2, 30: 8},
     b"PK\1\2": {4: 4, 8: 2, 10: 2, 12: 4, 16: 4, 20: 4, 24: 4, 28: 2, 30: 2, 32: 2, 34: 2, 36: 2, 38: 4, 42: 4, 46: 8},

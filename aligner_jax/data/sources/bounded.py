@@ -17,7 +17,7 @@ MOST_RATIO, FREE = 100, 16 * MEBIBYTE
 """A file may become so many times its size, and so many bytes more. Text compresses 3 to 30 times; files that are made
 to fill the memory, 200 to 10,000 times."""
 _PIECE = MEBIBYTE
-# What is left after a member is copied for each.
+# Each member copies the rest of the piece after it.
 _GZIP_PIECE = 2**13
 # `xz -9` makes files that need 65 MiB to be read.
 _XZ_MEMORY = 128 * MEBIBYTE

@@ -54,7 +54,7 @@ def is_history(value: object) -> TypeGuard[list[Sequence[str]]]:
 
 
 def _turns(parsed: Record, where: str) -> list[Message]:
-    """What follows the context: of a pair the prompt's turns, else all."""
+    """Returns the turns that follow the context: the prompt's of a preference, else all."""
     if isinstance(parsed, Preference):
         return list(parsed.prompt)
     return list(parsed.messages) if isinstance(parsed, Conversation) else Example(parsed, where).messages()

@@ -106,7 +106,7 @@ class _Array:
     def __init__(self, pieces: Iterator[str], path: Path) -> None:
         self._pieces, self._path = pieces, str(path)
         self._text, self._position = "", 0
-        # Of the text's begin; and how far lines are counted.
+        # Line on which the text begins, and the place up to which lines are counted.
         self._line, self._column, self._counted = 1, 0, 0
 
     def __iter__(self) -> Iterator[tuple[object, int]]:

@@ -111,7 +111,7 @@ class _Rows:
         return found or list(range(len(leaves)))
 
     def _unread(self, footer: Footer, fields: Sequence[Any], leaves: Sequence[Any]) -> dict[str, int]:
-        """How many rows have a value in each of the columns that are not read, and refuses impossible times."""
+        """Returns the rows that have a value in each column that is not read; refuses impossible times."""
         read = {path.partition(".")[0] for path in self._paths} | set(self._paths)
         flat = {leaf.path: number for number, leaf in enumerate(leaves)}
         unread = {}

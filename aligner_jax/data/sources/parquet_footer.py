@@ -11,7 +11,7 @@ from aligner_jax.files.content import MEBIBYTE
 from aligner_jax.files.thrift import Malformed, Struct, read_struct
 
 MAGIC = b"PAR1"
-"""What a Parquet file begins and ends with."""
+"""Magic bytes at both ends of a Parquet file."""
 
 _MOST_FOOTER = 16 * MEBIBYTE
 _INT32, _INT64, _BYTE_ARRAY = 1, 2, 6

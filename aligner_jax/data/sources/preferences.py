@@ -42,7 +42,7 @@ def _chat(before: list[Message], record: dict, name: str, where: str) -> list[Me
         raise InputError(f"{where}: the field {name!r} does not end with a turn of 'assistant'")
     if answer[0]["role"] == "assistant":
         return [*before, *answer]
-    # Of a prompt that is a text, a system turn may come first.
+    # A system turn may come before a prompt that is a text.
     if not any(answer[i : i + len(before)] == before for i in range(2)):
         raise InputError(f"{where}: the field {name!r} is a whole chat, but does not begin with the prompt")
     return answer
