@@ -17,7 +17,9 @@ from types import ModuleType
 import jax
 import jax.numpy as jnp
 import judge_server
+import model_folders
 import numpy as np
+import orbax_folders
 import pytest
 from fake_pod import Pod
 from rich.console import Console
@@ -29,6 +31,7 @@ from aligner_jax.evals.subject import Subject
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, is_spec, param_specs
 from aligner_jax.peft import Adapter, init_adapter
+from aligner_jax.weights import orbax
 from aligner_jax.weights.base import load_base
 
 MAPPINGS = Path("/proc/self/maps")
@@ -214,3 +217,23 @@ def judge_key(monkeypatch: pytest.MonkeyPatch) -> None:
 def console() -> Console:
     """A console that prints nothing."""
     return Console(quiet=True)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives even a tiny model's leaves several blocks in Orbax's form."""
+    monkeypatch.setattr(orbax, "_BLOCK_BYTES", 1)
+
+
+@pytest.fixture(scope="module")
+def hf_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of `model_folders.CONFIG` in two files; not to be changed."""
+    return model_folders.write_hf(
+        tmp_path_factory.mktemp("hf") / "model", model_folders.CONFIG, model_folders.draw(), files=2
+    )
+
+
+@pytest.fixture(scope="module")
+def orbax_base(hf_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in Orbax's form and float32; not to be changed."""
+    return orbax_folders.write(hf_base, tmp_path_factory.mktemp("orbax") / "model")
