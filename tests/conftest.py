@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import os
+import shutil
 import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -20,6 +21,7 @@ import judge_server
 import model_folders
 import numpy as np
 import orbax_folders
+import peft_folders
 import pytest
 from fake_pod import Pod
 from rich.console import Console
@@ -237,3 +239,19 @@ def hf_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def orbax_base(hf_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in Orbax's form and float32; not to be changed."""
     return orbax_folders.write(hf_base, tmp_path_factory.mktemp("orbax") / "model")
+
+
+@pytest.fixture
+def peft_folder(tmp_path: Path):
+    """Copies of the golden folders, to be spoiled; `change` is of adapter_config.json."""
+
+    def make(name: str, /, **change) -> Path:
+        copy = tmp_path / name
+        copy.mkdir()
+        values = json.loads((peft_folders.GOLDENS / "peft" / name / "adapter_config.json").read_text())
+        values |= change
+        (copy / "adapter_config.json").write_text(json.dumps(values))
+        shutil.copy(peft_folders.GOLDENS / "peft" / name / "adapter_model.safetensors", copy)
+        return copy
+
+    return make
