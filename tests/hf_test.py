@@ -339,3 +339,12 @@ def test_a_number_beyond_bfloat16_is_refused_there_and_read_in_float32(folder):
     assert params.layers.k_ldkh.max() == np.finfo(np.float32).max
     with pytest.raises(InputError, match=rf"tensor {K1} holds numbers that bfloat16 cannot hold; load it in float32"):
         load_hf(path, "bfloat16")
+
+
+def test_sizes_that_do_not_fit_name_the_file_once_however_long_its_path(folder, tmp_path):
+    path = folder("llama").rename(tmp_path / ("x" * 200))
+    edit_config(path, num_key_value_heads=3)
+    with pytest.raises(InputError) as error:
+        hf_config(path)
+    assert str(error.value).count("config.json: num_heads") == 1
+    assert str(error.value).count("config.json") == 1

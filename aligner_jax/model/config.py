@@ -1,6 +1,8 @@
 """The numbers that define a LLaMA-architecture model, and the published ones by name."""
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 from aligner_jax.errors import InputError
 from aligner_jax.files.fields import Fields
@@ -71,19 +73,27 @@ class LlamaConfig:
             )
         sizes = {name: fields.integer(name) for name in _SIZES}
         flags = {name: fields.flag(name) for name in ("tied_embeddings", "qkv_bias", "o_bias")}
+        return cls.of_file(
+            fields.file,
+            **sizes,
+            context_length=fields.integer("context_length", cls.context_length),
+            rope_theta=fields.number("rope_theta", cls.rope_theta),
+            rope_scaling=rope_scaling,
+            norm_eps=fields.number("norm_eps", cls.norm_eps),
+            **flags,
+        )
+
+    @classmethod
+    def of_file(cls, file: str | Path, **values: Any) -> "LlamaConfig":
+        """Returns the configuration with these values, whose errors begin with the file that gave them.
+
+        Raises:
+          InputError: sizes do not fit each other.
+        """
         try:
-            return cls(
-                **sizes,
-                context_length=fields.integer("context_length", cls.context_length),
-                rope_theta=fields.number("rope_theta", cls.rope_theta),
-                rope_scaling=rope_scaling,
-                norm_eps=fields.number("norm_eps", cls.norm_eps),
-                **flags,
-            )
+            return cls(**values)
         except InputError as error:
-            # A field that is wrong names the file by itself; sizes that do not fit each other do not.
-            message = str(error)
-            raise (error if message.startswith(str(fields.file)) else InputError(f"{fields.file}: {message}")) from None
+            raise InputError(f"{file}: {error}") from None
 
     @property
     def group_size(self) -> int:

@@ -120,25 +120,22 @@ def gguf_config(path: Path, header: GGUFHeader) -> LlamaConfig:
     if version != _QUANTIZATION_VERSION:
         raise general.error("general.quantization_version", f"is {version}; blocks of version 2 are read")
     d_model, num_heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
-    try:
-        config = LlamaConfig(
-            vocab_size=embedding.shape[-1],
-            d_model=d_model,
-            d_mlp=fields.integer("feed_forward_length"),
-            num_layers=fields.integer("block_count"),
-            num_heads=num_heads,
-            num_kv_heads=fields.integer("attention.head_count_kv", num_heads),
-            head_dim=fields.integer("attention.key_length", max(1, d_model // num_heads)),
-            context_length=fields.integer("context_length", 2048),
-            rope_theta=_number(fields, "rope.freq_base", 10_000.0),
-            norm_eps=_number(fields, "attention.layer_norm_rms_epsilon"),
-            tied_embeddings="output.weight" not in header.tensors,
-            qkv_bias="blk.0.attn_q.bias" in header.tensors,
-            o_bias="blk.0.attn_output.bias" in header.tensors,
-        )
-    except InputError as error:
-        message = str(error)
-        raise (error if message.startswith(str(path)) else InputError(f"{path}: {message}")) from None
+    config = LlamaConfig.of_file(
+        path,
+        vocab_size=embedding.shape[-1],
+        d_model=d_model,
+        d_mlp=fields.integer("feed_forward_length"),
+        num_layers=fields.integer("block_count"),
+        num_heads=num_heads,
+        num_kv_heads=fields.integer("attention.head_count_kv", num_heads),
+        head_dim=fields.integer("attention.key_length", max(1, d_model // num_heads)),
+        context_length=fields.integer("context_length", 2048),
+        rope_theta=_number(fields, "rope.freq_base", 10_000.0),
+        norm_eps=_number(fields, "attention.layer_norm_rms_epsilon"),
+        tied_embeddings="output.weight" not in header.tensors,
+        qkv_bias="blk.0.attn_q.bias" in header.tensors,
+        o_bias="blk.0.attn_output.bias" in header.tensors,
+    )
     _refuse_other_sizes(fields, config)
     _refuse_other_mathematics(fields, config)
     return config

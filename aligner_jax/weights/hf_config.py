@@ -8,7 +8,6 @@ is one of them.
 from pathlib import Path
 from typing import NamedTuple
 
-from aligner_jax.errors import InputError
 from aligner_jax.files.fields import Fields
 from aligner_jax.files.json_text import read_object
 from aligner_jax.model.config import LlamaConfig, RopeScaling
@@ -72,26 +71,23 @@ def hf_config(path: Path) -> LlamaConfig:
     attention_bias = fields.flag("attention_bias") and kind.bias_field
     # A null is no absent field here: it means as many as query heads to all three classes.
     num_kv_heads = num_heads if "num_key_value_heads" in fields.values else kind.num_kv_heads or num_heads
-    try:
-        return LlamaConfig(
-            vocab_size=fields.integer("vocab_size"),
-            d_model=d_model,
-            d_mlp=fields.integer("intermediate_size"),
-            num_layers=num_layers,
-            num_heads=num_heads,
-            num_kv_heads=fields.integer("num_key_value_heads", num_kv_heads),
-            head_dim=fields.integer("head_dim", max(1, d_model // num_heads)),
-            context_length=context_length,
-            rope_theta=rope_theta,
-            rope_scaling=rope_scaling,
-            norm_eps=fields.number("rms_norm_eps", 1e-6),
-            tied_embeddings=fields.flag("tie_word_embeddings"),
-            qkv_bias=attention_bias or kind.qkv_bias,
-            o_bias=attention_bias,
-        )
-    except InputError as error:
-        message = str(error)
-        raise (error if message.startswith(str(path)) else InputError(f"{fields.file}: {message}")) from None
+    return LlamaConfig.of_file(
+        fields.file,
+        vocab_size=fields.integer("vocab_size"),
+        d_model=d_model,
+        d_mlp=fields.integer("intermediate_size"),
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=fields.integer("num_key_value_heads", num_kv_heads),
+        head_dim=fields.integer("head_dim", max(1, d_model // num_heads)),
+        context_length=context_length,
+        rope_theta=rope_theta,
+        rope_scaling=rope_scaling,
+        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        tied_embeddings=fields.flag("tie_word_embeddings"),
+        qkv_bias=attention_bias or kind.qkv_bias,
+        o_bias=attention_bias,
+    )
 
 
 def _refuse_other_mathematics(fields: Fields) -> None:

@@ -73,24 +73,21 @@ def meta_config(fields: Fields, shapes: Mapping[str, tuple[int, ...]]) -> LlamaC
     d_mlp = _rows(folder, shapes, "layers.0.feed_forward.w1.weight")
     if fields.integer("hidden_dim", d_mlp) != d_mlp:
         raise fields.error("hidden_dim", f"is {fields.get('hidden_dim')}, but the weights of the MLP have {d_mlp} rows")
-    try:
-        return LlamaConfig(
-            vocab_size=_vocab_size(fields, shapes),
-            d_model=d_model,
-            d_mlp=d_mlp,
-            num_layers=fields.integer("n_layers"),
-            num_heads=num_heads,
-            num_kv_heads=fields.integer("n_kv_heads", num_heads),
-            head_dim=fields.integer("head_dim", d_model // num_heads),
-            context_length=context_length,
-            rope_theta=theta,
-            rope_scaling=scaling if scaled else None,
-            norm_eps=eps,
-            tied_embeddings="output.weight" not in shapes,
-        )
-    except InputError as error:
-        message = str(error)
-        raise (error if message.startswith(str(folder)) else InputError(f"{fields.file}: {message}")) from None
+    return LlamaConfig.of_file(
+        fields.file,
+        vocab_size=_vocab_size(fields, shapes),
+        d_model=d_model,
+        d_mlp=d_mlp,
+        num_layers=fields.integer("n_layers"),
+        num_heads=num_heads,
+        num_kv_heads=fields.integer("n_kv_heads", num_heads),
+        head_dim=fields.integer("head_dim", d_model // num_heads),
+        context_length=context_length,
+        rope_theta=theta,
+        rope_scaling=scaling if scaled else None,
+        norm_eps=eps,
+        tied_embeddings="output.weight" not in shapes,
+    )
 
 
 def _refuse_other_mathematics(fields: Fields) -> None:

@@ -23,7 +23,7 @@ from aligner_jax.data.sources.prompt_completion import PROMPT_COMPLETION
 from aligner_jax.data.sources.ranking import RANKING
 from aligner_jax.data.sources.records import open_records
 from aligner_jax.data.sources.sharegpt import SHAREGPT
-from aligner_jax.data.sources.source import Dropped, Source, check_worth
+from aligner_jax.data.sources.source import WANTED, Dropped, Source, check_worth
 from aligner_jax.data.sources.ultrafeedback import ULTRAFEEDBACK
 from aligner_jax.data.sources.unused import Unused, told
 from aligner_jax.errors import InputError, one_line
@@ -45,9 +45,6 @@ _ALL = (
     SHAREGPT,
     PROMPT_COMPLETION,
 )
-
-_WANTED = "kto_tag"
-"""LLaMA-Factory's name of what is false where an answer is one that is not wanted."""
 
 SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
 
@@ -132,7 +129,7 @@ def _load_file(path: Path | str, source: Source | None) -> Dataset:
         assert source is not None
         unused.add(record)
         try:
-            if record.get(_WANTED) is False:
+            if record.get(WANTED) is False:
                 raise Dropped("unwanted answer")
             parsed = source.parse(record, where)
             if any(map(record.get, context)):
@@ -146,7 +143,7 @@ def _load_file(path: Path | str, source: Source | None) -> Dataset:
 
 
 def _columns(sources: Iterable[Source]) -> set[str]:
-    return {name for source in sources for name in (*source.uses, *source.system, *source.history, _WANTED)}
+    return {name for source in sources for name in (*source.uses, *source.system, *source.history, WANTED)}
 
 
 def find_source(format: str, fields: Mapping[str, str] | None = None) -> Source:

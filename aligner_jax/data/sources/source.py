@@ -14,6 +14,8 @@ class Dropped(Exception):
     """A record that is well formed but not to be learned from; `args[0]` is the reason, in a few words."""
 
 
+WANTED = "kto_tag"
+"""LLaMA-Factory's name of what is false where an answer is one that is not wanted."""
 IGNORED = frozenset(
     {
         "id", "idx", "index", "uid", "uuid", "_id", "prompt_id", "conversation_id", "source", "dataset",

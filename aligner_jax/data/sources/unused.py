@@ -4,7 +4,7 @@ import collections
 from collections.abc import Mapping
 
 from aligner_jax.data.sources.context import is_history
-from aligner_jax.data.sources.source import IGNORED, Source
+from aligner_jax.data.sources.source import IGNORED, WANTED, Source
 from aligner_jax.errors import one_line
 
 _MOST_NAMES, _SHOWN = 100, 8
@@ -19,7 +19,7 @@ class Unused:
 
     def __init__(self, source: Source, unread: Mapping[str, int]) -> None:
         self._source = source
-        self._known = {*source.uses, *source.ignores, *IGNORED, "kto_tag"}
+        self._known = {*source.uses, *source.ignores, *IGNORED, WANTED}
         self._turn = {*source.turn, *IGNORED}
         self.counts = collections.Counter({name: count for name, count in unread.items() if count})
         for name in self._known:
