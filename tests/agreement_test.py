@@ -10,8 +10,14 @@ from aligner_jax.runtime.config import parse_config
 CONFIG = parse_config({"base": {"path": "m", "dtype": "float32"}, "data": {"path": "d"}, "steps": 1})
 
 
+@pytest.fixture(autouse=True)
+def not_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement.distributed, "is_alone", lambda: False)
+
+
 @pytest.mark.parametrize("name", ["Python", "aligner_jax", "jax", "numpy", "jax_enable_x64", "dtype of the base"])
 def test_processes_in_different_environments_say_what_differs(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(agreement, "exchange", lambda text: [text, text])
     agreement.check_same_config(CONFIG)
 
     def exchange(text: str) -> list[str]:
@@ -24,6 +30,12 @@ def test_processes_in_different_environments_say_what_differs(name: str, monkeyp
     sentence = rf"^process 1 of 2 runs in another environment \({name} is 'another' there and '.*' on process 0\): all"
     with pytest.raises(InputError, match=sentence):
         agreement.check_same_config(CONFIG)
+
+
+def test_a_process_alone_reads_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(agreement.distributed, "is_alone", lambda: True)
+    monkeypatch.setattr(agreement, "_installed", lambda config: pytest.fail("files were read"))
+    agreement.check_same_config(CONFIG)
 
 
 def test_processes_with_devices_of_another_number_are_refused(monkeypatch: pytest.MonkeyPatch):

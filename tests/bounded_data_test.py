@@ -55,7 +55,11 @@ def table(path: Path, columns: dict, **options) -> Path:
         ("a.jsonl.gz", gzip.compress(b"\n" * 2**26, 1), " becomes "),
         ("a.jsonl.gz", gzip.compress(b'{"instruction":"a","output":"b"}\n' * 2**20), " becomes "),
         ("a.json.gz", gzip.compress(b'[{"a":' + b"[]," * 500_000 + b"1]"), ":1"),
-        ("a.jsonl", b'{"instruction": [' + b"[]," * 500_000, ":1: a value has more than 400,000 elements"),
+        (
+            "a.jsonl",
+            b'{"instruction": [' + b"[]," * 500_000,
+            ":1 is not JSON that can be read: it has more than 400,000 values",
+        ),
         ("a.jsonl", b'{"' + b"k" * 2**20 + b'": 1}', ":1: the record has no field 'instruction'"),
     ],
     ids=["xz", "gz", "string", "newlines", "records", "lists in gz", "lists", "key"],

@@ -33,8 +33,7 @@ def parse_json(text: str, where: str | Path, *, most_values: int = MOST_VALUES) 
       InputError: the text is not JSON, names a field of an object twice, is nested more than `MOST_DEPTH` deep, or has
         more values than it may, or a number with too many digits; names the line.
     """
-    if text.count(",") + text.count("[") + text.count("{") > most_values:
-        raise InputError(f"{where} is not JSON that can be read: it has more than {most_values:,} values")
+    check_values(text, where, most_values)
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -45,6 +44,16 @@ def parse_json(text: str, where: str | Path, *, most_values: int = MOST_VALUES) 
     if text.count("{") + text.count("[") > MOST_DEPTH:
         _check_depth(value, where)
     return value
+
+
+def check_values(text: str, where: str | Path, most_values: int) -> None:
+    """Refuses a text of many small values, before it is parsed.
+
+    Raises:
+      InputError: it has more commas and brackets than `most_values`.
+    """
+    if len(text) > most_values and text.count(",") + text.count("[") + text.count("{") > most_values:
+        raise InputError(f"{where} is not JSON that can be read: it has more than {most_values:,} values")
 
 
 def parse_value_at(text: str, start: int, where: str | Path) -> tuple[object, int]:

@@ -44,12 +44,15 @@ def exchange(text: str) -> list[str]:
 
 
 def check_same_config(config: TrainConfig) -> None:
-    """Refuses processes that were started with different configs or in different environments; before all other
-    collectives.
+    """Refuses processes that were started with different configs or in different environments.
+
+    Every process calls it before all other collectives. A process alone has nothing to compare, and reads nothing.
 
     Raises:
       InputError: in every process: names the process and what differs.
     """
+    if distributed.is_alone():
+        return
     devices = collections.Counter(device.process_index for device in jax.devices())
     for process, number in sorted(devices.items()):
         if number != devices[0]:
@@ -112,7 +115,7 @@ def _check_digests(process: int, count: int, first: dict[str, Any], other: dict[
 
 
 def files_digest(path: Path) -> str:
-    """Returns a digest of a base model's files. Of large ones parts are read: two models differ nearly everywhere.
+    """Returns a digest of a base model's files; parts of large ones, since two models differ nearly everywhere.
 
     Args:
       path: a file, or a folder with weights, configuration and tokenizer in it or one level below.
