@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from absl import logging as absl_logging
+from jax.experimental import multihost_utils
 
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.checkpoint import Checkpoints
@@ -72,6 +74,15 @@ def test_the_newest_are_kept_and_nothing_else(tmp_path):
     saved(tmp_path, 1, 2, 3, 10, keep=2)
     assert sorted(os.listdir(tmp_path)) == ["10", "3"]
     assert restored(tmp_path)[0] == 10
+
+
+def test_saving_leaves_a_notice_of_preemption_to_the_run(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: bool(asked.append(step)))
+    saved(tmp_path, 1, 2)
+    assert asked == []
+    ocp.utils.reached_preemption(3)
+    assert asked == [3]
 
 
 def test_saving_goes_on_after_restoring(tmp_path):

@@ -44,8 +44,12 @@ def check_killed_run(
     """
 
     def start(workdir: Path) -> subprocess.Popen:
+        """Returns the run once it has read its base: before, a signal ends Python in Python's own way."""
         command = [sys.executable, "-m", "aligner_jax.train", f"--config={config}", f"--workdir={workdir}"]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        said = list(itertools.takewhile(lambda line: not line.startswith("base: "), process.stdout or ()))
+        assert process.poll() is None, "".join(said)
+        return process
 
     whole, killed, kills = folder / "whole", folder / "killed", 0
     beside = start(whole)
@@ -58,8 +62,8 @@ def check_killed_run(
         process.send_signal(number)
         output, _ = process.communicate()
         if number == signal.SIGTERM:
-            assert process.returncode == 143, output
-            assert "stopped by SIGTERM" in output
+            assert process.returncode == 143, f"{what}: {output}"
+            assert "stopped by SIGTERM" in output, what
     last = start(killed)
     for process in (last, beside):
         output, _ = process.communicate()

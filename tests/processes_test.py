@@ -101,7 +101,21 @@ class Run:
             assert all(process.poll() is None for process in self.processes), self.end()
             time.sleep(0.001)
         time.sleep(random.random() * 0.05)
-        self.processes[number].send_signal(which)
+        if which != signal.SIGTERM:
+            self.processes[number].send_signal(which)
+            return
+        # JAX's service looks for SIGTERM once a second and then asks all. Till then the others are held back, since
+        # the steps that are left may take less.
+        others = [process for process in self.processes if process is not self.processes[number]]
+        for pulse in range(10):
+            for process in others:
+                process.send_signal(signal.SIGSTOP)
+            if pulse == 0:
+                self.processes[number].send_signal(which)
+            time.sleep(0.3)
+            for process in others:
+                process.send_signal(signal.SIGCONT)
+            time.sleep(0.005)
 
     def end(self) -> list[tuple[int, str, str]]:
         """Of each the exit status, and what it said on stdout and on stderr."""

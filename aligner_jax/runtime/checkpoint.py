@@ -41,6 +41,12 @@ State = TypeVar("State")
 """A pytree of arrays; what is restored has the structure of the template."""
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        # JAX tells of a preemption once, at one call of all processes. Only `StopRequests` may make those.
+        return False
+
+
 class Checkpoints:
     """The newest checkpoints of one run in one folder. A context manager: leaving it waits for the last save.
 
@@ -80,7 +86,7 @@ class Checkpoints:
             raise InputError(f"{self.directory} cannot be made: {reason(error)}") from error
         self._remove_unfinished()
         self._writing: int | None = None
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep, async_options=ocp.AsyncOptions(post_finalization_callback=self._seal)
