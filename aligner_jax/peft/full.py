@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from aligner_jax.errors import InputError
+from aligner_jax.model.layers import Adapted
 from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
 from aligner_jax.model.quantized import Quantized
 from aligner_jax.peft.adapter import Options
@@ -51,6 +52,6 @@ def bind(
         return (weight.astype(jnp.float32) + difference.astype(jnp.float32)).astype(weight.dtype)
 
     return Bound(
-        updates=updates,
+        adapted=(Adapted(range(config.num_layers), updates=updates),),
         parameters={name: total(name, x) for name, x in trainable.items() if not name.startswith(_LAYERS)},
     )
