@@ -43,7 +43,8 @@ def bind(
     Raises:
       InputError: the base is quantized.
     """
-    if isinstance(params.layers.q_ldnh, Quantized):
+    leaves = jax.tree.leaves(params.layers, is_leaf=lambda leaf: isinstance(leaf, Quantized))
+    if any(isinstance(leaf, Quantized) for leaf in leaves):
         raise InputError("the base is quantized, and an adapter of method 'full' cannot change its weights")
     updates = {name.removeprefix(_LAYERS): x for name, x in trainable.items() if name.startswith(_LAYERS)}
 
