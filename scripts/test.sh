@@ -2,9 +2,9 @@
 # Format, lint, types and tests, in an environment that is made where there is none; stops at the first that fails.
 #
 #   bash scripts/test.sh                              # everything
-#   bash scripts/test.sh tests/model_test.py -k rope  # arguments go to pytest
+#   bash scripts/test.sh tests/model/rope_test.py -k llama3  # arguments go to pytest
 set -euo pipefail
-source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname -- "${BASH_SOURCE[0]}")/lib/environment.sh"
 
 # Caches stay in the repository, and tests need no accelerator.
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}

@@ -25,7 +25,6 @@ import peft_folders
 import pytest
 from fake_pod import Pod
 from rich.console import Console
-from tiny_llama import write_tiny_llama
 
 from aligner_jax.evals import responses
 from aligner_jax.evals.evaluation import Run, parse_evaluate_config
@@ -35,6 +34,7 @@ from aligner_jax.model.params import Params, is_spec, param_specs
 from aligner_jax.peft import Adapter, init_adapter
 from aligner_jax.weights import orbax
 from aligner_jax.weights.base import load_base
+from scripts.lib.tiny_llama import write_tiny_llama
 
 MAPPINGS = Path("/proc/self/maps")
 # A shell that starts the tests in the background has them, and all that they start, ignore SIGINT.

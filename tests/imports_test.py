@@ -1,13 +1,14 @@
-"""Imports point down: verbs → tasks → evals, objectives, decoding → peft, weights, data, runtime → model → kernels,
-files."""
+"""Imports point down: studies, verbs → tasks → evals, objectives, decoding → peft, weights, data, runtime → model →
+kernels, files."""
 
 import ast
 import pathlib
 from collections.abc import Iterator
 
+import places
 import pytest
 
-PACKAGE = pathlib.Path(__file__).parent.parent / "aligner_jax"
+PACKAGE = places.ROOT / "aligner_jax"
 
 FILES_OF = {"errors", "files"}
 MODEL, DATA = FILES_OF | {"model"}, FILES_OF | {"data"}
@@ -27,6 +28,7 @@ MAY_IMPORT = {
     "tasks": MIDDLE | {"objectives", "decoding", "evals", "tasks"},
     "planning": MIDDLE | {"objectives", "decoding", "evals", "tasks", "planning"},
     "analysis": MIDDLE | {"objectives", "decoding", "evals", "analysis"},
+    "studies": MIDDLE | {"objectives", "evals", "tasks", "studies"},
 }
 """What each folder may import of the package; `errors` is a file that all may. Verbs may import every folder."""
 

@@ -5,14 +5,15 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import places
 import pytest
 from safetensors.numpy import load_file
-from tiny_llama import write_tiny_llama
 from whole_runs import run
 
 from aligner_jax.errors import InputError
+from scripts.lib.tiny_llama import write_tiny_llama
 
-WORKDIRS = Path(__file__).parent / "goldens" / "workdirs"
+WORKDIRS = places.GOLDENS / "workdirs"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The config of one run of compare_methods.py, from the file that it wrote: --config=scripts/compare_config.py:FILE."""
+"""The config of one run of a cell, from the file that was written for it: --config=PATH/cell_config.py:FILE."""
 
 import json
 from pathlib import Path

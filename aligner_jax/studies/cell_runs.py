@@ -19,7 +19,8 @@ from aligner_jax.runtime.files import write_atomically
 from aligner_jax.runtime.nonfinite import finite_or_none
 from aligner_jax.runtime.same_run import differences
 
-SCRIPTS = Path(__file__).resolve().parent
+CONFIG = Path(__file__).resolve().with_name("cell_config.py")
+ROOT = CONFIG.parents[2]
 Settings = dict[str, dict[str, Any]]
 """The config of each of a cell's runs, by the run's name, in order."""
 
@@ -149,8 +150,8 @@ def _timed(path: Path) -> Iterator[Path]:
 
 def _train(file: Path, workdir: Path, cell: Cell) -> None:
     log = workdir.parent / f"{workdir.name}.log"
-    command = [sys.executable, "-m", "aligner_jax.train", f"--config={SCRIPTS / 'compare_config.py'}:{file}"]
-    path = os.pathsep.join(filter(None, [str(SCRIPTS.parent), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "aligner_jax.train", f"--config={CONFIG}:{file}"]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with (
         log.open("a", encoding="utf-8") as text,
         _killed_with_us(

@@ -4,10 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from cell_runs import Settings
-from compare_data import Split
-
 from aligner_jax.runtime.config import as_dict, parse_config
+from aligner_jax.studies.cell_runs import Settings
+from aligner_jax.studies.splits import Split
 
 
 @dataclasses.dataclass(frozen=True)

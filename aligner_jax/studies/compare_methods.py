@@ -1,7 +1,7 @@
 """Every method on the same rows for the same steps: Alpaca, GSM8K, and two-stage DPO on PKU-SafeRLHF, in one table.
 
-    python scripts/compare_methods.py --data=FOLDER [--steps=…] [--dpo-steps=…] [--seeds=3] [--arms=…] [--out=DIR]
-    python scripts/compare_methods.py --data=FOLDER --out=runs/tune --tune [--tasks=…]  # several rates a method
+    python -m aligner_jax.studies.compare_methods --data=FOLDER [--steps=…] [--dpo-steps=…] [--seeds=3] [--arms=…]
+    python -m aligner_jax.studies.compare_methods --data=FOLDER --out=runs/tune --tune [--tasks=…]   # several rates
 
 FOLDER holds sft/alpaca_random_9k.json, reasoning/gsm8k/train.jsonl and pref/pku_saferlhf_dpo_5k.json; --alpaca, --gsm8k
 and --pku name files elsewhere. The default sizes take about an hour on two cores.
@@ -10,7 +10,7 @@ A cell is a task, an arm and a seed, and a run of aligner_jax.train in a process
 supervised on the preferred answers, then DPO with that adapter as beginning and reference. A seed gives the order and
 packing of the rows, the same for all arms, and the adapter's first values. All cells of a task are judged by the same
 held-out examples, which share no prompt with those trained on; of preferences, by one pair a prompt. Rates fall as a
-cosine from the arm's own (see compare_cells.py), without warm-up; weight decay is 0.02 for all.
+cosine from the arm's own (see cells.py), without warm-up; weight decay is 0.02 for all.
 
 The same command skips finished cells and goes on with the one that was ended. The tables are printed and are in
 OUT/table.md; every cell's result is in OUT/cells, its run in OUT/runs (one of "full" takes gigabytes). No text of the
@@ -22,16 +22,11 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
-
-import cell_runs
-import compare_table
-from bench_model import MODEL
-from compare_cells import ARMS, COMPARED, TASKS, Cell, Sizes, configs, seconds
-from compare_data import FILES, split
-from flag_values import names, positive
-
 from aligner_jax.runtime.files import write_atomically
+from aligner_jax.studies import cell_runs, compare_table
+from aligner_jax.studies.cells import ARMS, COMPARED, TASKS, Cell, Sizes, configs, seconds
+from aligner_jax.studies.flag_values import MODEL, names, positive
+from aligner_jax.studies.splits import FILES, split
 
 _SCALES = "1/3,1,3"
 

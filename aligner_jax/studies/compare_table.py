@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from compare_cells import ARMS, Cell, Sizes
-from estimates import ratio
 
+from aligner_jax.evals.estimates import ratio
 from aligner_jax.evals.interval import grouped_interval
+from aligner_jax.studies.cells import ARMS, Cell, Sizes
 
 Results = Mapping[Cell, Mapping[str, Any]]
 

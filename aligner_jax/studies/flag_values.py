@@ -1,5 +1,8 @@
 """Values of the scripts' flags that several of them take: argparse types, whose names stand in its messages."""
 
+MODEL = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
+"""The model that scripts/quickstart.sh gets."""
+
 
 def names(known: tuple[str, ...]):
     """Some of the known names, with commas between them."""

@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cell_runs import Settings
-from compare_cells import ARMS, EVAL_RATE, START_SECONDS, TRAIN_RATE, Cell, Sizes, run_config, seconds
-from compare_data import Split
-from reproduce_shares import REFERENCE
-
 from aligner_jax.errors import InputError
+from aligner_jax.studies.cell_runs import Settings
+from aligner_jax.studies.cells import ARMS, EVAL_RATE, START_SECONDS, TRAIN_RATE, Cell, Sizes, run_config, seconds
+from aligner_jax.studies.reproduce_shares import REFERENCE
+from aligner_jax.studies.splits import Split
 
 Results = Mapping["Cell | Tuning", Mapping[str, Any]]
 

@@ -9,9 +9,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from reproduce_shares import REFERENCE, Measured, without_share
 
 from aligner_jax.runtime.files import write_atomically
+from aligner_jax.studies.reproduce_shares import REFERENCE, Measured, without_share
 
 _COLOURS = {"aligner": "#0072b2", "llama_adapter": "#009e73", "lora": "#d55e00"}
 _OTHER = "#666666"

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from estimates import Estimate, ratio
 from jaxtyping import Float
+
+from aligner_jax.evals.estimates import Estimate, ratio
 
 REFERENCE = "lora_8"
 """The arm whose improvement is shared."""

@@ -24,19 +24,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
-
-import cell_runs
-import reproduce_table
-from bench_model import MODEL
-from compare_cells import ARMS, Cell, Sizes
-from compare_data import FILES, split
-from flag_values import names, positive
-from reproduce_cells import Grid, Results, Tuning, best_rate, has_rate, line
-from reproduce_plots import plot
-from reproduce_shares import Measured, measure
-
 from aligner_jax.runtime.files import write_atomically
+from aligner_jax.studies import cell_runs, reproduce_table
+from aligner_jax.studies.cells import ARMS, Cell, Sizes
+from aligner_jax.studies.flag_values import MODEL, names, positive
+from aligner_jax.studies.reproduce_cells import Grid, Results, Tuning, best_rate, has_rate, line
+from aligner_jax.studies.reproduce_plots import plot
+from aligner_jax.studies.reproduce_shares import Measured, measure
+from aligner_jax.studies.splits import FILES, split
 
 TASKS = ("alpaca", "gsm8k")
 DEFAULT = {

@@ -4,17 +4,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compare_cells import Sizes
-from compare_table import markdown
-from estimates import Estimate
-from reproduce_shares import REFERENCE, Measured, without_share
+from aligner_jax.evals.estimates import Estimate
+from aligner_jax.studies.cells import Sizes
+from aligner_jax.studies.compare_table import markdown
+from aligner_jax.studies.reproduce_shares import REFERENCE, Measured, without_share
 
 TITLES = {"alpaca": "Form (Alpaca)", "gsm8k": "Reasoning (GSM8K)"}
 NOTE = f"""\
 Intervals are 95 %, over seeds and held-out examples together, paired by example with the base and by seed with
-{REFERENCE} (scripts/estimates.py says how). Every arm had the same rows in the same order, and the same tuning:
-one run with one seed for each of the same learning rates, on held-out examples that are not those of these tables, and
-as many steps. "edge" marks an arm whose best rate is the smallest or the largest of those that were tried.
+{REFERENCE} (aligner_jax/evals/estimates.py says how). Every arm had the same rows in the same order, and the same
+tuning: one run with one seed for each of the same learning rates, on held-out examples that are not those of these
+tables, and as many steps. "edge" marks an arm whose best rate is the smallest or the largest of those that were tried.
 """
 
 

@@ -1,6 +1,7 @@
-"""Our parameters as a Hugging Face folder that transformers' LlamaForCausalLM reads; part of bench_ours.py."""
+"""Writes a model as a Hugging Face folder, over the reader's table of names."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,36 +9,24 @@ from safetensors.numpy import save_file
 
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
-
-# Both sides keep the members of a rotary pair half a head apart, so that queries and keys need no permutation.
-_MATRICES = {
-    "self_attn.q_proj.weight": "q_ldnh",
-    "self_attn.k_proj.weight": "k_ldkh",
-    "self_attn.v_proj.weight": "v_ldkh",
-    "mlp.gate_proj.weight": "gate_ldf",
-    "mlp.up_proj.weight": "up_ldf",
-    "mlp.down_proj.weight": "down_lfd",
-}
-_VECTORS = {
-    "input_layernorm.weight": "attn_norm_ld",
-    "post_attention_layernorm.weight": "mlp_norm_ld",
-    "self_attn.q_proj.bias": "q_bias_lnh",
-    "self_attn.k_proj.bias": "k_bias_lkh",
-    "self_attn.v_proj.bias": "v_bias_lkh",
-    "self_attn.o_proj.bias": "o_bias_ld",
-}
+from aligner_jax.weights.fill import axes_of, groups_of
+from aligner_jax.weights.hf import FORMAT
 
 
 def write_hf_folder(folder: Path, config: LlamaConfig, params: Params) -> None:
-    """Writes config.json and model.safetensors, in the parameters' dtype."""
+    """Writes config.json and model.safetensors, in the parameters' dtype, for transformers' LlamaForCausalLM.
+
+    Raises:
+      ValueError: the model has biases in some attention projections only, for which that class has no setting.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    values = hf_config(config, str(params.embed_vd.dtype))
+    values = hf_fields(config, str(params.embed_vd.dtype))
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
     save_file(hf_tensors(params), folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def hf_config(config: LlamaConfig, dtype: str) -> dict:
-    """config.json's fields. No token ends a text: both sides make as many tokens as they are asked for."""
+def hf_fields(config: LlamaConfig, dtype: str) -> dict:
+    """Returns the fields of config.json. No token ends a text."""
     rope: dict = {"rope_type": "default", "rope_theta": config.rope_theta}
     if config.rope_scaling is not None:
         rope |= {
@@ -74,20 +63,24 @@ def hf_config(config: LlamaConfig, dtype: str) -> dict:
 
 
 def hf_tensors(params: Params) -> dict[str, np.ndarray]:
-    """Tensors by their Hugging Face names: one a layer, matrices as (out, in), the heads joined."""
-    tensors = {"model.embed_tokens.weight": np.asarray(params.embed_vd), "model.norm.weight": np.asarray(params.norm_d)}
-    if params.head_dv is not None:
-        tensors["lm_head.weight"] = np.ascontiguousarray(np.asarray(params.head_dv).T)
-    stacks = vars(params.layers)
-    output_lnhd = np.asarray(stacks["o_lnhd"])
-    for l in range(output_lnhd.shape[0]):  # noqa: E741
-        prefix = f"model.layers.{l}."
-        for name, leaf in _MATRICES.items():
-            matrix = np.asarray(stacks[leaf][l])
-            tensors[prefix + name] = np.ascontiguousarray(matrix.reshape(matrix.shape[0], -1).T)
-        for name, leaf in _VECTORS.items():
-            if stacks[leaf] is not None:
-                tensors[prefix + name] = np.asarray(stacks[leaf][l]).reshape(-1)
-        d_model = output_lnhd.shape[-1]
-        tensors[prefix + "self_attn.o_proj.weight"] = np.ascontiguousarray(output_lnhd[l].reshape(-1, d_model).T)
+    """Returns the tensors by their Hugging Face names: one a layer, matrices as (out, in), heads joined."""
+    tensors = {}
+    for name, slot in FORMAT.slots.items():
+        stacked = "{l}" in name
+        leaf = getattr(params.layers if stacked else params, slot.leaf)
+        axes = axes_of(slot.leaf)
+        if leaf is None:
+            continue
+        if not stacked:
+            tensors[name] = _stored(np.asarray(leaf), axes, slot.layout)
+            continue
+        for layer, x in enumerate(np.asarray(leaf)):
+            tensors[name.format(l=layer)] = _stored(x, axes.removeprefix("l"), slot.layout)
     return tensors
+
+
+def _stored(x: np.ndarray, axes: str, layout: str) -> np.ndarray:
+    groups = groups_of(layout)
+    sizes = dict(zip(axes, x.shape, strict=True))
+    turned = x.transpose([axes.index(axis) for group in groups for axis in group])
+    return np.ascontiguousarray(turned.reshape([math.prod(sizes[axis] for axis in group) for group in groups]))

@@ -1,10 +1,10 @@
 """Attention kernels beside each other, by what the TPU compiler makes of them; no TPU is needed.
 
-    python scripts/bench_attention.py --static
-    python scripts/bench_attention.py --static --chips v5e --lengths 4096 --head-dims 128 --json attention.json
-    python scripts/bench_attention.py --compile
+    python -m scripts.bench.attention --static
+    python -m scripts.bench.attention --static --chips v5e --lengths 4096 --head-dims 128 --json attention.json
+    python -m scripts.bench.attention --compile
 
---static prints, for each chip and shape, the static bundles issued for one query head and row (scripts/
+--static prints, for each chip and shape, the static bundles issued for one query head and row (counted by
 static_bundles.py) and the bytes moved to and from HBM, of this project's kernel with a prefix of ten tokens and
 without, of JAX's splash attention with the same blocks, and of splash attention with the prefix added by XLA. Each
 bundle counts as often as it is issued: those of a loop for each iteration, those of a branch for each time that it is
@@ -26,12 +26,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import static_bundles
+from scripts.bench import static_bundles
 
 DUMP = Path(tempfile.gettempdir()) / f"attention_bundles_{os.getpid()}"
 os.environ.update(TPU_SKIP_MDS_QUERY="1", JAX_PLATFORMS="cpu", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 static_bundles.dump_to(DUMP)
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """Our greedy decoding beside that of transformers: the same weights, the same prompts, in turns.
 
-    PEER_PYTHON=ENV/bin/python python scripts/bench_generate.py [--batch=1,8] [--dtype=bfloat16,float32] [--json=FILE]
+    PEER_PYTHON=ENV/bin/python python -m scripts.bench.generate [--batch=1,8] [--dtype=bfloat16,float32] [--json=FILE]
 
 ENV is an environment of Python 3.11 with `pip install torch==2.13.0 peft transformers`.
 
@@ -19,9 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import bench_model
-import bench_report
-from bench_protocol import Worker, peer_python
+from scripts.bench import report, same_model
+from scripts.bench.protocol import Worker, peer_python
 
 LEAST_AGREEMENT = 0.95
 
@@ -30,16 +29,16 @@ def main() -> None:
     args = arguments()
     peer_python()
     with tempfile.TemporaryDirectory(prefix="bench_generate_") as scratch:
-        model = bench_model.prepare(args.base, args.data, args.dtype, Path(scratch), examples=400, peer=True)
+        model = same_model.prepare(args.base, args.data, args.dtype, Path(scratch), examples=400, peer=True)
         prompts = prompts_of(model["documents"], max(args.batch), args.prompt_tokens)
         about = {side: model[side] for side in ("ours", "peer", "largest_difference")}
         result: dict[str, Any] = {"about": about, "new_tokens": args.new_tokens, "measured": []}
         for dtype in args.dtype:
             result["measured"] += measure(args, model["folders"][dtype], dtype, prompts, Path(scratch))
-            bench_report.write_json(args.json, result)
+            report.write_json(args.json, result)
     print(f"\n{args.turns} turns of {args.new_tokens} new tokens after prompts of {args.prompt_tokens}")
     print(as_table(result["measured"]), flush=True)
-    bench_report.warn(turns for found in result["measured"] for turns in found["turns"].values())
+    report.warn(turns for found in result["measured"] for turns in found["turns"].values())
     for found in result["measured"]:
         if found["dtype"] == "float32" and found["agreement"] < LEAST_AGREEMENT:
             sys.exit(f"error: in float32 only {found['agreement']:.0%} of the tokens are the same; one side is wrong")
@@ -47,7 +46,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    bench_model.add_arguments(parser)
+    same_model.add_arguments(parser)
     parser.add_argument("--batch", type=sizes, default="1,8", help="prompts at a time (default %(default)s)")
     parser.add_argument("--prompt-tokens", type=int, default=64, help="tokens of a prompt (default %(default)s)")
     parser.add_argument("--new-tokens", type=int, default=64, help="tokens to make (default %(default)s)")
@@ -116,22 +115,22 @@ def as_table(measured: list[dict[str, Any]]) -> str:
     ]
     rows = []
     for found in measured:
-        ours, peer = (bench_report.rates(found["turns"][side]) for side in ("ours", "peer"))
+        ours, peer = (report.rates(found["turns"][side]) for side in ("ours", "peer"))
         peaks = found["peak_bytes"]
         rows.append(
             [
                 f"{found['dtype']}, {found['batch']}",
                 str(ours),
                 str(peer),
-                bench_report.ratio_text(bench_report.ratio(ours.median, [peer.median], max)),
-                bench_report.megabytes(peaks["ours"]),
-                bench_report.megabytes(peaks["peer"]),
-                bench_report.ratio_text(bench_report.ratio(peaks["ours"], [peaks["peer"]], min)),
+                report.ratio_text(report.ratio(ours.median, [peer.median], max)),
+                report.megabytes(peaks["ours"]),
+                report.megabytes(peaks["peer"]),
+                report.ratio_text(report.ratio(peaks["ours"], [peaks["peer"]], min)),
                 f"{found['agreement']:.1%}",
-                ", ".join(map(bench_report.quiet_text, found["turns"].values())),
+                ", ".join(map(report.quiet_text, found["turns"].values())),
             ]
         )
-    return bench_report.table(header, rows)
+    return report.table(header, rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Five tasks of lm-evaluation-harness with this project's model class and with the harness's own, on the same weights.
 
-    PEER_PYTHON=ENV/bin/python python scripts/compare_harness.py --data=DATA_FOLDER [--limit=100] [--out=DIR]
+    PEER_PYTHON=ENV/bin/python python -m scripts.bench.harness --data=DATA_FOLDER [--limit=100] [--out=DIR]
 
 ENV is an environment of its own, made by
 python3.11 -m venv ENV && ENV/bin/pip install torch==2.13.0 transformers accelerate lm-eval
@@ -19,12 +19,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# The path to the package comes first.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from bench_export import write_hf_folder
-from bench_model import MODEL
-from bench_protocol import peer_python
 from rich.console import Console
 from rich.table import Table
 
@@ -36,14 +30,17 @@ from aligner_jax.evals.evaluations import evaluate
 from aligner_jax.evals.harness import DOCUMENTS
 from aligner_jax.evals.harness_tasks import write_mmlu, write_task
 from aligner_jax.runtime import platform
+from aligner_jax.studies.flag_values import MODEL
 from aligner_jax.weights.base import load_base
+from aligner_jax.weights.hf_write import write_hf_folder
+from scripts.bench.protocol import peer_python
 
 TOLERANCE = 1e-3
 SUBJECT, FEWSHOT_SUBJECT = "mmlu_anatomy", "mmlu_global_facts"
 TASKS = (SUBJECT, FEWSHOT_SUBJECT, "gsm8k_solutions", "tinystories", "hh_helpful")
 LONGEST_DIALOGUE = 800
 """Characters: a hundred longer ones would take most of the time."""
-PEER = Path(__file__).with_name("compare_harness_peer.py")
+PEER = Path(__file__).with_name("peers") / "harness.py"
 
 
 def write_tasks(data: Path, folder: Path, limit: int) -> None:

@@ -1,4 +1,4 @@
-"""This package's worker of bench_train.py and bench_generate.py, which start it and speak to it through its stdin."""
+"""This package's worker of scripts.bench.train and generate, which start it and speak to it through its stdin."""
 
 import itertools
 import time
@@ -7,10 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import bench_protocol
 import jax
 import numpy as np
-from bench_export import write_hf_folder
 
 import aligner_jax as aj
 from aligner_jax.data import pipeline
@@ -22,8 +20,10 @@ from aligner_jax.peft import init_adapter
 from aligner_jax.runtime import command, optim, platform
 from aligner_jax.runtime.config import OptimConfig
 from aligner_jax.weights.base import Base
+from aligner_jax.weights.hf_write import write_hf_folder
+from scripts.bench import protocol
 
-CONFIG = bench_protocol.SCRIPTS.parent / "configs" / "quickstart.py"
+CONFIG = protocol.ROOT / "configs" / "quickstart.py"
 
 
 class Ours:
@@ -122,4 +122,4 @@ if __name__ == "__main__":
     ours = Ours()
     names = ("about", "tokenize", "export", "logits", "load", "train", "steps", "generate")
     handlers = {name: getattr(ours, name) for name in names}
-    bench_protocol.serve({**handlers, "peak_memory": bench_protocol.peak_memory})
+    protocol.serve({**handlers, "peak_memory": protocol.peak_memory})

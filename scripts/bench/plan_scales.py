@@ -1,6 +1,6 @@
 """What the training step of each model needs on each chip, from one chip to 256: the planner's table in docs/tpu.md.
 
-    python scripts/plan_scales.py [--models=…] [--chips=v5e,v5p,v6e] [--devices=1,8,32,256] [--rows=8] [--out=FILE]
+    python -m scripts.bench.plan_scales [--models=…] [--chips=v5e,v5p,v6e] [--devices=1,8,32] [--rows=8] [--out=FILE]
 
 Every device has the same number of rows of 512 tokens, so the batch grows with the devices. Where weights in bfloat16
 do not fit, int8 and then int4 are planned too. Needs no TPU; a plan takes about 40 seconds. Finished plans are kept in
@@ -15,11 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
-
-
-from flag_values import names
-
 from aligner_jax import compile as planner
 from aligner_jax.errors import InputError
 from aligner_jax.planning.plan import make_plan
@@ -28,8 +23,9 @@ from aligner_jax.runtime import platform
 from aligner_jax.runtime.command import load_config
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.runtime.files import write_atomically
+from aligner_jax.studies.flag_values import names
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MODELS = {"7b": "llama7b_alpaca", "13b": "llama13b_alpaca", "70b": "llama70b_alpaca"}
 FLAT = {1: "2x2", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 CUBES = {1: "2x2x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}

@@ -1,4 +1,4 @@
-"""Worker processes that answer one line of JSON with another; part of bench_train.py and bench_generate.py.
+"""Worker processes that answer one line of JSON with another; part of scripts.bench.train and generate.
 
 Only one worker is ever at work: the others wait for their next line. Standard library only, for both interpreters.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-SCRIPTS = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
 PEER_VARIABLE = "PEER_PYTHON"
 HOW_TO_MAKE_A_PEER = (
     f"error: {PEER_VARIABLE} does not name the interpreter of the environment to compare with. Make one with\n"
@@ -35,31 +35,31 @@ def peer_python() -> str:
 
 
 class Worker:
-    """A child process that runs `script` and serves its commands."""
+    """A child process of an interpreter, given a script or `-m` and a module, that serves its commands."""
 
-    def __init__(self, python: str, script: str, **variables: str):
+    def __init__(self, python: str, *script: str, **variables: str):
         self.began = time.perf_counter()
-        self._script = script
+        self._script = script[-1]
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [python, str(SCRIPTS / script)],
+            [python, *script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
-            env={**{name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}, **variables},
+            env=_environment() | variables,
         )
 
     @classmethod
     def ours(cls, cache: Path) -> "Worker":
         """A worker of this package, on the CPU, whose compiled programs are kept under `cache` and nowhere else."""
-        path = os.pathsep.join(filter(None, [str(SCRIPTS.parent), os.environ.get("PYTHONPATH")]))
-        return cls(sys.executable, "bench_ours.py", PYTHONPATH=path, XDG_CACHE_HOME=str(cache), JAX_PLATFORMS="cpu")
+        return cls(sys.executable, "-m", "scripts.bench.ours", XDG_CACHE_HOME=str(cache), JAX_PLATFORMS="cpu")
 
     @classmethod
     def peer(cls) -> "Worker":
         """A worker of torch, transformers and PEFT. It asks no hub for anything."""
-        return cls(peer_python(), "bench_peer.py", HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
+        offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        return cls(peer_python(), "-m", "scripts.bench.peers.training", **offline)
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         """The worker's answer. Where it fails or dies, ends the program with what it said last."""
@@ -111,6 +111,13 @@ class Worker:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _environment() -> dict[str, str]:
+    """This process's variables, with the repository on the path and no cache of compiled programs."""
+    kept = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**kept, "PYTHONPATH": path}
 
 
 def serve(handlers: Mapping[str, Callable[..., Mapping[str, Any]]]) -> None:

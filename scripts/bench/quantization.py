@@ -1,6 +1,6 @@
 """What quantizing the base costs: bytes of weights, held-out loss and tokens a second of a training step.
 
-    python scripts/bench_quantization.py --data=alpaca_data.json [--base=PATH] [--dtype=bfloat16] [--examples=64]
+    python -m scripts.bench.quantization --data=alpaca_data.json [--base=PATH] [--dtype=bfloat16] [--examples=64]
 
 The loss is that of the base alone, on the answers of a file's last examples in the Alpaca template. The step is that of
 an Aligner of ten tokens over four packed rows of 512 with full rematerialization, as quick as the fastest of its turns.
@@ -10,13 +10,9 @@ blocks; --group_size=64 does not.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
 
 import jax
 import numpy as np
@@ -28,8 +24,8 @@ from aligner_jax.evals.heldout import heldout_loss
 from aligner_jax.objectives.step import init_state, make_step
 from aligner_jax.runtime import optim, platform
 from aligner_jax.runtime.config import OptimConfig
+from aligner_jax.studies.flag_values import MODEL
 
-MODEL = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
 KINDS = ("none", "int8", "int4")
 ROWS = 4
 

@@ -1,4 +1,4 @@
-"""Medians, ratios and plain tables; part of bench_train.py and bench_generate.py."""
+"""Medians, ratios and plain tables; part of scripts.bench.train and generate."""
 
 import json
 import statistics

@@ -1,7 +1,7 @@
 """Our training step beside Hugging Face PEFT's: the same weights, the same examples, in turns.
 
-    PEER_PYTHON=ENV/bin/python python scripts/bench_train.py --data=alpaca_data.json [--json=FILE]
-    python scripts/bench_train.py --arms=aligner_1,aligner_10 --workload=fixed --remat=dots    # ours alone
+    PEER_PYTHON=ENV/bin/python python -m scripts.bench.train --data=alpaca_data.json [--json=FILE]
+    python -m scripts.bench.train --arms=aligner_1,aligner_10 --workload=fixed --remat=dots    # ours alone
 
 ENV is an environment of Python 3.11 with `pip install torch==2.13.0 peft transformers`.
 
@@ -29,10 +29,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import bench_model
-import bench_report
-from bench_protocol import Worker, peer_python
-from flag_values import names
+from aligner_jax.studies.flag_values import names
+from scripts.bench import report, same_model
+from scripts.bench.protocol import Worker, peer_python
 
 OURS = {
     "aligner_1": ("aligner", {"num_tokens": 1}),
@@ -59,22 +58,22 @@ def main() -> None:
     if peer:
         peer_python()
     with tempfile.TemporaryDirectory(prefix="bench_train_") as scratch:
-        model = bench_model.prepare(args.base, args.data, args.dtype, Path(scratch), examples=args.examples, peer=peer)
+        model = same_model.prepare(args.base, args.data, args.dtype, Path(scratch), examples=args.examples, peer=peer)
         args.remat = args.remat or model["ours"]["remat"]
         about = {side: model[side] for side in ("ours", "peer", "largest_difference") if side in model}
         result: dict[str, Any] = {"about": about, "remat": args.remat, "steps": args.steps, "measured": []}
         for workload, dtype in itertools.product(args.workload, args.dtype):
             arms = measure(args, model, workload, dtype, Path(scratch))
             result["measured"].append({"workload": workload, "dtype": dtype, "arms": arms})
-            bench_report.write_json(args.json, result)
+            report.write_json(args.json, result)
             print(f"\n{describe(workload)}; {dtype}; {args.turns} turns of {args.steps} steps; remat {args.remat}")
             print(as_table(arms), flush=True)
-            bench_report.warn(found["turns"] for found in arms.values())
+            report.warn(found["turns"] for found in arms.values())
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    bench_model.add_arguments(parser)
+    same_model.add_arguments(parser)
     known = (*OURS, *PEERS)
     parser.add_argument("--arms", type=names(known), default=",".join(known), help="some of %(default)s")
     parser.add_argument("--workload", type=names(WORKLOADS), default=",".join(WORKLOADS), help="some of %(default)s")
@@ -208,20 +207,20 @@ def as_table(arms: dict[str, dict[str, Any]]) -> str:
     columns = {
         "speed": max, "peak_bytes": min, "first_step_cold": min, "first_step_warm": min,
     }  # fmt: skip
-    values = {arm: {**found, "speed": bench_report.rates(found["turns"]).median} for arm, found in arms.items()}
+    values = {arm: {**found, "speed": report.rates(found["turns"]).median} for arm, found in arms.items()}
     rows = []
     for arm, found in values.items():
         texts = [
-            str(bench_report.rates(found["turns"])), bench_report.megabytes(found["peak_bytes"]),
+            str(report.rates(found["turns"])), report.megabytes(found["peak_bytes"]),
             f"{found['first_step_cold']:.1f}", f"{found['first_step_warm']:.1f}",
         ]  # fmt: skip
-        row = [arm, f"{found['parameters']:,}", bench_report.quiet_text(found["turns"])]
+        row = [arm, f"{found['parameters']:,}", report.quiet_text(found["turns"])]
         for text, (column, best) in zip(texts, columns.items(), strict=True):
             peers = [other[column] for name, other in values.items() if name in PEERS]
-            ours = bench_report.ratio(found[column], peers, best) if arm in OURS else None
-            row += [text, bench_report.ratio_text(ours)]
+            ours = report.ratio(found[column], peers, best) if arm in OURS else None
+            row += [text, report.ratio_text(ours)]
         rows.append(row)
-    return bench_report.table(header, rows)
+    return report.table(header, rows)
 
 
 if __name__ == "__main__":

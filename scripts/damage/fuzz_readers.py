@@ -1,7 +1,7 @@
 """Damage files of every kind that the project reads, and see that each is refused in one sentence or read as it is.
 
-    python scripts/fuzz_readers.py --kind=adapter --cases=20000 [--seed=0] [--workers=2] [--keep=DIR]
-    python scripts/fuzz_readers.py --kind=adapter --seed=0 --case=1234 --keep=DIR      # one case again
+    python -m scripts.damage.fuzz_readers --kind=adapter --cases=20000 [--seed=0] [--workers=2] [--keep=DIR]
+    python -m scripts.damage.fuzz_readers --kind=adapter --seed=0 --case=1234 --keep=DIR      # one case again
 
 A case is a sample of its kind, damaged by a generator that kind, seed and number determine. It is read in a process of
 its own limits: seconds, address space, and the growth of its memory, which may be twice the input's size and 64 MB. A
@@ -13,7 +13,6 @@ Prints a line for each fault, then the counts. Exit status 1 if there was a faul
 
 import argparse
 import collections
-import hashlib
 import importlib
 import json
 import os
@@ -29,14 +28,13 @@ import time
 import traceback
 from typing import Any
 
-sys.path[:0] = [str(pathlib.Path.cwd()), str(pathlib.Path.cwd() / "scripts")]
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-from fuzz_kinds.kind import Files, Kind
 
 from aligner_jax.errors import MOST_CHARACTERS, InputError
+from scripts.damage.kinds.kind import Files, Kind
 
-KINDS = sorted(path.stem for path in (pathlib.Path(__file__).parent / "fuzz_kinds").glob("[a-z]*.py"))
+KINDS = sorted(path.stem for path in (pathlib.Path(__file__).parent / "kinds").glob("[a-z]*.py"))
 KINDS = [name for name in KINDS if name not in ("kind", "mutations")]
 FAULTS = ("traceback", "message", "memory", "differs", "hang", "crash")
 MEBIBYTE = 2**20
@@ -44,8 +42,8 @@ _BROKEN = 3
 
 
 def kind_of(name: str) -> Kind:
-    """Returns the kind that a module of `fuzz_kinds` exports."""
-    return importlib.import_module(f"fuzz_kinds.{name}").KIND
+    """Returns the kind that a module of `scripts.damage.kinds` exports."""
+    return importlib.import_module(f"scripts.damage.kinds.{name}").KIND
 
 
 def damaged(kind: Kind, samples: list[Files], seed: int, case: int) -> tuple[int, Files]:
@@ -260,16 +258,6 @@ def main() -> int:
             told = ", ".join(f"{count:,} {what}" for what, count in counts.most_common())
             print(f"{name}: {counts.total():,} cases in {time.monotonic() - begun:.0f} s: {told}", flush=True)
     return 1 if faults else 0
-
-
-def digest(*values: object) -> str:
-    """Returns a text that tells apart arrays, texts and numbers that differ; for the `read` of a kind."""
-    sha256 = hashlib.sha256()
-    for value in values:
-        numbers = getattr(value, "tobytes", None)
-        sha256.update(numbers() if numbers else repr(value).encode(errors="surrogatepass"))
-        sha256.update(b"\0")
-    return sha256.hexdigest()
 
 
 if __name__ == "__main__":

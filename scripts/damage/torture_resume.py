@@ -1,6 +1,6 @@
 """Kills training at random moments and damages its checkpoints, and sees whether it goes on as if nothing had been.
 
-    python scripts/torture_resume.py [--kills=100] [--damage=200] [--jobs=1] [--out=runs/torture] [--seed=0]
+    python -m scripts.damage.torture_resume [--kills=100] [--damage=200] [--jobs=1] [--out=runs/torture] [--seed=0]
 
 Kills: a tiny model is trained in a process that is killed, started again and killed again, by SIGKILL or SIGTERM, while
 it starts, between steps, during a save or as it ends. Every start has to go on, and the adapter has to be that of the
@@ -31,14 +31,11 @@ import threading
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
-
-import torture_damage
-from tiny_llama import write_tiny_llama
-
 from aligner_jax.runtime import platform
+from scripts.damage import torture_damage
+from scripts.lib.tiny_llama import write_tiny_llama
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STEPS, EVERY = 240, 4
 KILLS_OF_A_RUN = 10
 MOMENTS = ("starting", "between steps", "saving", "ending")

@@ -1,11 +1,11 @@
-# Sourced by the scripts beside it: goes to the repository's root, makes the virtual environment where there is none,
+# Sourced by the scripts in the folder above: goes to the repository's root, makes the virtual environment where there is none,
 # and leaves its interpreter in $python. The packages are installed again when requirements.txt or the interpreter changes.
 #
 #   PYTHON=/path/to/python3.12     the interpreter to make the environment with
 #   ALIGNER_VENV=DIR               the environment's folder; default .venv
 
 started_in=$PWD
-CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 
 venv=${ALIGNER_VENV:-.venv}
 python=$venv/bin/python

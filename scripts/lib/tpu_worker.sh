@@ -37,7 +37,7 @@ if [ ! -x .venv/bin/python ] && ! python3.12 -c 'import ensurepip, venv' 2>/dev/
   python3 -m uv python install --quiet 3.12
   export PYTHON="\$(python3 -m uv python find --managed-python 3.12)"
 fi
-bash -c 'set -euo pipefail; source scripts/environment.sh'
+bash -c 'set -euo pipefail; source scripts/lib/environment.sh'
 EOF
 }
 

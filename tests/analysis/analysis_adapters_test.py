@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import places
 import pytest
 
 from aligner_jax.analysis.entries import UPDATES, compare
@@ -16,7 +17,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.peft import init_adapter
 from aligner_jax.peft.artifact import save_adapter
 
-RELEASED = Path(__file__).parents[2] / "shared" / "data" / "official_aligners"
+RELEASED = places.SHARED / "data" / "official_aligners"
 needs_released = pytest.mark.skipif(not RELEASED.is_dir(), reason="the released files are not beside this checkout")
 
 

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_llama import write_tiny_llama
+from places import ROOT
 
 from aligner_jax.peft import init_adapter
 from aligner_jax.peft.artifact import load_adapter, save_adapter
 from aligner_jax.weights.base import load_base
+from scripts.lib.tiny_llama import write_tiny_llama
 
-ROOT = Path(__file__).parents[1]
 NAME = "[bold] <b>&$x$"
 """What a user may call a folder; nothing of it may be taken for markup."""
 

@@ -1,11 +1,11 @@
 """The config files: each is one, and those of preferences are the paper's two stages."""
 
 import functools
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from places import CONFIGS
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import llama_config
@@ -14,8 +14,6 @@ from aligner_jax.runtime import optim
 from aligner_jax.runtime.command import load_config
 from aligner_jax.runtime.config import TrainConfig, parse_config
 from aligner_jax.tasks.program import fresh_adapter
-
-CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def read(name: str) -> TrainConfig:

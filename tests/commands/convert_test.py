@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import GOLDENS, ROOT
 
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft import Adapter, init_adapter
@@ -20,8 +21,6 @@ from aligner_jax.peft.hf_peft import load_peft
 from aligner_jax.weights.base import load_base
 from aligner_jax.weights.hf_config import hf_config
 
-ROOT = Path(__file__).parents[1]
-GOLDENS = Path(__file__).parent / "goldens"
 MODEL = GOLDENS / "models" / "llama3"
 
 # Reads lines of JSON, each a command's arguments, and answers each with its exit, output and errors.

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-REPO = Path(__file__).parents[1]
+import places
+
+REPO = places.ROOT
 # What the command asks for, in a process of its own: flags are of a process.
 CODE = """
 import json, sys

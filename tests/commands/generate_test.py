@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import jax.numpy as jnp
+import places
 import pytest
 
 from aligner_jax.peft import init_adapter
 from aligner_jax.peft.artifact import save_adapter
 from aligner_jax.weights.base import load_base
 
-REPO = Path(__file__).parents[1]
+REPO = places.ROOT
 # What the model is asked, in a process of its own: flags are of a process.
 CODE = """
 import json, sys

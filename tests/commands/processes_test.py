@@ -12,13 +12,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import places
 import pytest
 from killed_runs import logged
 from safetensors.numpy import load_file
-from tiny_llama import write_tiny_llama
+
+from scripts.lib.tiny_llama import write_tiny_llama
 
 STEPS, EVERY, STALL = 60, 5, 10
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": places.PYTHONPATH}
 CONFIG = """
 from ml_collections import ConfigDict
 

@@ -2,14 +2,14 @@
 
 import json
 import time
-from pathlib import Path
 
+import places
 import pytest
 
 from aligner_jax.data.chat_template import MOST_CHARACTERS, render
 from aligner_jax.errors import InputError
 
-FOLDER = Path(__file__).parent / "goldens" / "chat_templates"
+FOLDER = places.GOLDENS / "chat_templates"
 GOLDENS = json.loads((FOLDER / "expected.json").read_text())
 TEMPLATES = {path.name: path.read_text() for path in sorted(FOLDER.glob("*.jinja"))}
 HELLO = [{"role": "user", "content": "hi"}]

@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
+import places
 import pytest
 from source_samples import CHAT, HH, PKU, REQUIRED, SAMPLES, as_parquet, every_source, lines, pair, refusal, turns
 
@@ -19,7 +19,7 @@ from aligner_jax.data.sources import (
 from aligner_jax.data.sources.split import prompt_of
 from aligner_jax.errors import InputError
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = places.SHARED / "data"
 needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason="the third-party data folder is not beside the repository"
 )

@@ -1,12 +1,12 @@
 import json
-from pathlib import Path
 
+import places
 import pytest
 
 from aligner_jax.data.sources import Conversation, Example, Instruction, load_examples
 from aligner_jax.errors import InputError
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = places.SHARED / "data"
 PINE = {"instruction": "Name a tree.", "input": "", "output": "Pine"}
 OAK = {"instruction": "Name another.", "input": "not pine", "output": "Oak"}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}

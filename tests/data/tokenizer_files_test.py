@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import places
 import pytest
 import sentencepiece
 from small_tokenizers import CORPUS, train_byte_level, train_sentencepiece, write_bpe_gguf, write_gguf
@@ -13,7 +14,7 @@ from aligner_jax.data.tokenizer import load_tokenizer
 from aligner_jax.data.tokenizer_sentencepiece import new_model
 from aligner_jax.errors import InputError
 
-GRID = Path(__file__).parent / "goldens" / "tokenizer_grid"
+GRID = places.GOLDENS / "tokenizer_grid"
 
 
 @pytest.fixture(scope="module")

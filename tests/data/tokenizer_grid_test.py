@@ -4,11 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import places
 import pytest
 
 from aligner_jax.data.tokenizer import load_tokenizer
 
-GOLDENS = Path(__file__).parent / "goldens" / "tokenizer_grid"
+GOLDENS = places.GOLDENS / "tokenizer_grid"
 GRID = json.loads((GOLDENS / "grid.json").read_text())
 
 

@@ -1,7 +1,7 @@
 import json
-from pathlib import Path
 
 import numpy as np
+import places
 import pytest
 import sentencepiece
 import tokenizers
@@ -13,7 +13,7 @@ from aligner_jax.data.tokenizer import load_tokenizer
 from aligner_jax.data.tokenizer_sentencepiece import new_model
 from aligner_jax.errors import InputError
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = places.SHARED / "data"
 
 TEXTS = [
     "The capital of France is Paris.",

@@ -1,12 +1,12 @@
 """Sampling: what the model itself would say, for each row as if it were alone."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import SHARED
 
 from aligner_jax.decoding import sampler
 from aligner_jax.decoding.choose import Sampling
@@ -16,7 +16,6 @@ from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.peft import Adapter, apply, with_strength
 from aligner_jax.weights.base import load_base
 
-SHARED = Path(__file__).parents[2] / "shared"
 ALPHABET = "abcdefghijklmnopqrstuvwxyz .,;:!?'-()[]"
 PROMPTS = ["a dog", "the cat sat.", "x"]
 NEW = 12

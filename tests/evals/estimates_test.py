@@ -1,11 +1,11 @@
-"""scripts/estimates.py: intervals over seeds and examples."""
+"""Intervals over seeds and examples."""
 
-import estimates
 import numpy as np
 import pytest
 from scipy import stats
 
 from aligner_jax.errors import InputError
+from aligner_jax.evals import estimates
 
 
 def test_an_interval_over_examples_alone_or_seeds_alone_is_students():

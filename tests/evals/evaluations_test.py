@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 
+import places
 import pytest
 from rich.console import Console
 
@@ -23,7 +24,7 @@ from aligner_jax.peft.artifact import load_adapter, save_adapter
 from aligner_jax.runtime.command import load_config
 from aligner_jax.weights.base import load_base
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "eval"
+CONFIGS = places.CONFIGS / "eval"
 
 
 @pytest.fixture

@@ -1,12 +1,13 @@
 import json
 from pathlib import Path
 
+import places
 import pytest
 
 from aligner_jax.errors import InputError
 from aligner_jax.evals.judge_prompts import PAIRWISE, SAFETY, judge_prompt
 
-FASTCHAT = Path(__file__).parents[2] / "shared/data/eval/judge_prompts.jsonl"
+FASTCHAT = places.SHARED / "data/eval/judge_prompts.jsonl"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import places
 import pytest
 from judge_server import Reply, Request, completion, failure, judge_server
 from rich.console import Console
@@ -15,9 +16,9 @@ from aligner_jax.evals.evaluations import evaluate, find_evaluation
 from aligner_jax.evals.win_rate import of_counts
 from aligner_jax.runtime.command import load_config
 
-REPO = Path(__file__).parents[1]
+REPO = places.ROOT
 CONFIGS = ("beavertails", "safety", "vicuna_judge", "vicuna_scores")
-ARMORM = REPO.parent / "shared/data/eval/vicuna80_responses_armorm.csv"
+ARMORM = places.SHARED / "data/eval/vicuna80_responses_armorm.csv"
 KEY = "sk-loopback-0123456789"
 
 

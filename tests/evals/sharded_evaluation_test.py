@@ -9,8 +9,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import places
 from rich.console import Console
-from tiny_llama import write_tiny_llama
 
 from aligner_jax.evals.generating import Prompt, encoded, generate
 from aligner_jax.evals.kept import Kept
@@ -21,6 +21,7 @@ from aligner_jax.peft.artifact import save_adapter
 from aligner_jax.runtime import sharding
 from aligner_jax.runtime.config import BaseConfig
 from aligner_jax.weights.base import load_base
+from scripts.lib.tiny_llama import write_tiny_llama
 
 DEVICES = 4
 PATIENT = (
@@ -57,8 +58,7 @@ def measure(folder: Path) -> dict[str, dict[str, list]]:
 
 def test_a_split_model_scores_and_answers_like_a_whole_one():
     flags = f"--xla_force_host_platform_device_count={DEVICES} {PATIENT}"
-    here = Path(__file__).parents[1]
-    paths = {"PYTHONPATH": os.pathsep.join(map(str, (here, here / "scripts")))}
+    paths = {"PYTHONPATH": places.PYTHONPATH}
     child = subprocess.run(
         [sys.executable, __file__],
         env={**os.environ, **paths, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},

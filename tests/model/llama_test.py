@@ -3,11 +3,11 @@
 import dataclasses
 import functools
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import places
 import pytest
 
 from aligner_jax.errors import InputError
@@ -25,7 +25,7 @@ from aligner_jax.model.params import is_spec
 from aligner_jax.peft import bind
 from aligner_jax.weights.hf import load_hf
 
-MODELS = Path(__file__).parent / "goldens" / "models"
+MODELS = places.GOLDENS / "models"
 TOKENS_BT = jnp.arange(24, dtype=jnp.int32).reshape(2, 12)
 forward_jit = jax.jit(forward, static_argnames=("config", "remat", "implementation"))
 

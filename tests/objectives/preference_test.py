@@ -1,13 +1,13 @@
 """Preference objectives: TRL's losses and gradients, the same however pairs lie in rows and however a batch is cut."""
 
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from places import GOLDENS
 
 from aligner_jax.data.pair_rows import eval_pair_batches
 from aligner_jax.errors import InputError
@@ -20,7 +20,6 @@ from aligner_jax.peft import Adapter, apply, init_adapter
 from aligner_jax.runtime.config import ObjectiveConfig
 from aligner_jax.weights.hf import load_hf
 
-GOLDENS = Path(__file__).parent / "goldens"
 CASES = {
     "dpo": ObjectiveConfig(name="dpo", beta=0.1),
     "dpo_steep": ObjectiveConfig(name="dpo", beta=0.7),

@@ -2,21 +2,19 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_check import check_golden
+from places import GOLDENS, SHARED
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params, forward, init_params
 from aligner_jax.peft import Adapter, Options, apply, bind, init_adapter, with_strength
 from aligner_jax.weights.hf import load_hf
 
-GOLDENS = Path(__file__).parent / "goldens"
-SHARED = Path(__file__).parents[2] / "shared"
 TOKENS_BT = np.random.default_rng(0).integers(0, 40, (2, 12)).astype(np.int32)
 apply_jit = jax.jit(apply, static_argnames=("config",))
 

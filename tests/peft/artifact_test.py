@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import ROOT
 
 from aligner_jax.errors import InputError
 from aligner_jax.files.fields import Fields
@@ -21,8 +22,6 @@ from aligner_jax.model.params import Params
 from aligner_jax.peft import Options, init_adapter
 from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format, save_adapter
 from aligner_jax.weights.base import Base
-
-ROOT = Path(__file__).parents[1]
 
 
 class NamedBase(NamedTuple):
@@ -166,7 +165,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(saved: Path, monkeypatch: py
 def test_files_that_are_no_adapter_are_refused(saved: Path, base: NamedBase):
     assert "does not exist" in _refusal(saved.with_name("absent.safetensors"), base)
     assert "no folder of a PEFT adapter" in _refusal(saved.parent, base)
-    model = Path(__file__).parent / "goldens" / "models" / "llama" / "model.safetensors"
+    model = GOLDENS / "models" / "llama" / "model.safetensors"
     assert "not an adapter of this project" in _refusal(model, base)
 
 
@@ -313,7 +312,7 @@ def test_damage_is_called_so(saved: Path, base: NamedBase):
 def test_files_of_before_there_were_digests_load():
     config = llama_config("stories_260k")
     base = NamedBase(config)
-    old = Path(__file__).parent / "goldens" / "adapters" / "before_digests.safetensors"
+    old = GOLDENS / "adapters" / "before_digests.safetensors"
     assert "digest" not in _parts(old)[0]["__metadata__"]
     adapter = load_adapter(old, base)
     np.testing.assert_array_equal(adapter.trainable["gates_ln"], np.arange(24).reshape(3, 8) / 8)

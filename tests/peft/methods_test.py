@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_check import check_golden
+from places import SHARED
 
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.decoding.sampler import continue_ids
@@ -21,7 +22,6 @@ from aligner_jax.peft.artifact import load_adapter, save_adapter
 from aligner_jax.peft.lora import TARGETS
 from aligner_jax.weights.hf import load_hf
 
-SHARED = Path(__file__).parents[2] / "shared"
 TOKENS_BT = np.random.default_rng(0).integers(0, 40, (2, 12)).astype(np.int32)
 VARIANTS: dict[str, tuple[str, dict]] = {
     "aligner": ("aligner", {"num_tokens": 3, "start_layer": 1}),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import places
 import pytest
 from torch_files import write_torch_file
 
@@ -19,8 +20,8 @@ from aligner_jax.peft.released import load_released
 from aligner_jax.weights.hf import load_hf
 from aligner_jax.weights.hf_config import hf_config
 
-GOLDEN = Path(__file__).parent / "goldens" / "released.pth"
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "official_aligners"
+GOLDEN = places.GOLDENS / "released.pth"
+SHARED = places.SHARED / "data" / "official_aligners"
 
 
 class ShapedBase(NamedTuple):

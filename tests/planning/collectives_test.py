@@ -4,10 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import places
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -39,7 +39,7 @@ def in_a_loop() -> list[Collective]:
 @pytest.fixture(scope="module")
 def of_child() -> list[Collective]:
     flags = "--xla_force_host_platform_device_count=8"
-    paths = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    paths = {"PYTHONPATH": places.PYTHONPATH}
     child = subprocess.run(
         [sys.executable, __file__], env={**os.environ, **paths, "XLA_FLAGS": flags}, capture_output=True, text=True
     )

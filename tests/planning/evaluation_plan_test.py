@@ -5,10 +5,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT
 
 from aligner_jax.errors import InputError
 from aligner_jax.evals.evaluation import parse_evaluate_config
@@ -18,7 +18,6 @@ from aligner_jax.planning.evaluation_plan import EvaluationPlan, ProgramPlan, ma
 from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime import roofline
 
-ROOT = Path(__file__).parents[1]
 MODEL = llama_config("stories_260k")
 NEW = ProgramPlan("new tokens", 8 << 30, True, 4 << 30, {"all-gather": 98 << 30}, 9.0)
 PLAN = EvaluationPlan(

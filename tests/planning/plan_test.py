@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import plan_scales
+import places
 import pytest
 
 from aligner_jax import compile as command_compile
@@ -19,6 +19,7 @@ from aligner_jax.planning.plan import Plan, refitted
 from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime.config import MeshConfig, TrainConfig, parse_config
 from aligner_jax.weights.base import base_config
+from scripts.bench import plan_scales
 
 PLAN = Plan(
     topology="v5e:2x4", devices=8, mesh={"data": 1, "fsdp": 8, "tensor": 1}, batch=64, sequence_length=512,
@@ -127,7 +128,7 @@ def test_without_a_topology_there_is_nothing_to_plan():
 
 def test_the_command_prints_one_object_a_line():
     pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
-    root = Path(__file__).parents[1]
+    root = places.ROOT
     run = subprocess.run(
         [
             sys.executable, "-m", "aligner_jax.compile", "--config=configs/quickstart.py", "--json",

@@ -1,9 +1,9 @@
 """What the real TPU compiler makes of the training step of every config, for chips that need not be here."""
 
 import re
-from pathlib import Path
 
 import jax
+import places
 import pytest
 
 from aligner_jax.compile import planned_model
@@ -17,12 +17,12 @@ from aligner_jax.tasks.program import abstract_arguments, fresh_adapter, make_pr
 
 pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
 
-CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = sorted(path.stem for path in places.CONFIGS.glob("*.py"))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_compiles_for_its_topology_and_fits(name: str):
-    config = parse_config(load_config(Path(__file__).parents[1] / "configs" / f"{name}.py"))
+    config = parse_config(load_config(places.CONFIGS / f"{name}.py"))
     assert config.mesh.topology is not None
     devices = topology_devices(config.mesh.topology, config.mesh.devices)
     plan = make_plan(config, planned_model(config.base), config.mesh.topology, devices)
@@ -35,7 +35,7 @@ def test_every_config_compiles_for_its_topology_and_fits(name: str):
 
 
 def test_the_7b_step_has_the_kernel_in_both_passes():
-    config = parse_config(load_config(f"{Path(__file__).parents[1] / 'configs' / 'llama7b_metamath.py'}:10"))
+    config = parse_config(load_config(f"{places.CONFIGS / 'llama7b_metamath.py'}:10"))
     model, mesh = planned_model(config.base), sharding.mesh_of(config.mesh, topology_devices("v5e:2x4"))
     program = make_program(config, model, jax.eval_shape(lambda: fresh_adapter(config, model)), mesh)
     with without_a_cache_of_programs(), program.use():

@@ -1,12 +1,12 @@
 import contextlib
 import os
-import pathlib
 import re
 import signal
 import subprocess
 import sys
 import time
 
+import places
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -64,7 +64,7 @@ def config_file(tmp_path):
 def command(tmp_path, config_file):
     (tmp_path / "verb.py").write_text(COMMAND)
     environment = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
-    environment |= {"PYTHONPATH": str(pathlib.Path(__file__).parent.parent), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment |= {"PYTHONPATH": places.PYTHONPATH, "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
     # A shell starts what it puts in the background with SIGINT ignored, and children inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -248,7 +248,7 @@ def main():
 
 command.run(main)
 """
-    paths = {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    paths = {"PYTHONPATH": places.PYTHONPATH}
     run = subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, **paths}, capture_output=True, text=True, timeout=120
     )

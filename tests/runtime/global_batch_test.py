@@ -6,10 +6,10 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
+import places
 import pytest
 
 from aligner_jax.data.pair_rows import train_pair_batches
@@ -60,7 +60,7 @@ def documents_by_device(kind: str) -> dict[str, list[list[list[int]]]]:
 def found_by_child() -> dict:
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": places.PYTHONPATH,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={max(COUNTS)}",
     }
     child = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
@@ -90,7 +90,7 @@ def test_the_batches_are_those_of_one_process_also_after_a_resume(found_by_child
 def test_processes_have_every_document_once_between_them(count: int):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "PYTHONPATH": places.PYTHONPATH, "JAX_PLATFORMS": "cpu"}
     joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
     children = [
         subprocess.Popen(

@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
+
+import places
 
 PROGRAM = """
 import logging, warnings
@@ -26,7 +27,7 @@ command.run(main)
 
 
 def test_log_lines_have_no_prefix_and_no_traceback():
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": places.PYTHONPATH}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, *lines = done.stderr.splitlines()

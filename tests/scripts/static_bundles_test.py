@@ -1,10 +1,10 @@
 """Counting bundles in the compiler's listings."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
+
+from scripts.bench import static_bundles
 
 LISTING = """= control target key start
 LB: loop body
@@ -24,20 +24,7 @@ LB: loop body
 """
 
 
-@pytest.fixture(scope="module")
-def static_bundles():
-    path = Path(__file__).parents[1] / "scripts" / "static_bundles.py"
-    spec = importlib.util.spec_from_file_location("static_bundles", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-
-
-def test_bundles_count_as_often_as_the_innermost_region_that_holds_them_is_entered(static_bundles, tmp_path: Path):
+def test_bundles_count_as_often_as_the_innermost_region_that_holds_them_is_entered(tmp_path: Path):
     (tmp_path / "17-kernel.1-72-final_bundles.txt").write_text(LISTING)
     (tmp_path / "17-kernel.1-71-schedule-analysis_final_bundles.txt").write_text("")
     (tmp_path / "17-other.1-72-final_bundles.txt").write_text("")
@@ -49,12 +36,12 @@ def test_bundles_count_as_often_as_the_innermost_region_that_holds_them_is_enter
     assert program.issued([10, 5, 100]) == 3 * 1 + 4 * 10 + 2 * 5 + 2 * 100
 
 
-def test_a_name_that_is_not_of_one_program_is_refused(static_bundles, tmp_path: Path):
+def test_a_name_that_is_not_of_one_program_is_refused(tmp_path: Path):
     with pytest.raises(AssertionError, match="kernel"):
         static_bundles.read(tmp_path, "kernel")
 
 
-def test_of_xlas_programs_the_grid_is_counted_as_the_hlo_bounds_it(static_bundles, tmp_path: Path):
+def test_of_xlas_programs_the_grid_is_counted_as_the_hlo_bounds_it(tmp_path: Path):
     (tmp_path / "17-fusion.1-72-final_bundles.txt").write_text(LISTING)
     (tmp_path / "17-fusion.12-72-final_bundles.txt").write_text(LISTING)
     (tmp_path / "17-<late-initialization>-72-final_bundles.txt").write_text(LISTING)

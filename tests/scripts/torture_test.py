@@ -1,15 +1,15 @@
-"""The torture of scripts/torture_resume.py, a little of it; and that it would notice."""
+"""The torture of scripts/damage/torture_resume.py, a little of it; and that it would notice."""
 
 import random
 import shutil
 from pathlib import Path
 
 import pytest
-import torture_damage
-from torture_damage import DAMAGES, STEPS, damage_restores, damaged_case, save_all
 
 from aligner_jax.errors import InputError
 from aligner_jax.runtime import checkpoint
+from scripts.damage import torture_damage
+from scripts.damage.torture_damage import DAMAGES, STEPS, damage_restores, damaged_case, save_all
 
 
 def test_damaged_checkpoints_are_never_taken_for_whole_ones(tmp_path: Path):

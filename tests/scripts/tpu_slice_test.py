@@ -1,4 +1,4 @@
-"""scripts/tpu_slice.sh: slices that are made, waited for, taken away and made again."""
+"""scripts/lib/tpu_slice.sh: slices that are made, waited for, taken away and made again."""
 
 from pathlib import Path
 

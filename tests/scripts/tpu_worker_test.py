@@ -1,4 +1,4 @@
-"""scripts/tpu_worker.sh: the code and the Python that workers get."""
+"""scripts/lib/tpu_worker.sh: the code and the Python that workers get."""
 
 import subprocess
 
@@ -69,7 +69,7 @@ def test_an_origin_that_workers_cannot_use_is_one_sentence(pod: Pod):
 def test_a_worker_with_an_old_python_gets_a_new_one(ready: Pod):
     (ready.bin / "python3.12").unlink()
     ready.program("python3", 'echo "$*" >>~/asked; [ "$4" != find ] || echo /new/python')
-    with (ready.root / "scripts" / "environment.sh").open("a") as file:
+    with (ready.root / "scripts" / "lib" / "environment.sh").open("a") as file:
         file.write('echo "$PYTHON" >~/made-with\n')
     ready.commit("second")
     ready.git("push", "--quiet")

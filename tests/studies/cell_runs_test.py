@@ -1,15 +1,15 @@
-"""scripts/cell_runs.py: cells of runs that are pretended."""
+"""aligner_jax/studies/cell_runs.py: cells of runs that are pretended."""
 
 import dataclasses
 import json
 import math
 from pathlib import Path
 
-import cell_runs
 import numpy as np
 import pytest
 
 from aligner_jax.errors import InputError
+from aligner_jax.studies import cell_runs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""scripts/compare_methods.py on a tiny model: whole cells, what is done again and what is refused, and the tables."""
+"""The comparison on a tiny model: whole cells, what is done again and what is refused, and the tables."""
 
 import io
 import json
@@ -8,21 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cell_runs
-import compare_cells
-import compare_data
-import compare_methods
-import compare_table
 import numpy as np
+import places
 import pytest
 from rich.console import Console
 from scipy import stats
 
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.config import parse_config
+from aligner_jax.studies import cell_runs, cells, compare_methods, compare_table, splits
 from aligner_jax.train import train
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 FRUITS = ("apple", "pear", "plum", "fig")
 
 
@@ -50,11 +46,12 @@ def test_the_command_runs_the_package_and_a_run_that_fails_ends_no_other(tiny_mo
     # In the way of the first cell's workdir.
     (out / "runs" / "alpaca-bias_o-0").mkdir(parents=True)
     (out / "runs" / "alpaca-bias_o-0" / "sft").write_text("")
-    command = [sys.executable, str(SCRIPTS / "compare_methods.py"), f"--base={tiny_model}", f"--data={data}", *SMALL]
+    study = "aligner_jax.studies.compare_methods"
+    command = [sys.executable, "-m", study, f"--base={tiny_model}", f"--data={data}", *SMALL]
     done = subprocess.run(
         [*command, f"--out={out}", "--tasks=alpaca", "--arms=bias_o,aligner_1"],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-        capture_output=True, text=True,
+        cwd=places.ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1
     assert "[1/2] alpaca, bias_o, seed 0: failed" in done.stdout
@@ -115,8 +112,8 @@ def test_a_table_cell_by_cell(tiny_model: Path, data: Path, monkeypatch: pytest.
 
 def test_what_is_held_out_is_trained_on_by_no_arm(data: Path, tmp_path: Path):
     file = data / "sft" / "alpaca_random_9k.json"
-    last = compare_data.split("alpaca", file, 3, tmp_path)
-    tuning = compare_data.split("alpaca", file, 3, tmp_path, tuning=True)
+    last = splits.split("alpaca", file, 3, tmp_path)
+    tuning = splits.split("alpaca", file, 3, tmp_path, tuning=True)
     parts = {name: part.text.splitlines() for name, part in (("train", last.train), ("heldout", last.heldout))}
     assert (len(parts["train"]), len(parts["heldout"])) == (7, 3)
     assert not set(parts["train"]) & set(parts["heldout"])
@@ -135,21 +132,21 @@ def test_of_preferences_prompts_are_held_out_at_one_end_and_tuned_by_at_the_othe
     def prompts(part) -> list[str]:
         return [json.loads(line)["prompt"] for line in part.text.splitlines()]
 
-    last = compare_data.split("pku", file, 3, tmp_path)
+    last = splits.split("pku", file, 3, tmp_path)
     assert prompts(last.heldout) == ["P0", "P1", "P2"]
     # Two different pairs of each, of which the first is judged by.
     assert prompts(last.train) == [f"P{i}" for i in range(3, 8) for _ in range(2)]
-    tuning = compare_data.split("pku", file, 3, tmp_path, tuning=True, tuning_heldout=2)
+    tuning = splits.split("pku", file, 3, tmp_path, tuning=True, tuning_heldout=2)
     assert prompts(tuning.heldout) == ["P6", "P7"]
     assert prompts(tuning.train) == [f"P{i}" for i in range(3, 6) for _ in range(2)]
     with pytest.raises(InputError, match="too few to hold out 8"):
-        compare_data.split("pku", file, 8, tmp_path)
+        splits.split("pku", file, 8, tmp_path)
     with pytest.raises(InputError, match="too few"):
-        compare_data.split("pku", file, 4, tmp_path, tuning=True)
+        splits.split("pku", file, 4, tmp_path, tuning=True)
 
 
 def test_an_accuracy_is_as_sure_as_prompts_and_seeds_allow():
-    cells, table = compare_cells, compare_table
+    table = compare_table
     sizes = cells.Sizes("model", "float32", rows=4, length=256, steps=5, stage1_steps=6, dpo_steps=7)
     rest = {"parameters": 828, "pairs": 200, "prompts": 100, "margin": 0.5, "tokens_per_second": 400.0}
 
@@ -176,7 +173,7 @@ def test_an_accuracy_is_as_sure_as_prompts_and_seeds_allow():
 
 
 def test_what_diverged_comes_last_and_is_no_best_rate():
-    cells, table = compare_cells, compare_table
+    table = compare_table
     sizes = cells.Sizes("model", "float32", rows=4, length=256, steps=5, stage1_steps=6, dpo_steps=7)
     rest = {"parameters": 828, "pairs": 4, "prompts": 2, "margin": 0.5, "tokens_per_second": 400.0}
     results = {}
@@ -202,7 +199,7 @@ def test_what_diverged_comes_last_and_is_no_best_rate():
 
 
 def test_the_best_rate_is_that_of_the_lowest_loss():
-    cells, table = compare_cells, compare_table
+    table = compare_table
     losses = {1 / 3: 2.5, 1.0: 2.25, 3.0: 2.125}
     results = {
         cells.Cell(task, "lora_8", 0, scale): {"loss": x} for task in ("alpaca", "pku") for scale, x in losses.items()

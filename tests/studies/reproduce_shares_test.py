@@ -1,17 +1,15 @@
-"""scripts/reproduce_shares.py, and the tables and figures of what it measures."""
+"""aligner_jax/studies/reproduce_shares.py, and the tables and figures of what it measures."""
 
 import math
 from pathlib import Path
 
 import pytest
-import reproduce_plots
-import reproduce_shares
-import reproduce_table
-from estimates import Estimate
 from matplotlib.figure import Figure
 from reproduce_results import made_up
 
 from aligner_jax.errors import InputError
+from aligner_jax.evals.estimates import Estimate
+from aligner_jax.studies import reproduce_plots, reproduce_shares, reproduce_table
 
 
 def test_shares_are_of_what_lora_gains_with_the_same_seed():

@@ -1,19 +1,16 @@
-"""scripts/reproduce_small.py with runs that are pretended: its cells, what is done again, the files, the forecast."""
+"""The reproduction with runs that are pretended: its cells, what is done again, the files, the forecast."""
 
 import json
 import math
 import sys
 from pathlib import Path
 
-import cell_runs
-import compare_data
 import numpy as np
 import pytest
-import reproduce_cells
-import reproduce_small
 from reproduce_results import made_up
 
 from aligner_jax.errors import InputError
+from aligner_jax.studies import cell_runs, reproduce_cells, reproduce_small, splits
 
 
 @pytest.fixture
@@ -156,7 +153,7 @@ def test_what_no_table_could_be_made_of_is_refused_at_once(reproduce, flag: str,
 
 
 def test_the_default_is_made_within_ninety_minutes_by_its_forecast(monkeypatch: pytest.MonkeyPatch):
-    small, cells, parts = reproduce_small, reproduce_cells, compare_data
+    small, cells, parts = reproduce_small, reproduce_cells, splits
 
     def grid(*flags: str):
         monkeypatch.setattr(sys, "argv", ["reproduce_small.py", *flags])
@@ -169,9 +166,9 @@ def test_the_default_is_made_within_ninety_minutes_by_its_forecast(monkeypatch: 
             part = parts.Part(Path(task), "", examples, examples * length[task])
             return parts.Split(part, part)
 
-        splits = [{t: split_of(t, n) for t in arms} for n in (args.heldout, args.tuning_heldout)]
+        samples = [{t: split_of(t, n) for t in arms} for n in (args.heldout, args.tuning_heldout)]
         sizes = cells.Sizes(base="model", dtype="bfloat16", rows=args.rows, length=args.length, steps=args.steps)
-        return cells.Grid(arms, args.seeds, args.rates, sizes, *splits, args.template)
+        return cells.Grid(arms, args.seeds, args.rates, sizes, *samples, args.template)
 
     def minutes(*flags: str) -> float:
         made = grid(*flags)

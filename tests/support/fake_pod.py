@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import places
 import pytest
 
-REPO = Path(__file__).parents[1]
+REPO = places.ROOT
 TOOLS = (
     "bash", "cat", "chmod", "date", "dirname", "flock", "git", "grep", "mkdir", "mktemp", "nohup", "rm", "sed",
     "setsid", "sleep", "sort", "tail", "true",
@@ -21,8 +22,8 @@ SLICE = ("--name=pod", "--zone=us-west4-a")
 NEW = (*SLICE, "--type=v5litepod-16", "--poll=0")
 LINE = ("--", "python", "-m", "train")
 
-# What a repository's scripts/environment.sh leaves behind: here, a python that notes its arguments, and then does what
-# the variable ACT says.
+# What a repository's scripts/lib/environment.sh leaves behind: here, a python that notes its arguments, and then
+# does what the variable ACT says.
 ENVIRONMENT = """\
 mkdir -p .venv/bin
 echo "PATH=$PWD/.venv/bin:\\$PATH" >.venv/bin/activate
@@ -47,16 +48,16 @@ class Pod:
             "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null",
             **{f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
         }  # fmt: skip
-        for folder in (self.root / "scripts", self.bin, self.fake / "states"):
+        for folder in (self.root / "scripts" / "lib", self.bin, self.fake / "states"):
             folder.mkdir(parents=True)
         for tool in TOOLS:
             (self.bin / tool).symlink_to(shutil.which(tool) or tool)
-        self.program("gcloud", f'exec {sys.executable} -S -E "{REPO}/tests/fake_gcloud.py" "$@"')
+        self.program("gcloud", f'exec {sys.executable} -S -E "{places.SUPPORT}/fake_gcloud.py" "$@"')
         self.program("hostname", 'echo "w-$WORKER"')
         self.program("python3.12", "exit 0")
-        for script in ("run_tpu_pod.sh", "tpu_slice.sh", "tpu_worker.sh"):
-            shutil.copy(REPO / "scripts" / script, self.root / "scripts")
-        (self.root / "scripts" / "environment.sh").write_text(ENVIRONMENT.format(real=sys.executable))
+        for script in ("run_tpu_pod.sh", "lib/tpu_slice.sh", "lib/tpu_worker.sh"):
+            shutil.copy(REPO / "scripts" / script, self.root / "scripts" / script)
+        (self.root / "scripts" / "lib" / "environment.sh").write_text(ENVIRONMENT.format(real=sys.executable))
         (self.root / ".gitignore").write_text(".venv\n")
         subprocess.run(["git", "init", "--quiet", "--bare", "-b", "main", str(self.origin)], check=True)
         self.git("init", "--quiet", "-b", "main")

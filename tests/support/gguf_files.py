@@ -9,10 +9,11 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import places
 from gguf.constants import GGMLQuantizationType
 from safetensors.numpy import load_file
 
-MODELS = Path(__file__).parent / "goldens" / "models"
+MODELS = places.GOLDENS / "models"
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",

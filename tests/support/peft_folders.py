@@ -1,17 +1,16 @@
 """PEFT's golden folders and the models that they are of."""
 
 import functools
-from pathlib import Path
 
 import jax
 import numpy as np
+from places import GOLDENS
 
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
 from aligner_jax.peft import Adapter
 from aligner_jax.weights.hf import load_hf
 
-GOLDENS = Path(__file__).parent / "goldens"
 CASES = {"lora": "wide_head", "rslora": "llama3", "adaption_prompt": "llama3"}
 
 

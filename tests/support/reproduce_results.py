@@ -1,4 +1,4 @@
-"""A cell's result as scripts/reproduce_small.py keeps it, with numbers that are made up."""
+"""A cell's result as aligner_jax/studies/reproduce_small.py keeps it, with numbers that are made up."""
 
 
 def made_up(gains: list[float], parameters: int = 828) -> dict:

@@ -11,6 +11,7 @@ import gguf
 import jax
 import ml_dtypes
 import numpy as np
+import places
 import pytest
 from gguf.constants import GGMLQuantizationType
 from safetensors.numpy import save_file
@@ -20,7 +21,7 @@ from aligner_jax.model.params import abstract_params
 from aligner_jax.weights import fill
 from aligner_jax.weights.hf import FORMAT, hf_sources, load_hf
 
-MODELS = Path(__file__).parent / "goldens" / "models"
+MODELS = places.GOLDENS / "models"
 
 LARGE = LlamaConfig(
     vocab_size=8192, d_model=512, d_mlp=2048, num_layers=10, num_heads=8, num_kv_heads=8, head_dim=64,
@@ -110,7 +111,7 @@ def test_host_memory_is_below_the_model_and_its_largest_tensor(tmp_path, stored,
         path = write_hf(tmp_path / "model", {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}[stored])
     command = [sys.executable, "-c", MEASURE, MODELS / "llama", path, dtype]
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    root = Path(__file__).parent.parent
+    root = places.ROOT
     grown = float(subprocess.run(command, env=env, cwd=root, check=True, capture_output=True, text=True).stdout)
     leaves = jax.tree.leaves(abstract_params(LARGE, dtype))
     model = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves) / 1e6

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import places
 import pytest
 import tokenizers
-from tiny_llama import write_tiny_llama
 
 from aligner_jax.data.tokenizer import make_tokenizer
 from aligner_jax.data.tokenizer_hf import HFBackend
@@ -19,9 +19,10 @@ from aligner_jax.model.config import llama_config
 from aligner_jax.peft import apply
 from aligner_jax.runtime.config import BaseConfig
 from aligner_jax.weights.base import Base, base_config, check_model, load_base
+from scripts.lib.tiny_llama import write_tiny_llama
 
-MODELS = Path(__file__).parent / "goldens" / "models"
-STORIES = Path(__file__).parents[2] / "shared" / "data" / "models" / "stories260K" / "hf"
+MODELS = places.GOLDENS / "models"
+STORIES = places.SHARED / "data" / "models" / "stories260K" / "hf"
 
 
 def test_a_hugging_face_folder_without_a_tokenizer():

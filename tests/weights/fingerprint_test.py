@@ -6,11 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import places
 import pytest
 
 from aligner_jax.model.config import LlamaConfig
@@ -18,7 +18,7 @@ from aligner_jax.model.params import Params
 from aligner_jax.weights.fingerprint import fingerprint
 from aligner_jax.weights.hf import load_hf
 
-MODELS = Path(__file__).parent / "goldens" / "models"
+MODELS = places.GOLDENS / "models"
 MASK = 2**32 - 1
 
 
@@ -117,7 +117,7 @@ print(fingerprint(config, params))
 
 def test_sharding_does_not_matter():
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    root = Path(__file__).parent.parent
+    root = places.ROOT
     command = [sys.executable, "-c", SHARDED, MODELS / "llama"]
     sharded = subprocess.run(command, env=env, cwd=root, check=True, capture_output=True, text=True).stdout.strip()
     assert sharded == fingerprint(*load_hf(MODELS / "llama"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import places
 import pytest
 from safetensors.numpy import save_file
 
@@ -14,7 +15,7 @@ from aligner_jax.model.llama import forward, unembed
 from aligner_jax.weights.hf import load_hf
 from aligner_jax.weights.hf_config import hf_config
 
-GOLDEN = np.load(Path(__file__).parent / "goldens" / "hf_configs.npz")
+GOLDEN = np.load(places.GOLDENS / "hf_configs.npz")
 CASES = json.loads(str(GOLDEN["cases"]))
 REFUSED = {
     "llama: factor without a type": "rope_scaling.factor is set, but no rope_type",

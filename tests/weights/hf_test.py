@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import places
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -18,7 +19,7 @@ from aligner_jax.model.llama import forward, unembed
 from aligner_jax.weights.hf import load_hf
 from aligner_jax.weights.hf_config import hf_config
 
-MODELS = Path(__file__).parent / "goldens" / "models"
+MODELS = places.GOLDENS / "models"
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import places
 import pytest
-from gguf_test import converted, write_gguf
+from gguf_files import converted, write_gguf
 from jax.sharding import NamedSharding, PartitionSpec
 from model_folders import CONFIG, draw, meta_params, meta_parts, write_hf, write_meta
 
@@ -85,7 +86,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    paths = {"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parent}", "JAX_PLATFORMS": "cpu"}
+    paths = {"PYTHONPATH": places.PYTHONPATH, "JAX_PLATFORMS": "cpu"}
     env = {**os.environ, **paths, "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}"}
     commands = [[sys.executable, __file__, address, str(number), str(folder)] for number in range(PROCESSES)]
     children = [

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from model_folders import CONFIG, draw, meta_params, meta_parts, write_hf, write_meta
 from orbax_folders import assert_equal, write
+from places import ROOT
 
 from aligner_jax.data.tokenizer import load_tokenizer, tokenizer_files
 from aligner_jax.errors import InputError
@@ -27,7 +28,6 @@ from aligner_jax.weights.orbax import write_orbax
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
-ROOT = Path(__file__).parents[1]
 
 LARGE = dataclasses.replace(
     CONFIG, vocab_size=4096, d_model=512, d_mlp=512, num_layers=32, num_heads=8, num_kv_heads=8, head_dim=64

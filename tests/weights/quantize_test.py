@@ -8,6 +8,7 @@ import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
+import places
 import pytest
 
 from aligner_jax.decoding.sampler import sample
@@ -21,7 +22,7 @@ from aligner_jax.weights.base import load_base
 from aligner_jax.weights.fingerprint import fingerprint
 from aligner_jax.weights.quantize import quantize, quantizer
 
-MODELS = Path(__file__).parent / "goldens" / "models"
+MODELS = places.GOLDENS / "models"
 KINDS = ("int8", "int4")
 
 

@@ -4,12 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import places
 import pytest
 
 from aligner_jax.model.config import LlamaConfig
@@ -62,7 +62,7 @@ def difference(kind: str) -> float:
 def test_quantizing_and_a_step_split_over_a_mesh_are_those_of_one_device(kind: str):
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": places.PYTHONPATH,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
     }
     child = subprocess.run([sys.executable, __file__, kind], env=environment, capture_output=True, text=True)

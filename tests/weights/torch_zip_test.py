@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import places
 import pytest
 from torch_files import write_torch_file
 
@@ -13,7 +14,7 @@ from aligner_jax.weights import torch_zip
 from aligner_jax.weights.torch_file import read_torch_tensors
 from aligner_jax.weights.torch_zip import Checksum, Member, read_archive, read_member
 
-GOLDEN = Path(__file__).parent / "goldens" / "released.pth"
+GOLDEN = places.GOLDENS / "released.pth"
 TENSORS = {"a": np.arange(24, dtype=np.float32).reshape(6, 4), "b": np.arange(5).astype(np.float16)}
 
 

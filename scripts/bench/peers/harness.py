@@ -1,4 +1,4 @@
-"""The harness's own model class, `hf`, on task files; part of compare_harness.py, run by another interpreter.
+"""The harness's own model class, `hf`, on task files; part of scripts.bench.harness, run by another interpreter.
 
 Needs torch, transformers and lm-eval, and nothing of this project.
 """

@@ -1,4 +1,4 @@
-"""The peer's worker of bench_train.py and bench_generate.py: torch, transformers and PEFT, in their own environment.
+"""The peer's worker of scripts.bench.train and generate: torch, transformers and PEFT, in their own environment.
 
 Written for transformers 5 and PEFT 0.21, with what is fastest for them on CPUs: sdpa attention, all cores, a fused
 AdamW over the trained parameters alone, no gradient checkpointing, no cache while training, no attention mask where
@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
-import bench_protocol
 import numpy as np
 import torch
 from peft import AdaptionPromptConfig, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
+
+from scripts.bench import protocol
 
 IGNORED = -100
 _TRAINED_ADAPTERS = {
@@ -132,9 +133,9 @@ def _labels(document: dict) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(bench_protocol.cores())
+    torch.set_num_threads(protocol.cores())
     torch.manual_seed(0)
     peer = Peer()
     names = ("about", "load", "logits", "train", "check_padding_free", "steps", "generate")
     handlers = {name: getattr(peer, name) for name in names}
-    bench_protocol.serve({**handlers, "peak_memory": bench_protocol.peak_memory})
+    protocol.serve({**handlers, "peak_memory": protocol.peak_memory})

@@ -6,7 +6,7 @@ import struct
 
 import safetensors
 
-from fuzz_kinds import mutations
+from scripts.damage.kinds import mutations
 
 _DTYPES = ("F32", "F16", "BF16", "F64", "I32", "U32", "I64", "BOOL", "F8_E4M3", "F4", "C64", "f32", "F33", "", None, 1)
 _NUMBERS = (b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\x00\x00\x80\xff", b"\xff\xff\xff\xff", b"\x00\x00\x00\x00")

@@ -12,8 +12,8 @@ import numpy as np
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft import METHODS, Adapter, Options
 from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format, save_adapter
-from fuzz_kinds import _safetensors, mutations
-from fuzz_kinds.kind import Files, Kind
+from scripts.damage.kinds import _safetensors, mutations
+from scripts.damage.kinds.kind import Files, Kind, digest
 
 _NAME = "adapter.safetensors"
 # A file of the sample, which is never changed: the adapter is read beside its base where there is one.
@@ -71,7 +71,6 @@ def _mutate(rng: random.Random, files: Files) -> Files:
 
 
 def _read(folder: Path) -> str:
-    from fuzz_readers import digest
 
     path, base = folder / _NAME, _Base()
     adapter = load_adapter(path, base if (folder / _BESIDE).exists() else None)

@@ -11,8 +11,8 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, Keys
 from gguf.quants import dequantize, quantize
 
-from fuzz_kinds.kind import Files, Kind
-from fuzz_kinds.mutations import of_bytes
+from scripts.damage.kinds.kind import Files, Kind, digest
+from scripts.damage.kinds.mutations import of_bytes
 
 _NAME = "model.gguf"
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -353,7 +353,6 @@ def mutate(rng: random.Random, files: Files) -> Files:
 def read(folder: Path) -> str:
     """Returns a digest of configuration, parameters and what the tokenizer makes of some texts."""
     import jax
-    from fuzz_readers import digest
 
     import aligner_jax as aj
 

@@ -9,8 +9,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from aligner_jax.weights.hf import load_hf
-from fuzz_kinds import _safetensors, mutations
-from fuzz_kinds.kind import Files, Kind
+from scripts.damage.kinds import _safetensors, mutations
+from scripts.damage.kinds.kind import Files, Kind, digest
 
 _INDEX = "model.safetensors.index.json"
 _SIZES = {
@@ -69,7 +69,6 @@ def _mutate(rng: random.Random, files: Files) -> Files:
 
 
 def _read(folder: Path) -> str:
-    from fuzz_readers import digest
 
     config, params = load_hf(folder)
     leaves = {name: np.asarray(x) for tree in (params, params.layers) for name, x in vars(tree).items() if x is not None

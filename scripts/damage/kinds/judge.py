@@ -8,8 +8,8 @@ from aligner_jax.errors import InputError
 from aligner_jax.evals.judge_cache import JudgeCache
 from aligner_jax.evals.judge_client import read_completion, read_error
 from aligner_jax.evals.judge_prompts import PAIRWISE, SAFETY
-from fuzz_kinds.kind import Files, Kind
-from fuzz_kinds.mutations import of_bytes, of_json, one_file
+from scripts.damage.kinds.kind import Files, Kind
+from scripts.damage.kinds.mutations import of_bytes, of_json, one_file
 
 _KEY = "sk-0123456789abcdef"
 

@@ -1,5 +1,6 @@
-"""A kind of file that `scripts/fuzz_readers.py` damages: honest samples, mutations, and the reader under test."""
+"""A kind of file that `scripts.damage.fuzz_readers` damages: honest samples, mutations, and the reader under test."""
 
+import hashlib
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,3 +30,13 @@ class Kind(NamedTuple):
     mutate: Callable[[random.Random, Files], Files]
     read: Callable[[Path], str]
     may_differ: Callable[[Files, Files], bool]
+
+
+def digest(*values: object) -> str:
+    """Returns a text that tells apart arrays, texts and numbers that differ; for the `read` of a kind."""
+    sha256 = hashlib.sha256()
+    for value in values:
+        numbers = getattr(value, "tobytes", None)
+        sha256.update(numbers() if numbers else repr(value).encode(errors="surrogatepass"))
+        sha256.update(b"\0")
+    return sha256.hexdigest()

@@ -8,9 +8,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from fuzz_kinds.kind import Files, Kind
-from fuzz_kinds.mutations import of_json
-from fuzz_kinds.pth import archived, may_differ, members_of, mutated, whole
+from scripts.damage.kinds.kind import Files, Kind, digest
+from scripts.damage.kinds.mutations import of_json
+from scripts.damage.kinds.pth import archived, may_differ, members_of, mutated, whole
 
 PARAMS = "params.json"
 _NUMBERS = {
@@ -92,7 +92,6 @@ def _mutate(rng: random.Random, files: Files) -> Files:
 
 def _read(folder: Path) -> str:
     import jax
-    from fuzz_readers import digest
 
     import aligner_jax as aj
 

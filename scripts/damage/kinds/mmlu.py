@@ -7,8 +7,8 @@ import zipfile
 from pathlib import Path
 
 from aligner_jax.evals.mmlu_questions import read_mmlu
-from fuzz_kinds import mutations
-from fuzz_kinds.kind import Files, Kind
+from scripts.damage.kinds import mutations
+from scripts.damage.kinds.kind import Files, Kind
 
 _ROWS = 'Which bone,Hyoid,"Rib, floating",Ulna,Skull,A\n"Two\nlines?",a,b,"c ""d""",e,C\n' + "Q?,1,2,3,4,D\n" * 5
 

@@ -15,8 +15,8 @@ from aligner_jax.model.config import LlamaConfig, RopeScaling
 from aligner_jax.weights import orbax
 from aligner_jax.weights.base import load_base
 from aligner_jax.weights.leaves import leaf_specs
-from fuzz_kinds.kind import Files, Kind
-from fuzz_kinds.mutations import VALUES, of_bytes, of_json, one_file
+from scripts.damage.kinds.kind import Files, Kind, digest
+from scripts.damage.kinds.mutations import VALUES, of_bytes, of_json, one_file
 
 _CONFIG = LlamaConfig(
     vocab_size=40, d_model=8, d_mlp=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4, context_length=32,
@@ -111,7 +111,6 @@ def _swapped(rng: random.Random, files: Files) -> Files:
 def read(folder: Path) -> str:
     """Returns a digest of the configuration, every parameter and some ids."""
     # Not at the top: the driver is a script, and imports this file.
-    from fuzz_readers import digest
 
     base = load_base(folder)
     ids = None if base.tokenizer is None else base.tokenizer.encode("ab ba")

@@ -8,8 +8,8 @@ import pyarrow
 from pyarrow import parquet
 
 from aligner_jax.data.sources import load_dataset
-from fuzz_kinds import mutations
-from fuzz_kinds.kind import Files, Kind
+from scripts.damage.kinds import mutations
+from scripts.damage.kinds.kind import Files, Kind
 
 _TURNS = [{"role": "user", "content": "Name a tree."}, {"role": "assistant", "content": "Pine é"}]
 _TABLES = (

@@ -12,8 +12,8 @@ from safetensors.numpy import save
 
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft.artifact import load_adapter
-from fuzz_kinds import _safetensors, mutations
-from fuzz_kinds.kind import Files, Kind
+from scripts.damage.kinds import _safetensors, mutations
+from scripts.damage.kinds.kind import Files, Kind, digest
 
 _CONFIG, _TENSORS, _BESIDE = "adapter_config.json", "adapter_model.safetensors", "beside_its_base"
 _PATTERNS = (
@@ -76,7 +76,6 @@ def _mutate(rng: random.Random, files: Files) -> Files:
 
 
 def _read(folder: Path) -> str:
-    from fuzz_readers import digest
 
     adapter = load_adapter(folder, _Base() if (folder / _BESIDE).exists() else None)
     arrays = {name: np.asarray(x) for name, x in adapter.trainable.items()}

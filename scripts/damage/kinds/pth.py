@@ -12,8 +12,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from fuzz_kinds.kind import Files, Kind
-from fuzz_kinds.mutations import of_bytes
+from scripts.damage.kinds.kind import Files, Kind, digest
+from scripts.damage.kinds.mutations import of_bytes
 
 FILE = "adapter.pth"
 STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage"}
@@ -287,7 +287,6 @@ def _samples() -> list[Files]:
 
 
 def _read(folder: Path) -> str:
-    from fuzz_readers import digest
 
     import aligner_jax as aj
 

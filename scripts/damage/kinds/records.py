@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aligner_jax.data.sources import load_dataset
-from fuzz_kinds import mutations
-from fuzz_kinds.kind import Files, Kind
+from scripts.damage.kinds import mutations
+from scripts.damage.kinds.kind import Files, Kind
 
 _TURNS = [{"role": "user", "content": "Name a tree."}, {"role": "assistant", "content": "Pine \u2028é"}]
 _PAIR = {"prompt": _TURNS[:1], "chosen": _TURNS[1:], "rejected": [{"role": "assistant", "content": "Oil"}]}

@@ -6,9 +6,9 @@ import random
 import re
 
 from aligner_jax.data.chat_template import render
-from fuzz_kinds.kind import Files, Kind
+from scripts.damage.kinds.kind import Files, Kind
 
-FOLDER = pathlib.Path(__file__).parents[2] / "tests" / "goldens" / "chat_templates"
+FOLDER = pathlib.Path(__file__).parents[3] / "tests" / "goldens" / "chat_templates"
 MESSAGES = [
     {"role": "user", "content": "Hi there"},
     {"role": "assistant", "content": "<think>\neasy\n</think>\n\n4 é"},

@@ -8,10 +8,10 @@ from sentencepiece import sentencepiece_model_pb2
 
 from aligner_jax.data.tokenizer import load_tokenizer
 from aligner_jax.errors import InputError
-from fuzz_kinds import mutations
-from fuzz_kinds.kind import Files, Kind
+from scripts.damage.kinds import mutations
+from scripts.damage.kinds.kind import Files, Kind
 
-FOLDER = pathlib.Path(__file__).parents[2] / "tests" / "goldens" / "tokenizer_grid"
+FOLDER = pathlib.Path(__file__).parents[3] / "tests" / "goldens" / "tokenizer_grid"
 TEXTS = ("", "one two", " <|im_start|>user\nhi<|im_end|>  [X] é😀", "a" * 300, "</s>one <unk>\t\n")
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['content'] + eos_token }}{% endfor %}"
 SIZES = {"byte_level.json": 360}

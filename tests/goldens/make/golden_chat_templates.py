@@ -1,6 +1,6 @@
 """Writes tests/goldens/chat_templates/expected.json: conversations as transformers renders them.
 
-    PEER_PYTHON scripts/golden_chat_templates.py
+    PEER_PYTHON tests/goldens/make/golden_chat_templates.py
 
 The templates beside it have the form of published ones.
 """
@@ -12,7 +12,7 @@ import pathlib
 import jinja2.ext
 from transformers.utils import chat_template_utils
 
-FOLDER = pathlib.Path(__file__).parent.parent / "tests" / "goldens" / "chat_templates"
+FOLDER = pathlib.Path(__file__).parents[1] / "chat_templates"
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
 CONVERSATIONS = {
     "one": [{"role": "user", "content": " Hi there\n"}],

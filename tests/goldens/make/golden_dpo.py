@@ -2,7 +2,7 @@
 
     python3.11 -m venv ENV
     ENV/bin/pip install trl torch transformers safetensors numpy tokenizers sentencepiece gguf regex
-    ENV/bin/python scripts/golden_dpo.py
+    ENV/bin/python tests/goldens/make/golden_dpo.py
 
 The committed file comes from trl 1.16.0, torch 2.13.0 and numpy 2.4.6, and a second run writes the same bytes. Nothing
 here imports aligner_jax.

@@ -1,7 +1,7 @@
 """Goldens of lm-evaluation-harness's own `hf` backend on tiny models: chats, ids, log-likelihoods, answers, tasks.
 
     ENV/bin/pip install torch==2.13.0 transformers==5.24.0 accelerate lm-eval==0.4.13 sentencepiece
-    ENV/bin/python scripts/golden_harness.py                      # writes tests/goldens/harness/
+    ENV/bin/python tests/goldens/make/golden_harness.py                      # writes tests/goldens/harness/
 
 The cases are those of golden_harness_models.py. Where `hf` fails, the golden is null. Nothing here imports aligner_jax.
 """
@@ -42,7 +42,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-CORPUS = Path(__file__).resolve().parent.parent / "aligner_jax" / "data" / "quickstart" / "train.jsonl"
+CORPUS = Path(__file__).resolve().parents[3] / "aligner_jax" / "data" / "quickstart" / "train.jsonl"
 
 
 def write_vocabularies(corpus: list[str]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import sentencepiece
 from safetensors.numpy import save_file
 
-GOLDENS = Path(__file__).resolve().parent.parent / "tests" / "goldens" / "harness"
+GOLDENS = Path(__file__).resolve().parents[1] / "harness"
 BPE_SIZE, SENTENCEPIECE_SIZE, CONTEXT = 400, 402, 96
 
 CHATML = (

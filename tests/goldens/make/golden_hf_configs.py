@@ -1,6 +1,6 @@
 """Logits that transformers gives for settings in config.json, absent and null ones too: tests/goldens/hf_configs.npz.
 
-    ENV/bin/python scripts/golden_hf_configs.py    # the environment of make_goldens.py
+    ENV/bin/python tests/goldens/make/golden_hf_configs.py    # the environment of make_goldens.py
 
 The committed file comes from transformers 5.24.0 and torch 2.13.0, in float64. It holds the weights of one tiny model,
 from which each case takes what its configuration asks for; `cases`, a JSON object from names to configurations and
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-OUT = Path(__file__).resolve().parent.parent / "tests" / "goldens" / "hf_configs.npz"
+OUT = Path(__file__).resolve().parents[1] / "hf_configs.npz"
 LAYERS, D, F, N, H, VOCAB, LENGTH = 2, 16, 16, 8, 4, 32, 40
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

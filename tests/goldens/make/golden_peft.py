@@ -1,8 +1,8 @@
 """Adapter folders that Hugging Face PEFT saved over the tiny models of tests/goldens/, and the logits that it computes.
 
     ENV/bin/pip install peft    # beside what make_goldens.py needs
-    ENV/bin/python scripts/golden_peft.py                      # writes tests/goldens/peft/
-    ENV/bin/python scripts/golden_peft.py --check FOLDER …     # reads adapters that others wrote
+    ENV/bin/python tests/goldens/make/golden_peft.py                      # writes tests/goldens/peft/
+    ENV/bin/python tests/goldens/make/golden_peft.py --check FOLDER …     # reads adapters that others wrote
 
 The committed files come from peft 0.21.2, torch 2.13.0 and transformers 5.23.0, in float32. A folder to check holds an
 adapter whose base_model_name_or_path is a model of tests/goldens/models, and an expected.npz of ids and logits, as the
@@ -20,7 +20,7 @@ import torch
 from peft import AdaptionPromptConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 MODELS = "tests/goldens/models/"
 GOLDENS = ROOT / "tests" / "goldens" / "peft"
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -1,9 +1,9 @@
 """Writes tests/goldens/tokenizer_grid: ids and decoded texts by transformers, over settings of a folder and texts.
 
-    PEER_PYTHON scripts/golden_tokenizer_grid.py
+    PEER_PYTHON tests/goldens/make/golden_tokenizer_grid.py
 
 PEER_PYTHON has transformers 5.24, tokenizers and sentencepiece. The vocabularies are trained here on a few sentences of
-`tests/small_tokenizers.py` and stay as they are once they exist, since other releases train others.
+`tests/support/small_tokenizers.py` and stay as they are once they exist, since other releases train others.
 """
 
 import io
@@ -19,7 +19,7 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-OUT = pathlib.Path(__file__).parent.parent / "tests" / "goldens" / "tokenizer_grid"
+OUT = pathlib.Path(__file__).parents[1] / "tokenizer_grid"
 CORPUS = [
     "The capital of France is Paris, and it has many visitors each year.",
     "### Instruction:\nName a colour.\n\n### Response:\nBlue, I think.",

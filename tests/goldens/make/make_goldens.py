@@ -2,7 +2,7 @@
 
     python3.11 -m venv ENV
     ENV/bin/pip install torch transformers safetensors numpy tokenizers sentencepiece gguf regex
-    ENV/bin/python scripts/make_goldens.py [--smollm2 SmolLM2-135M-Instruct.Q4_1.gguf]
+    ENV/bin/python tests/goldens/make/make_goldens.py [--smollm2 SmolLM2-135M-Instruct.Q4_1.gguf]
 
 The committed files come from Python 3.11.7, torch 2.13.0, transformers 5.23.0 and numpy 2.4.6, and a second run
 writes the same bytes. Without --smollm2, SmolLM2's ids are carried over from the tokenizers.json that is there.
@@ -26,7 +26,7 @@ from golden_released import write_lit_llama, write_released
 from golden_tokenizers import write_tokenizers
 from safetensors.torch import load_file, save_file
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 GOLDENS = ROOT / "tests" / "goldens"
 SHARED = ROOT.parent / "shared"
 

@@ -1,15 +1,15 @@
-"""The same model for both sides, and the proof that it is the same; part of bench_train.py and bench_generate.py."""
+"""The same model for both sides, and the proof that it is the same; part of scripts.bench.train and generate."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_protocol import SCRIPTS, Worker
-from flag_values import names
 
-MODEL = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
-DATA = SCRIPTS.parent / "aligner_jax" / "data" / "quickstart" / "train.jsonl"
+from aligner_jax.studies.flag_values import MODEL, names
+from scripts.bench.protocol import ROOT, Worker
+
+DATA = ROOT / "aligner_jax" / "data" / "quickstart" / "train.jsonl"
 DTYPES = ("bfloat16", "float32")
 TOLERANCE = 1e-3
 """The most by which logits of the two sides may differ in float32."""
