@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Format, lint, types and tests, in an environment that is made where there is none; stops at the first that fails.
 #
-#   bash scripts/test.sh                              # everything
+#   bash scripts/test.sh                                     # everything
 #   bash scripts/test.sh tests/model/rope_test.py -k llama3  # arguments go to pytest
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib/environment.sh"

@@ -1,4 +1,4 @@
-"""The harness's model class beside its `hf` backend: what scripts/golden_harness.py wrote of the same tiny models."""
+"""The harness's model class beside its `hf` backend: what golden_harness.py wrote of the same tiny models."""
 
 import json
 from pathlib import Path

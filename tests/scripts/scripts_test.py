@@ -236,9 +236,9 @@ def test_reproduction_asks_for_no_file_that_is_named_elsewhere(clone: Clone, tmp
 
 def test_test_script_runs_its_stages_and_hands_its_arguments_to_pytest(clone: Clone):
     clone.add_python()
-    result = clone.run("scripts/test.sh", "tests/model_test.py", "-k", "rope and not llama3")
+    result = clone.run("scripts/test.sh", "tests/model/rope_test.py", "-k", "llama3 and not odd")
     assert clone.modules()[-4:] == ["ruff", "ruff", "basedpyright", "pytest"]
-    assert clone.calls()[-1][-3:] == ["tests/model_test.py", "-k", "rope and not llama3"]
+    assert clone.calls()[-1][-3:] == ["tests/model/rope_test.py", "-k", "llama3 and not odd"]
     assert [line for line in result.stdout.splitlines() if line.startswith("──")] == [
         "── format", "── lint", "── types", "── tests",
     ]  # fmt: skip
