@@ -74,7 +74,7 @@ class Grid:
         split = self.tuning[cell.task] if tuned else self.splits[cell.task]
         of_run = Cell(cell.task, cell.arm, cell.seed)
         rate = self.rates[0] if tuned else best_rate(results, cell.task, cell.arm)
-        sections = {"sweep": {"lr": list(self.rates)}} if tuned else {}
+        sections: dict[str, Any] = {"sweep": {"lr": list(self.rates)}} if tuned else {}
         if self.template != "chat":
             sections["data"] = {"template": self.template, "system": None}
         return {"sft": run_config(of_run, self.sizes, split, rate=rate, steps=self.sizes.steps, **sections)}

@@ -4,6 +4,7 @@ import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -35,7 +36,8 @@ def plot(title: str, measured: Sequence[Measured], base_loss: float, documents: 
         _shares(shares, measured)
         figure.suptitle(f"{title}, {_seeds(measured)}, {documents} held-out examples, 95 % intervals", fontsize=11)
         files = [path.with_suffix(".png"), path.with_suffix(".svg")]
-        for file, options in zip(files, ({"dpi": 150}, {"metadata": {"Date": None}}), strict=True):
+        of_files: tuple[dict[str, Any], ...] = ({"dpi": 150}, {"metadata": {"Date": None}})
+        for file, options in zip(files, of_files, strict=True):
             drawn = io.BytesIO()
             figure.savefig(drawn, format=file.suffix[1:], **options)
             write_atomically(file, drawn.getvalue())

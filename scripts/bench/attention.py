@@ -24,7 +24,9 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from scripts.bench import static_bundles
 
@@ -94,7 +96,8 @@ class Compiler:
             devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices
         self.mesh = Mesh(np.array(devices[:1]), ("x",))
 
-    def array(self, *shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
+    def array(self, *shape: int, dtype=jnp.bfloat16) -> Any:
+        """An abstract array, which stands for one in a program's arguments."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, PartitionSpec()))
 
     def __call__(self, function, *arguments):
@@ -117,7 +120,14 @@ def quiet():
         os.close(null)
 
 
-def issued(name: str, times: dict[str, list[float]]) -> float:
+def text_of(compiled: jax.stages.Compiled) -> str:
+    """The program's HLO, which the TPU compiler always gives."""
+    text = compiled.as_text()
+    assert text is not None
+    return text
+
+
+def issued(name: str, times: Mapping[str, Sequence[float]]) -> float:
     """Bundles a head of the program just compiled; `times` for each structure that it may have."""
     program = static_bundles.read(DUMP, name)
     if program.kinds not in times:
@@ -214,8 +224,10 @@ def unfused_prefix(compile_: Compiler, shape: Shape) -> dict[str, Count]:
 
     def moved(function, *arguments):
         compiled = compile_(function, *arguments)
-        bundles = static_bundles.issued_by_xla(DUMP, compiled.as_text())
-        return Count(bundles / HEADS, compiled.cost_analysis()["bytes accessed"] / HEADS)
+        bundles = static_bundles.issued_by_xla(DUMP, text_of(compiled))
+        cost = compiled.cost_analysis()
+        assert cost is not None
+        return Count(bundles / HEADS, cost["bytes accessed"] / HEADS)
 
     return {"forward": moved(add, q, q, prefix, prefix), "backward": moved(gradients, q, prefix, prefix, q, q)}
 
@@ -273,8 +285,9 @@ def compile_all(chips: list[str]) -> None:
                         return o, pull(do)
 
                     q, kv = compile_.array(1, t, 4, h), compile_.array(1, t, 2, h)
-                    prefix = Prefix(*[compile_.array(1, p, 2, h)] * 2, compile_.array(1, 4, dtype=jnp.float32))
-                    program = compile_(gradients, q, kv, kv, prefix, q).as_text()
+                    tokens, gate = compile_.array(1, p, 2, h), compile_.array(1, 4, dtype=jnp.float32)
+                    prefix = Prefix(tokens, tokens, gate)
+                    program = text_of(compile_(gradients, q, kv, kv, prefix, q))
                     for name in ("aligner_attention_forward", "aligner_attention_backward"):
                         if name not in program:
                             sys.exit(f"error: {chip}, head dim {h}, length {t}, p = {p}: the program has no {name}")

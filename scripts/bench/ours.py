@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import aligner_jax as aj
@@ -59,7 +60,7 @@ class Ours:
     def logits(self, base: str, rows: list[list[int]], to: str) -> dict[str, Any]:
         """Writes the float32 logits of equally long rows to a file, from the original model, not from its export."""
         loaded = aj.load_base(base)
-        np.save(to, np.asarray(aj.apply(loaded.params, None, np.asarray(rows, np.int32), config=loaded.config)))
+        np.save(to, np.asarray(aj.apply(loaded.params, None, jnp.asarray(rows, jnp.int32), config=loaded.config)))
         return {}
 
     def load(self, folder: str, dtype: str) -> dict[str, Any]:

@@ -41,8 +41,8 @@ def prepare(base: str, data: str, dtypes: list[str], scratch: Path, *, examples:
         for dtype, folder in found["folders"].items():
             found |= ours.ask("export", base=base, folder=folder, dtype=dtype)
         found |= ours.ask("tokenize", base=base, data=data, sequence_length=512, count=examples)
+        rows = check_rows(found["documents"]) if peer else []
         if peer:
-            rows = check_rows(found["documents"])
             ours.ask("logits", base=base, rows=rows, to=str(scratch / "ours.npy"))
     if peer:
         with Worker.peer() as other:

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 _LINE = re.compile(r"^\s*(0x[0-9a-f]+|\d+)\s+(?:[A-Z]{2}:|:)")
@@ -44,7 +45,7 @@ class Program:
     def kinds(self) -> str:
         return " ".join(region.kind for region in self.regions)
 
-    def issued(self, times: list[float]) -> float:
+    def issued(self, times: Sequence[float]) -> float:
         """Bundles issued, where each region is entered so many times in all, and what is in none once."""
         assert len(times) == len(self.regions), (self.kinds, times)
         total = 0.0

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
 from aligner_jax.analysis import adapter_figures, base_figures
 from aligner_jax.analysis.form_and_knowledge import KINDS, Change
@@ -150,7 +149,7 @@ def test_losses_stand_by_kind_and_by_place():
 
     parts = dict(zip((*KINDS, "all"), (change(3, 1), change(2, 1.5), None, change(4, 4.5), change(3, 2)), strict=True))
     places = {"base": np.asarray([3.0, 2]), "a": np.asarray([1.0, 1.5])}
-    figure: Figure = base_figures.form_and_knowledge({"a": parts}, places)
+    figure = base_figures.form_and_knowledge({"a": parts}, places)
     left, right = figure.axes
     base, adapted = ([bar.get_height() for bar in bars] for bars in left.containers)
     np.testing.assert_array_equal(base, [3, 2, np.nan, 4, 3])

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -50,7 +50,7 @@ for line in sys.stdin:
 
 
 @pytest.fixture(scope="module")
-def analyze() -> Callable[..., tuple[int | str, str]]:
+def analyze() -> Iterator[Callable[..., tuple[int | str, str]]]:
     """Runs the command with these arguments: its exit (0, or the sentence of its refusal) and what it printed."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -60,7 +60,8 @@ def analyze() -> Callable[..., tuple[int | str, str]]:
         def run(*arguments: object) -> tuple[int | str, str]:
             process.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
             process.stdin.flush()
-            return tuple(json.loads(process.stdout.readline()))
+            code, shown = json.loads(process.stdout.readline())
+            return code, shown
 
         yield run
         process.stdin.close()

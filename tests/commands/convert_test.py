@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +49,7 @@ class ShapedBase(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def convert() -> Callable[..., tuple[int | str, str]]:
+def convert() -> Iterator[Callable[..., tuple[int | str, str]]]:
     """Runs the command with these arguments: its exit (0, or the sentence of its refusal) and what it printed."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -59,7 +59,8 @@ def convert() -> Callable[..., tuple[int | str, str]]:
         def run(*arguments: str) -> tuple[int | str, str]:
             process.stdin.write(json.dumps(arguments) + "\n")
             process.stdin.flush()
-            return tuple(json.loads(process.stdout.readline()))
+            code, shown = json.loads(process.stdout.readline())
+            return code, shown
 
         yield run
         process.stdin.close()

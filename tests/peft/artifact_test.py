@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from places import ROOT
+from places import GOLDENS, ROOT
 
 from aligner_jax.errors import InputError
 from aligner_jax.files.fields import Fields

@@ -77,7 +77,7 @@ def metadata_server(environment):
             self.end_headers()
             self.wfile.write((text or "").encode())
 
-        def log_message(self, *_):
+        def log_message(self, format, *args):
             pass
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:

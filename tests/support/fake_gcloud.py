@@ -56,7 +56,7 @@ def main() -> int:
     with (FAKE / "calls.jsonl").open("a") as file:
         file.write(json.dumps(arguments) + "\n")
     _, _, kind, verb, *rest = arguments
-    flags = dict(flag.partition("=")[::2] for flag in rest[1:])
+    flags = {name: value for name, _, value in (flag.partition("=") for flag in rest[1:])}
     if verb == "describe":
         return describe(kind)
     if verb == "ssh":

@@ -2,7 +2,8 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 VALUES: tuple[object, ...] = (
     None, True, False, 0, 1, -1, 2, 7, 2**31, 2**63, 10**400, 0.5, -0.0, 1e-45, 1e300, float("nan"), float("inf"),
@@ -82,7 +83,7 @@ def one_file(rng: random.Random, files: dict[str, bytes], how: Callable[[random.
     return {**files, name: how(rng, files[name])}
 
 
-def _places(value: object):
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
     """Yields every (container, key) of a JSON value."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in list(items):

@@ -3,6 +3,7 @@
 import io
 import random
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 from pyarrow import parquet
@@ -30,7 +31,7 @@ _WAYS = (
 )  # fmt: skip
 
 
-def _written(table: pyarrow.Table, **options: object) -> bytes:
+def _written(table: pyarrow.Table, **options: Any) -> bytes:
     buffer = io.BytesIO()
     parquet.write_table(table, buffer, **options)
     return buffer.getvalue()
@@ -41,7 +42,7 @@ def samples() -> list[Files]:
     found = []
     for number, columns in enumerate(_TABLES):
         for way in _WAYS[number % 2 :: 2] + _WAYS[:1]:
-            options = dict(way)
+            options: dict[str, Any] = dict(way)
             if "column_encoding" in options and number not in (0, 2):
                 continue
             if "column_encoding" in options:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
@@ -43,7 +44,7 @@ MODELS: tuple[object, ...] = (
     {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 1}, "merges": [["a", "b"]], "dropout": 0.5},
     {"type": "BPE", "vocab": {"a": 7}, "merges": []},
 )  # fmt: skip
-TOKENS: tuple[object, ...] = (
+TOKENS: tuple[Any, ...] = (
     {"content": "a", "special": True, "rstrip": True}, {"content": ""}, {"content": " "}, {"content": "▁"},
     {"content": 5}, {},
     {"content": "one", "normalized": True, "single_word": True}, {"content": "x" * 9999},
@@ -118,7 +119,7 @@ def _model(rng: random.Random, content: bytes) -> bytes:
     if rng.randrange(3) == 0:
         return mutations.of_bytes(rng, content)
     try:
-        model = sentencepiece_model_pb2.ModelProto.FromString(content)
+        model = sentencepiece_model_pb2.ModelProto.FromString(content)  # pyright: ignore[reportAttributeAccessIssue]
     except Exception:
         return mutations.of_bytes(rng, content)
     for _ in range(rng.choice((1, 1, 3))):

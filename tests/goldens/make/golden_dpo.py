@@ -21,6 +21,7 @@ the tokens of its prompt; `model/policy_<leaf>`, `model/reference_<leaf>`; and f
 
 from collections import defaultdict
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ def tiny_model() -> dict[str, np.ndarray]:
         return log_probs_of
 
     policy, reference = leaves(), leaves()
-    result = {f"model/policy_{name}": leaf for name, leaf in policy.items()}
+    result: dict[str, Any] = {f"model/policy_{name}": leaf for name, leaf in policy.items()}
     result |= {f"model/reference_{name}": leaf for name, leaf in reference.items()}
     pairs = []
     for number in range(4):

@@ -130,7 +130,7 @@ def check_with_tokenizers(bpe: Bpe, tokens: list[str], merges: list[str], specia
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ],
     }[name]
-    pairs = [tuple(merge.split(" ")) for merge in merges]
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
     other = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
     other.pre_tokenizer = pre_tokenizers.Sequence(pre)
     other.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
