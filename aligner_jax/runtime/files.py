@@ -2,8 +2,8 @@
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -73,14 +73,14 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         raise InputError(f"{folder} is a folder with other things in it; name a new one")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        temporary = _temporary_name(folder)
+        temporary.mkdir()
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {reason(error)}") from error
     try:
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
-        os.chmod(temporary, 0o777 & ~_umask())
         os.replace(temporary, folder)
         _sync(folder.parent)
     except OSError as error:
@@ -106,25 +106,25 @@ def reason(error: BaseException) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _write_beside(path: Path, content: bytes) -> str:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def _write_beside(path: Path, content: bytes) -> Path:
+    temporary = _temporary_name(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+    except FileExistsError:
+        raise
     except BaseException:
         _remove(temporary)
         raise
     return temporary
 
 
-def _umask() -> int:
-    # The only way to read the mask is to set it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _temporary_name(path: Path) -> Path:
+    # Not from `tempfile`, whose files are private to the user: to give them the usual permissions afterwards takes the
+    # process's umask, which can only be read by setting it, for all threads.
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def _sync(path: Path) -> None:
@@ -137,6 +137,5 @@ def _sync(path: Path) -> None:
             os.close(handle)
 
 
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
