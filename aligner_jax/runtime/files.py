@@ -2,12 +2,15 @@
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from aligner_jax.errors import InputError
+
+_TENSORSTORE = re.compile(r"\[os_error_code='(\d{1,9})'")
 
 
 def place(text: str, flag: str) -> Path:
@@ -97,13 +100,24 @@ def _encoded(content: bytes | str) -> bytes:
 
 
 def reason(error: BaseException) -> str:
-    """The system's words for an OSError ("No space left on device"), wherever in the chain of causes it is."""
+    """Returns the system's words for a failure ("No space left on device"), or else the first line of its own."""
+    return system_reason(error) or str(error).partition("\n")[0] or type(error).__name__
+
+
+def system_reason(error: BaseException) -> str | None:
+    """Returns the system's words for an OSError, or an error of TensorStore, anywhere in a chain of causes.
+
+    None where the chain has no error of the system's.
+    """
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, OSError) and link.strerror:
             return link.strerror
+        # TensorStore has no exceptions of its own: the system's number is at the end of a ValueError's text.
+        if isinstance(link, ValueError) and (found := _TENSORSTORE.search(str(link))):
+            return os.strerror(int(found[1]))
         link = link.__cause__ or link.__context__
-    return str(error).partition("\n")[0] or type(error).__name__
+    return None
 
 
 def _write_beside(path: Path, content: bytes) -> Path:
