@@ -150,6 +150,24 @@ def test_a_bfloat16_adapter_stays_bfloat16(config: LlamaConfig, params: Params, 
     assert {x.dtype for x in state.trainable.values()} == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gradient_is_divided_by_the_count_itself(config: LlamaConfig, params: Params, batch, dtype: str):
+    count, total = 257, jnp.asarray(1.0, dtype)
+    assert jnp.bfloat16(count) == 256
+
+    def sums(params, adapter, reference, batch, **_):
+        return total.astype(jnp.float32) * jnp.sum(adapter.trainable["gates_ln"]), Totals(jnp.int32(count), {})
+
+    fresh = init_adapter("aligner", config, 0, num_tokens=1, start_layer=0)
+    adapter = jax.tree.map(lambda x: x.astype(dtype), fresh)
+    optimizer = optax.sgd(1.0)
+    step = jax.jit(make_step(adapter, optimizer, config=config, objective=Objective(sums)))
+    state, metrics = step(init_state(adapter, optimizer), params, batch)
+    wanted = (np.float32(1) / np.float32(count)).astype(dtype)
+    np.testing.assert_array_equal(-state.trainable["gates_ln"], np.full((3, 4), wanted))
+    assert metrics.loss == 0
+
+
 def test_the_state_holds_nothing_of_the_base(config: LlamaConfig):
     adapter = init_adapter("aligner", config, 0, num_tokens=1, start_layer=0)
     state = init_state(adapter, optax.adamw(1e-3))

@@ -109,7 +109,7 @@ def make_step(
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), accumulate)
         (loss, (count, others), gradient), _ = jax.lax.scan(add, nothing, (parts, keys))
         count = jnp.maximum(count, 1)
-        gradient = jax.tree.map(lambda g: g / _along(count, g).astype(g.dtype), gradient)
+        gradient = jax.tree.map(lambda g: _divided(g, count), gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
         updated = optax.apply_updates(state.trainable, updates), optimizer_state
         norm = optax.tree.norm if num_adapters is None else jax.vmap(optax.tree.norm)
@@ -138,6 +138,11 @@ def _for_each(batch: Batch, num_adapters: int) -> Batch:
     rows = len(batch["tokens_bt"])
     tiled = jax.tree.map(lambda x: jnp.tile(x, (num_adapters,) + (1,) * (x.ndim - 1)), batch)
     return cast(Batch, {**tiled, "adapter_b": jnp.repeat(jnp.arange(num_adapters), rows)})
+
+
+def _divided(leaf: Array, count: Array) -> Array:
+    """The leaf over the count, divided in float32: bfloat16 has no 257, and would divide by 256."""
+    return (leaf.astype(jnp.float32) / _along(count, leaf).astype(jnp.float32)).astype(leaf.dtype)
 
 
 def _along(values: Array, leaf: Array) -> Array:
