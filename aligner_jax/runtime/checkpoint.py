@@ -112,7 +112,9 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._check_place()
             self._writing = step
-            self._manager.save(step, args=items, force=True)
+            # Orbax copies to the host on its own, and does not mark its copies as explicit.
+            with jax.transfer_guard("allow"):
+                self._manager.save(step, args=items, force=True)
 
     def restore(self, template: State) -> tuple[int, State, dict[str, Any]] | None:
         """The newest whole checkpoint as (step, state, data_state); None when there is none.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from aligner_jax.errors import InputError
@@ -38,4 +38,20 @@ def _spread(name: str, rows: np.ndarray, sharding: NamedSharding) -> Array:
         raise InputError(
             f"{name} of a batch has {len(rows)} rows, which the mesh {dict(sharding.mesh.shape)} does not divide"
         ) from error
-    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+    # Not make_array_from_callback: its transfers count as implicit, which the training loop disallows.
+    index_of = sharding.addressable_devices_indices_map(rows.shape)
+    parts = jax.device_put([rows[index] for index in index_of.values()], list(index_of))
+    return jax.make_array_from_single_device_arrays(rows.shape, sharding, parts)
+
+
+def replicate[T](tree: T) -> T:
+    """Returns arrays of the host as arrays that every device of the mesh in context holds, by explicit transfers.
+
+    Args:
+      tree: arrays that are the same on every process.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty or mesh.size == 1:
+        return jax.device_put(tree)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: _spread("", np.asarray(leaf), everywhere), tree)

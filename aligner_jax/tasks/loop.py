@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 import grain
+import jax
 import numpy as np
 from rich.console import Console
 
@@ -20,6 +21,7 @@ from aligner_jax.runtime.global_batch import global_batch
 from aligner_jax.runtime.metrics import MetricsWriter
 from aligner_jax.runtime.nonfinite import SkippedSteps
 from aligner_jax.runtime.preemption import StopRequests
+from aligner_jax.runtime.profile import Profile
 from aligner_jax.runtime.progress import Progress
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.runtime.workdir import Workdir
@@ -64,14 +66,17 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
         name: optim.learning_rate(dataclasses.replace(config.optim, lr=lr), config.steps)
         for name, lr in logged_rates(config).items()
     }
-    first = int(state.step)
+    first, updates = int(state.step), optim.updates_made(state.optimizer)
+    reference = jax.device_put(run.reference, program.whole)
     run.stop_requests.begin_steps()
     with (
         MetricsWriter(workdir.path, resume_step=first) as writer,
         Progress(run.console, steps=config.steps, first=first) as progress,
+        Profile(config.profile, workdir, run.console, first=first, last=config.steps) as profile,
+        jax.transfer_guard("disallow"),
     ):
         peak_flops = roofline.peak_flops(device.device_kind for device in run.params.embed_vd.devices())
-        window = Window(peak_flops, rates, optim.updates_made(state.optimizer))
+        window = Window(peak_flops, rates, updates)
         logged, skipped = first, SkippedSteps(config.nonfinite.max_skipped)
         before: StepMetrics | None = None
 
@@ -83,18 +88,23 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
             progress.log(number, **metrics)
 
         for number in range(first + 1, config.steps + 1):
+            if profile.turns_at(number):
+                with window.paused():
+                    watchdog.waiting_for(f"the profile before step {number}")
+                    profile.turn(number)
             watchdog.waiting_for(f"the batch of step {number}")
             batch = next(run.batches)
-            rows = batch if program.mesh.size == 1 else _on_mesh(batch, program)
+            rows = _on_devices(batch, program)
             watchdog.waiting_for(f"step {number}", compiles=before is None)
-            state, metrics = program.step(state, run.params, rows, run.reference)
+            with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                state, metrics = program.step(state, run.params, rows, reference)
             # The step is running by now: fetching the one before does not hold it up.
             if before is not None:
-                skipped.add(np.asarray(before.skipped))
+                skipped.add(jax.device_get(before.skipped))
             before = metrics
             if number == config.steps:
                 # No step follows that would count it.
-                skipped.add(np.asarray(metrics.skipped))
+                skipped.add(jax.device_get(metrics.skipped))
             if (number - 1) % config.log_every == 0 and number - 1 > logged:
                 log(number - 1)
             # Every adapter of a sweep has all rows.
@@ -127,6 +137,8 @@ def logged_rates(config: TrainConfig) -> dict[str, float]:
     return {"learning_rate": of_sweep[0] if of_sweep else config.optim.lr, **each}
 
 
-def _on_mesh(batch: pipeline.Batch, program: Program) -> pipeline.Batch:
+def _on_devices(batch: pipeline.Batch, program: Program) -> pipeline.Batch:
+    if program.mesh.size == 1:
+        return jax.device_put(batch)
     arrays = cast(Mapping[str, np.ndarray], batch)
     return cast(pipeline.Batch, global_batch(arrays, program.batch_sharding))
