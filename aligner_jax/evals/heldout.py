@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from aligner_jax.data.pipeline import Batch
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.logical import constrain
 from aligner_jax.objectives import sft
+from aligner_jax.objectives.batch import Batch
 from aligner_jax.peft import Adapter
 
 
@@ -43,7 +43,7 @@ def document_losses(
     found = []
     for batch in batches:
         losses_bt, mask_bt = (np.asarray(x) for x in _losses(params, adapter, _on_device(batch), config=config))
-        for losses_t, mask_t, segments_t in zip(losses_bt, mask_bt, batch["segment_ids_bt"], strict=True):
+        for losses_t, mask_t, segments_t in zip(losses_bt, mask_bt, batch.segment_ids_bt, strict=True):
             segments_t = np.asarray(segments_t)
             nats_s = np.bincount(segments_t, weights=losses_t.astype(np.float64))
             targets_s = np.bincount(segments_t, weights=mask_t)

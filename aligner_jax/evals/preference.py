@@ -10,10 +10,10 @@ from jaxtyping import Int64
 from rich.console import Console
 from rich.table import Table
 
-from aligner_jax.data.pair_rows import PairBatch
 from aligner_jax.errors import InputError
 from aligner_jax.evals.interval import grouped_interval
 from aligner_jax.model.llama import LlamaConfig, Params
+from aligner_jax.objectives.batch import PairBatch
 from aligner_jax.objectives.preference import compare, losses_and_metrics
 from aligner_jax.objectives.reference import token_log_probs
 from aligner_jax.peft import Adapter
@@ -93,7 +93,7 @@ def measure_each(
     """Several policies as `measure` does each, for whom the reference is computed once; if it is one of them, as it."""
     of_policies: list[list[dict[str, np.ndarray]]] = [[] for _ in policies]
     for batch in batches:
-        kept_bt, there_um = batch.get("reference_bt"), batch["pairs_um"] >= 0
+        kept_bt, there_um = batch.reference_bt, batch.pairs_um >= 0
         given = kept_bt is not None
         reference_bt = jnp.asarray(kept_bt) if given else token_log_probs(params, reference, batch, config=config)
         for policy, of_batches in zip(policies, of_policies, strict=True):
@@ -102,7 +102,7 @@ def measure_each(
             answers = compare(policy_bt, reference_bt, batch)
             of_pairs = losses_and_metrics(answers, objective=objective)
             measured = {name: np.asarray(x_um, np.float64)[there_um] for name, x_um in of_pairs.items()}
-            of_batches.append({_NUMBER: batch["pairs_um"][there_um], **measured})
+            of_batches.append({_NUMBER: batch.pairs_um[there_um], **measured})
     return [_mean(of_batches, prompts_m) for of_batches in of_policies]
 
 
