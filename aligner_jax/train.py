@@ -106,7 +106,7 @@ def _train_on(
         return roofline.train_step(
             base.config, batch_size=config.data.batch_size, sequence_length=config.data.sequence_length,
             num_tokens=options.get("num_tokens", 1), start_layer=options.get("start_layer", 0),
-            targets=float(np.mean(batch["loss_mask_bt"])),
+            targets=float(np.mean(batch.loss_mask_bt)),
         ).model_flops  # fmt: skip
 
     def evaluate(state: TrainState) -> dict[str, float]:

@@ -82,7 +82,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_bit_for_bit(config: LlamaC
     jax.tree.map(np.testing.assert_array_equal, train(), (losses, trained))
 
     # Gates at zero have no decay, so a first batch without targets leaves them there.
-    empty = {**batch, "loss_mask_bt": jnp.zeros_like(batch["loss_mask_bt"])}
+    empty = dataclasses.replace(batch, loss_mask_bt=jnp.zeros_like(batch.loss_mask_bt))
     state, metrics = step(init_state(adapter, optimizer), params, empty)
     assert metrics.loss == metrics.grad_norm == 0
     np.testing.assert_array_equal(state.trainable["gates_ln"], fresh["gates_ln"])
@@ -108,8 +108,8 @@ def test_a_step_that_is_not_finite_changes_the_number_alone(
 ):
     adapter, optimizer = trained_adapter(2), optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.05))
     step = jax.jit(make_step(adapter, optimizer, config=config, accumulate=accumulate))
-    clean = {**batch, "tokens_bt": jnp.minimum(batch["tokens_bt"], POISON - 1)}
-    bad = {**batch, "tokens_bt": clean["tokens_bt"].at[2, 4].set(POISON)}
+    clean = dataclasses.replace(batch, tokens_bt=jnp.minimum(batch.tokens_bt, POISON - 1))
+    bad = dataclasses.replace(batch, tokens_bt=clean.tokens_bt.at[2, 4].set(POISON))
     state, metrics = step(init_state(adapter, optimizer), poisoned, clean)
     assert not metrics.skipped
     after, metrics = step(state, poisoned, bad)

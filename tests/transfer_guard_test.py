@@ -1,5 +1,6 @@
 """From the first step to the last nothing moves between host and devices but by device_put and device_get."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -73,7 +74,7 @@ def leave_on_the_host(batch, program):
 
 def add_on_the_host(batch, program):
     batch = jax.device_put(batch)
-    return {**batch, "tokens_bt": jnp.asarray(np.asarray(batch["tokens_bt"]))}
+    return dataclasses.replace(batch, tokens_bt=jnp.asarray(np.asarray(batch.tokens_bt)))
 
 
 @pytest.mark.parametrize("sneaks", [leave_on_the_host, add_on_the_host])

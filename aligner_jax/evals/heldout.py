@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from aligner_jax.data.pipeline import Batch
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.logical import constrain
 from aligner_jax.objectives import sft
+from aligner_jax.objectives.batch import Batch
 from aligner_jax.peft import Adapter
 from aligner_jax.runtime.global_batch import replicate
 
@@ -44,7 +44,7 @@ def document_losses(
     for batch in batches:
         rows = replicate(batch)
         losses_bt, mask_bt = jax.device_get(_losses(params, adapter, rows, config=config))
-        for losses_t, mask_t, segments_t in zip(losses_bt, mask_bt, batch["segment_ids_bt"], strict=True):
+        for losses_t, mask_t, segments_t in zip(losses_bt, mask_bt, batch.segment_ids_bt, strict=True):
             segments_t = np.asarray(segments_t)
             nats_s = np.bincount(segments_t, weights=losses_t.astype(np.float64))
             targets_s = np.bincount(segments_t, weights=mask_t)

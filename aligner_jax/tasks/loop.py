@@ -1,16 +1,15 @@
 """The loop of a training run: its steps, and what is logged, judged and saved on the way."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import cast
+from collections.abc import Callable
 
 import grain
 import jax
 import numpy as np
 from rich.console import Console
 
-from aligner_jax.data import pipeline
 from aligner_jax.model.llama import Params
+from aligner_jax.objectives.batch import Batch
 from aligner_jax.objectives.step import StepMetrics, TrainState
 from aligner_jax.objectives.window import Window
 from aligner_jax.peft import Adapter
@@ -45,9 +44,9 @@ class Run:
     program: Program
     params: Params
     reference: Adapter | None
-    batches: "grain.DatasetIterator[pipeline.Batch]"
+    batches: "grain.DatasetIterator[Batch]"
     checkpoints: Checkpoints
-    model_flops: Callable[[pipeline.Batch], float]
+    model_flops: Callable[[Batch], float]
     evaluate: Callable[[TrainState], dict[str, float]] | None
     stop_requests: StopRequests
     watchdog: Watchdog
@@ -109,7 +108,7 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
                 log(number - 1)
             # Every adapter of a sweep has all rows.
             times = config.sweep.num_adapters or 1
-            window.add(metrics, times * int(np.count_nonzero(batch["segment_ids_bt"])), times * run.model_flops(batch))
+            window.add(metrics, times * int(np.count_nonzero(batch.segment_ids_bt)), times * run.model_flops(batch))
             progress.advance(number)
             if run.evaluate is not None and config.eval_every and number % config.eval_every == 0:
                 with window.paused():
@@ -137,8 +136,5 @@ def logged_rates(config: TrainConfig) -> dict[str, float]:
     return {"learning_rate": of_sweep[0] if of_sweep else config.optim.lr, **each}
 
 
-def _on_devices(batch: pipeline.Batch, program: Program) -> pipeline.Batch:
-    if program.mesh.size == 1:
-        return jax.device_put(batch)
-    arrays = cast(Mapping[str, np.ndarray], batch)
-    return cast(pipeline.Batch, global_batch(arrays, program.batch_sharding))
+def _on_devices(batch: Batch, program: Program) -> Batch:
+    return jax.device_put(batch) if program.mesh.size == 1 else global_batch(batch, program.batch_sharding)
