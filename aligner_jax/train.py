@@ -7,14 +7,10 @@ checkpoints/ and, at the end, adapter.safetensors (of a sweep adapter_0.safetens
 command goes on where a run was ended.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
 
-import grain
 import jax
 import numpy as np
 from absl import flags
@@ -24,26 +20,22 @@ from rich.console import Console
 from aligner_jax.data import pipeline
 from aligner_jax.errors import InputError
 from aligner_jax.evals import before_after
-from aligner_jax.model.llama import Params, abstract_params
-from aligner_jax.objectives.step import StepMetrics, TrainState, init_state
-from aligner_jax.objectives.window import Window
+from aligner_jax.model.llama import abstract_params
+from aligner_jax.objectives.step import TrainState, init_state
 from aligner_jax.peft import Adapter, complete_options, init_adapter
 from aligner_jax.peft.artifact import load_adapter, save_adapter
 from aligner_jax.peft.rows import unstack_adapter
-from aligner_jax.runtime import agreement, command, distributed, optim, platform, roofline, sharding
+from aligner_jax.runtime import agreement, command, distributed, platform, roofline, sharding
 from aligner_jax.runtime.checkpoint import Checkpoints
 from aligner_jax.runtime.config import TrainConfig, parse_config
 from aligner_jax.runtime.files import place
-from aligner_jax.runtime.global_batch import global_batch
-from aligner_jax.runtime.metrics import MetricsWriter
-from aligner_jax.runtime.nonfinite import SkippedSteps
 from aligner_jax.runtime.preemption import StopRequests
-from aligner_jax.runtime.progress import Progress
 from aligner_jax.runtime.same_run import Origin, check_same_run, save_config
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.runtime.workdir import Workdir
 from aligner_jax.tasks import TASKS
-from aligner_jax.tasks.program import Program, make_program, of_sweep
+from aligner_jax.tasks.loop import Run, run_steps
+from aligner_jax.tasks.program import make_program, of_sweep
 from aligner_jax.weights.base import Base, check_model, load_base, locate
 
 CONFIG = command.config_flag()
@@ -114,7 +106,7 @@ def _train_on(
         return roofline.train_step(
             base.config, batch_size=config.data.batch_size, sequence_length=config.data.sequence_length,
             num_tokens=options.get("num_tokens", 1), start_layer=options.get("start_layer", 0),
-            targets=float(np.mean(batch["loss_mask_bt"])),
+            targets=float(np.mean(batch.loss_mask_bt)),
         ).model_flops  # fmt: skip
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -139,10 +131,11 @@ def _train_on(
             if config.optim.cosine_zero == "at_last":
                 console.out("the cosine is that of the version that began this run: its last update has rate 0")
         save_config(config, workdir.path)
-        state = run_steps(
-            config, workdir, program, base.params, task.reference, state, task.batches, checkpoints,
-            model_flops, evaluate if task.has_heldout else None, stop_requests, watchdog, console,
+        run = Run(
+            config, workdir, program, base.params, task.reference, task.batches, checkpoints, model_flops,
+            evaluate if task.has_heldout else None, stop_requests, watchdog, console,
         )  # fmt: skip
+        state = run_steps(run, state)
     stop_requests.end_steps()
 
     adapter = adapter.replace(trainable=state.trainable)
@@ -180,99 +173,6 @@ def _first_adapter(config: TrainConfig, base: Base, seed: int) -> Adapter:
         configured = adapter.replace(method=method, options=wanted)
         raise InputError(f"config.adapter.init_from, {path}, is {adapter}, but config.adapter is {configured}")
     return adapter
-
-
-def run_steps(
-    config: TrainConfig,
-    workdir: Workdir,
-    program: Program,
-    params: Params,
-    reference: Adapter | None,
-    state: TrainState,
-    batches: "grain.DatasetIterator[pipeline.Batch]",
-    checkpoints: Checkpoints,
-    model_flops: Callable[[pipeline.Batch], float],
-    evaluate: Callable[[TrainState], dict[str, float]] | None,
-    stop_requests: StopRequests,
-    watchdog: Watchdog,
-    console: Console,
-) -> TrainState:
-    """From the state's step to the last, with metrics, held-out losses and checkpoints on the way.
-
-    Raises:
-      Stopped: the process was asked to stop, and the step it is at is saved.
-      InputError: too many steps in a row were skipped, and the step it is at is saved; or nothing can be written.
-    """
-    rates = {
-        name: optim.learning_rate(dataclasses.replace(config.optim, lr=lr), config.steps)
-        for name, lr in logged_rates(config).items()
-    }
-    first = int(state.step)
-    stop_requests.begin_steps()
-    with (
-        MetricsWriter(workdir.path, resume_step=first) as writer,
-        Progress(console, steps=config.steps, first=first) as progress,
-    ):
-        peak_flops = roofline.peak_flops(device.device_kind for device in params.embed_vd.devices())
-        window = Window(peak_flops, rates, optim.updates_made(state.optimizer))
-        logged, skipped = first, SkippedSteps(config.nonfinite.max_skipped)
-        before: StepMetrics | None = None
-
-        def log(number: int) -> None:
-            nonlocal logged
-            logged, metrics = number, window.close()
-            workdir.check()
-            writer.write(number, **metrics)
-            progress.log(number, **metrics)
-
-        for number in range(first + 1, config.steps + 1):
-            watchdog.waiting_for(f"the batch of step {number}")
-            batch = next(batches)
-            rows = batch if program.mesh.size == 1 else _on_mesh(batch, program)
-            watchdog.waiting_for(f"step {number}", compiles=before is None)
-            state, metrics = program.step(state, params, rows, reference)
-            # The step is running by now: fetching the one before does not hold it up.
-            if before is not None:
-                skipped.add(np.asarray(before.skipped))
-            before = metrics
-            if number == config.steps:
-                # No step follows that would count it.
-                skipped.add(np.asarray(metrics.skipped))
-            if (number - 1) % config.log_every == 0 and number - 1 > logged:
-                log(number - 1)
-            # Every adapter of a sweep has all rows.
-            times = config.sweep.num_adapters or 1
-            window.add(metrics, times * int(np.count_nonzero(batch["segment_ids_bt"])), times * model_flops(batch))
-            progress.advance(number)
-            if evaluate is not None and config.eval_every and number % config.eval_every == 0:
-                with window.paused():
-                    watchdog.waiting_for(f"the held-out evaluation after step {number}", compiles=True)
-                    writer.write(number, **evaluate(state))
-            ended = skipped.ended_at(number) or stop_requests.stopped_at(number)
-            if number % config.checkpoint.every == 0 or number == config.steps or ended:
-                watchdog.waiting_for(f"step {number}")
-                if number % config.log_every == 0 or number == config.steps or ended:
-                    # Before the checkpoint: a run that is killed in between would not log this step again.
-                    log(number)
-                watchdog.waiting_for(f"the checkpoint of step {number}")
-                checkpoints.save(number, state, batches.get_state())
-            if ended:
-                checkpoints.wait()
-                raise ended
-        watchdog.waiting_for("the last checkpoint")
-    return state
-
-
-def logged_rates(config: TrainConfig) -> dict[str, float]:
-    """What the schedules begin from, by metric: of a sweep of rates each adapter's, and the first's as the main one."""
-    of_sweep = config.sweep.lr
-    each = {f"learning_rate_{i}": rate for i, rate in enumerate(of_sweep)}
-    return {"learning_rate": of_sweep[0] if of_sweep else config.optim.lr, **each}
-
-
-def _on_mesh(batch: pipeline.Batch, program: Program) -> pipeline.Batch:
-    arrays = cast(Mapping[str, np.ndarray], batch)
-    return cast(pipeline.Batch, global_batch(arrays, program.batch_sharding))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from aligner_jax.evals.evaluation import Run, parse_evaluate_config
 from aligner_jax.evals.subject import Subject
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, is_spec, param_specs
+from aligner_jax.objectives.batch import Batch
 from aligner_jax.peft import Adapter, init_adapter
 from aligner_jax.weights import orbax
 from aligner_jax.weights.base import load_base
@@ -108,20 +109,21 @@ def trained_adapter(config: LlamaConfig) -> Callable[..., Adapter]:
 
 
 @pytest.fixture(scope="session")
-def pack() -> Callable[..., dict[str, jax.Array]]:
+def pack() -> Callable[..., Batch]:
     """Packed rows as data makes them, out of rows of documents (token ids, loss mask), zero-padded to a length."""
 
-    def make(rows: list[list[tuple[list[int], list[int]]]], length: int) -> dict[str, jax.Array]:
+    def make(rows: list[list[tuple[list[int], list[int]]]], length: int) -> Batch:
         names = ("tokens_bt", "segment_ids_bt", "positions_bt", "loss_mask_bt")
-        batch = {name: np.zeros((len(rows), length), np.int32) for name in names}
+        arrays = {name: np.zeros((len(rows), length), np.int32) for name in names}
         for row, documents in enumerate(rows):
             start = 0
             for number, (tokens, mask) in enumerate(documents, 1):
                 place = (row, slice(start, start + len(tokens)))
                 for name, values in zip(names, (tokens, number, range(len(tokens)), mask), strict=True):
-                    batch[name][place] = values
+                    arrays[name][place] = values
                 start += len(tokens)
-        return {name: jnp.asarray(x, bool if name == "loss_mask_bt" else None) for name, x in batch.items()}
+        mask_bt = arrays.pop("loss_mask_bt")
+        return Batch(loss_mask_bt=jnp.asarray(mask_bt, bool), **jax.tree.map(jnp.asarray, arrays))
 
     return make
 

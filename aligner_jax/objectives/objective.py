@@ -4,9 +4,9 @@ from typing import NamedTuple, Protocol
 
 from jaxtyping import Array, Float, Int
 
-from aligner_jax.data.pipeline import Batch
 from aligner_jax.model.llama import LlamaConfig, Params, Remat
 from aligner_jax.objectives import preference, sft
+from aligner_jax.objectives.batch import Batch
 from aligner_jax.peft import Adapter
 from aligner_jax.runtime.config import ObjectiveConfig
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from aligner_jax.data.pair_rows import PairBatch
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params, Remat
 from aligner_jax.objectives import sft
+from aligner_jax.objectives.batch import PairBatch
 from aligner_jax.peft import Adapter
 from aligner_jax.runtime.config import ObjectiveConfig
 
@@ -136,8 +136,8 @@ def token_log_probs(
 
 def compare(policy_bt: Float[Array, "b t"], reference_bt: Float[Array, "b t"], batch: PairBatch) -> Answers:
     """The answers of a batch, from the `token_log_probs` of policy and reference."""
-    units, most = batch["pairs_um"].shape
-    segments_ut = jnp.asarray(batch["segment_ids_bt"]).reshape(units, -1)
+    units, most = batch.pairs_um.shape
+    segments_ut = jnp.asarray(batch.segment_ids_bt).reshape(units, -1)
     add = jax.vmap(lambda x_t, segments_t: jax.ops.segment_sum(x_t, segments_t, 2 * most + 1))
 
     def of_documents(x_bt: Array) -> Array:
@@ -172,11 +172,11 @@ def loss_sum(
     with the reference adapter (None: none) over the same base.
     """
     policy_bt = token_log_probs(params, adapter, batch, config=config, remat=remat, dropout_key=dropout_key)
-    if "reference_bt" in batch:
-        reference_bt = jnp.asarray(batch["reference_bt"])
+    if batch.reference_bt is not None:
+        reference_bt = jnp.asarray(batch.reference_bt)
     else:
         reference_bt = token_log_probs(params, reference, batch, config=config)
     of_pairs = losses_and_metrics(compare(policy_bt, reference_bt, batch), objective=objective)
-    there_um = jnp.asarray(batch["pairs_um"]) >= 0
+    there_um = jnp.asarray(batch.pairs_um) >= 0
     sums = {name: jnp.sum(jnp.where(there_um, x_um, 0.0)) for name, x_um in of_pairs.items()}
     return sums.pop("loss"), jnp.sum(there_um), sums

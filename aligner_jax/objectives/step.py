@@ -1,5 +1,6 @@
 """The training step: what is differentiated, accumulated and updated. Only the adapter is; the base is an argument."""
 
+import dataclasses
 from typing import Any, NamedTuple, Protocol, cast
 
 import flax.struct
@@ -8,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from aligner_jax.data.pipeline import Batch
 from aligner_jax.model.llama import LlamaConfig, Params, Remat
 from aligner_jax.model.logical import constrain, num_parts
+from aligner_jax.objectives.batch import Batch
 from aligner_jax.objectives.objective import SFT, Objective, Totals
 from aligner_jax.peft import Adapter
 
@@ -86,7 +87,7 @@ def make_step(
 
     def micro(trainable: dict[str, Array], params: Params, reference: Adapter | None, batch: Batch, dropout_key: Array):
         policy = adapter.replace(trainable=trainable)
-        if num_adapters is not None and "adapter_b" not in batch:
+        if num_adapters is not None and batch.adapter_b is None:
             batch = _for_each(batch, num_adapters)
         loss, totals = objective.sums(
             params, policy, reference, batch, config=config, remat=remat, dropout_key=dropout_key
@@ -109,7 +110,7 @@ def make_step(
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), accumulate)
         (loss, (count, others), gradient), _ = jax.lax.scan(add, nothing, (parts, keys))
         count = jnp.maximum(count, 1)
-        gradient = jax.tree.map(lambda g: g / _along(count, g).astype(g.dtype), gradient)
+        gradient = jax.tree.map(lambda g: _divided(g, count), gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
         updated = optax.apply_updates(state.trainable, updates), optimizer_state
         norm = optax.tree.norm if num_adapters is None else jax.vmap(optax.tree.norm)
@@ -135,9 +136,14 @@ def _in_parts(x: Array, accumulate: int) -> Array:
 
 def _for_each(batch: Batch, num_adapters: int) -> Batch:
     """The batch's rows once for every adapter."""
-    rows = len(batch["tokens_bt"])
+    rows = len(batch.tokens_bt)
     tiled = jax.tree.map(lambda x: jnp.tile(x, (num_adapters,) + (1,) * (x.ndim - 1)), batch)
-    return cast(Batch, {**tiled, "adapter_b": jnp.repeat(jnp.arange(num_adapters), rows)})
+    return dataclasses.replace(tiled, adapter_b=jnp.repeat(jnp.arange(num_adapters), rows))
+
+
+def _divided(leaf: Array, count: Array) -> Array:
+    """The leaf over the count, divided in float32: bfloat16 has no 257, and would divide by 256."""
+    return (leaf.astype(jnp.float32) / _along(count, leaf).astype(jnp.float32)).astype(leaf.dtype)
 
 
 def _along(values: Array, leaf: Array) -> Array:

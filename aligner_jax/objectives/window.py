@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Int
 
 from aligner_jax.objectives.step import StepMetrics
+from aligner_jax.runtime.global_batch import replicate
 
 
 class Window:
@@ -30,6 +31,7 @@ class Window:
         self._steps: list[StepMetrics] = []
         self._tokens, self._model_flops = 0, 0.0
         self._peak_flops, self._rates, self._updates = peak_flops, rates, updates
+        self._rates_at = jax.jit(lambda counts: {name: rate(counts[name]) for name, rate in rates.items()})
 
     def add(self, metrics: StepMetrics, tokens: int, model_flops: float) -> None:
         """Takes the next step, with its tokens that are not padding and the FLOPs of its rows."""
@@ -66,12 +68,16 @@ class Window:
         if self._peak_flops is not None:
             means["mfu"] = self._model_flops / (now - self._began) / self._peak_flops
         before_last = np.atleast_1d(self._updates + taken[:-1].sum(0))
-        for name, rate in self._rates.items():
-            adapter = name.removeprefix("learning_rate").removeprefix("_")
-            means[name] = float(np.asarray(rate(before_last[int(adapter or 0)])))
+        counts = {name: before_last[_adapter_of(name)] for name in self._rates}
+        rates = jax.device_get(self._rates_at(replicate(counts)))
+        means |= {name: float(rate) for name, rate in rates.items()}
         self._updates = self._updates + taken.sum(0)
         self._began, self._steps, self._tokens, self._model_flops = now, [], 0, 0.0
         return means
+
+
+def _adapter_of(name: str) -> int:
+    return int(name.removeprefix("learning_rate").removeprefix("_") or 0)
 
 
 def _mean(values: np.ndarray, taken: np.ndarray) -> float:

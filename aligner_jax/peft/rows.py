@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from aligner_jax.errors import InputError
@@ -13,6 +14,7 @@ from aligner_jax.model.updates import LowRank, Update
 from aligner_jax.peft.adapter import Adapter
 from aligner_jax.peft.bound import Bound
 from aligner_jax.peft.methods import METHODS
+from aligner_jax.runtime.global_batch import replicate
 
 
 def stack_adapters(adapters: list[Adapter]) -> Adapter:
@@ -33,7 +35,12 @@ def stack_adapters(adapters: list[Adapter]) -> Adapter:
 
 def unstack_adapter(adapter: Adapter, index: int) -> Adapter:
     """The adapter of that number out of a stack."""
-    return adapter.replace(trainable=jax.tree.map(lambda leaf: leaf[index], adapter.trainable))
+    return adapter.replace(trainable=_entry(adapter.trainable, replicate(np.int32(index))))
+
+
+@jax.jit
+def _entry(trainable: dict[str, Array], index: Array) -> dict[str, Array]:
+    return jax.tree.map(lambda leaf: leaf[index], trainable)
 
 
 def num_stacked(adapter: Adapter) -> int:

@@ -21,8 +21,7 @@ from aligner_jax.runtime import distributed, platform, starting
 from aligner_jax.runtime.exit import Stopped, at_once, is_held_up
 from aligner_jax.runtime.fields import did_you_mean
 from aligner_jax.runtime.files import reason
-from aligner_jax.runtime.output import OutputEnded, replace_stdout
-from aligner_jax.runtime.plain_log import make_plain
+from aligner_jax.runtime.output import OutputEnded, make_plain, replace_stdout
 
 # A flag that this module defines for a command is listed among that command's own.
 flags.disclaim_key_flags()

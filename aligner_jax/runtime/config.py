@@ -213,6 +213,19 @@ class ReportConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """Trace of a few steps in WORKDIR/profile, for XProf and TensorBoard.
+
+    Attributes:
+      steps: optimizer steps that are traced; 0 traces none.
+      after: optimizer steps that the process takes before the first traced one, among them the one that compiles.
+    """
+
+    steps: int = number(0, least=0)
+    after: int = number(5, least=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run.
 
@@ -239,6 +252,7 @@ class TrainConfig:
     nonfinite: NonfiniteConfig = NonfiniteConfig()
     stall: StallConfig = StallConfig()
     report: ReportConfig = ReportConfig()
+    profile: ProfileConfig = ProfileConfig()
 
 
 def parse_config(config: ConfigDict | Mapping[str, Any]) -> TrainConfig:

@@ -28,7 +28,8 @@ _PATIENCE_SECONDS = 300
 # Seconds that this process waits for the others once it has reached process 0; JAX would abort with a stack trace.
 _JOIN_SECONDS = 300
 
-# How the collectives of CPUs and GPUs, and the service that processes are joined by, say that a connection broke.
+# A broken connection of a collective, or of the service that joins processes, is a ValueError or a JaxRuntimeError as
+# much else is, and JAX has no type of its own for it: the text alone tells. distributed_test provokes the real ones.
 _GONE = re.compile(r"gloo|nccl|by peer|connection|heartbeat|unavailable", re.IGNORECASE)
 
 # How long a process that ends by a mistake waits for the others, which may end by the same.

@@ -21,6 +21,7 @@ MAY_DIFFER = (
     "nonfinite.",
     "stall.",
     "report.",
+    "profile.",
     "mesh.",
     "base.model",
 )

@@ -8,9 +8,10 @@ import numpy as np
 from rich.console import Console
 
 from aligner_jax.data.documents import digest
-from aligner_jax.data.pair_rows import PairBatch, eval_pair_batches, train_pair_batches
+from aligner_jax.data.pair_rows import eval_pair_batches, train_pair_batches
 from aligner_jax.data.pairs import Pair, documents_of, prompt_numbers, tokenize_pairs
 from aligner_jax.evals import preference
+from aligner_jax.objectives.batch import PairBatch
 from aligner_jax.objectives.reference import adapter_digest, fingerprint, load_reference, load_table, save_table, table
 from aligner_jax.peft import Adapter
 from aligner_jax.runtime.agreement import check_same
@@ -19,7 +20,7 @@ from aligner_jax.runtime.files import write_atomically
 from aligner_jax.runtime.nonfinite import finite_or_none
 from aligner_jax.runtime.same_run import save_config
 from aligner_jax.runtime.workdir import Workdir
-from aligner_jax.tasks.task import Task, context_length, rows, split_examples, tokenizer_of
+from aligner_jax.tasks.task import Task, context_length, row_options, split_examples, tokenizer_of
 from aligner_jax.weights.base import Base
 
 
@@ -43,10 +44,14 @@ def preference_task(
     if config.objective.cache_reference:
         parts = {"train": training, **({"heldout": heldout} if heldout else {})}
         tables = reference_tables(config, base, reference, parts, workdir, check, console)
-    batches = train_pair_batches(training, seed=config.seed, reference_t=tables.get("train"), **rows(config))
+    batches = train_pair_batches(
+        training, seed=config.seed, reference_t=tables.get("train"), **row_options(config.data)
+    )
     heldout_batches = []
     if heldout:
-        heldout_batches = list(eval_pair_batches(heldout, reference_t=tables.get("heldout"), **rows(config)))
+        heldout_batches = list(
+            eval_pair_batches(heldout, reference_t=tables.get("heldout"), **row_options(config.data))
+        )
 
     def measure(*adapters: Adapter) -> list[preference.Preferred]:
         return preference.measure_each(
@@ -108,7 +113,7 @@ def reference_tables(
         found_t, why = load_table(path, made_from, pairs)
         if found_t is None:
             console.out(f"reference: {f'{why}; ' if why else ''}its log-probabilities of {len(pairs):,} {name} pairs…")
-            batches = _checked(eval_pair_batches(pairs, **rows(config)), check)
+            batches = _checked(eval_pair_batches(pairs, **row_options(config.data)), check)
             found_t = table(base.params, reference, batches, pairs, config=base.config)
             workdir.check()
             save_table(path, found_t, made_from)

@@ -8,16 +8,17 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from aligner_jax.data.pair_rows import most_pairs
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
 from aligner_jax.model.quantized import Quantization
+from aligner_jax.objectives.batch import Batch, PairBatch, abstract
 from aligner_jax.objectives.objective import make_objective
 from aligner_jax.objectives.step import Step, init_state, make_step
 from aligner_jax.peft import Adapter, complete_options, init_adapter
 from aligner_jax.peft.rows import stack_adapters
 from aligner_jax.runtime import optim, sharding
 from aligner_jax.runtime.config import BaseConfig, TrainConfig
+from aligner_jax.tasks.task import row_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,18 +114,11 @@ def quantization_of(base: BaseConfig) -> Quantization | None:
     return None if base.quantization == "none" else Quantization(base.quantization, base.group_size)
 
 
-def abstract_batch(config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of the config's data, as shapes."""
-    data = config.data
-    rows = (data.batch_size, data.sequence_length)
-    dtypes = {"tokens_bt": "int32", "segment_ids_bt": "int32", "positions_bt": "int32", "loss_mask_bt": "bool"}
-    shapes = {name: (rows, dtype) for name, dtype in dtypes.items()}
-    if config.objective.name != "sft":
-        units = rows[0] if data.packing else rows[0] // 2
-        shapes["pairs_um"] = (units, most_pairs(data.sequence_length, data.packing)), "int32"
-        if config.objective.cache_reference:
-            shapes["reference_bt"] = rows, "float32"
-    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+def abstract_batch(config: TrainConfig) -> Batch:
+    """Returns a batch of the config's data, as shapes."""
+    kind = Batch if config.objective.name == "sft" else PairBatch
+    carrying = ("reference_bt",) if kind is PairBatch and config.objective.cache_reference else ()
+    return abstract(kind, kind.sizes(**row_options(config.data)), carrying=carrying)
 
 
 def _placed(tree: Any, where: NamedSharding) -> Any:

@@ -21,7 +21,7 @@ from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.runtime.nonfinite import finite_or_none
 from aligner_jax.runtime.workdir import Workdir
-from aligner_jax.tasks.task import Task, context_length, rows, split_examples, tokenizer_of
+from aligner_jax.tasks.task import Task, context_length, row_options, split_examples, tokenizer_of
 from aligner_jax.weights.base import Base
 
 
@@ -38,8 +38,8 @@ def sft_task(
     }
     check_same({**made_from, "held-out data": digest(data.heldout)})
     check()
-    batches = pipeline.train_batches(data.train, seed=config.seed, **rows(config))
-    heldout_batches = pipeline.eval_batches(data.heldout, **rows(config)) if data.heldout else []
+    batches = pipeline.train_batches(data.train, seed=config.seed, **row_options(config.data))
+    heldout_batches = pipeline.eval_batches(data.heldout, **row_options(config.data)) if data.heldout else []
 
     def loss_of(adapter: Adapter) -> float:
         return heldout_loss(base.params, adapter, heldout_batches, config=base.config)

@@ -12,7 +12,7 @@ from aligner_jax.data.sources import Example, load_dataset, prompt_of, split_by_
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.peft import Adapter
-from aligner_jax.runtime.config import TrainConfig
+from aligner_jax.runtime.config import DataConfig, TrainConfig
 from aligner_jax.weights.base import Base
 
 
@@ -96,6 +96,6 @@ def context_length(base: Base, adapter: Adapter) -> int:
     return base.config.context_length - taken
 
 
-def rows(config: TrainConfig) -> dict[str, Any]:
-    """What makes rows of documents or pairs."""
-    return {name: getattr(config.data, name) for name in ("batch_size", "sequence_length", "packing")}
+def row_options(data: DataConfig) -> dict[str, Any]:
+    """Returns the options of all functions that make rows of documents or pairs."""
+    return {name: getattr(data, name) for name in ("batch_size", "sequence_length", "packing")}

@@ -29,7 +29,7 @@ from jax.sharding import NamedSharding
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, Spec
-from aligner_jax.runtime.files import new_folder
+from aligner_jax.runtime.files import new_folder, system_reason
 from aligner_jax.weights.assemble import Parts
 from aligner_jax.weights.fill import aligned
 from aligner_jax.weights.finite import check_finite
@@ -42,7 +42,7 @@ from aligner_jax.weights.leaves import (
     leaf_specs,
     make_on_devices,
 )
-from aligner_jax.weights.orbax_block import Block, are_checksums, checksum_of, checksums, system_reason
+from aligner_jax.weights.orbax_block import Block, are_checksums, checksum_of, checksums
 from aligner_jax.weights.orbax_index import (
     PARAMS,
     TOKENIZER,

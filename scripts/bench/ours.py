@@ -102,7 +102,7 @@ class Ours:
         for _ in range(count):
             batch = next(self.batches)
             self.state, metrics = self.step(self.state, self.base.params, batch)
-            tokens += int(np.count_nonzero(batch["segment_ids_bt"]))
+            tokens += int(np.count_nonzero(batch.segment_ids_bt))
             all_metrics.append(metrics)
         losses = [float(metrics.loss) for metrics in jax.device_get(all_metrics)]
         jax.block_until_ready(self.state)

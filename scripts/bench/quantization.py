@@ -89,7 +89,7 @@ def speed(base, batches: list[pipeline.Batch], turns: int) -> float:
     for turn, batch in zip(range(turns + 1), _again(batches), strict=False):
         began = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, base.params, batch))
-        tokens = int(np.count_nonzero(batch["segment_ids_bt"]))
+        tokens = int(np.count_nonzero(batch.segment_ids_bt))
         if turn:  # The first compiles.
             fastest = max(fastest, tokens / (time.perf_counter() - began))
     return fastest

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from aligner_jax.data.pair_rows import eval_pair_batches, most_pairs, offsets, train_pair_batches
+from aligner_jax.data.batch import arrays_of
+from aligner_jax.data.pair_rows import eval_pair_batches, offsets, train_pair_batches
 from aligner_jax.errors import InputError
 
 LENGTH = 32
@@ -36,13 +37,13 @@ def make_pairs(number, seed=0, longest=14):
 def unpack(batch, packing):
     """The pairs of a batch by number, checking that rows and numbers are what they say."""
     for name, dtype in DTYPES.items():
-        assert batch[name].dtype == dtype, name
-    assert batch["tokens_bt"].shape == (BATCH, LENGTH)
+        assert getattr(batch, name).dtype == dtype, name
+    assert batch.tokens_bt.shape == (BATCH, LENGTH)
     units = BATCH if packing else BATCH // 2
-    assert batch["pairs_um"].shape == (units, LENGTH // 4 if packing else 1)
-    rows = {name: batch[name].reshape(units, -1) for name in list(DTYPES)[:4]}
+    assert batch.pairs_um.shape == (units, LENGTH // 4 if packing else 1)
+    rows = {name: getattr(batch, name).reshape(units, -1) for name in list(DTYPES)[:4]}
     found = []
-    for unit, pairs_m in enumerate(batch["pairs_um"]):
+    for unit, pairs_m in enumerate(batch.pairs_um):
         tokens, segments, positions, mask = (rows[name][unit] for name in list(DTYPES)[:4])
         there = pairs_m[pairs_m >= 0]
         assert (pairs_m[len(there) :] == -1).all(), "places without a pair are the last"
@@ -95,9 +96,9 @@ def test_a_resumed_iterator_goes_on_bit_for_bit(packing, number):
         resumed = make_iterator(pairs, packing, reference_t=reference_t)
         resumed.set_state(json.loads(states[step]))
         for later in expected[step : step + 3]:
-            batch = next(resumed)
-            assert batch.keys() == later.keys()
-            assert all(np.array_equal(batch[name], later[name]) for name in later)
+            batch, expected_arrays = arrays_of(next(resumed)), arrays_of(later)
+            assert batch.keys() == expected_arrays.keys()
+            assert all(np.array_equal(batch[name], expected_arrays[name]) for name in batch)
 
 
 def test_another_seed_gives_another_order():
@@ -132,17 +133,17 @@ def test_the_reference_goes_with_its_pair(packing):
     evaluation = eval_pair_batches(pairs, reference_t=reference_t, **options)
     for batch in [*(next(training) for _ in range(5)), *evaluation]:
         unpack(batch, packing)
-        assert batch["reference_bt"].dtype == np.float32
-        np.testing.assert_array_equal(batch["reference_bt"], batch["tokens_bt"])
-    assert "reference_bt" not in next(make_iterator(pairs, packing))
+        assert batch.reference_bt.dtype == np.float32
+        np.testing.assert_array_equal(batch.reference_bt, batch.tokens_bt)
+    assert next(make_iterator(pairs, packing)).reference_bt is None
 
 
 def test_a_row_holds_as_many_of_the_smallest_pairs_as_it_has_places_for():
     document = {"tokens": np.array([5, 6], np.int32), "loss_mask": np.array([False, True])}
     pairs = [{"chosen": document, "rejected": document}] * 100
     batch = next(make_iterator(pairs))
-    assert (batch["pairs_um"] >= 0).all()
-    assert batch["pairs_um"].shape[1] == most_pairs(LENGTH, packing=True) == LENGTH // 4
+    assert (batch.pairs_um >= 0).all()
+    assert batch.pairs_um.shape[1] == LENGTH // 4
 
 
 @pytest.mark.parametrize("packing", [True, False])

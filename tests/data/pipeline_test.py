@@ -1,4 +1,5 @@
 import collections
+import copy
 import itertools
 import json
 import threading
@@ -28,9 +29,9 @@ def unpack(batch):
     """The documents of a batch in order, checking that rows are what they say."""
     found = []
     for name, dtype in NAMES.items():
-        assert batch[name].dtype == dtype
-        assert batch[name].shape == batch["tokens_bt"].shape
-    for row in zip(*(batch[name] for name in NAMES), strict=True):
+        assert getattr(batch, name).dtype == dtype
+        assert getattr(batch, name).shape == batch.tokens_bt.shape
+    for row in zip(*(getattr(batch, name) for name in NAMES), strict=True):
         tokens, segments, positions, mask = row
         count = segments.max()
         used = int((segments > 0).sum())
@@ -54,7 +55,7 @@ def same(first, second):
 
 
 def batches_equal(first, second):
-    return all(np.array_equal(first[name], second[name]) for name in NAMES)
+    return all(np.array_equal(getattr(first, name), getattr(second, name)) for name in NAMES)
 
 
 def make_iterator(documents, packing=True, seed=0, batch_size=4):
@@ -67,7 +68,7 @@ def test_rows_hold_whole_documents(packing):
     batches = make_iterator(documents, packing)
     for _ in range(40):
         batch = next(batches)
-        assert batch["tokens_bt"].shape == (4, LENGTH)
+        assert batch.tokens_bt.shape == (4, LENGTH)
         found = unpack(batch)
         assert same(found, [documents[document["tokens"][0] - 100] for document in found])
         if not packing:
@@ -110,7 +111,7 @@ def test_another_seed_gives_an_unrelated_order():
     orders = {}
     for seed in range(3):
         batches = make_iterator(documents, packing=False, seed=seed)
-        orders[seed] = [[int(t) for _ in range(16) for t in next(batches)["tokens_bt"][:, 0]] for _ in range(3)]
+        orders[seed] = [[int(t) for _ in range(16) for t in next(batches).tokens_bt[:, 0]] for _ in range(3)]
     epochs = [tuple(epoch) for order in orders.values() for epoch in order]
     assert len(set(epochs)) == 9
     assert batches_equal(next(make_iterator(documents, seed=2)), next(make_iterator(documents, seed=2)))
@@ -139,10 +140,10 @@ def test_a_resumed_iterator_goes_on_bit_for_bit(packing, number):
 def test_reading_does_not_change_what_was_read():
     batches = make_iterator(make_documents(40))
     first = next(batches)
-    copy = {name: array.copy() for name, array in first.items()}
+    before = copy.deepcopy(first)
     for _ in range(60):
         next(batches)
-    assert batches_equal(first, copy)
+    assert batches_equal(first, before)
 
 
 def test_no_threads_are_started():
@@ -160,7 +161,7 @@ def test_evaluation_sees_every_document_once(packing, number):
     names = [int(document["tokens"][0]) for batch in found for document in batch]
     assert sorted(names) == [100 + i for i in range(number)]
     assert same(sorted(itertools.chain(*found), key=lambda d: d["tokens"][0]), documents)
-    assert all(batch["tokens_bt"].shape == (4, LENGTH) for batch in batches)
+    assert all(batch.tokens_bt.shape == (4, LENGTH) for batch in batches)
     bounds = [(min(d["tokens"][0] for d in batch), max(d["tokens"][0] for d in batch)) for batch in found]
     assert all(before[1] < after[0] for before, after in itertools.pairwise(bounds))
     assert [batch[0]["tokens"][0] for batch in found] == [first for first, _ in bounds]

@@ -1,5 +1,6 @@
 """Many adapters in one run: each as if it were trained alone."""
 
+import dataclasses
 import io
 import json
 import math
@@ -15,6 +16,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.evals.sweep import report
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
+from aligner_jax.objectives.batch import Batch
 from aligner_jax.objectives.step import init_state, make_step
 from aligner_jax.peft import init_adapter
 from aligner_jax.peft.artifact import load_adapter
@@ -27,7 +29,7 @@ RATES = (1e-3, 3e-2)
 
 
 @pytest.fixture(scope="module")
-def batches(pack) -> list[dict[str, jax.Array]]:
+def batches(pack) -> list[Batch]:
     """Rows of documents of different lengths and with different numbers of targets."""
     rng = np.random.default_rng(0)
 
@@ -92,7 +94,7 @@ def test_rows_may_belong_to_different_users(config: LlamaConfig, params: Params,
     state = init_state(stack, optimizer)
     of_users = np.array([1, 0, 0, 1])
     for batch in batches:
-        state, _ = step(state, params, {**batch, "adapter_b": of_users})
+        state, _ = step(state, params, dataclasses.replace(batch, adapter_b=of_users))
     for user in (0, 1):
         optimizer = optim.make_optimizer(OptimConfig(lr=1e-2), 3)
         alone = jax.jit(make_step(adapters[user], optimizer, config=config))

@@ -1,5 +1,6 @@
 """Preference objectives: TRL's losses and gradients, the same however pairs lie in rows and however a batch is cut."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,6 +14,7 @@ from aligner_jax.data.pair_rows import eval_pair_batches
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.objectives import preference
+from aligner_jax.objectives.batch import PairBatch
 from aligner_jax.objectives.objective import make_objective
 from aligner_jax.objectives.reference import table
 from aligner_jax.objectives.step import init_state, make_step
@@ -64,10 +66,10 @@ def pairs() -> list[dict]:
     return [{"chosen": a, "rejected": b} for a, b in zip(documents[::2], documents[1::2], strict=True)]
 
 
-def batch_of(pairs: list[dict], layout: str = "packed", **options) -> dict:
+def batch_of(pairs: list[dict], layout: str = "packed", **options) -> PairBatch:
     """All pairs in one batch."""
     (batch,) = eval_pair_batches(pairs, batch_size=ROWS, sequence_length=LENGTH, packing=LAYOUTS[layout], **options)
-    return jax.tree.map(jnp.asarray, dict(batch))
+    return jax.tree.map(jnp.asarray, batch)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -81,12 +83,12 @@ def log_probs_and_gradient(params, adapter, batch, slopes_bt, *, config):
     return log_probs_bt, pull(slopes_bt)[0]
 
 
-def loss_and_gradient(model, policy: Adapter, reference: Adapter, batch: dict, objective: ObjectiveConfig):
+def loss_and_gradient(model, policy: Adapter, reference: Adapter, batch: PairBatch, objective: ObjectiveConfig):
     """Means over the pairs: the loss, its gradient, the metrics. The model is compiled once for all objectives."""
     config, params = model
     run = functools.partial(log_probs_and_gradient, params, config=config)
     policy_bt, reference_bt = (run(adapter, batch, jnp.zeros((ROWS, LENGTH)))[0] for adapter in (policy, reference))
-    there_um = batch["pairs_um"] >= 0
+    there_um = batch.pairs_um >= 0
 
     def loss_of(policy_bt):
         answers = preference.compare(policy_bt, reference_bt, batch)
@@ -137,7 +139,7 @@ def test_a_step_in_parts_has_the_gradient_of_the_batch_and_training_widens_the_m
     """Three pairs in four parts, so that an average of averages is not the average."""
     config, params = model
     objective, batch = CASES[case], batch_of(pairs[:3], layout)
-    in_parts = np.sum(np.asarray(batch["pairs_um"]).reshape(4, -1) >= 0, 1)
+    in_parts = np.sum(np.asarray(batch.pairs_um).reshape(4, -1) >= 0, 1)
     assert len(set(in_parts.tolist())) > 1
     optimizer = optax.chain(optax.trace(decay=0.0), optax.adam(0.02))
     step = jax.jit(
@@ -160,7 +162,7 @@ def test_a_step_in_parts_has_the_gradient_of_the_batch_and_training_widens_the_m
     assert later.others["accuracy"] == 1
     jax.tree.map(np.testing.assert_array_equal, before, (params, reference))
 
-    empty = {name: jnp.zeros_like(x) for name, x in batch.items()} | {"pairs_um": jnp.full_like(batch["pairs_um"], -1)}
+    empty = dataclasses.replace(jax.tree.map(jnp.zeros_like, batch), pairs_um=jnp.full_like(batch.pairs_um, -1))
     state, metrics = step(init_state(policy, optimizer), params, empty, reference)
     assert metrics.loss == metrics.grad_norm == 0
     jax.tree.map(np.testing.assert_array_equal, state.trainable, policy.trainable)
@@ -187,7 +189,7 @@ def test_answers_are_compared_over_their_own_tokens(model, policy, reference, pa
     config, params = model
     pairs = pairs[:2]
     batch = batch_of(pairs, layout)
-    numbers = np.asarray(batch["pairs_um"])
+    numbers = np.asarray(batch.pairs_um)
     answers = preference.compare(
         *(
             log_probs_and_gradient(params, adapter, batch, jnp.zeros((ROWS, LENGTH)), config=config)[0]

@@ -1,5 +1,6 @@
 """The SFT objective: which tokens count, and that neither packing nor padding changes what a document's loss is."""
 
+import dataclasses
 import functools
 
 import jax
@@ -70,7 +71,7 @@ def test_packed_documents_have_the_losses_and_gradients_that_they_have_alone(
 
 def test_what_stands_in_the_padding_does_not_matter(config: LlamaConfig, params: Params, trained_adapter, pack):
     batch = pack([DOCUMENTS[:2], [DOCUMENTS[4]]], LENGTH)
-    other = {**batch, "tokens_bt": jnp.where(batch["segment_ids_bt"] == 0, 17, batch["tokens_bt"])}
+    other = dataclasses.replace(batch, tokens_bt=jnp.where(batch.segment_ids_bt == 0, 17, batch.tokens_bt))
     adapter = trained_adapter(3, start_layer=0)
     one, two = (losses_jit(params, adapter, batch, config=config) for batch in (batch, other))
     jax.tree.map(np.testing.assert_array_equal, one, two)

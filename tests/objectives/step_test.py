@@ -82,7 +82,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_bit_for_bit(config: LlamaC
     jax.tree.map(np.testing.assert_array_equal, train(), (losses, trained))
 
     # Gates at zero have no decay, so a first batch without targets leaves them there.
-    empty = {**batch, "loss_mask_bt": jnp.zeros_like(batch["loss_mask_bt"])}
+    empty = dataclasses.replace(batch, loss_mask_bt=jnp.zeros_like(batch.loss_mask_bt))
     state, metrics = step(init_state(adapter, optimizer), params, empty)
     assert metrics.loss == metrics.grad_norm == 0
     np.testing.assert_array_equal(state.trainable["gates_ln"], fresh["gates_ln"])
@@ -108,8 +108,8 @@ def test_a_step_that_is_not_finite_changes_the_number_alone(
 ):
     adapter, optimizer = trained_adapter(2), optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.05))
     step = jax.jit(make_step(adapter, optimizer, config=config, accumulate=accumulate))
-    clean = {**batch, "tokens_bt": jnp.minimum(batch["tokens_bt"], POISON - 1)}
-    bad = {**batch, "tokens_bt": clean["tokens_bt"].at[2, 4].set(POISON)}
+    clean = dataclasses.replace(batch, tokens_bt=jnp.minimum(batch.tokens_bt, POISON - 1))
+    bad = dataclasses.replace(batch, tokens_bt=clean.tokens_bt.at[2, 4].set(POISON))
     state, metrics = step(init_state(adapter, optimizer), poisoned, clean)
     assert not metrics.skipped
     after, metrics = step(state, poisoned, bad)
@@ -148,6 +148,24 @@ def test_a_bfloat16_adapter_stays_bfloat16(config: LlamaConfig, params: Params, 
     step = make_step(adapter, optimizer, config=config)
     state, _ = jax.eval_shape(step, init_state(adapter, optimizer), params, batch)
     assert {x.dtype for x in state.trainable.values()} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gradient_is_divided_by_the_count_itself(config: LlamaConfig, params: Params, batch, dtype: str):
+    count, total = 257, jnp.asarray(1.0, dtype)
+    assert jnp.bfloat16(count) == 256
+
+    def sums(params, adapter, reference, batch, **_):
+        return total.astype(jnp.float32) * jnp.sum(adapter.trainable["gates_ln"]), Totals(jnp.int32(count), {})
+
+    fresh = init_adapter("aligner", config, 0, num_tokens=1, start_layer=0)
+    adapter = jax.tree.map(lambda x: x.astype(dtype), fresh)
+    optimizer = optax.sgd(1.0)
+    step = jax.jit(make_step(adapter, optimizer, config=config, objective=Objective(sums)))
+    state, metrics = step(init_state(adapter, optimizer), params, batch)
+    wanted = (np.float32(1) / np.float32(count)).astype(dtype)
+    np.testing.assert_array_equal(-state.trainable["gates_ln"], np.full((3, 4), wanted))
+    assert metrics.loss == 0
 
 
 def test_the_state_holds_nothing_of_the_base(config: LlamaConfig):

@@ -1,3 +1,4 @@
+import asyncio
 import os
 import random
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 
@@ -225,6 +227,57 @@ def test_what_does_not_fit_is_one_sentence_and_the_earlier_checkpoint_stays(tmp_
     for limit in limits:
         assert os.listdir(tmp_path / limit) == ["1"]
         assert restored(tmp_path / limit, {"a": jnp.zeros((100, 1000))})[0] == 1
+
+
+def lose_a_file_that_tensorstore_needs(folder):
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "lost", {"a": jnp.ones(10)})
+        checkpointer.wait_until_finished()
+        for file in (folder / "lost").rglob("d/*"):
+            file.unlink()
+        checkpointer.restore(folder / "lost", {"a": jnp.ones(10)})
+
+
+def come_too_late(folder):
+    loop = asyncio.new_event_loop()
+    loop.close()
+    loop.call_soon(print)
+
+
+def make_a_file_where_a_folder_is(folder):
+    (folder / "there").mkdir()
+    store = {"driver": "file", "path": f"{folder}/there"}
+    tensorstore.KvStore.open({"driver": "ocdbt", "base": store}).result().write("a", b"b").result()
+    shutil.rmtree(folder / "there")
+    (folder / "there").write_text("")
+    tensorstore.KvStore.open({"driver": "ocdbt", "base": store}).result().write("a", b"b").result()
+
+
+@pytest.mark.parametrize(
+    ("provoke", "why"),
+    [
+        (lose_a_file_that_tensorstore_needs, r"files of it may have gone while it was written \(NOT_FOUND: .*"),
+        (come_too_late, r"files of it may have gone while it was written \(Event loop is closed\)"),
+        (make_a_file_where_a_folder_is, "Not a directory"),
+        (lambda folder: (folder / "none").read_text(), "No such file or directory"),
+    ],
+)
+def test_failures_of_the_disk_are_known_by_what_the_installed_libraries_raise(tmp_path, provoke, why):
+    checkpoints = Checkpoints(tmp_path / "run")
+    with (
+        pytest.raises(InputError, match=rf"/run cannot be written: {why}$"),
+        checkpoints._failure_is_one_sentence(),
+    ):
+        provoke(tmp_path)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("provoke", [lambda: jnp.zeros(2**46).block_until_ready(), lambda: {}["none"]])
+def test_what_is_no_failure_of_the_disk_keeps_its_traceback(tmp_path, provoke):
+    checkpoints = Checkpoints(tmp_path / "run")
+    with pytest.raises((jax.errors.JaxRuntimeError, KeyError)), checkpoints._failure_is_one_sentence():
+        provoke()
+    checkpoints.close()
 
 
 OTHER_DEVICES = """

@@ -1,5 +1,6 @@
 import http.server
 import io
+import json
 import os
 import re
 import socket
@@ -286,3 +287,52 @@ def test_a_process_that_nobody_joins_ends_with_one_sentence(free_port):
         "error: process 0 of 2 has waited 2 seconds for the others, which have not all come: see what they say, and "
         "start as many as JAX_NUM_PROCESSES says\n"
     )
+
+
+LEFT_ALONE = """
+import json, os, signal, sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import multihost_utils
+from aligner_jax.runtime import distributed
+distributed.initialize()
+mesh = jax.make_mesh((2,), ("data",))
+split, everywhere = (jax.NamedSharding(mesh, jax.P(*names)) for names in (["data"], []))
+ones = jax.make_array_from_callback((2,), split, lambda index: np.ones(2, np.float32)[index])
+total = jax.jit(jnp.sum, out_shardings=everywhere)
+assert float(total(ones)) == 2
+if jax.process_index() == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+def raised(work):
+    try:
+        return work() and None
+    except Exception as error:
+        return error
+failures = {
+    "collective": lambda: [total(ones).block_until_ready() for _ in range(3)],
+    "gather": lambda: multihost_utils.process_allgather(np.int32(1)),
+    "barrier": lambda: multihost_utils.sync_global_devices("here"),
+    "memory": lambda: jnp.zeros(2**46).block_until_ready(),
+    "shapes": lambda: jnp.zeros(2) + jnp.zeros(3),
+}
+for name, work in failures.items():
+    error = raised(work)
+    print(json.dumps([name, distributed.is_peer_gone(error), str(error)]), flush=True)
+os._exit(0)
+"""
+
+
+def test_a_peer_that_has_gone_is_known_by_what_the_installed_jax_raises(free_port):
+    processes = []
+    for number in (0, 1):
+        joined = {**explicit(free_port, 2, number), "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", LEFT_ALONE], env={**os.environ, **joined},
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    (output, errors), _ = (process.communicate(timeout=300) for process in processes)
+    found = [json.loads(line) for line in output.splitlines() if line.startswith("[") and "Gloo] Rank" not in line]
+    is_gone = {name: gone for name, gone, _ in found}
+    wanted = {"collective": True, "gather": True, "barrier": True, "memory": False, "shapes": False}
+    assert is_gone == wanted, (found, errors)

@@ -35,6 +35,20 @@ def test_the_file_has_the_usual_permissions(tmp_path):
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_the_processs_umask_is_never_set(tmp_path, monkeypatch):
+    before = os.umask(0o027)
+    try:
+        # Another thread that makes a file in between would make it with the wrong permissions.
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", lambda _: pytest.fail("the umask is set, for all threads"))
+            write_atomically(tmp_path / "file", "")
+            write_folder_atomically(tmp_path / "folder", {"a": ""})
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder", "folder/a")]
+    assert modes == [0o640, 0o750, 0o640]
+
+
 def test_when_it_does_not_fit_the_old_file_stays_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")

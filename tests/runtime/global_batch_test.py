@@ -15,6 +15,7 @@ import pytest
 from aligner_jax.data.pair_rows import train_pair_batches
 from aligner_jax.data.pipeline import train_batches
 from aligner_jax.errors import InputError
+from aligner_jax.objectives import batch  # noqa: F401 (makes pytrees of batches)
 from aligner_jax.runtime import distributed, sharding
 from aligner_jax.runtime.global_batch import global_batch
 
@@ -49,7 +50,7 @@ def documents_by_device(kind: str) -> dict[str, list[list[list[int]]]]:
                 middle[count] = json.dumps(batches.get_state())
                 batches = make_batches(kind)
                 batches.set_state(json.loads(next(iter(middle.values()))))
-            tokens_bt = global_batch(next(batches), split)["tokens_bt"]
+            tokens_bt = global_batch(next(batches), split).tokens_bt
             shards = sorted(tokens_bt.addressable_shards, key=lambda shard: shard.device.id)
             rows.append([np.asarray(shard.data)[:, 0].tolist() for shard in shards])
         found[str(count)] = rows
@@ -81,7 +82,7 @@ def test_no_document_comes_twice_and_none_is_lost(found_by_child, kind: str):
 @pytest.mark.parametrize("kind", ["packed", "alone", "pairs"])
 def test_the_batches_are_those_of_one_process_also_after_a_resume(found_by_child, kind: str):
     batches = make_batches(kind)
-    wanted = [next(batches)["tokens_bt"][:, 0].tolist() for _ in range(STEPS)]
+    wanted = [next(batches).tokens_bt[:, 0].tolist() for _ in range(STEPS)]
     for steps in found_by_child[kind].values():
         assert [list(itertools.chain(*devices)) for devices in steps] == wanted
 
@@ -109,12 +110,12 @@ def test_processes_have_every_document_once_between_them(count: int):
     for epoch in (flat[:DOCUMENTS], flat[DOCUMENTS:]):
         assert sorted(epoch) == [100 + i for i in range(DOCUMENTS)]
     batches = make_batches("alone")
-    assert together == [next(batches)["tokens_bt"][:, 0].tolist() for _ in range(STEPS)]
+    assert together == [next(batches).tokens_bt[:, 0].tolist() for _ in range(STEPS)]
 
 
 def test_rows_that_the_mesh_does_not_divide_are_named():
     mesh = jax.sharding.AbstractMesh((3, 1), ("data", "fsdp"))
-    with pytest.raises(InputError, match=r"_bt of a batch has 8 rows, which the mesh .*'data': 3.* does not"):
+    with pytest.raises(InputError, match=r"^tokens_bt of a batch has 8 rows, which the mesh .*'data': 3.* does not"):
         global_batch(next(make_batches("alone")), sharding.batch_sharding(mesh))
 
 
@@ -122,7 +123,7 @@ def documents_of_this_process() -> list[list[int]]:
     """For each step the documents in the rows that this process holds."""
     distributed.initialize()
     split, batches = sharding.batch_sharding(sharding.make_mesh()), make_batches("alone")
-    arrays = [global_batch(next(batches), split)["tokens_bt"] for _ in range(STEPS)]
+    arrays = [global_batch(next(batches), split).tokens_bt for _ in range(STEPS)]
     return [[int(x) for shard in each.addressable_shards for x in np.asarray(shard.data)[:, 0]] for each in arrays]
 
 

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig, llama_config
 from aligner_jax.model.llama import init_params
+from aligner_jax.objectives.batch import Batch
 from aligner_jax.objectives.step import init_state
 from aligner_jax.peft import init_adapter
 from aligner_jax.runtime import sharding
@@ -62,12 +63,12 @@ def differences(name: str, shapes: list[tuple[int, int, int]]) -> dict[str, dict
         adapter = adapter.replace(trainable={key: jnp.asarray(x, jnp.float32) for key, x in noise.items()})
     # From one target in the first rows to many in the last, so that an average of averages is not the average.
     mask = np.arange(LENGTH)[None] < np.arange(2, 2 + 7 * ROWS, 7)[:, None]
-    batch = {
-        "tokens_bt": draw.integers(0, 64, (ROWS, LENGTH)).astype(np.int32),
-        "segment_ids_bt": np.repeat([[1, 2]], LENGTH // 2, 1).repeat(ROWS, 0).astype(np.int32),
-        "positions_bt": np.tile(np.arange(LENGTH // 2), (ROWS, 2)).astype(np.int32),
-        "loss_mask_bt": mask,
-    }
+    batch = Batch(
+        tokens_bt=draw.integers(0, 64, (ROWS, LENGTH)).astype(np.int32),
+        segment_ids_bt=np.repeat([[1, 2]], LENGTH // 2, 1).repeat(ROWS, 0).astype(np.int32),
+        positions_bt=np.tile(np.arange(LENGTH // 2), (ROWS, 2)).astype(np.int32),
+        loss_mask_bt=mask,
+    )
 
     def step(shape: tuple[int, int, int], devices: list) -> tuple[float, dict[str, np.ndarray]]:
         config = parse_config(

@@ -8,6 +8,7 @@ import numpy as np
 
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.objectives import sft
+from aligner_jax.objectives.batch import Batch
 from aligner_jax.peft import Adapter, apply
 
 
@@ -25,12 +26,12 @@ def check_golden(
       gradients: of the loss, for the adapter's arrays.
     """
     tokens_bt = golden["ids"].astype(np.int32)
-    batch = {
-        "tokens_bt": tokens_bt,
-        "segment_ids_bt": np.ones_like(tokens_bt),
-        "positions_bt": np.broadcast_to(np.arange(tokens_bt.shape[1], dtype=np.int32), tokens_bt.shape),
-        "loss_mask_bt": golden["loss_mask"].astype(bool),
-    }
+    batch = Batch(
+        tokens_bt=tokens_bt,
+        segment_ids_bt=np.ones_like(tokens_bt),
+        positions_bt=np.broadcast_to(np.arange(tokens_bt.shape[1], dtype=np.int32), tokens_bt.shape),
+        loss_mask_bt=golden["loss_mask"].astype(bool),
+    )
 
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)

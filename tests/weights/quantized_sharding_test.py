@@ -15,6 +15,7 @@ import pytest
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Layers, Params, init_params
 from aligner_jax.model.quantized import Quantization
+from aligner_jax.objectives.batch import Batch
 from aligner_jax.objectives.step import init_state, make_step
 from aligner_jax.peft import init_adapter
 from aligner_jax.runtime import sharding
@@ -38,12 +39,12 @@ def difference(kind: str) -> float:
     original = init_params(CONFIG)
     params, adapter = quantized(original, kind), init_adapter("aligner", CONFIG, num_tokens=2, start_layer=1)
     draw = np.random.default_rng(0)
-    batch = {
-        "tokens_bt": draw.integers(0, 64, (8, 128)).astype(np.int32),
-        "segment_ids_bt": np.ones((8, 128), np.int32),
-        "positions_bt": np.tile(np.arange(128, dtype=np.int32), (8, 1)),
-        "loss_mask_bt": np.ones((8, 128), bool),
-    }
+    batch = Batch(
+        tokens_bt=draw.integers(0, 64, (8, 128)).astype(np.int32),
+        segment_ids_bt=np.ones((8, 128), np.int32),
+        positions_bt=np.tile(np.arange(128, dtype=np.int32), (8, 1)),
+        loss_mask_bt=np.ones((8, 128), bool),
+    )
     step = make_step(adapter, optax.adamw(1e-3), config=CONFIG, remat="full")
     state = init_state(adapter, optax.adamw(1e-3))
     _, alone = jax.jit(step)(state, params, batch)
