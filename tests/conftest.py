@@ -8,12 +8,15 @@ import json
 import os
 import shutil
 import signal
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+
+# Set before JAX is imported, and inherited by the processes that tests start. Compiling is most of what tests cost, and
+# a program that is small for its user is one of thousands here.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +46,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiling is most of what these tests cost, and takes half the time so; `optimized` is for what must hold either way.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets a test go on where another process is just writing, or was killed while writing, an entry of JAX's cache."""
+    config.addinivalue_line("filterwarnings", "ignore:Error (reading|writing) persistent compilation cache entry")
 
 
 @pytest.fixture(autouse=True, scope="module")

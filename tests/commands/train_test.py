@@ -2,13 +2,12 @@
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from command_runs import run_command
 from rich.console import Console
 from whole_runs import config_file, run
 
@@ -259,10 +258,9 @@ def test_what_is_held_out_by_a_file_of_its_own_is_not_trained_on(settings: dict,
 def test_the_command_prints_one_sentence_and_exits_with_1(settings: dict, tmp_path: Path):
     settings["optim"]["learning_rate"] = 0.1
     config = config_file(settings, tmp_path)
-    command = [sys.executable, "-m", "aligner_jax.train", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert "config.optim.learning_rate" in done.stderr
+    done = run_command("train", f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    assert done.status == 1
+    assert done.out == ""
+    assert len(done.err.splitlines()) == 1
+    assert "config.optim.learning_rate" in done.err
     assert not (tmp_path / "run").exists()

@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import Mesh
 
 from aligner_jax.model.attention import Prefix, attend
-from aligner_jax.planning.topology import topology_devices, without_a_cache_of_programs
+from aligner_jax.planning.compiled import chip_of, compile_for
+from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime import sharding
 
 pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
@@ -20,12 +21,6 @@ TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x4", "v5p": "v5p:2x2x1", "v6e": "v6
 @functools.cache
 def devices(chip: str):
     return topology_devices(TOPOLOGIES[chip])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_a_cache_of_programs():
-    with without_a_cache_of_programs():
-        yield
 
 
 def structs(tree, split):
@@ -58,7 +53,8 @@ def test_attention_compiles_without_a_mesh_in_context(chip, head_dim, length, to
     q, kv = array(1, length, 4, head_dim), array(1, length, 2, head_dim)
     prefix = Prefix(*[array(1, tokens, 2, head_dim)] * 2, array(1, 4, dtype=jnp.float32))
     segments = array(1, length, dtype=jnp.int32) if packed else None
-    lowered = jax.jit(gradients).lower(*structs((q, kv, kv, prefix, segments, q), alone))
-    program = lowered.compile().as_text()
+    arguments = structs((q, kv, kv, prefix, segments, q), alone)
+    program = compile_for(chip_of(devices(chip)[0]), jax.jit(gradients), *arguments).text
+    assert program is not None
     assert "aligner_attention_forward" in program
     assert "aligner_attention_backward" in program

@@ -2,12 +2,10 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
+from command_runs import Ended, run_command
 from places import ROOT
 
 from aligner_jax.errors import InputError
@@ -37,11 +35,8 @@ def config(**changed: Any):
     )  # fmt: skip
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "aligner_jax.compile", *arguments],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
+def run(*arguments: str) -> Ended:
+    return run_command("compile", *arguments, folder=ROOT)
 
 
 def test_the_command_plans_an_evaluation():
@@ -51,8 +46,8 @@ def test_the_command_plans_an_evaluation():
         "--config.mesh.tensor=1", "--config.mesh.fsdp=4", "--topology=v5e:2x2", "--tokens=128", "--new_tokens=64",
         "--json",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (plan,) = map(json.loads, done.stdout.splitlines())
+    assert done.status == 0, done.err
+    (plan,) = map(json.loads, done.out.splitlines())
     assert (plan["topology"], plan["devices"], plan["mesh"]["fsdp"], plan["rows"]) == ("v5e:2x2", 4, 4, 4)
     # Keys and values of one row with 192 slots, two bytes each; a quarter of the weights.
     assert plan["cache_bytes"] == 2 * MODEL.num_layers * 192 * MODEL.num_kv_heads * MODEL.head_dim * 2
@@ -118,8 +113,8 @@ def test_what_cannot_be_planned(changed: dict, tokens: int, message: str):
 )
 def test_flags_and_configs_of_another_kind_are_refused(arguments: tuple[str, ...], sentence: str):
     done = run(*arguments)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert done.stderr.startswith(sentence)
+    assert (done.status, done.err.count("\n")) == (1, 1)
+    assert done.err.startswith(sentence)
 
 
 def test_the_table_has_every_program_and_a_plan_that_stops_early_has_blanks():

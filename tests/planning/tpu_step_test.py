@@ -8,8 +8,9 @@ import pytest
 
 from aligner_jax.compile import planned_model
 from aligner_jax.planning import table
+from aligner_jax.planning.compiled import chip_of, compile_for
 from aligner_jax.planning.plan import make_plan
-from aligner_jax.planning.topology import topology_devices, without_a_cache_of_programs
+from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime import sharding
 from aligner_jax.runtime.command import load_config
 from aligner_jax.runtime.config import parse_config
@@ -36,11 +37,15 @@ def test_every_config_compiles_for_its_topology_and_fits(name: str):
 
 def test_the_7b_step_has_the_kernel_in_both_passes():
     config = parse_config(load_config(f"{places.CONFIGS / 'llama7b_metamath.py'}:10"))
-    model, mesh = planned_model(config.base), sharding.mesh_of(config.mesh, topology_devices("v5e:2x4"))
+    devices = topology_devices("v5e:2x4")
+    model, mesh = planned_model(config.base), sharding.mesh_of(config.mesh, devices)
     program = make_program(config, model, jax.eval_shape(lambda: fresh_adapter(config, model)), mesh)
-    with without_a_cache_of_programs(), program.use():
-        compiled = program.step.lower(*abstract_arguments(config, model, program, "bfloat16")).compile()
-    calls = re.findall(r"custom-call\(.*tpu_custom_call.*op_name=\"[^\"]*(forward|backward)", compiled.as_text())
+    with program.use():
+        compiled = compile_for(
+            chip_of(devices[0]), program.step, *abstract_arguments(config, model, program, "bfloat16")
+        )
+    assert compiled.text is not None
+    calls = re.findall(r"custom-call\(.*tpu_custom_call.*op_name=\"[^\"]*(forward|backward)", compiled.text)
     assert {"forward", "backward"} <= set(calls)
 
 

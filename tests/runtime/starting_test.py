@@ -9,6 +9,7 @@ from pathlib import Path
 
 import places
 import pytest
+from command_runs import run_command
 from whole_runs import config_file
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([places.PYTHONPATH, *sys.path])}
@@ -133,13 +134,13 @@ def test_data_and_config_may_have_names_that_are_not_utf_8(tiny_run: dict, train
 )
 def test_a_path_of_5000_characters_is_one_sentence(tiny_run: dict, tmp_path: Path, flag: str):
     config = config_file(tiny_run, tmp_path)
-    command = [sys.executable, "-m", "aligner_jax.train", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
-    done = subprocess.run([*command, f"--{flag}=" + "x" * 5000], env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert len(done.stderr) < 420
-    assert "File name too long" in done.stderr
+    arguments = [f"--config={config}", f"--workdir={tmp_path / 'run'}", f"--{flag}=" + "x" * 5000]
+    done = run_command("train", *arguments)
+    assert done.status == 1
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert len(done.err) < 420
+    assert "File name too long" in done.err
 
 
 COLLECTED = """
