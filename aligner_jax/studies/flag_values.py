@@ -1,4 +1,4 @@
-"""Values of the scripts' flags that several of them take: argparse types, whose names stand in its messages."""
+"""Argparse types and defaults that several commands share; a type's name stands in argparse's messages."""
 
 MODEL = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
 """The model that scripts/quickstart.sh gets."""

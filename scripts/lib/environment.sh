@@ -1,5 +1,6 @@
-# Sourced by the scripts in the folder above: goes to the repository's root, makes the virtual environment where there is none,
-# and leaves its interpreter in $python. The packages are installed again when requirements.txt or the interpreter changes.
+# Sourced by the scripts in the folder above: goes to the repository's root, makes the virtual environment where there
+# is none, and leaves its interpreter in $python. The packages are installed again when requirements.txt or the
+# interpreter changes.
 #
 #   PYTHON=/path/to/python3.12     the interpreter to make the environment with
 #   ALIGNER_VENV=DIR               the environment's folder; default .venv
