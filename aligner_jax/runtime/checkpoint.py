@@ -55,6 +55,9 @@ class Checkpoints:
 
     Of many processes, which share the folder, all make the same calls. The first one writes checksums, removes, and
     decides what is restored.
+
+    `save` and `wait` may be called under a transfer guard: Orbax's own copies to the host, and the collectives by which
+    its processes wait for each other, are implicit transfers, and allowed.
     """
 
     def __init__(
@@ -108,13 +111,11 @@ class Checkpoints:
         if self._origin is not None:
             run["origin"] = self._origin.as_dict()
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
-        with self._failure_is_one_sentence():
+        with self._failure_is_one_sentence(), jax.transfer_guard("allow"):
             self._manager.wait_until_finished()
             self._check_place()
             self._writing = step
-            # Orbax copies to the host on its own, and does not mark its copies as explicit.
-            with jax.transfer_guard("allow"):
-                self._manager.save(step, args=items, force=True)
+            self._manager.save(step, args=items, force=True)
 
     def restore(self, template: State) -> tuple[int, State, dict[str, Any]] | None:
         """The newest whole checkpoint as (step, state, data_state); None when there is none.
@@ -145,7 +146,7 @@ class Checkpoints:
         Raises:
           InputError: as `close`.
         """
-        with self._failure_is_one_sentence():
+        with self._failure_is_one_sentence(), jax.transfer_guard("allow"):
             self._manager.wait_until_finished()
 
     def close(self) -> None:

@@ -64,7 +64,7 @@ def initialize() -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that prints and writes for all; True where there is no other.
+    """Returns True for the process that prints and writes for all, and where there is no other.
 
     With several processes it starts JAX's backend.
     """
@@ -82,7 +82,7 @@ def console() -> Console:
 
 
 def is_peer_gone(error: BaseException) -> bool:
-    """Whether a failure of this process is that another of its run has gone."""
+    """Returns True for the errors that JAX raises where another process of the run has gone."""
     return (
         isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
         and jax.distributed.is_initialized()

@@ -9,7 +9,7 @@ from aligner_jax.errors import InputError
 
 
 def global_batch[B](batch: B, sharding: NamedSharding) -> B:
-    """The batch as arrays over all processes' devices, of which this process copies its own devices' rows.
+    """Returns the batch as arrays over all processes' devices, of which this process copies its own devices' rows.
 
     Every process makes the same batches, since their order follows from the seed, and a row's position in the batch
     says which devices have it. So the batches, and the position in the data that a checkpoint holds, are the same for
