@@ -6,7 +6,7 @@ python -m aligner_jax.compile --config=configs/eval/gsm8k.py --topology=v5e:2x4 
 
 Prints what the step needs of each device: memory, collectives, FLOPs, traffic, and the time that these bound; of an
 evaluation, what the programs need that score texts and that write answers. The topology is the config's own where none
-is given. Takes half a minute a plan; --search makes several.
+is given. Takes half a minute a plan, and seconds where the same program was compiled before; --search makes several.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
-"""Commands run in this process: with flags of their own, to their exit status and what they print.
+"""Runs commands in this process, with their own flags; returns exit status and output.
 
-One test of each command starts a process, for what only that shows; the import of its libraries takes seconds.
+Importing the libraries takes a process seconds, so only what needs a real process (signals, streams) starts one.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from aligner_jax.runtime import command
 
 
 class Ended(NamedTuple):
-    """A command that has ended: its exit status, and its standard output and error."""
+    """Result of a command: its exit status, standard output and standard error."""
 
     status: int
     out: str
@@ -45,7 +45,7 @@ def run_command(name: str, *arguments: str, folder: Path | None = None) -> Ended
             raise AssertionError(f"the command {name} has not exited")
         except SystemExit as end:
             if isinstance(end.code, str):
-                # As Python does where a program ends with a text.
+                # Python does the same where a program exits with a text.
                 print(end.code, file=sys.stderr)
             status = end.code if isinstance(end.code, int) else 1
     return Ended(status, out.getvalue(), err.getvalue())

@@ -1,4 +1,4 @@
-"""Programs that the TPU compiler has made, remembered: what is read back is what was compiled, or it is compiled."""
+"""The cache of programs compiled for TPUs: a hit equals the compilation; any change or damage compiles again."""
 
 import functools
 import json

@@ -30,7 +30,7 @@ class Compiled:
       sent: what it sends between devices.
       output_shardings: where its results are.
       text: its scheduled HLO.
-      seconds: how long compiling took, on the day when it was compiled.
+      seconds: compile time; that of the first compilation where the program comes from the cache.
     """
 
     peak_bytes: int

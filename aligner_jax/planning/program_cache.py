@@ -1,8 +1,8 @@
-"""Programs that the TPU compiler has made, remembered on disk: what the planner reads of each, and no code.
+"""Cache on disk of programs compiled for TPUs that are not attached: their HLO and memory figures, without the code.
 
-A program takes the compiler up to a minute. It is the same for the same lowered text, devices and compiler, so these
-are what an entry is named by; a program that has changed is compiled again. Entries are beside those of JAX's own cache
-of compiled programs and follow its settings; JAX's own cannot be read back for devices that are not here.
+Compiling one takes up to a minute, and the result depends only on the lowered text, the devices and the compiler. The
+SHA-256 of these names an entry, so a changed program is compiled again. Entries lie in the folder `tpu` of JAX's
+compilation cache and follow its settings; JAX itself cannot read back programs for devices that are not attached.
 """
 
 import contextlib
@@ -28,14 +28,13 @@ _NAMES = re.compile(r'loc\("([^"]*)"[()]')
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One compiled program, on one device.
+    """A compiled program; sizes are per device, in bytes.
 
     Attributes:
       text: scheduled HLO.
-      peak_bytes: the most memory in use.
-      temporary_bytes: the most that lives within the program.
-      output_specs: for each axis of each result the mesh axes that split it: a name, a list of names or None.
-      seconds: how long compiling took.
+      peak_bytes, temporary_bytes: as in `compiled.Compiled`.
+      output_specs: the partition spec of each result, as lists.
+      seconds: compile time.
     """
 
     text: str
@@ -47,7 +46,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class TooLarge:
-    """A program that the compiler refused because it needs more memory than there is."""
+    """A program that needs more memory than a device has, with the compiler's message."""
 
     message: str
     seconds: float
@@ -57,7 +56,7 @@ _KINDS = {"program": Program, "too large": TooLarge}
 
 
 def digest_of(lowered: jax.stages.Lowered, devices: Sequence[Any]) -> str:
-    """Returns the SHA-256 of all that decides what the compiler makes of a lowered function for these devices."""
+    """Returns the SHA-256 of everything that the compiled program depends on."""
     text = lowered.as_text(debug_info=True)
     client = devices[0].client
     return hashlib.sha256(
@@ -74,7 +73,7 @@ def digest_of(lowered: jax.stages.Lowered, devices: Sequence[Any]) -> str:
 
 
 def load(digest: str) -> Program | TooLarge | None:
-    """Returns an entry; None where there is none, or one that is damaged."""
+    """Returns the entry with this digest, or None if it is missing or damaged."""
     folder = _folder()
     if folder is None:
         return None
@@ -86,7 +85,7 @@ def load(digest: str) -> Program | TooLarge | None:
 
 
 def save(digest: str, program: Program | TooLarge) -> None:
-    """Stores an entry for later runs; a disk that takes none costs them a compilation."""
+    """Writes an entry. Does nothing if it cannot be written: a later run then compiles again."""
     folder = _folder()
     if folder is None:
         return

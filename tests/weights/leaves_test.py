@@ -179,6 +179,8 @@ def test_a_host_has_one_parts_worth_at_a_time(found):
 
 def main(address: str, process: str, folder: Path) -> None:
     jax.config.update("jax_disable_most_optimizations", True)
+    # `runtime.distributed` does so too: cached programs of several processes wait for each other for ever.
+    jax.config.update("jax_enable_compilation_cache", False)
     jax.distributed.initialize(address, PROCESSES, int(process))
     assert (jax.device_count(), jax.local_device_count()) == (PROCESSES * DEVICES, DEVICES)
     wrong = wrong_leaves(folder / "hf", "float32", MESHES, RULES)
