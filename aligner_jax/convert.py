@@ -20,7 +20,7 @@ from typing import cast
 
 from absl import flags
 
-from aligner_jax.data.tokenizer import tokenizer_files
+from aligner_jax.data.tokenizer_files import tokenizer_files
 from aligner_jax.errors import InputError
 from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format, save_adapter
 from aligner_jax.peft.hf_peft import write_peft

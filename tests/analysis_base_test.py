@@ -11,7 +11,7 @@ from aligner_jax.analysis.hidden_states import displacement, maps
 from aligner_jax.analysis.promoted import logit_shift, moved, probability_shift, token_text
 from aligner_jax.analysis.prompts import Texts, default_examples, tokenize_prompts
 from aligner_jax.analysis.shifts import cosines, look
-from aligner_jax.data.tokenizer import load_tokenizer
+from aligner_jax.data.tokenizer_files import load_tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import layer_at, transform
 from aligner_jax.model.rope import rotation

@@ -16,7 +16,7 @@ import pytest
 from model_folders import CONFIG, draw, meta_params, meta_parts, write_hf, write_meta
 from orbax_folders import assert_equal, write
 
-from aligner_jax.data.tokenizer import load_tokenizer, tokenizer_files
+from aligner_jax.data.tokenizer_files import load_tokenizer, tokenizer_files
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.sharding import make_mesh, param_shardings
 from aligner_jax.weights import orbax

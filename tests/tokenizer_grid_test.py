@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aligner_jax.data.tokenizer import load_tokenizer
+from aligner_jax.data.tokenizer_files import load_tokenizer
 
 GOLDENS = Path(__file__).parent / "goldens" / "tokenizer_grid"
 GRID = json.loads((GOLDENS / "grid.json").read_text())

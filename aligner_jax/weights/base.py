@@ -13,7 +13,8 @@ import jax
 
 from aligner_jax.data import tokenizer_gguf
 from aligner_jax.data.gguf_metadata import read_gguf_header
-from aligner_jax.data.tokenizer import Tokenizer, load_tokenizer
+from aligner_jax.data.tokenizer import Tokenizer
+from aligner_jax.data.tokenizer_files import load_tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import exists, is_file, is_folder
 from aligner_jax.model.config import LlamaConfig, llama_config

@@ -6,7 +6,7 @@ A base is a folder:
     params/q_ldnh/0      one Orbax checkpoint of {"q_ldnh": array} for every block of every leaf of `Params`: some
                          layers of it, shaped as there, in chunks of at most a mebibyte, so that a device's part of it
                          is read without the rest. A leaf without layers is one block.
-    tokenizer/           the vocabulary's files, where the base has one; see `data.tokenizer.tokenizer_files`
+    tokenizer/           the vocabulary's files, where the base has one; see `data.tokenizer_files`
 
 A block is no larger than the model's largest matrix (or 16 MiB), because Orbax wants all of an array at once, which of
 a stacked leaf a host may not have room for. Digests are of chunks, because a chunk is the least that can be read: each

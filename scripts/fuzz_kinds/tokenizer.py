@@ -6,7 +6,7 @@ import random
 
 from sentencepiece import sentencepiece_model_pb2
 
-from aligner_jax.data.tokenizer import load_tokenizer
+from aligner_jax.data.tokenizer_files import load_tokenizer
 from aligner_jax.errors import InputError
 from fuzz_kinds import mutations
 from fuzz_kinds.kind import Files, Kind
