@@ -13,6 +13,7 @@ times its largest matrix:
 python -m aligner_jax.convert --base=PATH --out=DIR [--dtype=bfloat16]
 """
 
+import dataclasses
 import math
 import os
 from pathlib import Path
@@ -22,7 +23,7 @@ from absl import flags
 
 from aligner_jax.data.tokenizer_files import tokenizer_files
 from aligner_jax.errors import InputError
-from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format, save_adapter
+from aligner_jax.peft.artifact import read_artifact, save_adapter
 from aligner_jax.peft.hf_peft import write_peft
 from aligner_jax.runtime import command
 from aligner_jax.runtime.files import place
@@ -85,10 +86,10 @@ def _write_adapter() -> None:
     to_peft = _is_for_peft(target)
     # Fingerprints are of weights rounded to bfloat16, and of the rest only shapes are needed.
     base = load_base(BASE.value, "bfloat16") if BASE.value else None
-    adapter = load_adapter(source, base)
-    known = base or recorded_base(source)
+    artifact = read_artifact(source, base)
+    adapter, known, prompt_format = artifact.adapter, base or artifact.base, artifact.prompt_format
     if not to_peft:
-        save_adapter(adapter, target, known, prompt_format=recorded_prompt_format(source) or None)
+        save_adapter(adapter, target, known, prompt_format=prompt_format and dataclasses.asdict(prompt_format))
     elif known is None:
         raise InputError(
             f"{source} does not say what its base looks like, which PEFT's form depends on: add --base=PATH"

@@ -149,7 +149,7 @@ def tiny_subject(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Subj
     base = load_base(folder)
 
     def make(adapter: Adapter | None = None, batch_size: int = 4) -> Subject:
-        return Subject(base, adapter, "tiny", {}, batch_size)
+        return Subject(base, adapter, "tiny", None, batch_size)
 
     return make
 

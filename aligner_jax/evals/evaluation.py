@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
 from aligner_jax.evals.kept import Kept
 from aligner_jax.evals.subject import Subject
@@ -84,11 +85,12 @@ class Run:
             raise ValueError(f"the evaluation {self.config.evaluation.name!r} has no model")
         return self.subject
 
-    def say_format(self, template: str, system: str | None) -> None:
-        """Prints how prompts are made. Raises InputError as `Subject.chosen_format`."""
-        template, system = self.model.chosen_format(template, system)
-        with_system = "" if system is None else f", with the system prompt {system!r}"
-        self.console.out(f"prompts: template {template}{with_system}")
+    def prompt_format(self, template: str, system: str | None) -> PromptFormat:
+        """Returns the format of the evaluation's prompts, and prints it; see `PromptFormat.resolve`."""
+        found = self.model.prompt_format_of(template, system)
+        with_system = "" if found.system is None else f", with the system prompt {found.system!r}"
+        self.console.out(f"prompts: template {found.template}{with_system}")
+        return found
 
     def kept(self, name: str, *, without: tuple[str, ...] = ()) -> Kept:
         """What earlier runs of this evaluation finished, of the file `name`.jsonl of the folder.
