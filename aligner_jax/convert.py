@@ -28,7 +28,7 @@ from aligner_jax.peft.hf_peft import write_peft
 from aligner_jax.runtime import command
 from aligner_jax.runtime.files import place
 from aligner_jax.weights.assemble import open_parts
-from aligner_jax.weights.base import load_base, load_base_tokenizer, locate, open_base, tokenizer_path
+from aligner_jax.weights.base import form_of, load_base, locate, open_base
 from aligner_jax.weights.leaves import leaf_specs
 from aligner_jax.weights.orbax import write_orbax
 
@@ -66,7 +66,8 @@ def _write_base(target: Path) -> None:
     checkpoint = open_base(local)
     dtype = checkpoint.stored_dtype if DTYPE.value == "stored" else cast(str, DTYPE.value)
     # Loaded, so that a damaged vocabulary is told now, and not when the folder is first used.
-    vocabulary = tokenizer_path(local) if load_base_tokenizer(local) is not None else None
+    form = form_of(local)
+    vocabulary = form.vocabulary(local) if form.tokenizer(local) is not None else None
     files = {} if vocabulary is None else tokenizer_files(vocabulary)
     write_orbax(target, checkpoint.config, open_parts(checkpoint, dtype), dtype, files)
     count = sum(math.prod(spec.shape) for spec in leaf_specs(checkpoint.config).values())
