@@ -28,7 +28,7 @@ from rich.console import Console
 from tiny_llama import write_tiny_llama
 
 from aligner_jax.evals import responses
-from aligner_jax.evals.evaluation import Run, parse_evaluate_config
+from aligner_jax.evals.interface import Run, parse_evaluate_config
 from aligner_jax.evals.subject import Subject
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, is_spec, param_specs

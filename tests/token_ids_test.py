@@ -24,9 +24,9 @@ from aligner_jax.decoding.choose import Sampling
 from aligner_jax.decoding.sampler import continue_ids, sample
 from aligner_jax.errors import InputError
 from aligner_jax.evals import gsm8k, mmlu_generated, vicuna
-from aligner_jax.evals.evaluation import Run, parse_evaluate_config
 from aligner_jax.evals.generating import Prompt, generate
 from aligner_jax.evals.harness_model import harness_model
+from aligner_jax.evals.interface import Run, parse_evaluate_config
 from aligner_jax.evals.kept import Kept
 from aligner_jax.evals.scoring import Continuation, score
 from aligner_jax.evals.subject import Subject

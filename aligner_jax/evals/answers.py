@@ -9,7 +9,7 @@ from aligner_jax.data.prompt_format import TemplateName
 from aligner_jax.data.sources.values import text_field
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
-from aligner_jax.evals.evaluation import Evaluation, Outcome, Run
+from aligner_jax.evals.interface import Evaluation, Outcome, Run
 from aligner_jax.evals.response_files import records_of
 from aligner_jax.evals.responses import RESPONSES, Question, respond
 from aligner_jax.runtime.fields import number

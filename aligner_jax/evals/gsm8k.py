@@ -27,8 +27,8 @@ from aligner_jax.data.sources.records import read_records
 from aligner_jax.data.sources.values import check_text
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
-from aligner_jax.evals.evaluation import Evaluation, Outcome, Run
 from aligner_jax.evals.generating import Prompt, encoded, generate
+from aligner_jax.evals.interface import Evaluation, Outcome, Run
 from aligner_jax.evals.interval import wilson_interval
 from aligner_jax.runtime.fields import number
 

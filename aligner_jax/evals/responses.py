@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aligner_jax.decoding.choose import Sampling
-from aligner_jax.evals.evaluation import Run
 from aligner_jax.evals.generating import Prompt, encoded, generate
+from aligner_jax.evals.interface import Run
 from aligner_jax.runtime.files import write_atomically
 
 RESPONSES = "responses"

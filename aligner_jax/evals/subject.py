@@ -1,4 +1,4 @@
-"""What is evaluated: a base, perhaps with an adapter, on its devices."""
+"""Subject of an evaluation: a base, perhaps with an adapter, on its devices."""
 
 import dataclasses
 import functools
@@ -49,14 +49,14 @@ class Subject:
         return PromptFormat.resolve(template, system, recorded, option="--config.evaluation.")
 
     def made_from(self) -> dict[str, str]:
-        """What its results depend on: the base and how it is held, and the adapter, each as a digest."""
+        """Returns digests of all that results depend on: the base and how it is held, and the adapter."""
         return {"base": self.base.identity, "adapter": adapter_digest(self.adapter)}
 
 
 def load_subject(
     config: BaseConfig, adapter_path: str | None, *, mesh: Mesh, rules: sharding.Rules, batch_size: int
 ) -> Subject:
-    """The base of a config, split over the mesh, with the adapter at a path; None: the base alone.
+    """Loads the base of a config, split over the mesh, with the adapter at a path; None: the base alone.
 
     Raises:
       InputError: either cannot be read, they do not belong together, or the mesh does not divide rows or model.
@@ -81,7 +81,7 @@ def check_rows(batch_size: int, mesh: Mesh) -> None:
 
 
 def subject_name(adapter_path: str | None) -> str:
-    """Short, of an adapter's path: its run's for runs/NAME/adapter.safetensors, else the file's; "base" of None."""
+    """Returns a short name: of runs/NAME/adapter.safetensors that of the run, else of the file; of None "base"."""
     if adapter_path is None:
         return "base"
     path = Path(adapter_path).absolute()

@@ -15,7 +15,7 @@ from aligner_jax.data.sources.records import read_records
 from aligner_jax.data.sources.values import check_text, text_field
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
-from aligner_jax.evals.evaluation import Evaluation, Outcome, Run
+from aligner_jax.evals.interface import Evaluation, Outcome, Run
 from aligner_jax.evals.responses import RESPONSES, Question, respond
 from aligner_jax.runtime.fields import number
 
