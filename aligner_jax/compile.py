@@ -19,10 +19,10 @@ from absl import flags
 from rich.table import Table
 
 from aligner_jax.errors import InputError
-from aligner_jax.evals.evaluation import parse_evaluate_config
+from aligner_jax.evals.interface import parse_evaluate_config
 from aligner_jax.model.config import LlamaConfig, llama_config
-from aligner_jax.planning import evaluation_table, table
-from aligner_jax.planning.evaluation_plan import EvaluationPlan, make_evaluation_plan, planned_base
+from aligner_jax.planning import inference_table, table
+from aligner_jax.planning.inference_plan import EvaluationPlan, make_evaluation_plan, planned_base
 from aligner_jax.planning.plan import Plan, make_plan, refitted
 from aligner_jax.planning.search import search
 from aligner_jax.planning.topology import topology_devices
@@ -46,7 +46,7 @@ def main() -> None:
     of_evaluation = "evaluation" in CONFIG.value
     _check_flags(of_evaluation)
     if of_evaluation:
-        _show(_evaluation_plans(), evaluation_table.table, evaluation_table.advice)
+        _show(_evaluation_plans(), inference_table.table, inference_table.advice)
     else:
         _show(_training_plans(), table.table, table.advice)
 

@@ -30,7 +30,7 @@ from fake_pod import Pod
 from rich.console import Console
 
 from aligner_jax.evals import responses
-from aligner_jax.evals.evaluation import Run, parse_evaluate_config
+from aligner_jax.evals.interface import Run, parse_evaluate_config
 from aligner_jax.evals.subject import Subject
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, is_spec, param_specs
@@ -159,7 +159,7 @@ def tiny_subject(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Subj
     base = load_base(folder)
 
     def make(adapter: Adapter | None = None, batch_size: int = 4) -> Subject:
-        return Subject(base, adapter, "tiny", {}, batch_size)
+        return Subject(base, adapter, "tiny", None, batch_size)
 
     return make
 

@@ -25,10 +25,10 @@ from rich.table import Table
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.data.tokenizer_hf import HFBackend
 from aligner_jax.errors import InputError
-from aligner_jax.evals.evaluation import parse_evaluate_config
-from aligner_jax.evals.evaluations import evaluate
 from aligner_jax.evals.harness import DOCUMENTS
 from aligner_jax.evals.harness_tasks import write_mmlu, write_task
+from aligner_jax.evals.interface import parse_evaluate_config
+from aligner_jax.evals.run import evaluate
 from aligner_jax.runtime import platform
 from aligner_jax.studies.flag_values import MODEL
 from aligner_jax.weights.base import load_base

@@ -10,12 +10,11 @@ import pytest
 
 from aligner_jax.analysis.entries import UPDATES, compare
 from aligner_jax.analysis.gates import gates_of
-from aligner_jax.analysis.named import load_named, prompt_format, short_names
+from aligner_jax.analysis.named import load_named, short_names
 from aligner_jax.analysis.rank import entropy_rank, fresh_spectrum, participation_ratio, spectra
 from aligner_jax.analysis.write import check_folder
 from aligner_jax.errors import InputError
 from aligner_jax.peft import init_adapter
-from aligner_jax.peft.artifact import save_adapter
 
 RELEASED = places.SHARED / "data" / "official_aligners"
 needs_released = pytest.mark.skipif(not RELEASED.is_dir(), reason="the released files are not beside this checkout")
@@ -197,28 +196,6 @@ def test_a_folders_name_is_whole(tmp_path):
 def test_nothing_is_compared_with_itself():
     with pytest.raises(InputError, match=r"x/\.\./a\.pth is given twice"):
         short_names([Path("x/../a.pth"), Path("a.pth")])
-
-
-def test_prompts_are_as_in_training_unless_that_differs(tmp_path, aligner):
-    paths = []
-    for name, recorded in (
-        ("chat", {"template": "chat", "system": "Be brief."}),
-        ("none", None),
-        ("alpaca", {"template": "alpaca", "system": None}),
-    ):
-        paths.append(str(tmp_path / f"{name}.safetensors"))
-        save_adapter(aligner(np.ones((1, 16))), paths[-1], prompt_format=recorded)
-    named = load_named(paths)
-    assert prompt_format(named[:2], "auto", None) == ("chat", "Be brief.")
-    assert prompt_format(named[:2], "auto", "Be kind.") == ("chat", "Be kind.")
-    with pytest.raises(InputError, match=r"does not record how .*: --template=alpaca \(as the paper's were\) or chat$"):
-        prompt_format(named[1:2], "auto", None)
-    assert prompt_format(named, "alpaca", None) == ("alpaca", None)
-    assert prompt_format(named, "chat", None) == ("chat", "Be brief.")
-    with pytest.raises(
-        InputError, match=r"chat\.safetensors was trained .*'Be brief\.' and .*alpaca\.safetensors .*--template"
-    ):
-        prompt_format(named, "auto", None)
 
 
 @pytest.mark.parametrize("path", ["x" * 5000, "a\0b"])

@@ -11,7 +11,8 @@ from aligner_jax.analysis.hidden_states import displacement, maps
 from aligner_jax.analysis.promoted import logit_shift, moved, probability_shift, token_text
 from aligner_jax.analysis.prompts import Texts, default_examples, tokenize_prompts
 from aligner_jax.analysis.shifts import cosines, look
-from aligner_jax.data.tokenizer import load_tokenizer
+from aligner_jax.data.prompt_format import PromptFormat
+from aligner_jax.data.tokenizer_files import load_tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import layer_at, transform
 from aligner_jax.model.rope import rotation
@@ -183,7 +184,7 @@ def test_tokens_can_be_read(tiny_model):
 
 def test_prompts_are_wrapped_and_cut_at_their_beginning(tiny_model):
     tokenizer = load_tokenizer(tiny_model)
-    texts = tokenize_prompts(default_examples()[:3], tokenizer, "chat", system=None, longest=10)
+    texts = tokenize_prompts(default_examples()[:3], tokenizer, PromptFormat("chat"), longest=10)
     whole = tokenizer.encode("<|im_start|>user\n" + texts.questions[0] + "<|im_end|>\n<|im_start|>assistant\n")
     assert texts.tokens_bt.shape[1] % 32 == 0
     assert texts.tokens_bt[0, : texts.lengths_b[0]].tolist() == whole[-10:]
@@ -191,7 +192,7 @@ def test_prompts_are_wrapped_and_cut_at_their_beginning(tiny_model):
     assert whole[0] == tokenizer.bos_id
     for add_bos in (False, True):
         asking = dataclasses.replace(tokenizer, add_bos=add_bos)
-        uncut = tokenize_prompts(default_examples()[:1], asking, "chat", system=None, longest=1000)
+        uncut = tokenize_prompts(default_examples()[:1], asking, PromptFormat("chat"), longest=1000)
         assert uncut.tokens_bt[0, : uncut.lengths_b[0]].tolist() == whole
 
 

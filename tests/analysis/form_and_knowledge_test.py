@@ -7,7 +7,7 @@ import pytest
 from aligner_jax.analysis.form_and_knowledge import KINDS, Targets, by_place, changes, classify, target_losses
 from aligner_jax.data.documents import Document, tokenize_examples
 from aligner_jax.data.sources import Conversation, Example, Instruction
-from aligner_jax.data.tokenizer import load_tokenizer
+from aligner_jax.data.tokenizer_files import load_tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.peft import apply, init_adapter
 from aligner_jax.weights.base import load_base

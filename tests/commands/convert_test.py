@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from places import GOLDENS, ROOT
 
+from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft import Adapter, init_adapter
-from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format, save_adapter
+from aligner_jax.peft.artifact import load_adapter, read_artifact, save_adapter
 from aligner_jax.peft.hf_peft import load_peft
 from aligner_jax.weights.base import load_base
 from aligner_jax.weights.hf_config import hf_config
@@ -88,14 +89,14 @@ def test_a_released_file_becomes_ours(convert, tmp_path: Path):
     )
     assert convert(f"--adapter={GOLDENS / 'released.pth'}", f"--to={target}") == (0, line)
     _assert_same(load_adapter(target), load_adapter(GOLDENS / "released.pth"))
-    assert recorded_base(target) is None
+    assert read_artifact(target).base is None
 
 
 def test_with_a_base_its_fingerprint_is_recorded(convert, tmp_path: Path):
     target, base = tmp_path / "lit.safetensors", load_base(MODEL)
     status, line = convert(f"--adapter={GOLDENS / 'lit_llama.pth'}", f"--to={target}", f"--base={MODEL}")
     assert (status, line.split(":")[0]) == (0, "llama_adapter(gates=head, num_tokens=4, start_layer=1, tanh=False)")
-    assert recorded_base(target) == (base.config, base.fingerprint, None)
+    assert read_artifact(target).base == (base.config, base.fingerprint, None)
     _assert_same(load_adapter(target, base), load_adapter(GOLDENS / "lit_llama.pth"))
 
 
@@ -113,7 +114,7 @@ def test_to_peft_and_back(convert, lora: Adapter, tmp_path: Path):
     copy = tmp_path / "copy.safetensors"
     assert convert(f"--adapter={ours}", f"--to={copy}")[0] == 0
     assert copy.read_bytes() == ours.read_bytes()
-    assert recorded_prompt_format(copy) == {"template": "alpaca", "system": None}
+    assert read_artifact(copy).prompt_format == PromptFormat("alpaca", None)
 
     assert convert(f"--adapter={again}", f"--to={tmp_path / 'named'}", f"--base={MODEL}", "--format=peft")[0] == 0
     assert json.loads((tmp_path / "named" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(MODEL)

@@ -11,9 +11,10 @@ from command_runs import run_command
 from rich.console import Console
 from whole_runs import config_file, run
 
+from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
 from aligner_jax.evals import before_after
-from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format
+from aligner_jax.peft.artifact import load_adapter, read_artifact
 from aligner_jax.runtime import roofline
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.runtime.files import place
@@ -66,7 +67,7 @@ def test_workdir_holds_what_the_design_promises(settings: dict, tmp_path: Path):
     base = load_base(model)
     loaded = load_adapter(workdir / "adapter.safetensors", base)
     assert loaded.num_params == adapter.num_params == 2 * 32 + 3 * 4
-    assert recorded_prompt_format(workdir / "adapter.safetensors") == {"template": "chat", "system": None}
+    assert read_artifact(workdir / "adapter.safetensors").prompt_format == PromptFormat("chat", None)
     assert float(np.abs(np.asarray(loaded.trainable["gates_ln"])).max()) > 0
 
     result = json.loads((workdir / "report.json").read_text())
@@ -90,7 +91,7 @@ def test_an_adapter_is_trained_over_a_quantized_base(settings: dict, tmp_path: P
     assert f"{count:,} parameters in float32, projections in {held}, frozen" in text
     # The adapter is one of the base, however that was held.
     assert load_adapter(path, base).num_params == adapter.num_params
-    recorded = recorded_base(path)
+    recorded = read_artifact(path).base
     assert recorded is not None
     assert recorded == (base.config, base.fingerprint, held)
     result = json.loads((tmp_path / "run" / "report.json").read_text())

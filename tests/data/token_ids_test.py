@@ -16,6 +16,7 @@ from aligner_jax.analysis.about_base import Looking
 from aligner_jax.analysis.named import Named
 from aligner_jax.data.documents import tokenize_examples
 from aligner_jax.data.pairs import tokenize_pairs
+from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.data.sources.example import Example, Instruction, Preference
 from aligner_jax.data.token_ids import check_ids
 from aligner_jax.data.tokenizer import Tokenizer
@@ -23,9 +24,9 @@ from aligner_jax.decoding.choose import Sampling
 from aligner_jax.decoding.sampler import continue_ids, sample
 from aligner_jax.errors import InputError
 from aligner_jax.evals import gsm8k, mmlu_generated, vicuna
-from aligner_jax.evals.evaluation import Run, parse_evaluate_config
 from aligner_jax.evals.generating import Prompt, generate
 from aligner_jax.evals.harness_model import harness_model
+from aligner_jax.evals.interface import Run, parse_evaluate_config
 from aligner_jax.evals.kept import Kept
 from aligner_jax.evals.scoring import Continuation, score
 from aligner_jax.evals.subject import Subject
@@ -93,6 +94,7 @@ def preference() -> Example:
     return Example(Preference(({"role": "user", "content": "Why?"},), "So.", "No."), "data.json:1")
 
 
+LOOKING = Looking(PromptFormat("chat"))
 INSTRUCTION = Example(Instruction("Why?", "", "So."), "data.json:1")
 QUESTION = f"Why {MARK}?"
 WAYS = {
@@ -101,8 +103,8 @@ WAYS = {
     "pairs": lambda s, _: tokenize_pairs(
         [preference()], tokenizer_of(s), "chat", sequence_length=64, packing=False, overlong="error"
     ),
-    "analysis of default prompts": lambda s, _: about_base.sections(s.base, [], None, Looking("chat")),
-    "analysis of answers": lambda s, _: about_base.sections(s.base, [], [INSTRUCTION] * 4, Looking("chat")),
+    "analysis of default prompts": lambda s, _: about_base.sections(s.base, [], None, LOOKING),
+    "analysis of answers": lambda s, _: about_base.sections(s.base, [], [INSTRUCTION] * 4, LOOKING),
     "log-likelihood": harness(lambda model: model.loglikelihood(requests(QUESTION, " So"))),
     "log-likelihood of it": harness(lambda model: model.loglikelihood(requests("Why", QUESTION))),
     "rolling": harness(lambda model: model.loglikelihood_rolling(requests(QUESTION))),
@@ -166,4 +168,4 @@ def test_numbers_that_overflow_are_refused_before_they_are_drawn(tiny_subject):
     with pytest.raises(
         InputError, match=r"^huge: hidden states that are not finite; numbers of the adapter are too large"
     ):
-        about_base.sections(base, [Named("huge", Path("a.safetensors"), huge)], None, Looking("chat"))
+        about_base.sections(base, [Named("huge", Path("a.safetensors"), huge)], None, LOOKING)

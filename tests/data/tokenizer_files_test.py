@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 from small_tokenizers import CORPUS, train_byte_level, train_sentencepiece, write_bpe_gguf, write_gguf
 
-from aligner_jax.data.tokenizer import load_tokenizer
+from aligner_jax.data.tokenizer_files import load_tokenizer
 from aligner_jax.data.tokenizer_sentencepiece import new_model
 from aligner_jax.errors import InputError
 

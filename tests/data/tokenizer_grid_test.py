@@ -7,7 +7,7 @@ from pathlib import Path
 import places
 import pytest
 
-from aligner_jax.data.tokenizer import load_tokenizer
+from aligner_jax.data.tokenizer_files import load_tokenizer
 
 GOLDENS = places.GOLDENS / "tokenizer_grid"
 GRID = json.loads((GOLDENS / "grid.json").read_text())

@@ -9,7 +9,7 @@ from small_tokenizers import train_byte_level, train_sentencepiece, write_bpe_gg
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from aligner_jax.data.gguf_metadata import read_gguf_header
-from aligner_jax.data.tokenizer import load_tokenizer
+from aligner_jax.data.tokenizer_files import load_tokenizer
 from aligner_jax.data.tokenizer_sentencepiece import new_model
 from aligner_jax.errors import InputError
 

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from aligner_jax.errors import InputError
 from aligner_jax.evals import generating
-from aligner_jax.evals.evaluation import parse_evaluate_config, parse_options
-from aligner_jax.evals.evaluations import evaluate, find_evaluation
+from aligner_jax.evals.interface import parse_evaluate_config, parse_options
+from aligner_jax.evals.run import evaluate, find_evaluation
 from aligner_jax.evals.subject import subject_name
 from aligner_jax.peft import init_adapter
 from aligner_jax.peft.artifact import load_adapter, save_adapter

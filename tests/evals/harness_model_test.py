@@ -34,7 +34,7 @@ HF = json.loads((GOLDENS / "hf.json").read_text(encoding="utf-8"))
 def load(folder: Path, name: str, template: str = "chatml", console: Console | None = None):
     base = load_base(write_folder(folder / f"{name}_{template}", name, template))
     # Several rows at once, where hf had one: no row depends on another.
-    return harness_model(Subject(base, None, name, {}, 4), Kept(folder / "kept", {}), console or Console(quiet=True))
+    return harness_model(Subject(base, None, name, None, 4), Kept(folder / "kept", {}), console or Console(quiet=True))
 
 
 def requests(*arguments):

@@ -19,10 +19,10 @@ from rich.console import Console
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
 from aligner_jax.evals import generating, harness, scoring
-from aligner_jax.evals.evaluation import Run, parse_evaluate_config
 from aligner_jax.evals.harness import HarnessOptions, evaluate, load_tasks
 from aligner_jax.evals.harness_model import harness_model
 from aligner_jax.evals.harness_tasks import write_gsm8k, write_mmlu
+from aligner_jax.evals.interface import Run, parse_evaluate_config
 from aligner_jax.evals.kept import Kept
 from aligner_jax.evals.subject import Subject
 from aligner_jax.evals.task_files import damaged_files

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from aligner_jax.errors import InputError
-from aligner_jax.evals.judge_cache import Answer, JudgeCache
+from aligner_jax.evals.judge_client import Answer
+from aligner_jax.evals.judge_endpoint import JudgeCache
 
 
 def test_an_answer_is_kept_under_all_of_its_request(tmp_path: Path):

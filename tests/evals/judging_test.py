@@ -11,8 +11,8 @@ from rich.console import Console
 
 from aligner_jax.errors import InputError
 from aligner_jax.evals.answers import AnswersOptions, read_questions
-from aligner_jax.evals.evaluation import parse_evaluate_config, parse_options
-from aligner_jax.evals.evaluations import evaluate, find_evaluation
+from aligner_jax.evals.interface import parse_evaluate_config, parse_options
+from aligner_jax.evals.run import evaluate, find_evaluation
 from aligner_jax.evals.win_rate import of_counts
 from aligner_jax.runtime.command import load_config
 

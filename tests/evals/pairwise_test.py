@@ -11,10 +11,9 @@ from rich.console import Console
 
 from aligner_jax.errors import InputError
 from aligner_jax.evals import safety
-from aligner_jax.evals.evaluation import Run, parse_evaluate_config
+from aligner_jax.evals.interface import Run, parse_evaluate_config
 from aligner_jax.evals.judge_endpoint import EndpointConfig
-from aligner_jax.evals.judge_scores import ScoresConfig
-from aligner_jax.evals.pairwise import PairwiseOptions, evaluate, pairwise, table_of
+from aligner_jax.evals.pairwise import PairwiseOptions, ScoresConfig, evaluate, pairwise, table_of
 from aligner_jax.evals.response_files import ResponsesConfig
 from aligner_jax.evals.win_rate import of_counts, win_rate
 from aligner_jax.runtime.fields import parse_section

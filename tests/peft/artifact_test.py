@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from places import GOLDENS, ROOT
 
+from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
 from aligner_jax.files.fields import Fields
 from aligner_jax.model.config import LlamaConfig, llama_config
 from aligner_jax.model.params import Params
 from aligner_jax.peft import Options, init_adapter
-from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format, save_adapter
+from aligner_jax.peft.artifact import load_adapter, read_artifact, save_adapter
 from aligner_jax.weights.base import Base
 
 
@@ -112,8 +113,8 @@ def test_5056_numbers_are_20_kb_and_little_more(tmp_path: Path):
 def test_the_prompt_format_comes_back(tmp_path: Path, trained_adapter, saved: Path):
     path = tmp_path / "chat.safetensors"
     save_adapter(trained_adapter(1), path, prompt_format={"template": "chat", "system": None})
-    assert recorded_prompt_format(path) == {"template": "chat", "system": None}
-    assert recorded_prompt_format(saved) == {}
+    assert read_artifact(path).prompt_format == PromptFormat("chat", None)
+    assert read_artifact(saved).prompt_format is None
 
 
 def test_a_base_of_another_shape_is_refused(saved: Path, base: NamedBase):
@@ -302,7 +303,7 @@ def test_damage_is_called_so(saved: Path, base: NamedBase):
         if changed == body:
             header["__metadata__"]["options"] = header["__metadata__"]["options"].replace("head", "layer")
         _write(saved, header, changed, keep_digest=True)
-        for read in (lambda: load_adapter(saved, base), lambda: recorded_base(saved)):
+        for read in (lambda: load_adapter(saved, base), lambda: read_artifact(saved)):
             with pytest.raises(
                 InputError, match=r"adapter\.safetensors is damaged: its content is not what its digest"
             ):
@@ -319,8 +320,9 @@ def test_files_of_before_there_were_digests_load():
     np.testing.assert_array_equal(
         adapter.trainable["tokens_pd"], init_adapter("aligner", config).trainable["tokens_pd"]
     )
-    assert recorded_prompt_format(old) == {"template": "chat", "system": None}
-    assert recorded_base(old) == (config, base.fingerprint, None)
+    artifact = read_artifact(old)
+    assert artifact.prompt_format == PromptFormat("chat", None)
+    assert artifact.base == (config, base.fingerprint, None)
 
 
 @pytest.mark.parametrize(

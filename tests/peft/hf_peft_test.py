@@ -17,7 +17,7 @@ from torch_files import write_torch_file
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft import apply, init_adapter
-from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format, save_adapter
+from aligner_jax.peft.artifact import load_adapter, read_artifact, save_adapter
 from aligner_jax.peft.hf_peft import load_peft, write_peft
 
 OPTIONS = {
@@ -184,12 +184,13 @@ def test_without_a_base_it_is_read_as_far_as_that_goes(peft_folder):
 
 
 def test_it_names_no_base_and_no_prompt_format(tmp_path: Path):
-    assert recorded_prompt_format(GOLDENS / "peft" / "lora") == {}
-    assert recorded_base(GOLDENS / "peft" / "lora") is None
     config = model("llama3")[0]
+    artifact = read_artifact(GOLDENS / "peft" / "rslora", ShapedBase(config))
+    assert artifact.prompt_format is None
+    assert artifact.base is None
     adapter = load_peft(GOLDENS / "peft" / "rslora", config)
     save_adapter(adapter, tmp_path / "a.safetensors", ShapedBase(config))
-    assert recorded_base(tmp_path / "a.safetensors") == (*ShapedBase(config), None)
+    assert read_artifact(tmp_path / "a.safetensors").base == (*ShapedBase(config), None)
     assert_same(load_adapter(tmp_path / "a.safetensors", ShapedBase(config)), adapter)
 
 

@@ -9,10 +9,10 @@ from command_runs import Ended, run_command
 from places import ROOT
 
 from aligner_jax.errors import InputError
-from aligner_jax.evals.evaluation import parse_evaluate_config
+from aligner_jax.evals.interface import parse_evaluate_config
 from aligner_jax.model.config import llama_config
-from aligner_jax.planning import evaluation_table
-from aligner_jax.planning.evaluation_plan import EvaluationPlan, ProgramPlan, make_evaluation_plan
+from aligner_jax.planning import inference_table
+from aligner_jax.planning.inference_plan import EvaluationPlan, ProgramPlan, make_evaluation_plan
 from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime import roofline
 
@@ -69,7 +69,7 @@ def test_on_one_device_nothing_is_sent_and_memory_bounds_a_token():
     assert plan.bound == "memory"
     chip, cost = roofline.CHIPS["TPU v5 lite"], roofline.decode_step(MODEL, batch_size=4, length=192)
     assert plan.roofline_seconds == pytest.approx(cost.hbm_bytes / chip.hbm_bytes_per_second)
-    assert evaluation_table.advice(plan) is None
+    assert inference_table.advice(plan) is None
 
 
 def test_7b_answers_on_one_chip_since_neither_cache_nor_weights_are_copied():
@@ -119,7 +119,7 @@ def test_flags_and_configs_of_another_kind_are_refused(arguments: tuple[str, ...
 
 def test_the_table_has_every_program_and_a_plan_that_stops_early_has_blanks():
     short = dataclasses.replace(PLAN, programs=PLAN.programs[:1], cache_bytes=None, roofline_seconds=None, bound=None)
-    shown = evaluation_table.table([PLAN, short])
+    shown = inference_table.table([PLAN, short])
     cells = [[str(cell) for cell in column.cells] for column in shown.columns]
     rows = {name: (first, second) for name, first, second in zip(*cells, strict=True)}
     assert rows["mesh"] == ("fsdp 4 × tensor 2",) * 2
@@ -129,15 +129,15 @@ def test_the_table_has_every_program_and_a_plan_that_stops_early_has_blanks():
 
 
 def test_what_would_help_is_said():
-    text = evaluation_table.advice(PLAN)
+    text = inference_table.advice(PLAN)
     assert text is not None
     assert "--config.mesh.tensor=8 --config.mesh.fsdp=1" in text
-    assert evaluation_table.advice(dataclasses.replace(PLAN, bound="memory")) is None
+    assert inference_table.advice(dataclasses.replace(PLAN, bound="memory")) is None
     large = dataclasses.replace(
         PLAN, weights_bytes=13 << 30, programs=(dataclasses.replace(NEW, fits=False, peak_bytes=20 << 30),)
     )
-    text = evaluation_table.advice(large)
+    text = inference_table.advice(large)
     assert text is not None
     for part in ("the program of new tokens needs 20.00 GiB", "config.batch_size", "int8", "more devices"):
         assert part in text
-    assert "int8" not in str(evaluation_table.advice(dataclasses.replace(large, weights_bytes=2 << 30)))
+    assert "int8" not in str(inference_table.advice(dataclasses.replace(large, weights_bytes=2 << 30)))

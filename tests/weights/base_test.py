@@ -8,9 +8,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import places
 import pytest
 import tokenizers
+from gguf_files import converted, write_gguf
+from model_folders import CONFIG, draw, meta_params, meta_parts, write_hf, write_meta
 
 from aligner_jax.data.tokenizer import make_tokenizer
 from aligner_jax.data.tokenizer_hf import HFBackend
@@ -18,7 +21,13 @@ from aligner_jax.errors import InputError
 from aligner_jax.model.config import llama_config
 from aligner_jax.peft import apply
 from aligner_jax.runtime.config import BaseConfig
-from aligner_jax.weights.base import Base, base_config, check_model, load_base
+from aligner_jax.weights import base as base_module
+from aligner_jax.weights.base import FORMS, Base, base_config, check_model, form_of, load_base
+from aligner_jax.weights.form import Form
+from aligner_jax.weights.gguf import GGUF
+from aligner_jax.weights.hf import HF
+from aligner_jax.weights.meta import META
+from aligner_jax.weights.orbax import ORBAX
 from scripts.lib.tiny_llama import write_tiny_llama
 
 MODELS = places.GOLDENS / "models"
@@ -193,3 +202,46 @@ def test_a_base_of_another_architecture_than_named_is_refused():
     check_model(config, llama_config("stories_260k"))
     with pytest.raises(InputError, match=r"config.base.model is 'stories_260k', whose vocab_size is 512, but the base"):
         check_model(config, llama_config("smollm2_135m"))
+
+
+@pytest.fixture(scope="module")
+def of_each_form(hf_base: Path, orbax_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One model in every form, by the form's description."""
+    folder, tensors = tmp_path_factory.mktemp("forms"), draw()
+    one = write_hf(folder / "one", CONFIG, tensors)
+    found = {
+        HF: hf_base,
+        GGUF: write_gguf(folder / "model.gguf", *converted(one)),
+        META: write_meta(folder / "meta", meta_params(CONFIG), meta_parts(CONFIG, tensors)),
+        ORBAX: orbax_base,
+    }
+    return {form.description: path for form, path in found.items()}
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.description)
+def test_a_form_is_told_from_the_others_and_says_the_same_model(form: Form, of_each_form: dict[str, Path]):
+    assert [name for name, path in of_each_form.items() if form.detect(path)] == [form.description]
+    path = of_each_form[form.description]
+    assert form_of(path) is form
+    config, params = form.load(path)
+    assert config == form.config(path) == base_config(path)
+    assert form.open is None or form.open(path).config == config
+    np.testing.assert_array_equal(params.embed_vd, HF.load(of_each_form[HF.description])[1].embed_vd)
+    assert load_base(path).tokenizer is form.tokenizer(path) is None
+
+
+def test_another_form_is_a_line_of_the_table(tmp_path: Path, of_each_form: dict[str, Path], monkeypatch):
+    (tmp_path / "weights.toy").write_text(str(of_each_form[HF.description]))
+
+    def load(path: Path, dtype: str = "float32", **options):
+        return HF.load(Path(path.read_text()), dtype, **options)
+
+    toy = Form(
+        description="a .toy file", detect=lambda path: path.suffix == ".toy",
+        config=lambda path: HF.config(Path(path.read_text())), load=load, open=None, vocabulary=lambda _: None,
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"weights\.toy is not a \.gguf file; give "):
+        load_base(tmp_path / "weights.toy")
+    monkeypatch.setattr(base_module, "FORMS", (*FORMS, toy))
+    assert load_base(tmp_path / "weights.toy", "bfloat16").params.embed_vd.dtype == jnp.bfloat16
+    assert base_config(tmp_path / "weights.toy").num_layers == CONFIG.num_layers

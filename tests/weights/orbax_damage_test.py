@@ -12,7 +12,7 @@ import pytest
 import tensorstore
 from orbax_folders import assert_equal, write
 
-from aligner_jax.data.tokenizer import tokenizer_files
+from aligner_jax.data.tokenizer_files import tokenizer_files
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.sharding import make_mesh, param_shardings
 from aligner_jax.weights import orbax, orbax_index

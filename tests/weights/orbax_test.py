@@ -17,7 +17,7 @@ from model_folders import CONFIG, draw, meta_params, meta_parts, write_hf, write
 from orbax_folders import assert_equal, write
 from places import ROOT
 
-from aligner_jax.data.tokenizer import load_tokenizer, tokenizer_files
+from aligner_jax.data.tokenizer_files import load_tokenizer, tokenizer_files
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.sharding import make_mesh, param_shardings
 from aligner_jax.weights import orbax

@@ -11,7 +11,7 @@ import numpy as np
 
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft import METHODS, Adapter, Options
-from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format, save_adapter
+from aligner_jax.peft.artifact import read_artifact, save_adapter
 from scripts.damage.kinds import _safetensors, mutations
 from scripts.damage.kinds.kind import Files, Kind, digest
 
@@ -73,14 +73,15 @@ def _mutate(rng: random.Random, files: Files) -> Files:
 def _read(folder: Path) -> str:
 
     path, base = folder / _NAME, _Base()
-    adapter = load_adapter(path, base if (folder / _BESIDE).exists() else None)
+    artifact = read_artifact(path, base if (folder / _BESIDE).exists() else None)
+    adapter = artifact.adapter
     arrays = {name: np.asarray(x) for name, x in adapter.trainable.items()}
     assert all(np.isfinite(x.astype(np.float32)).all() and x.dtype.kind in "fV" for x in arrays.values())
     options = adapter.options.as_dict()
     assert all(math.isfinite(x) for x in options.values() if isinstance(x, int | float))
     arranged = [(name, str(arrays[name].dtype), arrays[name].shape, arrays[name]) for name in sorted(arrays)]
     return digest(
-        adapter.method, adapter.options, recorded_base(path), recorded_prompt_format(path),
+        adapter.method, adapter.options, artifact.base, artifact.prompt_format,
         *(part for one in arranged for part in one),
     )  # fmt: skip
 

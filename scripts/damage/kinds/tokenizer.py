@@ -7,7 +7,7 @@ from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
-from aligner_jax.data.tokenizer import load_tokenizer
+from aligner_jax.data.tokenizer_files import load_tokenizer
 from aligner_jax.errors import InputError
 from scripts.damage.kinds import mutations
 from scripts.damage.kinds.kind import Files, Kind

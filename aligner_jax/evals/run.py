@@ -1,4 +1,4 @@
-"""Every evaluation by the name that a config gives it, and how one is run."""
+"""Runs evaluations; `EVALUATIONS` has each by the name that a config gives it."""
 
 import dataclasses
 import json
@@ -10,9 +10,9 @@ from rich.console import Console
 
 from aligner_jax.errors import InputError
 from aligner_jax.evals.answers import ANSWERS
-from aligner_jax.evals.evaluation import EvaluateConfig, Evaluation, Outcome, Run, parse_options
 from aligner_jax.evals.gsm8k import GSM8K
 from aligner_jax.evals.harness import HARNESS
+from aligner_jax.evals.interface import EvaluateConfig, Evaluation, Outcome, Run, parse_options
 from aligner_jax.evals.mmlu_generated import MMLU_GENERATED
 from aligner_jax.evals.pairwise import PAIRWISE
 from aligner_jax.evals.safety import SAFETY
@@ -41,7 +41,7 @@ EVALUATIONS: dict[str, Evaluation] = {
 
 
 def find_evaluation(name: str) -> Evaluation:
-    """The evaluation of that name. Raises InputError where there is none."""
+    """Returns the evaluation of that name. Raises InputError where there is none."""
     if name not in EVALUATIONS:
         raise InputError(
             f"config.evaluation.name is {name!r}, which is no evaluation; {did_you_mean(name, EVALUATIONS)}"
@@ -50,7 +50,7 @@ def find_evaluation(name: str) -> Evaluation:
 
 
 def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, console: Console) -> Outcome:
-    """The whole evaluation: writes results.json into the folder, and prints its table.
+    """Runs an evaluation, writes results.json into the folder, and prints its table.
 
     Raises:
       InputError: the config, the base, the adapter, the data or the folder cannot be used; or the folder has the

@@ -1,6 +1,6 @@
-"""What an evaluation is configured by, what it is given and what it gives back: the same for every one.
+"""Evaluation: the record of one, with the configuration, the `Run` and the `Outcome` that all have in common.
 
-Another one is a file here with a dataclass of its options and a function, and a line in `evaluations.EVALUATIONS`.
+Another evaluation is a file here with a dataclass of its options and a function, and a line in `run.EVALUATIONS`.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
 from aligner_jax.evals.kept import Kept
 from aligner_jax.evals.subject import Subject
@@ -21,14 +22,14 @@ from aligner_jax.runtime.fields import number, parse_section
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Which evaluation, and its options as they stand in the config: every other key. The evaluation checks them."""
+    """The name of an evaluation, and all other keys of its config section as its options, which it checks itself."""
 
     name: str
     options: dict[str, object] = dataclasses.field(default_factory=dict, hash=False)
 
     @staticmethod
     def arrange(values: dict[str, object]) -> dict[str, object]:
-        """What is not of all evaluations is an option of this one."""
+        """Moves every key but the name into the options."""
         named = {"name": values.pop("name")} if "name" in values else {}
         return {"options": values, **named}
 
@@ -53,7 +54,7 @@ class EvaluateConfig:
 
 
 def parse_evaluate_config(config: ConfigDict | Mapping[str, Any]) -> EvaluateConfig:
-    """An `EvaluateConfig` from a ConfigDict or dict; fields that are left out take their defaults.
+    """Returns the `EvaluateConfig` of a ConfigDict or dict; fields that are left out take their defaults.
 
     Raises:
       InputError: an unknown or missing field, or a value of the wrong type or out of range; names the field in full.
@@ -63,7 +64,7 @@ def parse_evaluate_config(config: ConfigDict | Mapping[str, Any]) -> EvaluateCon
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What an evaluation works with.
+    """Everything that an evaluation works with.
 
     Attributes:
       subject: the model that is evaluated; None where the evaluation needs none.
@@ -84,14 +85,15 @@ class Run:
             raise ValueError(f"the evaluation {self.config.evaluation.name!r} has no model")
         return self.subject
 
-    def say_format(self, template: str, system: str | None) -> None:
-        """Prints how prompts are made. Raises InputError as `Subject.chosen_format`."""
-        template, system = self.model.chosen_format(template, system)
-        with_system = "" if system is None else f", with the system prompt {system!r}"
-        self.console.out(f"prompts: template {template}{with_system}")
+    def prompt_format(self, template: str, system: str | None) -> PromptFormat:
+        """Returns the format of the evaluation's prompts, and prints it; see `PromptFormat.resolve`."""
+        found = self.model.prompt_format_of(template, system)
+        with_system = "" if found.system is None else f", with the system prompt {found.system!r}"
+        self.console.out(f"prompts: template {found.template}{with_system}")
+        return found
 
     def kept(self, name: str, *, without: tuple[str, ...] = ()) -> Kept:
-        """What earlier runs of this evaluation finished, of the file `name`.jsonl of the folder.
+        """Returns what earlier runs of this evaluation finished, from `name`.jsonl in the folder.
 
         Args:
           without: options that decide how what is kept is read, and not what it is.
@@ -106,7 +108,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What an evaluation found: values for JSON, and the table that is shown."""
+    """Results of an evaluation: values for JSON, and the table that is shown."""
 
     scores: dict[str, Any]
     table: Table
@@ -118,7 +120,7 @@ class Evaluation(NamedTuple):
     Attributes:
       options: a dataclass of what its config may hold besides the name.
       run: from a `Run` and an instance of the options to an `Outcome`.
-      has_model: whether a base, perhaps with an adapter, is run.
+      has_model: True if a base, perhaps with an adapter, is run.
     """
 
     options: type
@@ -127,7 +129,7 @@ class Evaluation(NamedTuple):
 
 
 def parse_options(evaluation: Evaluation, config: EvaluateConfig) -> Any:
-    """The evaluation's options.
+    """Returns the evaluation's options.
 
     Raises:
       InputError: an unknown or missing option, or a value of the wrong type or out of range; or there is no base.

@@ -13,7 +13,7 @@ from aligner_jax.decoding import sampler
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
 from aligner_jax.evals import scoring
-from aligner_jax.evals.evaluation import EvaluateConfig
+from aligner_jax.evals.interface import EvaluateConfig
 from aligner_jax.evals.subject import check_rows
 from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
 from aligner_jax.peft import Adapter, init_adapter

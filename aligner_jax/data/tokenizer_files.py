@@ -1,21 +1,68 @@
-"""Tokenizers of Hugging Face folders, and single tokenizer files."""
+"""Loads a tokenizer from the files of a checkpoint, whatever kind they are of."""
 
 from pathlib import Path
 
+from aligner_jax.data import tokenizer_gguf
+from aligner_jax.data.gguf_metadata import read_gguf_header
 from aligner_jax.data.tokenizer import Tokenizer, make_tokenizer
-from aligner_jax.data.tokenizer_hf import HFBackend, read_tokenizer_json
+from aligner_jax.data.tokenizer_hf import MOST_BYTES, HFBackend, read_tokenizer_json
 from aligner_jax.data.tokenizer_sentencepiece import SentencePieceBackend, read_model
 from aligner_jax.data.tokenizer_settings import Settings, read_settings
 from aligner_jax.errors import InputError
-from aligner_jax.files.content import is_file, read_text
+from aligner_jax.files.content import exists, is_file, is_folder, open_file, read_bytes, read_text
 from aligner_jax.files.fields import Fields, read_fields
 
 _SETTINGS = ("tokenizer_config", "special_tokens_map", "added_tokens", "generation_config", "config")
 _TEMPLATE = "chat_template.jinja"
+_GGUF = "tokenizer.gguf"
 
 
-def load(folder: Path) -> Tokenizer | None:
-    """Returns the tokenizer of a folder, None if it holds none; see `tokenizer.load_tokenizer`."""
+def load_tokenizer(path: Path | str) -> Tokenizer | None:
+    """Loads the tokenizer of a checkpoint.
+
+    A folder's tokenizer.json is preferred to its tokenizer.model; tokenizer_config.json, special_tokens_map.json,
+    generation_config.json, config.json and chat_template.jinja are consulted where present. A folder may hold a
+    tokenizer.gguf instead, as `tokenizer_files` makes it.
+
+    Args:
+      path: a Hugging Face folder, a SentencePiece .model, a tokenizer.json, or a GGUF file.
+
+    Returns:
+      The tokenizer; None if the folder or GGUF file holds no vocabulary.
+
+    Raises:
+      InputError: the path does not exist, or a file is damaged or of a kind that is not known.
+    """
+    path = Path(path)
+    if not exists(path):
+        raise InputError(f"{path} does not exist")
+    if is_folder(path):
+        vocabulary = path / _GGUF
+        return tokenizer_gguf.load(vocabulary) if is_file(vocabulary) else _load_folder(path)
+    if path.suffix == ".gguf":
+        return tokenizer_gguf.load(path)
+    return _load_file(path)
+
+
+def tokenizer_files(path: Path | str) -> dict[str, bytes]:
+    """Returns the files, by name, of a folder from which `load_tokenizer` loads the tokenizer of `path`.
+
+    A GGUF file is cut after its metadata, which hold the vocabulary.
+
+    Raises:
+      InputError: a file cannot be read.
+    """
+    path = Path(path)
+    if is_folder(path):
+        return {file.name: read_bytes(file, most=MOST_BYTES) for file in _folder_files(path)}
+    if path.suffix != ".gguf":
+        return {path.name: read_bytes(path, most=MOST_BYTES)}
+    size = read_gguf_header(path).data_offset
+    with open_file(path) as file:
+        return {_GGUF: file.read(size)}
+
+
+def _load_folder(folder: Path) -> Tokenizer | None:
     fields = {name: _read(folder / f"{name}.json") for name in _SETTINGS}
     settings = read_settings(
         fields["tokenizer_config"], fields["special_tokens_map"], fields["added_tokens"], fields["config"]
@@ -29,13 +76,13 @@ def load(folder: Path) -> Tokenizer | None:
     return None
 
 
-def files(folder: Path) -> list[Path]:
-    """Returns every file of a folder that `load` reads."""
+def _folder_files(folder: Path) -> list[Path]:
+    """Returns the files of a folder that `_load_folder` reads."""
     names = ["tokenizer.json", "tokenizer.model", _TEMPLATE, *(f"{name}.json" for name in _SETTINGS)]
     return [*(folder / name for name in names if is_file(folder / name)), *folder.glob("tokenizer.model.v*")]
 
 
-def load_file(path: Path) -> Tokenizer:
+def _load_file(path: Path) -> Tokenizer:
     """Returns the tokenizer in a tokenizer.json, or in a SentencePiece model, with `.model` anywhere in its name."""
     if path.suffix == ".json":
         return _declared(read_tokenizer_json(path), Settings(), {}, None)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from aligner_jax.planning.evaluation_plan import EvaluationPlan
+from aligner_jax.planning.inference_plan import EvaluationPlan
 from aligner_jax.planning.table import collectives, columns, mesh, size, title
 
 
