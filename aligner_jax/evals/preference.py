@@ -14,10 +14,9 @@ from aligner_jax.errors import InputError
 from aligner_jax.evals.interval import grouped_interval
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.objectives.batch import PairBatch
-from aligner_jax.objectives.preference import compare, losses_and_metrics
+from aligner_jax.objectives.preference import PreferenceOptions, compare, losses_and_metrics
 from aligner_jax.objectives.reference import token_log_probs
 from aligner_jax.peft import Adapter
-from aligner_jax.runtime.config import ObjectiveConfig
 
 _NUMBER = "number"
 
@@ -62,7 +61,7 @@ def measure(
     batches: Iterable[PairBatch],
     *,
     prompts_m: Int64[np.ndarray, " m"],
-    objective: ObjectiveConfig,
+    options: PreferenceOptions,
     config: LlamaConfig,
 ) -> Preferred:
     """A policy on all pairs of the batches, every pair weighing the same.
@@ -70,14 +69,12 @@ def measure(
     Args:
       reference: a frozen adapter (None: the base), of which use is made where batches carry no log-probabilities.
       prompts_m: which pairs have a prompt in common (`pairs.prompt_numbers` of those that the batches are made of).
-      objective: "dpo" or "ipo", with its β.
+      options: of the objective, β among them.
 
     Raises:
       InputError: the batches hold no pair.
     """
-    return measure_each(params, [policy], reference, batches, prompts_m=prompts_m, objective=objective, config=config)[
-        0
-    ]
+    return measure_each(params, [policy], reference, batches, prompts_m=prompts_m, options=options, config=config)[0]
 
 
 def measure_each(
@@ -87,7 +84,7 @@ def measure_each(
     batches: Iterable[PairBatch],
     *,
     prompts_m: Int64[np.ndarray, " m"],
-    objective: ObjectiveConfig,
+    options: PreferenceOptions,
     config: LlamaConfig,
 ) -> list[Preferred]:
     """Several policies as `measure` does each, for whom the reference is computed once; if it is one of them, as it."""
@@ -100,7 +97,7 @@ def measure_each(
             same = policy is reference and not given
             policy_bt = reference_bt if same else token_log_probs(params, policy, batch, config=config)
             answers = compare(policy_bt, reference_bt, batch)
-            of_pairs = losses_and_metrics(answers, objective=objective)
+            of_pairs = losses_and_metrics(answers, options=options)
             measured = {name: np.asarray(x_um, np.float64)[there_um] for name, x_um in of_pairs.items()}
             of_batches.append({_NUMBER: batch.pairs_um[there_um], **measured})
     return [_mean(of_batches, prompts_m) for of_batches in of_policies]
