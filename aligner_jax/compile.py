@@ -11,6 +11,7 @@ is given. Takes half a minute a plan, and seconds where the same program was com
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -31,7 +32,7 @@ from aligner_jax.runtime.config import BaseConfig, MeshConfig, TrainConfig, pars
 from aligner_jax.runtime.output import wide_console
 from aligner_jax.runtime.sharding import mesh_of
 from aligner_jax.tasks.program import row_multiple
-from aligner_jax.weights.base import base_config, check_model
+from aligner_jax.weights.base import base_config, unused_model
 
 CONFIG = command.config_flag()
 TOPOLOGY = flags.DEFINE_list("topology", None, "TPU topologies, such as v5e:2x4; default config.mesh.topology.")
@@ -92,14 +93,15 @@ def planned_model(base: BaseConfig) -> LlamaConfig:
     """The architecture: that of the base at the config's path, or, where there is none, the one it names.
 
     Raises:
-      InputError: there is neither, or what is at the path cannot be read or is not what is named.
+      InputError: there is neither, or what is at the path cannot be read.
     """
     if base.model is not None:
         named = llama_config(base.model)
         if not base.path or not Path(base.path).expanduser().exists():
             return named
         found = base_config(base.path)
-        check_model(base, found)
+        if sentence := unused_model(base, found):
+            print(f"base: {sentence}", file=sys.stderr)
         return found
     try:
         return base_config(base.path)

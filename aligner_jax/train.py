@@ -33,10 +33,11 @@ from aligner_jax.runtime.preemption import StopRequests
 from aligner_jax.runtime.same_run import Origin, check_same_run, save_config
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.runtime.workdir import Workdir
-from aligner_jax.tasks import TASKS
 from aligner_jax.tasks.loop import Run, run_steps
+from aligner_jax.tasks.objectives import complete, objective_of, parse_complete
 from aligner_jax.tasks.program import make_program, of_sweep
-from aligner_jax.weights.base import Base, check_model, load_base, locate
+from aligner_jax.tasks.task import Beginning
+from aligner_jax.weights.base import Base, load_base, locate, unused_model
 
 CONFIG = command.config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME, NAME being the config file's.")
@@ -55,10 +56,11 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
       Stopped: the process was asked to stop.
     """
     with StopRequests(config.steps) as stop_requests:
+        config = complete(config)
         agreement.check_same_config(config)
         before_after.check_form(config.report.form)
         with Workdir(workdir) as held:
-            config = check_same_run(config, workdir)
+            config = check_same_run(config, workdir, parse_complete)
             mesh, rules = sharding.mesh_of(config.mesh), sharding.rules_of(config.mesh)
             with sharding.use(mesh, rules):
                 return _train_on(mesh, rules, config, held, stop_requests, console)
@@ -81,7 +83,6 @@ def _train_on(
     base = load_base(
         held_as.path, dtype, quantization=held_as.quantization, group_size=held_as.group_size, shardings=split
     )
-    check_model(config.base, base.config)
     if mesh.size > 1:
         if base.quantization is not None:
             # Quantizing leaves scales where the compiler likes them; the step takes them where they are declared.
@@ -91,12 +92,15 @@ def _train_on(
     base_size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(base.config)))
     held = f", projections in {base.quantization}" if base.quantization else ""
     console.out(f"base: {config.base.path}, {base_size:,} parameters in {dtype}{held}, frozen")
+    if sentence := unused_model(config.base, base.config):
+        console.out(f"base: {sentence}")
     adapter = first_adapter(config, base)
     number = config.sweep.num_adapters
     of_each = "" if number is None else f" in each of {number} adapters"
     console.out(f"adapter: {adapter}, {adapter.num_params // (number or 1):,} trained parameters{of_each}")
     stop_requests.check()
-    task = TASKS[config.objective.name](config, base, adapter, workdir, stop_requests.check, console)
+    objective, options = objective_of(config)
+    task = objective.task(Beginning(config, options, base, adapter, workdir, stop_requests.check, console))
     program = make_program(config, base.config, adapter, mesh)
     state = jax.device_put(init_state(adapter, program.optimizer), program.whole)
 
@@ -112,7 +116,7 @@ def _train_on(
     def evaluate(state: TrainState) -> dict[str, float]:
         return task.evaluate(adapter.replace(trainable=state.trainable))
 
-    origin, folder = Origin(config, task.made_from, workdir.path), workdir.path / "checkpoints"
+    origin, folder = Origin(config, task.made_from, workdir.path, parse_complete), workdir.path / "checkpoints"
     with (
         Watchdog(config.stall) as watchdog,
         Checkpoints(folder, keep=config.checkpoint.keep, origin=origin, check=workdir.check) as checkpoints,
@@ -126,13 +130,13 @@ def _train_on(
             origin.note_inputs()
         else:
             number, state, data_state = restored
-            task.batches.set_state(data_state)
+            task.feed.set_state(data_state)
             console.out(f"resuming after step {number} of {config.steps}")
             if config.optim.cosine_zero == "at_last":
                 console.out("the cosine is that of the version that began this run: its last update has rate 0")
         save_config(config, workdir.path)
         run = Run(
-            config, workdir, program, base.params, task.reference, task.batches, checkpoints, model_flops,
+            config, workdir, program, base.params, task.reference, task.feed, checkpoints, model_flops,
             evaluate if task.has_heldout else None, stop_requests, watchdog, console,
         )  # fmt: skip
         state = run_steps(run, state)

@@ -16,10 +16,9 @@ from aligner_jax.evals.interval import grouped_interval
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.logical import whole
 from aligner_jax.objectives.batch import PairBatch
-from aligner_jax.objectives.preference import compare, losses_and_metrics
+from aligner_jax.objectives.preference import PreferenceOptions, compare, losses_and_metrics
 from aligner_jax.objectives.reference import token_log_probs
 from aligner_jax.peft import Adapter
-from aligner_jax.runtime.config import ObjectiveConfig
 from aligner_jax.runtime.global_batch import replicate
 
 _NUMBER = "number"
@@ -65,7 +64,7 @@ def measure(
     batches: Iterable[PairBatch],
     *,
     prompts_m: Int64[np.ndarray, " m"],
-    objective: ObjectiveConfig,
+    options: PreferenceOptions,
     config: LlamaConfig,
 ) -> Preferred:
     """A policy on all pairs of the batches, every pair weighing the same.
@@ -73,14 +72,12 @@ def measure(
     Args:
       reference: a frozen adapter (None: the base), of which use is made where batches carry no log-probabilities.
       prompts_m: which pairs have a prompt in common (`pairs.prompt_numbers` of those that the batches are made of).
-      objective: "dpo" or "ipo", with its β.
+      options: of the objective, β among them.
 
     Raises:
       InputError: the batches hold no pair.
     """
-    return measure_each(params, [policy], reference, batches, prompts_m=prompts_m, objective=objective, config=config)[
-        0
-    ]
+    return measure_each(params, [policy], reference, batches, prompts_m=prompts_m, options=options, config=config)[0]
 
 
 def measure_each(
@@ -90,7 +87,7 @@ def measure_each(
     batches: Iterable[PairBatch],
     *,
     prompts_m: Int64[np.ndarray, " m"],
-    objective: ObjectiveConfig,
+    options: PreferenceOptions,
     config: LlamaConfig,
 ) -> list[Preferred]:
     """Several policies as `measure` does each, for whom the reference is computed once; if it is one of them, as it."""
@@ -102,15 +99,15 @@ def measure_each(
         for policy, of_batches in zip(policies, of_policies, strict=True):
             same = policy is reference and not given
             policy_bt = reference_bt if same else token_log_probs(params, policy, rows, config=config)
-            of_pairs = jax.device_get(_of_pairs(policy_bt, reference_bt, rows, objective=objective))
+            of_pairs = jax.device_get(_of_pairs(policy_bt, reference_bt, rows, options=options))
             measured = {name: x_um.astype(np.float64)[there_um] for name, x_um in of_pairs.items()}
             of_batches.append({_NUMBER: batch.pairs_um[there_um], **measured})
     return [_mean(of_batches, prompts_m) for of_batches in of_policies]
 
 
-@functools.partial(jax.jit, static_argnames=("objective",))
-def _of_pairs(policy_bt, reference_bt, batch, *, objective):
-    of_pairs = losses_and_metrics(compare(policy_bt, reference_bt, batch), objective=objective)
+@functools.partial(jax.jit, static_argnames=("options",))
+def _of_pairs(policy_bt, reference_bt, batch, *, options: PreferenceOptions):
+    of_pairs = losses_and_metrics(compare(policy_bt, reference_bt, batch), options=options)
     return jax.tree.map(whole, of_pairs)
 
 

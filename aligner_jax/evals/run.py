@@ -23,7 +23,7 @@ from aligner_jax.files.fields import read_fields
 from aligner_jax.runtime import sharding
 from aligner_jax.runtime.fields import did_you_mean
 from aligner_jax.runtime.files import reason, write_atomically
-from aligner_jax.weights.base import check_model
+from aligner_jax.weights.base import unused_model
 
 RESULTS = "results.json"
 _PATHS = ("path", "mmlu", "gsm8k", "include")
@@ -69,8 +69,9 @@ def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, con
         subject = None
         if evaluation.has_model and config.base is not None:
             subject = load_subject(config.base, adapter_path, mesh=mesh, rules=rules, batch_size=config.batch_size)
-            check_model(config.base, subject.base.config)
             console.out(f"base: {config.base.path}; adapter: {subject.adapter or 'none'}")
+            if sentence := unused_model(config.base, subject.base.config):
+                console.out(f"base: {sentence}")
         made_from = _made_from(config, options, subject)
         _make(folder)
         outcome = evaluation.run(Run(config, subject, folder, console, made_from), options)

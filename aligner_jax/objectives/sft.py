@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 from aligner_jax.model.llama import LlamaConfig, Params, Remat
 from aligner_jax.objectives.batch import Batch
 from aligner_jax.objectives.cross_entropy import token_losses
+from aligner_jax.objectives.loss import Loss, Options, Totals
 from aligner_jax.peft import Adapter, hidden_states
 from aligner_jax.peft.rows import num_stacked
 
@@ -68,3 +69,22 @@ def loss_sum(
     adapter_b, number = jnp.asarray(batch.adapter_b), num_stacked(adapter)
     losses_b, counts_b = jnp.sum(losses_bt, axis=1), jnp.sum(mask_bt, axis=1)
     return jax.ops.segment_sum(losses_b, adapter_b, number), jax.ops.segment_sum(counts_b, adapter_b, number)
+
+
+def sums(
+    params: Params,
+    adapter: Adapter | None,
+    reference: Adapter | None,
+    batch: Batch,
+    *,
+    options: Options | None = None,
+    config: LlamaConfig,
+    remat: Remat = "none",
+    dropout_key: Array | None = None,
+) -> tuple[Float[Array, "*a"], Totals]:
+    """Returns `loss_sum` as the step takes it; the objective has no options, reference or metrics of its own."""
+    loss, count = loss_sum(params, adapter, batch, config=config, remat=remat, dropout_key=dropout_key)
+    return loss, Totals(count, {})
+
+
+LOSS = Loss(sums)

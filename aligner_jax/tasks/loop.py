@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Callable
 
-import grain
 import jax
 import numpy as np
 from rich.console import Console
 
 from aligner_jax.model.llama import Params
-from aligner_jax.objectives.batch import Batch
+from aligner_jax.objectives.batch import Batch, check
+from aligner_jax.objectives.feed import Feed
 from aligner_jax.objectives.step import StepMetrics, TrainState
 from aligner_jax.objectives.window import Window
 from aligner_jax.peft import Adapter
@@ -24,7 +24,9 @@ from aligner_jax.runtime.profile import Profile
 from aligner_jax.runtime.progress import Progress
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.runtime.workdir import Workdir
+from aligner_jax.tasks.objectives import objective_of
 from aligner_jax.tasks.program import Program
+from aligner_jax.tasks.task import row_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Run:
     program: Program
     params: Params
     reference: Adapter | None
-    batches: "grain.DatasetIterator[Batch]"
+    feed: Feed
     checkpoints: Checkpoints
     model_flops: Callable[[Batch], float]
     evaluate: Callable[[TrainState], dict[str, float]] | None
@@ -58,13 +60,16 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
 
     Raises:
       Stopped: the process was asked to stop, and the step it is at is saved.
-      InputError: too many steps in a row were skipped, and the step it is at is saved; or nothing can be written.
+      InputError: too many steps in a row were skipped, and the step it is at is saved; or nothing can be written; or
+        the feed made a batch of another shape than the objective declares.
     """
     config, program, workdir, watchdog = run.config, run.program, run.workdir, run.watchdog
     rates = {
         name: optim.learning_rate(dataclasses.replace(config.optim, lr=lr), config.steps)
         for name, lr in logged_rates(config).items()
     }
+    objective, _ = objective_of(config)
+    sizes = objective.batch.sizes(**row_options(config.data))
     first, updates = int(state.step), optim.updates_made(state.optimizer)
     reference = jax.device_put(run.reference, program.whole)
     run.stop_requests.begin_steps()
@@ -92,7 +97,8 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
                     watchdog.waiting_for(f"the profile before step {number}")
                     profile.turn(number)
             watchdog.waiting_for(f"the batch of step {number}")
-            batch = next(run.batches)
+            batch = run.feed.next(state)
+            check(batch, sizes)
             rows = _on_devices(batch, program)
             watchdog.waiting_for(f"step {number}", compiles=before is None)
             with jax.profiler.StepTraceAnnotation("train", step_num=number):
@@ -101,14 +107,15 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
             if before is not None:
                 skipped.add(jax.device_get(before.skipped))
             before = metrics
-            if number == config.steps:
-                # No step follows that would count it.
-                skipped.add(jax.device_get(metrics.skipped))
             if (number - 1) % config.log_every == 0 and number - 1 > logged:
                 log(number - 1)
             # Every adapter of a sweep has all rows.
             times = config.sweep.num_adapters or 1
             window.add(metrics, times * int(np.count_nonzero(batch.segment_ids_bt)), times * run.model_flops(batch))
+            if number == config.steps:
+                # No step follows that would count it. The window of the steps before is closed: this one's time is its
+                # own.
+                skipped.add(jax.device_get(metrics.skipped))
             progress.advance(number)
             if run.evaluate is not None and config.eval_every and number % config.eval_every == 0:
                 with window.paused():
@@ -121,7 +128,7 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
                     # Before the checkpoint: a run that is killed in between would not log this step again.
                     log(number)
                 watchdog.waiting_for(f"the checkpoint of step {number}")
-                run.checkpoints.save(number, state, run.batches.get_state())
+                run.checkpoints.save(number, state, run.feed.get_state())
             if ended:
                 run.checkpoints.wait()
                 raise ended

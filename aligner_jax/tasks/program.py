@@ -11,13 +11,13 @@ from jax.sharding import Mesh, NamedSharding
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
 from aligner_jax.model.quantized import Quantization
-from aligner_jax.objectives.batch import Batch, PairBatch, abstract
-from aligner_jax.objectives.objective import make_objective
+from aligner_jax.objectives.batch import Batch, abstract
 from aligner_jax.objectives.step import Step, init_state, make_step
 from aligner_jax.peft import Adapter, complete_options, init_adapter
 from aligner_jax.peft.rows import stack_adapters
 from aligner_jax.runtime import optim, sharding
 from aligner_jax.runtime.config import BaseConfig, TrainConfig
+from aligner_jax.tasks.objectives import objective_of
 from aligner_jax.tasks.task import row_options
 
 
@@ -56,9 +56,10 @@ def make_program(config: TrainConfig, model: LlamaConfig, adapter: Adapter, mesh
     rules = sharding.rules_of(config.mesh)
     _check_rows(config, mesh, rules)
     optimizer = make_optimizer(config)
+    objective, options = objective_of(config)
     step = make_step(
         adapter, optimizer, config=model, accumulate=config.optim.accumulate, remat=config.remat,
-        objective=make_objective(config.objective), seed=config.seed, num_adapters=config.sweep.num_adapters,
+        loss=objective.loss(options), seed=config.seed, num_adapters=config.sweep.num_adapters,
     )  # fmt: skip
     params_sharding = sharding.param_shardings(model, mesh, rules, quantization_of(config.base))
     rows, whole = sharding.batch_sharding(mesh, rules), sharding.replicated(mesh)
@@ -99,8 +100,8 @@ def abstract_arguments(config: TrainConfig, model: LlamaConfig, program: Program
     """
     adapter = jax.eval_shape(lambda: fresh_adapter(config, model))
     state = jax.eval_shape(lambda: init_state(fresh_adapter(config, model), program.optimizer))
-    in_steps = config.objective.name != "sft" and not config.objective.cache_reference
-    reference = adapter if in_steps and config.objective.reference not in (None, "base") else None
+    _, options = objective_of(config)
+    reference = adapter if options.reference_in_steps else None
     return (
         _placed(state, program.whole),
         jax.tree.map(_struct, abstract_params(model, dtype, quantization_of(config.base)), program.params_sharding),
@@ -116,9 +117,8 @@ def quantization_of(base: BaseConfig) -> Quantization | None:
 
 def abstract_batch(config: TrainConfig) -> Batch:
     """Returns a batch of the config's data, as shapes."""
-    kind = Batch if config.objective.name == "sft" else PairBatch
-    carrying = ("reference_bt",) if kind is PairBatch and config.objective.cache_reference else ()
-    return abstract(kind, kind.sizes(**row_options(config.data)), carrying=carrying)
+    objective, options = objective_of(config)
+    return abstract(objective.batch, objective.batch.sizes(**row_options(config.data)), carrying=options.carried)
 
 
 def _placed(tree: Any, where: NamedSharding) -> Any:
@@ -140,9 +140,8 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 def row_multiple(config: TrainConfig, mesh: Mesh, rules: sharding.Rules | None = None) -> int:
     """What `data.batch_size` must be a multiple of: every device has as many rows in every part of the accumulation."""
     shards = sharding.batch_sharding(mesh, rules or sharding.rules_of(config.mesh)).shard_shape((mesh.size,))
-    # Without packing a pair is two rows, which stay together.
-    together = 1 if config.objective.name == "sft" or config.data.packing else 2
-    return mesh.size // shards[0] * config.optim.accumulate * together
+    objective, _ = objective_of(config)
+    return mesh.size // shards[0] * config.optim.accumulate * objective.batch.rows_a_unit(config.data.packing)
 
 
 def _check_rows(config: TrainConfig, mesh: Mesh, rules: sharding.Rules) -> None:

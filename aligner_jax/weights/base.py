@@ -131,23 +131,26 @@ class _QuantizedLeaves:
         return held if self._finish is None else self._finish(name, cast(Any, held))
 
 
-def check_model(config: BaseConfig, model: LlamaConfig) -> None:
-    """Refuses a base of another architecture than the config names.
+def unused_model(config: BaseConfig, model: LlamaConfig) -> str:
+    """Returns a sentence that says so where weights are of another architecture than `config.model` names; else "".
+
+    Where there are weights they decide, so that a config can be used with any base.
 
     Raises:
-      InputError: names the field that differs.
+      InputError: there is no published architecture of that name.
     """
     if config.model is None:
-        return
+        return ""
     named = llama_config(config.model)
     for field in dataclasses.fields(named):
         wanted, found = getattr(named, field.name), getattr(model, field.name)
         # How long a context is said to be does not change what is computed.
         if wanted != found and field.name != "context_length":
-            raise InputError(
-                f"config.base.model is {config.model!r}, whose {field.name} is {wanted}, but the base at "
-                f"{config.path} has {found}"
+            return (
+                f"config.base.model {config.model} is not used: its {field.name} is {wanted}, and that of the weights "
+                f"at {config.path} is {found}"
             )
+    return ""
 
 
 def locate(path: str | Path) -> Path:

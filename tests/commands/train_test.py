@@ -1,7 +1,12 @@
 """Whole runs on a tiny model: what a workdir holds, what is reported, and what a user can get wrong."""
 
+import dataclasses
 import io
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -11,6 +16,7 @@ from command_runs import run_command
 from rich.console import Console
 from whole_runs import config_file, run
 
+from aligner_jax import train as command_train
 from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
 from aligner_jax.evals import before_after
@@ -22,6 +28,45 @@ from aligner_jax.tasks.sft import load_data
 from aligner_jax.weights.base import load_base
 
 STEPS = 8
+WATCHED = """
+import fcntl, io, json, os, sys
+from pathlib import Path
+from rich.console import Console
+from aligner_jax.runtime.config import parse_config
+from aligner_jax.train import train
+
+workdir, written, free = os.environ["WORKDIR"], [], []
+
+def is_held():
+    try:
+        handle = os.open(workdir, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+
+def watch(event, arguments):
+    writes = event in ("os.rename", "os.mkdir", "os.remove") or (
+        event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    )
+    path = str(arguments[0]) if writes else ""
+    if event == "os.rename":
+        path = str(arguments[1])
+    # The folder itself is made to be held.
+    if path.startswith(workdir + "/"):
+        written.append(path)
+        if not is_held():
+            free.append(path)
+
+sys.addaudithook(watch)
+train(parse_config(json.loads(os.environ["SETTINGS"])), Path(workdir), Console(file=io.StringIO()))
+print(json.dumps([written, free]))
+"""
 
 
 @pytest.fixture
@@ -47,6 +92,16 @@ def settings(tiny_model: Path, tmp_path: Path) -> dict:
         "checkpoint": {"every": 2},
         "report": {"form": "json_answer", "max_new_tokens": 4, "samples": 1},
     }
+
+
+@pytest.fixture
+def pairs_run(settings: dict, tmp_path: Path) -> dict:
+    """A config, as nested dicts, of a run on preferences."""
+    rows = [{"prompt": f"Name {i}.", "chosen": f"It is {i}.", "rejected": f"No {i}."} for i in range(12)]
+    Path(settings["data"]["path"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+    settings["data"] |= {"format": "fields", "fields": fields}
+    return {**settings, "objective": {"name": "dpo"}, "report": {}}
 
 
 def test_workdir_holds_what_the_design_promises(settings: dict, tmp_path: Path):
@@ -265,3 +320,58 @@ def test_the_command_prints_one_sentence_and_exits_with_1(settings: dict, tmp_pa
     assert len(done.err.splitlines()) == 1
     assert "config.optim.learning_rate" in done.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_config_for_another_base_trains_and_says_that_the_weights_decide(settings: dict, tmp_path: Path):
+    settings["base"]["model"] = "llama_7b"
+    settings["report"]["form"] = None
+    _, text = run({**settings, "steps": 1}, tmp_path / "run")
+    (line,) = [line for line in text.splitlines() if "is not used" in line]
+    assert line.startswith("base: config.base.model llama_7b is not used: its vocab_size is 32000, and that of the")
+    assert (tmp_path / "run" / "adapter.safetensors").exists()
+
+
+def test_the_last_line_of_a_log_counts_the_time_of_its_own_steps(
+    settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Eleven steps that take a quarter of a second each and run while the next is dispatched, and a line every five."""
+    settings |= {"steps": 11, "log_every": 5, "eval_every": 0, "checkpoint": {"every": 50}}
+    settings["report"]["form"] = None
+    make = command_train.make_program
+
+    def slow(*arguments):
+        program = make(*arguments)
+
+        def wait(skipped):
+            time.sleep(0.25)
+            return skipped
+
+        @jax.jit
+        def slowed(state, params, batch, reference):
+            state, metrics = program.step(state, params, batch, reference)
+            skipped = jax.pure_callback(wait, jax.ShapeDtypeStruct((), bool), metrics.skipped)
+            return state, metrics._replace(skipped=skipped)
+
+        return dataclasses.replace(program, step=slowed)
+
+    monkeypatch.setattr(command_train, "make_program", slow)
+    run(settings, tmp_path / "run")
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    rates = {line["step"]: line["tokens_per_second"] for line in lines}
+    most = settings["data"]["batch_size"] * settings["data"]["sequence_length"] / 0.25
+    assert sorted(rates) == [5, 10, 11]
+    assert all(rate < 1.5 * most for rate in rates.values()), rates
+
+
+def test_all_that_a_run_writes_it_writes_while_it_holds_its_workdir(pairs_run: dict, tmp_path: Path):
+    """The tables of a reference, which take longest, come before the first step."""
+    workdir = tmp_path / "run"
+    told = {"WORKDIR": str(workdir), "SETTINGS": json.dumps(pairs_run)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **told}
+    ended = subprocess.run([sys.executable, "-c", WATCHED], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    written, free = json.loads(ended.stdout.splitlines()[-1])
+    assert free == []
+    for name in ("reference_train.npz", "config.json", "metrics.jsonl", "report.json", "adapter.safetensors"):
+        assert any(name in path for path in written), name
+    assert any("checkpoints" in path for path in written)

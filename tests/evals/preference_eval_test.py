@@ -13,11 +13,11 @@ from aligner_jax.errors import InputError
 from aligner_jax.evals import preference
 from aligner_jax.evals.interval import grouped_interval
 from aligner_jax.model.llama import LlamaConfig, Params
+from aligner_jax.objectives.dpo import DPOOptions
 from aligner_jax.objectives.preference import compare, losses_and_metrics
 from aligner_jax.objectives.reference import table, token_log_probs
-from aligner_jax.runtime.config import ObjectiveConfig
 
-DPO = ObjectiveConfig(name="dpo", beta=0.3)
+DPO = DPOOptions(beta=0.3)
 ROWS = {"batch_size": 2, "sequence_length": 24}
 PROMPTS = [7, 7, 8, 9, 9, 7, 5, 6, 4]
 
@@ -39,13 +39,13 @@ def test_the_measures_are_means_over_all_pairs(config: LlamaConfig, params: Para
     assert len(batches) > 1
     prompts_m = prompt_numbers(pairs)
     assert prompts_m.tolist() == [0, 0, 1, 2, 2, 0, 3, 4, 5]
-    options = {"prompts_m": prompts_m, "objective": DPO, "config": config}
+    options = {"prompts_m": prompts_m, "options": DPO, "config": config}
     found = preference.measure(params, policy, reference, batches, **options)
     each = []
     for pair in pairs:
         (batch,) = eval_pair_batches([pair], **ROWS)
         both = (token_log_probs(params, adapter, batch, config=config) for adapter in (policy, reference))
-        of_pair = losses_and_metrics(compare(*both, batch), objective=DPO)
+        of_pair = losses_and_metrics(compare(*both, batch), options=DPO)
         each.append({name: float(value[0, 0]) for name, value in of_pair.items()})
     for name in each[0]:
         assert getattr(found, name) == pytest.approx(np.mean([one[name] for one in each]), abs=1e-5)
@@ -68,7 +68,7 @@ def test_a_policy_that_is_its_own_reference(config: LlamaConfig, params: Params,
     reference_t = table(params, policy, batches, pairs, config=config)
     cached = list(eval_pair_batches(pairs, reference_t=reference_t, **ROWS))
     for reference, some in ((policy, batches), (None, cached)):
-        options = {"prompts_m": prompt_numbers(pairs), "objective": DPO, "config": config}
+        options = {"prompts_m": prompt_numbers(pairs), "options": DPO, "config": config}
         found = preference.measure(params, policy, reference, some, **options)
         assert (found.accuracy, found.margin, found.kl, found.chosen_reward) == (0.5, 0, 0, 0)
         assert found.loss == pytest.approx(np.log(2))
@@ -77,14 +77,14 @@ def test_a_policy_that_is_its_own_reference(config: LlamaConfig, params: Params,
 def test_a_policy_that_diverged_has_no_accuracy(config: LlamaConfig, params: Params, trained_adapter, pairs):
     policy = trained_adapter(1)
     policy = policy.replace(trainable=jax.tree.map(lambda leaf: leaf * np.nan, policy.trainable))
-    options = {"prompts_m": prompt_numbers(pairs), "objective": DPO, "config": config}
+    options = {"prompts_m": prompt_numbers(pairs), "options": DPO, "config": config}
     found = preference.measure(params, policy, None, eval_pair_batches(pairs, **ROWS), **options)
     assert np.isnan([found.loss, found.accuracy, *found.accuracy_interval]).all()
 
 
 def test_no_pairs_are_refused(config: LlamaConfig, params: Params):
     with pytest.raises(InputError, match="no preference pairs"):
-        preference.measure(params, None, None, [], prompts_m=np.zeros(0, int), objective=DPO, config=config)
+        preference.measure(params, None, None, [], prompts_m=np.zeros(0, int), options=DPO, config=config)
 
 
 def test_the_table():

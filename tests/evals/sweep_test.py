@@ -23,6 +23,7 @@ from aligner_jax.peft.artifact import load_adapter
 from aligner_jax.peft.rows import stack_adapters, unstack_adapter
 from aligner_jax.runtime import optim
 from aligner_jax.runtime.config import OptimConfig, parse_config
+from aligner_jax.tasks.objectives import parse_complete
 from aligner_jax.train import train
 
 RATES = (1e-3, 3e-2)
@@ -169,4 +170,4 @@ def test_a_sweep_of_rates_is_one_value_of_the_config(settings: dict, tmp_path: P
 )
 def test_impossible_sweeps_are_refused(sections: dict, message: str, settings: dict):
     with pytest.raises(InputError, match=message):
-        parse_config({**settings, **sections})
+        parse_complete({**settings, **sections})

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from aligner_jax.model.llama import LlamaConfig, Params
-from aligner_jax.objectives.objective import Objective, Totals
+from aligner_jax.objectives.loss import Loss, Totals
 from aligner_jax.objectives.step import init_state, make_step
 from aligner_jax.peft import Adapter, Options, init_adapter
 
@@ -134,9 +134,7 @@ def test_a_gradient_that_is_not_finite_is_seen_where_the_loss_is(config: LlamaCo
 
     optimizer = optax.adamw(0.05)
     state = init_state(adapter, optimizer)
-    after, metrics = jax.jit(make_step(adapter, optimizer, config=config, objective=Objective(sums)))(
-        state, params, batch
-    )
+    after, metrics = jax.jit(make_step(adapter, optimizer, config=config, loss=Loss(sums)))(state, params, batch)
     assert metrics.loss == 0
     assert metrics.skipped
     assert same_bits(after.replace(step=state.step), state)

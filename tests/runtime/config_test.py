@@ -64,11 +64,6 @@ def test_an_adapter_to_begin_with_is_not_an_option():
     assert refusal(adapter={"init_from": 3}) == "config.adapter.init_from is 3, but should be text"
 
 
-def test_a_preferences_reference_may_be_the_base():
-    assert parse_config(config(objective={"name": "dpo"})).objective.reference == "initial"
-    assert parse_config(config(objective={"name": "dpo", "reference": None})).objective.reference is None
-
-
 def test_whole_numbers_serve_as_numbers_but_not_the_reverse():
     assert parse_config(config(optim={"lr": 1, "clip": 2})).optim.clip == 2.0
     assert refusal(steps=10.0) == "config.steps is 10.0, but should be a whole number"
@@ -160,41 +155,6 @@ def test_missing_fields_are_named(field):
         (
             {"base": {"quantization": "int8"}, "adapter": {"method": "full"}},
             "config.base.quantization is 'int8', but an adapter of method 'full' changes all weights: it needs 'none'",
-        ),
-        (
-            {"objective": {"name": "ppo"}},
-            "config.objective.name is 'ppo', but should be one of sft, dpo, ipo",
-        ),
-        (
-            {"objective": {"beta": 0.2}},
-            "config.objective.beta is 0.2, but config.objective.name 'sft' has no use for it; 'dpo' and 'ipo' do",
-        ),
-        (
-            {"objective": {"reference": "a.safetensors"}},
-            "config.objective.reference is 'a.safetensors', but config.objective.name 'sft' has no use for it; 'dpo' "
-            "and 'ipo' do",
-        ),
-        (
-            {"objective": {"name": "ipo", "label_smoothing": 0.1}},
-            "config.objective.label_smoothing is 0.1, but config.objective.name 'ipo' has no label smoothing; "
-            "'dpo' does",
-        ),
-        (
-            {"objective": {"name": "dpo", "label_smoothing": 0.5}},
-            "config.objective.label_smoothing is 0.5, but should be less than 0.5",
-        ),
-        (
-            {"objective": {"name": "dpo"}, "data": {"loss_on": "all"}},
-            "config.data.loss_on is 'all', but a preference is between answers",
-        ),
-        (
-            {"objective": {"name": "dpo"}, "data": {"packing": False, "batch_size": 6}, "optim": {"accumulate": 2}},
-            "config.data.batch_size is 6, of which each of 2 parts would hold half a pair: without "
-            "config.data.packing a pair is two rows",
-        ),
-        (
-            {"objective": {"name": "dpo"}, "report": {"form": "json_answer"}},
-            "config.report.form is 'json_answer', but the report on preferences generates no answers",
         ),
     ],
 )

@@ -94,23 +94,24 @@ from pathlib import Path
 from rich.console import Console
 from aligner_jax import train
 from aligner_jax.runtime.config import parse_config
+from aligner_jax.tasks.objectives import OBJECTIVES
+from aligner_jax.tasks.sft import SFT
 
 class Stalling:
-    def __init__(self, batches):
-        self._batches, self._left = batches, 5
-    def __next__(self):
+    def __init__(self, feed):
+        self._feed, self._left = feed, 5
+    def next(self, state):
         self._left -= 1
         if self._left < 0:
             time.sleep(600)
-        return next(self._batches)
+        return self._feed.next(state)
     def __getattr__(self, name):
-        return getattr(self._batches, name)
+        return getattr(self._feed, name)
 
-make = train.TASKS["sft"]
-def task(*arguments):
-    task = make(*arguments)
-    return dataclasses.replace(task, batches=Stalling(task.batches))
-train.TASKS["sft"] = task
+def task(beginning):
+    task = SFT.task(beginning)
+    return dataclasses.replace(task, feed=Stalling(task.feed))
+OBJECTIVES["sft"] = dataclasses.replace(SFT, task=task)
 train.train(parse_config(json.loads(sys.argv[1])), Path(sys.argv[2]), Console(width=100, highlight=False))
 """
 

@@ -22,7 +22,7 @@ from aligner_jax.model.config import llama_config
 from aligner_jax.peft import apply
 from aligner_jax.runtime.config import BaseConfig
 from aligner_jax.weights import base as base_module
-from aligner_jax.weights.base import FORMS, Base, base_config, check_model, form_of, load_base
+from aligner_jax.weights.base import FORMS, Base, base_config, form_of, load_base, unused_model
 from aligner_jax.weights.form import Form
 from aligner_jax.weights.gguf import GGUF
 from aligner_jax.weights.hf import HF
@@ -197,11 +197,15 @@ def test_no_hub_package(tmp_path, monkeypatch):
         load_base("org/name")
 
 
-def test_a_base_of_another_architecture_than_named_is_refused():
+def test_a_base_of_another_architecture_than_named_is_told():
     config = BaseConfig(path="here", model="stories_260k")
-    check_model(config, llama_config("stories_260k"))
-    with pytest.raises(InputError, match=r"config.base.model is 'stories_260k', whose vocab_size is 512, but the base"):
-        check_model(config, llama_config("smollm2_135m"))
+    assert unused_model(config, llama_config("stories_260k")) == ""
+    assert unused_model(BaseConfig(path="here"), llama_config("smollm2_135m")) == ""
+    assert unused_model(config, llama_config("smollm2_135m")) == (
+        "config.base.model stories_260k is not used: its vocab_size is 512, and that of the weights at here is 49152"
+    )
+    with pytest.raises(InputError, match="stories_26k"):
+        unused_model(BaseConfig(path="here", model="stories_26k"), llama_config("smollm2_135m"))
 
 
 @pytest.fixture(scope="module")
