@@ -10,9 +10,10 @@ from jaxtyping import Array, Float, Int
 
 from aligner_jax.model import reference
 from aligner_jax.model.attention import Prefix, attend, gated_values
-from aligner_jax.model.llama import Adapted, Layers, LlamaConfig, Params, embed, layer_at, rms_norm, transform, unembed
+from aligner_jax.model.layers import Layer, run_layers
+from aligner_jax.model.llama import Layers, LlamaConfig, Params, embed, rms_norm, transform, unembed
 from aligner_jax.model.rope import rotation
-from aligner_jax.model.updates import Updates, project, updated
+from aligner_jax.model.updates import project
 from aligner_jax.peft import Adapter, bind
 
 _OF_MLP = ("mlp_norm_ld", "gate_ldf", "up_ldf", "down_lfd")
@@ -70,30 +71,25 @@ def walk(
     def at_last(x_btd):
         return jnp.take_along_axis(x_btd, last_b[:, None, None], axis=1)[:, 0].astype(jnp.float32)
 
-    def step(x_btd, index_and_adapted):
-        index, adapted = index_and_adapted
-        layer = layer_at(params.layers, index)
+    def step(x_btd, layer: Layer):
         after_btd, shift_btd = _adapted_layer(
-            x_btd, layer, adapted, segment_ids_bt=segment_ids_bt, cos_sin=cos_sin, config=config
+            x_btd, layer, segment_ids_bt=segment_ids_bt, cos_sin=cos_sin, config=config
         )
         shift_btd = jnp.where(there_bt[..., None], shift_btd.astype(jnp.float32), 0)
         norms = (jnp.linalg.norm(y.astype(jnp.float32), axis=-1) for y in (x_btd, shift_btd))
         return after_btd, (*norms, jnp.sum(shift_btd, axis=(0, 1)), at_last(after_btd))
 
-    adapted = Adapted(bound.prefix, bound.updates or None)
-    first = config.num_layers - adapted.num_layers
-    x_btd, below = jax.lax.scan(step, embed(params, tokens_bt), (jnp.arange(first), Adapted()))
-    if adapted.num_layers:
-        x_btd, above = jax.lax.scan(step, x_btd, (jnp.arange(first, config.num_layers), adapted))
-        below = jax.tree.map(lambda *parts: jnp.concatenate(parts), below, above)
+    x_btd, of_layers = run_layers(
+        step, embed(params, tokens_bt), params.layers, range(config.num_layers), bound.adapted
+    )
     final_btd = rms_norm(x_btd, params.norm_d, config.norm_eps)
     final_bd = jnp.take_along_axis(final_btd, last_b[:, None, None], axis=1)[:, 0]
-    return Walk(*below, final_bd=final_bd.astype(jnp.float32), logits_bv=unembed(params, final_bd))
+    return Walk(*of_layers, final_bd=final_bd.astype(jnp.float32), logits_bv=unembed(params, final_bd))
 
 
-def _adapted_layer(x_btd, layer: Layers, adapted: Adapted, *, segment_ids_bt, cos_sin, config: LlamaConfig):
+def _adapted_layer(x_btd, layer: Layer, *, segment_ids_bt, cos_sin, config: LlamaConfig):
     """The layer's output, and what the adapter adds to the stream within it."""
-    prefix, updates = adapted
+    base, prefix, updates = layer.weights, layer.prefix, layer.updates
     heads: list[Array] = []
 
     def run(layer: Layers, prefix: Prefix | None) -> Array:
@@ -106,18 +102,18 @@ def _adapted_layer(x_btd, layer: Layers, adapted: Adapted, *, segment_ids_bt, co
 
         return transform(x_btd, layer, attention, cos_sin=cos_sin, config=config)
 
-    changed = updated(layer, updates)
+    changed = layer.updated()
     after_btd = run(changed, prefix)
     if prefix is None and not updates:
         return after_btd, jnp.zeros_like(x_btd)
     if prefix is not None and not prefix.joint and not updates:
         # Not as a difference, of which little is left in bfloat16.
-        return after_btd, project("btnh,nhd->btd", heads[1], layer.o_lnhd)
+        return after_btd, project("btnh,nhd->btd", heads[1], base.o_lnhd)
     # The MLP of this run is used for nothing, and the compiler leaves it out.
-    run(layer, None)
-    shift_btd = _put_out(heads[0], changed) - _put_out(heads[2], layer)
-    if _changes_mlp(updates):
-        kept = {name: getattr(layer, name) for name in _OF_MLP}
+    run(base, None)
+    shift_btd = _put_out(heads[0], changed) - _put_out(heads[2], base)
+    if any(name in _OF_MLP for part in updates for name in part):
+        kept = {name: getattr(base, name) for name in _OF_MLP}
         shift_btd += after_btd - run(dataclasses.replace(changed, **kept), prefix)
     return after_btd, shift_btd
 
@@ -135,7 +131,3 @@ def _of_prefix(q_btnh, prefix: Prefix | None) -> Array:
 def _put_out(o_btnh, layer: Layers) -> Array:
     o_btd = project("btnh,nhd->btd", o_btnh, layer.o_lnhd)
     return o_btd if layer.o_bias_ld is None else o_btd + layer.o_bias_ld.astype(o_btd.dtype)[None, None]
-
-
-def _changes_mlp(updates: Updates | None) -> bool:
-    return any(name in _OF_MLP for name in updates or {})

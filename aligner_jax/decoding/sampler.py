@@ -134,7 +134,7 @@ def prefill(params, adapter, tokens_bt, valid_bt, stops, seed, *, config, sampli
     params = bound.on(params)
     cache = empty_cache(config, tokens_bt.shape[0], slots, params.embed_vd.dtype, first_position=bound.first_position)
     hidden_btd, cache = forward_cached(
-        params, tokens_bt, cache, config=config, prefix=bound.prefix, updates=bound.updates, valid_bt=valid_bt
+        params, tokens_bt, cache, config=config, adapted=bound.adapted, valid_bt=valid_bt
     )
     keys_b = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(tokens_bt.shape[0]))
     token_b = _choose_last(params, hidden_btd, keys_b, cache, sampling)
@@ -151,7 +151,7 @@ def decode(params: Params, bound: Bound, state: _State, stops, *, config, sampli
 
     def step(state: _State, _):
         hidden_b1d, cache = forward_cached(
-            params, state.token_b[:, None], state.cache, config=config, prefix=bound.prefix, updates=bound.updates
+            params, state.token_b[:, None], state.cache, config=config, adapted=bound.adapted
         )
         token_b = _choose_last(params, hidden_b1d, state.keys_b, cache, sampling)
         token_b = jnp.where(state.done_b, state.token_b, token_b)

@@ -1,15 +1,17 @@
 """Decoding with a key-value cache: prefill a batch of left-padded prompts, then one token a row at a time."""
 
+from collections.abc import Sequence
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from aligner_jax.model.attention import Prefix, attend_masked
+from aligner_jax.model.attention import attend_masked
+from aligner_jax.model.layers import Adapted, Layer, layer_as_stored, run_layers
 from aligner_jax.model.layout import as_stored
-from aligner_jax.model.llama import Adapted, LlamaConfig, Params, embed, layer_at, rms_norm, transform
+from aligner_jax.model.llama import LlamaConfig, Params, embed, rms_norm, transform
 from aligner_jax.model.rope import rotation
-from aligner_jax.model.updates import Updates, updated
 
 
 @flax.struct.dataclass
@@ -56,15 +58,14 @@ def forward_cached(
     cache: KVCache,
     *,
     config: LlamaConfig,
-    prefix: Prefix | None = None,
-    updates: Updates | None = None,
+    adapted: Sequence[Adapted] = (),
     valid_bt: Bool[Array, "b t"] | None = None,
 ) -> tuple[Float[Array, "b t d"], KVCache]:
     """Hidden states (after the final norm) of new tokens that follow what the cache holds, and the longer cache.
 
     Args:
       tokens_bt: the next t tokens of every row: the prompts at first, then usually one.
-      prefix, updates: as in `llama.forward`.
+      adapted: as in `llama.forward`.
       valid_bt: False for padding, which must come before a row's first real token; padding is never attended to.
     """
     b, t = tokens_bt.shape
@@ -77,32 +78,26 @@ def forward_cached(
     mask_bts = causal_ts[None] & valid_bs[:, None, :]
     cos_sin = rotation(positions_bt, config)
 
-    def step(carry, index_and_adapted):
+    def step(carry, layer: Layer):
         x_btd, k_lbksh, v_lbksh = carry
-        index, (layer_prefix, layer_updates) = index_and_adapted
 
         def attention(q_btnh, k_btkh, v_btkh):
             nonlocal k_lbksh, v_lbksh
-            start = (index, 0, 0, cache.used, 0)
+            start = (layer.index, 0, 0, cache.used, 0)
             k_lbksh = jax.lax.dynamic_update_slice(k_lbksh, k_btkh.swapaxes(1, 2)[None], start)
             v_lbksh = jax.lax.dynamic_update_slice(v_lbksh, v_btkh.swapaxes(1, 2)[None], start)
             # Likewise the whole cache, before and after all steps.
             k_lbksh, v_lbksh = as_stored(k_lbksh), as_stored(v_lbksh)
-            k_bksh, v_bksh = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (k_lbksh, v_lbksh))
-            return attend_masked(q_btnh, k_bksh, v_bksh, layer_prefix, mask_bts=mask_bts)
+            k_bksh, v_bksh = (jax.lax.dynamic_index_in_dim(x, layer.index, keepdims=False) for x in (k_lbksh, v_lbksh))
+            return attend_masked(q_btnh, k_bksh, v_bksh, layer.prefix, mask_bts=mask_bts)
 
-        # In an order of the compiler's own, some of the stacks would be copied for every call.
-        layer = updated(jax.tree.map(as_stored, layer_at(params.layers, index)), layer_updates)
-        x_btd = transform(x_btd, layer, attention, cos_sin=cos_sin, config=config)
+        x_btd = transform(x_btd, layer.updated(), attention, cos_sin=cos_sin, config=config)
         return (x_btd, k_lbksh, v_lbksh), None
 
-    adapted = Adapted(prefix, updates)
-    first = config.num_layers - adapted.num_layers
     carry = (embed(params, tokens_bt), cache.k_lbksh, cache.v_lbksh)
-    carry, _ = jax.lax.scan(step, carry, (jnp.arange(first), Adapted()))
-    if adapted.num_layers:
-        carry, _ = jax.lax.scan(step, carry, (jnp.arange(first, config.num_layers), adapted))
-    x_btd, k_lbksh, v_lbksh = carry
+    (x_btd, k_lbksh, v_lbksh), _ = run_layers(
+        step, carry, params.layers, range(config.num_layers), adapted, read=layer_as_stored
+    )
     new_cache = KVCache(
         k_lbksh=k_lbksh,
         v_lbksh=v_lbksh,

@@ -7,24 +7,20 @@ Shapes are in the names. Legend, the same letters as in the einsum strings:
 """
 
 import functools
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from aligner_jax.errors import InputError
-from aligner_jax.model.attention import RESIDUAL, Prefix, attend
+from aligner_jax.model.attention import attend
 from aligner_jax.model.config import LlamaConfig
-from aligner_jax.model.layout import as_stored
-from aligner_jax.model.logical import constrain, is_split, mesh_axes, num_parts, on_each_device
-from aligner_jax.model.params import Layers, Params, abstract_params, init_params, is_spec, param_specs
-from aligner_jax.model.quantized import Quantized
+from aligner_jax.model.layers import Adapted, Layer, Remat, layer_for_training, run_layers
+from aligner_jax.model.logical import constrain, mesh_axes, num_parts, on_each_device
+from aligner_jax.model.params import Layers, Params, abstract_params, init_params, param_specs
 from aligner_jax.model.rope import rotate, rotation
-from aligner_jax.model.updates import Updates, project, updated
-
-Remat = Literal["full", "dots", "none"]
+from aligner_jax.model.updates import project
 
 
 def forward(
@@ -32,60 +28,44 @@ def forward(
     tokens_bt: Int[Array, "b t"],
     *,
     config: LlamaConfig,
-    prefix: Prefix | None = None,
-    updates: Updates | None = None,
+    adapted: Sequence[Adapted] = (),
     segment_ids_bt: Int[Array, "b t"] | None = None,
     positions_bt: Int[Array, "b t"] | None = None,
     remat: Remat = "none",
     implementation: str = "auto",
 ) -> Float[Array, "b t d"]:
-    """Hidden states after the final norm, in the parameters' dtype; `unembed` makes logits of them.
+    """Returns hidden states after the final norm, in the parameters' dtype; `unembed` makes logits of them.
 
     Args:
       tokens_bt: token ids.
-      prefix: leaves stacked over the *adapted* layers on a leading axis; those are the last layers of the model, so
-        the length of that axis says where they start. Layers below it run without a prefix, and a gradient with
-        respect to the prefix never enters them.
-      updates: what is added to weights of the adapted layers, by field of `Layers`; stacked as the prefix is, over as
-        many layers.
+      adapted: prefixes and updates of the layers, with the range of layers that each adapts.
       segment_ids_bt: a number per document of a packed row; positions attend within their own document only.
       positions_bt: rotary positions; default 0, 1, … along the row, which is wrong for packed rows.
-      remat: what the backward pass recomputes. "full": all of a layer from its input; "dots": all but the results of
-        the matrix products with weights and of attention; "none": nothing but the slices of the weights.
+      remat: what the backward pass recomputes, see `layers.remat_policy`.
       implementation: of the attention, see `attend`.
     """
     if positions_bt is None:
         positions_bt = jnp.arange(tokens_bt.shape[1], dtype=jnp.int32)[None]
     cos_sin = rotation(positions_bt, config)
 
-    def body(x_btd, layer, adapted: Adapted):
-        layer_prefix, layer_updates = adapted
-
+    def step(x_btd, layer: Layer):
         def attention(q_btnh, k_bskh, v_bskh):
             return attend(
-                q_btnh, k_bskh, v_bskh, layer_prefix, segment_ids_bt=segment_ids_bt, implementation=implementation
+                q_btnh, k_bskh, v_bskh, layer.prefix, segment_ids_bt=segment_ids_bt, implementation=implementation
             )
 
-        return transform(x_btd, updated(layer, layer_updates), attention, cos_sin=cos_sin, config=config)
+        return transform(x_btd, layer.updated(), attention, cos_sin=cos_sin, config=config), None
 
-    adapted = Adapted(prefix, updates)
-    first = config.num_layers - adapted.num_layers
-    x_btd = embed(params, tokens_bt)
-    x_btd = _scan(body, x_btd, params.layers, range(first), Adapted(), remat, config)
-    x_btd = _scan(body, x_btd, params.layers, range(first, config.num_layers), adapted, remat, config)
+    x_btd, _ = run_layers(
+        step,
+        embed(params, tokens_bt),
+        params.layers,
+        range(config.num_layers),
+        adapted,
+        read=functools.partial(layer_for_training, config=config, remat=remat),
+        remat=remat,
+    )
     return rms_norm(x_btd, params.norm_d, config.norm_eps)
-
-
-class Adapted(NamedTuple):
-    """What an adapter gives the layers it adapts; leaves stacked over them, or of one of them within a scan."""
-
-    prefix: Prefix | None = None
-    updates: Updates | None = None
-
-    @property
-    def num_layers(self) -> int:
-        """The number of adapted layers, which are the last ones."""
-        return max((leaf.shape[0] for leaf in jax.tree.leaves(self)), default=0)
 
 
 def embed(params: Params, tokens_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
@@ -172,8 +152,7 @@ def transform(
     with jax.named_scope("attention"):
         y_btd = rms_norm(x_btd, layer.attn_norm_ld, config.norm_eps)
         q_btnh = _biased(project("btd,dnh->btnh", y_btd, layer.q_ldnh), layer.q_bias_lnh)
-        k_btkh = _biased(project("btd,dkh->btkh", y_btd, layer.k_ldkh), layer.k_bias_lkh)
-        v_btkh = _biased(project("btd,dkh->btkh", y_btd, layer.v_ldkh), layer.v_bias_lkh)
+        k_btkh, v_btkh = keys_values(layer, y_btd)
         o_btnh = attention(rotate(q_btnh, cos_sin), rotate(k_btkh, cos_sin), v_btkh)
         o_btd = _biased(project("btnh,nhd->btd", o_btnh, layer.o_lnhd), layer.o_bias_ld)
         x_btd = constrain(x_btd + o_btd, "batch", None, None)
@@ -185,50 +164,19 @@ def transform(
         return constrain(x_btd + mlp_btd, "batch", None, None)
 
 
+def keys_values(layer: Layers, y_btd: Float[Array, "b t d"]) -> tuple[Float[Array, "b t k h"], Float[Array, "b t k h"]]:
+    """Returns one layer's keys, not rotated, and values of its normed input or of a prefix's tokens."""
+    k_btkh = _biased(project("btd,dkh->btkh", y_btd, layer.k_ldkh), layer.k_bias_lkh)
+    v_btkh = _biased(project("btd,dkh->btkh", y_btd, layer.v_ldkh), layer.v_bias_lkh)
+    return k_btkh, v_btkh
+
+
 def rms_norm(x_btd: Float[Array, "*bt d"], weight_d: Float[Array, " d"], eps: float) -> Float[Array, "*bt d"]:
     """x / sqrt(mean(x²) + eps) · weight; the statistics in float32, the result in x's dtype."""
     x32_btd = x_btd.astype(jnp.float32)
     scale_bt1 = jax.lax.rsqrt(jnp.mean(jnp.square(x32_btd), axis=-1, keepdims=True) + eps)
     normed_btd = (x32_btd * scale_bt1).astype(x_btd.dtype)
     return normed_btd * weight_d.reshape((1,) * (x_btd.ndim - 1) + weight_d.shape)
-
-
-def layer_at[T](layers: T, index: Int[Array, ""]) -> T:
-    """One layer's weights out of the stack: of `Layers`, or of any part of them.
-
-    The stack stays a constant of the scan and is indexed inside it: handing a scan a slice of the stack (the layers
-    from the first adapted one on) would copy almost the whole model.
-    """
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), layers)
-
-
-def _gathered(layer: Layers, config: LlamaConfig) -> Layers:
-    """One layer's weights, whole along the axis that is only split for storage.
-
-    Without it the compiler may rather move activations, which are larger.
-    """
-    if not is_split():
-        return layer
-    specs = param_specs(config).layers
-
-    def gather(spec, weight):
-        axes = [None if axis == "embed" else axis for axis in spec.axes[1:]]
-        # A quantized weight is gathered as it is held.
-        return jax.tree.map(lambda x: constrain(x, *axes), weight)
-
-    return jax.tree.map(gather, specs, layer, is_leaf=is_spec)
-
-
-def _in_order(layer: Layers) -> Layers:
-    """One layer's weights, on TPUs in the order in which the stacks lie in memory.
-
-    The compiler would rather have queries' and keys' in another order, and copies their whole stacks ahead of the loop
-    over layers, where they stay for the step: so it is a layer's weights that are put into order. Weights of a single
-    device that are not quantized it reads where they lie.
-    """
-    if not is_split() and not any(isinstance(leaf, Quantized) for leaf in vars(layer).values()):
-        return layer
-    return jax.tree.map(as_stored, layer)
 
 
 def _biased(y: Array, bias: Array | None) -> Array:
@@ -238,48 +186,7 @@ def _biased(y: Array, bias: Array | None) -> Array:
     return y + bias.astype(y.dtype).reshape((*rows, 1, *y.shape[2:]))
 
 
-def _scan(body, x_btd, layers: Layers, indices: range, adapted: Adapted, remat: Remat, config: LlamaConfig):
-    if not indices:
-        return x_btd
-
-    @functools.partial(jax.checkpoint, prevent_cse=False, policy=remat_policy(remat))
-    def step(x_btd, index_and_adapted):
-        index, layer_adapted = index_and_adapted
-        layer = layer_at(layers, index)
-        # With "none" each layer's ordered weights would be kept until the backward pass: a second copy of the model.
-        layer = layer if remat == "none" else _in_order(layer)
-        return body(x_btd, _gathered(layer, config), layer_adapted), None
-
-    return jax.lax.scan(step, x_btd, (jnp.arange(indices.start, indices.stop), adapted))[0]
-
-
-def remat_policy(remat: Remat) -> Callable[..., bool]:
-    """The `jax.checkpoint` policy of that name.
-
-    Raises:
-      InputError: there is none.
-    """
-    policies = {
-        "full": jax.checkpoint_policies.nothing_saveable,
-        "dots": jax.checkpoint_policies.save_from_both_policies(
-            jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-            jax.checkpoint_policies.save_only_these_names(RESIDUAL),
-        ),
-        "none": _everything_but_weight_slices,
-    }
-    if remat not in policies:
-        raise InputError(f"remat {remat!r} is not one of {', '.join(policies)}")
-    return policies[remat]
-
-
-def _everything_but_weight_slices(primitive, *_, **__) -> bool:
-    # Saving each layer's slice of the stacks would hold a second copy of the model until the backward pass. Indexing is
-    # a slice and then a squeeze, and the squeeze would be saved in the slice's place.
-    return primitive.name not in ("dynamic_slice", "squeeze")
-
-
 __all__ = [
-    "Adapted",
     "Head",
     "Layers",
     "LlamaConfig",
@@ -291,9 +198,8 @@ __all__ = [
     "embed_logits",
     "forward",
     "init_params",
-    "layer_at",
+    "keys_values",
     "param_specs",
-    "remat_policy",
     "rms_norm",
     "transform",
     "unembed",

@@ -40,9 +40,9 @@ class LowRank:
 
 @flax.struct.dataclass
 class LowRankWeight:
-    """One layer's weight beside its `LowRank` factors."""
+    """One layer's weight, or one that has factors already, beside its `LowRank` factors."""
 
-    weight: Weight
+    weight: "Weight | LowRankWeight"
     update: LowRank
 
 
@@ -54,19 +54,21 @@ A bias with a batch axis, [l, b, …], gives every row its own.
 type Updates = Mapping[str, Update]
 
 
-def updated(layer: Layers, updates: Updates | None) -> Layers:
-    """The layer with its updates put beside its weights or added to them; neither has a layer axis any more."""
+def updated(layer: Layers, updates: Updates) -> Layers:
+    """Returns the layer with its updates put beside its weights or added to them; neither has a layer axis any more."""
 
     def put(weight, update: Update):
         if isinstance(update, LowRank):
             return LowRankWeight(weight, update)
+        if isinstance(weight, LowRankWeight):
+            return dataclasses.replace(weight, weight=put(weight.weight, update))
         if weight is None:
             return update
         # A float32 sum, rounded once.
         total = jnp.broadcast_to(weight, update.shape).astype(jnp.float32) + update.astype(jnp.float32)
         return total.astype(weight.dtype)
 
-    changed = {name: put(getattr(layer, name), update) for name, update in (updates or {}).items()}
+    changed = {name: put(getattr(layer, name), update) for name, update in updates.items()}
     return dataclasses.replace(layer, **changed)
 
 

@@ -1,6 +1,7 @@
 """Adapters: one method a file (`methods.METHODS`), and what is done with an adapter of any method."""
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from aligner_jax.peft.adapter import Adapter, Options
 from aligner_jax.peft.bound import Bound
 from aligner_jax.peft.methods import METHODS
 from aligner_jax.peft.rows import bind_rows
+from aligner_jax.peft.together import bind_together
 
 
 def init_adapter(method: str, config: LlamaConfig, key: int | Array = 0, **options: Any) -> Adapter:
@@ -52,14 +54,23 @@ def complete_options(method: str, config: LlamaConfig | None, options: dict[str,
     return full
 
 
-def bind(adapter: Adapter | None, params: Params, config: LlamaConfig, *, dropout_key: Array | None = None) -> Bound:
-    """What the model needs to know of an adapter over this base; of None, that there is nothing.
+def bind(
+    adapter: Adapter | Sequence[Adapter] | None,
+    params: Params,
+    config: LlamaConfig,
+    *,
+    dropout_key: Array | None = None,
+) -> Bound:
+    """Returns an adapter bound to a base; of None, a `Bound` that changes nothing.
 
     Args:
+      adapter: several are applied together, see `bind_together`.
       dropout_key: a `jax.random.key` of this training step, for methods with dropout; None drops nothing.
     """
     if adapter is None:
         return Bound()
+    if not isinstance(adapter, Adapter):
+        return bind_together(adapter, params, config, dropout_key=dropout_key)
     return METHODS[adapter.method].bind(adapter.trainable, adapter.options, params, config, dropout_key)
 
 
@@ -88,7 +99,7 @@ def has_strength(adapter: Adapter) -> bool:
 
 def hidden_states(
     params: Params,
-    adapter: Adapter | None,
+    adapter: Adapter | Sequence[Adapter] | None,
     tokens_bt: Int[Array, "b t"],
     *,
     config: LlamaConfig,
@@ -101,8 +112,13 @@ def hidden_states(
     """Hidden states after the final norm of the adapted model, and the parameters whose head belongs to them.
 
     The arguments are those of `llama.forward`, `bind` and, where the adapter is a stack of many, `bind_rows`.
+
+    Raises:
+      InputError: adapter_b is given with adapters that are applied together.
     """
     if adapter is not None and adapter_b is not None:
+        if not isinstance(adapter, Adapter):
+            raise InputError("adapter_b chooses from one stack of adapters, not from adapters applied together")
         bound = bind_rows(adapter, params, config, adapter_b, dropout_key=dropout_key)
     else:
         bound = bind(adapter, params, config, dropout_key=dropout_key)
@@ -115,8 +131,7 @@ def hidden_states(
         params,
         tokens_bt,
         config=config,
-        prefix=bound.prefix,
-        updates=bound.updates,
+        adapted=bound.adapted,
         segment_ids_bt=segment_ids_bt,
         positions_bt=positions_bt,
         remat=remat,
@@ -126,14 +141,14 @@ def hidden_states(
 
 def apply(
     params: Params,
-    adapter: Adapter | None,
+    adapter: Adapter | Sequence[Adapter] | None,
     tokens_bt: Int[Array, "b t"],
     *,
     config: LlamaConfig,
     segment_ids_bt: Int[Array, "b t"] | None = None,
     positions_bt: Int[Array, "b t"] | None = None,
 ) -> Float[Array, "b t v"]:
-    """Next-token logits in float32 of the base with an adapter; with None, of the base alone.
+    """Next-token logits in float32 of the base with an adapter, or with several; with None, of the base alone.
 
     A pure function of params, adapter.trainable and tokens: `jax.grad`, `jax.vmap` and `jax.jit` work on it.
 
@@ -166,6 +181,7 @@ __all__ = [
     "Options",
     "apply",
     "bind",
+    "bind_together",
     "complete_options",
     "has_strength",
     "hidden_states",

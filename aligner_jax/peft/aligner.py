@@ -6,6 +6,7 @@ from jaxtyping import Array
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.attention import Prefix
+from aligner_jax.model.layers import Adapted
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.peft.adapter import Options
 from aligner_jax.peft.bound import Bound
@@ -64,4 +65,6 @@ def bind(
     tokens_pd = jnp.tile(tokens_pd, (1, config.d_model // tokens_pd.shape[1]))
     k_lbpkh, v_lbpkh = project_tokens(lambda _: tokens_pd, params, config, options["start_layer"])
     gates_lbn = spread_gates(trainable["gates_ln"], adapted_layers(options, config), config)
-    return Bound(prefix=Prefix(k_bpkh=k_lbpkh, v_bpkh=v_lbpkh, gate_bn=gates_lbn))
+    prefix = Prefix(k_bpkh=k_lbpkh, v_bpkh=v_lbpkh, gate_bn=gates_lbn)
+    layers = range(options["start_layer"], config.num_layers)
+    return Bound(adapted=(Adapted(layers, prefix=prefix),))

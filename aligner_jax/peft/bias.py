@@ -7,6 +7,7 @@ parameters can choose only together. This method chooses each layer's freely (Bi
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from aligner_jax.model.layers import Adapted
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.peft.adapter import Options
 from aligner_jax.peft.bound import Bound
@@ -41,4 +42,5 @@ def bind(
     trainable: dict[str, Array], options: Options, params: Params, config: LlamaConfig, dropout_key: Array | None = None
 ) -> Bound:
     """The biases as updates of the fields of the same name."""
-    return Bound(updates=dict(trainable))
+    layers = range(options["start_layer"], config.num_layers)
+    return Bound(adapted=(Adapted(layers, updates=dict(trainable)),))

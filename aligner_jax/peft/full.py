@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from aligner_jax.errors import InputError
+from aligner_jax.model.layers import Adapted
 from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
 from aligner_jax.model.quantized import Quantized
 from aligner_jax.peft.adapter import Options
@@ -42,7 +43,8 @@ def bind(
     Raises:
       InputError: the base is quantized.
     """
-    if isinstance(params.layers.q_ldnh, Quantized):
+    leaves = jax.tree.leaves(params.layers, is_leaf=lambda leaf: isinstance(leaf, Quantized))
+    if any(isinstance(leaf, Quantized) for leaf in leaves):
         raise InputError("the base is quantized, and an adapter of method 'full' cannot change its weights")
     updates = {name.removeprefix(_LAYERS): x for name, x in trainable.items() if name.startswith(_LAYERS)}
 
@@ -51,6 +53,6 @@ def bind(
         return (weight.astype(jnp.float32) + difference.astype(jnp.float32)).astype(weight.dtype)
 
     return Bound(
-        updates=updates,
+        adapted=(Adapted(range(config.num_layers), updates=updates),),
         parameters={name: total(name, x) for name, x in trainable.items() if not name.startswith(_LAYERS)},
     )

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from aligner_jax.model.attention import Prefix
+from aligner_jax.model.layers import Adapted
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.peft.adapter import Options
 from aligner_jax.peft.bound import Bound
@@ -59,4 +60,6 @@ def bind(
     k_lbpkh, v_lbpkh = project_tokens(tokens_of, params, config, options["start_layer"])
     gates_ln = jnp.tanh(trainable["gates_ln"]) if options["tanh"] else trainable["gates_ln"]
     gates_lbn = spread_gates(gates_ln, adapted_layers(options, config), config)
-    return Bound(prefix=Prefix(k_bpkh=k_lbpkh, v_bpkh=v_lbpkh, gate_bn=gates_lbn))
+    prefix = Prefix(k_bpkh=k_lbpkh, v_bpkh=v_lbpkh, gate_bn=gates_lbn)
+    layers = range(options["start_layer"], config.num_layers)
+    return Bound(adapted=(Adapted(layers, prefix=prefix),))

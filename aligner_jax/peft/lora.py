@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from aligner_jax.errors import InputError
+from aligner_jax.model.layers import Adapted
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.updates import LowRank
 from aligner_jax.peft.adapter import Options
@@ -93,7 +94,7 @@ def bind(
             dropout=dropout,
             keys=keys,
         )
-    return Bound(updates=updates)
+    return Bound(adapted=(Adapted(range(config.num_layers), updates=updates),))
 
 
 def _letters(target: str) -> tuple[str, str]:

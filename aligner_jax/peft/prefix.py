@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from aligner_jax.model.attention import Prefix
+from aligner_jax.model.layers import Adapted
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.peft.adapter import Options
 from aligner_jax.peft.bound import Bound
@@ -47,4 +48,6 @@ def bind(
     dtype = params.embed_vd.dtype
     k_lbpkh, v_lbpkh = (trainable[name][:, None].astype(dtype) for name in ("keys_lpkh", "values_lpkh"))
     gates_lbn = jnp.ones((k_lbpkh.shape[0], 1, config.num_heads))
-    return Bound(prefix=Prefix(k_bpkh=k_lbpkh, v_bpkh=v_lbpkh, gate_bn=gates_lbn, joint=True))
+    prefix = Prefix(k_bpkh=k_lbpkh, v_bpkh=v_lbpkh, gate_bn=gates_lbn, joint=True)
+    layers = range(options["start_layer"], config.num_layers)
+    return Bound(adapted=(Adapted(layers, prefix=prefix),))

@@ -5,14 +5,13 @@ are computed once, from the embeddings alone, and every document attends to them
 positions after theirs: what it would have in front of each document, also in packed rows and while decoding.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from aligner_jax.model.attention import Prefix, attend
-from aligner_jax.model.llama import LlamaConfig, Params, layer_at, transform
+from aligner_jax.model.layers import Adapted, Layer, run_layers
+from aligner_jax.model.llama import LlamaConfig, Params, transform
 from aligner_jax.model.rope import rotation
 from aligner_jax.peft.adapter import Options
 from aligner_jax.peft.bound import Bound
@@ -47,8 +46,7 @@ def bind(
     x_1pd = trainable["tokens_pd"].astype(params.embed_vd.dtype)[None]
     cos_sin = rotation(jnp.arange(options["num_tokens"], dtype=jnp.int32)[None], config)
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def step(x_1pd, index):
+    def step(x_1pd, layer: Layer):
         found = None
 
         def attention(q_btnh, k_bskh, v_bskh):
@@ -56,10 +54,11 @@ def bind(
             found = k_bskh, v_bskh
             return attend(q_btnh, k_bskh, v_bskh)
 
-        x_1pd = transform(x_1pd, layer_at(params.layers, index), attention, cos_sin=cos_sin, config=config)
+        x_1pd = transform(x_1pd, layer.weights, attention, cos_sin=cos_sin, config=config)
         return x_1pd, found
 
-    _, (k_lbpkh, v_lbpkh) = jax.lax.scan(step, x_1pd, jnp.arange(config.num_layers))
+    layers = range(config.num_layers)
+    _, (k_lbpkh, v_lbpkh) = run_layers(step, x_1pd, params.layers, layers, remat="full")
     gates_lbn = jnp.ones((config.num_layers, 1, config.num_heads))
     prefix = Prefix(k_bpkh=k_lbpkh, v_bpkh=v_lbpkh, gate_bn=gates_lbn, joint=True)
-    return Bound(prefix=prefix, first_position=options["num_tokens"])
+    return Bound(adapted=(Adapted(layers, prefix=prefix),), first_position=options["num_tokens"])

@@ -9,6 +9,7 @@ from jaxtyping import Array, Int
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.attention import Prefix
+from aligner_jax.model.layers import Adapted
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.updates import LowRank, Update
 from aligner_jax.peft.adapter import Adapter
@@ -82,9 +83,13 @@ def bind_rows(
         keys = None if update.keys is None else update.keys[0]
         return dataclasses.replace(update, a=rows(update.a), b=rows(update.b), keys=keys)
 
-    prefix = bound.prefix
-    if prefix is not None:
-        # Within one adapter all rows share its prefix: [a, l, 1, …] to [l, b, …].
-        prefix = Prefix(*(rows(x[:, :, 0]) for x in (prefix.k_bpkh, prefix.v_bpkh, prefix.gate_bn)), joint=prefix.joint)
-    updates = {name: update_rows(update) for name, update in bound.updates.items()}
-    return dataclasses.replace(bound, prefix=prefix, updates=updates)
+    def part_rows(part: Adapted) -> Adapted:
+        prefix = part.prefix
+        if prefix is not None:
+            # Within one adapter all rows share its prefix: [a, l, 1, …] to [l, b, …].
+            leaves = (rows(x[:, :, 0]) for x in (prefix.k_bpkh, prefix.v_bpkh, prefix.gate_bn))
+            prefix = Prefix(*leaves, joint=prefix.joint)
+        updates = {name: update_rows(update) for name, update in part.updates.items()}
+        return Adapted(part.layers, prefix=prefix, updates=updates)
+
+    return dataclasses.replace(bound, adapted=tuple(map(part_rows, bound.adapted)))

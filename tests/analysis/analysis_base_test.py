@@ -14,7 +14,8 @@ from aligner_jax.analysis.shifts import cosines, look
 from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.data.tokenizer_files import load_tokenizer
 from aligner_jax.errors import InputError
-from aligner_jax.model.llama import layer_at, transform
+from aligner_jax.model.layers import layer_at
+from aligner_jax.model.llama import transform
 from aligner_jax.model.rope import rotation
 from aligner_jax.peft import apply, init_adapter
 

@@ -19,7 +19,7 @@ forward_jit = jax.jit(forward, static_argnames=("config",))
 cached_jit = jax.jit(forward_cached, static_argnames=("config",))
 
 
-def _run(params: Params, config: LlamaConfig, prefix, pieces: list[int], lengths=LENGTHS):
+def _run(params: Params, config: LlamaConfig, adapted, pieces: list[int], lengths=LENGTHS):
     """Hidden states and cache after the rows of those lengths, left-padded, went in piece by piece."""
     tokens_bt, valid_bt = np.zeros((2, 10), np.int32), np.zeros((2, 10), bool)
     for row, length in enumerate(lengths):
@@ -29,7 +29,7 @@ def _run(params: Params, config: LlamaConfig, prefix, pieces: list[int], lengths
     for piece in pieces:
         part = (slice(None), slice(start, start + piece))
         hidden_btd, cache = cached_jit(
-            params, tokens_bt[part], cache, config=config, prefix=prefix, valid_bt=valid_bt[part]
+            params, tokens_bt[part], cache, config=config, adapted=adapted, valid_bt=valid_bt[part]
         )
         outs.append(hidden_btd)
         start += piece
@@ -41,19 +41,19 @@ def _rows(hidden_btd: np.ndarray) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module", params=[0, 1, 3], ids=["base", "p1", "p3"])
-def prefix(request, config: LlamaConfig, params: Params, trained_adapter):
-    return bind(trained_adapter(request.param), params, config).prefix if request.param else None
+def adapted(request, config: LlamaConfig, params: Params, trained_adapter):
+    return bind(trained_adapter(request.param), params, config).adapted if request.param else ()
 
 
 @pytest.fixture(scope="module")
-def uncached(config: LlamaConfig, params: Params, prefix) -> list[np.ndarray]:
-    hidden_btd = forward_jit(params, TOKENS, config=config, prefix=prefix)
+def uncached(config: LlamaConfig, params: Params, adapted) -> list[np.ndarray]:
+    hidden_btd = forward_jit(params, TOKENS, config=config, adapted=adapted)
     return [hidden_btd[row, :length] for row, length in enumerate(LENGTHS)]
 
 
 @pytest.mark.parametrize("pieces", [[10], [5, 5], [1] * 10], ids=["prefill", "in pieces", "token by token"])
-def test_cached_decoding_equals_the_uncached_forward(pieces, uncached, config: LlamaConfig, params: Params, prefix):
-    hidden_btd, cache = _run(params, config, prefix, pieces)
+def test_cached_decoding_equals_the_uncached_forward(pieces, uncached, config: LlamaConfig, params: Params, adapted):
+    hidden_btd, cache = _run(params, config, adapted, pieces)
     for cached_td, plain_td in zip(_rows(hidden_btd), uncached, strict=True):
         np.testing.assert_allclose(cached_td, plain_td, atol=2e-5)
     assert cache.used == 10
@@ -62,7 +62,7 @@ def test_cached_decoding_equals_the_uncached_forward(pieces, uncached, config: L
 
 
 def test_what_padding_and_empty_slots_hold_does_not_matter(config: LlamaConfig, params: Params):
-    _, cache = _run(params, config, None, [5, 5])
+    _, cache = _run(params, config, (), [5, 5])
     free_lbksh = ~cache.valid_bs[None, :, None, :, None]
     dirty = cache.replace(
         k_lbksh=jnp.where(free_lbksh, 1e3, cache.k_lbksh), v_lbksh=jnp.where(free_lbksh, -1e3, cache.v_lbksh)

@@ -43,14 +43,14 @@ def test_nothing_of_later_positions_or_other_documents_reaches_a_position(
     num_tokens: int, config: LlamaConfig, params: Params, trained_adapter
 ):
     t = 8
-    prefix = bind(trained_adapter(num_tokens), params, config).prefix if num_tokens else None
+    adapted = bind(trained_adapter(num_tokens), params, config).adapted if num_tokens else ()
 
     @jax.jit
     def gradient(segments_t, cotangent_t):
         def logits(embed_vd):
             # Position s holds token s, so that row s of the embedding is the input at position s.
             hidden_btd = forward(
-                params.replace(embed_vd=embed_vd), jnp.arange(t)[None], config=config, prefix=prefix,
+                params.replace(embed_vd=embed_vd), jnp.arange(t)[None], config=config, adapted=adapted,
                 segment_ids_bt=segments_t[None],
             )  # fmt: skip
             return unembed(params, hidden_btd)[0]
@@ -103,8 +103,8 @@ def test_a_tied_head_is_the_embedding(config: LlamaConfig, params: Params):
 
 def _pullback(trainable, params: Params, *, adapter, config: LlamaConfig, remat):
     def function(trainable):
-        prefix = bind(adapter.replace(trainable=trainable), params, config).prefix
-        return forward(params, TOKENS_BT, config=config, prefix=prefix, remat=remat)
+        adapted = bind(adapter.replace(trainable=trainable), params, config).adapted
+        return forward(params, TOKENS_BT, config=config, adapted=adapted, remat=remat)
 
     return jax.vjp(function, trainable)
 

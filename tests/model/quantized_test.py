@@ -108,7 +108,8 @@ def test_adapters_of_one_batch_work_over_a_quantized_base(quantized, trained_ada
     params, stack = quantized("int8"), stack_adapters([trained_adapter(2, key=key) for key in (1, 2)])
     bound = bind_rows(stack, params, config, jnp.asarray([1, 0]))
     expected = bind_rows(stack, plain(params), config, jnp.asarray([1, 0]))
-    np.testing.assert_allclose(bound.prefix.v_bpkh, expected.prefix.v_bpkh, rtol=1e-4, atol=1e-4)
+    (prefix,), (expected_prefix,) = ([part.prefix for part in each.adapted] for each in (bound, expected))
+    np.testing.assert_allclose(prefix.v_bpkh, expected_prefix.v_bpkh, rtol=1e-4, atol=1e-4)
 
 
 def test_full_fine_tuning_over_a_quantized_base_is_refused(quantized, config: LlamaConfig):
@@ -128,7 +129,7 @@ def test_at_gate_0_the_model_is_the_quantized_base_bit_for_bit(quantized, config
 def gradient(params: Params, adapter, *, config: LlamaConfig, remat: str):
     def loss(trainable):
         bound = bind(adapter.replace(trainable=trainable), params, config)
-        hidden_btd = forward(params, TOKENS_BT, config=config, prefix=bound.prefix, remat=remat)
+        hidden_btd = forward(params, TOKENS_BT, config=config, adapted=bound.adapted, remat=remat)
         return jnp.sum(jnp.sin(unembed(params, hidden_btd)))
 
     return jax.grad(loss)(adapter.trainable)
@@ -153,8 +154,8 @@ def test_the_backward_pass_keeps_no_weights(quantized, trained_adapter, config: 
 
     def residuals(trainable, params):
         def function(trainable):
-            prefix = bind(adapter.replace(trainable=trainable), params, config).prefix
-            return forward(params, TOKENS_BT, config=config, prefix=prefix, remat=remat)
+            adapted = bind(adapter.replace(trainable=trainable), params, config).adapted
+            return forward(params, TOKENS_BT, config=config, adapted=adapted, remat=remat)
 
         return jax.vjp(function, trainable)[1]
 

@@ -106,7 +106,9 @@ def test_bind_projects_the_bare_tokens_by_each_adapted_layer(num_tokens: int, st
         jax.eval_shape(functools.partial(init_params, config)),
     )
     adapter = init_adapter("aligner", config, 0, num_tokens=num_tokens, start_layer=start_layer)
-    prefix = bind(adapter, params, config).prefix
+    (part,) = bind(adapter, params, config).adapted
+    assert part.layers == range(start_layer, 3)
+    prefix = part.prefix
     for name, weight_ldkh, bias_lkh in (
         ("k_bpkh", params.layers.k_ldkh, params.layers.k_bias_lkh),
         ("v_bpkh", params.layers.v_ldkh, params.layers.v_bias_lkh),
@@ -129,12 +131,12 @@ def test_layers_below_the_first_adapted_one_are_the_base(config: LlamaConfig, pa
 
 
 def test_rows_with_adapters_of_their_own_are_as_alone(config: LlamaConfig, params: Params, trained_adapter):
-    prefixes = [bind(trained_adapter(3, start_layer=0, key=key), params, config).prefix for key in (7, 8)]
-    together = jax.tree.map(lambda *rows: jnp.concatenate(rows, axis=1), *prefixes)
+    alone = [bind(trained_adapter(3, start_layer=0, key=key), params, config).adapted for key in (7, 8)]
+    together = jax.tree.map(lambda *rows: jnp.concatenate(rows, axis=1), *alone)
     run = jax.jit(forward, static_argnames=("config",))
-    batch_btd = run(params, TOKENS_BT, config=config, prefix=together)
-    for row, prefix in enumerate(prefixes):
-        alone_btd = run(params, TOKENS_BT, config=config, prefix=prefix)
+    batch_btd = run(params, TOKENS_BT, config=config, adapted=together)
+    for row, adapted in enumerate(alone):
+        alone_btd = run(params, TOKENS_BT, config=config, adapted=adapted)
         np.testing.assert_allclose(batch_btd[row], alone_btd[row], atol=1e-5)
 
 
@@ -149,7 +151,7 @@ def test_apply_works_under_vmap_over_adapters(config: LlamaConfig, params: Param
 def test_strength_multiplies_what_each_layer_adds(config: LlamaConfig, params: Params, trained_adapter):
     adapter = trained_adapter(1, start_layer=2)
     assert jax.tree.all(jax.tree.map(np.array_equal, with_strength(adapter, 1.0), adapter))
-    prefix, half = (bind(a, params, config).prefix for a in (adapter, with_strength(adapter, 0.5)))
+    prefix, half = (bind(a, params, config).adapted[0].prefix for a in (adapter, with_strength(adapter, 0.5)))
     np.testing.assert_array_equal(half.gate_bn, prefix.gate_bn / 2)
     np.testing.assert_array_equal(half.v_bpkh, prefix.v_bpkh)
 

@@ -34,9 +34,7 @@ def test_a_row_is_what_it_is_with_its_adapter_alone(
     def together(trainable, adapter_b):
         bound = bind_rows(stacked.replace(trainable=trainable), params, config, adapter_b)
         positions_bt = jnp.arange(10, dtype=jnp.int32)[None] + bound.first_position
-        return forward(
-            params, TOKENS_BT, config=config, prefix=bound.prefix, updates=bound.updates, positions_bt=positions_bt
-        )
+        return forward(params, TOKENS_BT, config=config, adapted=bound.adapted, positions_bt=positions_bt)
 
     hidden_btd = together(stacked.trainable, ADAPTER_B)
     for row, number in enumerate(ADAPTER_B):

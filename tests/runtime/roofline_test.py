@@ -75,8 +75,8 @@ def test_a_training_step_is_what_xla_counts(remat, reference_products):
     adapter = init_adapter("aligner", SMALL, num_tokens=1, start_layer=0)
 
     def loss(trainable, params, tokens):
-        prefix = bind(adapter.replace(trainable=trainable), params, SMALL).prefix
-        return jnp.sum(forward(params, tokens, config=SMALL, prefix=prefix, remat=remat))
+        adapted = bind(adapter.replace(trainable=trainable), params, SMALL).adapted
+        return jnp.sum(forward(params, tokens, config=SMALL, adapted=adapted, remat=remat))
 
     flops = xla_flops(jax.grad(loss), adapter.trainable, abstract_params(SMALL), TOKENS)
     cost = train_step(SMALL, batch_size=B, sequence_length=T, num_tokens=1, start_layer=0, remat=remat)
@@ -89,8 +89,8 @@ def test_layers_below_the_first_adapted_one_have_a_forward_pass_only():
     adapter = init_adapter("aligner", SMALL, start_layer=2)
 
     def loss(trainable, params, tokens):
-        prefix = bind(adapter.replace(trainable=trainable), params, SMALL).prefix
-        return jnp.sum(forward(params, tokens, config=SMALL, prefix=prefix, remat="dots"))
+        adapted = bind(adapter.replace(trainable=trainable), params, SMALL).adapted
+        return jnp.sum(forward(params, tokens, config=SMALL, adapted=adapted, remat="dots"))
 
     flops = xla_flops(jax.grad(loss), adapter.trainable, abstract_params(SMALL), TOKENS)
     # A loop below and a loop above, of two layers each and counted once each.
@@ -192,8 +192,8 @@ def test_saved_activations_are_what_jax_saves(remat):
 
     def pull(trainable, params, tokens):
         def hidden(trainable):
-            prefix = bind(adapter.replace(trainable=trainable), params, small).prefix
-            return forward(params, tokens, config=small, prefix=prefix, remat=remat)
+            adapted = bind(adapter.replace(trainable=trainable), params, small).adapted
+            return forward(params, tokens, config=small, adapted=adapted, remat=remat)
 
         return jax.vjp(hidden, trainable)[1]
 

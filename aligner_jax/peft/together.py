@@ -1,0 +1,54 @@
+"""Several adapters on one base at the same time."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from aligner_jax.model.layers import Adapted
+from aligner_jax.model.llama import Layers, LlamaConfig, Params
+from aligner_jax.model.updates import LowRank, Update, updated
+from aligner_jax.peft.adapter import Adapter
+from aligner_jax.peft.bound import Bound
+from aligner_jax.peft.methods import METHODS
+
+
+def bind_together(
+    adapters: Sequence[Adapter], params: Params, config: LlamaConfig, *, dropout_key: Array | None = None
+) -> Bound:
+    """Returns the adapters bound as one, each over the base with the weights that those before it changed.
+
+    An Aligner after a LoRA is the Aligner over the merged weights; before it, its prefix is that of the base alone.
+    At most one of them may have a prefix at any layer, which `run_layers` checks.
+    """
+    all_bound = Bound()
+    for index, adapter in enumerate(adapters):
+        below = all_bound.on(params)
+        for part in all_bound.adapted:
+            below = dataclasses.replace(below, layers=_changed(below.layers, part, config.num_layers))
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+        bound = METHODS[adapter.method].bind(adapter.trainable, adapter.options, below, config, key)
+        all_bound = Bound(
+            adapted=(*all_bound.adapted, *bound.adapted),
+            parameters={**all_bound.parameters, **bound.parameters},
+            first_position=all_bound.first_position + bound.first_position,
+        )
+    return all_bound
+
+
+def _changed(layers: Layers, part: Adapted, num_layers: int) -> Layers:
+    """The stacked layers with the part's updates in them; factors stay beside the weights."""
+
+    def pad(leaf: Array) -> Array:
+        widths = [(part.layers.start, num_layers - part.layers.stop), *[(0, 0)] * (leaf.ndim - 1)]
+        return jnp.pad(leaf, widths)
+
+    def over_all_layers(update: Update) -> Update:
+        if isinstance(update, LowRank):
+            # A prefix is projected without dropout.
+            return dataclasses.replace(update, a=pad(update.a), b=pad(update.b), keys=None)
+        return pad(update)
+
+    return updated(layers, {name: over_all_layers(update) for name, update in part.updates.items()})
