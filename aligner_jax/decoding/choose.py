@@ -1,16 +1,21 @@
-"""The next token from logits: greedy, or sampled under a temperature, top-k and top-p."""
+"""The next token of each row from its logits: greedy, or sampled under a temperature, top-k and top-p."""
 
 import dataclasses
+import functools
 import math
 import numbers
+from collections.abc import Sequence
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from aligner_jax.errors import InputError
+from aligner_jax.model.logical import constrain
 
-_LARGEST = float(jnp.finfo(jnp.float32).max)
+_LEAST, _LARGEST = float(jnp.finfo(jnp.float32).tiny), float(jnp.finfo(jnp.float32).max)
+_MOST_TOKENS = jnp.iinfo(jnp.int32).max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,28 +42,84 @@ def _is_finite(value: object) -> bool:
         return False
 
 
-def choose(logits_bv: Float[Array, "b v"], keys_b: Array, sampling: Sampling) -> Int[Array, " b"]:
+@flax.struct.dataclass
+class RowSampling:
+    """A `Sampling` for each row, as arrays, so that one program serves every mix of them.
+
+    Attributes:
+      temperature_b: float32; 0 is greedy.
+      top_k_b: int32; 0 leaves all tokens in.
+      top_p_b: float32; infinity leaves all tokens in.
+    """
+
+    temperature_b: Float[Array, " b"]
+    top_k_b: Int[Array, " b"]
+    top_p_b: Float[Array, " b"]
+
+    @classmethod
+    def of(cls, rows: Sequence[Sampling]) -> "RowSampling":
+        """Returns the arrays of these rules, one a row."""
+        # A temperature that is 0 or denormal in float32 is not greedy: ties stay as likely as each other.
+        temperatures = [min(max(float(row.temperature), _LEAST), _LARGEST) if row.temperature else 0.0 for row in rows]
+        return cls(
+            temperature_b=jnp.asarray(temperatures, jnp.float32),
+            top_k_b=jnp.asarray([min(int(row.top_k), _MOST_TOKENS) for row in rows], jnp.int32),
+            # A p that is 1 only in float32 still leaves out what rounding puts beyond it.
+            top_p_b=jnp.asarray([row.top_p if row.top_p < 1 else math.inf for row in rows], jnp.float32),
+        )
+
+
+def choose(logits_bv: Float[Array, "b v"], keys_b: Array, sampling: RowSampling) -> Int[Array, " b"]:
     """Chooses one token a row. Each row has its own random key, so that its draw does not depend on its neighbours.
 
     top_k keeps the k most probable tokens (and ties of the last); top_p the fewest whose probability at this
     temperature reaches p (Holtzman et al., arXiv 1904.09751), and never less than the most probable. The limit of a
     small temperature is greedy, but for ties, which stay as likely as each other; that of a large one is uniform.
     """
-    if sampling.temperature == 0:
-        return jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
-    # The largest becomes 0 before the division, whatever the temperature: what overflows is the improbable, which a
-    # temperature that is 0 in float32 makes impossible.
+    greedy_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
+    draws_b = sampling.temperature_b > 0
+
+    def drawn(logits_bv: Array) -> Array:
+        return jnp.where(draws_b, _draw(logits_bv, keys_b, sampling), greedy_b)
+
+    return jax.lax.cond(jnp.any(draws_b), drawn, lambda _: greedy_b, logits_bv)
+
+
+def _draw(logits_bv: Array, keys_b: Array, sampling: RowSampling) -> Array:
+    """One draw a row; of no use in greedy rows."""
+    # Every row whole on one device: sorting the parts of a split vocabulary sends more.
+    logits_bv = constrain(logits_bv, "batch", None)
+    # The largest becomes 0 before the division, whatever the temperature: what overflows is the improbable.
     highest_b1 = jnp.max(logits_bv, axis=-1, keepdims=True)
-    temperature = min(float(sampling.temperature), _LARGEST)
-    logits_bv = jnp.where(logits_bv == highest_b1, 0.0, (logits_bv - highest_b1) / temperature)
-    if sampling.top_k:
-        kth_b1 = jax.lax.top_k(logits_bv, min(sampling.top_k, logits_bv.shape[-1]))[0][:, -1:]
-        logits_bv = jnp.where(logits_bv < kth_b1, -jnp.inf, logits_bv)
-    if sampling.top_p < 1:
-        sorted_bv = -jnp.sort(-logits_bv, axis=-1)
-        probabilities_bv = jax.nn.softmax(sorted_bv, axis=-1)
-        before_bv = jnp.cumsum(probabilities_bv, axis=-1) - probabilities_bv
-        # Nothing is less than a p that is 0 in float32, not even what comes before the first.
-        least_b1 = jnp.min(jnp.where(before_bv < sampling.top_p, sorted_bv, 0.0), axis=-1, keepdims=True)
-        logits_bv = jnp.where(logits_bv < least_b1, -jnp.inf, logits_bv)
+    logits_bv = jnp.where(logits_bv == highest_b1, 0.0, (logits_bv - highest_b1) / sampling.temperature_b[:, None])
+    for cut, is_used in ((_cut_top_k, sampling.top_k_b > 0), (_cut_top_p, sampling.top_p_b < jnp.inf)):
+        cut_rows = functools.partial(cut, sampling=sampling)
+        logits_bv = jax.lax.cond(jnp.any(is_used), cut_rows, lambda logits_bv: logits_bv, logits_bv)
     return jax.vmap(jax.random.categorical)(keys_b, logits_bv).astype(jnp.int32)
+
+
+def _cut_top_k(logits_bv: Array, sampling: RowSampling) -> Array:
+    """Bisects the k-th largest over the ordered bits of float32, since `jax.lax.top_k` needs the same k in all rows."""
+    size = logits_bv.shape[-1]
+    k_b1 = jnp.where(sampling.top_k_b > 0, jnp.minimum(sampling.top_k_b, size), size)[:, None]
+    sign = jnp.uint32(1 << 31)
+    bits_bv = jax.lax.bitcast_convert_type(logits_bv, jnp.uint32)
+    ordered_bv = jnp.where(bits_bv >= sign, ~bits_bv, bits_bv | sign)
+
+    def narrow(i, kth_b1):
+        higher_b1 = kth_b1 | (sign >> i.astype(jnp.uint32))
+        enough_b1 = jnp.sum(ordered_bv >= higher_b1, axis=-1, keepdims=True, dtype=jnp.int32) >= k_b1
+        return jnp.where(enough_b1, higher_b1, kth_b1)
+
+    ordered_b1 = jax.lax.fori_loop(0, 32, narrow, jnp.zeros(k_b1.shape, jnp.uint32))
+    bits_b1 = jnp.where(ordered_b1 >= sign, ordered_b1 ^ sign, ~ordered_b1)
+    return jnp.where(logits_bv < jax.lax.bitcast_convert_type(bits_b1, jnp.float32), -jnp.inf, logits_bv)
+
+
+def _cut_top_p(logits_bv: Array, sampling: RowSampling) -> Array:
+    sorted_bv = -jnp.sort(-logits_bv, axis=-1)
+    probabilities_bv = jax.nn.softmax(sorted_bv, axis=-1)
+    before_bv = jnp.cumsum(probabilities_bv, axis=-1) - probabilities_bv
+    # Nothing is less than a p that is 0 in float32, not even what comes before the first.
+    least_b1 = jnp.min(jnp.where(before_bv < sampling.top_p_b[:, None], sorted_bv, 0.0), axis=-1, keepdims=True)
+    return jnp.where(logits_bv < least_b1, -jnp.inf, logits_bv)

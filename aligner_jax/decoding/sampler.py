@@ -1,26 +1,27 @@
-"""Continue prompts: one prefill of the left-padded batch, then token by token from the cache."""
+"""Continue prompts: one prefill of the batch, then token by token from the cache."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Int
 
 from aligner_jax.data.token_ids import check_ids
 from aligner_jax.data.tokenizer import Tokenizer
-from aligner_jax.decoding.choose import Sampling, choose
+from aligner_jax.decoding.choose import RowSampling, Sampling
+from aligner_jax.decoding.state import State, begin, prefill, repeat_row, step
 from aligner_jax.errors import InputError
-from aligner_jax.model.cache import KVCache, empty_cache, forward_cached
-from aligner_jax.model.llama import LlamaConfig, Params, unembed
+from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.logical import whole
 from aligner_jax.peft import Adapter, Bound, bind
 from aligner_jax.weights.base import Base
 
 PROMPT_MULTIPLE = 16
-"""Prompts are padded to a multiple of this, so that few different lengths are compiled."""
+"""Prompts of at most `LONG_PROMPT` tokens are padded to a multiple of this."""
+LONG_PROMPT, LONG_PROMPT_MULTIPLE = 512, 128
+"""Longer ones are padded to a multiple that the attention kernel takes; no more than a fifth of it is padding."""
 SINGLE_ROW_COPIES = 2
 """One row of bfloat16 is decoded as two equal ones: XLA's CPU backend converts the matrix to float32 for a product with
 a single vector, and does not for one with two. On TPUs, whose registers hold eight rows, it costs nothing."""
@@ -102,15 +103,15 @@ def continue_ids(
     """
     if not 0 <= seed < 2**32:
         raise InputError(f"seed is {seed}, but must be at least 0 and below 2**32")
-    tokens_bt, valid_bt = _left_padded(prompt_ids, config, max_new_tokens, padded_length)
+    tokens_bt, lengths_b = _padded(prompt_ids, config, max_new_tokens, padded_length)
     stops = jnp.asarray(sorted(stop_ids) or [-1], jnp.int32)
-    bound, state = prefill(
-        params, adapter, jnp.asarray(tokens_bt), jnp.asarray(valid_bt), stops, jnp.uint32(seed),
-        config=config, sampling=sampling, slots=tokens_bt.shape[1] + max_new_tokens,
+    bound, state = read_prompts(
+        params, adapter, jnp.asarray(tokens_bt), jnp.asarray(lengths_b), RowSampling.of([sampling] * len(prompt_ids)),
+        stops, jnp.uint32(seed), config=config, slots=tokens_bt.shape[1] + max_new_tokens,
     )  # fmt: skip
     done_b, made = np.zeros(len(prompt_ids), bool), 0
     while made < max_new_tokens and not done_b.all():
-        state, tokens_bt = decode(params, bound, state, stops, config=config, sampling=sampling, count=tokens_a_call)
+        state, tokens_bt = make_tokens(params, bound, state, stops, config=config, count=tokens_a_call)
         for tokens_b in np.asarray(tokens_bt).T[: max_new_tokens - made, : len(prompt_ids)]:
             done_b |= np.isin(tokens_b, np.asarray(stops))
             if done_b.all():
@@ -119,73 +120,69 @@ def continue_ids(
         made += tokens_a_call
 
 
-@flax.struct.dataclass
-class _State:
-    cache: KVCache
-    token_b: Int[Array, " b"]
-    done_b: Bool[Array, " b"]
-    keys_b: Array
-
-
-@functools.partial(jax.jit, static_argnames=("config", "sampling", "slots"))
-def prefill(params, adapter, tokens_bt, valid_bt, stops, seed, *, config, sampling, slots):
-    """The program that reads left-padded prompts: the adapter bound, and a state with room for `slots` tokens a row."""
+@functools.partial(jax.jit, static_argnames=("config", "slots"))
+def read_prompts(
+    params: Params,
+    adapter: Adapter | None,
+    tokens_bt: Int[Array, "b t"],
+    lengths_b: Int[Array, " b"],
+    sampling: RowSampling,
+    stops: Int[Array, " stops"],
+    seed: Int[Array, ""],
+    *,
+    config: LlamaConfig,
+    slots: int,
+) -> tuple[Bound, State]:
+    """The program that reads prompts: the adapter bound, and a state with `slots` slots a row."""
     bound = bind(adapter, params, config)
-    params = bound.on(params)
-    cache = empty_cache(config, tokens_bt.shape[0], slots, params.embed_vd.dtype, first_position=bound.first_position)
-    hidden_btd, cache = forward_cached(
-        params, tokens_bt, cache, config=config, adapted=bound.adapted, valid_bt=valid_bt
-    )
+    prefilled = prefill(params, bound, tokens_bt, lengths_b, config=config, slots=slots)
     keys_b = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(tokens_bt.shape[0]))
-    token_b = _choose_last(params, hidden_btd, keys_b, cache, sampling)
-    if len(token_b) == 1 and cache.k_lbksh.dtype == jnp.bfloat16:
-        cache = cache.repeat_row(SINGLE_ROW_COPIES)
-        token_b, keys_b = (jnp.repeat(x, SINGLE_ROW_COPIES) for x in (token_b, keys_b))
-    return bound, _State(cache, token_b, jnp.isin(token_b, stops), keys_b)
+    state = begin(prefilled, sampling, keys_b, stops)
+    if tokens_bt.shape[0] == 1 and state.cache.k_lbksh.dtype == jnp.bfloat16:
+        state = repeat_row(state, SINGLE_ROW_COPIES)
+    return bound, state
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling", "count"), donate_argnames=("state",))
-def decode(params: Params, bound: Bound, state: _State, stops, *, config, sampling, count):
+@functools.partial(jax.jit, static_argnames=("config", "count"), donate_argnames=("state",))
+def make_tokens(
+    params: Params, bound: Bound, state: State, stops: Int[Array, " stops"], *, config: LlamaConfig, count: int
+) -> tuple[State, Int[Array, "b count"]]:
     """The program that makes `count` tokens a row, of which the first is the one that the state holds already."""
-    params = bound.on(params)
 
-    def step(state: _State, _):
-        hidden_b1d, cache = forward_cached(
-            params, state.token_b[:, None], state.cache, config=config, adapted=bound.adapted
-        )
-        token_b = _choose_last(params, hidden_b1d, state.keys_b, cache, sampling)
-        token_b = jnp.where(state.done_b, state.token_b, token_b)
-        return _State(cache, token_b, state.done_b | jnp.isin(token_b, stops), state.keys_b), state.token_b
+    def one(state: State, _):
+        return step(params, bound, state, stops, config=config), state.token_b
 
-    state, tokens_tb = jax.lax.scan(step, state, None, length=count)
+    state, tokens_tb = jax.lax.scan(one, state, None, length=count)
     return state, whole(tokens_tb.T)
 
 
-def _choose_last(params, hidden_btd: Float[Array, "b t d"], keys_b, cache: KVCache, sampling: Sampling):
-    keys_b = jax.vmap(jax.random.fold_in)(keys_b, cache.lengths_b)
-    return choose(unembed(params, hidden_btd[:, -1]), keys_b, sampling)
+def padded_size(length: int) -> int:
+    """Returns the length that prompts of at most `length` tokens are padded to, so that few programs are compiled."""
+    multiple = PROMPT_MULTIPLE if length <= LONG_PROMPT else LONG_PROMPT_MULTIPLE
+    return -(-length // multiple) * multiple
 
 
-def _left_padded(prompt_ids: Sequence[Sequence[int]], config: LlamaConfig, max_new_tokens: int, padded_length: int):
+def _padded(
+    prompt_ids: Sequence[Sequence[int]], config: LlamaConfig, max_new_tokens: int, padded_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts padded at their ends, int32 [b, t], and their lengths, int32 [b]."""
     if not prompt_ids:
         raise InputError("there are no prompts to continue")
     for index, ids in enumerate(prompt_ids):
         if not ids:
             raise InputError(f"prompt {index} is empty: it has no tokens to continue")
         check_ids(ids, config.vocab_size, what=f"prompt {index}")
-    longest = max(map(len, prompt_ids))
+    lengths_b = np.asarray([len(ids) for ids in prompt_ids], np.int32)
+    longest = int(lengths_b.max())
     if max_new_tokens < 1 or longest + max_new_tokens > config.context_length:
         raise InputError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit "
             f"the model's context of {config.context_length}"
         )
-    length = max(-(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE, padded_length)
-    tokens_bt = np.zeros((len(prompt_ids), length), np.int32)
-    valid_bt = np.zeros((len(prompt_ids), length), bool)
+    tokens_bt = np.zeros((len(prompt_ids), max(padded_size(longest), padded_length)), np.int32)
     for row, ids in enumerate(prompt_ids):
-        tokens_bt[row, length - len(ids) :] = ids
-        valid_bt[row, length - len(ids) :] = True
-    return tokens_bt, valid_bt
+        tokens_bt[row, : len(ids)] = ids
+    return tokens_bt, lengths_b
 
 
 def continuation(tokenizer: Tokenizer, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> str:

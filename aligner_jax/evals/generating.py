@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from aligner_jax.decoding.choose import Sampling
-from aligner_jax.decoding.sampler import PROMPT_MULTIPLE, TOKENS_A_CALL, continue_ids
+from aligner_jax.decoding.sampler import TOKENS_A_CALL, continue_ids, padded_size
 from aligner_jax.errors import InputError
 from aligner_jax.evals.answer_text import AloneAnswer, ContinuedAnswer
 from aligner_jax.evals.batches import in_batches, length_bucket
@@ -64,7 +64,7 @@ def generate(
     unique = list({prompt.key: prompt for prompt in prompts}.values())
     for number, prompt in enumerate(prompts, 1):
         _check(subject, prompt, number)
-    # One program for each length and way of sampling; batches are of one way.
+    # A batch ends when its rows have, and its draws follow from its members: batches are of one way.
     ways = [(prompt.sampling, prompt.max_new_tokens, prompt.until) for prompt in unique]
     total, done = len(unique), 0
     batches: list[list[int]] = []
@@ -98,9 +98,8 @@ def _check(subject: Subject, prompt: Prompt, number: int) -> None:
 
 
 def _bucket(subject: Subject, prompt: Prompt) -> int:
-    # A row of the longest prompts may end inside a multiple of the sampler's.
-    longest = -(-(subject.base.config.context_length - prompt.max_new_tokens) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
-    return length_bucket(len(prompt.ids), longest)
+    # The longest prompts may end inside what the sampler pads them to.
+    return length_bucket(len(prompt.ids), padded_size(subject.base.config.context_length - prompt.max_new_tokens))
 
 
 def _generated(subject: Subject, prompts: Sequence[Prompt], seed: int) -> list[str]:

@@ -1,55 +1,113 @@
-"""Decoding with a key-value cache: prefill a batch of left-padded prompts, then one token a row at a time."""
+"""A key-value cache with a length per row: prompts are read at once, and continued some tokens at a time."""
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from aligner_jax.model.attention import attend_masked
+from aligner_jax.model.attention import attend
+from aligner_jax.model.cached_attention import attend_cached
 from aligner_jax.model.layers import Adapted, Layer, layer_as_stored, run_layers
 from aligner_jax.model.layout import as_stored
 from aligner_jax.model.llama import LlamaConfig, Params, embed, rms_norm, transform
+from aligner_jax.model.logical import constrain, num_parts, on_each_device
 from aligner_jax.model.rope import rotation
+
+_AXES = (None, "batch", "kv_heads", None, None)
 
 
 @flax.struct.dataclass
 class KVCache:
-    """Rotated keys and values of every layer, `s` slots a row, filled from slot 0 at the same pace in all rows.
+    """Rotated keys and values of every layer, `s` slots a row; slot s of row b is valid where s < lengths_b.
 
     Attributes:
       k_lbksh, v_lbksh: heads before slots, as the products of attention read them.
-      valid_bs: False in slots that are empty or hold padding.
-      used: slots filled so far.
-      lengths_b: the position of each row's next token: real tokens so far, and the first position.
+      lengths_b: filled slots of each row.
+      first_position: rotary position of slot 0.
     """
 
     k_lbksh: Float[Array, "l b k s h"]
     v_lbksh: Float[Array, "l b k s h"]
-    valid_bs: Bool[Array, "b s"]
-    used: Int[Array, ""]
     lengths_b: Int[Array, " b"]
+    first_position: int = flax.struct.field(pytree_node=False, default=0)
 
-    def repeat_row(self, times: int) -> "KVCache":
-        """The cache of a batch of so many copies of this one's only row."""
-        k_lbksh, v_lbksh = (jnp.repeat(x, times, axis=1) for x in (self.k_lbksh, self.v_lbksh))
-        valid_bs, lengths_b = (jnp.repeat(x, times, axis=0) for x in (self.valid_bs, self.lengths_b))
-        return KVCache(k_lbksh, v_lbksh, valid_bs, self.used, lengths_b)
+    @property
+    def slots(self) -> int:
+        """Slots of a row."""
+        return self.k_lbksh.shape[3]
+
+    @property
+    def positions_b(self) -> Int[Array, " b"]:
+        """Rotary position of each row's next token."""
+        return self.lengths_b + self.first_position
 
 
 def empty_cache(
     config: LlamaConfig, batch_size: int, slots: int, dtype: jnp.dtype, *, first_position: int = 0
 ) -> KVCache:
-    """A cache with nothing in it: 2 · l · b · slots · k · h numbers. first_position: of each row's first token."""
+    """Returns a cache of rows of length 0: 2 · l · b · slots · k · h numbers."""
     shape = (config.num_layers, batch_size, config.num_kv_heads, slots, config.head_dim)
-    return KVCache(
-        k_lbksh=jnp.zeros(shape, dtype),
-        v_lbksh=jnp.zeros(shape, dtype),
-        valid_bs=jnp.zeros((batch_size, slots), bool),
-        used=jnp.int32(0),
-        lengths_b=jnp.full(batch_size, first_position, jnp.int32),
+    k_lbksh, v_lbksh = (constrain(jnp.zeros(shape, dtype), *_AXES) for _ in range(2))
+    return KVCache(k_lbksh, v_lbksh, jnp.zeros(batch_size, jnp.int32), first_position)
+
+
+def prefill_cache(
+    params: Params,
+    tokens_bt: Int[Array, "b t"],
+    lengths_b: Int[Array, " b"],
+    *,
+    config: LlamaConfig,
+    slots: int,
+    adapted: Sequence[Adapted] = (),
+    first_position: int = 0,
+) -> tuple[Float[Array, "b d"], KVCache]:
+    """Returns the hidden state (after the final norm) of each prompt's last token, and the cache of the prompts.
+
+    Args:
+      tokens_bt: prompts, padded at their ends.
+      lengths_b: tokens of each, at least one.
+      slots: slots of the cache, at least t.
+      adapted: as in `llama.forward`.
+      first_position: rotary position of the first tokens.
+    """
+    b, t = tokens_bt.shape
+    cos_sin = rotation(first_position + jnp.arange(t, dtype=jnp.int32)[None], config)
+    # Where the mesh does not divide the rows, only the compiler can split them.
+    implementation = "xla" if b % num_parts("batch") else "auto"
+
+    def step(carry, layer: Layer):
+        x_btd, k_lbksh, v_lbksh = carry
+
+        def attention(q_btnh, k_btkh, v_btkh):
+            nonlocal k_lbksh, v_lbksh
+            start = (layer.index, 0, 0, 0, 0)
+            k_lbksh = jax.lax.dynamic_update_slice(k_lbksh, k_btkh.swapaxes(1, 2)[None], start)
+            v_lbksh = jax.lax.dynamic_update_slice(v_lbksh, v_btkh.swapaxes(1, 2)[None], start)
+            # As with the weights (`layer_as_stored`): else the compiler copies the whole cache.
+            k_lbksh, v_lbksh = as_stored(k_lbksh), as_stored(v_lbksh)
+            # Padding follows a row's tokens, which do not see what follows them.
+            return attend(q_btnh, k_btkh, v_btkh, layer.prefix, implementation=implementation)
+
+        x_btd = transform(x_btd, layer.updated(), attention, cos_sin=cos_sin, config=config)
+        return (x_btd, k_lbksh, v_lbksh), None
+
+    empty = empty_cache(config, b, slots, params.embed_vd.dtype)
+    carry = (embed(params, tokens_bt), empty.k_lbksh, empty.v_lbksh)
+    (x_btd, k_lbksh, v_lbksh), _ = run_layers(
+        step,
+        carry,
+        params.layers,
+        range(config.num_layers),
+        adapted,
+        read=functools.partial(layer_as_stored, config=config),
     )
+    last_bd = jnp.take_along_axis(x_btd, (lengths_b - 1)[:, None, None], axis=1)[:, 0]
+    cache = KVCache(k_lbksh, v_lbksh, lengths_b.astype(jnp.int32), first_position)
+    return rms_norm(last_bd, params.norm_d, config.norm_eps), cache
 
 
 def forward_cached(
@@ -59,50 +117,60 @@ def forward_cached(
     *,
     config: LlamaConfig,
     adapted: Sequence[Adapted] = (),
-    valid_bt: Bool[Array, "b t"] | None = None,
 ) -> tuple[Float[Array, "b t d"], KVCache]:
-    """Hidden states (after the final norm) of new tokens that follow what the cache holds, and the longer cache.
+    """Returns hidden states (after the final norm) of the tokens that follow each row, and the longer cache.
 
     Args:
-      tokens_bt: the next t tokens of every row: the prompts at first, then usually one.
+      tokens_bt: the next t tokens of every row, usually one. A row without t free slots loses its last ones.
       adapted: as in `llama.forward`.
-      valid_bt: False for padding, which must come before a row's first real token; padding is never attended to.
     """
-    b, t = tokens_bt.shape
-    if valid_bt is None:
-        valid_bt = jnp.ones((b, t), bool)
-    positions_bt = jnp.maximum(cache.lengths_b[:, None] + jnp.cumsum(valid_bt, axis=1, dtype=jnp.int32) - 1, 0)
-    valid_bs = jax.lax.dynamic_update_slice(cache.valid_bs, valid_bt, (0, cache.used))
-    slots_s = jnp.arange(cache.valid_bs.shape[1])
-    causal_ts = slots_s[None, :] <= (cache.used + jnp.arange(t))[:, None]
-    mask_bts = causal_ts[None] & valid_bs[:, None, :]
+    t = tokens_bt.shape[1]
+    positions_bt = cache.positions_b[:, None] + jnp.arange(t, dtype=jnp.int32)[None]
     cos_sin = rotation(positions_bt, config)
 
-    def step(carry, layer: Layer):
-        x_btd, k_lbksh, v_lbksh = carry
+    def step(x_btd, layer: Layer):
+        new = None
 
         def attention(q_btnh, k_btkh, v_btkh):
-            nonlocal k_lbksh, v_lbksh
-            start = (layer.index, 0, 0, cache.used, 0)
-            k_lbksh = jax.lax.dynamic_update_slice(k_lbksh, k_btkh.swapaxes(1, 2)[None], start)
-            v_lbksh = jax.lax.dynamic_update_slice(v_lbksh, v_btkh.swapaxes(1, 2)[None], start)
-            # Likewise the whole cache, before and after all steps.
-            k_lbksh, v_lbksh = as_stored(k_lbksh), as_stored(v_lbksh)
-            k_bksh, v_bksh = (jax.lax.dynamic_index_in_dim(x, layer.index, keepdims=False) for x in (k_lbksh, v_lbksh))
-            return attend_masked(q_btnh, k_bksh, v_bksh, layer.prefix, mask_bts=mask_bts)
+            nonlocal new
+            new_k_bkth, new_v_bkth = new = k_btkh.swapaxes(1, 2), v_btkh.swapaxes(1, 2)
+            k_bksh = jax.lax.dynamic_index_in_dim(cache.k_lbksh, layer.index, keepdims=False)
+            v_bksh = jax.lax.dynamic_index_in_dim(cache.v_lbksh, layer.index, keepdims=False)
+            return attend_cached(
+                q_btnh, k_bksh, v_bksh, new_k_bkth, new_v_bkth, layer.prefix, lengths_b=cache.lengths_b
+            )
 
-        x_btd = transform(x_btd, layer.updated(), attention, cos_sin=cos_sin, config=config)
-        return (x_btd, k_lbksh, v_lbksh), None
+        return transform(x_btd, layer.updated(), attention, cos_sin=cos_sin, config=config), new
 
-    carry = (embed(params, tokens_bt), cache.k_lbksh, cache.v_lbksh)
-    (x_btd, k_lbksh, v_lbksh), _ = run_layers(
-        step, carry, params.layers, range(config.num_layers), adapted, read=layer_as_stored
+    x_btd, (new_k_lbkth, new_v_lbkth) = run_layers(
+        step,
+        embed(params, tokens_bt),
+        params.layers,
+        range(config.num_layers),
+        adapted,
+        read=functools.partial(layer_as_stored, config=config),
     )
-    new_cache = KVCache(
-        k_lbksh=k_lbksh,
-        v_lbksh=v_lbksh,
-        valid_bs=valid_bs,
-        used=cache.used + t,
-        lengths_b=cache.lengths_b + jnp.sum(valid_bt, axis=1, dtype=jnp.int32),
+    new_cache = dataclasses.replace(
+        cache,
+        k_lbksh=_written(cache.k_lbksh, new_k_lbkth, cache.lengths_b),
+        v_lbksh=_written(cache.v_lbksh, new_v_lbkth, cache.lengths_b),
+        lengths_b=cache.lengths_b + t,
     )
     return rms_norm(x_btd, params.norm_d, config.norm_eps), new_cache
+
+
+def _written(
+    x_lbksh: Float[Array, "l b k s h"], new_lbkth: Float[Array, "l b k t h"], starts_b: Int[Array, " b"]
+) -> Float[Array, "l b k s h"]:
+    """The cache with each row's new slots written from the row's own slot on, in place."""
+
+    def write(x_lbksh, new_lbkth, starts_b):
+        def write_row(row, x_lbksh):
+            new_l1kth = jax.lax.dynamic_slice_in_dim(new_lbkth, row, 1, axis=1)
+            return as_stored(jax.lax.dynamic_update_slice(x_lbksh, new_l1kth, (0, row, 0, starts_b[row], 0)))
+
+        return jax.lax.fori_loop(0, starts_b.shape[0], write_row, x_lbksh)
+
+    if x_lbksh.shape[1] % num_parts("batch"):
+        return write(x_lbksh, new_lbkth, starts_b)
+    return on_each_device(write, (_AXES, _AXES, ("batch",)), _AXES)(x_lbksh, new_lbkth, starts_b)

@@ -125,12 +125,16 @@ def layer_at[T](layers: T, index: Int[Array, ""]) -> T:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), layers)
 
 
-def layer_as_stored(layers: Layers, index: Int[Array, ""]) -> Layers:
+def layer_as_stored(layers: Layers, index: Int[Array, ""], *, config: LlamaConfig) -> Layers:
     """Returns `layer_at`, on TPUs in the order in which the stacks lie in memory.
 
     In an order of the compiler's own, some of the stacks would be copied ahead of the loop.
     """
-    return jax.tree.map(as_stored, layer_at(layers, index))
+
+    def ordered(spec, weight):
+        return jax.tree.map(lambda x: as_stored(x, spec.axes[1:]), weight)
+
+    return jax.tree.map(ordered, param_specs(config).layers, layer_at(layers, index), is_leaf=is_spec)
 
 
 def layer_for_training(layers: Layers, index: Int[Array, ""], *, config: LlamaConfig, remat: Remat) -> Layers:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from aligner_jax.decoding import sampler
-from aligner_jax.decoding.choose import Sampling
+from aligner_jax.decoding.choose import RowSampling, Sampling
 from aligner_jax.errors import InputError
 from aligner_jax.evals import scoring
 from aligner_jax.evals.interface import EvaluateConfig
@@ -115,7 +115,7 @@ def make_evaluation_plan(
         if state is not None:
             bound, carried = state
             new = compile_for(
-                chip, sampler.decode, params, bound, carried, shapes.stops(), config=model, sampling=Sampling(),
+                chip, sampler.make_tokens, params, bound, carried, shapes.stops(), config=model,
                 count=sampler.TOKENS_A_CALL,
             )  # fmt: skip
     of_all = {"scores": scores, "prompts": prompts, **({"new tokens": new} if new is not None else {})}
@@ -153,6 +153,12 @@ class _Shapes:
     def rows(self, dtype: str) -> Any:
         return self.whole(jax.ShapeDtypeStruct((self.batch_size, self.tokens), dtype))
 
+    def lengths(self) -> Any:
+        return self.whole(jax.ShapeDtypeStruct((self.batch_size,), jnp.int32))
+
+    def sampling(self) -> Any:
+        return self.whole(jax.eval_shape(lambda: RowSampling.of([Sampling()] * self.batch_size)))
+
     def stops(self) -> Any:
         return self.whole(jax.ShapeDtypeStruct((STOPS,), jnp.int32))
 
@@ -164,12 +170,14 @@ def _prompts(
     chip: roofline.Chip, model: LlamaConfig, params: Params, adapter: Adapter, shapes: _Shapes
 ) -> tuple[Compiled, Any]:
     """The program that fills the cache, and what it leaves, as shapes; None where it does not fit."""
-    static = {"config": model, "sampling": Sampling(), "slots": shapes.tokens + shapes.new_tokens}
-    arguments = params, adapter, shapes.rows("int32"), shapes.rows("bool"), shapes.stops(), shapes.seed()
-    compiled = compile_for(chip, sampler.prefill, *arguments, **static)
+    static = {"config": model, "slots": shapes.tokens + shapes.new_tokens}
+    arguments = (
+        params, adapter, shapes.rows("int32"), shapes.lengths(), shapes.sampling(), shapes.stops(), shapes.seed()
+    )  # fmt: skip
+    compiled = compile_for(chip, sampler.read_prompts, *arguments, **static)
     if compiled.sent is None:
         return compiled, None
-    state = jax.eval_shape(functools.partial(sampler.prefill, **static), *arguments)
+    state = jax.eval_shape(functools.partial(sampler.read_prompts, **static), *arguments)
     return compiled, jax.tree.map(_struct, state, compiled.output_shardings)
 
 

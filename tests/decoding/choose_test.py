@@ -5,13 +5,45 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aligner_jax.decoding.choose import Sampling, choose
+from aligner_jax.decoding.choose import RowSampling, Sampling, choose
 from aligner_jax.errors import InputError
 
 PROBABILITIES = np.asarray([0.05, 0.4, 0.02, 0.3, 0.15, 0.08])
 LOGITS = np.log(PROBABILITIES).astype(np.float32) + 3.0
 DRAWS = 20_000
-choose_jit = jax.jit(choose, static_argnames=("sampling",))
+MIX = [
+    Sampling(), Sampling(1.0), Sampling(0.7, 5), Sampling(1.3, 0, 0.8), Sampling(0.4, 20, 0.9), Sampling(1e-40),
+    Sampling(1e-40, 3, 0.5), Sampling(2.0, 3, 0.5), Sampling(1.0, 10**12, 1 - 1e-12), Sampling(1.0, 1), Sampling(1e39),
+    Sampling(0.0, 3, 0.5), Sampling(1.0, 50), Sampling(1.0, 49), Sampling(1.0, 0, 1e-45),
+]  # fmt: skip
+
+
+@jax.jit
+def choose_rows(logits_bv, keys_b, rows: RowSampling):
+    return choose(logits_bv, keys_b, rows)
+
+
+def choose_jit(logits_bv, keys_b, sampling: Sampling):
+    return choose_rows(logits_bv, keys_b, RowSampling.of([sampling] * len(logits_bv)))
+
+
+def chosen_alone(logits_v, key, sampling: Sampling):
+    """The reference: one row under one rule, with k and p as constants."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_v)
+    temperature = np.float32(min(sampling.temperature, float(np.finfo(np.float32).max)))
+    highest = jnp.max(logits_v)
+    logits_v = jnp.where(logits_v == highest, 0.0, (logits_v - highest) / temperature)
+    if sampling.top_k:
+        kth = jax.lax.top_k(logits_v, min(sampling.top_k, len(logits_v)))[0][-1]
+        logits_v = jnp.where(logits_v < kth, -jnp.inf, logits_v)
+    if sampling.top_p < 1:
+        sorted_v = -jnp.sort(-logits_v)
+        probabilities_v = jax.nn.softmax(sorted_v)
+        before_v = jnp.cumsum(probabilities_v) - probabilities_v
+        least = jnp.min(jnp.where(before_v < sampling.top_p, sorted_v, 0.0))
+        logits_v = jnp.where(logits_v < least, -jnp.inf, logits_v)
+    return jax.random.categorical(key, logits_v)
 
 
 def _frequencies(sampling: Sampling, logits=LOGITS) -> np.ndarray:
@@ -100,6 +132,25 @@ def test_a_rows_draw_does_not_depend_on_its_neighbours():
     together = choose_jit(rows_bv, keys_b, sampling)
     alone = [choose_jit(rows_bv[row : row + 1], keys_b[row : row + 1], sampling)[0] for row in range(8)]
     np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_mix_of_rules_gives_each_row_the_token_of_its_own_rule(seed: int):
+    rng = np.random.default_rng(seed)
+    rows_bv = (rng.normal(size=(len(MIX), 50)) * 4).astype(np.float32)
+    # Ties of the largest, and of what the cuts are at.
+    rows_bv = np.where(rng.random(rows_bv.shape) < 0.5, np.round(rows_bv), rows_bv)
+    keys_b = jax.random.split(jax.random.key(seed), len(MIX))
+    alone = [int(chosen_alone(*each)) for each in zip(jnp.asarray(rows_bv), keys_b, MIX, strict=True)]
+    assert choose_rows(rows_bv, keys_b, RowSampling.of(MIX)).tolist() == alone
+
+
+def test_one_program_serves_every_mix():
+    choose_rows.clear_cache()
+    keys_b = jax.random.split(jax.random.key(0), 3)
+    for rules in (MIX[:3], MIX[3:6], MIX[6:9]):
+        choose_rows(np.zeros((3, 50), np.float32), keys_b, RowSampling.of(rules))
+    assert choose_rows._cache_size() == 1
 
 
 @pytest.mark.parametrize(

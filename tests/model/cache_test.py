@@ -1,78 +1,105 @@
 """Decoding from the cache gives what the uncached forward pass gives, however the tokens arrive."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aligner_jax.model.cache import KVCache, empty_cache, forward_cached
+from aligner_jax.model.cache import KVCache, empty_cache, forward_cached, prefill_cache
 from aligner_jax.model.llama import LlamaConfig, Params, forward
-from aligner_jax.peft import bind
+from aligner_jax.peft import Bound, bind, init_adapter
 
 SLOTS = 16
 TOKENS = np.random.default_rng(0).integers(0, 40, (2, 10)).astype(np.int32)
-LENGTHS = (10, 6)
+LENGTHS = np.asarray([6, 3], np.int32)
+"""Of what is prefilled, where something is."""
+FIRST_POSITION = 5
 
 forward_jit = jax.jit(forward, static_argnames=("config",))
+prefill_jit = jax.jit(prefill_cache, static_argnames=("config", "slots", "first_position"))
 cached_jit = jax.jit(forward_cached, static_argnames=("config",))
 
 
-def _run(params: Params, config: LlamaConfig, adapted, pieces: list[int], lengths=LENGTHS):
-    """Hidden states and cache after the rows of those lengths, left-padded, went in piece by piece."""
-    tokens_bt, valid_bt = np.zeros((2, 10), np.int32), np.zeros((2, 10), bool)
-    for row, length in enumerate(lengths):
-        tokens_bt[row, 10 - length :] = TOKENS[row, :length]
-        valid_bt[row, 10 - length :] = True
-    cache, outs, start = empty_cache(config, 2, SLOTS, jnp.float32), [], 0
+def _prefilled(params: Params, config: LlamaConfig, adapted) -> tuple[np.ndarray, KVCache]:
+    padded_bt = np.where(np.arange(10) < LENGTHS[:, None], TOKENS, 39)
+    hidden_bd, cache = prefill_jit(
+        params, padded_bt, LENGTHS, config=config, slots=SLOTS, adapted=adapted, first_position=FIRST_POSITION
+    )
+    return np.asarray(hidden_bd), cache
+
+
+def _continued(params: Params, config: LlamaConfig, adapted, cache: KVCache, pieces: list[int]):
+    """Hidden states and cache after each row's next tokens went in piece by piece."""
+    outs = []
     for piece in pieces:
-        part = (slice(None), slice(start, start + piece))
-        hidden_btd, cache = cached_jit(
-            params, tokens_bt[part], cache, config=config, adapted=adapted, valid_bt=valid_bt[part]
-        )
+        starts_b = np.asarray(cache.lengths_b)
+        next_bt = np.stack([TOKENS[row, start : start + piece] for row, start in enumerate(starts_b)])
+        hidden_btd, cache = cached_jit(params, next_bt, cache, config=config, adapted=adapted)
         outs.append(hidden_btd)
-        start += piece
     return np.concatenate(outs, axis=1), cache
 
 
-def _rows(hidden_btd: np.ndarray) -> list[np.ndarray]:
-    return [hidden_btd[row, 10 - length :] for row, length in enumerate(LENGTHS)]
-
-
-@pytest.fixture(scope="module", params=[0, 1, 3], ids=["base", "p1", "p3"])
-def adapted(request, config: LlamaConfig, params: Params, trained_adapter):
-    return bind(trained_adapter(request.param), params, config).adapted if request.param else ()
+@pytest.fixture(scope="module", params=["base", "p1", "p3", "joint"])
+def adapted(request, config: LlamaConfig, params: Params, trained_adapter, randomized):
+    if request.param == "base":
+        return Bound().adapted
+    if request.param == "joint":
+        return bind(randomized(init_adapter("prefix", config, num_tokens=3, start_layer=1)), params, config).adapted
+    return bind(trained_adapter(int(request.param[1:])), params, config).adapted
 
 
 @pytest.fixture(scope="module")
-def uncached(config: LlamaConfig, params: Params, adapted) -> list[np.ndarray]:
-    hidden_btd = forward_jit(params, TOKENS, config=config, adapted=adapted)
-    return [hidden_btd[row, :length] for row, length in enumerate(LENGTHS)]
+def uncached(config: LlamaConfig, params: Params, adapted) -> np.ndarray:
+    positions_bt = FIRST_POSITION + np.arange(10, dtype=np.int32)[None]
+    return np.asarray(forward_jit(params, TOKENS, config=config, adapted=adapted, positions_bt=positions_bt))
 
 
-@pytest.mark.parametrize("pieces", [[10], [5, 5], [1] * 10], ids=["prefill", "in pieces", "token by token"])
-def test_cached_decoding_equals_the_uncached_forward(pieces, uncached, config: LlamaConfig, params: Params, adapted):
-    hidden_btd, cache = _run(params, config, adapted, pieces)
-    for cached_td, plain_td in zip(_rows(hidden_btd), uncached, strict=True):
-        np.testing.assert_allclose(cached_td, plain_td, atol=2e-5)
-    assert cache.used == 10
+def test_prefill_gives_each_rows_last_hidden_state(uncached, config: LlamaConfig, params: Params, adapted):
+    hidden_bd, cache = _prefilled(params, config, adapted)
+    np.testing.assert_allclose(hidden_bd, uncached[np.arange(2), LENGTHS - 1], atol=2e-5)
     np.testing.assert_array_equal(cache.lengths_b, LENGTHS)
-    np.testing.assert_array_equal(cache.valid_bs.sum(axis=1), LENGTHS)
+    np.testing.assert_array_equal(cache.positions_b, LENGTHS + FIRST_POSITION)
 
 
-def test_what_padding_and_empty_slots_hold_does_not_matter(config: LlamaConfig, params: Params):
-    _, cache = _run(params, config, (), [5, 5])
-    free_lbksh = ~cache.valid_bs[None, :, None, :, None]
+@pytest.mark.parametrize("pieces", [[4], [2, 2], [1] * 4], ids=["at once", "in pieces", "token by token"])
+def test_tokens_after_prompts_of_different_lengths(pieces, uncached, config: LlamaConfig, params: Params, adapted):
+    _, cache = _prefilled(params, config, adapted)
+    hidden_btd, cache = _continued(params, config, adapted, cache, pieces)
+    for row, length in enumerate(LENGTHS):
+        np.testing.assert_allclose(hidden_btd[row], uncached[row, length : length + 4], atol=2e-5)
+    np.testing.assert_array_equal(cache.lengths_b, LENGTHS + 4)
+
+
+@pytest.mark.parametrize("pieces", [[10], [5, 5], [1] * 10], ids=["at once", "in pieces", "token by token"])
+def test_an_empty_cache_takes_all_tokens(pieces, uncached, config: LlamaConfig, params: Params, adapted):
+    empty = empty_cache(config, 2, SLOTS, jnp.float32, first_position=FIRST_POSITION)
+    hidden_btd, cache = _continued(params, config, adapted, empty, pieces)
+    np.testing.assert_allclose(hidden_btd, uncached, atol=2e-5)
+    np.testing.assert_array_equal(cache.lengths_b, [10, 10])
+
+
+def test_slots_beyond_a_rows_length_do_not_matter(config: LlamaConfig, params: Params):
+    _, cache = _prefilled(params, config, ())
+    free_1b1s1 = (jnp.arange(SLOTS)[None] >= cache.lengths_b[:, None])[None, :, None, :, None]
     dirty = cache.replace(
-        k_lbksh=jnp.where(free_lbksh, 1e3, cache.k_lbksh), v_lbksh=jnp.where(free_lbksh, -1e3, cache.v_lbksh)
+        k_lbksh=jnp.where(free_1b1s1, 1e3, cache.k_lbksh), v_lbksh=jnp.where(free_1b1s1, -1e3, cache.v_lbksh)
     )
-    step = functools.partial(cached_jit, params, TOKENS[:, :1], config=config)
-    np.testing.assert_array_equal(step(dirty)[0], step(cache)[0])
+    assert np.any(dirty.k_lbksh != cache.k_lbksh)
+    hidden, dirty_hidden = (_continued(params, config, (), each, [1, 1])[0] for each in (cache, dirty))
+    np.testing.assert_array_equal(dirty_hidden, hidden)
+
+
+def test_a_step_writes_one_slot_of_each_row(config: LlamaConfig, params: Params):
+    _, cache = _prefilled(params, config, ())
+    _, after = _continued(params, config, (), cache, [1])
+    for before, now in ((cache.k_lbksh, after.k_lbksh), (cache.v_lbksh, after.v_lbksh)):
+        changed_bs = np.any(np.asarray(before) != np.asarray(now), axis=(0, 2, 4))
+        np.testing.assert_array_equal(changed_bs, np.arange(SLOTS) == LENGTHS[:, None])
 
 
 def test_an_empty_cache_has_the_shape_that_its_docstring_says(config: LlamaConfig):
     cache: KVCache = jax.eval_shape(lambda: empty_cache(config, 5, 7, jnp.bfloat16))
     assert cache.k_lbksh.shape == cache.v_lbksh.shape == (3, 5, 2, 7, 6)
     assert cache.k_lbksh.dtype == jnp.bfloat16
-    assert cache.valid_bs.shape == (5, 7)
+    assert cache.lengths_b.shape == (5,)
+    assert cache.slots == 7
