@@ -27,8 +27,8 @@ from aligner_jax.evals import before_after
 from aligner_jax.model.llama import Params, abstract_params
 from aligner_jax.objectives.step import StepMetrics, TrainState, init_state
 from aligner_jax.objectives.window import Window
-from aligner_jax.peft import Adapter, complete_options, init_adapter
-from aligner_jax.peft.artifact import load_adapter, save_adapter
+from aligner_jax.peft import METHODS, Adapter
+from aligner_jax.peft.artifact import save_adapter
 from aligner_jax.peft.rows import unstack_adapter
 from aligner_jax.runtime import agreement, command, distributed, optim, platform, roofline, sharding
 from aligner_jax.runtime.checkpoint import Checkpoints
@@ -43,15 +43,16 @@ from aligner_jax.runtime.same_run import Origin, check_same_run, save_config
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.runtime.workdir import Workdir
 from aligner_jax.tasks import TASKS
-from aligner_jax.tasks.program import Program, make_program, of_sweep
-from aligner_jax.weights.base import Base, check_model, load_base, locate
+from aligner_jax.tasks.first_adapter import check_adapter, first_adapter, method_choice
+from aligner_jax.tasks.program import Program, make_program
+from aligner_jax.weights.base import check_model, load_base, locate
 
 CONFIG = command.config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME, NAME being the config file's.")
 
 
 def main() -> None:
-    config = parse_config(CONFIG.value)
+    config = parse_config(CONFIG.load(method_choice()))
     train(config, place(WORKDIR.value or f"runs/{CONFIG.name}", "--workdir"), distributed.console())
 
 
@@ -65,6 +66,7 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
     with StopRequests(config.steps) as stop_requests:
         agreement.check_same_config(config)
         before_after.check_form(config.report.form)
+        check_adapter(config)
         with Workdir(workdir) as held:
             config = check_same_run(config, workdir)
             mesh, rules = sharding.mesh_of(config.mesh), sharding.rules_of(config.mesh)
@@ -99,7 +101,7 @@ def _train_on(
     base_size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(base.config)))
     held = f", projections in {base.quantization}" if base.quantization else ""
     console.out(f"base: {config.base.path}, {base_size:,} parameters in {dtype}{held}, frozen")
-    adapter = first_adapter(config, base)
+    adapter = first_adapter(config, base.config, base)
     number = config.sweep.num_adapters
     of_each = "" if number is None else f" in each of {number} adapters"
     console.out(f"adapter: {adapter}, {adapter.num_params // (number or 1):,} trained parameters{of_each}")
@@ -109,11 +111,10 @@ def _train_on(
     state = jax.device_put(init_state(adapter, program.optimizer), program.whole)
 
     def model_flops(batch: pipeline.Batch) -> float:
-        # A method without a prefix has neither option: then all layers have a backward pass.
-        options = adapter.options.as_dict()
+        method = METHODS[adapter.method]
         return roofline.train_step(
             base.config, batch_size=config.data.batch_size, sequence_length=config.data.sequence_length,
-            num_tokens=options.get("num_tokens", 1), start_layer=options.get("start_layer", 0),
+            adapter=method.cost(adapter.options, base.config), trains_base=method.trains_base,
             targets=float(np.mean(batch["loss_mask_bt"])),
         ).model_flops  # fmt: skip
 
@@ -162,24 +163,6 @@ def named_adapters(config: TrainConfig, adapter: Adapter) -> dict[str, Adapter]:
     if config.sweep.num_adapters is None:
         return {"adapter.safetensors": adapter}
     return {f"adapter_{i}.safetensors": unstack_adapter(adapter, i) for i in range(config.sweep.num_adapters)}
-
-
-def first_adapter(config: TrainConfig, base: Base) -> Adapter:
-    """The adapter, or the sweep's stack, that training begins with: fresh, or that of `config.adapter.init_from`."""
-    return of_sweep(config, functools.partial(_first_adapter, config, base))
-
-
-def _first_adapter(config: TrainConfig, base: Base, seed: int) -> Adapter:
-    method, path = config.adapter.method, config.adapter.init_from
-    # Before what is called with them: one may have the name of an argument.
-    wanted = complete_options(method, base.config, config.adapter.options)
-    if path is None:
-        return init_adapter(method, base.config, key=seed, **wanted.as_dict())
-    adapter = load_adapter(path, base)
-    if (adapter.method, adapter.options) != (method, wanted):
-        configured = adapter.replace(method=method, options=wanted)
-        raise InputError(f"config.adapter.init_from, {path}, is {adapter}, but config.adapter is {configured}")
-    return adapter
 
 
 def run_steps(

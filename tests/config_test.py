@@ -158,10 +158,6 @@ def test_missing_fields_are_named(field):
             "config.base.group_size is 1, but should be 2 or more",
         ),
         (
-            {"base": {"quantization": "int8"}, "adapter": {"method": "full"}},
-            "config.base.quantization is 'int8', but an adapter of method 'full' changes all weights: it needs 'none'",
-        ),
-        (
             {"objective": {"name": "ppo"}},
             "config.objective.name is 'ppo', but should be one of sft, dpo, ipo",
         ),

@@ -13,7 +13,8 @@ from aligner_jax.planning.topology import topology_devices, without_a_cache_of_p
 from aligner_jax.runtime import sharding
 from aligner_jax.runtime.command import load_config
 from aligner_jax.runtime.config import parse_config
-from aligner_jax.tasks.program import abstract_arguments, fresh_adapter, make_program
+from aligner_jax.tasks.first_adapter import first_adapter
+from aligner_jax.tasks.program import abstract_arguments, make_program
 
 pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
 
@@ -37,7 +38,7 @@ def test_every_config_compiles_for_its_topology_and_fits(name: str):
 def test_the_7b_step_has_the_kernel_in_both_passes():
     config = parse_config(load_config(f"{Path(__file__).parents[1] / 'configs' / 'llama7b_metamath.py'}:10"))
     model, mesh = planned_model(config.base), sharding.mesh_of(config.mesh, topology_devices("v5e:2x4"))
-    program = make_program(config, model, jax.eval_shape(lambda: fresh_adapter(config, model)), mesh)
+    program = make_program(config, model, jax.eval_shape(lambda: first_adapter(config, model)), mesh)
     with without_a_cache_of_programs(), program.use():
         compiled = program.step.lower(*abstract_arguments(config, model, program, "bfloat16")).compile()
     calls = re.findall(r"custom-call\(.*tpu_custom_call.*op_name=\"[^\"]*(forward|backward)", compiled.as_text())

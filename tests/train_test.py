@@ -14,6 +14,8 @@ from whole_runs import config_file, run
 
 from aligner_jax.errors import InputError
 from aligner_jax.evals import before_after
+from aligner_jax.peft import METHODS
+from aligner_jax.peft.aligner import AlignerOptions
 from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format
 from aligner_jax.runtime import roofline
 from aligner_jax.runtime.config import parse_config
@@ -149,10 +151,9 @@ def test_mfu_is_logged_on_known_chips(settings: dict, tmp_path: Path, monkeypatc
     run(settings, tmp_path / "run")
     (line,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     config = load_base(settings["base"]["path"]).config
+    cost = METHODS["aligner"].cost(AlignerOptions(num_tokens=2, start_layer=1), config)
     least, most = (
-        roofline.train_step(
-            config, batch_size=rows, sequence_length=length, num_tokens=2, start_layer=1, targets=share
-        ).model_flops
+        roofline.train_step(config, batch_size=rows, sequence_length=length, adapter=cost, targets=share).model_flops
         for share in (0.0, 1.0)
     )
     # FLOPs for each token that is not padding: those of all positions, of which packing fills more than half.

@@ -12,6 +12,7 @@ from aligner_jax.data.sources import Example, load_dataset, prompt_of, split_by_
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.peft import Adapter
+from aligner_jax.peft.methods import first_position
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.weights.base import Base
 
@@ -92,8 +93,7 @@ def split_examples(config: TrainConfig, console: Console) -> tuple[list[Example]
 
 def context_length(base: Base, adapter: Adapter) -> int:
     """Returns how many tokens a document may have: the base's context without the positions of prompt tuning."""
-    taken = adapter.options["num_tokens"] if adapter.method == "prompt" else 0
-    return base.config.context_length - taken
+    return base.config.context_length - first_position(adapter, base.params, base.config)
 
 
 def rows(config: TrainConfig) -> dict[str, Any]:
