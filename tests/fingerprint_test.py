@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aligner_jax.files.identity import later
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
 from aligner_jax.weights.fingerprint import fingerprint
@@ -55,6 +56,15 @@ def test_stays_what_it_was():
     # Adapters in the world carry fingerprints: if this changes, every one of them is refused by its own base.
     expected = "d2cc482281af8e005a239b119323299676838418d265d6e31fc5e2e3cc857223"
     assert fingerprint(*load_hf(MODELS / "llama")) == expected
+
+
+def test_a_field_that_a_later_release_adds_counts_only_where_it_is_set(base):
+    config, params = base
+    kind = dataclasses.make_dataclass("Newer", [("window", int, later(0))], bases=(LlamaConfig,), frozen=True)
+    newer = kind(**vars(config))
+    assert newer.window == 0
+    assert fingerprint(newer, params) == fingerprint(config, params)
+    assert fingerprint(dataclasses.replace(newer, window=4096), params) != fingerprint(config, params)
 
 
 def test_float32_and_bfloat16_loads_agree():

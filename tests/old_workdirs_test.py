@@ -7,30 +7,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny_llama import write_tiny_llama
+from sample_runs import settings_of, write_inputs
 from whole_runs import run
 
 from aligner_jax.errors import InputError
+from aligner_jax.peft.artifact import load_adapter
+from aligner_jax.weights.base import load_base
+from aligner_jax.weights.safetensors_header import read_header
 
 WORKDIRS = Path(__file__).parent / "goldens" / "workdirs"
 
 
-@pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
-    """The config of the samples, whose paths are relative."""
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder, with the base and the data of the samples, whose paths are relative."""
     monkeypatch.chdir(tmp_path)
-    write_tiny_llama(tmp_path / "tiny")
-    rows = [{"instruction": f"Name number {i}.", "output": f"It is {'very ' * (i % 4)}{i}."} for i in range(12)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {
-        "base": {"path": "tiny", "dtype": "float32"},
-        "adapter": {"num_tokens": 1, "start_layer": 2},
-        "data": {"path": "data.jsonl", "template": "chat", "sequence_length": 128, "batch_size": 2},
-        "optim": {"lr": 0.01},
-        "steps": 6,
-        "log_every": 1,
-        "checkpoint": {"every": 3, "keep": 9},
-    }
+    write_inputs(tmp_path)
+
+
+@pytest.fixture
+def settings(place: None) -> dict:
+    """The config of the samples that are older than the others; their data are the same under another name."""
+    Path("sft.jsonl").rename("data.jsonl")
+    found = settings_of("sft")
+    found["data"]["path"] = "data.jsonl"
+    return found
 
 
 def copied(name: str) -> Path:
@@ -80,3 +81,20 @@ def test_without_what_it_was_begun_with_an_old_run_does_not_go_on(settings: dict
     with pytest.raises(InputError, match=rf"{missing} is missing, .*: put it back, or choose another --workdir$"):
         run(settings, workdir)
     assert not (workdir / missing).exists()
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_a_run_of_version_0_1_0_goes_on_and_its_adapter_belongs_to_its_base(kind: str):
+    workdir = copied(kind)
+    tables = {path.name: path.read_bytes() for path in workdir.glob("*.npz")}
+    assert len(tables) == (2 if kind == "dpo" else 0)
+    _, text = run(settings_of(kind), workdir)
+    assert "resuming after step 3 of 6" in text
+    assert "made with another" not in text
+    check_adapter(workdir, kind)
+    assert {path.name: path.read_bytes() for path in workdir.glob("*.npz")} == tables
+    # The same metadata, the fingerprint of the base among them, and loads over it.
+    headers = [read_header(path)[0] for path in (WORKDIRS / f"{kind}.safetensors", workdir / "adapter.safetensors")]
+    old, new = ({name: text for name, text in header.items() if name != "digest"} for header in headers)
+    assert new == old
+    assert load_adapter(WORKDIRS / f"{kind}.safetensors", load_base("tiny")).num_params == 40

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text (scheduled HLO)."""
+"""Collectives of a compiled program, read from its scheduled HLO text."""
 
 import math
 import re
@@ -22,7 +22,14 @@ _BITS = {"pred": 8, "bf16": 16}
 
 
 class Collective(NamedTuple):
-    """One operation: its kind, the bytes of its result on a device, devices that take part, and runs a step."""
+    """One collective operation of a program.
+
+    Attributes:
+      kind: one of `KINDS`.
+      nbytes: size of the result on one device.
+      group_size: number of participating devices.
+      runs: executions per call of the program.
+    """
 
     kind: str
     nbytes: int
@@ -31,14 +38,14 @@ class Collective(NamedTuple):
 
     @property
     def received(self) -> float:
-        """Bytes that a device receives at least, in all runs, with the best algorithm for a ring or torus."""
+        """Lower bound on the bytes that one device receives in all runs, on a ring or torus."""
         others = (self.group_size - 1) / self.group_size
         share = {"all-reduce": 2 * others, "reduce-scatter": self.group_size * others, "collective-permute": 1.0}
         return self.nbytes * self.runs * share.get(self.kind, others)
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """All collectives of a program, each once, however many fused pieces the compiler made of it."""
+    """Returns the collectives of a program. An operation that the compiler split over several fusions counts once."""
     computations = dict(_computations(hlo))
     entry = next(name for name, lines in computations.items() if lines[0].startswith("ENTRY"))
     runs: dict[str, int] = defaultdict(int)
@@ -49,7 +56,7 @@ def collectives(hlo: str) -> list[Collective]:
             match = _COLLECTIVE.search(line)
             if match is None or not runs[name]:
                 continue
-            # A gather that runs beside products is in several fusions: its start, the products', and its end.
+            # An asynchronous gather appears in several fusions: its start, the products beside it, and its end.
             channel = _CHANNEL.search(line)
             key = channel.group(1) if channel else f"{name} {number}"
             result = match.group(1)
@@ -60,7 +67,7 @@ def collectives(hlo: str) -> list[Collective]:
 
 
 def bytes_by_kind(found: list[Collective]) -> dict[str, int]:
-    """Bytes of the results on one device, in all runs, by kind."""
+    """Returns result bytes per device, summed over all runs, by kind."""
     totals: dict[str, int] = defaultdict(int)
     for each in found:
         totals[each.kind] += each.nbytes * each.runs
@@ -93,7 +100,7 @@ def _count_runs(name: str, times: int, computations: dict[str, list[str]], runs:
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int:
-    """How often what the line calls is run: once, or a loop's trips: noted, or what its counter is compared with."""
+    """Returns the trip count of a loop: the annotated one, or the constant in its condition; 1 for other calls."""
     if noted := _TRIPS.search(line):
         return int(noted.group(1))
     condition = _CONDITION.search(line)
@@ -110,7 +117,7 @@ def _nbytes(dtype: str, dims: str) -> int:
 def _group_size(line: str) -> int:
     match = _GROUPS.search(line)
     if match is None:
-        # A permutation has pairs, not groups.
+        # A permutation has source-target pairs instead of groups.
         return 2
     size, members, mesh, axes = match.groups()
     if mesh is not None:

@@ -1,4 +1,4 @@
-"""What a config's training step needs on a TPU topology, from the TPU compiler and from counting."""
+"""Plans a config's training step for a TPU topology: memory by the TPU compiler, time by the roofline."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,22 +17,23 @@ from aligner_jax.tasks.first_adapter import first_adapter
 from aligner_jax.tasks.program import abstract_arguments, make_program
 
 ATTAINED = 0.5
-"""Of the roofline, what a step may be expected to reach."""
+"""Share of the roofline that a training step is expected to reach."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Of one device, a step: bytes of memory, and what is computed, moved and sent. Sizes in bytes.
+    """Per-device cost of one training step. Sizes are in bytes.
 
     Attributes:
-      peak_bytes: the most memory in use; where the step does not fit, what the compiler says that it would need.
-      weights_bytes, adapter_bytes: of the arguments: the base, and the adapter with its optimizer state.
-      temporary_bytes: the most that lives within the step.
-      flops: hardware FLOPs of products, recomputation included (`runtime.roofline`).
-      hbm_traffic_bytes: read from and written to the chip's memory.
-      collective_bytes: results of collectives, by kind; read from the compiled program, None where it does not fit.
-      bound: what sets the roofline: compute, memory or network.
-      tokens_per_second: of all devices, at half of the roofline.
+      peak_bytes: peak memory; if the step does not fit, the memory that the compiler reports as needed.
+      weights_bytes, adapter_bytes: arguments of the step: the base, and the adapter with its optimizer state.
+      temporary_bytes: peak memory of values that live only within the step; None if it does not fit.
+      flops: hardware FLOPs of matrix products, recomputation included (`runtime.roofline`).
+      model_flops: FLOPs of the mathematics alone, each product once.
+      hbm_traffic_bytes: bytes read from and written to HBM.
+      collective_bytes: result sizes of the compiled program's collectives, by kind; None if it does not fit.
+      bound: the resource that limits the step: "compute", "memory" or "network".
+      tokens_per_second: throughput of all devices together at `ATTAINED` of the roofline.
     """
 
     topology: str
@@ -59,7 +60,7 @@ class Plan:
 
 
 def make_plan(config: TrainConfig, model: LlamaConfig, topology: str, devices: Sequence[Any]) -> Plan:
-    """Compiles the step that training would run, for these devices.
+    """Compiles a config's training step for the devices and returns its cost.
 
     Raises:
       InputError: the mesh does not divide rows or model, the chip is unknown, or the program cannot be compiled for
@@ -75,7 +76,7 @@ def make_plan(config: TrainConfig, model: LlamaConfig, topology: str, devices: S
     state, params, *_ = arguments
     cost = _cost(config, model, mesh, params)
     tensor = mesh.shape["tensor"]
-    # What is gathered is written to memory before it is read.
+    # Gathered weights are written to HBM before they are read.
     traffic = cost.hbm_bytes / tensor + sum(each.nbytes * each.runs for each in sent or ())
     seconds = {
         "compute": cost.hardware_flops / tensor / chip.flops_per_second,
@@ -110,7 +111,7 @@ def make_plan(config: TrainConfig, model: LlamaConfig, topology: str, devices: S
 
 
 def refitted(config: MeshConfig, num_devices: int) -> MeshConfig:
-    """The config's mesh where it fits so many devices; else the nearest that does: less of each axis, fsdp the rest."""
+    """Returns the mesh if it fits `num_devices`, else the nearest that does: smaller axes, and fsdp takes the rest."""
     sizes = [config.data, config.fsdp, config.tensor]
     known = [size for size in sizes if size != -1]
     product = 1
@@ -124,12 +125,12 @@ def refitted(config: MeshConfig, num_devices: int) -> MeshConfig:
 
 
 def first_adapter_shapes(config: TrainConfig, model: LlamaConfig) -> Any:
-    """The adapter that training would begin with, with shapes in place of arrays."""
+    """Returns the initial adapter of a run, with `jax.ShapeDtypeStruct`s in place of arrays."""
     return jax.eval_shape(lambda: first_adapter(config, model))
 
 
 def _cost(config: TrainConfig, model: LlamaConfig, mesh: Mesh, params: Any) -> roofline.Cost:
-    """Of the rows of one device, before heads, MLP and vocabulary are split over `tensor`."""
+    """Returns the cost of one device's rows, before heads, MLP and vocabulary are split over `tensor`."""
     adapter = first_adapter_shapes(config, model)
     method = METHODS[adapter.method]
     rows = config.data.batch_size // (mesh.size // mesh.shape["tensor"])

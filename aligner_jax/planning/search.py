@@ -1,4 +1,4 @@
-"""The largest batch that fits a topology, for each way of rematerialization."""
+"""Finds the largest batch that fits a topology, for each remat policy."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -11,11 +11,11 @@ MOST_ROWS = 65_536
 
 
 def search(config: TrainConfig, step: int, plan: Callable[[TrainConfig], Plan]) -> Iterator[Plan]:
-    """For each policy the plan of the largest batch that fits, or of the smallest where none does.
+    """Yields one plan per remat policy: that of the largest batch that fits, or of the smallest if none fits.
 
     Args:
-      step: batches are multiples of this.
-      plan: makes the plan of a config.
+      step: the batch sizes that are tried are multiples of `step`.
+      plan: returns the plan of a config.
     """
     for policy in POLICIES:
         yield _largest(lambda rows, policy=policy: plan(_with(config, rows, policy)), step)
@@ -38,7 +38,7 @@ def _largest(plan: Callable[[int], Plan], step: int) -> Plan:
 
 
 def _guess(best: Plan, failed: Plan | None, fitting: int, failing: int) -> int:
-    """Where memory, which grows about linearly with the rows, would run out; strictly between the two."""
+    """Returns a batch strictly between the two: memory grows about linearly with rows, and runs out there."""
     room = best.hbm_bytes - best.peak_bytes
     if failed is None:
         growth = max(best.peak_bytes - best.weights_bytes, 1) / fitting

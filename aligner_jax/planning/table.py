@@ -1,4 +1,4 @@
-"""A plan in words: a table, and what to change where it does not fit."""
+"""Tables of plans, and advice for steps that do not fit."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -12,7 +12,7 @@ _GIB = 2**30
 
 
 class Planned(Protocol):
-    """What plans of all kinds say."""
+    """The fields that every kind of plan has."""
 
     @property
     def topology(self) -> str: ...
@@ -22,17 +22,17 @@ class Planned(Protocol):
 
 
 def table(plans: Sequence[Plan]) -> Table:
-    """A column for each plan, a row for each figure. Memory and traffic are a device's."""
+    """Returns a table with one column per plan and one row per figure. Memory and traffic are per device."""
     return columns(list(map(title, plans)), [dict(_rows(plan)) for plan in plans])
 
 
 def title(plan: Planned) -> str:
-    """The devices that are planned for."""
+    """Returns the column title of a plan: its topology and number of devices."""
     return f"{plan.topology}, {plan.devices} device{'s' if plan.devices > 1 else ''}"
 
 
 def columns(titles: Sequence[str], figures: Sequence[Mapping[str, str]]) -> Table:
-    """A column for each title, a row for each figure that one of them has."""
+    """Returns a table with one column per title and one row per figure; missing figures are shown as a dash."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     shown.add_column("")
     for each in titles:
@@ -61,7 +61,7 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
 
 
 def advice(plan: Plan) -> str | None:
-    """What to change where the step does not fit; None where it does."""
+    """Returns one sentence that names the settings to change; None if the step fits."""
     if plan.fits:
         return None
     changes = []
@@ -88,19 +88,19 @@ def advice(plan: Plan) -> str | None:
 
 
 def collectives(nbytes: Mapping[str, int] | None) -> str:
-    """What is sent, by kind; None: not known."""
+    """Formats bytes by kind of collective; None (unknown) is a dash."""
     if nbytes is None:
         return "–"
     return ", ".join(f"{kind} {size(number)}" for kind, number in sorted(nbytes.items())) or "none"
 
 
 def mesh(sizes: Mapping[str, int]) -> str:
-    """The axes that split anything."""
+    """Formats the mesh axes that are larger than 1."""
     return " × ".join(f"{name} {number}" for name, number in sizes.items() if number > 1) or "one device"
 
 
 def size(nbytes: float) -> str:
-    """Bytes for a person to read."""
+    """Formats a number of bytes with a binary unit."""
     for unit, number in (("GiB", _GIB), ("MiB", 2**20), ("KiB", 2**10)):
         if abs(nbytes) >= number:
             return f"{nbytes / number:,.2f} {unit}"

@@ -1,4 +1,4 @@
-"""TPU topologies by name, from the TPU compiler alone: no TPU is needed."""
+"""TPU topologies by name, as libtpu's compiler describes them. No TPU is needed."""
 
 import contextlib
 import os
@@ -17,10 +17,10 @@ EXAMPLES = "v4:2x2x1, v5e:2x4, v5e:16x16, v5p:4x4x4, v6e:8x8 or tpu7x:2x2x1"
 
 
 def topology_devices(name: str, count: int | None = None) -> list[Any]:
-    """The devices of a topology, or its first `count`, as the compiler knows them.
+    """Returns the compile-only devices of a topology, or the first `count` of them.
 
     Raises:
-      InputError: there is no such topology, it has fewer devices, or libtpu, which holds the compiler, is missing.
+      InputError: there is no such topology, it has fewer devices, or libtpu is not installed.
     """
     if not re.fullmatch(r"\w+:\d+(x\d+)*", name):
         raise InputError(f"{name!r} is not a TPU topology; they are called {EXAMPLES}")
@@ -30,7 +30,7 @@ def topology_devices(name: str, count: int | None = None) -> list[Any]:
     try:
         with _quietly():
             devices = list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
-    except Exception as error:  # Whatever the plugin raises.
+    except Exception as error:  # The plugin documents no error type.
         reason = str(error).strip().splitlines()
         raise InputError(
             f"the TPU compiler knows no topology {name!r} ({reason[0] if reason else type(error).__name__}); "
@@ -43,7 +43,7 @@ def topology_devices(name: str, count: int | None = None) -> list[Any]:
 
 @contextlib.contextmanager
 def without_a_cache_of_programs() -> Iterator[None]:
-    """For compiling: a program for chips that are not here cannot be read back from JAX's cache on disk."""
+    """Disables JAX's compilation cache: it cannot read back a program for devices that are not attached."""
     enabled = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
@@ -56,7 +56,7 @@ def without_a_cache_of_programs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """libtpu is loaded as if on a host by itself: else it asks a metadata server, and prints that there is none."""
+    """Loads libtpu as on a single host; otherwise it queries a metadata server and prints that there is none."""
     alone = {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
@@ -70,7 +70,7 @@ def _quietly() -> Iterator[None]:
     try:
         yield
     finally:
-        # Where nobody handles it libtpu does, with a trace of its stack.
+        # libtpu installs a handler that prints a stack trace if there is none.
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for name in missing:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from aligner_jax.files.identity import identity
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Layers, Params
 
@@ -43,7 +44,7 @@ def digest(config: LlamaConfig, leaves: Mapping[str, LeafSums]) -> str:
     of_layers = {field.name for field in dataclasses.fields(Layers)}
     sums = jax.device_get({name: leaf.sums for name, leaf in leaves.items()})
     content = {
-        "config": dataclasses.asdict(config),
+        "config": identity(config),
         "leaves": {
             f".layers.{name}" if name in of_layers else f".{name}": [
                 list(leaf.shape),
