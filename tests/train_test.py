@@ -161,6 +161,22 @@ def test_mfu_is_logged_on_known_chips(settings: dict, tmp_path: Path, monkeypatc
     assert least / (rows * length) < flops < 2 * most / (rows * length)
 
 
+@pytest.mark.parametrize(("method", "trains_base"), [("full", True), ("bias", False)])
+def test_flops_of_a_trained_base_count_its_weights(
+    method: str, trains_base: bool, tiny_run: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    counted, count = [], roofline.train_step
+
+    def spy(model, **given):
+        counted.append(given)
+        return count(model, **given)
+
+    monkeypatch.setattr(roofline, "train_step", spy)
+    run({**tiny_run, "adapter": {"method": method}, "steps": 1}, tmp_path / "run")
+    cost = METHODS[method].cost(METHODS[method].options(), load_base(tiny_run["base"]["path"]).config)
+    assert [(given["trains_base"], given["adapter"]) for given in counted] == [(trains_base, cost)]
+
+
 def test_before_is_the_base_itself(settings: dict, tmp_path: Path):
     settings["report"]["form"] = None
     run(settings, tmp_path / "a")

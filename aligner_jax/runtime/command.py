@@ -315,7 +315,7 @@ def _drop_options(config: ConfigDict, choice: Choice, before: str, given: Collec
     now = _chosen(config, choice)
     if before == now or not {before, now} <= choice.options.keys() or choice.section in given:
         return []
-    section, kept = config[choice.section], {*choice.options[now]}
+    section, kept = cast(ConfigDict, config[choice.section]), {*choice.options[now]}
     dropped = [name for name in choice.options[before] if name in section and name not in kept]
     dropped = [name for name in dropped if f"{choice.section}.{name}" not in given]
     for name in dropped:
