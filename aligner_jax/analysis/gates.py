@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import rankdata
@@ -42,6 +41,6 @@ def gates_of(adapter: Adapter) -> Gates | None:
     options = adapter.options
     if not isinstance(options, GatedOptions):
         return None
-    gates_ln = np.asarray(options.weights(jnp.asarray(adapter.trainable["gates_ln"], jnp.float32)), np.float64)
+    gates_ln = options.weights(np.asarray(adapter.trainable["gates_ln"], np.float64))
     layers_l = options.start_layer + np.arange(len(gates_ln))
     return Gates(layers_l, gates_ln, gates_ln.mean(axis=1), gates_ln.std(axis=1))

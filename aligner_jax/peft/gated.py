@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from aligner_jax.files.fields import MOST_INTEGER
@@ -22,8 +23,8 @@ class GatedOptions(LayerOptions):
 
     num_tokens: int = number(1, least=1, most=MOST_INTEGER)
 
-    def weights(self, gates_ln: Float[Array, "l n"]) -> Float[Array, "l n"]:
-        """Returns the factors of the prefix's outputs, from the gates as they are trained."""
+    def weights[Gates: (Array, np.ndarray)](self, gates_ln: Gates) -> Gates:
+        """Returns the factors of the prefix's outputs, from the gates [l, n] as they are trained."""
         return gates_ln
 
 

@@ -5,7 +5,8 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array
 
 from aligner_jax.files.fields import MOST_INTEGER
 from aligner_jax.model.attention import Prefix
@@ -30,9 +31,11 @@ class LlamaAdapterOptions(GatedOptions):
     gates: Literal["head", "layer"] = "head"
     tanh: bool = False
 
-    def weights(self, gates_ln: Float[Array, "l n"]) -> Float[Array, "l n"]:
-        """Returns the factors of the prefix's outputs, from the gates as they are trained."""
-        return jnp.tanh(gates_ln) if self.tanh else gates_ln
+    def weights[Gates: (Array, np.ndarray)](self, gates_ln: Gates) -> Gates:
+        """Returns the factors of the prefix's outputs, from the gates [l, n] as they are trained."""
+        if not self.tanh:
+            return gates_ln
+        return np.tanh(gates_ln) if isinstance(gates_ln, np.ndarray) else jnp.tanh(gates_ln)
 
 
 def shapes(options: LlamaAdapterOptions, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
