@@ -31,6 +31,7 @@ from aligner_jax.runtime import command
 from aligner_jax.runtime.config import BaseConfig, MeshConfig, TrainConfig, parse_config
 from aligner_jax.runtime.output import wide_console
 from aligner_jax.runtime.sharding import mesh_of
+from aligner_jax.tasks.first_adapter import method_choice
 from aligner_jax.tasks.program import row_multiple
 from aligner_jax.weights.base import base_config, unused_model
 
@@ -76,7 +77,7 @@ def _check_flags(of_evaluation: bool) -> None:
 
 
 def _training_plans() -> Iterator[Plan]:
-    config = parse_config(CONFIG.value)
+    config = parse_config(CONFIG.load(method_choice()))
     return make_plans(config, planned_model(config.base), TOPOLOGY.value, DEVICES.value, SEARCH.value)
 
 

@@ -22,8 +22,8 @@ from aligner_jax.errors import InputError
 from aligner_jax.evals import before_after
 from aligner_jax.model.llama import abstract_params
 from aligner_jax.objectives.step import TrainState, init_state
-from aligner_jax.peft import Adapter, complete_options, init_adapter
-from aligner_jax.peft.artifact import load_adapter, save_adapter
+from aligner_jax.peft import METHODS, Adapter
+from aligner_jax.peft.artifact import save_adapter
 from aligner_jax.peft.rows import unstack_adapter
 from aligner_jax.runtime import agreement, command, distributed, platform, roofline, sharding
 from aligner_jax.runtime.checkpoint import Checkpoints
@@ -33,18 +33,19 @@ from aligner_jax.runtime.preemption import StopRequests
 from aligner_jax.runtime.same_run import Origin, check_same_run, save_config
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.runtime.workdir import Workdir
+from aligner_jax.tasks.first_adapter import check_adapter, first_adapter, method_choice
 from aligner_jax.tasks.loop import Run, run_steps
 from aligner_jax.tasks.objectives import complete, objective_of, parse_complete
-from aligner_jax.tasks.program import make_program, of_sweep
+from aligner_jax.tasks.program import make_program
 from aligner_jax.tasks.task import Beginning
-from aligner_jax.weights.base import Base, load_base, locate, unused_model
+from aligner_jax.weights.base import load_base, locate, unused_model
 
 CONFIG = command.config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME, NAME being the config file's.")
 
 
 def main() -> None:
-    config = parse_config(CONFIG.value)
+    config = parse_config(CONFIG.load(method_choice()))
     train(config, place(WORKDIR.value or f"runs/{CONFIG.name}", "--workdir"), distributed.console())
 
 
@@ -59,6 +60,7 @@ def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
         config = complete(config)
         agreement.check_same_config(config)
         before_after.check_form(config.report.form)
+        check_adapter(config)
         with Workdir(workdir) as held:
             config = check_same_run(config, workdir, parse_complete)
             mesh, rules = sharding.mesh_of(config.mesh), sharding.rules_of(config.mesh)
@@ -94,7 +96,7 @@ def _train_on(
     console.out(f"base: {config.base.path}, {base_size:,} parameters in {dtype}{held}, frozen")
     if sentence := unused_model(config.base, base.config):
         console.out(f"base: {sentence}")
-    adapter = first_adapter(config, base)
+    adapter = first_adapter(config, base.config, base)
     number = config.sweep.num_adapters
     of_each = "" if number is None else f" in each of {number} adapters"
     console.out(f"adapter: {adapter}, {adapter.num_params // (number or 1):,} trained parameters{of_each}")
@@ -105,11 +107,10 @@ def _train_on(
     state = jax.device_put(init_state(adapter, program.optimizer), program.whole)
 
     def model_flops(batch: pipeline.Batch) -> float:
-        # A method without a prefix has neither option: then all layers have a backward pass.
-        options = adapter.options.as_dict()
+        method = METHODS[adapter.method]
         return roofline.train_step(
             base.config, batch_size=config.data.batch_size, sequence_length=config.data.sequence_length,
-            num_tokens=options.get("num_tokens", 1), start_layer=options.get("start_layer", 0),
+            adapter=method.cost(adapter.options, base.config), trains_base=method.trains_base,
             targets=float(np.mean(batch.loss_mask_bt)),
         ).model_flops  # fmt: skip
 
@@ -159,24 +160,6 @@ def named_adapters(config: TrainConfig, adapter: Adapter) -> dict[str, Adapter]:
     if config.sweep.num_adapters is None:
         return {"adapter.safetensors": adapter}
     return {f"adapter_{i}.safetensors": unstack_adapter(adapter, i) for i in range(config.sweep.num_adapters)}
-
-
-def first_adapter(config: TrainConfig, base: Base) -> Adapter:
-    """The adapter, or the sweep's stack, that training begins with: fresh, or that of `config.adapter.init_from`."""
-    return of_sweep(config, functools.partial(_first_adapter, config, base))
-
-
-def _first_adapter(config: TrainConfig, base: Base, seed: int) -> Adapter:
-    method, path = config.adapter.method, config.adapter.init_from
-    # Before what is called with them: one may have the name of an argument.
-    wanted = complete_options(method, base.config, config.adapter.options)
-    if path is None:
-        return init_adapter(method, base.config, key=seed, **wanted.as_dict())
-    adapter = load_adapter(path, base)
-    if (adapter.method, adapter.options) != (method, wanted):
-        configured = adapter.replace(method=method, options=wanted)
-        raise InputError(f"config.adapter.init_from, {path}, is {adapter}, but config.adapter is {configured}")
-    return adapter
 
 
 if __name__ == "__main__":

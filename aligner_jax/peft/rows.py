@@ -62,13 +62,16 @@ def bind_rows(
     Every adapter is bound once, however many rows it has. A row's output does not depend on the other rows' adapters.
 
     Raises:
-      InputError: the method is full fine-tuning, whose weights cannot differ from row to row.
+      InputError: rows cannot have adapters of this method of their own.
     """
-    if adapter.method == "full":
-        raise InputError("adapters of method 'full' cannot share a batch: each has weights of its own for every row")
+    method = METHODS[adapter.method]
+    if not method.per_row:
+        raise InputError(
+            f"adapters of method {adapter.method!r} cannot share a batch: each has weights of its own for every row"
+        )
 
     def bind_one(trainable):
-        return METHODS[adapter.method].bind(trainable, adapter.options, params, config, dropout_key)
+        return method.bind(trainable, adapter.options, params, config, dropout_key)
 
     bound = jax.vmap(bind_one)(adapter.trainable)
 

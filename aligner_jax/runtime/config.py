@@ -35,7 +35,7 @@ class BaseConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """The method, and its options as they stand in the config: every other key. The method checks them.
+    """The method, and its options as they stand in the config: every other key. `tasks.first_adapter` checks them.
 
     Attributes:
       init_from: a saved adapter of this method and these options to begin with; None begins with a fresh one.
@@ -306,11 +306,6 @@ def _check_base(config: TrainConfig) -> None:
             f"config.base.group_size is {base.group_size}, but config.base.quantization {base.quantization!r} has no "
             "groups; 'int4' does"
         )
-    if base.quantization != "none" and config.adapter.method == "full":
-        raise InputError(
-            f"config.base.quantization is {base.quantization!r}, but an adapter of method 'full' changes all weights: "
-            "it needs 'none'"
-        )
 
 
 def _check_sweep(config: TrainConfig) -> None:
@@ -325,8 +320,6 @@ def _check_sweep(config: TrainConfig) -> None:
         raise InputError(
             f"config.sweep.lr has {len(sweep.lr)} values and config.sweep.seed {len(sweep.seed)}, but they go together"
         )
-    if sweep.num_adapters and config.adapter.method == "full":
-        raise InputError("config.sweep is set, but adapters of method 'full' cannot share a batch")
     if sweep.seed and config.adapter.init_from is not None:
         raise InputError(
             "config.sweep.seed and config.adapter.init_from are both set, but a saved adapter has the same initial "

@@ -1,7 +1,6 @@
 """The training step of a config as a program for a mesh of devices: what is run, and what is planned."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,10 +12,10 @@ from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
 from aligner_jax.model.quantized import Quantization
 from aligner_jax.objectives.batch import Batch, abstract
 from aligner_jax.objectives.step import Step, init_state, make_step
-from aligner_jax.peft import Adapter, complete_options, init_adapter
-from aligner_jax.peft.rows import stack_adapters
+from aligner_jax.peft import Adapter
 from aligner_jax.runtime import optim, sharding
 from aligner_jax.runtime.config import BaseConfig, TrainConfig
+from aligner_jax.tasks.first_adapter import first_adapter
 from aligner_jax.tasks.objectives import objective_of
 from aligner_jax.tasks.task import row_options
 
@@ -69,26 +68,6 @@ def make_program(config: TrainConfig, model: LlamaConfig, adapter: Adapter, mesh
     return Program(jitted, optimizer, mesh, rules, params_sharding, rows, whole)
 
 
-def fresh_adapter(config: TrainConfig, model: LlamaConfig) -> Adapter:
-    """What training begins with where the config names no saved adapter: one, or a stack of the sweep's."""
-
-    def one(seed: int) -> Adapter:
-        method = config.adapter.method
-        # Checked by themselves, since one may have the name of an argument.
-        options = complete_options(method, model, config.adapter.options)
-        return init_adapter(method, model, key=seed, **options.as_dict())
-
-    return of_sweep(config, one)
-
-
-def of_sweep(config: TrainConfig, one: Callable[[int], Adapter]) -> Adapter:
-    """The adapter of the config's seed, or a stack of those of the sweep's seeds, in the dtype of the state."""
-    number = config.sweep.num_adapters
-    seeds = config.sweep.seed or (config.seed,) * (number or 1)
-    adapter = one(config.seed) if number is None else stack_adapters([one(seed) for seed in seeds])
-    return adapter.replace(trainable=optim.to_state_dtype(adapter.trainable, config.optim))
-
-
 def abstract_arguments(config: TrainConfig, model: LlamaConfig, program: Program, dtype: str) -> tuple[Any, ...]:
     """What the step is called with, as `jax.ShapeDtypeStruct`s where the program wants it: nothing is allocated.
 
@@ -98,8 +77,8 @@ def abstract_arguments(config: TrainConfig, model: LlamaConfig, program: Program
     Returns:
       (state, params, batch, reference), for `program.step.lower`.
     """
-    adapter = jax.eval_shape(lambda: fresh_adapter(config, model))
-    state = jax.eval_shape(lambda: init_state(fresh_adapter(config, model), program.optimizer))
+    adapter = jax.eval_shape(lambda: first_adapter(config, model))
+    state = jax.eval_shape(lambda: init_state(first_adapter(config, model), program.optimizer))
     _, options = objective_of(config)
     reference = adapter if options.reference_in_steps else None
     return (

@@ -16,6 +16,7 @@ from aligner_jax.objectives.batch import Batch
 from aligner_jax.objectives.feed import Feed
 from aligner_jax.objectives.loss import Loss, Options, Totals
 from aligner_jax.peft import Adapter
+from aligner_jax.peft.together import first_position
 from aligner_jax.runtime.config import DataConfig, TrainConfig
 from aligner_jax.runtime.workdir import Workdir
 from aligner_jax.weights.base import Base
@@ -144,8 +145,7 @@ def split_examples(config: TrainConfig, console: Console) -> tuple[list[Example]
 
 def context_length(base: Base, adapter: Adapter) -> int:
     """Returns how many tokens a document may have: the base's context without the positions of prompt tuning."""
-    taken = adapter.options["num_tokens"] if adapter.method == "prompt" else 0
-    return base.config.context_length - taken
+    return base.config.context_length - first_position(adapter, base.params, base.config)
 
 
 def row_options(data: DataConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from aligner_jax.peft import Adapter
 from aligner_jax.runtime import optim
 from aligner_jax.runtime.command import load_config
 from aligner_jax.runtime.config import TrainConfig, parse_config
-from aligner_jax.tasks.program import fresh_adapter
+from aligner_jax.tasks.first_adapter import first_adapter
 
 
 def read(name: str) -> TrainConfig:
@@ -63,4 +63,4 @@ def test_the_baselines_differ_from_the_aligners_run_by_method_and_rate(task: str
 
 def _abstract(config: TrainConfig) -> Adapter:
     assert config.base.model is not None
-    return jax.eval_shape(functools.partial(fresh_adapter, config, llama_config(config.base.model)))
+    return jax.eval_shape(functools.partial(first_adapter, config, llama_config(config.base.model)))

@@ -20,6 +20,8 @@ from aligner_jax import train as command_train
 from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
 from aligner_jax.evals import before_after
+from aligner_jax.peft import METHODS
+from aligner_jax.peft.aligner import AlignerOptions
 from aligner_jax.peft.artifact import load_adapter, read_artifact
 from aligner_jax.runtime import roofline
 from aligner_jax.runtime.config import parse_config
@@ -204,15 +206,30 @@ def test_mfu_is_logged_on_known_chips(settings: dict, tmp_path: Path, monkeypatc
     run(settings, tmp_path / "run")
     (line,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     config = load_base(settings["base"]["path"]).config
+    cost = METHODS["aligner"].cost(AlignerOptions(num_tokens=2, start_layer=1), config)
     least, most = (
-        roofline.train_step(
-            config, batch_size=rows, sequence_length=length, num_tokens=2, start_layer=1, targets=share
-        ).model_flops
+        roofline.train_step(config, batch_size=rows, sequence_length=length, adapter=cost, targets=share).model_flops
         for share in (0.0, 1.0)
     )
     # FLOPs for each token that is not padding: those of all positions, of which packing fills more than half.
     flops = line["mfu"] * peak / line["tokens_per_second"]
     assert least / (rows * length) < flops < 2 * most / (rows * length)
+
+
+@pytest.mark.parametrize(("method", "trains_base"), [("full", True), ("bias", False)])
+def test_flops_of_a_trained_base_count_its_weights(
+    method: str, trains_base: bool, tiny_run: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    counted, count = [], roofline.train_step
+
+    def spy(model, **given):
+        counted.append(given)
+        return count(model, **given)
+
+    monkeypatch.setattr(roofline, "train_step", spy)
+    run({**tiny_run, "adapter": {"method": method}, "steps": 1}, tmp_path / "run")
+    cost = METHODS[method].cost(METHODS[method].options(), load_base(tiny_run["base"]["path"]).config)
+    assert [(given["trains_base"], given["adapter"]) for given in counted] == [(trains_base, cost)]
 
 
 def test_before_is_the_base_itself(settings: dict, tmp_path: Path):

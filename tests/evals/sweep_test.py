@@ -164,7 +164,6 @@ def test_a_sweep_of_rates_is_one_value_of_the_config(settings: dict, tmp_path: P
         ({"sweep": {"lr": [-1.0]}}, r"config.sweep.lr\[0\] is -1.0, but should be 0 or more"),
         ({"sweep": {"lr": [1e-3], "seed": [1, 2]}}, "config.sweep.lr has 1 values and config.sweep.seed 2"),
         ({"objective": {"name": "dpo"}}, "config.sweep is set, but config.objective.name is 'dpo'"),
-        ({"adapter": {"method": "full"}}, "config.sweep is set, but adapters of method 'full' cannot share a batch"),
         ({"report": {"form": "json_answer"}}, "config.report.form is set, but the report on a sweep"),
     ],
 )

@@ -140,7 +140,7 @@ def test_the_backward_pass_ends_at_the_first_adapted_layer(config: LlamaConfig, 
     def saved_numbers(start_layer: int, num_layers: int) -> int:
         deep = dataclasses.replace(config, num_layers=num_layers)
         adapter = trained_adapter(1, start_layer=2)
-        adapter = adapter.replace(options=type(adapter.options).of(num_tokens=1, start_layer=start_layer))
+        adapter = adapter.replace(options=dataclasses.replace(adapter.options, start_layer=start_layer))
         deep_params = abstract_params(deep)
         weights = {x.shape for x in jax.tree.leaves(deep_params)}
         shapes = _saved_shapes(deep_params, adapter, deep, "none")

@@ -12,7 +12,8 @@ from places import GOLDENS, SHARED
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params, forward, init_params
-from aligner_jax.peft import Adapter, Options, apply, bind, init_adapter, with_strength
+from aligner_jax.peft import Adapter, apply, bind, init_adapter, with_strength
+from aligner_jax.peft.aligner import AlignerOptions
 from aligner_jax.weights.hf import load_hf
 
 TOKENS_BT = np.random.default_rng(0).integers(0, 40, (2, 12)).astype(np.int32)
@@ -20,7 +21,7 @@ apply_jit = jax.jit(apply, static_argnames=("config",))
 
 
 def _check_golden(golden, config: LlamaConfig, params: Params):
-    options = Options.of(num_tokens=len(golden["tokens"]), start_layer=int(golden["start_layer"]))
+    options = AlignerOptions(num_tokens=len(golden["tokens"]), start_layer=int(golden["start_layer"]))
     trained = {name: jnp.asarray(golden[name[:-3]], jnp.float32) for name in ("tokens_pd", "gates_ln")}
     adapter = Adapter(trained, method="aligner", options=options)
     gradients = {"tokens_pd": golden["grad_tokens"], "gates_ln": golden["grad_gates"]}
@@ -91,7 +92,7 @@ def test_one_token_is_a_constant_bias_of_the_output_projection(config: LlamaConf
 def test_one_token_equals_two_equal_tokens_through_the_softmax(config: LlamaConfig, params: Params, trained_adapter):
     one = trained_adapter(1, start_layer=0)
     doubled = {**one.trainable, "tokens_pd": jnp.repeat(one.trainable["tokens_pd"], 2, axis=0)}
-    two = one.replace(trainable=doubled, options=Options.of(num_tokens=2, start_layer=0))
+    two = one.replace(trainable=doubled, options=AlignerOptions(num_tokens=2, start_layer=0))
     one_btv, two_btv = (apply_jit(params, adapter, TOKENS_BT, config=config) for adapter in (one, two))
     np.testing.assert_allclose(one_btv, two_btv, atol=2e-5, rtol=0)
 
@@ -161,7 +162,7 @@ def test_strength_multiplies_what_each_layer_adds(config: LlamaConfig, params: P
     [
         ("alinger", {}, "adapter method 'alinger' is not one of"),
         ("aligner", {"num_token": 2}, "no option 'num_token'; did you mean 'num_tokens'?"),
-        ("aligner", {"rank": 2}, "no option 'rank'; it has num_tokens, start_layer"),
+        ("aligner", {"rank": 2}, "no option 'rank'; it has gates, num_tokens, start_layer, tokens"),
         ("aligner", {"num_tokens": 0}, "num_tokens is 0"),
         ("aligner", {"num_tokens": 1.5}, "num_tokens is 1.5"),
         ("aligner", {"start_layer": 3}, "start_layer is 3, but the model has layers 0 to 2"),

@@ -1,5 +1,6 @@
 """The adapter's file: exact and reproducible, small, bound to its base, and refused in one sentence when damaged."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -20,7 +21,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.files.fields import Fields
 from aligner_jax.model.config import LlamaConfig, llama_config
 from aligner_jax.model.params import Params
-from aligner_jax.peft import Options, init_adapter
+from aligner_jax.peft import init_adapter
 from aligner_jax.peft.artifact import load_adapter, read_artifact, save_adapter
 from aligner_jax.weights.base import Base
 
@@ -185,7 +186,11 @@ def test_files_that_are_no_adapter_are_refused(saved: Path, base: NamedBase):
         ("options", '{"num_tokens": 3, "num_tokens": 3}', "'num_tokens' twice"),
         ("options", '{"num_tokens": true, "start_layer": 1}', "num_tokens is True"),
         ("options", '{"num_tokens": 3, "start_layer": false}', "start_layer is False"),
-        ("options", '{"num_tokens": 3, "start_layer": 1, "gates": ["head"]}', "gates is ('head',)"),
+        (
+            "options",
+            '{"num_tokens": 3, "start_layer": 1, "gates": ["head"]}',
+            "gates is a list, but should be one of head",
+        ),
         ("options", '{"num_tokens": 3, "start_layer": 1, "cls": 1}', "no option 'cls'"),
         ("options", '{"num_tokens": 3, "start_layer": 1, "self": 1}', "no option 'self'"),
         ("options", '{"num_tokens": 3, "start_layer": 1, "method": 1}', "no option 'method'"),
@@ -252,8 +257,8 @@ def test_options_from_before_others_existed_are_completed_without_any_base(saved
         ("lora", {"alpha": 10**400}, "alpha is a number of more than 30 digits"),
         ("lora", {"alpha": True}, "alpha is True"),
         ("lora", {"dropout": float("nan")}, "dropout is nan"),
-        ("lora", {"targets": [["q"]]}, "targets holds ['q']"),
-        ("lora", {"targets": {"q": 1}}, "targets is {'q': 1}"),
+        ("lora", {"targets": [["q"]]}, "targets[0] is a list, but should be one of q, k, v, o"),
+        ("lora", {"targets": {"q": 1}}, "targets is an object, but should be a list"),
         ("lora", {"rslora": "no"}, "rslora is 'no'"),
         ("lora", {"rank": 10**400}, "rank is a number of more than 30 digits"),
         ("prompt", {"init_std": float("-inf")}, "init_std is -inf"),
@@ -358,7 +363,7 @@ def test_no_token_is_no_adapter(tmp_path: Path, config: LlamaConfig):
     adapter, path = init_adapter("aligner", config, num_tokens=1), tmp_path / "a.safetensors"
     empty = {**adapter.trainable, "tokens_pd": adapter.trainable["tokens_pd"][:0]}
     for num_tokens, sentence in ((0, "num_tokens is 0"), (1, "'tokens_pd' has shape (0, 16)")):
-        options = Options.of(**{**adapter.options.as_dict(), "num_tokens": num_tokens})
+        options = dataclasses.replace(adapter.options, num_tokens=num_tokens)
         save_adapter(adapter.replace(trainable=empty, options=options), path)
         assert sentence in _refusal(path, None)
 

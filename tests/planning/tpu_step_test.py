@@ -14,7 +14,8 @@ from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime import sharding
 from aligner_jax.runtime.command import load_config
 from aligner_jax.runtime.config import parse_config
-from aligner_jax.tasks.program import abstract_arguments, fresh_adapter, make_program
+from aligner_jax.tasks.first_adapter import first_adapter
+from aligner_jax.tasks.program import abstract_arguments, make_program
 
 pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
 
@@ -39,7 +40,7 @@ def test_the_7b_step_has_the_kernel_in_both_passes():
     config = parse_config(load_config(f"{places.CONFIGS / 'llama7b_metamath.py'}:10"))
     devices = topology_devices("v5e:2x4")
     model, mesh = planned_model(config.base), sharding.mesh_of(config.mesh, devices)
-    program = make_program(config, model, jax.eval_shape(lambda: fresh_adapter(config, model)), mesh)
+    program = make_program(config, model, jax.eval_shape(lambda: first_adapter(config, model)), mesh)
     with program.use():
         compiled = compile_for(
             chip_of(devices[0]), program.step, *abstract_arguments(config, model, program, "bfloat16")

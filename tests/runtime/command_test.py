@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 
 from aligner_jax.errors import InputError
 from aligner_jax.runtime import platform
-from aligner_jax.runtime.command import config_flag, load_config, run
+from aligner_jax.runtime.command import Choice, config_flag, load_config, run
 from aligner_jax.runtime.config import parse_config
 
 CONFIG_FLAG = config_flag()
@@ -126,6 +126,42 @@ def test_overrides_change_fields_and_set_those_the_file_leaves_out(config_file):
     assert (parsed.optim.lr, parsed.optim.accumulate, parsed.data.packing) == (1e-3, 4, False)
     assert (parsed.data.path, parsed.data.system) == ("123", None)
     assert parsed.adapter.options == {"num_tokens": 10, "targets": ("q", "v")}
+
+
+CHOICE = Choice("optim", "name", "adam", {"adam": ("b1", "b2", "decay"), "sgd": ("momentum", "decay")})
+
+
+@pytest.mark.parametrize(
+    ("optim", "overrides", "left", "dropped"),
+    [
+        ({"b1": 0, "decay": 1, "lr": 2}, {"name": "sgd"}, {"decay": 1, "lr": 2, "name": "sgd"}, "config.optim.b1"),
+        ({"b1": 0, "b2": 1}, {"name": "sgd", "b2": "3"}, {"b2": 3, "name": "sgd"}, "config.optim.b1"),
+        ({"name": "sgd", "momentum": 1}, {"name": "adam"}, {"name": "adam"}, "config.optim.momentum"),
+        # A mistake of the file's stays, and so does everything where no known value takes another's place.
+        ({"momentum": 1}, {"name": "sgd"}, {"momentum": 1, "name": "sgd"}, None),
+        ({"name": "adam", "momentum": 1}, {"name": "adam"}, {"momentum": 1, "name": "adam"}, None),
+        ({"b1": 0}, {"name": "none"}, {"b1": 0, "name": "none"}, None),
+        ({"b1": 0, "name": "none"}, {"name": "adam"}, {"b1": 0, "name": "adam"}, None),
+        ({"b1": 0}, {"b1": "1"}, {"b1": 1}, None),
+    ],
+)
+def test_options_of_an_overridden_choice_go_with_it(tmp_path, optim, overrides, left, dropped):
+    file, said = tmp_path / "config.py", []
+    file.write_text(f"def get_config():\n    return {{'optim': {optim}}}")
+    given = [(f"optim.{name}", text) for name, text in overrides.items()]
+    assert load_config(file, given, choices=[CHOICE], say=said.append).to_dict() == {"optim": left}
+    assert [line.rpartition(": ")[2] for line in said] == ([dropped] if dropped else [])
+    assert load_config(file, given).to_dict() == {"optim": {**optim, **left}}
+
+
+def test_a_choice_that_a_config_requires_may_be_given(tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from ml_collections import ConfigDict, config_dict\n\ndef get_config():\n"
+        "    return ConfigDict({'optim': {'name': config_dict.required_placeholder(str), 'b1': 1}})"
+    )
+    loaded = load_config(file, [("optim.name", "sgd")], choices=[CHOICE])
+    assert loaded.to_dict() == {"optim": {"name": "sgd", "b1": 1}}
 
 
 def test_a_config_may_take_an_argument(config_file):

@@ -13,9 +13,19 @@ from aligner_jax.model.cache import empty_cache, forward_cached
 from aligner_jax.model.config import LlamaConfig, llama_config
 from aligner_jax.model.llama import abstract_params, forward, unembed
 from aligner_jax.objectives.cross_entropy import token_losses
-from aligner_jax.peft import bind, init_adapter
+from aligner_jax.peft import METHODS, Adapter, bind, init_adapter
+from aligner_jax.peft.aligner import AlignerOptions
 from aligner_jax.runtime import roofline
-from aligner_jax.runtime.roofline import CHIPS, Cost, Part, decode_step, layer_weights, roofline_seconds, train_step
+from aligner_jax.runtime.roofline import (
+    CHIPS,
+    AdapterCost,
+    Cost,
+    Part,
+    decode_step,
+    layer_weights,
+    roofline_seconds,
+    train_step,
+)
 
 L7B = llama_config("llama_7b")
 N7B = 6_607_077_376
@@ -38,8 +48,13 @@ def xla_flops(function, *arguments) -> float:
     return analysis["flops"]
 
 
+def aligner_step(config: LlamaConfig, *, num_tokens: int = 1, start_layer: int = 2, **rest) -> Cost:
+    options = AlignerOptions(num_tokens=num_tokens, start_layer=start_layer)
+    return train_step(config, adapter=METHODS["aligner"].cost(options, config), **rest)
+
+
 def train_7b(**changes) -> Cost:
-    return train_step(L7B, **{"batch_size": 64, "sequence_length": 256, "start_layer": 0, **changes})
+    return aligner_step(L7B, **{"batch_size": 64, "sequence_length": 256, "start_layer": 0, **changes})
 
 
 def test_weights_of_7b_are_the_published_ones():
@@ -63,7 +78,7 @@ def test_forward_is_what_xla_counts():
     forward_flops = xla_flops(lambda params, tokens: forward(params, tokens, config=one), abstract_params(one), TOKENS)
     assert forward_flops - 2 * SQUARE == pytest.approx(2 * B * T * layer_weights(one), rel=0.03)
     hidden = jax.ShapeDtypeStruct((B, T, one.d_model), jnp.float32)
-    cost = train_step(one, batch_size=B, sequence_length=T, start_layer=0)
+    cost = aligner_step(one, batch_size=B, sequence_length=T, start_layer=0)
     assert 2 * xla_flops(unembed, abstract_params(one), hidden) == cost["head"].model_flops
 
 
@@ -79,7 +94,7 @@ def test_a_training_step_is_what_xla_counts(remat, reference_products):
         return jnp.sum(forward(params, tokens, config=SMALL, adapted=adapted, remat=remat))
 
     flops = xla_flops(jax.grad(loss), adapter.trainable, abstract_params(SMALL), TOKENS)
-    cost = train_step(SMALL, batch_size=B, sequence_length=T, num_tokens=1, start_layer=0, remat=remat)
+    cost = aligner_step(SMALL, batch_size=B, sequence_length=T, num_tokens=1, start_layer=0, remat=remat)
     expected = cost["layers"].hardware_flops / SMALL.num_layers
     assert flops - reference_products * SQUARE == pytest.approx(expected, rel=0.05)
     assert cost["layers"].model_flops / SMALL.num_layers == 4 * B * T * layer_weights(SMALL)
@@ -94,7 +109,7 @@ def test_layers_below_the_first_adapted_one_have_a_forward_pass_only():
 
     flops = xla_flops(jax.grad(loss), adapter.trainable, abstract_params(SMALL), TOKENS)
     # A loop below and a loop above, of two layers each and counted once each.
-    cost = train_step(SMALL, batch_size=B, sequence_length=T, start_layer=2, remat="dots")
+    cost = aligner_step(SMALL, batch_size=B, sequence_length=T, start_layer=2, remat="dots")
     assert flops - 9 * SQUARE == pytest.approx(cost["layers"].hardware_flops / 2, rel=0.05)
 
 
@@ -107,9 +122,9 @@ def test_the_head_is_computed_where_there_is_a_target():
         zeros = jnp.zeros((1, tokens), jnp.int32)
         return jnp.sum(token_losses(params, hidden, zeros, jnp.ones((1, tokens), bool)))
 
-    cost = train_step(SMALL, batch_size=1, sequence_length=tokens)
+    cost = aligner_step(SMALL, batch_size=1, sequence_length=tokens)
     assert xla_flops(jax.grad(loss), hidden, params) == pytest.approx(cost["head"].hardware_flops, rel=0.03)
-    some = train_step(SMALL, batch_size=1, sequence_length=tokens, targets=0.25)
+    some = aligner_step(SMALL, batch_size=1, sequence_length=tokens, targets=0.25)
     assert some["head"].model_flops == cost["head"].model_flops / 4
     assert some["logits"].hbm_bytes == cost["logits"].hbm_bytes / 4
 
@@ -137,6 +152,71 @@ def test_training_over_a_frozen_base_costs_four_flops_a_weight_and_token():
     assert fewer == (32 + 30) / 64 * cost["layers"].model_flops
 
 
+def test_a_trained_base_costs_six_flops_a_weight_and_token():
+    tokens, frozen = 64 * 256, train_7b()
+    cost = train_step(L7B, batch_size=64, sequence_length=256, adapter=AdapterCost(), trains_base=True)
+    weights = sum(cost[name].model_flops for name in ("layers", "head", "trained base"))
+    assert weights == 6 * N7B * tokens
+    assert cost.model_flops == weights + cost["attention"].model_flops
+    # Float32: differences are read three times (but for the last product, which runs twice) and the head's once,
+    # gradients are written, and AdamW reads four arrays and writes three.
+    down, parameters = 32 * 4096 * 11_008, N7B + 32_000 * 4096
+    activations = frozen["layers"].hbm_bytes / 3
+    moved = cost["trained base"].hbm_bytes - 4 * (3 * 32 * layer_weights(L7B) - down + 32_000 * 4096)
+    assert moved - 4 * 8 * parameters == pytest.approx(activations, rel=0.1)
+    more = train_step(L7B, batch_size=64, sequence_length=256, adapter=AdapterCost(), trains_base=True, accumulate=2)[
+        "trained base"
+    ]
+    assert more.model_flops == cost["trained base"].model_flops
+    assert more.hbm_bytes > cost["trained base"].hbm_bytes + 4 * 3 * parameters
+
+
+def step_flops(adapter: Adapter) -> float:
+    """XLA's count of the gradient of the layers of SMALL with an adapter."""
+
+    def loss(trainable, params, tokens):
+        bound = bind(adapter.replace(trainable=trainable), params, SMALL)
+        hidden = forward(bound.on(params), tokens, config=SMALL, adapted=bound.adapted, remat="dots")
+        return jnp.sum(hidden)
+
+    return xla_flops(jax.grad(loss), adapter.trainable, abstract_params(SMALL), TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("full", {}), ("lora", {"rank": 64, "targets": ("q", "o", "gate", "down")})]
+)
+def test_trained_weights_are_what_xla_counts(method: str, options: dict):
+    adapter = init_adapter(method, SMALL, **options)
+    record = METHODS[method]
+    cost = train_step(
+        SMALL, batch_size=B, sequence_length=T, remat="dots",
+        adapter=record.cost(adapter.options, SMALL), trains_base=record.trains_base,
+    )  # fmt: skip
+    parts = [part for part in cost.parts if part.name in ("layers", "trained weights", "trained base")]
+    expected = sum(part.hardware_flops for part in parts)
+    if record.trains_base:
+        # Without the head: its logits again, and the gradient of its weights.
+        expected -= 4 * B * T * SMALL.d_model * SMALL.vocab_size
+    assert step_flops(adapter) - 8 * SQUARE == pytest.approx(expected / SMALL.num_layers, rel=0.05)
+
+
+def test_a_trained_head_makes_its_logits_again():
+    params, tokens = abstract_params(SMALL), 64
+    hidden = jax.ShapeDtypeStruct((1, tokens, SMALL.d_model), jnp.float32)
+
+    def loss(hidden, params):
+        zeros = jnp.zeros((1, tokens), jnp.int32)
+        return jnp.sum(token_losses(params, hidden, zeros, jnp.ones((1, tokens), bool)))
+
+    frozen, trained = (
+        train_step(SMALL, batch_size=1, sequence_length=tokens, adapter=AdapterCost(), trains_base=trains_base)
+        for trains_base in (False, True)
+    )
+    layers = 2 * tokens * SMALL.num_layers * layer_weights(SMALL)
+    expected = frozen["head"].hardware_flops + trained["trained base"].hardware_flops - layers
+    assert xla_flops(jax.value_and_grad(loss, (0, 1)), hidden, params) == pytest.approx(expected, rel=0.03)
+
+
 @pytest.mark.parametrize(("remat", "again", "products"), [("none", 0, 7), ("dots", 0, 7), ("full", 1, 9)])
 def test_only_hardware_flops_know_of_rematerialization(remat, again, products):
     cost, tokens, down = train_7b(remat=remat), 64 * 256, 4096 * 11_008
@@ -150,7 +230,7 @@ def test_only_hardware_flops_know_of_rematerialization(remat, again, products):
 
 def test_attention_counts_query_heads_and_caches_key_heads():
     grouped, full = llama_config("llama3_8b"), dataclasses.replace(llama_config("llama3_8b"), num_kv_heads=32)
-    costs = [train_step(config, batch_size=1, sequence_length=128) for config in (grouped, full)]
+    costs = [aligner_step(config, batch_size=1, sequence_length=128) for config in (grouped, full)]
     assert costs[0]["attention"].model_flops == costs[1]["attention"].model_flops
     assert costs[0]["attention"].hbm_bytes < costs[1]["attention"].hbm_bytes
     caches = [decode_step(config, batch_size=3, length=99)["cache"].hbm_bytes for config in (grouped, full)]
@@ -200,7 +280,7 @@ def test_saved_activations_are_what_jax_saves(remat):
     residuals = jax.eval_shape(pull, adapter.trainable, abstract_params(small, "bfloat16"), TOKENS)
     of_tokens = [leaf for leaf in jax.tree.leaves(residuals) if leaf.shape[0] == layers and T in leaf.shape]
     saved = sum(leaf.size * leaf.dtype.itemsize for leaf in of_tokens)
-    cost = train_step(small, batch_size=B, sequence_length=T, start_layer=1, remat=remat)
+    cost = aligner_step(small, batch_size=B, sequence_length=T, start_layer=1, remat=remat)
     assert cost["saved activations"].hbm_bytes == 2 * saved
 
 
@@ -262,7 +342,6 @@ def test_the_peak_of_devices_is_known_where_all_of_them_are():
     ("changes", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0, but should be 1 or more"),
-        ({"num_tokens": 0}, "num_tokens is 0, but should be 1 or more"),
         ({"start_layer": 32}, "start_layer is 32, but the model has layers 0 to 31"),
         ({"targets": 1.5}, "targets is 1.5, but a share lies between 0 and 1"),
         ({"accumulate": 3}, "batch_size is 64, which accumulate, 3, does not divide"),

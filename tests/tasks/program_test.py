@@ -18,6 +18,7 @@ from aligner_jax.model.config import llama_config
 from aligner_jax.runtime import sharding
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.tasks import program
+from aligner_jax.tasks.first_adapter import first_adapter
 from aligner_jax.weights.base import base_config
 
 
@@ -77,7 +78,7 @@ def test_training_runs_what_the_planner_compiles(tiny_model: Path, tmp_path: Pat
     command_train.train(config, tmp_path / "run", Console(file=io.StringIO()))
     (made, arguments), model = ran[0], base_config(tiny_model)
     mesh = sharding.mesh_of(config.mesh)
-    planned = make(config, model, jax.eval_shape(lambda: program.fresh_adapter(config, model)), mesh)
+    planned = make(config, model, jax.eval_shape(lambda: first_adapter(config, model)), mesh)
     with planned.use():
         plan = planned.step.lower(*program.abstract_arguments(config, model, planned, "float32"))
         run = made.step.lower(*arguments)
@@ -117,7 +118,7 @@ def test_what_the_rows_must_be_a_multiple_of(changed: dict, mesh: tuple, multipl
 def test_an_option_that_has_the_name_of_an_argument_is_refused():
     config = config_of(adapter={"key": 1})
     with pytest.raises(InputError, match=r"^adapter method 'aligner' has no option 'key'"):
-        program.fresh_adapter(config, llama_config("stories_260k"))
+        first_adapter(config, llama_config("stories_260k"))
 
 
 def test_rows_that_the_mesh_does_not_divide_are_refused():

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aligner_jax.model.config import LlamaConfig
-from aligner_jax.peft import METHODS, Adapter, Options
+from aligner_jax.peft import METHODS, Adapter
 from aligner_jax.peft.artifact import read_artifact, save_adapter
 from scripts.damage.kinds import _safetensors, mutations
 from scripts.damage.kinds.kind import Files, Kind, digest
@@ -40,7 +40,7 @@ def _samples() -> list[Files]:
     rng, made = np.random.default_rng(0), []
     base = _Base()
     for method, given in _ADAPTERS:
-        options = Options.of(**{**METHODS[method].DEFAULTS, **given})
+        options = METHODS[method].options(**given)
         shapes = METHODS[method].shapes(options, base.config)
         arrays: dict[str, Any] = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
         adapter = Adapter(arrays, method=method, options=options)
