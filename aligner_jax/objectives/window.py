@@ -47,8 +47,11 @@ class Window:
         yield
         self._began += time.monotonic() - paused
 
-    def close(self) -> dict[str, float]:
+    def close(self, ended: float | None = None) -> dict[str, float]:
         """Returns the metrics of the steps, and begins anew.
+
+        Args:
+          ended: when the last step ended, on the clock of `time.monotonic`; None waits for it, and takes the time then.
 
         These are means over the steps that were not skipped (of a sweep, over the adapters too, and each one's loss by
         its number), the number of skipped ones, tokens a second that are not padding, and the rate of the last step.
@@ -56,7 +59,7 @@ class Window:
         is also mfu: model FLOPs a second (of all positions of the rows, padding too) over the peak.
         """
         steps = jax.device_get(self._steps)
-        now = time.monotonic()
+        now = time.monotonic() if ended is None else ended
         taken = ~np.stack([metrics.skipped for metrics in steps])
         numbers = [metrics.as_dict() for metrics in steps]
         by_name = {name: np.stack([each[name] for each in numbers]) for name in numbers[0]}

@@ -1,7 +1,9 @@
 """The loop of a training run: its steps, and what is logged, judged and saved on the way."""
 
 import dataclasses
+import time
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -84,9 +86,9 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
         logged, skipped = first, SkippedSteps(config.nonfinite.max_skipped)
         before: StepMetrics | None = None
 
-        def log(number: int) -> None:
+        def log(number: int, ended: float | None = None) -> None:
             nonlocal logged
-            logged, metrics = number, window.close()
+            logged, metrics = number, window.close(ended)
             workdir.check()
             writer.write(number, **metrics)
             progress.log(number, **metrics)
@@ -101,14 +103,17 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
             check(batch, sizes)
             rows = _on_devices(batch, program)
             watchdog.waiting_for(f"step {number}", compiles=before is None)
+            called = time.monotonic()
             with jax.profiler.StepTraceAnnotation("train", step_num=number):
                 state, metrics = program.step(state, run.params, rows, reference)
+            # Some backends compute within the call: then the steps before had ended when it began.
+            at_once = cast(Any, metrics.loss).is_ready()
             # The step is running by now: fetching the one before does not hold it up.
             if before is not None:
                 skipped.add(jax.device_get(before.skipped))
             before = metrics
             if (number - 1) % config.log_every == 0 and number - 1 > logged:
-                log(number - 1)
+                log(number - 1, called if at_once else None)
             # Every adapter of a sweep has all rows.
             times = config.sweep.num_adapters or 1
             window.add(metrics, times * int(np.count_nonzero(batch.segment_ids_bt)), times * run.model_flops(batch))

@@ -159,7 +159,7 @@ def test_a_gradient_is_divided_by_the_count_itself(config: LlamaConfig, params: 
     fresh = init_adapter("aligner", config, 0, num_tokens=1, start_layer=0)
     adapter = jax.tree.map(lambda x: x.astype(dtype), fresh)
     optimizer = optax.sgd(1.0)
-    step = jax.jit(make_step(adapter, optimizer, config=config, objective=Objective(sums)))
+    step = jax.jit(make_step(adapter, optimizer, config=config, loss=Loss(sums)))
     state, metrics = step(init_state(adapter, optimizer), params, batch)
     wanted = (np.float32(1) / np.float32(count)).astype(dtype)
     np.testing.assert_array_equal(-state.trainable["gates_ln"], np.full((3, 4), wanted))
