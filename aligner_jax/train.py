@@ -104,7 +104,7 @@ def _train_on(
     objective, options = objective_of(config)
     task = objective.task(Beginning(config, options, base, adapter, workdir, stop_requests.check, console))
     program = make_program(config, base.config, adapter, mesh)
-    state = jax.device_put(init_state(adapter, program.optimizer), program.whole)
+    state = jax.device_put(init_state(adapter, program.optimizer), program.replicated)
 
     def model_flops(batch: pipeline.Batch) -> float:
         method = METHODS[adapter.method]

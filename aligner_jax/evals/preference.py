@@ -14,7 +14,7 @@ from rich.table import Table
 from aligner_jax.errors import InputError
 from aligner_jax.evals.interval import grouped_interval
 from aligner_jax.model.llama import LlamaConfig, Params
-from aligner_jax.model.logical import whole
+from aligner_jax.model.logical import replicated
 from aligner_jax.objectives.batch import PairBatch
 from aligner_jax.objectives.preference import PreferenceOptions, compare, losses_and_metrics
 from aligner_jax.objectives.reference import token_log_probs
@@ -108,7 +108,7 @@ def measure_each(
 @functools.partial(jax.jit, static_argnames=("options",))
 def _of_pairs(policy_bt, reference_bt, batch, *, options: PreferenceOptions):
     of_pairs = losses_and_metrics(compare(policy_bt, reference_bt, batch), options=options)
-    return jax.tree.map(whole, of_pairs)
+    return jax.tree.map(replicated, of_pairs)
 
 
 def _mean(of_batches: list[dict[str, np.ndarray]], prompts_m: Int64[np.ndarray, " m"]) -> Preferred:

@@ -21,7 +21,7 @@ from aligner_jax.errors import InputError, one_line
 from aligner_jax.files.content import exists, open_file
 from aligner_jax.files.json_text import parse_object
 from aligner_jax.model.llama import LlamaConfig, Params
-from aligner_jax.model.logical import whole
+from aligner_jax.model.logical import replicated
 from aligner_jax.objectives import preference
 from aligner_jax.objectives.batch import PairBatch
 from aligner_jax.peft import Adapter
@@ -34,7 +34,7 @@ _MOST_OVERHEAD = 2**16
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def _log_probs(params, adapter, batch, *, config):
-    return whole(preference.token_log_probs(params, adapter, batch, config=config))
+    return replicated(preference.token_log_probs(params, adapter, batch, config=config))
 
 
 def load_reference(name: str | None, base: Base, initial: Adapter) -> Adapter | None:

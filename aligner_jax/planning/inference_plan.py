@@ -107,7 +107,7 @@ def make_evaluation_plan(
         sharding.param_shardings(model, mesh, rules, quantization),
     )
     shapes = _Shapes(mesh, config.batch_size, tokens, new_tokens)
-    adapter = shapes.whole(jax.eval_shape(lambda: init_adapter("aligner", model)))
+    adapter = shapes.replicated(jax.eval_shape(lambda: init_adapter("aligner", model)))
     with sharding.use(mesh, rules):
         scores = compile_for(chip, scoring.hidden, params, adapter, shapes.rows("int32"), config=model)
         prompts, state = _prompts(chip, model, params, adapter, shapes)
@@ -146,24 +146,24 @@ class _Shapes:
     tokens: int
     new_tokens: int
 
-    def whole(self, tree: Any) -> Any:
+    def replicated(self, tree: Any) -> Any:
         where = sharding.replicated(self.mesh)
         return jax.tree.map(lambda leaf: _struct(leaf, where), tree)
 
     def rows(self, dtype: str) -> Any:
-        return self.whole(jax.ShapeDtypeStruct((self.batch_size, self.tokens), dtype))
+        return self.replicated(jax.ShapeDtypeStruct((self.batch_size, self.tokens), dtype))
 
     def lengths(self) -> Any:
-        return self.whole(jax.ShapeDtypeStruct((self.batch_size,), jnp.int32))
+        return self.replicated(jax.ShapeDtypeStruct((self.batch_size,), jnp.int32))
 
     def sampling(self) -> Any:
-        return self.whole(jax.eval_shape(lambda: RowSampling.of([Sampling()] * self.batch_size)))
+        return self.replicated(jax.eval_shape(lambda: RowSampling.of([Sampling()] * self.batch_size)))
 
     def stops(self) -> Any:
-        return self.whole(jax.ShapeDtypeStruct((STOPS,), jnp.int32))
+        return self.replicated(jax.ShapeDtypeStruct((STOPS,), jnp.int32))
 
     def seed(self) -> Any:
-        return self.whole(jax.ShapeDtypeStruct((), jnp.uint32))
+        return self.replicated(jax.ShapeDtypeStruct((), jnp.uint32))
 
 
 def _prompts(

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+from jaxtyping import Int
 from rich.console import Console
 
 from aligner_jax.model.llama import Params
@@ -65,80 +66,111 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
       InputError: too many steps in a row were skipped, and the step it is at is saved; or nothing can be written; or
         the feed made a batch of another shape than the objective declares.
     """
-    config, program, workdir, watchdog = run.config, run.program, run.workdir, run.watchdog
-    rates = {
-        name: optim.learning_rate(dataclasses.replace(config.optim, lr=lr), config.steps)
-        for name, lr in logged_rates(config).items()
-    }
-    objective, _ = objective_of(config)
-    sizes = objective.batch.sizes(**row_options(config.data))
-    first, updates = int(state.step), optim.updates_made(state.optimizer)
-    reference = jax.device_put(run.reference, program.whole)
+    config, first, updates = run.config, int(state.step), optim.updates_made(state.optimizer)
+    # One copy on the devices for all steps, which make no implicit transfer.
+    run = dataclasses.replace(run, reference=jax.device_put(run.reference, run.program.replicated))
     run.stop_requests.begin_steps()
     with (
-        MetricsWriter(workdir.path, resume_step=first) as writer,
+        MetricsWriter(run.workdir.path, resume_step=first) as writer,
         Progress(run.console, steps=config.steps, first=first) as progress,
-        Profile(config.profile, workdir, run.console, first=first, last=config.steps) as profile,
+        Profile(config.profile, run.workdir, run.console, first=first, last=config.steps) as profile,
         jax.transfer_guard("disallow"),
     ):
-        peak_flops = roofline.peak_flops(device.device_kind for device in run.params.embed_vd.devices())
-        window = Window(peak_flops, rates, updates)
-        logged, skipped = first, SkippedSteps(config.nonfinite.max_skipped)
-        before: StepMetrics | None = None
-
-        def log(number: int, ended: float | None = None) -> None:
-            nonlocal logged
-            logged, metrics = number, window.close(ended)
-            workdir.check()
-            writer.write(number, **metrics)
-            progress.log(number, **metrics)
-
-        for number in range(first + 1, config.steps + 1):
-            if profile.turns_at(number):
+        window = _window(run, updates)
+        log = _Log(run, window, writer, progress, last_step=first)
+        take = _Steps(run, SkippedSteps(config.nonfinite.max_skipped))
+        for step in range(first + 1, config.steps + 1):
+            if profile.turns_at(step):
                 with window.paused():
-                    watchdog.waiting_for(f"the profile before step {number}")
-                    profile.turn(number)
-            watchdog.waiting_for(f"the batch of step {number}")
-            batch = run.feed.next(state)
-            check(batch, sizes)
-            rows = _on_devices(batch, program)
-            watchdog.waiting_for(f"step {number}", compiles=before is None)
-            called = time.monotonic()
-            with jax.profiler.StepTraceAnnotation("train", step_num=number):
-                state, metrics = program.step(state, run.params, rows, reference)
-            # Some backends compute within the call: then the steps before had ended when it began.
-            at_once = cast(Any, metrics.loss).is_ready()
-            # The step is running by now: fetching the one before does not hold it up.
-            if before is not None:
-                skipped.add(jax.device_get(before.skipped))
-            before = metrics
-            if (number - 1) % config.log_every == 0 and number - 1 > logged:
-                log(number - 1, called if at_once else None)
+                    run.watchdog.waiting_for(f"the profile before step {step}")
+                    profile.turn(step)
+            batch, (state, metrics), began = take(step, state)
+            if (step - 1) % config.log_every == 0 and step - 1 > log.last_step:
+                log(step - 1, began)
             # Every adapter of a sweep has all rows.
             times = config.sweep.num_adapters or 1
             window.add(metrics, times * int(np.count_nonzero(batch.segment_ids_bt)), times * run.model_flops(batch))
-            if number == config.steps:
-                # No step follows that would count it. The window of the steps before is closed: this one's time is its
-                # own.
-                skipped.add(jax.device_get(metrics.skipped))
-            progress.advance(number)
-            if run.evaluate is not None and config.eval_every and number % config.eval_every == 0:
+            if step == config.steps:
+                # The window of the steps before is closed: the last step's time is its own.
+                take.count_skipped(metrics)
+            progress.advance(step)
+            if run.evaluate is not None and config.eval_every and step % config.eval_every == 0:
                 with window.paused():
-                    watchdog.waiting_for(f"the held-out evaluation after step {number}", compiles=True)
-                    writer.write(number, **run.evaluate(state))
-            ended = skipped.ended_at(number) or run.stop_requests.stopped_at(number)
-            if number % config.checkpoint.every == 0 or number == config.steps or ended:
-                watchdog.waiting_for(f"step {number}")
-                if number % config.log_every == 0 or number == config.steps or ended:
+                    run.watchdog.waiting_for(f"the held-out evaluation after step {step}", compiles=True)
+                    writer.write(step, **run.evaluate(state))
+            ended = take.skipped.ended_at(step) or run.stop_requests.stopped_at(step)
+            if step % config.checkpoint.every == 0 or step == config.steps or ended:
+                run.watchdog.waiting_for(f"step {step}")
+                if step % config.log_every == 0 or step == config.steps or ended:
                     # Before the checkpoint: a run that is killed in between would not log this step again.
-                    log(number)
-                watchdog.waiting_for(f"the checkpoint of step {number}")
-                run.checkpoints.save(number, state, run.feed.get_state())
+                    log(step)
+                run.watchdog.waiting_for(f"the checkpoint of step {step}")
+                run.checkpoints.save(step, state, run.feed.get_state())
             if ended:
                 run.checkpoints.wait()
                 raise ended
-        watchdog.waiting_for("the last checkpoint")
+        run.watchdog.waiting_for("the last checkpoint")
     return state
+
+
+class _Steps:
+    """Takes one step after the other, and counts the skipped ones."""
+
+    def __init__(self, run: Run, skipped: SkippedSteps) -> None:
+        objective, _ = objective_of(run.config)
+        self._run, self._sizes = run, objective.batch.sizes(**row_options(run.config.data))
+        self._before: StepMetrics | None = None
+        self.skipped = skipped
+
+    def __call__(self, step: int, state: TrainState) -> tuple[Batch, tuple[TrainState, StepMetrics], float | None]:
+        """Returns the batch, what the step returned of it, and when the steps before had ended; None if they run."""
+        run = self._run
+        run.watchdog.waiting_for(f"the batch of step {step}")
+        batch = run.feed.next(state)
+        check(batch, self._sizes)
+        rows = _on_devices(batch, run.program)
+        run.watchdog.waiting_for(f"step {step}", compiles=self._before is None)
+        called = time.monotonic()
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            state, metrics = run.program.step(state, run.params, rows, run.reference)
+        # Some backends compute within the call: then the steps before had ended when it began.
+        at_once = cast(Any, metrics.loss).is_ready()
+        # The step is running by now: fetching the one before does not hold it up.
+        if self._before is not None:
+            self.count_skipped(self._before)
+        self._before = metrics
+        return batch, (state, metrics), called if at_once else None
+
+    def count_skipped(self, metrics: StepMetrics) -> None:
+        """Waits for a step, and counts it if it was skipped."""
+        self.skipped.add(jax.device_get(metrics.skipped))
+
+
+@dataclasses.dataclass
+class _Log:
+    """Writes the metrics of a window of steps; `last_step` is the last that was logged."""
+
+    run: Run
+    window: Window
+    writer: MetricsWriter
+    progress: Progress
+    last_step: int
+
+    def __call__(self, step: int, ended: float | None = None) -> None:
+        """Logs the steps up to this one; `ended`: see `Window.close`."""
+        self.last_step, metrics = step, self.window.close(ended)
+        self.run.workdir.check()
+        self.writer.write(step, **metrics)
+        self.progress.log(step, **metrics)
+
+
+def _window(run: Run, updates: Int[np.ndarray, "*a"]) -> Window:
+    rates = {
+        name: optim.learning_rate(dataclasses.replace(run.config.optim, lr=lr), run.config.steps)
+        for name, lr in logged_rates(run.config).items()
+    }
+    peak_flops = roofline.peak_flops(device.device_kind for device in run.params.embed_vd.devices())
+    return Window(peak_flops, rates, updates)
 
 
 def logged_rates(config: TrainConfig) -> dict[str, float]:

@@ -30,7 +30,7 @@ class Program:
       optimizer: what makes the state's optimizer part.
       params_sharding: of each parameter.
       batch_sharding: of every array of a batch.
-      whole: of what every device holds whole: state, reference and metrics.
+      replicated: sharding of the state, the reference and the metrics.
     """
 
     step: Step
@@ -39,7 +39,7 @@ class Program:
     rules: sharding.Rules
     params_sharding: Params
     batch_sharding: NamedSharding
-    whole: NamedSharding
+    replicated: NamedSharding
 
     def use(self) -> Any:
         """Mesh and rules as the context in which the step is traced."""
@@ -61,11 +61,14 @@ def make_program(config: TrainConfig, model: LlamaConfig, adapter: Adapter, mesh
         loss=objective.loss(options), seed=config.seed, num_adapters=config.sweep.num_adapters,
     )  # fmt: skip
     params_sharding = sharding.param_shardings(model, mesh, rules, quantization_of(config.base))
-    rows, whole = sharding.batch_sharding(mesh, rules), sharding.replicated(mesh)
+    rows, replicated = sharding.batch_sharding(mesh, rules), sharding.replicated(mesh)
     jitted = jax.jit(
-        step, donate_argnums=0, in_shardings=(whole, params_sharding, rows, whole), out_shardings=(whole, whole)
+        step,
+        donate_argnums=0,
+        in_shardings=(replicated, params_sharding, rows, replicated),
+        out_shardings=(replicated, replicated),
     )
-    return Program(jitted, optimizer, mesh, rules, params_sharding, rows, whole)
+    return Program(jitted, optimizer, mesh, rules, params_sharding, rows, replicated)
 
 
 def abstract_arguments(config: TrainConfig, model: LlamaConfig, program: Program, dtype: str) -> tuple[Any, ...]:
@@ -82,10 +85,10 @@ def abstract_arguments(config: TrainConfig, model: LlamaConfig, program: Program
     _, options = objective_of(config)
     reference = adapter if options.reference_in_steps else None
     return (
-        _placed(state, program.whole),
+        _placed(state, program.replicated),
         jax.tree.map(_struct, abstract_params(model, dtype, quantization_of(config.base)), program.params_sharding),
         _placed(abstract_batch(config), program.batch_sharding),
-        _placed(reference, program.whole),
+        _placed(reference, program.replicated),
     )
 
 

@@ -2,9 +2,9 @@ import io
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import PYTHONPATH
 from rich.table import Table
 from rich.text import Text
 
@@ -76,7 +76,7 @@ command.run(main)
 
 
 def test_log_lines_have_no_prefix_and_no_traceback():
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, *lines = done.stderr.splitlines()

@@ -79,7 +79,7 @@ def differences(name: str, shapes: list[tuple[int, int, int]]) -> dict[str, dict
             }
         )  # fmt: skip
         program = make_program(config, model, adapter, sharding.mesh_of(config.mesh, devices))
-        state = jax.device_put(init_state(adapter, program.optimizer), program.whole)
+        state = jax.device_put(init_state(adapter, program.optimizer), program.replicated)
         with program.use():
             state, metrics = program.step(state, jax.device_put(params, program.params_sharding), batch, None)
         # AdamW's first moment after one step is the gradient times 1 - b1.

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.data.templates import render_prompt
@@ -15,7 +16,6 @@ from aligner_jax.peft import init_adapter
 from aligner_jax.peft.artifact import save_adapter
 from aligner_jax.weights.base import load_base
 
-ROOT = Path(__file__).parents[1]
 BRIEF, PLAIN, ALPACA = PromptFormat("chat", "Be brief."), PromptFormat("chat"), PromptFormat("alpaca")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from method_contract import CONTRACT, Case
+from places import ROOT
 from whole_runs import run
 
 from aligner_jax.model.config import LlamaConfig
@@ -16,7 +17,6 @@ from aligner_jax.runtime.command import load_config
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.tasks.first_adapter import check_adapter, method_choice
 
-ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "extending.md").read_text()
 
 

@@ -136,9 +136,7 @@ def a_row_is_what_it_is_with_its_adapter_alone(case: Case, folder: Path) -> None
     def together(trainable, adapter_b):
         bound = bind_rows(stacked.replace(trainable=trainable), params, config, adapter_b)
         positions_bt = jnp.arange(10, dtype=jnp.int32)[None] + bound.first_position
-        return forward(
-            params, tokens_bt, config=config, adapted=bound.adapted, positions_bt=positions_bt
-        )
+        return forward(params, tokens_bt, config=config, adapted=bound.adapted, positions_bt=positions_bt)
 
     hidden_btd = together(stacked.trainable, ADAPTER_B)
     for row, index in enumerate(ADAPTER_B):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from places import ROOT
 
 from aligner_jax import compile as command_compile
 from aligner_jax.errors import InputError
@@ -20,7 +21,6 @@ from aligner_jax.runtime.config import TrainConfig, parse_config
 from aligner_jax.tasks.first_adapter import check_adapter, first_adapter, method_choice
 from aligner_jax.weights.base import load_base
 
-ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
 LEFT_OUT = (
     f"config.adapter.method is 'lora', so these options of 'aligner' in {QUICKSTART} are left out: "

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import ROOT
 from whole_runs import run
 
 from aligner_jax.tasks import loop
@@ -60,7 +61,7 @@ def test_runs_on_a_mesh_pass(tiny_run: dict, tmp_path: Path):
         each["data"] = {**each["data"], "batch_size": 4}
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
     command = [sys.executable, "-c", RUN, json.dumps(configs), str(tmp_path / "runs")]
