@@ -76,26 +76,7 @@ def _train_on(
     stop_requests: StopRequests,
     console: Console,
 ) -> Adapter:
-    # A single device takes what the host holds without a copy.
-    split = functools.partial(sharding.param_shardings, mesh=mesh, rules=rules) if mesh.size > 1 else None
-    dtype, held_as = platform.compute_dtype(config.base.dtype), config.base
-    if not distributed.is_alone():
-        # Each reads its own part of the weights, and in the whole no part would be seen to be another model's.
-        agreement.check_same({"base": agreement.files_digest(locate(held_as.path))})
-    base = load_base(
-        held_as.path, dtype, quantization=held_as.quantization, group_size=held_as.group_size, shardings=split
-    )
-    if mesh.size > 1:
-        if base.quantization is not None:
-            # Quantizing leaves scales where the compiler likes them; the step takes them where they are declared.
-            held_shardings = sharding.param_shardings(base.config, mesh, rules, base.quantization)
-            base = base.replace(params=jax.device_put(base.params, held_shardings))
-        console.out(f"mesh: {sharding.describe(mesh)}")
-    base_size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(base.config)))
-    held = f", projections in {base.quantization}" if base.quantization else ""
-    console.out(f"base: {config.base.path}, {base_size:,} parameters in {dtype}{held}, frozen")
-    if sentence := unused_model(config.base, base.config):
-        console.out(f"base: {sentence}")
+    base = _load_base(mesh, rules, config, console)
     adapter = first_adapter(config, base.config, base)
     number = config.sweep.num_adapters
     of_each = "" if number is None else f" in each of {number} adapters"
@@ -153,6 +134,31 @@ def _train_on(
     if task.has_heldout:
         task.report(adapter, workdir.path / "adapter.safetensors")
     return adapter
+
+
+def _load_base(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, console: Console) -> Base:
+    """Returns the frozen base, where the step takes it, and says what it is."""
+    # A single device takes what the host holds without a copy.
+    split = functools.partial(sharding.param_shardings, mesh=mesh, rules=rules) if mesh.size > 1 else None
+    dtype, held_as = platform.compute_dtype(config.base.dtype), config.base
+    if not distributed.is_alone():
+        # Each reads its own part of the weights, and in the whole no part would be seen to be another model's.
+        agreement.check_same({"base": agreement.files_digest(locate(held_as.path))})
+    base = load_base(
+        held_as.path, dtype, quantization=held_as.quantization, group_size=held_as.group_size, shardings=split
+    )
+    if mesh.size > 1:
+        if base.quantization is not None:
+            # Quantizing leaves scales where the compiler likes them; the step takes them where they are declared.
+            held_shardings = sharding.param_shardings(base.config, mesh, rules, base.quantization)
+            base = base.replace(params=jax.device_put(base.params, held_shardings))
+        console.out(f"mesh: {sharding.describe(mesh)}")
+    base_size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(base.config)))
+    held = f", projections in {base.quantization}" if base.quantization else ""
+    console.out(f"base: {config.base.path}, {base_size:,} parameters in {dtype}{held}, frozen")
+    if sentence := unused_model(config.base, base.config):
+        console.out(f"base: {sentence}")
+    return base
 
 
 def named_adapters(config: TrainConfig, adapter: Adapter) -> dict[str, Adapter]:

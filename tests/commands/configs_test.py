@@ -12,12 +12,13 @@ from aligner_jax.model.config import llama_config
 from aligner_jax.peft import Adapter
 from aligner_jax.runtime import optim
 from aligner_jax.runtime.command import load_config
-from aligner_jax.runtime.config import TrainConfig, parse_config
+from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.tasks.first_adapter import first_adapter
+from aligner_jax.tasks.objectives import objective_of, parse_complete
 
 
 def read(name: str) -> TrainConfig:
-    return parse_config(load_config(CONFIGS / f"{name}.py"))
+    return parse_complete(load_config(CONFIGS / f"{name}.py"))
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
@@ -30,7 +31,7 @@ def test_the_second_stage_begins_with_the_first_ones_aligner_and_measures_by_it(
     sft, dpo = read(first), read(second)
     assert (sft.objective.name, dpo.objective.name) == ("sft", "dpo")
     assert dpo.adapter.init_from == f"runs/{first}/adapter.safetensors"
-    assert dpo.objective.reference == "initial"
+    assert objective_of(dpo)[1].reference == "initial"
     assert (dpo.adapter.method, dpo.adapter.options) == (sft.adapter.method, sft.adapter.options)
     assert (dpo.base, dpo.data.template, dpo.data.system) == (sft.base, sft.data.template, sft.data.system)
 
@@ -47,7 +48,7 @@ def test_the_baselines_differ_from_the_aligners_run_by_method_and_rate(task: str
     of = "llama7b_metamath" if task else "llama7b_alpaca"
     aligner = read(of)
     lora, adapter = (
-        parse_config(load_config(f"{CONFIGS / 'llama7b_baselines.py'}:{method}{task}"))
+        parse_complete(load_config(f"{CONFIGS / 'llama7b_baselines.py'}:{method}{task}"))
         for method in ("lora", "llama_adapter")
     )
     assert lora.data == adapter.data == aligner.data

@@ -107,12 +107,15 @@ def test_without_weights_or_a_name_there_is_nothing_to_plan():
     assert command_compile.planned_model(small().base) == llama_config("stories_260k")
 
 
-def test_weights_at_the_path_are_planned_and_must_be_what_is_named(tiny_model: Path):
+def test_weights_at_the_path_are_planned_whatever_is_named(tiny_model: Path, capsys: pytest.CaptureFixture):
     base = dataclasses.replace(small().base, path=str(tiny_model), model=None)
     found = command_compile.planned_model(base)
     assert found == base_config(tiny_model)
-    with pytest.raises(InputError, match=r"^config\.base\.model is 'llama2_7b', whose \w+ is"):
-        command_compile.planned_model(dataclasses.replace(base, model="llama2_7b"))
+    assert capsys.readouterr() == ("", "")
+    assert command_compile.planned_model(dataclasses.replace(base, model="llama2_7b")) == found
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("base: config.base.model llama2_7b is not used: its vocab_size is 32000, and that of")
 
 
 def test_devices_that_are_no_box_of_the_network_are_refused():
