@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from aligner_jax.model import reference
 from aligner_jax.model.attention import Prefix, attend, gated_values
+from aligner_jax.model.kernels import xla
 from aligner_jax.model.layers import Layer, run_layers
 from aligner_jax.model.llama import Layers, LlamaConfig, Params, embed, rms_norm, transform, unembed
 from aligner_jax.model.rope import rotation
@@ -125,7 +125,7 @@ def _of_prefix(q_btnh, prefix: Prefix | None) -> Array:
     gated_v_bpnh = gated_values(prefix, q_btnh.shape[2])
     if gated_v_bpnh.shape[1] == 1:
         return jnp.broadcast_to(gated_v_bpnh, q_btnh.shape).astype(q_btnh.dtype)
-    return reference.attend_prefix(q_btnh, prefix.k_bpkh, gated_v_bpnh).astype(q_btnh.dtype)
+    return xla.attend_prefix(q_btnh, prefix.k_bpkh, gated_v_bpnh).astype(q_btnh.dtype)
 
 
 def _put_out(o_btnh, layer: Layers) -> Array:

@@ -7,7 +7,7 @@ tokens, and a gate per head weighs what they give (arXiv 2312.05503, section 3; 
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -16,14 +16,16 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from aligner_jax.errors import InputError
-from aligner_jax.model import reference
-from aligner_jax.model.kernels import flash
-from aligner_jax.model.kernels.blocks import Unsupported, check_supported
-from aligner_jax.model.logical import Axes, on_each_device
+from aligner_jax.model.kernels import flash, xla
+from aligner_jax.model.kernels.kernel import Inputs, Kernel, Outputs
+from aligner_jax.model.logical import Axes, is_split, num_parts, on_each_device
 
 RESIDUAL = "attention_residual"
 """The name under which `jax.checkpoint` policies find what a backward pass of attention needs beside its inputs."""
-IMPLEMENTATIONS = ("auto", "pallas", "pallas_interpret", "xla")
+KERNELS: dict[str, Kernel] = {"tpu": flash.kernel(), "cuda": xla.KERNEL}
+"""Kernels by the platform that the program is lowered for. `xla.KERNEL` takes all others, and what a kernel refuses."""
+_NAMED: dict[str, Kernel] = {"pallas": flash.kernel(), "pallas_interpret": flash.kernel(interpret=True)}
+IMPLEMENTATIONS = ("auto", *_NAMED, "xla")
 
 
 @flax.struct.dataclass
@@ -56,10 +58,10 @@ def attend(
 
     Args:
       segment_ids_bt: positions attend only to positions with the same number.
-      implementation: "pallas" is the TPU kernel (`kernels.flash`) and "pallas_interpret" its simulation; "xla" is
-        `reference`, on any platform and for any shape. "auto" is the kernel where the program is lowered for a TPU and
-        the shapes suit it, and XLA elsewhere, with a backward pass that stores no weights. All but "xla" have
-        gradients, but no forward-mode derivatives.
+      implementation: "auto" is the platform's kernel (`KERNELS`) where the shapes suit it, and `kernels.xla` elsewhere;
+        no backward pass stores attention weights. "pallas" is the TPU kernel (`kernels.flash`) and "pallas_interpret"
+        its simulation. "xla" is differentiated by JAX: it stores the weights, and is the only one that has
+        forward-mode derivatives.
 
     Returns:
       The heads' outputs in q's dtype, before the output projection. Softmaxes are computed in float32.
@@ -71,24 +73,18 @@ def attend(
     if implementation not in IMPLEMENTATIONS:
         raise InputError(f"attention implementation {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
     _check(q_btnh, k_bskh, v_bskh, prefix)
-    if implementation != "xla":
-        try:
-            check_supported(q_btnh, k_bskh, 0 if prefix is None else prefix.v_bpkh.shape[1])
-            if prefix is not None and prefix.joint:
-                raise Unsupported("the attention kernel has no joint softmax over prefix and text")
-        except Unsupported:
-            if implementation != "auto":
-                raise
-            implementation = "xla"
     if implementation == "xla":
-        mask_bts = reference.causal_mask(q_btnh.shape[1], segment_ids_bt)
+        mask_bts = xla.causal_mask(q_btnh.shape[1], segment_ids_bt)
         return attend_masked(q_btnh, k_bskh.swapaxes(1, 2), v_bskh.swapaxes(1, 2), prefix, mask_bts=mask_bts)
-    inputs = _Inputs(q_btnh, k_bskh, v_bskh, segment_ids_bt)
+    inputs = Inputs(q_btnh, k_bskh, v_bskh, segment_ids_bt)
     if prefix is None:
         return _attend_on_each_device(inputs, implementation)
+    if prefix.joint:
+        k_bskh, v_bskh = _joined(prefix.k_bpkh, k_bskh, axis=1), _joined(prefix.v_bpkh, v_bskh, axis=1)
+        return _attend_on_each_device(inputs._replace(k_bskh=k_bskh, v_bskh=v_bskh), implementation)
     gated_v_bpnh = gated_values(prefix, q_btnh.shape[2]).astype(q_btnh.dtype)
     if gated_v_bpnh.shape[1] == 1:
-        return reference.add_everywhere(_attend_on_each_device(inputs, implementation), gated_v_bpnh)
+        return xla.add_everywhere(_attend_on_each_device(inputs, implementation), gated_v_bpnh)
     inputs = inputs._replace(prefix_k_bpkh=prefix.k_bpkh.astype(q_btnh.dtype), gated_v_bpnh=gated_v_bpnh)
     return _attend_on_each_device(inputs, implementation)
 
@@ -106,20 +102,17 @@ def attend_masked(
     Keys and values come heads first, as a cache holds them.
     """
     if prefix is not None and prefix.joint:
-        rows = (q_btnh.shape[0], *prefix.k_bpkh.shape[1:])
-        k_bkph, v_bkph = (
-            jnp.broadcast_to(x, rows).swapaxes(1, 2).astype(k_bksh.dtype) for x in (prefix.k_bpkh, prefix.v_bpkh)
-        )
-        k_bksh, v_bksh = jnp.concatenate([k_bkph, k_bksh], axis=2), jnp.concatenate([v_bkph, v_bksh], axis=2)
-        mask_bts = jnp.pad(mask_bts, [(0, 0), (0, 0), (rows[1], 0)], constant_values=True)
+        k_bksh = _joined(prefix.k_bpkh.swapaxes(1, 2), k_bksh, axis=2)
+        v_bksh = _joined(prefix.v_bpkh.swapaxes(1, 2), v_bksh, axis=2)
+        mask_bts = jnp.pad(mask_bts, [(0, 0), (0, 0), (prefix.k_bpkh.shape[1], 0)], constant_values=True)
         prefix = None
-    o_btnh, _ = reference.attend_text(q_btnh, k_bksh, v_bksh, mask_bts)
+    o_btnh, _ = xla.attend_text(q_btnh, k_bksh, v_bksh, mask_bts)
     if prefix is None:
         return o_btnh
     gated_v_bpnh = gated_values(prefix, q_btnh.shape[2])
     if gated_v_bpnh.shape[1] == 1:
         return o_btnh + gated_v_bpnh.astype(q_btnh.dtype)
-    return o_btnh + reference.attend_prefix(q_btnh, prefix.k_bpkh, gated_v_bpnh)
+    return o_btnh + xla.attend_prefix(q_btnh, prefix.k_bpkh, gated_v_bpnh)
 
 
 def gated_values(prefix: Prefix, num_heads: int) -> Float[Array, "b p n h"]:
@@ -131,16 +124,17 @@ def gated_values(prefix: Prefix, num_heads: int) -> Float[Array, "b p n h"]:
     return v_bpnh * prefix.gate_bn[:, None, :, None].astype(jnp.float32)
 
 
-class _Inputs(NamedTuple):
-    q_btnh: Float[Array, "b t n h"]
-    k_bskh: Float[Array, "b s k h"]
-    v_bskh: Float[Array, "b s k h"]
-    segment_ids_bt: Int[Array, "b t"] | None = None
-    prefix_k_bpkh: Float[Array, "#b p k h"] | None = None
-    gated_v_bpnh: Float[Array, "#b p n h"] | None = None
+def _joined(prefix: Array, text: Array, axis: int) -> Array:
+    """The prefix's keys or values, for each row, ahead of the text's."""
+    rows = jnp.broadcast_to(prefix, (len(text), *prefix.shape[1:]))
+    return jnp.concatenate([rows.astype(text.dtype), text], axis=axis)
 
 
-def _attend_on_each_device(inputs: _Inputs, implementation: str) -> Float[Array, "b t n h"]:
+def _attend_on_each_device(inputs: Inputs, implementation: str) -> Float[Array, "b t n h"]:
+    if is_split() and not _is_divided(inputs):
+        # The compiler splits XLA's operations, and pads where a mesh does not divide an axis.
+        return _attend(inputs, "xla" if implementation == "auto" else implementation)
+
     def axes(x: Array | None, heads: str) -> Axes | None:
         return None if x is None else (None if x.shape[0] == 1 else "batch", None, heads, None)
 
@@ -156,57 +150,56 @@ def _attend_on_each_device(inputs: _Inputs, implementation: str) -> Float[Array,
     return on_each_device(attention, (in_axes,), ("batch", None, "heads", None))(inputs)
 
 
+def _is_divided(inputs: Inputs) -> bool:
+    """Returns True if the mesh in context gives every device whole rows, and whole groups of heads."""
+    (b, _, n, _), k = inputs.q_btnh.shape, inputs.k_bskh.shape[2]
+    sizes = {"batch": b, "heads": n, "kv_heads": k}
+    divided = all(size % num_parts(axis) == 0 for axis, size in sizes.items())
+    return divided and num_parts("heads") == num_parts("kv_heads")
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _attend(inputs: _Inputs, implementation: str) -> Float[Array, "b t n h"]:
-    return _run(inputs, implementation, residuals=False)[0]
+def _attend(inputs: Inputs, implementation: str) -> Float[Array, "b t n h"]:
+    return _run(inputs, implementation, residuals=False).o_btnh
 
 
-def _forward(inputs: _Inputs, implementation: str):
+def _forward(inputs: Inputs, implementation: str):
     o_btnh, *residuals = _run(inputs, implementation, residuals=True)
     return o_btnh, (inputs, *(checkpoint_name(x, RESIDUAL) for x in residuals))
 
 
-def _run(inputs: _Inputs, implementation: str, residuals: bool):
-    """The output, the text's part of it, and the logarithms of the denominators; the last two None if not wanted."""
-
-    def pallas(inputs: _Inputs, interpret: bool = False):
-        return flash.forward(**inputs._asdict(), residuals=residuals, interpret=interpret)
-
-    def xla(inputs: _Inputs):
-        q_btnh = inputs.q_btnh
-        text_o_btnh, log_bnt = reference.attend_causally(*inputs[:3], inputs.segment_ids_bt)
-        o_btnh = text_o_btnh
-        if inputs.prefix_k_bpkh is not None and inputs.gated_v_bpnh is not None:
-            o_btnh = text_o_btnh + reference.attend_prefix(q_btnh, inputs.prefix_k_bpkh, inputs.gated_v_bpnh)
-        return (o_btnh, text_o_btnh, log_bnt) if residuals else (o_btnh, None, None)
-
-    return _on_platform(implementation, pallas, xla, inputs)
+def _run(inputs: Inputs, implementation: str, residuals: bool) -> Outputs:
+    return _by_kernel(implementation, lambda kernel, inputs: kernel.forward(inputs, residuals), inputs)
 
 
 def _backward(implementation: str, residuals, do_btnh):
-    def pallas(inputs: _Inputs, text_o_btnh, log_bnt, do_btnh, interpret: bool = False):
-        return flash.backward(text_o_btnh, log_bnt, do_btnh, **inputs._asdict(), interpret=interpret)
+    def run(kernel: Kernel, *residuals_and_do):
+        return kernel.backward(*residuals_and_do)
 
-    def xla(inputs: _Inputs, text_o_btnh, log_bnt, do_btnh):
-        d_text = reference.attend_causally_backward(*inputs[:3], inputs.segment_ids_bt, text_o_btnh, log_bnt, do_btnh)
-        if inputs.prefix_k_bpkh is None:
-            return *d_text, None, None
-        _, pull = jax.vjp(reference.attend_prefix, inputs.q_btnh, inputs.prefix_k_bpkh, inputs.gated_v_bpnh)
-        dq_btnh, d_prefix_k_bpkh, d_gated_v_bpnh = pull(do_btnh)
-        return d_text[0] + dq_btnh, *d_text[1:], d_prefix_k_bpkh, d_gated_v_bpnh
-
-    dq, dk, dv, d_prefix_k, d_gated_v = _on_platform(implementation, pallas, xla, *residuals, do_btnh)
-    return (_Inputs(dq, dk, dv, None, d_prefix_k, d_gated_v),)
+    d = _by_kernel(implementation, run, *residuals, do_btnh)
+    return (Inputs(d.q_btnh, d.k_bskh, d.v_bskh, None, d.prefix_k_bpkh, d.gated_v_bpnh),)
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _on_platform(implementation: str, pallas, xla, *arguments):
-    # The platform is that of the lowering, also where a CPU compiles for a TPU.
-    if implementation == "auto":
-        return jax.lax.platform_dependent(*arguments, tpu=pallas, default=xla)
-    return pallas(*arguments, interpret=implementation == "pallas_interpret")
+def _by_kernel[T](implementation: str, run: Callable[..., T], inputs: Inputs, *more: Array) -> T:
+    """`run` of a kernel and the arguments, the kernel being that of the platform of the lowering.
+
+    The platform is not asked for while tracing: a CPU may compile for a TPU.
+    """
+    if implementation in _NAMED:
+        _NAMED[implementation].check_supported(inputs)
+        return run(_NAMED[implementation], inputs, *more)
+    branches = {
+        platform: functools.partial(run, kernel)
+        for platform, kernel in KERNELS.items()
+        if implementation == "auto" and kernel is not xla.KERNEL and kernel.supports(inputs)
+    }
+    default = functools.partial(run, xla.KERNEL)
+    if not branches:
+        return default(inputs, *more)
+    return jax.lax.platform_dependent(inputs, *more, **branches, default=default)
 
 
 def _check(q_btnh, k_bskh, v_bskh, prefix: Prefix | None):

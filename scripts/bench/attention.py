@@ -45,7 +45,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from aligner_jax.model.attention import Prefix, attend
 from aligner_jax.model.kernels import flash
 from aligner_jax.model.kernels.blocks import default_blocks
-from aligner_jax.model.reference import attend_prefix_reference
+from aligner_jax.model.kernels.xla import attend_prefix_per_head
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 HEADS, BLOCK, TOKENS = 8, 512, 10
@@ -215,10 +215,10 @@ def unfused_prefix(compile_: Compiler, shape: Shape) -> dict[str, Count]:
     q, prefix = compile_.array(1, shape.t, HEADS, shape.h), compile_.array(1, TOKENS, HEADS, shape.h)
 
     def add(o, q, k, v):
-        return o + attend_prefix_reference(q, k, v)
+        return o + attend_prefix_per_head(q, k, v)
 
     def gradients(q, k, v, do, dq):
-        _, pull = jax.vjp(attend_prefix_reference, q, k, v)
+        _, pull = jax.vjp(attend_prefix_per_head, q, k, v)
         of_prefix, *others = pull(do)
         return dq + of_prefix, *others
 

@@ -9,7 +9,7 @@ import pytest
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.attention import Prefix, attend, gated_values
-from aligner_jax.model.reference import MAX_BLOCK_DIAGONAL_TOKENS, attend_prefix, attend_prefix_reference
+from aligner_jax.model.kernels.xla import MAX_BLOCK_DIAGONAL_TOKENS, attend_prefix, attend_prefix_per_head
 
 B, T, H = 2, 9, 6
 SEGMENTS_BT = jnp.asarray([[1, 1, 1, 2, 2, 2, 2, 0, 0], [1, 2, 2, 2, 2, 2, 3, 3, 3]])
@@ -99,14 +99,14 @@ def test_the_fast_prefix_path_equals_the_reference_forward_and_backward(num_toke
         value, pull = jax.vjp(function, q_btnh, prefix.k_bpkh, gated_values(prefix, num_heads))
         return value, pull(cotangent)
 
-    fast, slow = (jax.jit(functools.partial(value_and_pullback, f))() for f in (attend_prefix, attend_prefix_reference))
+    fast, slow = (jax.jit(functools.partial(value_and_pullback, f))() for f in (attend_prefix, attend_prefix_per_head))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), fast, slow)
 
 
 def test_one_token_adds_a_constant_and_its_key_is_not_read():
     inputs, prefix = _inputs(4, 2), _prefix(1, 4, 2)
     added = attend_jit(*inputs, prefix.replace(k_bpkh=jnp.full_like(prefix.k_bpkh, jnp.nan))) - attend_jit(*inputs)
-    by_the_formula = attend_prefix_reference(inputs[0], prefix.k_bpkh, gated_values(prefix, 4))
+    by_the_formula = attend_prefix_per_head(inputs[0], prefix.k_bpkh, gated_values(prefix, 4))
     np.testing.assert_allclose(added, by_the_formula, atol=1e-6)
     np.testing.assert_allclose(added - added[:, :1], 0, atol=1e-6)
 

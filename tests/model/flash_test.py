@@ -1,7 +1,8 @@
-"""The TPU kernel, simulated, against plain attention in float32: outputs and gradients over a grid of shapes."""
+"""Every kernel against plain attention in float32: outputs and gradients over a grid of shapes, packed rows too."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +11,25 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from aligner_jax.errors import InputError
-from aligner_jax.model.attention import Prefix, attend
-from aligner_jax.model.kernels import flash
-from aligner_jax.model.kernels.blocks import BlockSizes, Unsupported, default_blocks
+from aligner_jax.model.attention import KERNELS, Prefix, attend
+from aligner_jax.model.kernels import flash, plain, xla
+from aligner_jax.model.kernels.blocks import BlockSizes, default_blocks
+from aligner_jax.model.kernels.kernel import Inputs, Kernel, Unsupported
 from aligner_jax.model.kernels.operands import first_keys
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One attention. `segments`: lengths of the documents of each row; `rows`: whether each row has its own prefix."""
+    """One attention.
+
+    Attributes:
+      before: tokens of a joint prefix, ahead of the text's keys.
+      tokens: of a gated prefix; with `rows` each row has its own.
+      segments: lengths of the documents of each row.
+    """
 
     length: int = 256
+    before: int = 0
     heads: int = 2
     kv_heads: int = 2
     head_dim: int = 64
@@ -61,7 +70,18 @@ CASES = {
     "spans of one block, groups of 2": Case(span=128, heads=4, kv_heads=2),
     "spans, packed": Case(length=512, span=256, segments=((300, 212), (10, 502)), heads=2, kv_heads=1),
     "three blocks": Case(length=384, span=384),
+    "1,000 positions, packed": Case(length=1000, segments=((700, 300), (1, 999)), heads=4),
+    "an odd length": Case(length=131, tokens=0),
+    "head dim 96": Case(head_dim=96),
+    "head dim 256": Case(head_dim=256, heads=4),
+    "joint": Case(tokens=0, before=3),
+    "joint, packed": Case(length=512, tokens=0, before=20, segments=((300, 212), (10, 502)), heads=4),
 }
+KERNELS_TRIED: dict[str, Callable[[Case], Kernel]] = {
+    "xla": lambda case: xla.KERNEL,
+    "pallas": lambda case: flash.kernel(blocks=case.blocks, interpret=True),
+}
+"""Each is tried with every case that it supports: a new implementation takes one line."""
 TEXT, PREFIX = ("q_btnh", "k_bskh", "v_bskh"), ("prefix_k_bpkh", "gated_v_bpnh")
 
 
@@ -72,8 +92,8 @@ def make(case: Case):
     rows = b if case.rows else 1
     shapes = {
         "q_btnh": (b, case.length, case.heads, case.head_dim),
-        "k_bskh": (b, case.length, case.kv_heads, case.head_dim),
-        "v_bskh": (b, case.length, case.kv_heads, case.head_dim),
+        "k_bskh": (b, case.before + case.length, case.kv_heads, case.head_dim),
+        "v_bskh": (b, case.before + case.length, case.kv_heads, case.head_dim),
     }
     if p:
         shapes["prefix_k_bpkh"] = (rows, p, case.kv_heads, case.head_dim)
@@ -87,23 +107,6 @@ def make(case: Case):
     return arrays, segments_bt, jnp.asarray(draw(shapes["q_btnh"]), case.dtype)
 
 
-def plain(arrays, segments_bt):
-    """Attention and prefix as the formulas read, each head on its own."""
-    q, k, v = (arrays[name] for name in TEXT)
-    group, length, scale = q.shape[2] // k.shape[2], q.shape[1], q.shape[3] ** -0.5
-    seen = jnp.tril(jnp.ones((length, length), bool))[None]
-    if segments_bt is not None:
-        seen = seen & (segments_bt[:, :, None] == segments_bt[:, None, :])
-    scores = jnp.einsum("btnh,bsnh->bnts", q, jnp.repeat(k, group, 2)) * scale
-    weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf))
-    o = jnp.einsum("bnts,bsnh->btnh", weights, jnp.repeat(v, group, 2))
-    if "prefix_k_bpkh" in arrays:
-        prefix_k, gated_v = (jnp.broadcast_to(x, (q.shape[0], *x.shape[1:])) for x in (arrays[name] for name in PREFIX))
-        weights = jax.nn.softmax(jnp.einsum("btnh,bpnh->bntp", q, jnp.repeat(prefix_k, group, 2)) * scale)
-        o += jnp.einsum("bntp,bpnh->btnh", weights, gated_v)
-    return o
-
-
 def as_float32(tree):
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
@@ -111,16 +114,31 @@ def as_float32(tree):
 def expected(case: Case):
     """The output and the gradients, named, in float32 and of the numbers that the case's dtype can hold."""
     arrays, segments_bt, do = as_float32(make(case)[0]), make(case)[1], as_float32(make(case)[2])
-    o, pull = jax.vjp(lambda arrays: plain(arrays, segments_bt), arrays)
+    o, pull = jax.vjp(lambda arrays: plain.attend(Inputs(**arrays, segment_ids_bt=segments_bt)), arrays)
     return {"o": o, **pull(do)[0]}
 
 
-def kernel(case: Case, interpret):
+def by_kernel(case: Case, kernel: Kernel):
+    """The same by a kernel, and its output without residuals."""
     arrays, segments_bt, do = make(case)
-    options = {"blocks": case.blocks, "interpret": interpret}
-    o, text_o, log = flash.forward(**arrays, segment_ids_bt=segments_bt, residuals=True, **options)
-    gradients = flash.backward(text_o, log, do, **arrays, segment_ids_bt=segments_bt, **options)
-    return {"o": o, **dict(zip((*TEXT, *PREFIX)[: len(arrays)], gradients, strict=False))}
+    inputs = Inputs(**arrays, segment_ids_bt=segments_bt)
+    out = kernel.forward(inputs, True)
+    assert out.text_o_btnh is not None
+    assert out.log_bnt is not None
+    d = kernel.backward(inputs, out.text_o_btnh, out.log_bnt, do)
+    without_residuals = kernel.forward(inputs, False)
+    assert (without_residuals.text_o_btnh, without_residuals.log_bnt) == (None, None)
+    return {"o": out.o_btnh, **{name: getattr(d, name) for name in arrays}}, without_residuals.o_btnh
+
+
+def supported() -> list[tuple[str, str]]:
+    """Kernels and names of the cases that they take."""
+
+    def inputs(case: Case) -> Inputs:
+        arrays, _, _ = jax.eval_shape(lambda: make(dataclasses.replace(case, segments=None)))
+        return Inputs(**arrays)
+
+    return [(k, n) for k, of in KERNELS_TRIED.items() for n, case in CASES.items() if of(case).supports(inputs(case))]
 
 
 def error(actual, wanted) -> float:
@@ -128,12 +146,21 @@ def error(actual, wanted) -> float:
     return float(jnp.max(jnp.abs(actual.astype(jnp.float32) - wanted)) / jnp.max(jnp.abs(wanted)))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_float32_is_plain_attention(name: str):
+@pytest.mark.parametrize(("kernel", "name"), supported())
+def test_float32_is_plain_attention(kernel: str, name: str):
     wanted = jax.jit(expected, static_argnums=0)(CASES[name])
-    actual = jax.jit(kernel, static_argnums=(0, 1))(CASES[name], True)
+    actual, without_residuals = jax.jit(lambda: by_kernel(CASES[name], KERNELS_TRIED[kernel](CASES[name])))()
     assert {key: array.shape for key, array in actual.items()} == {key: array.shape for key, array in wanted.items()}
-    assert {key: e for key in wanted if (e := error(actual[key], wanted[key])) > 2e-5} == {}
+    assert {key: e for key in wanted if not (e := error(actual[key], wanted[key])) <= 2e-5} == {}
+    np.testing.assert_array_equal(without_residuals, actual["o"])
+
+
+def test_the_grid_leaves_out_what_a_kernel_refuses_and_nothing_else():
+    assert set(KERNELS) == {"tpu", "cuda"}
+    assert {name for kernel, name in supported() if kernel == "xla"} == set(CASES)
+    assert set(CASES) - {name for kernel, name in supported() if kernel == "pallas"} == {
+        "1,000 positions, packed", "an odd length", "head dim 96", "head dim 256", "joint", "joint, packed",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["one head a group", "groups of 2", "head dim 128", "300 tokens", "spans, packed"])
@@ -155,7 +182,9 @@ def test_bfloat16_is_no_further_from_float32_than_twice_what_xla_is(name: str, l
 
         if loud:
             arrays["gated_v_bpnh"] *= 8
-        wanted, pull = jax.vjp(lambda arrays: plain(arrays, segments_bt), as_float32(arrays))
+        wanted, pull = jax.vjp(
+            lambda arrays: plain.attend(Inputs(**arrays, segment_ids_bt=segments_bt)), as_float32(arrays)
+        )
         wanted = {"o": wanted, **pull(as_float32(do))[0]}
         by_xla, pull = jax.vjp(xla, arrays)
         by_xla = {"o": by_xla, **pull(do)[0]}
@@ -176,16 +205,18 @@ def test_bfloat16_is_no_further_from_float32_than_twice_what_xla_is(name: str, l
 @pytest.mark.parametrize("name", ["groups of 2", "spans, packed"])
 def test_with_the_tpus_memories_simulated(name: str):
     """Transfers, semaphores and what was never written: uninitialized memory is NaN, and races are detected."""
+    case = CASES[name]
     parameters = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
-    actual = jax.jit(kernel, static_argnums=(0, 1))(CASES[name], parameters)
-    wanted = expected(CASES[name])
+    actual, _ = jax.jit(lambda: by_kernel(case, flash.kernel(blocks=case.blocks, interpret=parameters)))()
+    wanted = expected(case)
     assert {key: e for key in wanted if not (e := error(actual[key], wanted[key])) <= 2e-5} == {}
 
 
-def test_the_same_twice():
+@pytest.mark.parametrize("kernel", KERNELS_TRIED)
+def test_the_same_twice(kernel: str):
     case = dataclasses.replace(CASES["packed"], dtype="bfloat16")
-    run = jax.jit(kernel, static_argnums=(0, 1))
-    jax.tree.map(np.testing.assert_array_equal, run(case, True), run(case, True))
+    run = jax.jit(lambda: by_kernel(case, KERNELS_TRIED[kernel](case)))
+    jax.tree.map(np.testing.assert_array_equal, run(), run())
 
 
 @pytest.mark.parametrize("implementation", ["auto", "pallas_interpret"])
@@ -238,7 +269,36 @@ def test_a_joint_softmax_is_left_to_xla():
     text = [arrays[name] for name in TEXT]
     with pytest.raises(Unsupported, match="no joint softmax"):
         attend(*text, prefix, implementation="pallas_interpret")
-    assert attend(*text, prefix).shape == text[0].shape
+    np.testing.assert_allclose(attend(*text, prefix), attend(*text, prefix, implementation="xla"), atol=2e-5)
+
+
+def numbers_kept(length: int, head_dim: int, before: int = 0) -> tuple[int, int]:
+    """The elements that attention keeps for its backward pass, and those of its inputs, output and denominators."""
+    q, kv = (jax.ShapeDtypeStruct((1, length, heads, head_dim), jnp.float32) for heads in (4, 2))
+    prefix = None
+    if before:
+        rows = jax.ShapeDtypeStruct((1, before, 2, head_dim), jnp.float32)
+        prefix = Prefix(rows, rows, jax.ShapeDtypeStruct((1, 4), jnp.float32), joint=True)
+    kept = jax.eval_shape(lambda *inputs: jax.vjp(attend, *inputs)[1], q, kv, kv, prefix)
+    return sum(x.size for x in jax.tree.leaves(kept)), 2 * (q.size + kv.size) + 4 * before * head_dim + 4 * length
+
+
+@pytest.mark.parametrize(
+    ("length", "head_dim", "before"),
+    [(1024, 64, 0), (1000, 64, 0), (1024, 96, 0), (1024, 256, 0), (1000, 8, 0), (1000, 64, 20)],
+)
+def test_the_backward_pass_keeps_no_weights_of_any_shape(length: int, head_dim: int, before: int):
+    kept, least = numbers_kept(length, head_dim, before)
+    assert kept == least
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda", "rocm", "cpu"])
+@pytest.mark.parametrize(("length", "head_dim"), [(1024, 64), (1000, 64), (1024, 96)])
+def test_the_kernel_is_that_of_the_platform_of_the_lowering(platform: str, length: int, head_dim: int):
+    q, kv = (jax.ShapeDtypeStruct((1, length, heads, head_dim), jnp.float32) for heads in (4, 2))
+    traced = jax.jit(lambda q, k, v: jax.vjp(attend, q, k, v)[1](q)).trace(q, kv, kv)
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("tpu_custom_call" in program) == (platform == "tpu" and (length, head_dim) == (1024, 64))
 
 
 def test_blocks_of_keys_that_no_query_may_see_are_passed_over():

@@ -82,16 +82,16 @@ def test_forward_is_what_xla_counts():
     assert 2 * xla_flops(unembed, abstract_params(one), hidden) == cost["head"].model_flops
 
 
-# Attention that XLA differentiates (the kernel has no head dim 32) has two products forward and four backward, and here
-# one more; it repeats the scores under "dots" and both products under "full". The kernel, which is what is costed,
-# leaves all that its backward pass needs under "dots".
+# Attention that JAX differentiates has two products over all pairs forward and four backward, and here one more; it
+# repeats the scores under "dots" and both products under "full". The kernels, which are what is costed, leave all that
+# their backward pass needs under "dots".
 @pytest.mark.parametrize(("remat", "reference_products"), [("none", 7), ("dots", 8), ("full", 9)])
 def test_a_training_step_is_what_xla_counts(remat, reference_products):
     adapter = init_adapter("aligner", SMALL, num_tokens=1, start_layer=0)
 
     def loss(trainable, params, tokens):
         adapted = bind(adapter.replace(trainable=trainable), params, SMALL).adapted
-        return jnp.sum(forward(params, tokens, config=SMALL, adapted=adapted, remat=remat))
+        return jnp.sum(forward(params, tokens, config=SMALL, adapted=adapted, remat=remat, implementation="xla"))
 
     flops = xla_flops(jax.grad(loss), adapter.trainable, abstract_params(SMALL), TOKENS)
     cost = aligner_step(SMALL, batch_size=B, sequence_length=T, num_tokens=1, start_layer=0, remat=remat)
@@ -105,7 +105,7 @@ def test_layers_below_the_first_adapted_one_have_a_forward_pass_only():
 
     def loss(trainable, params, tokens):
         adapted = bind(adapter.replace(trainable=trainable), params, SMALL).adapted
-        return jnp.sum(forward(params, tokens, config=SMALL, adapted=adapted, remat="dots"))
+        return jnp.sum(forward(params, tokens, config=SMALL, adapted=adapted, remat="dots", implementation="xla"))
 
     flops = xla_flops(jax.grad(loss), adapter.trainable, abstract_params(SMALL), TOKENS)
     # A loop below and a loop above, of two layers each and counted once each.

@@ -2,18 +2,14 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 from aligner_jax.errors import InputError
+from aligner_jax.model.kernels.kernel import Inputs, Unsupported
 
 LANES = 128
 """Lengths and blocks are multiples of a vector register's lanes."""
-
-
-class Unsupported(InputError):
-    """The kernel cannot take these shapes or types; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,18 +107,22 @@ def default_blocks(length: int, dtype: jnp.dtype, generation: str | None = None)
     )
 
 
-def check_supported(q_btnh: jax.Array, k_bskh: jax.Array, prefix_tokens: int) -> None:
+def check_supported(inputs: Inputs) -> None:
     """Raises Unsupported, with the reason, where the kernel cannot take these inputs."""
-    _, t, n, h = q_btnh.shape
-    k = k_bskh.shape[2]
+    _, t, n, h = inputs.q_btnh.shape
+    s, k = inputs.k_bskh.shape[1:3]
+    prefix_tokens = 0 if inputs.prefix_k_bpkh is None else inputs.prefix_k_bpkh.shape[1]
+    dtype = inputs.q_btnh.dtype
+    if s > t:
+        raise Unsupported("the attention kernel has no joint softmax over prefix and text")
     if t % LANES:
         raise Unsupported(f"the attention kernel takes rows of a multiple of {LANES} positions, not {t}")
     if h not in (64, 128):
         raise Unsupported(f"the attention kernel takes head dims 64 and 128, not {h}")
     if n // k > 8:
         raise Unsupported(f"the attention kernel takes up to 8 query heads a kv head, not {n // k}")
-    if q_btnh.dtype not in (jnp.float32, jnp.bfloat16):
-        raise Unsupported(f"the attention kernel takes float32 and bfloat16, not {q_btnh.dtype}")
+    if dtype not in (jnp.float32, jnp.bfloat16):
+        raise Unsupported(f"the attention kernel takes float32 and bfloat16, not {dtype}")
     if prefix_tokens > 512:
         raise Unsupported(f"the attention kernel takes up to 512 prefix tokens, not {prefix_tokens}")
 

@@ -14,8 +14,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from aligner_jax.model.kernels.backward import backward as _backward
-from aligner_jax.model.kernels.blocks import BlockSizes, default_blocks
+from aligner_jax.model.kernels.blocks import BlockSizes, check_supported, default_blocks
 from aligner_jax.model.kernels.forward import forward as _forward
+from aligner_jax.model.kernels.kernel import Gradients, Inputs, Kernel, Outputs
 from aligner_jax.model.kernels.operands import Operands, PrefixPair
 
 PREFIX_ROWS = 16
@@ -121,3 +122,16 @@ def _like(x_bpkh, d_bkph):
 
 def _swap(x):
     return x.swapaxes(1, 2)
+
+
+def kernel(*, blocks: BlockSizes | None = None, interpret: bool | pltpu.InterpretParams = False) -> Kernel:
+    """Returns the record of these functions, with their options."""
+    options = {"blocks": blocks, "interpret": interpret}
+
+    def run_forward(inputs: Inputs, residuals: bool) -> Outputs:
+        return Outputs(*forward(**inputs._asdict(), residuals=residuals, **options))
+
+    def run_backward(inputs: Inputs, text_o_btnh, log_bnt, do_btnh) -> Gradients:
+        return Gradients(*backward(text_o_btnh, log_bnt, do_btnh, **inputs._asdict(), **options))
+
+    return Kernel(check_supported, run_forward, run_backward)

@@ -1,8 +1,13 @@
-"""Attention as XLA compiles it, on every platform (shape legend: llama.py): the reference of the kernel."""
+"""Attention as XLA compiles it, for every platform and shape (shape legend: llama.py).
+
+The backward pass recomputes the weights, so that nothing of the size t · s is kept for it.
+"""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from aligner_jax.model.kernels.kernel import Gradients, Inputs, Kernel, Outputs
 
 MAX_BLOCK_DIAGONAL_TOKENS = 16
 """Up to this many shared prefix tokens, one dense product over all heads is faster than a product per head."""
@@ -14,13 +19,17 @@ MIN_BLOCK = 128
 _MASKED = jnp.finfo(jnp.float32).min
 
 
-def causal_mask(length: int, segment_ids_bt: Int[Array, "b t"] | None) -> Bool[Array, "#b t t"]:
-    """True where a query t may attend to a key s: s ≤ t, and in the same segment."""
+def causal_mask(length: int, segment_ids_bt: Int[Array, "b t"] | None, before: int = 0) -> Bool[Array, "#b t s"]:
+    """Returns True where a query t may attend to a key s: s ≤ t, and in the same segment.
+
+    Args:
+      before: positions ahead of the text's, which every query sees.
+    """
     positions_t = jnp.arange(length)
     mask_bts = (positions_t[:, None] >= positions_t[None, :])[None]
     if segment_ids_bt is not None:
         mask_bts = mask_bts & (segment_ids_bt[:, :, None] == segment_ids_bt[:, None, :])
-    return mask_bts
+    return jnp.pad(mask_bts, ((0, 0), (0, 0), (before, 0)), constant_values=True)
 
 
 def attend_text(
@@ -75,49 +84,54 @@ def attend_text_backward(
 
 def attend_causally(
     q_btnh: Float[Array, "b t n h"],
-    k_btkh: Float[Array, "b t k h"],
-    v_btkh: Float[Array, "b t k h"],
+    k_bskh: Float[Array, "b s k h"],
+    v_bskh: Float[Array, "b s k h"],
     segment_ids_bt: Int[Array, "b t"] | None,
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b n t"]]:
-    """`attend_text` of a row to itself, block by block of queries, without most of the pairs that causality masks."""
-    mask_bts = causal_mask(q_btnh.shape[1], segment_ids_bt)
-    k_bkth, v_bkth = _heads_first(k_btkh), _heads_first(v_btkh)
+    """`attend_text` of a row to itself, block by block of queries, without most of the pairs that causality masks.
+
+    The s - t keys and values ahead of the row's own are seen by all.
+    """
+    t, before = q_btnh.shape[1], k_bskh.shape[1] - q_btnh.shape[1]
+    mask_bts = causal_mask(t, segment_ids_bt, before)
+    k_bksh, v_bksh = _heads_first(k_bskh), _heads_first(v_bskh)
     parts = [
-        attend_text(q_btnh[:, rows], k_bkth[:, :, keys], v_bkth[:, :, keys], mask_bts[:, rows, keys])
-        for rows, keys in _causal_blocks(q_btnh.shape[1])
+        attend_text(q_btnh[:, rows], k_bksh[:, :, keys], v_bksh[:, :, keys], mask_bts[:, rows, keys])
+        for rows, keys in _causal_blocks(t, before)
     ]
     return jnp.concatenate([o for o, _ in parts], axis=1), jnp.concatenate([log for _, log in parts], axis=2)
 
 
 def attend_causally_backward(
     q_btnh: Float[Array, "b t n h"],
-    k_btkh: Float[Array, "b t k h"],
-    v_btkh: Float[Array, "b t k h"],
+    k_bskh: Float[Array, "b s k h"],
+    v_bskh: Float[Array, "b s k h"],
     segment_ids_bt: Int[Array, "b t"] | None,
     o_btnh: Float[Array, "b t n h"],
     log_bnt: Float[Array, "b n t"],
     do_btnh: Float[Array, "b t n h"],
-) -> tuple[Float[Array, "b t n h"], Float[Array, "b t k h"], Float[Array, "b t k h"]]:
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b s k h"], Float[Array, "b s k h"]]:
     """The gradients of queries, keys and values, from the inputs and what `attend_causally` returned of them."""
-    mask_bts = causal_mask(q_btnh.shape[1], segment_ids_bt)
-    k_bkth, v_bkth = _heads_first(k_btkh), _heads_first(v_btkh)
+    t, before = q_btnh.shape[1], k_bskh.shape[1] - q_btnh.shape[1]
+    mask_bts = causal_mask(t, segment_ids_bt, before)
+    k_bksh, v_bksh = _heads_first(k_bskh), _heads_first(v_bskh)
     delta_bnt = jnp.einsum("btnh,btnh->bnt", o_btnh.astype(jnp.float32), do_btnh.astype(jnp.float32))
-    parts, dk_bkth, dv_bkth = [], jnp.zeros(k_bkth.shape, jnp.float32), jnp.zeros(v_bkth.shape, jnp.float32)
-    for rows, keys in _causal_blocks(q_btnh.shape[1]):
-        inputs = q_btnh[:, rows], k_bkth[:, :, keys], v_bkth[:, :, keys], mask_bts[:, rows, keys]
+    parts, dk_bksh, dv_bksh = [], jnp.zeros(k_bksh.shape, jnp.float32), jnp.zeros(v_bksh.shape, jnp.float32)
+    for rows, keys in _causal_blocks(t, before):
+        inputs = q_btnh[:, rows], k_bksh[:, :, keys], v_bksh[:, :, keys], mask_bts[:, rows, keys]
         statistics = log_bnt[:, :, rows], delta_bnt[:, :, rows]
-        dq_btnh, dk_bksh, dv_bksh = attend_text_backward(*inputs, *statistics, do_btnh[:, rows])
+        dq_btnh, *d_block = attend_text_backward(*inputs, *statistics, do_btnh[:, rows])
         parts.append(dq_btnh)
-        dk_bkth, dv_bkth = dk_bkth.at[:, :, keys].add(dk_bksh), dv_bkth.at[:, :, keys].add(dv_bksh)
-    dk_btkh, dv_btkh = (_heads_first(x).astype(k_btkh.dtype) for x in (dk_bkth, dv_bkth))
-    return jnp.concatenate(parts, axis=1), dk_btkh, dv_btkh
+        dk_bksh, dv_bksh = (d.at[:, :, keys].add(more) for d, more in zip((dk_bksh, dv_bksh), d_block, strict=True))
+    dk_bskh, dv_bskh = (_heads_first(x).astype(k_bskh.dtype) for x in (dk_bksh, dv_bksh))
+    return jnp.concatenate(parts, axis=1), dk_bskh, dv_bskh
 
 
-def _causal_blocks(length: int) -> list[tuple[slice, slice]]:
+def _causal_blocks(length: int, before: int) -> list[tuple[slice, slice]]:
     """Blocks of queries, and the keys that they may see: of four blocks 5 / 8 of all pairs."""
     num_blocks = next(n for n in (4, 3, 2, 1) if length % n == 0 and (length // n >= MIN_BLOCK or n == 1))
     ends = range(length // num_blocks, length + 1, length // num_blocks)
-    return [(slice(end - length // num_blocks, end), slice(0, end)) for end in ends]
+    return [(slice(end - length // num_blocks, end), slice(0, before + end)) for end in ends]
 
 
 @jax.custom_vjp
@@ -148,13 +162,13 @@ def attend_prefix(
     with jax.named_scope("prefix"):
         if k_bpkh.shape[0] == 1 and k_bpkh.shape[1] <= MAX_BLOCK_DIAGONAL_TOKENS:
             return _attend_prefix_block_diagonal(q_btnh, k_bpkh, gated_v_bpnh)
-        return attend_prefix_reference(q_btnh, k_bpkh, gated_v_bpnh)
+        return attend_prefix_per_head(q_btnh, k_bpkh, gated_v_bpnh)
 
 
-def attend_prefix_reference(
+def attend_prefix_per_head(
     q_btnh: Float[Array, "b t n h"], k_bpkh: Float[Array, "#b p k h"], gated_v_bpnh: Float[Array, "#b p n h"]
 ) -> Float[Array, "b t n h"]:
-    """`attend_prefix` as the formula reads, for any p and any batch of prefixes."""
+    """`attend_prefix` with a product per head, for any p and any batch of prefixes."""
     b, _, n, h = q_btnh.shape
     k_bpnh = jnp.repeat(k_bpkh, n // k_bpkh.shape[2], axis=2)
     k_bpnh, gated_v_bpnh = (jnp.broadcast_to(x, (b, *x.shape[1:])) for x in (k_bpnh, gated_v_bpnh))
@@ -206,3 +220,24 @@ def _from_kv_heads(o_bkxh, shape):
 
 def _heads_first(x_bskh):
     return x_bskh.transpose(0, 2, 1, 3)
+
+
+def _forward(inputs: Inputs, residuals: bool) -> Outputs:
+    text_o_btnh, log_bnt = attend_causally(*inputs[:3], inputs.segment_ids_bt)
+    o_btnh = text_o_btnh
+    if inputs.prefix_k_bpkh is not None and inputs.gated_v_bpnh is not None:
+        o_btnh = text_o_btnh + attend_prefix(inputs.q_btnh, inputs.prefix_k_bpkh, inputs.gated_v_bpnh)
+    return Outputs(o_btnh, text_o_btnh, log_bnt) if residuals else Outputs(o_btnh)
+
+
+def _backward(inputs: Inputs, text_o_btnh, log_bnt, do_btnh) -> Gradients:
+    d_text = attend_causally_backward(*inputs[:3], inputs.segment_ids_bt, text_o_btnh, log_bnt, do_btnh)
+    if inputs.prefix_k_bpkh is None:
+        return Gradients(*d_text)
+    _, pull = jax.vjp(attend_prefix, inputs.q_btnh, inputs.prefix_k_bpkh, inputs.gated_v_bpnh)
+    dq_btnh, d_prefix_k_bpkh, d_gated_v_bpnh = pull(do_btnh)
+    return Gradients(d_text[0] + dq_btnh, *d_text[1:], d_prefix_k_bpkh, d_gated_v_bpnh)
+
+
+KERNEL = Kernel(check_supported=lambda inputs: None, forward=_forward, backward=_backward)
+"""Takes every shape and type."""
