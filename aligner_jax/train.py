@@ -38,7 +38,7 @@ from aligner_jax.tasks.loop import Run, run_steps
 from aligner_jax.tasks.objectives import complete, objective_of, parse_complete
 from aligner_jax.tasks.program import make_program
 from aligner_jax.tasks.task import Beginning
-from aligner_jax.weights.base import load_base, locate, unused_model
+from aligner_jax.weights.base import Base, load_base, locate, unused_model
 
 CONFIG = command.config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME, NAME being the config file's.")

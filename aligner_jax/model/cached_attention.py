@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from aligner_jax.model import reference
 from aligner_jax.model.attention import Prefix, gated_values
+from aligner_jax.model.kernels import xla
 
 type _Part = tuple[Float[Array, "b k s h"], Float[Array, "b k s h"], Bool[Array, "#b t s"] | None]
 
@@ -35,7 +35,7 @@ def attend_cached(
     """
     (b, t, n, _), slots = q_btnh.shape, k_bksh.shape[2]
     filled_b1s = jnp.arange(slots)[None, None] < lengths_b[:, None, None]
-    parts: list[_Part] = [(k_bksh, v_bksh, filled_b1s), (new_k_bkth, new_v_bkth, reference.causal_mask(t, None))]
+    parts: list[_Part] = [(k_bksh, v_bksh, filled_b1s), (new_k_bkth, new_v_bkth, xla.causal_mask(t, None))]
     if prefix is not None and prefix.joint:
         parts.append((*_joint_keys_values(prefix, b, k_bksh.dtype), None))
     o_btnh = _attend_parts(q_btnh, parts)
@@ -44,7 +44,7 @@ def attend_cached(
     gated_v_bpnh = gated_values(prefix, n)
     if gated_v_bpnh.shape[1] == 1:
         return o_btnh + gated_v_bpnh.astype(q_btnh.dtype)
-    return o_btnh + reference.attend_prefix(q_btnh, prefix.k_bpkh, gated_v_bpnh)
+    return o_btnh + xla.attend_prefix(q_btnh, prefix.k_bpkh, gated_v_bpnh)
 
 
 def _attend_parts(
