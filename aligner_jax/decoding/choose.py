@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from aligner_jax.errors import InputError
-from aligner_jax.model.logical import constrain
 
 _LEAST, _LARGEST = float(jnp.finfo(jnp.float32).tiny), float(jnp.finfo(jnp.float32).max)
 _MOST_TOKENS = jnp.iinfo(jnp.int32).max
@@ -87,8 +86,6 @@ def choose(logits_bv: Float[Array, "b v"], keys_b: Array, sampling: RowSampling)
 
 def _draw(logits_bv: Array, keys_b: Array, sampling: RowSampling) -> Array:
     """One draw a row; of no use in greedy rows."""
-    # Every row whole on one device: sorting the parts of a split vocabulary sends more.
-    logits_bv = constrain(logits_bv, "batch", None)
     # The largest becomes 0 before the division, whatever the temperature: what overflows is the improbable.
     highest_b1 = jnp.max(logits_bv, axis=-1, keepdims=True)
     logits_bv = jnp.where(logits_bv == highest_b1, 0.0, (logits_bv - highest_b1) / sampling.temperature_b[:, None])

@@ -104,10 +104,11 @@ def continue_ids(
     if not 0 <= seed < 2**32:
         raise InputError(f"seed is {seed}, but must be at least 0 and below 2**32")
     tokens_bt, lengths_b = _padded(prompt_ids, config, max_new_tokens, padded_length)
+    slots = num_slots(max(padded_length, *map(len, prompt_ids)), max_new_tokens)
     stops = jnp.asarray(sorted(stop_ids) or [-1], jnp.int32)
     bound, state = read_prompts(
         params, adapter, jnp.asarray(tokens_bt), jnp.asarray(lengths_b), RowSampling.of([sampling] * len(prompt_ids)),
-        stops, jnp.uint32(seed), config=config, slots=tokens_bt.shape[1] + max_new_tokens,
+        stops, jnp.uint32(seed), config=config, slots=slots,
     )  # fmt: skip
     done_b, made = np.zeros(len(prompt_ids), bool), 0
     while made < max_new_tokens and not done_b.all():
@@ -162,6 +163,11 @@ def padded_size(length: int) -> int:
     return -(-length // multiple) * multiple
 
 
+def num_slots(length: int, max_new_tokens: int) -> int:
+    """Returns the slots that rows need whose prompts have at most `length` tokens; padding has none of its own."""
+    return max(padded_size(length), -(-(length + max_new_tokens) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE)
+
+
 def _padded(
     prompt_ids: Sequence[Sequence[int]], config: LlamaConfig, max_new_tokens: int, padded_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -179,7 +185,7 @@ def _padded(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit "
             f"the model's context of {config.context_length}"
         )
-    tokens_bt = np.zeros((len(prompt_ids), max(padded_size(longest), padded_length)), np.int32)
+    tokens_bt = np.zeros((len(prompt_ids), padded_size(max(longest, padded_length))), np.int32)
     for row, ids in enumerate(prompt_ids):
         tokens_bt[row, : len(ids)] = ids
     return tokens_bt, lengths_b

@@ -109,7 +109,7 @@ def make_evaluation_plan(
     shapes = _Shapes(mesh, config.batch_size, tokens, new_tokens)
     adapter = shapes.replicated(jax.eval_shape(lambda: init_adapter("aligner", model)))
     with sharding.use(mesh, rules):
-        scores = compile_for(chip, scoring.hidden, params, adapter, shapes.rows("int32"), config=model)
+        scores = compile_for(chip, scoring.hidden, params, adapter, shapes.texts(), config=model)
         prompts, state = _prompts(chip, model, params, adapter, shapes)
         new = None
         if state is not None:
@@ -150,8 +150,11 @@ class _Shapes:
         where = sharding.replicated(self.mesh)
         return jax.tree.map(lambda leaf: _struct(leaf, where), tree)
 
-    def rows(self, dtype: str) -> Any:
-        return self.replicated(jax.ShapeDtypeStruct((self.batch_size, self.tokens), dtype))
+    def texts(self) -> Any:
+        return self.replicated(jax.ShapeDtypeStruct((self.batch_size, self.tokens), jnp.int32))
+
+    def prompts(self) -> Any:
+        return self.replicated(jax.ShapeDtypeStruct((self.batch_size, sampler.padded_size(self.tokens)), jnp.int32))
 
     def lengths(self) -> Any:
         return self.replicated(jax.ShapeDtypeStruct((self.batch_size,), jnp.int32))
@@ -170,9 +173,9 @@ def _prompts(
     chip: roofline.Chip, model: LlamaConfig, params: Params, adapter: Adapter, shapes: _Shapes
 ) -> tuple[Compiled, Any]:
     """The program that fills the cache, and what it leaves, as shapes; None where it does not fit."""
-    static = {"config": model, "slots": shapes.tokens + shapes.new_tokens}
+    static = {"config": model, "slots": sampler.num_slots(shapes.tokens, shapes.new_tokens)}
     arguments = (
-        params, adapter, shapes.rows("int32"), shapes.lengths(), shapes.sampling(), shapes.stops(), shapes.seed()
+        params, adapter, shapes.prompts(), shapes.lengths(), shapes.sampling(), shapes.stops(), shapes.seed()
     )  # fmt: skip
     compiled = compile_for(chip, sampler.read_prompts, *arguments, **static)
     if compiled.sent is None:
