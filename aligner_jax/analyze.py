@@ -8,14 +8,16 @@ what an adapter adds to the residual stream, the tokens that it promotes, hidden
 held-out data also form against knowledge. docs/analysis.md says how to read each figure.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from absl import flags
 from rich.console import Console
 
 from aligner_jax.analysis import about_adapters, about_base
-from aligner_jax.analysis.named import load_named, prompt_format
+from aligner_jax.analysis.named import Named, load_named
 from aligner_jax.analysis.write import PAGE, check_folder, show, write
+from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.data.sources import Example, load_dataset
 from aligner_jax.data.templates import TEMPLATES
 from aligner_jax.errors import InputError
@@ -64,16 +66,16 @@ def main() -> None:
     folder, console = place(OUT.value, "--out"), wide_console()
     # Read twice where there is a base: a wrong file or prompt format is told before the base is loaded.
     named = load_named(ADAPTER.value)
-    template, system = prompt_format(named, cast(str, TEMPLATE.value), SYSTEM.value) if BASE.value else ("", None)
+    prompt_format = _prompt_format(named) if BASE.value else None
     examples = _examples(console) if DATA.value else None
     check_folder(folder)
     sections = []
-    if BASE.value:
+    if BASE.value and prompt_format is not None:
         dtype = platform.compute_dtype(cast(Any, DTYPE.value))
         base = load_base(BASE.value, dtype, quantization=QUANTIZATION.value, group_size=cast(int, GROUP_SIZE.value))
         named = load_named(ADAPTER.value, base)
         looking = about_base.Looking(
-            template, system, sequence_length=cast(int, SEQUENCE_LENGTH.value), opening=cast(int, OPENING.value),
+            prompt_format, sequence_length=cast(int, SEQUENCE_LENGTH.value), opening=cast(int, OPENING.value),
             top_tokens=cast(int, TOP_TOKENS.value), seed=cast(int, SEED.value),
         )  # fmt: skip
         sections = about_base.sections(base, named, examples, looking, console.out)
@@ -96,6 +98,11 @@ def _check_flags() -> None:
     for name in () if DATA.value else ("format", "examples", "opening"):
         if flags.FLAGS[name].present:
             raise InputError(f"--{name} is of held-out data: add --data=FILE")
+
+
+def _prompt_format(named: Sequence[Named]) -> PromptFormat:
+    recorded = {str(one.path): one.prompt_format for one in named}
+    return PromptFormat.resolve(cast(str, TEMPLATE.value), SYSTEM.value, recorded, others=("chat",))
 
 
 def _examples(console: Console) -> list[Example]:

@@ -13,6 +13,7 @@ times its largest matrix:
 python -m aligner_jax.convert --base=PATH --out=DIR [--dtype=bfloat16]
 """
 
+import dataclasses
 import math
 import os
 from pathlib import Path
@@ -20,14 +21,14 @@ from typing import cast
 
 from absl import flags
 
-from aligner_jax.data.tokenizer import tokenizer_files
+from aligner_jax.data.tokenizer_files import tokenizer_files
 from aligner_jax.errors import InputError
-from aligner_jax.peft.artifact import load_adapter, recorded_base, recorded_prompt_format, save_adapter
+from aligner_jax.peft.artifact import read_artifact, save_adapter
 from aligner_jax.peft.hf_peft import write_peft
 from aligner_jax.runtime import command
 from aligner_jax.runtime.files import place
 from aligner_jax.weights.assemble import open_parts
-from aligner_jax.weights.base import load_base, load_base_tokenizer, locate, open_base, tokenizer_path
+from aligner_jax.weights.base import form_of, load_base, locate, open_base
 from aligner_jax.weights.leaves import leaf_specs
 from aligner_jax.weights.orbax import write_orbax
 
@@ -65,7 +66,8 @@ def _write_base(target: Path) -> None:
     checkpoint = open_base(local)
     dtype = checkpoint.stored_dtype if DTYPE.value == "stored" else cast(str, DTYPE.value)
     # Loaded, so that a damaged vocabulary is told now, and not when the folder is first used.
-    vocabulary = tokenizer_path(local) if load_base_tokenizer(local) is not None else None
+    form = form_of(local)
+    vocabulary = form.vocabulary(local) if form.tokenizer(local) is not None else None
     files = {} if vocabulary is None else tokenizer_files(vocabulary)
     write_orbax(target, checkpoint.config, open_parts(checkpoint, dtype), dtype, files)
     count = sum(math.prod(spec.shape) for spec in leaf_specs(checkpoint.config).values())
@@ -85,10 +87,10 @@ def _write_adapter() -> None:
     to_peft = _is_for_peft(target)
     # Fingerprints are of weights rounded to bfloat16, and of the rest only shapes are needed.
     base = load_base(BASE.value, "bfloat16") if BASE.value else None
-    adapter = load_adapter(source, base)
-    known = base or recorded_base(source)
+    artifact = read_artifact(source, base)
+    adapter, known, prompt_format = artifact.adapter, base or artifact.base, artifact.prompt_format
     if not to_peft:
-        save_adapter(adapter, target, known, prompt_format=recorded_prompt_format(source) or None)
+        save_adapter(adapter, target, known, prompt_format=prompt_format and dataclasses.asdict(prompt_format))
     elif known is None:
         raise InputError(
             f"{source} does not say what its base looks like, which PEFT's form depends on: add --base=PATH"

@@ -8,8 +8,8 @@ The same command goes on where a run was ended.
 
 from absl import flags
 
-from aligner_jax.evals.evaluation import parse_evaluate_config
-from aligner_jax.evals.evaluations import evaluate
+from aligner_jax.evals.interface import parse_evaluate_config
+from aligner_jax.evals.run import evaluate
 from aligner_jax.evals.subject import subject_name
 from aligner_jax.runtime import command, distributed
 from aligner_jax.runtime.files import place

@@ -8,12 +8,13 @@ from typing import Any, cast
 
 from absl import flags
 
-from aligner_jax.data.templates import TEMPLATES, render_prompt
+from aligner_jax.data.prompt_format import PromptFormat
+from aligner_jax.data.templates import TEMPLATES
 from aligner_jax.decoding.sampler import sample
 from aligner_jax.errors import InputError, printable
 from aligner_jax.model.quantized import KINDS
 from aligner_jax.peft import with_strength
-from aligner_jax.peft.artifact import load_adapter, prompt_template, recorded_prompt_format
+from aligner_jax.peft.artifact import read_artifact
 from aligner_jax.runtime import command, platform
 from aligner_jax.weights.base import Base, load_base
 
@@ -49,12 +50,15 @@ def main() -> None:
         raise InputError("give a base and a prompt: --base=PATH --prompt='…'")
     dtype = platform.compute_dtype(cast(Any, DTYPE.value))
     base = load_base(BASE.value, dtype, quantization=QUANTIZATION.value, group_size=cast(int, GROUP_SIZE.value))
-    adapter, prompt_format = None, {}
+    adapter, recorded = None, {}
     if ADAPTER.value:
-        adapter = with_strength(load_adapter(ADAPTER.value, base), STRENGTH.value)
-        prompt_format = recorded_prompt_format(ADAPTER.value)
-    template, system = _format(prompt_format)
-    prompts = [_wrapped(prompt, base, template, system) for prompt in PROMPT.value]
+        artifact = read_artifact(ADAPTER.value, base)
+        adapter = with_strength(artifact.adapter, STRENGTH.value)
+        recorded = {ADAPTER.value: artifact.prompt_format}
+    prompt_format = PromptFormat.resolve(cast(str, TEMPLATE.value), SYSTEM.value, recorded)
+    prompts = PROMPT.value
+    if base.tokenizer is not None:
+        prompts = [prompt_format.render(prompt, base.tokenizer) for prompt in prompts]
     texts = sample(
         base, adapter, prompts, max_new_tokens=MAX_NEW_TOKENS.value, temperature=TEMPERATURE.value, top_k=TOP_K.value,
         top_p=TOP_P.value, seed=SEED.value, on_tokens=_streamer(base) if len(prompts) == 1 else None,
@@ -64,20 +68,6 @@ def main() -> None:
         return
     for prompt, text in zip(PROMPT.value, texts, strict=True):
         print(_shown(f"── {prompt}\n{text.strip()}\n"))
-
-
-def _format(recorded: dict[str, str | None]) -> tuple[str, str | None]:
-    """Template and system prompt; refuses to guess what an adapter was trained with."""
-    template = prompt_template(cast(str, TEMPLATE.value), recorded, adapter=ADAPTER.value, option="--template")
-    if SYSTEM.value is not None and template != "chat":
-        raise InputError(f"--system is of the template chat, and the prompts' is {template}")
-    return template, SYSTEM.value if SYSTEM.value is not None else recorded.get("system")
-
-
-def _wrapped(prompt: str, base: Base, template: str, system: str | None) -> str:
-    if template == "none" or base.tokenizer is None:
-        return prompt
-    return render_prompt(prompt, base.tokenizer, template, system=system)
 
 
 def _shown(text: str) -> str:

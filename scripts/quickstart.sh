@@ -6,8 +6,8 @@
 #
 # Interrupted, it goes on where it stopped when it is started again. Paths in arguments count from the repository's root.
 set -euo pipefail
-source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
-source scripts/smollm2.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/lib/environment.sh"
+source scripts/lib/smollm2.sh
 
 "$python" -m aligner_jax.train --config=configs/quickstart.py "$@"
 

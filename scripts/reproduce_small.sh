@@ -2,7 +2,7 @@
 # The paper's two claims in small, on SmolLM2-135M-Instruct and two CPU cores: tables and figures in runs/reproduce.
 #
 #   bash scripts/reproduce_small.sh [DATA_FOLDER]            # 60 to 90 minutes, which it says first
-#   bash scripts/reproduce_small.sh [DATA_FOLDER] --large    # hours; further arguments go to reproduce_small.py (--help)
+#   bash scripts/reproduce_small.sh [DATA_FOLDER] --large    # hours; --help tells of further arguments
 #
 # DATA_FOLDER (default data) holds sft/alpaca_random_9k.json and reasoning/gsm8k/train.jsonl, unless --alpaca=FILE and
 # --gsm8k=FILE name them; files and folders after DATA_FOLDER are counted from the repository. Interrupted, it goes on
@@ -31,7 +31,7 @@ case " $* " in
     ;;
 esac
 
-source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
-source scripts/smollm2.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/lib/environment.sh"
+source scripts/lib/smollm2.sh
 
-exec "$python" scripts/reproduce_small.py "$data" "$@"
+exec "$python" -m aligner_jax.studies.reproduce_small "$data" "$@"

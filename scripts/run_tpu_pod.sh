@@ -27,10 +27,10 @@
 # workers at once need the ssh key in an agent: ssh-add ~/.ssh/google_compute_engine
 set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-# shellcheck source=scripts/tpu_worker.sh
-source "$root/scripts/tpu_worker.sh"
-# shellcheck source=scripts/tpu_slice.sh
-source "$root/scripts/tpu_slice.sh"
+# shellcheck source=scripts/lib/tpu_worker.sh
+source "$root/scripts/lib/tpu_worker.sh"
+# shellcheck source=scripts/lib/tpu_slice.sh
+source "$root/scripts/lib/tpu_slice.sh"
 
 name='' zone='' project='' create='' type='' version='' spot='' queued='' wait=720 repo='' rev='' workdir=''
 resume='' delete='' poll=30 dry_run=''

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Format, lint, types and tests, in an environment that is made where there is none; stops at the first that fails.
 #
-#   bash scripts/test.sh                              # everything
-#   bash scripts/test.sh tests/model_test.py -k rope  # arguments go to pytest
+#   bash scripts/test.sh                                     # everything
+#   bash scripts/test.sh tests/model/rope_test.py -k llama3  # arguments go to pytest
 set -euo pipefail
-source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname -- "${BASH_SOURCE[0]}")/lib/environment.sh"
 
 # Caches stay in the repository, and tests need no accelerator.
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
-export JAX_COMPILATION_CACHE_DIR=$PWD/.pytest_cache/xla
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.pytest_cache/xla}
 export MPLCONFIGDIR=$PWD/.pytest_cache/matplotlib
 
 stage() {
@@ -20,4 +20,4 @@ stage() {
 stage "format" "$python" -m ruff format --check
 stage "lint" "$python" -m ruff check
 stage "types" "$python" -m basedpyright --pythonpath "$python"
-stage "tests" "$python" -m pytest -n 2 --dist loadfile "$@"
+stage "tests" "$python" -m pytest -n 2 --dist worksteal "$@"

@@ -8,12 +8,15 @@ import json
 import os
 import shutil
 import signal
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+
+# Set before JAX is imported, and inherited by the processes that tests start. Compiling is most of what tests cost, and
+# a program that is small for its user is one of thousands here.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import jax.numpy as jnp
@@ -25,16 +28,17 @@ import peft_folders
 import pytest
 from fake_pod import Pod
 from rich.console import Console
-from tiny_llama import write_tiny_llama
 
 from aligner_jax.evals import responses
-from aligner_jax.evals.evaluation import Run, parse_evaluate_config
+from aligner_jax.evals.interface import Run, parse_evaluate_config
 from aligner_jax.evals.subject import Subject
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, is_spec, param_specs
+from aligner_jax.objectives.batch import Batch
 from aligner_jax.peft import Adapter, init_adapter
 from aligner_jax.weights import orbax
 from aligner_jax.weights.base import load_base
+from scripts.lib.tiny_llama import write_tiny_llama
 
 MAPPINGS = Path("/proc/self/maps")
 # A shell that starts the tests in the background has them, and all that they start, ignore SIGINT.
@@ -42,6 +46,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiling is most of what these tests cost, and takes half the time so; `optimized` is for what must hold either way.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets a test go on where another process is just writing, or was killed while writing, an entry of JAX's cache."""
+    config.addinivalue_line("filterwarnings", "ignore:Error (reading|writing) persistent compilation cache entry")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -108,20 +117,21 @@ def trained_adapter(config: LlamaConfig) -> Callable[..., Adapter]:
 
 
 @pytest.fixture(scope="session")
-def pack() -> Callable[..., dict[str, jax.Array]]:
+def pack() -> Callable[..., Batch]:
     """Packed rows as data makes them, out of rows of documents (token ids, loss mask), zero-padded to a length."""
 
-    def make(rows: list[list[tuple[list[int], list[int]]]], length: int) -> dict[str, jax.Array]:
+    def make(rows: list[list[tuple[list[int], list[int]]]], length: int) -> Batch:
         names = ("tokens_bt", "segment_ids_bt", "positions_bt", "loss_mask_bt")
-        batch = {name: np.zeros((len(rows), length), np.int32) for name in names}
+        arrays = {name: np.zeros((len(rows), length), np.int32) for name in names}
         for row, documents in enumerate(rows):
             start = 0
             for number, (tokens, mask) in enumerate(documents, 1):
                 place = (row, slice(start, start + len(tokens)))
                 for name, values in zip(names, (tokens, number, range(len(tokens)), mask), strict=True):
-                    batch[name][place] = values
+                    arrays[name][place] = values
                 start += len(tokens)
-        return {name: jnp.asarray(x, bool if name == "loss_mask_bt" else None) for name, x in batch.items()}
+        mask_bt = arrays.pop("loss_mask_bt")
+        return Batch(loss_mask_bt=jnp.asarray(mask_bt, bool), **jax.tree.map(jnp.asarray, arrays))
 
     return make
 
@@ -149,7 +159,7 @@ def tiny_subject(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Subj
     base = load_base(folder)
 
     def make(adapter: Adapter | None = None, batch_size: int = 4) -> Subject:
-        return Subject(base, adapter, "tiny", {}, batch_size)
+        return Subject(base, adapter, "tiny", None, batch_size)
 
     return make
 

@@ -1,13 +1,15 @@
-"""Imports point down: verbs → tasks → evals, objectives, decoding → peft, weights, data, runtime → model → kernels,
-files."""
+"""Imports point down: studies, verbs → tasks → evals, objectives, decoding → peft, weights, data, runtime → model →
+kernels, files."""
 
 import ast
+import graphlib
 import pathlib
 from collections.abc import Iterator
 
+import places
 import pytest
 
-PACKAGE = pathlib.Path(__file__).parent.parent / "aligner_jax"
+PACKAGE = places.ROOT / "aligner_jax"
 
 FILES_OF = {"errors", "files"}
 MODEL, DATA = FILES_OF | {"model"}, FILES_OF | {"data"}
@@ -27,6 +29,7 @@ MAY_IMPORT = {
     "tasks": MIDDLE | {"objectives", "decoding", "evals", "tasks"},
     "planning": MIDDLE | {"objectives", "decoding", "evals", "tasks", "planning"},
     "analysis": MIDDLE | {"objectives", "decoding", "evals", "analysis"},
+    "studies": MIDDLE | {"objectives", "evals", "tasks", "studies"},
 }
 """What each folder may import of the package; `errors` is a file that all may. Verbs may import every folder."""
 
@@ -94,3 +97,40 @@ def test_nobody_imports_the_package_from_within():
     """`aligner_jax/__init__` gathers everything; importing it from inside makes circles."""
     for file in FILES:
         assert "aligner_jax" not in imported((PACKAGE / file).read_text()), file
+
+
+def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """The modules that each module imports, by dotted names; imports inside functions and under TYPE_CHECKING count.
+
+    `from package import name` imports the module `package.name` if there is one, and else the package.
+    """
+    graph = {}
+    for module, source in sources.items():
+        of_names = (name if name in sources else name.rpartition(".")[0] for name in imported(source))
+        graph[module] = {name for name in of_names if name in sources} - {module}
+    return graph
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other, the first again as the last; empty where there is no circle."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_modules_import_each_other():
+    sources = {
+        ".".join(("aligner_jax", *file.with_suffix("").parts)).removesuffix(".__init__"): (PACKAGE / file).read_text()
+        for file in FILES
+    }
+    assert circle(import_graph(sources)) == []
+
+
+@pytest.mark.parametrize(
+    "back", ["import p.a", "from p import a", "from p.a import f", "def f():\n    from p import a", "import p.b, p.a"]
+)
+def test_a_circle_is_seen(back):
+    sources = {"p": "", "p.a": "from p.b import g", "p.b": "from p import c", "p.c": back}
+    assert set(circle(import_graph(sources))) == {"p.a", "p.b", "p.c"}

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import nbclient
 import nbformat
+import places
 import pytest
 
-REPO = Path(__file__).parents[1]
+REPO = places.ROOT
 NOTEBOOK = REPO / "notebooks" / "quickstart.ipynb"
 
 PARAMETERS = """

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import places
 import pytest
 from safetensors.numpy import load_file
 from sample_runs import settings_of, write_inputs
@@ -15,7 +16,7 @@ from aligner_jax.peft.artifact import load_adapter
 from aligner_jax.weights.base import load_base
 from aligner_jax.weights.safetensors_header import read_header
 
-WORKDIRS = Path(__file__).parent / "goldens" / "workdirs"
+WORKDIRS = places.GOLDENS / "workdirs"
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,10 @@ import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from importlib import metadata, resources
-from pathlib import Path
 
-REPO = Path(__file__).parents[1]
+import places
+
+REPO = places.ROOT
 PACKAGE = REPO / "aligner_jax"
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import places
 import pytest
 
 import aligner_jax as aj
@@ -13,7 +14,7 @@ from aligner_jax.model.attention import Prefix, attend
 from aligner_jax.model.llama import abstract_params
 
 REQUIRED = inspect.Parameter.empty
-MODELS = Path(__file__).parent / "goldens" / "models"
+MODELS = places.GOLDENS / "models"
 
 
 @pytest.mark.parametrize(

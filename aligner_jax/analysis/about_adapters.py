@@ -54,9 +54,11 @@ def _is_bfloat16(x: np.ndarray) -> np.ndarray:
 
 def _chosen(adapter: Adapter) -> list[tuple[str, object]]:
     """Options that are not the method's defaults, and how many tokens there are or which rank."""
-    defaults = METHODS[adapter.method].DEFAULTS
+    defaults = METHODS[adapter.method].options().as_dict()
     always = ("num_tokens", "rank", "start_layer")
-    return [(name, value) for name, value in adapter.options.items if name in always or value != defaults.get(name)]
+    return [
+        (name, value) for name, value in adapter.options.as_dict().items() if name in always or value != defaults[name]
+    ]
 
 
 def _words(value: object) -> str:

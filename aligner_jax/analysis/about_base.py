@@ -23,6 +23,7 @@ from aligner_jax.analysis.prompts import default_examples, tokenize_prompts
 from aligner_jax.analysis.report import Section, Table
 from aligner_jax.analysis.shifts import Seen, cosines, look
 from aligner_jax.data.documents import tokenize_examples
+from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.data.sources import Example
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
@@ -38,7 +39,7 @@ class Looking:
     """How a base and its adapters are looked at.
 
     Attributes:
-      template, system: how prompts are wrapped, see `data.templates`.
+      prompt_format: template and system prompt of prompts and answers; its template is not "none".
       sequence_length: tokens of an example at most; of longer ones the end is cut, of longer prompts the beginning.
       prompts: how many texts the shifts and hidden states are measured on.
       opening: first tokens of an answer that count as its form.
@@ -46,8 +47,7 @@ class Looking:
       seed: of t-SNE and PCA.
     """
 
-    template: str
-    system: str | None = None
+    prompt_format: PromptFormat
     sequence_length: int = 512
     prompts: int = 32
     opening: int = 5
@@ -77,9 +77,7 @@ def sections(
         raise InputError("the base has no tokenizer (tokenizer.json or tokenizer.model), and prompts need one")
     models = {BASE: None, **{one.name: one.adapter for one in named}}
     chosen = (default_examples() if examples is None else examples)[: looking.prompts]
-    texts = tokenize_prompts(
-        chosen, base.tokenizer, looking.template, system=looking.system, longest=looking.sequence_length
-    )
+    texts = tokenize_prompts(chosen, base.tokenizer, looking.prompt_format, longest=looking.sequence_length)
     seen = {}
     for name, adapter in models.items():
         say(f"{name}: {len(chosen)} prompts, {int(texts.lengths_b.sum()):,} tokens")
@@ -243,9 +241,10 @@ def _form(
     looking: Looking,
     say: Callable[[str], None],
 ) -> Section:
+    prompt_format = looking.prompt_format
     documents, summary = tokenize_examples(
-        examples, tokenizer, looking.template, sequence_length=looking.sequence_length, overlong="truncate",
-        system=looking.system,
+        examples, tokenizer, prompt_format.template, sequence_length=looking.sequence_length, overlong="truncate",
+        system=prompt_format.system,
     )  # fmt: skip
     targets = classify(documents, tokenizer, opening=looking.opening)
     losses = {}

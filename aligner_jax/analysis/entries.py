@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from aligner_jax.peft import Adapter
+from aligner_jax.peft.lora import LoraOptions
 
 UPDATES = "weight updates"
 """The array's name under which LoRA's products are compared: its factors may be turned without changing anything."""
@@ -91,10 +92,10 @@ def _inner(a_lir, b_lro, c_lis, d_lso) -> float:
 
 def factors(adapter: Adapter) -> dict[str, tuple[Float[np.ndarray, "l i r"], Float[np.ndarray, "l r o"]]]:
     """LoRA's factors by target, as matrices of every layer in float64; nothing of other methods."""
-    if adapter.method != "lora":
+    if not isinstance(adapter.options, LoraOptions):
         return {}
     found = {}
-    for target in adapter.options["targets"]:
+    for target in adapter.options.targets:
         (a,), (b,) = (
             [np.asarray(x, np.float64) for name, x in adapter.trainable.items() if name.startswith(f"{side}_{target}_")]
             for side in "ab"

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from scipy.stats import rankdata
 
 from aligner_jax.peft import Adapter
+from aligner_jax.peft.gated import GatedOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +38,9 @@ class Gates:
 
 def gates_of(adapter: Adapter) -> Gates | None:
     """The gates of an adapter whose method has them; None of the others."""
-    if "gates_ln" not in adapter.trainable:
+    options = adapter.options
+    if not isinstance(options, GatedOptions):
         return None
-    gates_ln = np.asarray(adapter.trainable["gates_ln"], np.float64)
-    options = adapter.options.as_dict()
-    if options.get("tanh"):
-        gates_ln = np.tanh(gates_ln)
-    layers_l = options["start_layer"] + np.arange(len(gates_ln))
+    gates_ln = options.weights(np.asarray(adapter.trainable["gates_ln"], np.float64))
+    layers_l = options.start_layer + np.arange(len(gates_ln))
     return Gates(layers_l, gates_ln, gates_ln.mean(axis=1), gates_ln.std(axis=1))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
+from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.data.sources import Example, Instruction
 from aligner_jax.data.templates import render_example_prompt
 from aligner_jax.data.tokenizer import Tokenizer
@@ -63,7 +64,7 @@ def default_examples() -> list[Example]:
 
 
 def tokenize_prompts(
-    examples: Sequence[Example], tokenizer: Tokenizer, template: str, *, system: str | None, longest: int
+    examples: Sequence[Example], tokenizer: Tokenizer, prompt_format: PromptFormat, *, longest: int
 ) -> Texts:
     """What precedes each example's (last) answer, as training and generation have it.
 
@@ -73,6 +74,7 @@ def tokenize_prompts(
     Raises:
       InputError: an example does not fit the template.
     """
+    template, system = prompt_format.template, prompt_format.system
     prompts = [render_example_prompt(example, tokenizer, template, system) for example in examples]
     ids = [tokenizer.encode(prompt, bos=tokenizer.add_bos)[-longest:] for prompt in prompts]
     # Few lengths, so that what is compiled once is found again.

@@ -8,30 +8,18 @@ Shapes: b row, t position, u unit, m pair of a unit, of which there are places f
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NotRequired, cast
+from typing import cast
 
 import grain
 import numpy as np
 from grain import experimental
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Int64
 
+from aligner_jax.data.batch import PairBatch, filled
 from aligner_jax.data.epochs import Epochs
 from aligner_jax.data.pairs import Pair
-from aligner_jax.data.pipeline import IN_THIS_THREAD, WINDOW, Batch
+from aligner_jax.data.pipeline import IN_THIS_THREAD, WINDOW
 from aligner_jax.errors import InputError
-
-
-class PairBatch(Batch):
-    """A batch whose documents are pairs.
-
-    Attributes:
-      pairs_um: the number of each pair among all, −1 where a unit holds fewer.
-      reference_bt: where it is known beforehand, the reference's log-probability of each token that is a target; 0
-        elsewhere.
-    """
-
-    pairs_um: Int32[np.ndarray, "u m"]
-    reference_bt: NotRequired[Float32[np.ndarray, "b t"]]
 
 
 def train_pair_batches(
@@ -65,7 +53,7 @@ def train_pair_batches(
     tokens = sum(len(pair["chosen"]["tokens"]) + len(pair["rejected"]["tokens"]) for pair in pairs)
     window = min(WINDOW, -(-tokens // sequence_length))
     units = _units(stream, _Pieces(pairs, reference_t), sequence_length, window if packing else None, seed)
-    return iter(_batches(units, batch_size, packing))
+    return iter(_batches(units, batch_size, sequence_length, packing))
 
 
 def eval_pair_batches(
@@ -83,12 +71,7 @@ def eval_pair_batches(
     _check(pairs, batch_size, sequence_length, packing)
     stream = grain.MapDataset.source(range(len(pairs)))
     units = _units(stream, _Pieces(pairs, reference_t), sequence_length, batch_size if packing else None, None)
-    return cast(Iterable[PairBatch], _batches(units, batch_size, packing))
-
-
-def most_pairs(sequence_length: int, packing: bool) -> int:
-    """Pairs that a unit has places for: a document has two tokens at least, a target and one before it."""
-    return sequence_length // 4 if packing else 1
+    return cast(Iterable[PairBatch], _batches(units, batch_size, sequence_length, packing))
 
 
 def offsets(pairs: Sequence[Pair]) -> Int64[np.ndarray, " m+1"]:
@@ -103,7 +86,7 @@ def offsets(pairs: Sequence[Pair]) -> Int64[np.ndarray, " m+1"]:
 def _check(pairs: Sequence[Pair], batch_size: int, sequence_length: int, packing: bool) -> None:
     if not pairs:
         raise InputError("there are no preference pairs to make rows of")
-    if not packing and batch_size % 2:
+    if batch_size % PairBatch.rows_a_unit(packing):
         raise InputError(f"a batch of {batch_size} rows cannot hold whole pairs, since a pair is two rows")
     lengths = ((len(pair["chosen"]["tokens"]), len(pair["rejected"]["tokens"])) for pair in pairs)
     longest = max(sum(both) if packing else max(both) for both in lengths)
@@ -121,7 +104,7 @@ def _units(
         stream.map(pieces.__getitem__).to_iter_dataset(IN_THIS_THREAD),
         length_struct={
             **dict.fromkeys(pieces.names, sequence_length),
-            "number": most_pairs(sequence_length, packing=True),
+            "number": PairBatch.sizes(batch_size=1, sequence_length=sequence_length, packing=True)["m"],
         },
         num_packing_bins=window,
         shuffle_bins=seed is not None,
@@ -136,8 +119,7 @@ class _Pieces:
     def __init__(self, pairs: Sequence[Pair], reference_t: np.ndarray | None):
         self._pairs, self._reference_t = pairs, reference_t
         self._offsets = None if reference_t is None else offsets(pairs)
-        self.names = ["tokens_bt", "segment_ids_bt", "positions_bt", "loss_mask_bt"]
-        self.names += [] if reference_t is None else ["reference_bt"]
+        self.names = [name for name in self[0] if name != "number"]
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
         pair = self._pairs[number]
@@ -173,15 +155,14 @@ def _two_rows(piece: dict[str, np.ndarray], sequence_length: int) -> dict[str, n
     return {**{name: rows(array) for name, array in piece.items() if name != "number"}, "pairs_m": number - 1}
 
 
-def _batches(units: grain.IterDataset, batch_size: int, packing: bool) -> "grain.IterDataset[PairBatch]":
-    units_a_batch = batch_size if packing else batch_size // 2
+def _batches(
+    units: grain.IterDataset, batch_size: int, sequence_length: int, packing: bool
+) -> "grain.IterDataset[PairBatch]":
+    sizes = PairBatch.sizes(batch_size=batch_size, sequence_length=sequence_length, packing=packing)
 
     def stack(units: Sequence[dict[str, np.ndarray]]) -> PairBatch:
         names = [name for name in units[0] if name != "pairs_m"]
         rows = {name: np.concatenate([unit[name] for unit in units]) for name in names}
-        rows = {name: np.pad(array, [(0, batch_size - len(array)), (0, 0)]) for name, array in rows.items()}
-        pairs_um = np.stack([unit["pairs_m"] for unit in units])
-        missing = [(0, units_a_batch - len(units)), (0, 0)]
-        return cast(PairBatch, {**rows, "pairs_um": np.pad(pairs_um, missing, constant_values=-1)})
+        return filled(PairBatch, {**rows, "pairs_um": np.stack([unit["pairs_m"] for unit in units])}, sizes)
 
-    return units.batch(units_a_batch, batch_fn=stack)
+    return units.batch(sizes["u"], batch_fn=stack)

@@ -1,13 +1,13 @@
 """Rows of a fixed length, packed with Grain: endless and shuffled for training, once and in order for evaluation."""
 
-from collections.abc import Sequence
-from typing import NotRequired, TypedDict, cast
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import grain
 import numpy as np
 from grain import experimental
-from jaxtyping import Bool, Int32
 
+from aligner_jax.data.batch import Batch, filled
 from aligner_jax.data.documents import Document, Summary, tokenize_examples
 from aligner_jax.data.epochs import Epochs
 from aligner_jax.errors import InputError
@@ -17,17 +17,6 @@ __all__ = ["Batch", "Document", "Summary", "eval_batches", "fill", "packing_fill
 WINDOW = 64
 """Rows packed together. More of them are filled better, and a resumed run packs up to as many again."""
 IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-
-
-class Batch(TypedDict):
-    """Rows of tokens: documents are numbered 1, 2, … within a row, 0 is padding; positions restart at each document."""
-
-    tokens_bt: Int32[np.ndarray, "b t"]
-    segment_ids_bt: Int32[np.ndarray, "b t"]
-    positions_bt: Int32[np.ndarray, "b t"]
-    loss_mask_bt: Bool[np.ndarray, "b t"]
-    adapter_b: NotRequired[Int32[np.ndarray, " b"]]
-    """Which adapter of a stack each row is for; the pipeline makes none."""
 
 
 def train_batches(
@@ -56,7 +45,8 @@ def train_batches(
     stream = grain.MapDataset.source(Epochs(documents, seed))
     tokens = sum(len(document["tokens"]) for document in documents)
     window = min(WINDOW, -(-tokens // sequence_length))
-    return iter(_rows(stream, sequence_length, window if packing else None, seed).batch(batch_size))
+    rows = _rows(stream, sequence_length, window if packing else None, seed)
+    return iter(_batches(rows, batch_size, sequence_length, packing))
 
 
 def eval_batches(
@@ -69,12 +59,12 @@ def eval_batches(
     _check(documents, sequence_length)
     stream = grain.MapDataset.source(documents)
     rows = _rows(stream, sequence_length, batch_size if packing else None, None)
-    return cast(list[Batch], list(rows.batch(batch_size, batch_fn=lambda rows: _padded(rows, batch_size))))
+    return list(cast(Iterable[Batch], _batches(rows, batch_size, sequence_length, packing)))
 
 
 def fill(batch: Batch) -> float:
     """Share of a batch's positions that hold a token."""
-    return float(np.mean(batch["segment_ids_bt"] > 0))
+    return float(np.mean(batch.segment_ids_bt > 0))
 
 
 def packing_fill(documents: Sequence[Document], *, sequence_length: int, seed: int = 0, packing: bool = True) -> float:
@@ -128,6 +118,12 @@ def _alone(document: Document, sequence_length: int) -> dict[str, np.ndarray]:
     }
 
 
-def _padded(rows: Sequence[dict[str, np.ndarray]], batch_size: int) -> dict[str, np.ndarray]:
-    missing = batch_size - len(rows)
-    return {name: np.pad(np.stack([row[name] for row in rows]), [(0, missing), (0, 0)]) for name in rows[0]}
+def _batches(
+    rows: grain.IterDataset, batch_size: int, sequence_length: int, packing: bool
+) -> "grain.IterDataset[Batch]":
+    sizes = Batch.sizes(batch_size=batch_size, sequence_length=sequence_length, packing=packing)
+
+    def stack(rows: Sequence[dict[str, np.ndarray]]) -> Batch:
+        return filled(Batch, {name: np.stack([row[name] for row in rows]) for name in rows[0]}, sizes)
+
+    return rows.batch(batch_size, batch_fn=stack)

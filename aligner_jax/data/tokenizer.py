@@ -1,14 +1,12 @@
-"""Text to token ids and back, whatever file the vocabulary comes in."""
+"""Tokenizer: text to token ids and back. `tokenizer_files` loads one from any file that holds a vocabulary."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from aligner_jax.data import chat_template
 from aligner_jax.data.token_ids import check_ids
 from aligner_jax.errors import InputError
-from aligner_jax.files.content import exists, is_file, is_folder, open_file, read_bytes
 
 # Tokens that end an assistant's turn or a document in published models: a model fine-tuned for chat stops at its own
 # one, which its files do not always name as EOS.
@@ -22,9 +20,6 @@ END_TOKENS = (
     "<|eot|>",
     "<end_of_turn>",
 )
-
-
-_GGUF = "tokenizer.gguf"
 
 
 def check_encodable(text: str) -> None:
@@ -184,49 +179,3 @@ def make_tokenizer(
     return Tokenizer(
         backend, bos_id, eos_id, frozenset(i for i in stops if i is not None), pad_id, add_bos, chat_template, unk_token
     )
-
-
-def load_tokenizer(path: Path | str) -> Tokenizer | None:
-    """The tokenizer of a checkpoint: a Hugging Face folder, a SentencePiece .model, a tokenizer.json, or a GGUF file.
-
-    A folder's tokenizer.json is preferred to its tokenizer.model; tokenizer_config.json, special_tokens_map.json,
-    generation_config.json, config.json and chat_template.jinja are consulted where present. A folder may hold a
-    tokenizer.gguf instead, as `tokenizer_files` makes it. None: the folder or GGUF holds no vocabulary.
-
-    Raises:
-      InputError: the path does not exist, or a file is damaged or of a kind that is not known.
-    """
-    # Here, because each of these builds a Tokenizer.
-    from aligner_jax.data import tokenizer_folder, tokenizer_gguf
-
-    path = Path(path)
-    if not exists(path):
-        raise InputError(f"{path} does not exist")
-    if is_folder(path):
-        vocabulary = path / _GGUF
-        return tokenizer_gguf.load(vocabulary) if is_file(vocabulary) else tokenizer_folder.load(path)
-    if path.suffix == ".gguf":
-        return tokenizer_gguf.load(path)
-    return tokenizer_folder.load_file(path)
-
-
-def tokenizer_files(path: Path | str) -> dict[str, bytes]:
-    """Files by name that make a folder of which `load_tokenizer` is that of `path`.
-
-    Of a GGUF file they are its beginning, the metadata that hold the vocabulary.
-
-    Raises:
-      InputError: a file cannot be read.
-    """
-    from aligner_jax.data import tokenizer_folder
-    from aligner_jax.data.gguf_metadata import read_gguf_header
-    from aligner_jax.data.tokenizer_hf import MOST_BYTES
-
-    path = Path(path)
-    if is_folder(path):
-        return {file.name: read_bytes(file, most=MOST_BYTES) for file in tokenizer_folder.files(path)}
-    if path.suffix != ".gguf":
-        return {path.name: read_bytes(path, most=MOST_BYTES)}
-    size = read_gguf_header(path).data_offset
-    with open_file(path) as file:
-        return {_GGUF: file.read(size)}

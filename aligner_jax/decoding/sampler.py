@@ -14,7 +14,7 @@ from aligner_jax.decoding.choose import RowSampling, Sampling
 from aligner_jax.decoding.state import State, begin, prefill, repeat_row, step
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params
-from aligner_jax.model.logical import whole
+from aligner_jax.model.logical import replicated
 from aligner_jax.peft import Adapter, Bound, bind
 from aligner_jax.weights.base import Base
 
@@ -154,7 +154,7 @@ def make_tokens(
         return step(params, bound, state, stops, config=config), state.token_b
 
     state, tokens_tb = jax.lax.scan(one, state, None, length=count)
-    return state, whole(tokens_tb.T)
+    return state, replicated(tokens_tb.T)
 
 
 def padded_size(length: int) -> int:

@@ -5,13 +5,13 @@ import dataclasses
 from rich.markup import escape
 from rich.table import Table
 
+from aligner_jax.data.prompt_format import TemplateName
 from aligner_jax.data.sources.values import text_field
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
-from aligner_jax.evals.evaluation import Evaluation, Outcome, Run
+from aligner_jax.evals.interface import Evaluation, Outcome, Run
 from aligner_jax.evals.response_files import records_of
 from aligner_jax.evals.responses import RESPONSES, Question, respond
-from aligner_jax.evals.subject import TemplateName
 from aligner_jax.runtime.fields import number
 
 
@@ -23,7 +23,7 @@ class AnswersOptions:
       path: JSON, JSON lines, Parquet or, with the suffix .csv, CSV.
       prompt_field: the question's text; every one is asked once.
       category_field: goes into the file of responses, "" where a record has none.
-      template, system: see `Subject.wrapped`.
+      template, system: see `PromptFormat.resolve`.
       temperature: 0: greedy.
       top_k: 0: all tokens.
     """

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from aligner_jax.data.pipeline import Batch
 from aligner_jax.decoding.sampler import sample
 from aligner_jax.errors import InputError
 from aligner_jax.evals.form import FORMS, form_share
 from aligner_jax.evals.heldout import DocumentLoss, document_losses, mean_loss
+from aligner_jax.objectives.batch import Batch
 from aligner_jax.peft import Adapter
 from aligner_jax.weights.base import Base
 

@@ -15,20 +15,21 @@ Three protocols:
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
 from rich.markup import escape
 from rich.table import Table
 
+from aligner_jax.data.prompt_format import TemplateName
 from aligner_jax.data.sources.records import read_records
 from aligner_jax.data.sources.values import check_text
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
-from aligner_jax.evals.evaluation import Evaluation, Outcome, Run
 from aligner_jax.evals.generating import Prompt, encoded, generate
+from aligner_jax.evals.interface import Evaluation, Outcome, Run
 from aligner_jax.evals.interval import wilson_interval
-from aligner_jax.evals.subject import Subject, TemplateName
 from aligner_jax.runtime.fields import number
 
 MARKER = "The answer is: "
@@ -65,7 +66,7 @@ class Gsm8kOptions:
     Attributes:
       path: GSM8K's test.jsonl (question, answer) or MetaMath's copy of it (query, response).
       marker: what the answer's number follows.
-      template, system: of the protocol "template", see `Subject.wrapped`.
+      template, system: of the protocol "template", see `PromptFormat.resolve`.
       max_new_tokens: None: the protocol's.
     """
 
@@ -113,12 +114,10 @@ def evaluate(run: Run, options: Gsm8kOptions) -> Outcome:
         raise InputError("config.evaluation.marker is empty, but the answer's number must follow something")
     problems = read_problems(options.path)[: run.config.limit]
     subject, decoding = run.model, DECODINGS[options.protocol]
-    if options.protocol == "template":
-        run.say_format(options.template, options.system)
     new = options.max_new_tokens or decoding.max_new_tokens
     prompts = [
-        Prompt(encoded(subject, _asked(subject, problem, options)), new, decoding.sampling, decoding.until, i)
-        for i, problem in enumerate(problems)
+        Prompt(encoded(subject, text), new, decoding.sampling, decoding.until, i)
+        for i, text in enumerate(_asked(run, problems, options))
     ]
     kept = run.kept("generated", without=("marker",))
     texts = generate(subject, prompts, kept, run.console, seed=run.config.seed)
@@ -145,11 +144,12 @@ def evaluate(run: Run, options: Gsm8kOptions) -> Outcome:
     return Outcome(scores, table)
 
 
-def _asked(subject: Subject, problem: Problem, options: Gsm8kOptions) -> str:
+def _asked(run: Run, problems: Sequence[Problem], options: Gsm8kOptions) -> list[str]:
     if options.protocol == "template":
-        return subject.wrapped(problem.question, options.template, system=options.system)
+        prompt_format = run.prompt_format(options.template, options.system)
+        return [prompt_format.render(problem.question, run.model.tokenizer) for problem in problems]
     prompt = _METAMATH_PROMPT if options.protocol == "metamath" else _AUTHORS_PROMPT
-    return prompt.replace("{question}", problem.question)
+    return [prompt.replace("{question}", problem.question) for problem in problems]
 
 
 def is_right(text: str, answer: int, *, protocol: str, marker: str = MARKER) -> bool:

@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from aligner_jax.errors import InputError
-from aligner_jax.evals.evaluation import Evaluation, Outcome, Run
 from aligner_jax.evals.harness_model import harness_model, import_lm_eval
 from aligner_jax.evals.harness_tasks import write_gsm8k, write_mmlu
+from aligner_jax.evals.interface import Evaluation, Outcome, Run
 from aligner_jax.evals.task_files import damaged_files
 from aligner_jax.files.content import is_folder
 from aligner_jax.runtime.fields import did_you_mean, number

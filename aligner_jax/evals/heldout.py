@@ -5,16 +5,16 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from aligner_jax.data.pipeline import Batch
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.logical import constrain
 from aligner_jax.objectives import sft
+from aligner_jax.objectives.batch import Batch
 from aligner_jax.peft import Adapter
+from aligner_jax.runtime.global_batch import replicate
 
 
 class DocumentLoss(NamedTuple):
@@ -42,8 +42,9 @@ def document_losses(
     """
     found = []
     for batch in batches:
-        losses_bt, mask_bt = (np.asarray(x) for x in _losses(params, adapter, _on_device(batch), config=config))
-        for losses_t, mask_t, segments_t in zip(losses_bt, mask_bt, batch["segment_ids_bt"], strict=True):
+        rows = replicate(batch)
+        losses_bt, mask_bt = jax.device_get(_losses(params, adapter, rows, config=config))
+        for losses_t, mask_t, segments_t in zip(losses_bt, mask_bt, batch.segment_ids_bt, strict=True):
             segments_t = np.asarray(segments_t)
             nats_s = np.bincount(segments_t, weights=losses_t.astype(np.float64))
             targets_s = np.bincount(segments_t, weights=mask_t)
@@ -72,7 +73,3 @@ def _losses(
     losses_bt, mask_bt = sft.losses(params, adapter, batch, config=config)
     # Whole on every device, so that each process can read them.
     return constrain(losses_bt, None, None), constrain(mask_bt, None, None)
-
-
-def _on_device(batch: Batch) -> Batch:
-    return jax.tree.map(jnp.asarray, batch)

@@ -1,16 +1,17 @@
-"""HTTP client of a judge's endpoint, and the reader of what it sends: bounded in time, bytes and depth.
+"""HTTP client of a judge's endpoint, and the reader of what it sends: bounded in rate, time, bytes and depth.
 
 The endpoint is a stranger's program. Its answer may never end, decompress to gigabytes, lead to another host, or hold
 the key that it was asked with.
 """
 
 import asyncio
+import dataclasses
+import time
 import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aligner_jax.errors import InputError, one_line
-from aligner_jax.evals.judge_cache import Answer
 from aligner_jax.files.json_text import parse_json
 
 _MOST_BYTES, _MOST_BYTES_A_TOKEN = 2**20, 64
@@ -20,8 +21,32 @@ _SHORTEST_KEY = 8
 _MOST_CHARACTERS = 200
 
 
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a judge wrote, and the tokens that it took; None where the endpoint does not count them."""
+
+    text: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
 class UnusableError(Exception):
     """Raised for a response whose content is not read; its message ends a sentence that begins with the address."""
+
+
+class RateLimit:
+    """Turns of requests, at least 60 / `per_minute` seconds apart; None: at once."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self._spacing = 60 / per_minute if per_minute else 0.0
+        self._next = 0.0
+
+    async def wait(self) -> None:
+        """Returns when it is the caller's turn, in the order of calls."""
+        now = time.monotonic()
+        turn = max(now, self._next)
+        self._next = turn + self._spacing
+        await asyncio.sleep(turn - now)
 
 
 def most_bytes(max_tokens: int) -> int:

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
-from aligner_jax.evals.evaluation import Evaluation, Outcome, Run
 from aligner_jax.evals.generating import Prompt, encoded, generate
+from aligner_jax.evals.interface import Evaluation, Outcome, Run
 from aligner_jax.evals.interval import wilson_interval
 from aligner_jax.evals.mmlu_questions import MultipleChoice, Split, read_mmlu
 from aligner_jax.runtime.fields import did_you_mean, number

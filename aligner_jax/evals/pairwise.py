@@ -10,10 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from aligner_jax.errors import InputError, one_line
-from aligner_jax.evals.evaluation import Evaluation, Outcome, Run
+from aligner_jax.evals.interface import Evaluation, Outcome, Run
 from aligner_jax.evals.judge_endpoint import Ask, EndpointConfig, Spent, ask_all
 from aligner_jax.evals.judge_prompts import JudgePrompt, judge_prompt
-from aligner_jax.evals.judge_scores import ScoresConfig, by_scores
 from aligner_jax.evals.response_files import (
     Response,
     Responses,
@@ -24,8 +23,22 @@ from aligner_jax.evals.response_files import (
 )
 from aligner_jax.evals.win_rate import Outcome as QuestionOutcome
 from aligner_jax.evals.win_rate import WinRate, of_both_orders, of_counts, win_rate
+from aligner_jax.runtime.fields import number
 
 _MOST_QUESTIONS = 2**31
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoresConfig:
+    """Which scores decide.
+
+    Attributes:
+      field: the column.
+      margin: scores no farther apart than this are a tie.
+    """
+
+    field: str = "score"
+    margin: float = number(0.0, least=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,8 +197,8 @@ def table_of(result: Pairwise) -> Table:
     changing = any(pair.changed_with_order is not None for pair in result.pairs)
     headings = ["model", "against", "wins", "losses", "ties"]
     headings += ["no verdict"] * unparsable + ["order changed it"] * changing + ["rate", "95 % interval"]
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if column < 2 else "right", overflow="fold")
     for pair in result.pairs:
         missing = [str(pair.rate.unparsable)] * unparsable + [str(pair.changed_with_order)] * changing
         names = escape(one_line(pair.model)), escape(one_line(pair.against))
@@ -194,6 +207,18 @@ def table_of(result: Pairwise) -> Table:
             missing = [""] * (unparsable + changing)
             table.add_row("", "as published", *_cells(pair.published, missing), end_section=True)
     return table
+
+
+def by_scores(first: Response, second: Response, config: ScoresConfig) -> QuestionOutcome:
+    """Returns the outcome of a question for `first`. Scores do not depend on an order, so one verdict is enough.
+
+    Raises:
+      InputError: the field is missing, or holds no number; names file and line.
+    """
+    difference = first.number(config.field) - second.number(config.field)
+    if abs(difference) <= config.margin:
+        return "tie"
+    return "win" if difference > 0 else "loss"
 
 
 def _cells(rate: WinRate, missing: Sequence[str]) -> list[str]:

@@ -1,23 +1,25 @@
 """Held-out preferences: whether a policy tells the chosen answer from the rejected one, measured by its reference."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Sequence
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Int64
 from rich.console import Console
 from rich.table import Table
 
-from aligner_jax.data.pair_rows import PairBatch
 from aligner_jax.errors import InputError
 from aligner_jax.evals.interval import grouped_interval
 from aligner_jax.model.llama import LlamaConfig, Params
-from aligner_jax.objectives.preference import compare, losses_and_metrics
+from aligner_jax.model.logical import replicated
+from aligner_jax.objectives.batch import PairBatch
+from aligner_jax.objectives.preference import PreferenceOptions, compare, losses_and_metrics
 from aligner_jax.objectives.reference import token_log_probs
 from aligner_jax.peft import Adapter
-from aligner_jax.runtime.config import ObjectiveConfig
+from aligner_jax.runtime.global_batch import replicate
 
 _NUMBER = "number"
 
@@ -62,7 +64,7 @@ def measure(
     batches: Iterable[PairBatch],
     *,
     prompts_m: Int64[np.ndarray, " m"],
-    objective: ObjectiveConfig,
+    options: PreferenceOptions,
     config: LlamaConfig,
 ) -> Preferred:
     """A policy on all pairs of the batches, every pair weighing the same.
@@ -70,14 +72,12 @@ def measure(
     Args:
       reference: a frozen adapter (None: the base), of which use is made where batches carry no log-probabilities.
       prompts_m: which pairs have a prompt in common (`pairs.prompt_numbers` of those that the batches are made of).
-      objective: "dpo" or "ipo", with its β.
+      options: of the objective, β among them.
 
     Raises:
       InputError: the batches hold no pair.
     """
-    return measure_each(params, [policy], reference, batches, prompts_m=prompts_m, objective=objective, config=config)[
-        0
-    ]
+    return measure_each(params, [policy], reference, batches, prompts_m=prompts_m, options=options, config=config)[0]
 
 
 def measure_each(
@@ -87,23 +87,28 @@ def measure_each(
     batches: Iterable[PairBatch],
     *,
     prompts_m: Int64[np.ndarray, " m"],
-    objective: ObjectiveConfig,
+    options: PreferenceOptions,
     config: LlamaConfig,
 ) -> list[Preferred]:
     """Several policies as `measure` does each, for whom the reference is computed once; if it is one of them, as it."""
     of_policies: list[list[dict[str, np.ndarray]]] = [[] for _ in policies]
     for batch in batches:
-        kept_bt, there_um = batch.get("reference_bt"), batch["pairs_um"] >= 0
-        given = kept_bt is not None
-        reference_bt = jnp.asarray(kept_bt) if given else token_log_probs(params, reference, batch, config=config)
+        there_um, given = batch.pairs_um >= 0, batch.reference_bt is not None
+        rows = replicate(batch)
+        reference_bt = rows.reference_bt if given else token_log_probs(params, reference, rows, config=config)
         for policy, of_batches in zip(policies, of_policies, strict=True):
             same = policy is reference and not given
-            policy_bt = reference_bt if same else token_log_probs(params, policy, batch, config=config)
-            answers = compare(policy_bt, reference_bt, batch)
-            of_pairs = losses_and_metrics(answers, objective=objective)
-            measured = {name: np.asarray(x_um, np.float64)[there_um] for name, x_um in of_pairs.items()}
-            of_batches.append({_NUMBER: batch["pairs_um"][there_um], **measured})
+            policy_bt = reference_bt if same else token_log_probs(params, policy, rows, config=config)
+            of_pairs = jax.device_get(_of_pairs(policy_bt, reference_bt, rows, options=options))
+            measured = {name: x_um.astype(np.float64)[there_um] for name, x_um in of_pairs.items()}
+            of_batches.append({_NUMBER: batch.pairs_um[there_um], **measured})
     return [_mean(of_batches, prompts_m) for of_batches in of_policies]
+
+
+@functools.partial(jax.jit, static_argnames=("options",))
+def _of_pairs(policy_bt, reference_bt, batch, *, options: PreferenceOptions):
+    of_pairs = losses_and_metrics(compare(policy_bt, reference_bt, batch), options=options)
+    return jax.tree.map(replicated, of_pairs)
 
 
 def _mean(of_batches: list[dict[str, np.ndarray]], prompts_m: Int64[np.ndarray, " m"]) -> Preferred:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aligner_jax.decoding.choose import Sampling
-from aligner_jax.evals.evaluation import Run
 from aligner_jax.evals.generating import Prompt, encoded, generate
+from aligner_jax.evals.interface import Run
 from aligner_jax.runtime.files import write_atomically
 
 RESPONSES = "responses"
@@ -48,20 +48,17 @@ def respond(
     """The model's answers, without white space at their ends; also written to the run's folder.
 
     Args:
-      template, system: how a question becomes a prompt, see `Subject.wrapped`.
+      template, system: how a question becomes a prompt, see `PromptFormat.resolve`.
 
     Raises:
       InputError: a question cannot be asked, or a file cannot be written.
     """
     subject = run.model
-    run.say_format(template, system)
+    prompt_format = run.prompt_format(template, system)
+    texts = [prompt_format.render(question.prompt, subject.tokenizer) for question in questions]
     prompts = [
-        Prompt(
-            encoded(subject, subject.wrapped(question.prompt, template, system=system)), max_new_tokens, sampling,
-            until, number,
-        )
-        for number, question in enumerate(questions)
-    ]  # fmt: skip
+        Prompt(encoded(subject, text), max_new_tokens, sampling, until, number) for number, text in enumerate(texts)
+    ]
     texts = generate(subject, prompts, run.kept("generated"), run.console, seed=run.config.seed, what="responses")
     responses = [
         Response(subject.name, question.question_id, question.category, question.prompt, text.strip())

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from aligner_jax.data.sources.values import text_field
 from aligner_jax.errors import InputError, one_line
-from aligner_jax.evals.evaluation import Evaluation, Outcome, Run
+from aligner_jax.evals.interface import Evaluation, Outcome, Run
 from aligner_jax.evals.interval import wilson_interval
 from aligner_jax.evals.judge_endpoint import Ask, EndpointConfig, Spent, ask_all
 from aligner_jax.evals.judge_prompts import judge_prompt

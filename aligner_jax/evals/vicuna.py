@@ -10,13 +10,13 @@ import dataclasses
 from rich.markup import escape
 from rich.table import Table
 
+from aligner_jax.data.prompt_format import TemplateName
 from aligner_jax.data.sources.records import read_records
 from aligner_jax.data.sources.values import check_text, text_field
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
-from aligner_jax.evals.evaluation import Evaluation, Outcome, Run
+from aligner_jax.evals.interface import Evaluation, Outcome, Run
 from aligner_jax.evals.responses import RESPONSES, Question, respond
-from aligner_jax.evals.subject import TemplateName
 from aligner_jax.runtime.fields import number
 
 
@@ -27,7 +27,7 @@ class VicunaOptions:
     Attributes:
       path: FastChat's question.jsonl: an object a line with question_id, category and turns, of which the first is
         asked.
-      template, system: see `Subject.wrapped`.
+      template, system: see `PromptFormat.resolve`.
       top_k: 0: all tokens.
     """
 

@@ -156,8 +156,7 @@ def shown(value: object) -> str:
         return "an object"
     if isinstance(value, list | tuple):
         return repr(value) if len(value) <= 8 and all(type(x) in (int, float, bool) for x in value) else "a list"
-    try:
-        shown = repr(value)
-    except ValueError:
-        return "a number of thousands of digits"
+    if isinstance(value, int) and abs(value) > 10**30:
+        return "a number of more than 30 digits"
+    shown = repr(value)
     return shown if len(shown) <= 100 else f"{shown[:100]}…"

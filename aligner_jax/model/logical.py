@@ -30,7 +30,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(dividing))
 
 
-def whole(x: jax.Array) -> jax.Array:
+def replicated(x: jax.Array) -> jax.Array:
     """The same array, whole on every device of the mesh in context, so that every process can read it."""
     return jax.lax.with_sharding_constraint(x, PartitionSpec()) if is_split() else x
 

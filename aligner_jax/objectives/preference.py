@@ -4,75 +4,51 @@ Shapes: u unit of a batch and m pair of a unit, as in `data.pair_rows` (m alone:
 the rejected answer, in this order.
 """
 
-from collections.abc import Callable
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from aligner_jax.data.pair_rows import PairBatch
-from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params, Remat
 from aligner_jax.objectives import sft
+from aligner_jax.objectives.batch import PairBatch
+from aligner_jax.objectives.loss import Options, Totals
 from aligner_jax.peft import Adapter
-from aligner_jax.runtime.config import ObjectiveConfig
+from aligner_jax.runtime.fields import number
 
 
-def dpo(
-    policy_m2: Float[Array, "*m 2"],
-    reference_m2: Float[Array, "*m 2"],
-    counts_m2: Int[Array, "*m 2"],
-    *,
-    beta: float,
-    label_smoothing: float = 0.0,
-) -> Float[Array, "*m"]:
-    """Direct preference optimization (arXiv 2305.18290, eq. 7): −log σ(β [(π_c − π_r) − (ref_c − ref_r)]).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreferenceOptions(Options):
+    """Fields of `config.objective` that all preference objectives have.
 
-    Args:
-      policy_m2: log-probabilities of the answers under the policy, summed over their tokens, in nats.
-      reference_m2: the same under the reference.
-      counts_m2: tokens of the answers; not used.
-      beta: how dear it is to move away from the reference.
-      label_smoothing: the share ε of pairs that are taken to be labelled the wrong way round ("conservative" DPO):
-        (1 − ε) times the loss of the pair, plus ε times that of the pair swapped.
-
-    Returns:
-      Losses in nats.
+    Attributes:
+      beta: of the implicit rewards, β (log π − log π_ref).
+      reference: "initial": the adapter that training begins with, as in the paper; "base" or None: the base without an
+        adapter; or the path of a saved adapter.
+      cache_reference: True computes the reference's log-probabilities once, before training, and keeps them in the
+        workdir; False computes them in every step.
     """
-    ratios_m2 = policy_m2 - reference_m2
-    logits_m = beta * (ratios_m2[..., 0] - ratios_m2[..., 1])
-    right_m, wrong_m = jax.nn.log_sigmoid(logits_m), jax.nn.log_sigmoid(-logits_m)
-    return -(1 - label_smoothing) * right_m - label_smoothing * wrong_m
 
+    beta: float = number(0.1, above=0)
+    reference: str | None = "initial"
+    cache_reference: bool = True
 
-def ipo(
-    policy_m2: Float[Array, "*m 2"],
-    reference_m2: Float[Array, "*m 2"],
-    counts_m2: Int[Array, "*m 2"],
-    *,
-    beta: float,
-    label_smoothing: float = 0.0,
-) -> Float[Array, "*m"]:
-    """Identity preference optimization (arXiv 2310.12036, eq. 17): (h − 1 / 2β)², β being the paper's τ.
+    @property
+    def carried(self) -> tuple[str, ...]:
+        return ("reference_bt",) if self.cache_reference else ()
 
-    h is the difference between the two answers' log-ratios of policy to reference, each a mean over the answer's
-    tokens. The paper's are sums; with means the loss does not grow with the answers' length (TRL does the same, and
-    says that the paper's authors confirmed it as what they ran).
+    @property
+    def reference_in_steps(self) -> bool:
+        return not self.cache_reference and self.reference not in (None, "base")
 
-    Args: as `dpo`.
+    def losses(
+        self, policy_m2: Float[Array, "*m 2"], reference_m2: Float[Array, "*m 2"], counts_m2: Int[Array, "*m 2"]
+    ) -> Float[Array, "*m"]:
+        """Returns the loss of each pair, from summed log-probabilities in nats and numbers of tokens; see `Answers`."""
+        raise NotImplementedError
 
-    Raises:
-      InputError: there is label smoothing, which the objective has not.
-    """
-    if label_smoothing:
-        raise InputError("IPO has no label smoothing")
-    ratios_m2 = (policy_m2 - reference_m2) / jnp.maximum(counts_m2, 1)
-    return jnp.square(ratios_m2[..., 0] - ratios_m2[..., 1] - 1 / (2 * beta))
-
-
-LOSSES: dict[str, Callable[..., Float[Array, "*m"]]] = {"dpo": dpo, "ipo": ipo}
-"""Objectives by name, of one signature. One that needs no reference may ignore it."""
 
 METRICS = ("chosen_reward", "rejected_reward", "margin", "accuracy", "kl")
 
@@ -93,7 +69,7 @@ class Answers(NamedTuple):
     divergence_m2: Float[Array, "*m 2"]
 
 
-def losses_and_metrics(answers: Answers, *, objective: ObjectiveConfig) -> dict[str, Float[Array, "*m"]]:
+def losses_and_metrics(answers: Answers, *, options: PreferenceOptions) -> dict[str, Float[Array, "*m"]]:
     """The "loss" of each pair, and the `METRICS`, of which every one is reported as its mean over pairs.
 
     - chosen_reward, rejected_reward: the implicit rewards β (log π − log π_ref) of the two answers.
@@ -106,9 +82,8 @@ def losses_and_metrics(answers: Answers, *, objective: ObjectiveConfig) -> dict[
       answers are samples of the reference; those of the data are not, though a reference that was fine-tuned on
       their like is near. So it says how far the policy has moved on these answers, and nothing of its own.
     """
-    beta, smoothing = objective.beta, objective.label_smoothing
-    losses_m = LOSSES[objective.name](*answers[:3], beta=beta, label_smoothing=smoothing)
-    rewards_m2 = beta * (answers.policy_m2 - answers.reference_m2)
+    losses_m = options.losses(*answers[:3])
+    rewards_m2 = options.beta * (answers.policy_m2 - answers.reference_m2)
     margins_m = rewards_m2[..., 0] - rewards_m2[..., 1]
     return {
         "loss": losses_m,
@@ -136,8 +111,8 @@ def token_log_probs(
 
 def compare(policy_bt: Float[Array, "b t"], reference_bt: Float[Array, "b t"], batch: PairBatch) -> Answers:
     """The answers of a batch, from the `token_log_probs` of policy and reference."""
-    units, most = batch["pairs_um"].shape
-    segments_ut = jnp.asarray(batch["segment_ids_bt"]).reshape(units, -1)
+    units, most = batch.pairs_um.shape
+    segments_ut = jnp.asarray(batch.segment_ids_bt).reshape(units, -1)
     add = jax.vmap(lambda x_t, segments_t: jax.ops.segment_sum(x_t, segments_t, 2 * most + 1))
 
     def of_documents(x_bt: Array) -> Array:
@@ -155,28 +130,28 @@ def compare(policy_bt: Float[Array, "b t"], reference_bt: Float[Array, "b t"], b
     )
 
 
-def loss_sum(
+def sums(
     params: Params,
     adapter: Adapter | None,
     reference: Adapter | None,
     batch: PairBatch,
     *,
-    objective: ObjectiveConfig,
+    options: PreferenceOptions,
     config: LlamaConfig,
     remat: Remat = "none",
     dropout_key: Array | None = None,
-) -> tuple[Float[Array, ""], Int[Array, ""], dict[str, Float[Array, ""]]]:
-    """Sum of the pairs' losses, the number of pairs, and sums of the `METRICS`.
+) -> tuple[Float[Array, ""], Totals]:
+    """Sum of the pairs' losses, with the number of pairs and sums of the `METRICS`.
 
     The reference's log-probabilities are those that the batch carries; where it carries none they are computed here,
     with the reference adapter (None: none) over the same base.
     """
     policy_bt = token_log_probs(params, adapter, batch, config=config, remat=remat, dropout_key=dropout_key)
-    if "reference_bt" in batch:
-        reference_bt = jnp.asarray(batch["reference_bt"])
+    if batch.reference_bt is not None:
+        reference_bt = jnp.asarray(batch.reference_bt)
     else:
         reference_bt = token_log_probs(params, reference, batch, config=config)
-    of_pairs = losses_and_metrics(compare(policy_bt, reference_bt, batch), objective=objective)
-    there_um = jnp.asarray(batch["pairs_um"]) >= 0
-    sums = {name: jnp.sum(jnp.where(there_um, x_um, 0.0)) for name, x_um in of_pairs.items()}
-    return sums.pop("loss"), jnp.sum(there_um), sums
+    of_pairs = losses_and_metrics(compare(policy_bt, reference_bt, batch), options=options)
+    there_um = jnp.asarray(batch.pairs_um) >= 0
+    added = {name: jnp.sum(jnp.where(there_um, x_um, 0.0)) for name, x_um in of_pairs.items()}
+    return added.pop("loss"), Totals(jnp.sum(there_um), added)

@@ -1,5 +1,6 @@
 """The frozen reference of a preference objective: an adapter over the same base, and what it thinks of the answers."""
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -7,21 +8,22 @@ import json
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from aligner_jax.data.documents import digest
-from aligner_jax.data.pair_rows import PairBatch, offsets
+from aligner_jax.data.pair_rows import offsets
 from aligner_jax.data.pairs import Pair, documents_of
 from aligner_jax.errors import InputError, one_line
 from aligner_jax.files.content import exists, open_file
 from aligner_jax.files.json_text import parse_object
 from aligner_jax.model.llama import LlamaConfig, Params
-from aligner_jax.model.logical import whole
+from aligner_jax.model.logical import replicated
 from aligner_jax.objectives import preference
+from aligner_jax.objectives.batch import PairBatch
 from aligner_jax.peft import Adapter
 from aligner_jax.peft.artifact import load_adapter
 from aligner_jax.runtime.files import write_atomically
@@ -32,7 +34,7 @@ _MOST_OVERHEAD = 2**16
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def _log_probs(params, adapter, batch, *, config):
-    return whole(preference.token_log_probs(params, adapter, batch, config=config))
+    return replicated(preference.token_log_probs(params, adapter, batch, config=config))
 
 
 def load_reference(name: str | None, base: Base, initial: Adapter) -> Adapter | None:
@@ -55,8 +57,7 @@ def token_log_probs(
 ) -> Float[Array, "b t"]:
     """That of `preference`, compiled: one program for policies and references, so that equal ones give equal bits."""
     # What a batch may carry besides makes another structure, hence another program.
-    rows = {name: array for name, array in batch.items() if name != "reference_bt"}
-    return _log_probs(params, adapter, cast(PairBatch, rows), config=config)
+    return _log_probs(params, adapter, dataclasses.replace(batch, reference_bt=None), config=config)
 
 
 def table(
@@ -72,10 +73,10 @@ def table(
     found_t = np.full(starts[-1], np.nan, np.float32)
     for batch in batches:
         log_probs_bt = np.asarray(token_log_probs(params, adapter, batch, config=config))
-        units = len(batch["pairs_um"])
-        log_probs_ut, segments_ut = (x.reshape(units, -1) for x in (log_probs_bt, batch["segment_ids_bt"]))
-        for unit, place in np.argwhere(batch["pairs_um"] >= 0):
-            number = batch["pairs_um"][unit, place]
+        units = len(batch.pairs_um)
+        log_probs_ut, segments_ut = (x.reshape(units, -1) for x in (log_probs_bt, batch.segment_ids_bt))
+        for unit, place in np.argwhere(batch.pairs_um >= 0):
+            number = batch.pairs_um[unit, place]
             here_t = (segments_ut[unit] + 1) // 2 == place + 1
             found_t[starts[number] : starts[number + 1]] = log_probs_ut[unit, here_t]
     return found_t
@@ -94,7 +95,7 @@ def adapter_digest(adapter: Adapter | None) -> str:
     """SHA-256 of an adapter's method, options and arrays; of nothing where there is none."""
     digest = hashlib.sha256()
     if adapter is not None:
-        digest.update(str(adapter).encode())
+        digest.update(adapter.identity.encode())
         for name, leaf in sorted(adapter.trainable.items()):
             array = np.asarray(leaf)
             digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())

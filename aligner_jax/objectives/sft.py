@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from aligner_jax.data.pipeline import Batch
 from aligner_jax.model.llama import LlamaConfig, Params, Remat
+from aligner_jax.objectives.batch import Batch
 from aligner_jax.objectives.cross_entropy import token_losses
+from aligner_jax.objectives.loss import Loss, Options, Totals
 from aligner_jax.peft import Adapter, hidden_states
 from aligner_jax.peft.rows import num_stacked
 
@@ -29,24 +30,24 @@ def losses(
     hidden_btd, params = hidden_states(
         params,
         adapter,
-        jnp.asarray(batch["tokens_bt"]),
+        jnp.asarray(batch.tokens_bt),
         config=config,
-        segment_ids_bt=jnp.asarray(batch["segment_ids_bt"]),
-        positions_bt=jnp.asarray(batch["positions_bt"]),
+        segment_ids_bt=jnp.asarray(batch.segment_ids_bt),
+        positions_bt=jnp.asarray(batch.positions_bt),
         remat=remat,
         dropout_key=dropout_key,
-        adapter_b=jnp.asarray(batch["adapter_b"]) if "adapter_b" in batch else None,
+        adapter_b=None if batch.adapter_b is None else jnp.asarray(batch.adapter_b),
     )
     return token_losses(params, hidden_btd, targets_bt, mask_bt), mask_bt
 
 
 def targets(batch: Batch) -> tuple[Int[Array, "b t"], Bool[Array, "b t"]]:
     """The token that follows each position, and where it counts: in the mask, and of the same document."""
-    tokens_bt, segments_bt = jnp.asarray(batch["tokens_bt"]), jnp.asarray(batch["segment_ids_bt"])
+    tokens_bt, segments_bt = jnp.asarray(batch.tokens_bt), jnp.asarray(batch.segment_ids_bt)
     follows_bt = jnp.concatenate(
         [segments_bt[:, 1:] == segments_bt[:, :-1], jnp.zeros_like(segments_bt[:, :1], bool)], 1
     )
-    return jnp.roll(tokens_bt, -1, axis=1), jnp.roll(jnp.asarray(batch["loss_mask_bt"]), -1, axis=1) & follows_bt
+    return jnp.roll(tokens_bt, -1, axis=1), jnp.roll(jnp.asarray(batch.loss_mask_bt), -1, axis=1) & follows_bt
 
 
 def loss_sum(
@@ -63,8 +64,27 @@ def loss_sum(
     Of a stack of adapters, each one's own.
     """
     losses_bt, mask_bt = losses(params, adapter, batch, config=config, remat=remat, dropout_key=dropout_key)
-    if adapter is None or "adapter_b" not in batch:
+    if adapter is None or batch.adapter_b is None:
         return jnp.sum(losses_bt), jnp.sum(mask_bt)
-    adapter_b, number = jnp.asarray(batch["adapter_b"]), num_stacked(adapter)
+    adapter_b, number = jnp.asarray(batch.adapter_b), num_stacked(adapter)
     losses_b, counts_b = jnp.sum(losses_bt, axis=1), jnp.sum(mask_bt, axis=1)
     return jax.ops.segment_sum(losses_b, adapter_b, number), jax.ops.segment_sum(counts_b, adapter_b, number)
+
+
+def sums(
+    params: Params,
+    adapter: Adapter | None,
+    reference: Adapter | None,
+    batch: Batch,
+    *,
+    options: Options | None = None,
+    config: LlamaConfig,
+    remat: Remat = "none",
+    dropout_key: Array | None = None,
+) -> tuple[Float[Array, "*a"], Totals]:
+    """Returns `loss_sum` as the step takes it; the objective has no options, reference or metrics of its own."""
+    loss, count = loss_sum(params, adapter, batch, config=config, remat=remat, dropout_key=dropout_key)
+    return loss, Totals(count, {})
+
+
+LOSS = Loss(sums)

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Int
 
 from aligner_jax.objectives.step import StepMetrics
+from aligner_jax.runtime.global_batch import replicate
 
 
 class Window:
@@ -30,6 +31,7 @@ class Window:
         self._steps: list[StepMetrics] = []
         self._tokens, self._model_flops = 0, 0.0
         self._peak_flops, self._rates, self._updates = peak_flops, rates, updates
+        self._rates_at = jax.jit(lambda counts: {name: rate(counts[name]) for name, rate in rates.items()})
 
     def add(self, metrics: StepMetrics, tokens: int, model_flops: float) -> None:
         """Takes the next step, with its tokens that are not padding and the FLOPs of its rows."""
@@ -45,8 +47,11 @@ class Window:
         yield
         self._began += time.monotonic() - paused
 
-    def close(self) -> dict[str, float]:
+    def close(self, ended: float | None = None) -> dict[str, float]:
         """Returns the metrics of the steps, and begins anew.
+
+        Args:
+          ended: when the last step ended, on the clock of `time.monotonic`; None waits for it, and takes the time then.
 
         These are means over the steps that were not skipped (of a sweep, over the adapters too, and each one's loss by
         its number), the number of skipped ones, tokens a second that are not padding, and the rate of the last step.
@@ -54,7 +59,7 @@ class Window:
         is also mfu: model FLOPs a second (of all positions of the rows, padding too) over the peak.
         """
         steps = jax.device_get(self._steps)
-        now = time.monotonic()
+        now = time.monotonic() if ended is None else ended
         taken = ~np.stack([metrics.skipped for metrics in steps])
         numbers = [metrics.as_dict() for metrics in steps]
         by_name = {name: np.stack([each[name] for each in numbers]) for name in numbers[0]}
@@ -66,12 +71,16 @@ class Window:
         if self._peak_flops is not None:
             means["mfu"] = self._model_flops / (now - self._began) / self._peak_flops
         before_last = np.atleast_1d(self._updates + taken[:-1].sum(0))
-        for name, rate in self._rates.items():
-            adapter = name.removeprefix("learning_rate").removeprefix("_")
-            means[name] = float(np.asarray(rate(before_last[int(adapter or 0)])))
+        counts = {name: before_last[_adapter_of(name)] for name in self._rates}
+        rates = jax.device_get(self._rates_at(replicate(counts)))
+        means |= {name: float(rate) for name, rate in rates.items()}
         self._updates = self._updates + taken.sum(0)
         self._began, self._steps, self._tokens, self._model_flops = now, [], 0, 0.0
         return means
+
+
+def _adapter_of(name: str) -> int:
+    return int(name.removeprefix("learning_rate").removeprefix("_") or 0)
 
 
 def _mean(values: np.ndarray, taken: np.ndarray) -> float:

@@ -1,8 +1,6 @@
-"""Adapters: one method a file (`methods.METHODS`), and what is done with an adapter of any method."""
+"""Adapters: one method a file (`methods.METHODS`), and the model with an adapter of any of them."""
 
-import difflib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,89 +10,11 @@ from jaxtyping import Array, Float, Int
 from aligner_jax.data.token_ids import check_ids
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params, Remat, forward, unembed
-from aligner_jax.peft.adapter import Adapter, Options
+from aligner_jax.peft.adapter import Adapter, Method, Options
 from aligner_jax.peft.bound import Bound
-from aligner_jax.peft.methods import METHODS
+from aligner_jax.peft.methods import METHODS, complete_options, has_strength, init_adapter, with_strength
 from aligner_jax.peft.rows import bind_rows
-from aligner_jax.peft.together import bind_together
-
-
-def init_adapter(method: str, config: LlamaConfig, key: int | Array = 0, **options: Any) -> Adapter:
-    """A fresh adapter for models of this configuration, float32.
-
-    Args:
-      method: a key of `METHODS`.
-      key: a seed, or a `jax.random.key`.
-      **options: of the method, see its DEFAULTS; for "aligner" num_tokens (default 1) and start_layer (default 2).
-
-    Raises:
-      InputError: an unknown method or option, or a value that the model cannot have.
-    """
-    full = complete_options(method, config, options)
-    key = jax.random.key(key) if isinstance(key, int) else key
-    return Adapter(trainable=METHODS[method].init(full, config, key), method=method, options=full)
-
-
-def complete_options(method: str, config: LlamaConfig | None, options: dict[str, Any]) -> Options:
-    """The options with the method's defaults filled in, checked against the model, where there is one.
-
-    Raises:
-      InputError: an unknown method or option, or a value that the model cannot have.
-    """
-    if method not in METHODS:
-        raise InputError(f"adapter method {method!r} is not one of {', '.join(METHODS)}")
-    defaults = METHODS[method].DEFAULTS
-    for name in options:
-        if name not in defaults:
-            near = difflib.get_close_matches(name, defaults, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(defaults)}"
-            raise InputError(f"adapter method {method!r} has no option {name!r}{hint}")
-    full = Options.of(**{**defaults, **options})
-    METHODS[method].check(full, config)
-    return full
-
-
-def bind(
-    adapter: Adapter | Sequence[Adapter] | None,
-    params: Params,
-    config: LlamaConfig,
-    *,
-    dropout_key: Array | None = None,
-) -> Bound:
-    """Returns an adapter bound to a base; of None, a `Bound` that changes nothing.
-
-    Args:
-      adapter: several are applied together, see `bind_together`.
-      dropout_key: a `jax.random.key` of this training step, for methods with dropout; None drops nothing.
-    """
-    if adapter is None:
-        return Bound()
-    if not isinstance(adapter, Adapter):
-        return bind_together(adapter, params, config, dropout_key=dropout_key)
-    return METHODS[adapter.method].bind(adapter.trainable, adapter.options, params, config, dropout_key)
-
-
-def with_strength(adapter: Adapter, strength: float) -> Adapter:
-    """The same adapter with its contribution to every layer multiplied: 0 is the base, 1 changes nothing.
-
-    Raises:
-      InputError: the method has nothing to multiply, and the strength is not 1.
-    """
-    if not has_strength(adapter) and strength != 1:
-        raise InputError(f"an adapter of method {adapter.method!r} has no strength to change: it is used as it is")
-    if adapter.options.as_dict().get("tanh") and strength != 1:
-        # What is multiplied is the gate as it weighs.
-        gates = {name: jnp.tanh(x) if name.startswith("gates") else x for name, x in adapter.trainable.items()}
-        options = Options.of(**{**adapter.options.as_dict(), "tanh": False})
-        adapter = adapter.replace(trainable=gates, options=options)
-    multiplied = METHODS[adapter.method].STRENGTH
-    scale = {name: strength if name.startswith(multiplied) else 1 for name in adapter.trainable}
-    return adapter.replace(trainable={name: x * scale[name] for name, x in adapter.trainable.items()})
-
-
-def has_strength(adapter: Adapter) -> bool:
-    """Whether `with_strength` can change it: not for prompt and prefix tuning."""
-    return bool(METHODS[adapter.method].STRENGTH)
+from aligner_jax.peft.together import bind, bind_together
 
 
 def hidden_states(
@@ -178,6 +98,7 @@ __all__ = [
     "METHODS",
     "Adapter",
     "Bound",
+    "Method",
     "Options",
     "apply",
     "bind",

@@ -11,9 +11,11 @@ from typing import NamedTuple, Protocol
 import jax.numpy as jnp
 import numpy as np
 
+from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import is_file, is_folder
 from aligner_jax.files.fields import Fields
+from aligner_jax.files.identity import identity
 from aligner_jax.files.json_text import parse_object
 from aligner_jax.model.llama import LlamaConfig
 from aligner_jax.peft import METHODS, Adapter, Options, complete_options
@@ -53,7 +55,7 @@ def save_adapter(
       path: ends in .safetensors by custom.
       base: the base it was trained on.
       prompt_format: how its training data made prompts ({"template": "chat", "system": ""}), so that whoever generates
-        with it can do the same; `recorded_prompt_format` reads it back.
+        with it can do the same; `read_artifact` reads it back.
 
     Raises:
       InputError: the file cannot be written (the sentence names it and says why), or an array is of a dtype other than
@@ -66,7 +68,7 @@ def save_adapter(
         "options": json.dumps(adapter.options.as_dict(), sort_keys=True),
     }
     if base is not None:
-        metadata["base_config"] = json.dumps(dataclasses.asdict(base.config), sort_keys=True)
+        metadata["base_config"] = json.dumps(identity(base.config), sort_keys=True)
         metadata["base_fingerprint"] = base.fingerprint
         if (quantization := getattr(base, "quantization", None)) is not None:
             metadata["base_quantization"] = str(quantization)
@@ -76,8 +78,35 @@ def save_adapter(
     write_atomically(Path(path), adapter_bytes(AdapterFile(metadata, tensors)))
 
 
+class RecordedBase(NamedTuple):
+    """The base that an adapter was saved with, as far as its file describes it."""
+
+    config: LlamaConfig
+    fingerprint: str
+    quantization: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """Content of an adapter's file.
+
+    Attributes:
+      base: the base it was saved with; None where the file names none, as in other projects' adapters.
+      prompt_format: how its training data made prompts; None where the file does not say.
+    """
+
+    adapter: Adapter
+    base: RecordedBase | None = None
+    prompt_format: PromptFormat | None = None
+
+
 def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Adapter:
-    """Reads an adapter that `save_adapter` wrote, or one of another project.
+    """Loads an adapter, without what else its file records; see `read_artifact`."""
+    return read_artifact(path, base).adapter
+
+
+def read_artifact(path: str | Path, base: FingerprintedBase | None = None) -> Artifact:
+    """Reads the file of an adapter that `save_adapter` wrote, or an adapter of another project.
 
     These are .pth files of the paper's authors' Aligners and of lit-llama's LLaMA-Adapters (see `released`), and the
     folders of Hugging Face PEFT (see `hf_peft`).
@@ -91,20 +120,24 @@ def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Ada
     """
     path = Path(path)
     if is_folder(path):
-        return load_peft(path, base.config if base is not None else None)
+        return Artifact(load_peft(path, base.config if base is not None else None))
     if path.suffix == ".pth":
-        return _load_released(path, base)
+        return Artifact(_load_released(path, base))
     metadata, tensors = read_adapter_file(path)
     method = metadata["method"]
     if method not in METHODS:
         raise InputError(f"{path} holds an adapter of method {method!r}, which is not one of {', '.join(METHODS)}")
-    recorded = _recorded_config(path, metadata)
+    recorded, fingerprint = _recorded_config(path, metadata), metadata.get("base_fingerprint")
     if base is not None:
-        _check_base(path, recorded, metadata.get("base_fingerprint"), base)
+        _check_base(path, recorded, fingerprint, base)
     config = base.config if base is not None else recorded
     options = _complete_options(path, method, config, _json(path, metadata, "options"))
     check_shapes(path, tensors, method, options, config)
-    return Adapter({name: jnp.asarray(x) for name, x in tensors.items()}, method=method, options=options)
+    return Artifact(
+        Adapter({name: jnp.asarray(x) for name, x in tensors.items()}, method=method, options=options),
+        RecordedBase(recorded, fingerprint, metadata.get("base_quantization")) if recorded and fingerprint else None,
+        _recorded_prompt_format(path, metadata),
+    )
 
 
 def _load_released(path: Path, base: FingerprintedBase | None) -> Adapter:
@@ -119,76 +152,6 @@ def _load_released(path: Path, base: FingerprintedBase | None) -> Adapter:
     return adapter
 
 
-def recorded_prompt_format(path: str | Path) -> dict[str, str | None]:
-    """The prompt_format that an adapter was saved with; empty when there was none, as in other projects' adapters.
-
-    Raises:
-      InputError: no such file, or damaged.
-    """
-    path = Path(path)
-    if path.suffix == ".pth" or is_folder(path):
-        return {}
-    metadata, _ = read_adapter_file(path)
-    if "prompt_format" not in metadata:
-        return {}
-    found = Fields(_json(path, metadata, "prompt_format"), path, prefix="its metadata field 'prompt_format': ")
-    return {name: found.text(name) if found.has(name) else None for name in found.values}
-
-
-def prompt_template(
-    template: str,
-    recorded: dict[str, str | None],
-    *,
-    adapter: str | None,
-    option: str,
-    others: tuple[str, ...] = ("chat", "none"),
-) -> str:
-    """The template that prompts get: the one asked for; of "auto" that of the adapter's training, "none" without one.
-
-    Args:
-      recorded: see `recorded_prompt_format`.
-      adapter: what the sentence calls it; None where there is none.
-      option: where another can be asked for, such as "--template".
-      others: those that can be asked for beside "alpaca".
-
-    Raises:
-      InputError: "auto", and the adapter's file does not record it, as those of other projects do not.
-    """
-    if template != "auto":
-        return template
-    found = recorded.get("template")
-    if found is None and adapter is not None:
-        raise InputError(
-            f"{adapter} does not record how its training data made prompts; name it: {option}=alpaca (as the paper's "
-            f"were) or {' or '.join(others)}"
-        )
-    return found or "none"
-
-
-class RecordedBase(NamedTuple):
-    """What an adapter's file says of its base."""
-
-    config: LlamaConfig
-    fingerprint: str
-    quantization: str | None = None
-
-
-def recorded_base(path: str | Path) -> RecordedBase | None:
-    """The base that an adapter was saved with; None when there was none, as in other projects' adapters.
-
-    Raises:
-      InputError: no such file, or damaged.
-    """
-    path = Path(path)
-    if path.suffix == ".pth" or is_folder(path):
-        return None
-    metadata, _ = read_adapter_file(path)
-    config, fingerprint = _recorded_config(path, metadata), metadata.get("base_fingerprint")
-    if not config or not fingerprint:
-        return None
-    return RecordedBase(config, fingerprint, metadata.get("base_quantization"))
-
-
 def _json(path: Path, metadata: dict[str, str], name: str) -> dict:
     return parse_object(metadata.get(name, ""), f"{path}: its metadata field {name!r}")
 
@@ -199,6 +162,14 @@ def _recorded_config(path: Path, metadata: dict[str, str]) -> LlamaConfig | None
     return LlamaConfig.from_fields(
         Fields(_json(path, metadata, "base_config"), path, prefix="its metadata field 'base_config': ")
     )
+
+
+def _recorded_prompt_format(path: Path, metadata: dict[str, str]) -> PromptFormat | None:
+    if "prompt_format" not in metadata:
+        return None
+    found = Fields(_json(path, metadata, "prompt_format"), path, prefix="its metadata field 'prompt_format': ")
+    template, system = (found.text(name) if found.has(name) else None for name in ("template", "system"))
+    return None if template is None else PromptFormat(template, system)
 
 
 def _complete_options(path: Path, method: str, config: LlamaConfig | None, options: dict) -> Options:

@@ -11,34 +11,28 @@ from aligner_jax.errors import InputError
 from aligner_jax.model.layers import Adapted
 from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
 from aligner_jax.model.quantized import Quantized
-from aligner_jax.peft.adapter import Options
+from aligner_jax.peft.adapter import Method, Options, scaled
 from aligner_jax.peft.bound import Bound
+from aligner_jax.runtime.roofline import AdapterCost
 
-DEFAULTS: dict[str, object] = {}
 _LAYERS = "layers."
-STRENGTH = ("",)
-"""All of it, see `aligner`."""
-
-
-def check(options: Options, config: LlamaConfig | None) -> None:
-    """There are no options."""
 
 
 def shapes(options: Options, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Those of all parameters, by field of `Params`; fields of `Layers` come after "layers."."""
+    """Returns the shapes of all parameters, by field of `Params`; fields of `Layers` come after "layers."."""
     paths = jax.tree_util.tree_leaves_with_path(abstract_params(config))
     return {".".join(str(key.name) for key in path): leaf.shape for path, leaf in paths}
 
 
 def init(options: Options, config: LlamaConfig, key: Array) -> dict[str, Array]:
-    """Zeros, float32: at first the model is the base."""
+    """Returns zeros: at first the model is the base."""
     return {name: jnp.zeros(shape) for name, shape in shapes(options, config).items()}
 
 
 def bind(
     trainable: dict[str, Array], options: Options, params: Params, config: LlamaConfig, dropout_key: Array | None = None
 ) -> Bound:
-    """The layers' differences as updates; the sums for the other parameters. Sums are rounded once.
+    """Returns the layers' differences as updates, and the sums for the other parameters. Sums are rounded once.
 
     Raises:
       InputError: the base is quantized.
@@ -56,3 +50,15 @@ def bind(
         adapted=(Adapted(range(config.num_layers), updates=updates),),
         parameters={name: total(name, x) for name, x in trainable.items() if not name.startswith(_LAYERS)},
     )
+
+
+def cost(options: Options, config: LlamaConfig) -> AdapterCost:
+    """Every layer has a backward pass; `Method.trains_base` says the rest."""
+    return AdapterCost()
+
+
+# A row of a batch cannot have weights of its own.
+FULL = Method(
+    options=Options, shapes=shapes, init=init, bind=bind, cost=cost, with_strength=scaled(""),
+    per_row=False, trains_base=True,
+)  # fmt: skip

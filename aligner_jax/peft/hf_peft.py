@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +14,11 @@ import safetensors.numpy
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import is_file, is_folder
 from aligner_jax.model.config import LlamaConfig
-from aligner_jax.peft import METHODS, Adapter, Options, complete_options, llama_adapter, lora
+from aligner_jax.peft import METHODS, Adapter, Options, complete_options, lora
+from aligner_jax.peft.aligner import AlignerOptions
 from aligner_jax.peft.hf_peft_config import FILE, LAYER, MODULES, PeftConfig, adaption_prompt_config, lora_config
+from aligner_jax.peft.llama_adapter import LlamaAdapterOptions
+from aligner_jax.peft.lora import LoraOptions
 from aligner_jax.runtime.files import write_folder_atomically
 from aligner_jax.weights.hf import FORMAT
 from aligner_jax.weights.hf_config import hf_config
@@ -78,12 +81,12 @@ def write_peft(adapter: Adapter, folder: str | Path, *, config: LlamaConfig, bas
     Raises:
       InputError: PEFT has nothing that computes the same, or the folder cannot be written.
     """
-    METHODS[adapter.method].check(adapter.options, config)
+    adapter.options.check(config)
     fitting = METHODS[adapter.method].shapes(adapter.options, config)
     for name, leaf in adapter.trainable.items():
         if leaf.shape != fitting.get(name):
             raise InputError(f"{name} of this adapter has shape {leaf.shape}, but {fitting.get(name)} fits this base")
-    if adapter.method == "lora":
+    if isinstance(adapter.options, LoraOptions):
         leaves, places = adapter.trainable, _lora_places(adapter.options, config)
         text = lora_config(adapter.options.as_dict(), base_name)
     else:
@@ -104,7 +107,7 @@ def _load_lora(folder: Path, found: PeftConfig, config: LlamaConfig, tensors: di
         raise InputError(f"{folder} has {len(tensors)} tensors, too few for the {config.num_layers} layers of its base")
     given = found.lora_options(config.num_layers)
     try:
-        options = complete_options("lora", config, given)
+        options = cast(LoraOptions, complete_options("lora", config, given))
     except InputError as error:
         raise InputError(f"{folder / FILE}: {error}") from None
     places = _accounted(folder, tensors, _lora_places(options, config))
@@ -135,30 +138,30 @@ def _load_adaption_prompt(
     }
     for place in places:
         arrays[place.leaf][place.part] = tensors[place.name].reshape(arrays[place.leaf].shape[1:])
-    given = {"num_tokens": num_tokens, "start_layer": num_layers - num_adapted, "gates": "layer", "tanh": False}
-    return _adapter(arrays, "llama_adapter", Options.of(**{**llama_adapter.DEFAULTS, **given}))
+    options = LlamaAdapterOptions(num_tokens=num_tokens, start_layer=num_layers - num_adapted, gates="layer")
+    return _adapter(arrays, "llama_adapter", options)
 
 
 def _as_adaption_prompt(adapter: Adapter, config: LlamaConfig) -> dict[str, jnp.ndarray]:
     """tokens_lpd and gates_ln [l, 1] of a prefix with one gate a layer."""
-    if adapter.method not in ("llama_adapter", "aligner"):
+    options = adapter.options
+    if not isinstance(options, AlignerOptions | LlamaAdapterOptions):
         raise InputError(f"an adapter of method {adapter.method!r} cannot be written for PEFT: {_WRITABLE}")
     gates_ln = adapter.trainable["gates_ln"]
     if gates_ln.shape[1] != 1:
         raise InputError(
-            f"this {adapter.method} has {gates_ln.shape[1]} gates a layer (gates={adapter.options['gates']!r}) "
+            f"this {adapter.method} has {gates_ln.shape[1]} gates a layer (gates={options.gates!r}) "
             f"and cannot be written for PEFT: {_WRITABLE}"
         )
     _check_model(config, "this adapter cannot be written for PEFT")
-    num_layers = config.num_layers - adapter.options["start_layer"]
-    if adapter.method == "aligner":
+    num_layers = options.num_adapted(config)
+    if isinstance(options, AlignerOptions):
         tokens_pd = adapter.trainable["tokens_pd"]
         tokens_pd = jnp.tile(tokens_pd, (1, config.d_model // tokens_pd.shape[1]))
         tokens_lpd = jnp.broadcast_to(tokens_pd, (num_layers, *tokens_pd.shape))
     else:
         tokens_lpd = adapter.trainable["tokens_lpd"]
-        gates_ln = jnp.tanh(gates_ln) if adapter.options["tanh"] else gates_ln
-    return {"tokens_lpd": tokens_lpd, "gates_ln": jnp.broadcast_to(gates_ln, (num_layers, 1))}
+    return {"tokens_lpd": tokens_lpd, "gates_ln": jnp.broadcast_to(options.weights(gates_ln), (num_layers, 1))}
 
 
 def _check_model(config: LlamaConfig, where: str) -> None:
@@ -174,14 +177,14 @@ def _check_model(config: LlamaConfig, where: str) -> None:
         )
 
 
-def _lora_places(options: Options, config: LlamaConfig) -> Iterator[_Place]:
+def _lora_places(options: LoraOptions, config: LlamaConfig) -> Iterator[_Place]:
     shapes = lora.shapes(options, config)
-    for target in options["targets"]:
+    for target in options.targets:
         for side in "AB":
             leaf = next(name for name in shapes if name.startswith(f"{side.lower()}_{target}_"))
             # A is [r, in], B is [out, r].
-            size = math.prod(shapes[leaf][1:]) // options["rank"]
-            shape = (options["rank"], size) if side == "A" else (size, options["rank"])
+            size = math.prod(shapes[leaf][1:]) // options.rank
+            shape = (options.rank, size) if side == "A" else (size, options.rank)
             for layer in range(config.num_layers):
                 yield _Place(f"{_PREFIX.format(l=layer)}{MODULES[target]}.lora_{side}.weight", leaf, layer, shape)
 

@@ -7,11 +7,10 @@ from typing import Any, NoReturn
 
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, is_file
-from aligner_jax.files.fields import Fields
+from aligner_jax.files.fields import Fields, shown
 from aligner_jax.files.json_text import read_object
 from aligner_jax.peft import lora
 from aligner_jax.peft.name_pattern import NamePattern, PatternError
-from aligner_jax.peft.options import shown
 
 FILE = "adapter_config.json"
 MODULES = {

@@ -1,24 +1,25 @@
 """LoRA (arXiv 2106.09685): a low-rank addition to any of a layer's projections."""
 
+import dataclasses
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.fields import MOST_INTEGER, MOST_NUMBER
 from aligner_jax.model.layers import Adapted
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.updates import LowRank
-from aligner_jax.peft.adapter import Options
+from aligner_jax.peft.adapter import Method, Options, scaled
 from aligner_jax.peft.bound import Bound
-from aligner_jax.peft.options import check_flag, check_integer, check_number, shown
+from aligner_jax.runtime.fields import number
+from aligner_jax.runtime.roofline import AdapterCost
 
-DEFAULTS = {"rank": 8, "alpha": 16, "targets": ("q", "v"), "dropout": 0.05, "rslora": False}
-"""The paper's baseline. targets: any of `TARGETS`. rslora: the scale is alpha / √rank (arXiv 2312.03732) and not
-alpha / rank.
-"""
-TARGETS = {
+Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
+TARGETS: dict[Target, str] = {
     "q": "q_ldnh",
     "k": "k_ldkh",
     "v": "v_ldkh",
@@ -28,40 +29,43 @@ TARGETS = {
     "down": "down_lfd",
 }
 """Projections, and the fields of `Layers` that hold them."""
-STRENGTH = ("b_",)
-"""See `aligner`."""
 
 
-def check(options: Options, config: LlamaConfig | None) -> None:
-    """Refuses options that cannot be had.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraOptions(Options):
+    """Options of a LoRA; the defaults are the paper's baseline.
 
-    Raises:
-      InputError: a rank below one, an alpha or dropout out of range, no targets, or an unknown one.
+    Attributes:
+      targets: different projections.
+      dropout: share of a projection's inputs that its low-rank path does not see in training.
+      rslora: True if the scale is alpha / √rank (arXiv 2312.03732) and not alpha / rank.
     """
-    check_integer(options, "rank")
-    check_number(options, "alpha", above=0)
-    check_number(options, "dropout", least=0, below=1)
-    check_flag(options, "rslora")
-    targets = options["targets"]
-    for target in targets if isinstance(targets, tuple) else ():
-        if not isinstance(target, str) or target not in TARGETS:
-            raise InputError(f"targets holds {shown(target)}, which is not one of {', '.join(TARGETS)}")
-    if not isinstance(targets, tuple) or not targets or len(set(targets)) < len(targets):
-        raise InputError(f"targets is {shown(targets)}, but should be a list of different projections")
+
+    rank: int = number(8, least=1, most=MOST_INTEGER)
+    # An integer stays one: files that hold it do not change.
+    alpha: int | float = number(16, above=0, most=MOST_NUMBER)
+    targets: tuple[Target, ...] = ("q", "v")
+    dropout: int | float = number(0.05, least=0, below=1)
+    rslora: bool = False
+
+    def check(self, config: LlamaConfig | None) -> None:
+        """Raises InputError where there are no targets, or one twice."""
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            raise InputError(f"targets is {self.targets}, but should be a list of different projections")
 
 
-def shapes(options: Options, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the trained arrays: rank · (inputs + outputs) numbers a layer and target."""
+def shapes(options: LoraOptions, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the trained arrays: rank · (inputs + outputs) numbers a layer and target."""
     found = {}
-    for target in options["targets"]:
+    for target in options.targets:
         into, out = _sides(target, config)
-        found[f"a_{target}_l{_letters(target)[0]}r"] = (config.num_layers, *into, options["rank"])
-        found[f"b_{target}_lr{_letters(target)[1]}"] = (config.num_layers, options["rank"], *out)
+        found[f"a_{target}_l{_letters(target)[0]}r"] = (config.num_layers, *into, options.rank)
+        found[f"b_{target}_lr{_letters(target)[1]}"] = (config.num_layers, options.rank, *out)
     return found
 
 
-def init(options: Options, config: LlamaConfig, key: Array) -> dict[str, Array]:
-    """A uniform between ±1 / √inputs (Kaiming's for a slope of √5), B zero, float32: at first the model is the base."""
+def init(options: LoraOptions, config: LlamaConfig, key: Array) -> dict[str, Array]:
+    """Returns A uniform between ±1 / √inputs (Kaiming's for a slope of √5), and B zero, where the model is the base."""
     trainable = {}
     for name, shape in shapes(options, config).items():
         key, own = jax.random.split(key)
@@ -72,21 +76,25 @@ def init(options: Options, config: LlamaConfig, key: Array) -> dict[str, Array]:
 
 
 def bind(
-    trainable: dict[str, Array], options: Options, params: Params, config: LlamaConfig, dropout_key: Array | None = None
+    trainable: dict[str, Array],
+    options: LoraOptions,
+    params: Params,
+    config: LlamaConfig,
+    dropout_key: Array | None = None,
 ) -> Bound:
-    """The factors beside each target's weight.
+    """Returns the factors beside each target's weight.
 
     Args:
       dropout_key: in training, a key of this step; without one nothing is dropped.
     """
-    scale = options["alpha"] / (math.sqrt(options["rank"]) if options["rslora"] else options["rank"])
-    dropout = options["dropout"] if dropout_key is not None else 0.0
+    scale = options.alpha / (math.sqrt(options.rank) if options.rslora else options.rank)
+    dropout = options.dropout if dropout_key is not None else 0.0
     updates = {}
-    for number, target in enumerate(options["targets"]):
+    for index, target in enumerate(options.targets):
         into, out = _letters(target)
         keys = None
         if dropout_key is not None and dropout:
-            keys = jax.random.split(jax.random.fold_in(dropout_key, number), config.num_layers)
+            keys = jax.random.split(jax.random.fold_in(dropout_key, index), config.num_layers)
         updates[TARGETS[target]] = LowRank(
             a=trainable[f"a_{target}_l{into}r"],
             b=trainable[f"b_{target}_lr{out}"],
@@ -97,15 +105,24 @@ def bind(
     return Bound(adapted=(Adapted(range(config.num_layers), updates=updates),))
 
 
-def _letters(target: str) -> tuple[str, str]:
+def cost(options: LoraOptions, config: LlamaConfig) -> AdapterCost:
+    """Every layer has a backward pass, and each token goes through all factors."""
+    factors = sum(math.prod(shape[1:]) for shape in shapes(options, config).values())
+    return AdapterCost(trained_weights=factors)
+
+
+def _letters(target: Target) -> tuple[str, str]:
     """The axes that a projection sums over, and those of its result."""
     axes = TARGETS[target].partition("_l")[2]
     return ("nh", "d") if target == "o" else (axes[0], axes[1:])
 
 
-def _sides(target: str, config: LlamaConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _sides(target: Target, config: LlamaConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
     sizes = {
         "d": config.d_model, "n": config.num_heads, "k": config.num_kv_heads, "h": config.head_dim, "f": config.d_mlp,
     }  # fmt: skip
     into, out = _letters(target)
     return tuple(sizes[axis] for axis in into), tuple(sizes[axis] for axis in out)
+
+
+LORA = Method(options=LoraOptions, shapes=shapes, init=init, bind=bind, cost=cost, with_strength=scaled("b_"))

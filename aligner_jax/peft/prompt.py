@@ -5,46 +5,56 @@ are computed once, from the embeddings alone, and every document attends to them
 positions after theirs: what it would have in front of each document, also in packed rows and while decoding.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from aligner_jax.files.fields import MOST_INTEGER, MOST_NUMBER
 from aligner_jax.model.attention import Prefix, attend
 from aligner_jax.model.layers import Adapted, Layer, run_layers
 from aligner_jax.model.llama import LlamaConfig, Params, transform
 from aligner_jax.model.rope import rotation
-from aligner_jax.peft.adapter import Options
+from aligner_jax.peft.adapter import Method, Options
 from aligner_jax.peft.bound import Bound
-from aligner_jax.peft.options import check_num_tokens, check_number
-
-DEFAULTS = {"num_tokens": 20, "init_std": 0.02}
-"""init_std: of the embeddings' initial normal distribution."""
-STRENGTH: tuple[str, ...] = ()
-"""Nothing in it is linear, see `aligner`."""
+from aligner_jax.runtime.fields import number
+from aligner_jax.runtime.roofline import AdapterCost, layer_weights
 
 
-def check(options: Options, config: LlamaConfig | None) -> None:
-    """Refuses options that cannot be had on this model. Raises InputError: see the options' names in the sentence."""
-    check_num_tokens(options)
-    check_number(options, "init_std", least=0)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptOptions(Options):
+    """Options of prompt tuning, which has no strength: nothing in it is linear.
+
+    Attributes:
+      num_tokens: p, embeddings before the text.
+      init_std: standard deviation of their initial normal distribution.
+    """
+
+    num_tokens: int = number(20, least=1, most=MOST_INTEGER)
+    init_std: int | float = number(0.02, least=0, most=MOST_NUMBER)
 
 
-def shapes(options: Options, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of the trained array: p · d numbers."""
-    return {"tokens_pd": (options["num_tokens"], config.d_model)}
+def shapes(options: PromptOptions, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of the trained array: p · d numbers."""
+    return {"tokens_pd": (options.num_tokens, config.d_model)}
 
 
-def init(options: Options, config: LlamaConfig, key: Array) -> dict[str, Array]:
-    """Normal numbers, float32. The model is not the base at first."""
-    return {"tokens_pd": options["init_std"] * jax.random.normal(key, shapes(options, config)["tokens_pd"])}
+def init(options: PromptOptions, config: LlamaConfig, key: Array) -> dict[str, Array]:
+    """Returns normal numbers. The model is not the base at first."""
+    return {"tokens_pd": options.init_std * jax.random.normal(key, shapes(options, config)["tokens_pd"])}
 
 
 def bind(
-    trainable: dict[str, Array], options: Options, params: Params, config: LlamaConfig, dropout_key: Array | None = None
+    trainable: dict[str, Array],
+    options: PromptOptions,
+    params: Params,
+    config: LlamaConfig,
+    dropout_key: Array | None = None,
 ) -> Bound:
-    """Keys (rotated) and values of the embeddings in every layer, as a prefix in one softmax with the text."""
+    """Returns keys (rotated) and values of the embeddings in every layer, as a prefix in one softmax with the text."""
     x_1pd = trainable["tokens_pd"].astype(params.embed_vd.dtype)[None]
-    cos_sin = rotation(jnp.arange(options["num_tokens"], dtype=jnp.int32)[None], config)
+    cos_sin = rotation(jnp.arange(options.num_tokens, dtype=jnp.int32)[None], config)
 
     def step(x_1pd, layer: Layer):
         found = None
@@ -61,4 +71,12 @@ def bind(
     _, (k_lbpkh, v_lbpkh) = run_layers(step, x_1pd, params.layers, layers, remat="full")
     gates_lbn = jnp.ones((config.num_layers, 1, config.num_heads))
     prefix = Prefix(k_bpkh=k_lbpkh, v_bpkh=v_lbpkh, gate_bn=gates_lbn, joint=True)
-    return Bound(adapted=(Adapted(layers, prefix=prefix),), first_position=options["num_tokens"])
+    return Bound(adapted=(Adapted(layers, prefix=prefix),), first_position=options.num_tokens)
+
+
+def cost(options: PromptOptions, config: LlamaConfig) -> AdapterCost:
+    """The embeddings go through all weights of every layer, and each query attends to their keys."""
+    return AdapterCost(num_tokens=options.num_tokens, bind_weights=layer_weights(config))
+
+
+PROMPT = Method(options=PromptOptions, shapes=shapes, init=init, bind=bind, cost=cost)

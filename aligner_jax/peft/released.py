@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aligner_jax.errors import InputError
-from aligner_jax.peft import METHODS, Adapter, Options
+from aligner_jax.peft import METHODS, Adapter
 from aligner_jax.weights.torch_file import read_torch_tensors
 
 _TOKENS = "global_value_embedding.weight"
@@ -99,5 +99,5 @@ def _adapter(
             key: jnp.asarray(value.astype(np.float32)) for key, value in ((name, tokens), ("gates_ln", gates_ln))
         },
         method=method,
-        options=Options.of(**{**METHODS[method].DEFAULTS, **options, "num_tokens": num_tokens}),
+        options=METHODS[method].options(**options, num_tokens=num_tokens),
     )

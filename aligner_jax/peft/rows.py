@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from aligner_jax.errors import InputError
@@ -14,6 +15,7 @@ from aligner_jax.model.updates import LowRank, Update
 from aligner_jax.peft.adapter import Adapter
 from aligner_jax.peft.bound import Bound
 from aligner_jax.peft.methods import METHODS
+from aligner_jax.runtime.global_batch import replicate
 
 
 def stack_adapters(adapters: list[Adapter]) -> Adapter:
@@ -34,7 +36,12 @@ def stack_adapters(adapters: list[Adapter]) -> Adapter:
 
 def unstack_adapter(adapter: Adapter, index: int) -> Adapter:
     """The adapter of that number out of a stack."""
-    return adapter.replace(trainable=jax.tree.map(lambda leaf: leaf[index], adapter.trainable))
+    return adapter.replace(trainable=_entry(adapter.trainable, replicate(np.int32(index))))
+
+
+@jax.jit
+def _entry(trainable: dict[str, Array], index: Array) -> dict[str, Array]:
+    return jax.tree.map(lambda leaf: leaf[index], trainable)
 
 
 def num_stacked(adapter: Adapter) -> int:
@@ -55,13 +62,16 @@ def bind_rows(
     Every adapter is bound once, however many rows it has. A row's output does not depend on the other rows' adapters.
 
     Raises:
-      InputError: the method is full fine-tuning, whose weights cannot differ from row to row.
+      InputError: rows cannot have adapters of this method of their own.
     """
-    if adapter.method == "full":
-        raise InputError("adapters of method 'full' cannot share a batch: each has weights of its own for every row")
+    method = METHODS[adapter.method]
+    if not method.per_row:
+        raise InputError(
+            f"adapters of method {adapter.method!r} cannot share a batch: each has weights of its own for every row"
+        )
 
     def bind_one(trainable):
-        return METHODS[adapter.method].bind(trainable, adapter.options, params, config, dropout_key)
+        return method.bind(trainable, adapter.options, params, config, dropout_key)
 
     bound = jax.vmap(bind_one)(adapter.trainable)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig
-from aligner_jax.peft.adapter import Options
+from aligner_jax.peft.adapter import LayerOptions, Options
 from aligner_jax.peft.methods import METHODS
 
 
@@ -51,7 +51,7 @@ def _without_model(method: str, options: Options) -> tuple[dict[str, tuple[int |
 
 def _models(options: Options) -> tuple[LlamaConfig, LlamaConfig, LlamaConfig]:
     """Returns models that have these options: two in which every size differs, and one without what may be absent."""
-    start = options.as_dict().get("start_layer", 0)
+    start = options.start_layer if isinstance(options, LayerOptions) else 0
     return (
         LlamaConfig(11, 24, 13, start + 2, 6, 3, 4, qkv_bias=True, o_bias=True),
         LlamaConfig(17, 60, 19, start + 3, 10, 5, 6, qkv_bias=True, o_bias=True),

@@ -1,4 +1,4 @@
-"""Several adapters on one base at the same time."""
+"""Adapters bound to a base: one, or several at the same time."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,7 +12,40 @@ from aligner_jax.model.llama import Layers, LlamaConfig, Params
 from aligner_jax.model.updates import LowRank, Update, updated
 from aligner_jax.peft.adapter import Adapter
 from aligner_jax.peft.bound import Bound
-from aligner_jax.peft.methods import METHODS
+from aligner_jax.peft.methods import METHODS, fresh_adapter
+
+
+def bind(
+    adapter: Adapter | Sequence[Adapter] | None,
+    params: Params,
+    config: LlamaConfig,
+    *,
+    dropout_key: Array | None = None,
+) -> Bound:
+    """Returns an adapter bound to a base; of None, a `Bound` that changes nothing.
+
+    Args:
+      adapter: several are applied together, see `bind_together`.
+      dropout_key: a `jax.random.key` of this training step, for methods with dropout; None drops nothing.
+    """
+    if adapter is None:
+        return Bound()
+    if not isinstance(adapter, Adapter):
+        return bind_together(adapter, params, config, dropout_key=dropout_key)
+    return METHODS[adapter.method].bind(adapter.trainable, adapter.options, params, config, dropout_key)
+
+
+def first_position(adapter: Adapter, params: Params, config: LlamaConfig) -> int:
+    """Returns the rotary position of a text's first token; those before it are the adapter's, as in prompt tuning.
+
+    Args:
+      adapter: one, or a stack of them (`rows.stack_adapters`); its arrays are not read.
+    """
+
+    def bound(params: Params) -> Bound:
+        return bind(fresh_adapter(adapter.method, config, 0, adapter.options), params, config)
+
+    return jax.eval_shape(bound, params).first_position
 
 
 def bind_together(

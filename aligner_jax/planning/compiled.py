@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aligner_jax.errors import InputError
+from aligner_jax.planning import program_cache
 from aligner_jax.planning.collectives import Collective, collectives
 from aligner_jax.planning.topology import without_a_cache_of_programs
 from aligner_jax.runtime import roofline
@@ -27,7 +29,8 @@ class Compiled:
       temporary_bytes: the most that lives within the program; None where it does not fit, as all below.
       sent: what it sends between devices.
       output_shardings: where its results are.
-      seconds: how long compiling took.
+      text: its scheduled HLO.
+      seconds: compile time; that of the first compilation where the program comes from the cache.
     """
 
     peak_bytes: int
@@ -35,6 +38,7 @@ class Compiled:
     temporary_bytes: int | None
     sent: list[Collective] | None
     output_shardings: Any
+    text: str | None
     seconds: float
 
     @property
@@ -52,23 +56,54 @@ def compile_for(chip: roofline.Chip, jitted: Any, *arguments: Any, **static: Any
     Raises:
       InputError: it cannot be compiled, for another reason than its size.
     """
-    began = time.monotonic()
+    mesh = next(leaf.sharding.mesh for leaf in jax.tree.leaves(arguments))
     with without_a_cache_of_programs():
-        try:
-            compiled = jitted.lower(*arguments, **static).compile()
-        except jax.errors.JaxRuntimeError as error:
-            used = _USED.search(str(error))
-            if used is None:
-                first = str(error).strip().splitlines()[0]
-                raise InputError(f"the TPU compiler cannot compile the program: {first}") from error
-            number, unit = (group for group in used.groups() if group)
-            needed = int(float(number) * 2 ** (10 * (1 + "KMGT".index(unit))))
-            return Compiled(needed, chip.hbm_bytes, None, None, None, time.monotonic() - began)
-    took, memory = time.monotonic() - began, compiled.memory_analysis()
+        lowered = jitted.lower(*arguments, **static)
+    digest = program_cache.digest_of(lowered, list(mesh.devices.flat))
+    made = program_cache.load(digest)
+    if made is None:
+        made = _compile(lowered, mesh)
+        program_cache.save(digest, made)
+    if isinstance(made, program_cache.TooLarge):
+        return Compiled(_needed_bytes(made.message), chip.hbm_bytes, None, None, None, None, made.seconds)
     return Compiled(
-        memory.peak_memory_in_bytes, chip.hbm_bytes, memory.temp_size_in_bytes, collectives(compiled.as_text()),
-        compiled.output_shardings, took,
+        made.peak_bytes, chip.hbm_bytes, made.temporary_bytes, collectives(made.text),
+        _shardings(lowered, mesh, made.output_specs), made.text, made.seconds,
     )  # fmt: skip
+
+
+def _compile(lowered: jax.stages.Lowered, mesh: Mesh) -> program_cache.Program | program_cache.TooLarge:
+    began = time.monotonic()
+    try:
+        with without_a_cache_of_programs():
+            compiled: Any = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if _USED.search(str(error)) is None:
+            first = str(error).strip().splitlines()[0]
+            raise InputError(f"the TPU compiler cannot compile the program: {first}") from error
+        return program_cache.TooLarge(str(error), time.monotonic() - began)
+    took, memory = time.monotonic() - began, compiled.memory_analysis()
+    specs = [list(where.spec) for where in jax.tree.leaves(compiled.output_shardings)]
+    return program_cache.Program(
+        compiled.as_text(), memory.peak_memory_in_bytes, memory.temp_size_in_bytes, specs, took
+    )
+
+
+def _needed_bytes(message: str) -> int:
+    """Returns the memory that a program would need, from the compiler's refusal."""
+    used = _USED.search(message)
+    assert used is not None
+    number, unit = (group for group in used.groups() if group)
+    return int(float(number) * 2 ** (10 * (1 + "KMGT".index(unit))))
+
+
+def _shardings(lowered: jax.stages.Lowered, mesh: Mesh, specs: list[list]) -> Any:
+    """Returns the shardings of a program's results, in their tree."""
+    leaves = [
+        NamedSharding(mesh, PartitionSpec(*(tuple(axis) if isinstance(axis, list) else axis for axis in spec)))
+        for spec in specs
+    ]
+    return jax.tree.unflatten(jax.tree.structure(lowered.out_info), leaves)
 
 
 def chip_of(device: Any) -> roofline.Chip:

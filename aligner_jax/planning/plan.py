@@ -8,11 +8,13 @@ import jax
 from jax.sharding import Mesh
 
 from aligner_jax.model.llama import LlamaConfig
+from aligner_jax.peft import METHODS
 from aligner_jax.planning.collectives import bytes_by_kind
 from aligner_jax.planning.compiled import bits, chip_of, compile_for, compute_dtype, nbytes, weight_dtype
 from aligner_jax.runtime import roofline, sharding
 from aligner_jax.runtime.config import MeshConfig, TrainConfig
-from aligner_jax.tasks.program import abstract_arguments, fresh_adapter, make_program
+from aligner_jax.tasks.first_adapter import first_adapter
+from aligner_jax.tasks.program import abstract_arguments, make_program
 
 ATTAINED = 0.5
 """Share of the roofline that a training step is expected to reach."""
@@ -65,7 +67,7 @@ def make_plan(config: TrainConfig, model: LlamaConfig, topology: str, devices: S
         another reason than its size.
     """
     mesh = sharding.mesh_of(refitted(config.mesh, len(devices)), devices)
-    program = make_program(config, model, fresh_adapter_shapes(config, model), mesh)
+    program = make_program(config, model, first_adapter_shapes(config, model), mesh)
     arguments = abstract_arguments(config, model, program, compute_dtype(config.base))
     chip = chip_of(devices[0])
     with program.use():
@@ -122,21 +124,20 @@ def refitted(config: MeshConfig, num_devices: int) -> MeshConfig:
     return dataclasses.replace(config, data=data, fsdp=-1, tensor=tensor, slices=1)
 
 
-def fresh_adapter_shapes(config: TrainConfig, model: LlamaConfig) -> Any:
+def first_adapter_shapes(config: TrainConfig, model: LlamaConfig) -> Any:
     """Returns the initial adapter of a run, with `jax.ShapeDtypeStruct`s in place of arrays."""
-    return jax.eval_shape(lambda: fresh_adapter(config, model))
+    return jax.eval_shape(lambda: first_adapter(config, model))
 
 
 def _cost(config: TrainConfig, model: LlamaConfig, mesh: Mesh, params: Any) -> roofline.Cost:
     """Returns the cost of one device's rows, before heads, MLP and vocabulary are split over `tensor`."""
-    adapter = fresh_adapter_shapes(config, model)
-    # A method without a prefix has neither option: then all layers have a backward pass.
-    options = adapter.options.as_dict()
+    adapter = first_adapter_shapes(config, model)
+    method = METHODS[adapter.method]
     rows = config.data.batch_size // (mesh.size // mesh.shape["tensor"])
     held_bytes = sum(bits(leaf.dtype) * leaf.size for leaf in jax.tree.leaves(params.layers)) / 8
     return roofline.train_step(
         model, batch_size=rows * (config.sweep.num_adapters or 1), sequence_length=config.data.sequence_length,
-        num_tokens=options.get("num_tokens", 1), start_layer=options.get("start_layer", 0),
+        adapter=method.cost(adapter.options, model), trains_base=method.trains_base,
         accumulate=config.optim.accumulate, remat=config.remat,
         weight_bytes=held_bytes / (roofline.layer_weights(model) * model.num_layers),
         head_bytes=bits(params.embed_vd.dtype) / 8,

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import logging
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -21,12 +20,12 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree
 
-from aligner_jax.errors import InputError
+from aligner_jax.errors import InputError, one_line
 from aligner_jax.files.content import is_file, open_file
 from aligner_jax.files.fields import read_fields
 from aligner_jax.files.json_text import read_object
 from aligner_jax.runtime import distributed
-from aligner_jax.runtime.files import reason, write_atomically
+from aligner_jax.runtime.files import reason, system_reason, write_atomically
 from aligner_jax.runtime.same_run import Origin
 
 _log = logging.getLogger(__name__)
@@ -56,6 +55,9 @@ class Checkpoints:
 
     Of many processes, which share the folder, all make the same calls. The first one writes checksums, removes, and
     decides what is restored.
+
+    `save` and `wait` may be called under a transfer guard: Orbax's own copies to the host, and the collectives by which
+    its processes wait for each other, are implicit transfers, and allowed.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class Checkpoints:
         if self._origin is not None:
             run["origin"] = self._origin.as_dict()
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
-        with self._failure_is_one_sentence():
+        with self._failure_is_one_sentence(), jax.transfer_guard("allow"):
             self._manager.wait_until_finished()
             self._check_place()
             self._writing = step
@@ -144,7 +146,7 @@ class Checkpoints:
         Raises:
           InputError: as `close`.
         """
-        with self._failure_is_one_sentence():
+        with self._failure_is_one_sentence(), jax.transfer_guard("allow"):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -222,20 +224,11 @@ class Checkpoints:
                 raise
             # Whatever Orbax misses, where the whole folder has gone that is the reason.
             self._check_place()
-            # TensorStore, which writes the arrays, raises ValueErrors with the system's reason near their end.
-            found = re.search(r"([^:\[\]]+?) \[os_error_code", str(error))
-            # Without a system's error there is its own status alone: a file has gone, for one.
-            status = re.match(r"([A-Z_]+): ", str(error)) if isinstance(error, ValueError) else None
-            # Or Orbax misses a file that it has written, or what is left of a failed save comes too late.
-            gone = (isinstance(error, ValueError) and str(self.directory) in str(error)) or _is_too_late(error)
-            if not found and not status and not gone and not isinstance(error, OSError):
+            # TensorStore and Orbax raise a ValueError for all that they cannot write or miss; what JAX raises is no
+            # failure of the disk.
+            if not isinstance(error, OSError | ValueError) and not _is_too_late(error):
                 raise
-            why = found.group(1).strip() if found else reason(error)
-            if status and not found:
-                why = status.group(1).lower().replace("_", " ")
-            elif gone and not found:
-                why = "files of it have gone while it was written"
-            raise InputError(f"a checkpoint in {self.directory} cannot be written: {why}") from error
+            raise InputError(f"a checkpoint in {self.directory} cannot be written: {_why(error)}") from error
 
     def _remove_unfinished(self) -> None:
         if jax.process_index() != 0:
@@ -299,6 +292,12 @@ def _difference(leaves: dict[str, str], template: Any) -> str:
     wanted = _describe(template)
     name = next(name for name in [*wanted, *leaves] if leaves.get(name) != wanted.get(name))
     return f"its {name} is {leaves.get(name, 'missing')}, and this run's is {wanted.get(name, 'missing')}"
+
+
+def _why(error: BaseException) -> str:
+    known = system_reason(error)
+    # Without an error of the system a file that was written is missing, or what is left of a failed save is too late.
+    return known or f"files of it may have gone while it was written ({one_line(str(error))})"
 
 
 def _is_too_late(error: BaseException | None) -> bool:

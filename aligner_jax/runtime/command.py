@@ -2,11 +2,12 @@
 
 import ast
 import contextlib
+import dataclasses
 import os
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,8 +22,7 @@ from aligner_jax.runtime import distributed, platform, starting
 from aligner_jax.runtime.exit import Stopped, at_once, is_held_up
 from aligner_jax.runtime.fields import did_you_mean
 from aligner_jax.runtime.files import reason
-from aligner_jax.runtime.output import OutputEnded, replace_stdout
-from aligner_jax.runtime.plain_log import make_plain
+from aligner_jax.runtime.output import OutputEnded, make_plain, replace_stdout
 
 # A flag that this module defines for a command is listed among that command's own.
 flags.disclaim_key_flags()
@@ -33,6 +33,23 @@ _LONGEST_NAME = 100
 
 Override = tuple[str, str | bool]
 """A dotted field name and the text that was given for it; True or False for --config.x and --noconfig.x."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A section of configs in which the value of one field decides what other fields there are: its options.
+
+    Attributes:
+      section: its name, such as "adapter".
+      field: the deciding one, such as "method".
+      default: its value where a config names none.
+      options: names of the options, by value.
+    """
+
+    section: str
+    field: str
+    default: str
+    options: Mapping[str, Collection[str]]
 
 
 class ConfigFlag:
@@ -46,14 +63,18 @@ class ConfigFlag:
 
     @property
     def value(self) -> ConfigDict:
-        """The config, loaded anew.
+        """The config, loaded anew. Raises InputError as `load`."""
+        return self.load()
+
+    def load(self, *choices: Choice) -> ConfigDict:
+        """Returns the config, loaded anew; what an overridden choice drops is said in a line on stderr.
 
         Raises:
           InputError: no --config was given, or see `load_config`.
         """
         if not self._path.value:
             raise InputError("no config file was given: add --config=FILE, for example --config=configs/quickstart.py")
-        return load_config(self._path.value, self.overrides)
+        return load_config(self._path.value, self.overrides, choices=choices, say=_say_once)
 
     @property
     def name(self) -> str:
@@ -72,11 +93,22 @@ def config_flag() -> ConfigFlag:
     return _config_flags[0]
 
 
-def load_config(path: str | Path, overrides: Iterable[Override] = ()) -> ConfigDict:
+def load_config(
+    path: str | Path,
+    overrides: Sequence[Override] = (),
+    *,
+    choices: Sequence[Choice] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> ConfigDict:
     """What `get_config()` of a Python file returns; with "FILE:text", what `get_config("text")` returns.
 
     Overrides are Python literals, or else text; a field that holds text takes them as they are. They may set fields
     that the file leaves out: `parse_config` judges names, types and ranges.
+
+    Args:
+      choices: where an override changes the deciding field of one, the file's options of the old value that the new one
+        does not have are dropped.
+      say: takes a sentence on what is dropped.
 
     Raises:
       InputError: the file is missing, fails, or has no `get_config`; names file, line and reason.
@@ -101,8 +133,14 @@ def load_config(path: str | Path, overrides: Iterable[Override] = ()) -> ConfigD
         if loaded is not config:
             loaded = ConfigDict(cast(Any, config))
         loaded.unlock()
+        before = [_chosen(loaded, choice) for choice in choices]
         for name, text in overrides:
             _override(loaded, name, text)
+        for choice, value in zip(choices, before, strict=True):
+            if dropped := _drop_options(loaded, choice, value, {name for name, _ in overrides}):
+                names = ", ".join(f"config.{choice.section}.{name}" for name in dropped)
+                what = f"config.{choice.section}.{choice.field} is {_chosen(loaded, choice)!r}"
+                say(f"{what}, so these options of {value!r} in {file} are left out: {names}")
         loaded.to_dict()
     except InputError:
         raise
@@ -183,6 +221,12 @@ def _named_files() -> Iterator[None]:
         raise
 
 
+def _say_once(sentence: str) -> None:
+    """Says it on stderr, where a command's result on stdout stays what it is; of several processes the first does."""
+    if distributed.is_first():
+        _say(sentence)
+
+
 def _say(sentence: str) -> None:
     # The reader of stderr may have gone.
     with contextlib.suppress(OSError):
@@ -247,6 +291,35 @@ def _override(config: ConfigDict, name: str, text: str | bool) -> None:
             section[field] = text if _holds_text(section, field) and text != "None" else _literal(text)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"config.{name} cannot be set: {_describe(error)}") from error
+
+
+def _chosen(config: ConfigDict, choice: Choice) -> str:
+    """Returns the deciding field's value; "" where it is no text, or required and not set."""
+    section = config.get(choice.section)
+    if not isinstance(section, ConfigDict):
+        return choice.default
+    try:
+        value = section.get(choice.field, choice.default)
+    except RequiredValueError:
+        return ""
+    return value if isinstance(value, str) else ""
+
+
+def _drop_options(config: ConfigDict, choice: Choice, before: str, given: Collection[str]) -> list[str]:
+    """Drops options of the value before that the present one does not have; returns their names.
+
+    Args:
+      given: full names of the fields that were overridden, which stay.
+    """
+    now = _chosen(config, choice)
+    if before == now or not {before, now} <= choice.options.keys() or choice.section in given:
+        return []
+    section, kept = cast(ConfigDict, config[choice.section]), {*choice.options[now]}
+    dropped = [name for name in choice.options[before] if name in section and name not in kept]
+    dropped = [name for name in dropped if f"{choice.section}.{name}" not in given]
+    for name in dropped:
+        del section[name]
+    return dropped
 
 
 def _holds_text(section: ConfigDict, field: str) -> bool:

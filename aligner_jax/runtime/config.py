@@ -35,7 +35,7 @@ class BaseConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """The method, and its options as they stand in the config: every other key. The method checks them.
+    """The method, and its options as they stand in the config: every other key. `tasks.first_adapter` checks them.
 
     Attributes:
       init_from: a saved adapter of this method and these options to begin with; None begins with a fresh one.
@@ -85,23 +85,16 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What is minimised. The fields other than `name` are of preferences; `objectives.preference` explains them.
+    """The objective, and its options as they stand in the config: every other key. `tasks.objectives` checks both."""
 
-    Attributes:
-      name: "sft" learns answers; "dpo" and "ipo" learn from preferences.
-      beta: of the implicit rewards, β (log π − log π_ref).
-      label_smoothing: the share of pairs taken to be labelled the wrong way round; of "dpo" only.
-      reference: "initial": the adapter that training begins with, as in the paper; "base" or None: the base without an
-        adapter; or the path of a saved adapter.
-      cache_reference: whether the reference's log-probabilities are computed once, before training, and kept in the
-        workdir, or in every step.
-    """
+    name: str = "sft"
+    options: dict[str, object] = dataclasses.field(default_factory=dict, hash=False)
 
-    name: Literal["sft", "dpo", "ipo"] = "sft"
-    beta: float = number(0.1, above=0)
-    label_smoothing: float = number(0.0, least=0, below=0.5)
-    reference: str | None = "initial"
-    cache_reference: bool = True
+    @staticmethod
+    def arrange(values: dict[str, object]) -> dict[str, object]:
+        """Every field but the name is an option of the objective."""
+        named = {key: values.pop(key) for key in ("name",) if key in values}
+        return {"options": values, **named}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,6 +206,19 @@ class ReportConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """Trace of a few steps in WORKDIR/profile, for XProf and TensorBoard.
+
+    Attributes:
+      steps: optimizer steps that are traced; 0 traces none.
+      after: optimizer steps that the process takes before the first traced one, among them the one that compiles.
+    """
+
+    steps: int = number(0, least=0)
+    after: int = number(5, least=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run.
 
@@ -239,6 +245,7 @@ class TrainConfig:
     nonfinite: NonfiniteConfig = NonfiniteConfig()
     stall: StallConfig = StallConfig()
     report: ReportConfig = ReportConfig()
+    profile: ProfileConfig = ProfileConfig()
 
 
 def parse_config(config: ConfigDict | Mapping[str, Any]) -> TrainConfig:
@@ -256,7 +263,8 @@ def parse_config(config: ConfigDict | Mapping[str, Any]) -> TrainConfig:
 def as_dict(config: TrainConfig) -> dict[str, Any]:
     """The config as nested plain dicts, such that `parse_config(as_dict(config)) == config`."""
     plain = dataclasses.asdict(config)
-    plain["adapter"] |= plain["adapter"].pop("options")
+    for section in ("adapter", "objective"):
+        plain[section] |= plain[section].pop("options")
     return plain
 
 
@@ -289,7 +297,6 @@ def _check_together(config: TrainConfig) -> None:
         raise InputError(f"config.data.system is set, but template {config.data.template!r} has no system prompt")
     _check_base(config)
     _check_sweep(config)
-    _check_objective(config)
 
 
 def _check_base(config: TrainConfig) -> None:
@@ -298,11 +305,6 @@ def _check_base(config: TrainConfig) -> None:
         raise InputError(
             f"config.base.group_size is {base.group_size}, but config.base.quantization {base.quantization!r} has no "
             "groups; 'int4' does"
-        )
-    if base.quantization != "none" and config.adapter.method == "full":
-        raise InputError(
-            f"config.base.quantization is {base.quantization!r}, but an adapter of method 'full' changes all weights: "
-            "it needs 'none'"
         )
 
 
@@ -318,12 +320,6 @@ def _check_sweep(config: TrainConfig) -> None:
         raise InputError(
             f"config.sweep.lr has {len(sweep.lr)} values and config.sweep.seed {len(sweep.seed)}, but they go together"
         )
-    if sweep.num_adapters and config.objective.name != "sft":
-        raise InputError(
-            f"config.sweep is set, but config.objective.name is {config.objective.name!r}; only 'sft' has it"
-        )
-    if sweep.num_adapters and config.adapter.method == "full":
-        raise InputError("config.sweep is set, but adapters of method 'full' cannot share a batch")
     if sweep.seed and config.adapter.init_from is not None:
         raise InputError(
             "config.sweep.seed and config.adapter.init_from are both set, but a saved adapter has the same initial "
@@ -331,31 +327,3 @@ def _check_sweep(config: TrainConfig) -> None:
         )
     if sweep.num_adapters and config.report.form is not None:
         raise InputError("config.report.form is set, but the report on a sweep generates no answers")
-
-
-def _check_objective(config: TrainConfig) -> None:
-    objective, data = config.objective, config.data
-    if objective.name == "sft":
-        for field in dataclasses.fields(objective):
-            if getattr(objective, field.name) != field.default:
-                raise InputError(
-                    f"config.objective.{field.name} is {getattr(objective, field.name)!r}, but config.objective.name "
-                    "'sft' has no use for it; 'dpo' and 'ipo' do"
-                )
-        return
-    if objective.name != "dpo" and objective.label_smoothing:
-        raise InputError(
-            f"config.objective.label_smoothing is {objective.label_smoothing}, but config.objective.name "
-            f"{objective.name!r} has no label smoothing; 'dpo' does"
-        )
-    if data.loss_on != "answers":
-        raise InputError(f"config.data.loss_on is {data.loss_on!r}, but a preference is between answers")
-    if not data.packing and (data.batch_size // config.optim.accumulate) % 2:
-        raise InputError(
-            f"config.data.batch_size is {data.batch_size}, of which each of {config.optim.accumulate} parts would hold "
-            "half a pair: without config.data.packing a pair is two rows"
-        )
-    if config.report.form is not None:
-        raise InputError(
-            f"config.report.form is {config.report.form!r}, but the report on preferences generates no answers"
-        )

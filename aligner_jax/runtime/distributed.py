@@ -28,7 +28,8 @@ _PATIENCE_SECONDS = 300
 # Seconds that this process waits for the others once it has reached process 0; JAX would abort with a stack trace.
 _JOIN_SECONDS = 300
 
-# How the collectives of CPUs and GPUs, and the service that processes are joined by, say that a connection broke.
+# A broken connection of a collective, or of the service that joins processes, is a ValueError or a JaxRuntimeError as
+# much else is, and JAX has no type of its own for it: the text alone tells. distributed_test provokes the real ones.
 _GONE = re.compile(r"gloo|nccl|by peer|connection|heartbeat|unavailable", re.IGNORECASE)
 
 # How long a process that ends by a mistake waits for the others, which may end by the same.
@@ -63,7 +64,7 @@ def initialize() -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that prints and writes for all; True where there is no other.
+    """Returns True for the process that prints and writes for all, and where there is no other.
 
     With several processes it starts JAX's backend.
     """
@@ -81,7 +82,7 @@ def console() -> Console:
 
 
 def is_peer_gone(error: BaseException) -> bool:
-    """Whether a failure of this process is that another of its run has gone."""
+    """Returns True for the errors that JAX raises where another process of the run has gone."""
     return (
         isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
         and jax.distributed.is_initialized()

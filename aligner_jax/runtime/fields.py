@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from aligner_jax.errors import InputError
 from aligner_jax.files.fields import shown
+from aligner_jax.files.identity import LATER
 
 
 def number(
@@ -18,10 +19,17 @@ def number(
     least: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    most: float | None = None,
     but: float | None = None,
+    later: bool = False,
 ) -> Any:
-    """A dataclass field that holds a number (or None) within these bounds, and not the one after `but`."""
-    return dataclasses.field(default=default, metadata={"least": least, "above": above, "below": below, "but": but})
+    """Returns a dataclass field that holds a number (or None) within these bounds, and not the one after `but`.
+
+    Args:
+      later: True for a field that a later release added, see `files.identity.later`.
+    """
+    bounds = {"least": least, "above": above, "below": below, "most": most, "but": but}
+    return dataclasses.field(default=default, metadata={**bounds, LATER: later})
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -45,7 +53,7 @@ def parse_section(kind: type, value: Any, name: str) -> Any:
     A class whose sections look otherwise in a config has a static method `arrange`, from the one mapping to the other.
 
     Args:
-      name: of the section, as in "config.optim".
+      name: of the section, as in "config.optim"; "" where errors name the fields alone.
 
     Raises:
       InputError: an unknown or missing field, or a value of the wrong type or out of range; names it in full.
@@ -55,19 +63,20 @@ def parse_section(kind: type, value: Any, name: str) -> Any:
     values = dict(value)
     if arrange := getattr(kind, "arrange", None):
         values = arrange(values)
+    prefix = f"{name}." if name else ""
     hints, fields = typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
     for key in values:
         if key not in fields:
-            raise InputError(f"{name}.{key} is not a field; {did_you_mean(str(key), [f'{name}.{f}' for f in fields])}")
+            raise InputError(f"{prefix}{key} is not a field; {did_you_mean(str(key), [prefix + f for f in fields])}")
     parsed = {}
     for key, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and dataclasses.is_dataclass(hints[key]):
             values.setdefault(key, {})
         elif required and values.get(key) is None:
-            raise InputError(f"{name}.{key} is not set; set it in the config file or with --{name}.{key}=…")
+            raise InputError(f"{prefix}{key} is not set; set it in the config file or with --{prefix}{key}=…")
         if key in values:
-            parsed[key] = _convert(hints[key], field, values[key], f"{name}.{key}")
+            parsed[key] = _convert(hints[key], field, values[key], f"{prefix}{key}")
     return kind(**parsed)
 
 
@@ -75,9 +84,13 @@ def _convert(kind: Any, field: dataclasses.Field, value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return parse_section(typing.cast(type, kind), value, name)
     if isinstance(kind, types.UnionType):
-        if value is None:
+        kinds = typing.get_args(kind)
+        if value is None and types.NoneType in kinds:
             return None
-        kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+        kind = next(k for k in kinds if k is not types.NoneType)
+        if int in kinds and float in kinds:
+            # Either is kept as it is given.
+            kind = int if type(value) is int else float
         return _convert(kind, field, value, name)
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
@@ -118,14 +131,16 @@ _WORDS = {
 def _check_range(field: dataclasses.Field, value: Any, name: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{name} is {value}, but should be finite")
-    least, above, below, but = (field.metadata.get(bound) for bound in ("least", "above", "below", "but"))
+    least, above, below, most, but = (field.metadata.get(bound) for bound in ("least", "above", "below", "most", "but"))
     if least is not None and value < least:
         raise InputError(f"{name} is {shown(value)}, but should be {least} or more")
     if above is not None and value <= above:
         raise InputError(f"{name} is {shown(value)}, but should be greater than {above}")
     if below is not None and value >= below:
         raise InputError(f"{name} is {shown(value)}, but should be less than {below}")
-    if below is None and type(value) is int and value > _MOST_INTEGER:
-        raise InputError(f"{name} is {shown(value)}, but should be {_MOST_INTEGER} or less")
+    if most is None and below is None and type(value) is int:
+        most = _MOST_INTEGER
+    if most is not None and value > most:
+        raise InputError(f"{name} is {shown(value)}, but should be {most} or less")
     if but is not None and value == but:
         raise InputError(f"{name} is {value}, but should be {least} or more, and not {but}")

@@ -2,12 +2,15 @@
 
 import contextlib
 import os
+import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from aligner_jax.errors import InputError
+
+_TENSORSTORE = re.compile(r"\[os_error_code='(\d{1,9})'")
 
 
 def place(text: str, flag: str) -> Path:
@@ -73,14 +76,14 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         raise InputError(f"{folder} is a folder with other things in it; name a new one")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        temporary = _temporary_name(folder)
+        temporary.mkdir()
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {reason(error)}") from error
     try:
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
-        os.chmod(temporary, 0o777 & ~_umask())
         os.replace(temporary, folder)
         _sync(folder.parent)
     except OSError as error:
@@ -97,34 +100,45 @@ def _encoded(content: bytes | str) -> bytes:
 
 
 def reason(error: BaseException) -> str:
-    """The system's words for an OSError ("No space left on device"), wherever in the chain of causes it is."""
+    """Returns the system's words for a failure ("No space left on device"), or else the first line of its own."""
+    return system_reason(error) or str(error).partition("\n")[0] or type(error).__name__
+
+
+def system_reason(error: BaseException) -> str | None:
+    """Returns the system's words for an OSError, or an error of TensorStore, anywhere in a chain of causes.
+
+    None where the chain has no error of the system's.
+    """
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, OSError) and link.strerror:
             return link.strerror
+        # TensorStore has no exceptions of its own: the system's number is at the end of a ValueError's text.
+        if isinstance(link, ValueError) and (found := _TENSORSTORE.search(str(link))):
+            return os.strerror(int(found[1]))
         link = link.__cause__ or link.__context__
-    return str(error).partition("\n")[0] or type(error).__name__
+    return None
 
 
-def _write_beside(path: Path, content: bytes) -> str:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def _write_beside(path: Path, content: bytes) -> Path:
+    temporary = _temporary_name(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+    except FileExistsError:
+        raise
     except BaseException:
         _remove(temporary)
         raise
     return temporary
 
 
-def _umask() -> int:
-    # The only way to read the mask is to set it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _temporary_name(path: Path) -> Path:
+    # Not from `tempfile`, whose files are private to the user: to give them the usual permissions afterwards takes the
+    # process's umask, which can only be read by setting it, for all threads.
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def _sync(path: Path) -> None:
@@ -137,6 +151,5 @@ def _sync(path: Path) -> None:
             os.close(handle)
 
 
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)

@@ -1,14 +1,16 @@
-"""Output of a command: text of files as it can be shown, and a reader that may go away."""
+"""Output of a command: text of files and of logs as it can be shown, and a reader that may go away."""
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from aligner_jax.errors import printable
+from aligner_jax.errors import one_line, printable
 
 
 class PlainConsole(Console):
@@ -77,3 +79,25 @@ def replace_stdout(*, lasting: bool) -> Output:
     output = sys.stdout if isinstance(sys.stdout, Output) else Output(sys.stdout, lasting=lasting)
     sys.stdout = output  # pyright: ignore[reportAttributeAccessIssue]
     return output
+
+
+class _Plain(logging.Formatter):
+    """The message alone, on one line: a name of a module or a traceback means nothing to a user."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        if record.exc_info and record.exc_info[1] is not None:
+            message = f"{message}: {record.exc_info[1]}"
+        return one_line(message)
+
+
+def make_plain() -> None:
+    """Formats what the root logger prints, and warnings; called once a command's libraries are imported.
+
+    One of them may have made a handler by then, whose lines begin with a level, a logger's or a file's name.
+    """
+    logging.basicConfig()
+    for handler in logging.root.handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stderr, sys.__stderr__):
+            handler.setFormatter(_Plain())
+    warnings.formatwarning = lambda message, *_, **__: f"{one_line(str(message))}\n"

@@ -1,7 +1,7 @@
 """What a step must compute and move, and how long a chip needs at least: from shapes alone, nothing is allocated.
 
 Counted are products of matrices, two FLOPs a multiplication and addition. Norms, rotations, softmaxes, the optimizer's
-update of the adapter, biases and the scales of quantized weights are left out: together a few percent.
+update of a small adapter, biases and the scales of quantized weights are left out: together a few percent.
 
 *Model* FLOPs are what the mathematics needs, each product once; MFU is measured in them. *Hardware* FLOPs add what is
 computed again: by rematerialization, by a flash kernel's backward pass, and by accumulation. They do not add products
@@ -61,13 +61,32 @@ class Cost:
         return "\n".join([f"{'':18}{'model FLOPs':>14}{'hardware FLOPs':>16}{'HBM bytes':>14}", *rows, last])
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterCost:
+    """Terms of a training step that depend on the method and its options.
+
+    Attributes:
+      start_layer: the first adapted layer. Layers below it have no backward pass.
+      num_tokens: prefix tokens that every query of an adapted layer attends to. One is counted as the constant that it
+        is in a softmax of its own.
+      bind_weights: weights of each adapted layer that every prefix token is multiplied with before the step.
+      trained_weights: trained weights of each adapted layer that every token of the text is multiplied with, as LoRA's
+        factors.
+    """
+
+    start_layer: int = 0
+    num_tokens: int = 0
+    bind_weights: int = 0
+    trained_weights: int = 0
+
+
 def train_step(
     config: LlamaConfig,
     *,
     batch_size: int,
     sequence_length: int,
-    num_tokens: int = 1,
-    start_layer: int = 2,
+    adapter: AdapterCost,
+    trains_base: bool = False,
     targets: float = 1.0,
     accumulate: int = 1,
     remat: Literal["full", "dots", "none"] = "full",
@@ -76,18 +95,19 @@ def train_step(
     activation_bytes: float = 2,
     chunk: int = 512,
 ) -> Cost:
-    """One optimizer step of an Aligner over a frozen base.
+    """One optimizer step of an adapter over a base.
 
-    No weight has a gradient, so a product with N weights costs 2 N FLOPs a token forward and 2 N backward, for the
-    gradient of its input. Layers below `start_layer` have no backward pass at all; that layer itself counts in full,
-    since it is a step of the same loop as those above. Every position of a row counts, padding too, since it is
-    computed; a packed row counts as one document, whose t queries see t / 2 keys on average.
+    A product with N frozen weights costs 2 N FLOPs a token forward and 2 N backward, for the gradient of its input.
+    Layers below the adapter's `start_layer` have no backward pass at all; that layer itself counts in full, since it is
+    a step of the same loop as those above. N trained weights cost 2 N more, for their gradient. Every position of a row
+    counts, padding too, since it is computed; a packed row counts as one document, whose t queries see t / 2 keys on
+    average.
 
     Args:
       batch_size: rows a step, over all parts of the accumulation.
       sequence_length: tokens a row.
-      num_tokens: p, tokens of the prefix. With one, the prefix is a constant of the layer and costs no FLOPs.
-      start_layer: the first adapted layer.
+      adapter: what its method adds.
+      trains_base: True if all weights of the base are trained, as float32 differences.
       targets: share of all positions whose next token is a target; the head is computed there only.
       accumulate: parts that the rows are taken in; weights are read for each.
       remat: as in `llama.forward`.
@@ -99,9 +119,9 @@ def train_step(
     Raises:
       InputError: a number out of range.
     """
-    _check(batch_size=batch_size, sequence_length=sequence_length, num_tokens=num_tokens, chunk=chunk)
-    if not 0 <= start_layer < config.num_layers:
-        raise InputError(f"start_layer is {start_layer}, but the model has layers 0 to {config.num_layers - 1}")
+    _check(batch_size=batch_size, sequence_length=sequence_length, chunk=chunk)
+    if not 0 <= adapter.start_layer < config.num_layers:
+        raise InputError(f"start_layer is {adapter.start_layer}, but the model has layers 0 to {config.num_layers - 1}")
     if not 0 <= targets <= 1:
         raise InputError(f"targets is {targets}, but a share lies between 0 and 1")
     if accumulate < 1 or batch_size % accumulate:
@@ -110,12 +130,12 @@ def train_step(
         raise InputError(f"remat {remat!r} is not one of full, dots, none")
     head_bytes = weight_bytes if head_bytes is None else head_bytes
     d, f, v, nh, kh = _sizes(config)
-    forward, backward = config.num_layers, config.num_layers - start_layer
-    tokens = batch_size * sequence_length
+    forward, backward = config.num_layers, config.num_layers - adapter.start_layer
+    tokens, runs_again = batch_size * sequence_length, 1 if remat == "full" else 0
 
     weights, moved = layer_weights(config), _moved(config)
     # Under "full" all of a layer is computed again but its last product, whose result no gradient needs.
-    weights_again, moved_again = (weights - d * f, moved - (f + d)) if remat == "full" else (0, 0)
+    weights_again, moved_again = (weights - d * f, moved - (f + d)) if runs_again else (0, 0)
     weights_passed = weights * (forward + backward) + weights_again * backward
     layers = Part(
         "layers",
@@ -124,43 +144,8 @@ def train_step(
         hbm_bytes=tokens * activation_bytes * (moved * (forward + backward) + moved_again * backward),
     )
 
-    # A product of t queries with the t / 2 keys they see on average: 2 · t · (t / 2) · n · h FLOPs a row. Forward there
-    # are two, scores and values; backward four, for the gradients of weights, values, queries and keys. A flash kernel
-    # keeps no scores, so its backward pass makes them again; and under "full" its forward pass runs again.
-    product, runs_again = tokens * sequence_length * nh, 1 if remat == "full" else 0
-    # Scores stay on the chip. Forward q, k and v are read and o is written, with a prefix also the text's part of it;
-    # backward those four and o's cotangent are read, and three cotangents written.
-    forward_moved, backward_moved = (2 if num_tokens == 1 else 3) * nh + 2 * kh, 4 * nh + 4 * kh
-    attention_moved = forward_moved * (forward + runs_again * backward) + backward_moved * backward
-    attention = Part(
-        "attention",
-        model_flops=product * (2 * forward + 4 * backward),
-        hardware_flops=product * (2 * forward + (5 + 2 * runs_again) * backward),
-        hbm_bytes=tokens * activation_bytes * attention_moved,
-    )
-
-    # Scores and values for p keys, twice that backward; fused with the attention above, so that only the prefix itself
-    # is read, once a pass, and its cotangents are written.
-    prefix_product = 4 * tokens * num_tokens * nh * backward if num_tokens > 1 else 0
-    prefix_size = 2 * num_tokens * kh * backward if num_tokens > 1 else 0
-    prefix = Part(
-        "prefix",
-        model_flops=3 * prefix_product,
-        hardware_flops=(3 + runs_again) * prefix_product,
-        hbm_bytes=accumulate * activation_bytes * prefix_size * (3 + runs_again),
-    )
-    # W_K and W_V, or W_V alone for one token, whose key cancels; backward as much, for the gradient of the tokens. Each
-    # part of the accumulation does it again.
-    projections = d * kh * backward * (2 if num_tokens > 1 else 1)
-    bind = Part(
-        "bind",
-        model_flops=4 * num_tokens * projections,
-        hardware_flops=4 * num_tokens * projections * accumulate,
-        hbm_bytes=2 * projections * accumulate * weight_bytes,
-    )
-
-    # Positions that are targets come first, and chunks without any are skipped. The forward pass leaves the gradient of
-    # the hidden states beside the loss, so that nothing is computed again.
+    # Positions that are targets come first, and chunks without any are skipped. Where the head is frozen, the forward
+    # pass leaves the gradient of the hidden states beside the loss, so that nothing is computed again.
     target_tokens = targets * tokens
     chunks = accumulate * math.ceil(target_tokens / accumulate / chunk)
     head_flops = 4 * target_tokens * d * v
@@ -172,14 +157,25 @@ def train_step(
         "dots": activation_bytes * (2 * d + 2 * nh + 2 * kh + 2 * f) + 4 * config.num_heads,
         "none": activation_bytes * (2 * nh + 2 * kh + 5 * f) + 4 * 4 * d,
     }[remat]
+    bound = 2 * adapter.num_tokens * adapter.bind_weights * backward
+    trained = 2 * tokens * adapter.trained_weights * backward
+    of_base = (config, tokens, target_tokens, accumulate, weights_passed, activation_bytes)
     return Cost(
         (
             layers,
             # Forward, backward, and for what is computed again.
             Part("layer weights", hbm_bytes=accumulate * weights_passed * weight_bytes),
-            attention,
-            prefix,
-            bind,
+            _attention(config, adapter, tokens, sequence_length, runs_again, activation_bytes),
+            _prefix(config, adapter, tokens, runs_again, accumulate, activation_bytes),
+            # Backward as much as forward, for the gradient of the tokens. Each part of the accumulation does it again.
+            Part(
+                "bind",
+                2 * bound,
+                2 * bound * accumulate,
+                2 * adapter.bind_weights * backward * accumulate * weight_bytes,
+            ),
+            # Forward, and backward for the gradients of input and weights.
+            Part("trained weights", 3 * trained, (3 + runs_again) * trained),
             # Hidden states are read and their gradients written.
             Part("head", head_flops, head_flops, hbm_bytes=2 * target_tokens * d * activation_bytes),
             # For the logits and for the gradient, by each chunk.
@@ -188,8 +184,78 @@ def train_step(
             Part("logits", hbm_bytes=3 * 4 * target_tokens * v),
             Part("saved activations", hbm_bytes=2 * tokens * backward * saved),
             _embedding(config, tokens, head_bytes, activation_bytes),
+            *([_trained_base(*of_base)] if trains_base else []),
         )
     )
+
+
+def _attention(
+    config: LlamaConfig,
+    adapter: AdapterCost,
+    tokens: int,
+    sequence_length: int,
+    runs_again: int,
+    activation_bytes: float,
+) -> Part:
+    _, _, _, nh, kh = _sizes(config)
+    forward, backward = config.num_layers, config.num_layers - adapter.start_layer
+    # A product of t queries with the t / 2 keys they see on average: 2 · t · (t / 2) · n · h FLOPs a row. Forward there
+    # are two, scores and values; backward four, for the gradients of weights, values, queries and keys. A flash kernel
+    # keeps no scores, so its backward pass makes them again; and under "full" its forward pass runs again.
+    product = tokens * sequence_length * nh
+    # Scores stay on the chip. Forward q, k and v are read and o is written, with a prefix also the text's part of it;
+    # backward those four and o's cotangent are read, and three cotangents written.
+    forward_moved, backward_moved = (2 if adapter.num_tokens <= 1 else 3) * nh + 2 * kh, 4 * nh + 4 * kh
+    moved = forward_moved * (forward + runs_again * backward) + backward_moved * backward
+    return Part(
+        "attention",
+        model_flops=product * (2 * forward + 4 * backward),
+        hardware_flops=product * (2 * forward + (5 + 2 * runs_again) * backward),
+        hbm_bytes=tokens * activation_bytes * moved,
+    )
+
+
+def _prefix(
+    config: LlamaConfig, adapter: AdapterCost, tokens: int, runs_again: int, accumulate: int, activation_bytes: float
+) -> Part:
+    _, _, _, nh, kh = _sizes(config)
+    # Scores and values for p keys, twice that backward; fused with the attention above, so that only the prefix itself
+    # is read, once a pass, and its cotangents are written.
+    keys = adapter.num_tokens * (config.num_layers - adapter.start_layer) if adapter.num_tokens > 1 else 0
+    product, size = 4 * tokens * keys * nh, 2 * keys * kh
+    return Part(
+        "prefix",
+        model_flops=3 * product,
+        hardware_flops=(3 + runs_again) * product,
+        hbm_bytes=accumulate * activation_bytes * size * (3 + runs_again),
+    )
+
+
+def _trained_base(
+    config: LlamaConfig,
+    tokens: int,
+    target_tokens: float,
+    accumulate: int,
+    weights_passed: int,
+    activation_bytes: float,
+) -> Part:
+    """Terms of a base that is trained, beyond those of a frozen one: gradients of weights, and their update."""
+    d, _, v, _, _ = _sizes(config)
+    layers = layer_weights(config) * config.num_layers
+    parameters = layers + d * v * (1 if config.tied_embeddings else 2)
+    flops = 2 * (tokens * layers + target_tokens * d * v)
+    moved = [
+        # Differences to the base, float32, each time that the weights are read.
+        4 * accumulate * (weights_passed + d * v),
+        # Gradients, float32: written, and for each further part of the accumulation read and written with the sum.
+        4 * parameters * (1 + 3 * (accumulate - 1)),
+        # AdamW reads gradient, difference and two moments, and writes the last three.
+        4 * parameters * 7,
+        # Each product's input and the cotangent of its result.
+        tokens * activation_bytes * _moved(config) * config.num_layers,
+    ]
+    # The backward pass makes a trained head's logits again.
+    return Part("trained base", flops, flops + 2 * target_tokens * d * v, sum(moved))
 
 
 def decode_step(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,15 @@ MAY_DIFFER = (
     "nonfinite.",
     "stall.",
     "report.",
+    "profile.",
     "mesh.",
     "base.model",
 )
 """Fields that a resumed run may change: they do not alter what a step computes, but for rounding, and with another
 mesh for LoRA's dropout, whose masks belong to a row's place among the devices.
 """
+Parse = Callable[[Mapping[str, Any]], TrainConfig]
+
 _INPUTS = "inputs.json"
 _NOTED_LATER = ("form of the base",)
 """Inputs that the first versions did not note: where one is absent, it counts as the same."""
@@ -41,11 +44,13 @@ class Origin:
       config: of the run.
       made_from: digests of the base, the data and the like, by names that can stand in a sentence.
       workdir: of the run.
+      parse: reads a recorded config as `config` was read.
     """
 
     config: TrainConfig
     made_from: Mapping[str, str]
     workdir: Path
+    parse: Parse = parse_config
 
     def as_dict(self) -> dict[str, Any]:
         """Returns what a checkpoint records, for JSON."""
@@ -80,7 +85,7 @@ class Origin:
         config, inputs = (fields.section(name) if fields else None for name in ("config", "inputs"))
         if config is None or inputs is None:
             raise InputError(f"{checkpoint} does not say of what run it is: remove it, or choose another --workdir")
-        if different := _differing(_parse(config.values, checkpoint), self.config):
+        if different := _differing(_parse(config.values, checkpoint, self.parse), self.config):
             raise InputError(f"{checkpoint} is of a run with another configuration ({different}): {_MISPLACED}")
         if changed := _changed(inputs.values, self.made_from):
             raise InputError(f"{checkpoint} is of a run that began with another {changed}: {_MISPLACED}")
@@ -95,8 +100,11 @@ def save_config(config: TrainConfig, workdir: str | Path) -> None:
     write_atomically(Path(workdir) / "config.json", json.dumps(as_dict(config), indent=2) + "\n")
 
 
-def check_same_run(config: TrainConfig, workdir: str | Path) -> TrainConfig:
+def check_same_run(config: TrainConfig, workdir: str | Path, parse: Parse = parse_config) -> TrainConfig:
     """Refuses to go on with a workdir that was begun with another configuration.
+
+    Args:
+      parse: reads the recorded config as `config` was read.
 
     Returns:
       The configuration to go on with: the given one, where the cosine ends as it did in the version that began the run.
@@ -109,7 +117,7 @@ def check_same_run(config: TrainConfig, workdir: str | Path) -> TrainConfig:
     if not exists(path):
         _check_no_checkpoints(Path(workdir), path)
         return config
-    old = _parse(_read(path), path)
+    old = _parse(_read(path), path, parse)
     optim = config.optim
     if (old.optim.schedule, optim.schedule, old.optim.cosine_zero) == ("cosine", "cosine", "at_last"):
         config = dataclasses.replace(config, optim=dataclasses.replace(optim, cosine_zero="at_last"))
@@ -152,13 +160,13 @@ def _unusable(path: Path, error: InputError) -> InputError:
     return InputError(f"{path} cannot be used: {error}; put back what was there, or choose another --workdir")
 
 
-def _parse(values: Mapping[str, Any], where: Path) -> TrainConfig:
+def _parse(values: Mapping[str, Any], where: Path, parse: Parse) -> TrainConfig:
     """The config in a file, where a cosine that does not say where it is 0 is that of older versions."""
     optim = values.get("optim")
     if isinstance(optim, Mapping) and optim.get("schedule") == "cosine":
         values = {**values, "optim": {"cosine_zero": "at_last", **optim}}
     try:
-        return parse_config(values)
+        return parse(values)
     except InputError as error:
         raise _unusable(where, error) from error
 

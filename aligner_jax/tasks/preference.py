@@ -8,9 +8,15 @@ import numpy as np
 from rich.console import Console
 
 from aligner_jax.data.documents import digest
-from aligner_jax.data.pair_rows import PairBatch, eval_pair_batches, train_pair_batches
+from aligner_jax.data.pair_rows import eval_pair_batches, train_pair_batches
 from aligner_jax.data.pairs import Pair, documents_of, prompt_numbers, tokenize_pairs
+from aligner_jax.errors import InputError
 from aligner_jax.evals import preference
+from aligner_jax.objectives import preference as preference_loss
+from aligner_jax.objectives.batch import PairBatch
+from aligner_jax.objectives.dpo import DPOOptions
+from aligner_jax.objectives.feed import DataFeed
+from aligner_jax.objectives.ipo import IPOOptions
 from aligner_jax.objectives.reference import adapter_digest, fingerprint, load_reference, load_table, save_table, table
 from aligner_jax.peft import Adapter
 from aligner_jax.runtime.agreement import check_same
@@ -18,16 +24,15 @@ from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.runtime.nonfinite import finite_or_none
 from aligner_jax.runtime.same_run import save_config
-from aligner_jax.runtime.workdir import Workdir
-from aligner_jax.tasks.task import Task, context_length, rows, split_examples, tokenizer_of
+from aligner_jax.tasks.task import Beginning, Objective, Task, context_length, row_options, split_examples, tokenizer_of
 from aligner_jax.weights.base import Base
 
 
-def preference_task(
-    config: TrainConfig, base: Base, initial: Adapter, workdir: Workdir, check: Callable[[], None], console: Console
-) -> Task:
-    """Learning from preferences, against the reference that the config names; see `task.Task` for the arguments."""
-    reference = load_reference(config.objective.reference, base, initial)
+def preference_task(beginning: Beginning) -> Task:
+    """Returns the task of a run that learns from preferences, against the reference that the config names."""
+    config, base, console = beginning.config, beginning.base, beginning.console
+    options, initial = beginning.options, beginning.initial
+    reference = load_reference(options.reference, base, initial)
     context = min(context_length(base, each) for each in (initial, reference) if each is not None)
     training, heldout = load_pairs(config, base, console, context)
     made_from = {
@@ -38,20 +43,21 @@ def preference_task(
         "training data": digest(documents_of(training)),
     }
     check_same({**made_from, "held-out data": digest(documents_of(heldout))})
-    check()
+    beginning.check()
     tables: dict[str, np.ndarray] = {}
-    if config.objective.cache_reference:
+    if options.cache_reference:
         parts = {"train": training, **({"heldout": heldout} if heldout else {})}
-        tables = reference_tables(config, base, reference, parts, workdir, check, console)
-    batches = train_pair_batches(training, seed=config.seed, reference_t=tables.get("train"), **rows(config))
+        tables = reference_tables(beginning, reference, parts)
+    rows = row_options(config.data)
+    feed = DataFeed(train_pair_batches(training, seed=config.seed, reference_t=tables.get("train"), **rows))
     heldout_batches = []
     if heldout:
-        heldout_batches = list(eval_pair_batches(heldout, reference_t=tables.get("heldout"), **rows(config)))
+        heldout_batches = list(eval_pair_batches(heldout, reference_t=tables.get("heldout"), **rows))
 
     def measure(*adapters: Adapter) -> list[preference.Preferred]:
         return preference.measure_each(
             base.params, adapters, reference, heldout_batches,
-            prompts_m=prompt_numbers(heldout), objective=config.objective, config=base.config,
+            prompts_m=prompt_numbers(heldout), options=options, config=base.config,
         )  # fmt: skip
 
     def write_report(adapter: Adapter, path: Path) -> None:
@@ -68,7 +74,7 @@ def preference_task(
     # With tables the steps have no use for the adapter itself.
     in_steps = None if tables else reference
     return Task(
-        made_from, batches, in_steps, bool(heldout), lambda adapter: measure(adapter)[0].as_metrics(), write_report
+        made_from, feed, in_steps, bool(heldout), lambda adapter: measure(adapter)[0].as_metrics(), write_report
     )
 
 
@@ -88,15 +94,10 @@ def load_pairs(config: TrainConfig, base: Base, console: Console, context: int) 
 
 
 def reference_tables(
-    config: TrainConfig,
-    base: Base,
-    reference: Adapter | None,
-    parts: dict[str, list[Pair]],
-    workdir: Workdir,
-    check: Callable[[], None],
-    console: Console,
+    beginning: Beginning, reference: Adapter | None, parts: dict[str, list[Pair]]
 ) -> dict[str, np.ndarray]:
     """The reference's log-probabilities of all pairs' tokens: those in the workdir, or else computed and kept there."""
+    config, base, workdir, console = beginning.config, beginning.base, beginning.workdir, beginning.console
     tables = {}
     # The workdir is this run's from its first file on; what is there already stays until the run goes on.
     workdir.check()
@@ -108,7 +109,7 @@ def reference_tables(
         found_t, why = load_table(path, made_from, pairs)
         if found_t is None:
             console.out(f"reference: {f'{why}; ' if why else ''}its log-probabilities of {len(pairs):,} {name} pairs…")
-            batches = _checked(eval_pair_batches(pairs, **rows(config)), check)
+            batches = _checked(eval_pair_batches(pairs, **row_options(config.data)), beginning.check)
             found_t = table(base.params, reference, batches, pairs, config=base.config)
             workdir.check()
             save_table(path, found_t, made_from)
@@ -121,3 +122,30 @@ def _checked(batches: Iterable[PairBatch], check: Callable[[], None]) -> Iterato
     for batch in batches:
         check()
         yield batch
+
+
+def check_preferences(config: TrainConfig) -> None:
+    """Refuses fields of a config that preferences cannot be learnt with. Raises InputError."""
+    data = config.data
+    if data.loss_on != "answers":
+        raise InputError(f"config.data.loss_on is {data.loss_on!r}, but a preference is between answers")
+    if data.batch_size // config.optim.accumulate % PairBatch.rows_a_unit(data.packing):
+        raise InputError(
+            f"config.data.batch_size is {data.batch_size}, of which each of {config.optim.accumulate} parts would hold "
+            "half a pair: without config.data.packing a pair is two rows"
+        )
+    if config.report.form is not None:
+        raise InputError(
+            f"config.report.form is {config.report.form!r}, but the report on preferences generates no answers"
+        )
+
+
+def preference_objective(options: type[preference_loss.PreferenceOptions]) -> Objective:
+    """Returns the objective whose losses are those of the options."""
+    return Objective(
+        options=options, sums=preference_loss.sums, metrics=preference_loss.METRICS, batch=PairBatch,
+        task=preference_task, check=check_preferences,
+    )  # fmt: skip
+
+
+DPO, IPO = preference_objective(DPOOptions), preference_objective(IPOOptions)

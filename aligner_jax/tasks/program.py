@@ -1,23 +1,23 @@
 """The training step of a config as a program for a mesh of devices: what is run, and what is planned."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from aligner_jax.data.pair_rows import most_pairs
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
 from aligner_jax.model.quantized import Quantization
-from aligner_jax.objectives.objective import make_objective
+from aligner_jax.objectives.batch import Batch, abstract
 from aligner_jax.objectives.step import Step, init_state, make_step
-from aligner_jax.peft import Adapter, complete_options, init_adapter
-from aligner_jax.peft.rows import stack_adapters
+from aligner_jax.peft import Adapter
 from aligner_jax.runtime import optim, sharding
 from aligner_jax.runtime.config import BaseConfig, TrainConfig
+from aligner_jax.tasks.first_adapter import first_adapter
+from aligner_jax.tasks.objectives import objective_of
+from aligner_jax.tasks.task import row_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Program:
       optimizer: what makes the state's optimizer part.
       params_sharding: of each parameter.
       batch_sharding: of every array of a batch.
-      whole: of what every device holds whole: state, reference and metrics.
+      replicated: sharding of the state, the reference and the metrics.
     """
 
     step: Step
@@ -39,7 +39,7 @@ class Program:
     rules: sharding.Rules
     params_sharding: Params
     batch_sharding: NamedSharding
-    whole: NamedSharding
+    replicated: NamedSharding
 
     def use(self) -> Any:
         """Mesh and rules as the context in which the step is traced."""
@@ -55,36 +55,20 @@ def make_program(config: TrainConfig, model: LlamaConfig, adapter: Adapter, mesh
     rules = sharding.rules_of(config.mesh)
     _check_rows(config, mesh, rules)
     optimizer = make_optimizer(config)
+    objective, options = objective_of(config)
     step = make_step(
         adapter, optimizer, config=model, accumulate=config.optim.accumulate, remat=config.remat,
-        objective=make_objective(config.objective), seed=config.seed, num_adapters=config.sweep.num_adapters,
+        loss=objective.loss(options), seed=config.seed, num_adapters=config.sweep.num_adapters,
     )  # fmt: skip
     params_sharding = sharding.param_shardings(model, mesh, rules, quantization_of(config.base))
-    rows, whole = sharding.batch_sharding(mesh, rules), sharding.replicated(mesh)
+    rows, replicated = sharding.batch_sharding(mesh, rules), sharding.replicated(mesh)
     jitted = jax.jit(
-        step, donate_argnums=0, in_shardings=(whole, params_sharding, rows, whole), out_shardings=(whole, whole)
+        step,
+        donate_argnums=0,
+        in_shardings=(replicated, params_sharding, rows, replicated),
+        out_shardings=(replicated, replicated),
     )
-    return Program(jitted, optimizer, mesh, rules, params_sharding, rows, whole)
-
-
-def fresh_adapter(config: TrainConfig, model: LlamaConfig) -> Adapter:
-    """What training begins with where the config names no saved adapter: one, or a stack of the sweep's."""
-
-    def one(seed: int) -> Adapter:
-        method = config.adapter.method
-        # Checked by themselves, since one may have the name of an argument.
-        options = complete_options(method, model, config.adapter.options)
-        return init_adapter(method, model, key=seed, **options.as_dict())
-
-    return of_sweep(config, one)
-
-
-def of_sweep(config: TrainConfig, one: Callable[[int], Adapter]) -> Adapter:
-    """The adapter of the config's seed, or a stack of those of the sweep's seeds, in the dtype of the state."""
-    number = config.sweep.num_adapters
-    seeds = config.sweep.seed or (config.seed,) * (number or 1)
-    adapter = one(config.seed) if number is None else stack_adapters([one(seed) for seed in seeds])
-    return adapter.replace(trainable=optim.to_state_dtype(adapter.trainable, config.optim))
+    return Program(jitted, optimizer, mesh, rules, params_sharding, rows, replicated)
 
 
 def abstract_arguments(config: TrainConfig, model: LlamaConfig, program: Program, dtype: str) -> tuple[Any, ...]:
@@ -96,15 +80,15 @@ def abstract_arguments(config: TrainConfig, model: LlamaConfig, program: Program
     Returns:
       (state, params, batch, reference), for `program.step.lower`.
     """
-    adapter = jax.eval_shape(lambda: fresh_adapter(config, model))
-    state = jax.eval_shape(lambda: init_state(fresh_adapter(config, model), program.optimizer))
-    in_steps = config.objective.name != "sft" and not config.objective.cache_reference
-    reference = adapter if in_steps and config.objective.reference not in (None, "base") else None
+    adapter = jax.eval_shape(lambda: first_adapter(config, model))
+    state = jax.eval_shape(lambda: init_state(first_adapter(config, model), program.optimizer))
+    _, options = objective_of(config)
+    reference = adapter if options.reference_in_steps else None
     return (
-        _placed(state, program.whole),
+        _placed(state, program.replicated),
         jax.tree.map(_struct, abstract_params(model, dtype, quantization_of(config.base)), program.params_sharding),
         _placed(abstract_batch(config), program.batch_sharding),
-        _placed(reference, program.whole),
+        _placed(reference, program.replicated),
     )
 
 
@@ -113,18 +97,10 @@ def quantization_of(base: BaseConfig) -> Quantization | None:
     return None if base.quantization == "none" else Quantization(base.quantization, base.group_size)
 
 
-def abstract_batch(config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of the config's data, as shapes."""
-    data = config.data
-    rows = (data.batch_size, data.sequence_length)
-    dtypes = {"tokens_bt": "int32", "segment_ids_bt": "int32", "positions_bt": "int32", "loss_mask_bt": "bool"}
-    shapes = {name: (rows, dtype) for name, dtype in dtypes.items()}
-    if config.objective.name != "sft":
-        units = rows[0] if data.packing else rows[0] // 2
-        shapes["pairs_um"] = (units, most_pairs(data.sequence_length, data.packing)), "int32"
-        if config.objective.cache_reference:
-            shapes["reference_bt"] = rows, "float32"
-    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+def abstract_batch(config: TrainConfig) -> Batch:
+    """Returns a batch of the config's data, as shapes."""
+    objective, options = objective_of(config)
+    return abstract(objective.batch, objective.batch.sizes(**row_options(config.data)), carrying=options.carried)
 
 
 def _placed(tree: Any, where: NamedSharding) -> Any:
@@ -146,9 +122,8 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 def row_multiple(config: TrainConfig, mesh: Mesh, rules: sharding.Rules | None = None) -> int:
     """What `data.batch_size` must be a multiple of: every device has as many rows in every part of the accumulation."""
     shards = sharding.batch_sharding(mesh, rules or sharding.rules_of(config.mesh)).shard_shape((mesh.size,))
-    # Without packing a pair is two rows, which stay together.
-    together = 1 if config.objective.name == "sft" or config.data.packing else 2
-    return mesh.size // shards[0] * config.optim.accumulate * together
+    objective, _ = objective_of(config)
+    return mesh.size // shards[0] * config.optim.accumulate * objective.batch.rows_a_unit(config.data.packing)
 
 
 def _check_rows(config: TrainConfig, mesh: Mesh, rules: sharding.Rules) -> None:

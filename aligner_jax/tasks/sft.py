@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +12,10 @@ from aligner_jax.data.sources import Example
 from aligner_jax.data.templates import render_example_prompt
 from aligner_jax.evals import before_after, sweep
 from aligner_jax.evals.heldout import heldout_loss
+from aligner_jax.objectives import sft
+from aligner_jax.objectives.batch import Batch
+from aligner_jax.objectives.feed import DataFeed
+from aligner_jax.objectives.loss import Options
 from aligner_jax.objectives.reference import adapter_digest
 from aligner_jax.peft import Adapter, has_strength, with_strength
 from aligner_jax.peft.rows import unstack_adapter
@@ -20,15 +23,14 @@ from aligner_jax.runtime.agreement import check_same
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.runtime.nonfinite import finite_or_none
-from aligner_jax.runtime.workdir import Workdir
-from aligner_jax.tasks.task import Task, context_length, rows, split_examples, tokenizer_of
+from aligner_jax.tasks.task import Beginning, Objective, Task, context_length, row_options, split_examples, tokenizer_of
 from aligner_jax.weights.base import Base
 
 
-def sft_task(
-    config: TrainConfig, base: Base, adapter: Adapter, workdir: Workdir, check: Callable[[], None], console: Console
-) -> Task:
-    """Supervised fine-tuning on the examples' answers; see `task.Task` for the arguments."""
+def sft_task(beginning: Beginning) -> Task:
+    """Returns the task of a run that learns the examples' answers."""
+    config, base, console = beginning.config, beginning.base, beginning.console
+    adapter = beginning.initial
     data = load_data(config, base, console, context_length(base, adapter))
     made_from = {
         "base": base.fingerprint,
@@ -37,9 +39,9 @@ def sft_task(
         "training data": digest(data.train),
     }
     check_same({**made_from, "held-out data": digest(data.heldout)})
-    check()
-    batches = pipeline.train_batches(data.train, seed=config.seed, **rows(config))
-    heldout_batches = pipeline.eval_batches(data.heldout, **rows(config)) if data.heldout else []
+    beginning.check()
+    feed = DataFeed(pipeline.train_batches(data.train, seed=config.seed, **row_options(config.data)))
+    heldout_batches = pipeline.eval_batches(data.heldout, **row_options(config.data)) if data.heldout else []
 
     def loss_of(adapter: Adapter) -> float:
         return heldout_loss(base.params, adapter, heldout_batches, config=base.config)
@@ -57,7 +59,10 @@ def sft_task(
             return
         report(config, base, adapter, data, heldout_batches, path, console)
 
-    return Task(made_from, batches, None, bool(heldout_batches), evaluate, write_report)
+    return Task(made_from, feed, None, bool(heldout_batches), evaluate, write_report)
+
+
+SFT = Objective(options=Options, sums=sft.sums, batch=Batch, task=sft_task, sweeps=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +106,7 @@ def report(
     base: Base,
     adapter: Adapter,
     data: Data,
-    batches: list[pipeline.Batch],
+    batches: list[Batch],
     path: Path,
     console: Console,
 ) -> None:

@@ -1,38 +1,91 @@
-"""What a training run learns from what, and how its result is judged: made from a config, the same way for all."""
+"""Objectives and the tasks that they make of a config: the batches to learn from, and the judgement of the result."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grain
+from jaxtyping import Array, Float
 from rich.console import Console
 
 from aligner_jax.data.sources import Example, load_dataset, prompt_of, split_by_prompt, without_repeats
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
+from aligner_jax.objectives.batch import Batch
+from aligner_jax.objectives.feed import Feed
+from aligner_jax.objectives.loss import Loss, Options, Totals
 from aligner_jax.peft import Adapter
-from aligner_jax.runtime.config import TrainConfig
+from aligner_jax.peft.together import first_position
+from aligner_jax.runtime.config import DataConfig, TrainConfig
+from aligner_jax.runtime.workdir import Workdir
 from aligner_jax.weights.base import Base
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A training task: the batches, the reference that their objective needs, and how to judge the result.
+    """A training task: the feed, the reference that the objective needs, and the judgement of the result.
 
-    `TASKS` makes it from a config, the base, the adapter to begin with, the workdir, a function that is called between
-    the parts of the work (`StopRequests.check`) and the console.
+    Attributes:
+      made_from: digests of all that every step depends on besides the config, by names that can stand in a sentence.
+      feed: makes the batches.
+      reference: the adapter that every step computes with; None: none.
+      evaluate: returns the held-out metrics of an adapter, by name.
+      report: prints what training changed, and writes it beside the adapter's file as report.json.
     """
 
     made_from: dict[str, str]
-    """Digests of what every step depends on besides the config, by names that can stand in a sentence."""
-    batches: "grain.DatasetIterator[Any]"
+    feed: Feed
     reference: Adapter | None
     has_heldout: bool
     evaluate: Callable[[Adapter], dict[str, float]]
-    """Held-out metrics of an adapter, by name."""
     report: Callable[[Adapter, Path], None]
-    """Prints what training changed, and writes it beside the adapter's file as report.json."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+    """All that a task is made from.
+
+    Attributes:
+      options: of the objective, `config.objective` parsed.
+      initial: the adapter, or the sweep's stack, that training begins with.
+      check: is called between the parts of the work, and ends a run that was asked to stop.
+    """
+
+    config: TrainConfig
+    options: Any
+    base: Base
+    initial: Adapter
+    workdir: Workdir
+    check: Callable[[], None]
+    console: Console
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """An objective: all that a run needs to know of it. `tasks.objectives.OBJECTIVES` has them by name.
+
+    Attributes:
+      options: the dataclass of its fields of `config.objective`; a subclass of `Options`.
+      sums: sums over a part of a batch, see `objectives.loss.Sums`; takes the options too, as `options`.
+      metrics: names of the metrics among them.
+      batch: the class of its batches.
+      task: makes the run's feed, held-out evaluation and report.
+      sweeps: its sums are each adapter's own where there is a stack of them.
+      check: raises InputError where another field of a config does not fit the objective.
+    """
+
+    options: type[Options]
+    sums: Callable[..., tuple[Float[Array, "*a"], Totals]]
+    batch: type[Batch]
+    task: Callable[[Beginning], Task]
+    metrics: tuple[str, ...] = ()
+    sweeps: bool = False
+    check: Callable[[TrainConfig], None] = lambda config: None
+
+    def loss(self, options: Options) -> Loss:
+        """Returns the loss that the step minimises."""
+        return Loss(functools.partial(self.sums, options=options), self.metrics)
 
 
 def tokenizer_of(base: Base, config: TrainConfig) -> Tokenizer:
@@ -92,10 +145,9 @@ def split_examples(config: TrainConfig, console: Console) -> tuple[list[Example]
 
 def context_length(base: Base, adapter: Adapter) -> int:
     """Returns how many tokens a document may have: the base's context without the positions of prompt tuning."""
-    taken = adapter.options["num_tokens"] if adapter.method == "prompt" else 0
-    return base.config.context_length - taken
+    return base.config.context_length - first_position(adapter, base.params, base.config)
 
 
-def rows(config: TrainConfig) -> dict[str, Any]:
-    """What makes rows of documents or pairs."""
-    return {name: getattr(config.data, name) for name in ("batch_size", "sequence_length", "packing")}
+def row_options(data: DataConfig) -> dict[str, Any]:
+    """Returns the options of all functions that make rows of documents or pairs."""
+    return {name: getattr(data, name) for name in ("batch_size", "sequence_length", "packing")}

@@ -1,19 +1,15 @@
 """The frozen base: parameters, configuration and tokenizer, from whatever form the model comes in."""
 
 import dataclasses
-import functools
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import flax.struct
 import jax
 
-from aligner_jax.data import tokenizer_gguf
-from aligner_jax.data.gguf_metadata import read_gguf_header
-from aligner_jax.data.tokenizer import Tokenizer, load_tokenizer
+from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import exists, is_file, is_folder
 from aligner_jax.model.config import LlamaConfig, llama_config
@@ -21,21 +17,18 @@ from aligner_jax.model.params import Params
 from aligner_jax.model.quantized import Quantization
 from aligner_jax.runtime.config import BaseConfig
 from aligner_jax.weights.fingerprint import LeafSums, digest, fingerprint, leaf_sums
-from aligner_jax.weights.gguf import load_gguf, open_gguf
-from aligner_jax.weights.hf import load_hf, open_hf
+from aligner_jax.weights.form import Form
+from aligner_jax.weights.gguf import GGUF
+from aligner_jax.weights.hf import HF
 from aligner_jax.weights.leaves import Finish, Shardings, check_dtype
-from aligner_jax.weights.meta import load_meta, open_meta
-from aligner_jax.weights.orbax import load_orbax
-from aligner_jax.weights.orbax_index import INDEX, TOKENIZER, orbax_config
+from aligner_jax.weights.meta import META
+from aligner_jax.weights.orbax import ORBAX
 from aligner_jax.weights.quantize import quantizer
 from aligner_jax.weights.source import Checkpoint
 
-_FORMS = (
-    "a Hugging Face folder (config.json and model.safetensors), a .gguf file, a folder of Meta's (params.json and "
-    "consolidated.00.pth), an Orbax folder that aligner_jax.convert wrote, or the hub name of a model"
-)
-_META_TOKENIZER = "tokenizer.model"
-_TOKENIZERS = (_META_TOKENIZER, "tokenizer.json")
+FORMS: tuple[Form, ...] = (HF, GGUF, META, ORBAX)
+"""Every form that a base comes in."""
+_ANY_FORM = f"{', '.join(form.description for form in FORMS)}, or the hub name of a model"
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
 
 
@@ -110,14 +103,9 @@ def load_base(
     check_dtype(dtype)
     chosen = None if quantization in (None, "none") else Quantization(cast(Any, quantization), group_size)
     local = locate(path)
+    form = form_of(local)
     # Before the weights, which take longer, so that a damaged vocabulary is told at once.
-    load: Callable[..., tuple[LlamaConfig, Params]] = _loader(local)
-    if load is load_gguf:
-        # The vocabulary is most of a header, which takes as long to read as it.
-        header = read_gguf_header(local)
-        tokenizer, load = tokenizer_gguf.load(local, header), functools.partial(load_gguf, header=header)
-    else:
-        tokenizer = load_base_tokenizer(local)
+    tokenizer, load = form.begin(local) if form.begin is not None else (form.tokenizer(local), form.load)
     if chosen is None:
         config, params = load(local, dtype, shardings=shardings, finish=finish)
         return Base(params, config, tokenizer)
@@ -143,23 +131,26 @@ class _QuantizedLeaves:
         return held if self._finish is None else self._finish(name, cast(Any, held))
 
 
-def check_model(config: BaseConfig, model: LlamaConfig) -> None:
-    """Refuses a base of another architecture than the config names.
+def unused_model(config: BaseConfig, model: LlamaConfig) -> str:
+    """Returns a sentence that says so where weights are of another architecture than `config.model` names; else "".
+
+    Where there are weights they decide, so that a config can be used with any base.
 
     Raises:
-      InputError: names the field that differs.
+      InputError: there is no published architecture of that name.
     """
     if config.model is None:
-        return
+        return ""
     named = llama_config(config.model)
     for field in dataclasses.fields(named):
         wanted, found = getattr(named, field.name), getattr(model, field.name)
         # How long a context is said to be does not change what is computed.
         if wanted != found and field.name != "context_length":
-            raise InputError(
-                f"config.base.model is {config.model!r}, whose {field.name} is {wanted}, but the base at "
-                f"{config.path} has {found}"
+            return (
+                f"config.base.model {config.model} is not used: its {field.name} is {wanted}, and that of the weights "
+                f"at {config.path} is {found}"
             )
+    return ""
 
 
 def locate(path: str | Path) -> Path:
@@ -172,37 +163,34 @@ def locate(path: str | Path) -> Path:
     return local if exists(local) else _from_hub(str(path))
 
 
-def load_base_tokenizer(local: Path) -> Tokenizer | None:
-    """The tokenizer of the base at `local`; None where it has none.
+def form_of(local: Path) -> Form:
+    """Returns the form of the base at `local`.
 
     Raises:
-      InputError: see `load_tokenizer`.
+      InputError: there is no base, or one of a form that is not read.
     """
-    path = tokenizer_path(local)
-    return None if path is None else load_tokenizer(path)
-
-
-def tokenizer_path(local: Path) -> Path | None:
-    """Where the vocabulary of the base at `local` is: there, below, or, as Meta gives it out, one folder up."""
-    kind = _loader(local)
-    if kind is load_orbax:
-        return local / TOKENIZER if is_folder(local / TOKENIZER) else None
-    above = local.resolve().parent / _META_TOKENIZER
-    if kind is load_meta and is_file(above) and not any(is_file(local / name) for name in _TOKENIZERS):
-        return above
-    return local
+    if not is_file(local) and not is_folder(local):
+        raise InputError(f"{local} is a device or a pipe, not a base model; give {_ANY_FORM}")
+    for form in FORMS:
+        if form.detect(local):
+            return form
+    for form in FORMS:
+        if (hint := form.hint(local)) is not None:
+            raise InputError(hint)
+    problem = "is not a .gguf file" if is_file(local) else "has no config.json"
+    raise InputError(f"{local} {problem}; give {_ANY_FORM}")
 
 
 def open_base(local: Path) -> Checkpoint:
-    """The files of the base at `local`, of which no weight is read yet.
+    """Opens the files of the base at `local`, of which no weight is read yet.
 
     Raises:
-      InputError: see `load_base`; or it is an Orbax folder, whose arrays are leaves already.
+      InputError: see `load_base`; or its arrays are leaves of `Params` already, as those of an Orbax folder.
     """
-    kind = _loader(local)
-    if kind is load_orbax:
+    form = form_of(local)
+    if form.open is None:
         raise InputError(f"{local} is a base in Orbax's form already")
-    return {load_gguf: open_gguf, load_meta: open_meta, load_hf: open_hf}[kind](local)
+    return form.open(local)
 
 
 def base_config(path: str | Path) -> LlamaConfig:
@@ -214,46 +202,23 @@ def base_config(path: str | Path) -> LlamaConfig:
     local = _expanded(path)
     if not exists(local):
         raise InputError(f"there is no base model at {path}")
-    return orbax_config(local) if _loader(local) is load_orbax else open_base(local).config
+    return form_of(local).config(local)
 
 
 def _expanded(path: str | Path) -> Path:
     if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
-        raise InputError(f"the path of the base model is of type {type(path).__name__}; give {_FORMS}")
+        raise InputError(f"the path of the base model is of type {type(path).__name__}; give {_ANY_FORM}")
     if not str(path).strip():
-        raise InputError(f"the path of the base model is empty; give {_FORMS}")
+        raise InputError(f"the path of the base model is empty; give {_ANY_FORM}")
     try:
         return Path(path).expanduser()
     except RuntimeError:  # There is no home folder, or no such user's.
         return Path(path)
 
 
-def _loader(path: Path):
-    if is_file(path):
-        if path.suffix != ".gguf":
-            raise InputError(f"{path} is not a .gguf file; give {_FORMS}")
-        return load_gguf
-    if not is_folder(path):
-        raise InputError(f"{path} is a device or a pipe, not a base model; give {_FORMS}")
-    if is_file(path / "config.json"):
-        return load_hf
-    if is_file(path / "params.json"):
-        return load_meta
-    if is_file(path / INDEX):
-        return load_orbax
-    if is_file(path / "_METADATA") or is_file(path / "_CHECKPOINT_METADATA"):
-        raise InputError(
-            f"{path} is an Orbax checkpoint, but not of a base: aligner_jax.convert writes those, with a {INDEX}"
-        )
-    files = sorted(path.glob("*.gguf"))
-    if files:
-        raise InputError(f"{path} is a folder; give the file itself, such as {files[0]}")
-    raise InputError(f"{path} has no config.json; give {_FORMS}")
-
-
 def _from_hub(name: str) -> Path:
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII) or name.endswith(".gguf"):
-        raise InputError(f"there is no base model at {name}; give {_FORMS}")
+        raise InputError(f"there is no base model at {name}; give {_ANY_FORM}")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

@@ -1,6 +1,7 @@
 """GGUF files: llama.cpp's single file of metadata and (mostly quantized) tensors."""
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 
@@ -9,11 +10,15 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
+from aligner_jax.data import tokenizer_gguf
 from aligner_jax.data.gguf_metadata import GGUFHeader, TensorEntry, read_gguf_header
+from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import is_file
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
 from aligner_jax.weights.assemble import assemble
+from aligner_jax.weights.form import Form, Load
 from aligner_jax.weights.gguf_config import gguf_config, is_interleaved, with_rope_factors
 from aligner_jax.weights.leaves import Finish, Shardings
 from aligner_jax.weights.source import Checkpoint, Format, Slot, Source
@@ -188,3 +193,25 @@ def _source(path: Path, header: GGUFHeader, name: str, entry: TensorEntry) -> So
         )
     nbytes = math.prod(shape) // block * block_bytes
     return Source(name, path, shape, kind.name, header.data_offset + entry.offset, nbytes)
+
+
+def _begin(path: Path) -> tuple[Tokenizer | None, Load]:
+    # The vocabulary is most of a header, which takes as long to read as it.
+    header = read_gguf_header(path)
+    return tokenizer_gguf.load(path, header), functools.partial(load_gguf, header=header)
+
+
+def _hint(path: Path) -> str | None:
+    files = sorted(path.glob("*.gguf"))
+    return f"{path} is a folder; give the file itself, such as {files[0]}" if files else None
+
+
+GGUF = Form(
+    description="a .gguf file",
+    detect=lambda path: path.suffix == ".gguf" and is_file(path),
+    config=lambda path: open_gguf(path).config,
+    load=load_gguf,
+    open=open_gguf,
+    begin=_begin,
+    hint=_hint,
+)

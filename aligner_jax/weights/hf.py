@@ -12,6 +12,7 @@ from aligner_jax.files.json_text import read_object
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
 from aligner_jax.weights.assemble import assemble
+from aligner_jax.weights.form import Form
 from aligner_jax.weights.hf_config import hf_config
 from aligner_jax.weights.leaves import Finish, Shardings
 from aligner_jax.weights.safetensors_header import safetensors_sources
@@ -113,3 +114,12 @@ def _weight_map(index: Path) -> dict[str, str]:
         if Path(shard).name != shard or len(shard) > 255 or not shard.isprintable() or shard[-12:] != ".safetensors":
             raise found.error(tensor, f"is {shard[:300]!r}, which is no safetensors file of this folder")
     return shards
+
+
+HF = Form(
+    description="a Hugging Face folder (config.json and model.safetensors)",
+    detect=lambda path: is_file(path / "config.json"),
+    config=hf_config,
+    load=load_hf,
+    open=open_hf,
+)

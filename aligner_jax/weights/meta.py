@@ -19,11 +19,13 @@ import jax
 import numpy as np
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import is_file
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
 from aligner_jax.weights import hf
 from aligner_jax.weights.assemble import assemble
 from aligner_jax.weights.fill import chunks
+from aligner_jax.weights.form import Form
 from aligner_jax.weights.leaves import Finish, Shardings
 from aligner_jax.weights.meta_config import meta_config, meta_fields
 from aligner_jax.weights.source import Checkpoint, Format, Part, Slot, Source
@@ -211,3 +213,23 @@ def _varies(source: Source) -> bool:
         return False
     row = source.read(0, 1)[0].reshape(-1, source.nbytes // math.prod(source.shape))
     return not np.array_equal(row[1:], row[:-1])
+
+
+_TOKENIZER = "tokenizer.model"
+
+
+def _vocabulary(path: Path) -> Path:
+    """Returns the folder, or the vocabulary one folder up, where Meta puts it."""
+    above = path.resolve().parent / _TOKENIZER
+    here = any(is_file(path / name) for name in (_TOKENIZER, "tokenizer.json"))
+    return above if is_file(above) and not here else path
+
+
+META = Form(
+    description="a folder of Meta's (params.json and consolidated.00.pth)",
+    detect=lambda path: is_file(path / "params.json"),
+    config=lambda path: open_meta(path).config,
+    load=load_meta,
+    open=open_meta,
+    vocabulary=_vocabulary,
+)

@@ -6,7 +6,7 @@ A base is a folder:
     params/q_ldnh/0      one Orbax checkpoint of {"q_ldnh": array} for every block of every leaf of `Params`: some
                          layers of it, shaped as there, in chunks of at most a mebibyte, so that a device's part of it
                          is read without the rest. A leaf without layers is one block.
-    tokenizer/           the vocabulary's files, where the base has one; see `data.tokenizer.tokenizer_files`
+    tokenizer/           the vocabulary's files, where the base has one; see `data.tokenizer_files`
 
 A block is no larger than the model's largest matrix (or 16 MiB), because Orbax wants all of an array at once, which of
 a stacked leaf a host may not have room for. Digests are of chunks, because a chunk is the least that can be read: each
@@ -27,12 +27,14 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import is_file, is_folder
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, Spec
-from aligner_jax.runtime.files import new_folder
+from aligner_jax.runtime.files import new_folder, system_reason
 from aligner_jax.weights.assemble import Parts
 from aligner_jax.weights.fill import aligned
 from aligner_jax.weights.finite import check_finite
+from aligner_jax.weights.form import Form
 from aligner_jax.weights.leaves import (
     DTYPES,
     Finish,
@@ -42,8 +44,9 @@ from aligner_jax.weights.leaves import (
     leaf_specs,
     make_on_devices,
 )
-from aligner_jax.weights.orbax_block import Block, are_checksums, checksum_of, checksums, system_reason
+from aligner_jax.weights.orbax_block import Block, are_checksums, checksum_of, checksums
 from aligner_jax.weights.orbax_index import (
+    INDEX,
     PARAMS,
     TOKENIZER,
     blocks_of,
@@ -52,6 +55,7 @@ from aligner_jax.weights.orbax_index import (
     config_of,
     digests_of,
     files_of,
+    orbax_config,
     orbax_fields,
     write_index,
 )
@@ -238,3 +242,20 @@ def _parts(
             read.cancel()
         concurrent.futures.wait(reads)
     return parts
+
+
+def _hint(path: Path) -> str | None:
+    if is_file(path / "_METADATA") or is_file(path / "_CHECKPOINT_METADATA"):
+        return f"{path} is an Orbax checkpoint, but not of a base: aligner_jax.convert writes those, with a {INDEX}"
+    return None
+
+
+ORBAX = Form(
+    description="an Orbax folder that aligner_jax.convert wrote",
+    detect=lambda path: is_file(path / INDEX),
+    config=orbax_config,
+    load=load_orbax,
+    open=None,
+    vocabulary=lambda path: path / TOKENIZER if is_folder(path / TOKENIZER) else None,
+    hint=_hint,
+)

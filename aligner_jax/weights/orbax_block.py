@@ -120,7 +120,7 @@ class Block:
         try:
             yield
         except Exception as error:  # TensorStore raises a ValueError of whatever went wrong, and nothing promises that.
-            raise InputError(f"{self.what} cannot be read: {system_reason(error) or reason(error)}") from error
+            raise InputError(f"{self.what} cannot be read: {reason(error)}") from error
 
 
 def checksums(array: np.ndarray, chunks: tuple[int, ...]) -> str:
@@ -137,13 +137,6 @@ def checksum_of(digits: str, number: int) -> str:
 def are_checksums(digits: str, num_chunks: int) -> bool:
     """Returns True if a text is what `checksums` might return for so many chunks."""
     return len(digits) == _CRC_DIGITS * num_chunks and re.fullmatch(r"[0-9a-f]*", digits) is not None
-
-
-def system_reason(error: Exception) -> str | None:
-    """Returns the system's words in an error of TensorStore or Orbax ("No space left on device"), if they are there."""
-    if found := re.search(r"([^:\[\]]+?) \[os_error_code", str(error)):
-        return found[1].strip()
-    return reason(error) if isinstance(error, OSError) else None
 
 
 def _crc(numbers: np.ndarray) -> str:

@@ -65,7 +65,7 @@ class BlockSizes:
 
 @dataclasses.dataclass(frozen=True)
 class _Tuning:
-    """What takes the fewest static bundles on a generation (scripts/bench_attention.py), and its VMEM a core."""
+    """What takes the fewest static bundles on a generation (scripts/bench/attention.py), and its VMEM a core."""
 
     vmem_mib: int
     forward_chunk: int = 128

@@ -1,6 +1,6 @@
 """Writes the sample workdirs of this version into a folder: training after step 3 of 6, and the adapters at the end.
 
-python tests/goldens/make/workdirs.py FOLDER   (PYTHONPATH: the repository, its tests and its scripts)
+PYTHONPATH=.:tests/support python tests/goldens/make/workdirs.py FOLDER
 """
 
 import hashlib

@@ -1,0 +1,90 @@
+"""Prompt format: the template and system prompt of prompts, and the one rule by which every command chooses them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal, Self
+
+from aligner_jax.data.templates import render_prompt
+from aligner_jax.data.tokenizer import Tokenizer
+from aligner_jax.errors import InputError
+
+TemplateName = Literal["auto", "none", "alpaca", "chat"]
+"""Templates that a user can ask for; "auto" is the recorded one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptFormat:
+    """Template and system prompt.
+
+    Attributes:
+      template: one of `data.templates.TEMPLATES`; "none" leaves a prompt as it is.
+      system: system prompt of the template "chat"; None: none.
+    """
+
+    template: str
+    system: str | None = None
+
+    def __str__(self) -> str:
+        return repr(self.template) + ("" if self.system is None else f" with the system prompt {self.system!r}")
+
+    @classmethod
+    def resolve(
+        cls,
+        template: str,
+        system: str | None,
+        recorded: Mapping[str, Self | None],
+        *,
+        option: str = "--",
+        others: tuple[str, ...] = ("chat", "none"),
+    ) -> Self:
+        """Returns the format that prompts get. What the user gives decides, then what the adapters' files record.
+
+        A recorded system prompt belongs to its template: it is kept where that template is chosen, by "auto" or by its
+        name, and dropped with any other. Adapters that record one template with different system prompts leave it out,
+        unless the template is "auto", which they cannot agree on.
+
+        Args:
+          template: the user's; "auto": the recorded one, or "none" without adapters.
+          system: the user's, for "chat"; None: the recorded one.
+          recorded: by each adapter's name in messages, the format that its file records. Adapters that record none, as
+            those of other projects, get the format of the others.
+          option: what the names of the options `template` and `system` begin with, in messages.
+          others: templates beside "alpaca" that the user can give, in messages.
+
+        Raises:
+          InputError: `template` is "auto" and the adapters record no format, or different ones; or `system` is given
+            and the template is not "chat".
+        """
+        formats: dict[Self, str] = {}
+        for adapter, found in recorded.items():
+            if found is not None:
+                formats.setdefault(found, adapter)
+        if template == "auto":
+            if recorded and not formats:
+                raise InputError(
+                    f"{next(iter(recorded))} does not record how its training data made prompts; name it: "
+                    f"{option}template=alpaca (as the paper's were) or {' or '.join(others)}"
+                )
+            if len(formats) > 1:
+                (first, of_first), (second, of_second) = list(formats.items())[:2]
+                raise InputError(
+                    f"{of_first} was trained with the prompts of {first} and {of_second} with those of {second}; name "
+                    f"the one to look at them with: {option}template=… [{option}system=…]"
+                )
+            template = next(iter(formats)).template if formats else "none"
+        if system is None and template == "chat":
+            systems = [found.system for found in formats if found.template == template]
+            system = systems[0] if len(systems) == 1 else None
+        elif system is not None and template != "chat":
+            raise InputError(f"{option}system is of the template chat, and the prompts' is {template}")
+        return cls(template, system)
+
+    def render(self, prompt: str, tokenizer: Tokenizer) -> str:
+        """Returns the text whose continuation answers the prompt: tokenise it with `bos=tokenizer.add_bos`.
+
+        Raises:
+          InputError: the template is unknown, or the tokenizer has no chat template or one that refuses the prompt.
+        """
+        if self.template == "none":
+            return prompt
+        return render_prompt(prompt, tokenizer, self.template, system=self.system)

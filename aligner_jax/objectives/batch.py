@@ -1,0 +1,26 @@
+"""Batches as pytrees of arrays, and as the shapes that a step is compiled for."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+
+import jax
+
+from aligner_jax.data.batch import Batch, PairBatch, arrays_of, check, declared
+
+__all__ = ["Batch", "PairBatch", "abstract", "arrays_of", "check", "pytree"]
+
+
+def pytree[B: Batch](kind: type[B]) -> type[B]:
+    """Registers a class of batches with JAX, and returns it; to be written above a class of one's own."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    return jax.tree_util.register_dataclass(kind, data_fields=names, meta_fields=[])
+
+
+pytree(Batch)
+pytree(PairBatch)
+
+
+def abstract[B: Batch](kind: type[B], sizes: Mapping[str, int], *, carrying: Collection[str] = ()) -> B:
+    """Returns a batch of `jax.ShapeDtypeStruct`s; for the arguments see `data.batch.declared`."""
+    shapes = declared(kind, sizes, carrying=carrying)
+    return kind(**{name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()})

@@ -1,0 +1,228 @@
+"""What an evaluation needs on a TPU topology: the programs that score answers and that write them, compiled."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from aligner_jax.decoding import sampler
+from aligner_jax.decoding.choose import RowSampling, Sampling
+from aligner_jax.errors import InputError
+from aligner_jax.evals import scoring
+from aligner_jax.evals.interface import EvaluateConfig
+from aligner_jax.evals.subject import check_rows
+from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
+from aligner_jax.peft import Adapter, init_adapter
+from aligner_jax.planning.collectives import bytes_by_kind
+from aligner_jax.planning.compiled import Compiled, bits, chip_of, compile_for, compute_dtype, nbytes, weight_dtype
+from aligner_jax.planning.plan import refitted
+from aligner_jax.runtime import roofline, sharding
+from aligner_jax.runtime.config import BaseConfig
+from aligner_jax.tasks.program import quantization_of
+
+STOPS = 2
+"""Tokens that end an answer; how many there are changes nothing that is planned."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramPlan:
+    """One program on one device, in bytes; as in `plan.Plan`."""
+
+    name: str
+    peak_bytes: int
+    fits: bool
+    temporary_bytes: int | None
+    collective_bytes: dict[str, int] | None
+    compile_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationPlan:
+    """The programs of an evaluation, sizes in bytes of one device.
+
+    Attributes:
+      rows: that are computed at once, over all devices.
+      tokens: of the longest prompt, or of the longest text that is scored.
+      new_tokens: for which the cache has room.
+      weights_bytes: of the base.
+      cache_bytes: keys and values of a device's rows; None where the program that makes them does not fit.
+      programs: "scores", of texts; "prompts", which fills the cache; "new tokens", a call of which makes
+        `sampler.TOKENS_A_CALL` for each row. What comes after a program that does not fit is left out.
+      roofline_seconds: the least time of one new token for every row; None where that program is left out.
+      bound: what sets it: compute, memory or network.
+    """
+
+    topology: str
+    devices: int
+    mesh: dict[str, int]
+    rows: int
+    tokens: int
+    new_tokens: int
+    weight_dtype: str
+    hbm_bytes: int
+    weights_bytes: int
+    cache_bytes: int | None
+    programs: tuple[ProgramPlan, ...]
+    roofline_seconds: float | None
+    bound: str | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether all programs do."""
+        return all(program.fits for program in self.programs)
+
+
+def planned_base(config: EvaluateConfig) -> BaseConfig:
+    """The base of an evaluation. Raises InputError where it runs no model."""
+    if config.base is None:
+        raise InputError(f"the evaluation {config.evaluation.name!r} runs no model, so there is nothing to plan")
+    return config.base
+
+
+def make_evaluation_plan(
+    config: EvaluateConfig, model: LlamaConfig, topology: str, devices: Sequence[Any], *, tokens: int, new_tokens: int
+) -> EvaluationPlan:
+    """Compiles what an evaluation runs, with an Aligner of one token, for these devices.
+
+    Raises:
+      InputError: the evaluation runs no model, the mesh does not divide rows or model, the context is too short, the
+        chip is unknown, or a program cannot be compiled for another reason than its size.
+    """
+    base = planned_base(config)
+    if tokens + new_tokens > model.context_length:
+        raise InputError(
+            f"prompts of {tokens} tokens and {new_tokens} new ones do not fit the model's context of "
+            f"{model.context_length}"
+        )
+    mesh, rules = sharding.mesh_of(refitted(config.mesh, len(devices)), devices), sharding.rules_of(config.mesh)
+    check_rows(config.batch_size, mesh)
+    chip, quantization = chip_of(devices[0]), quantization_of(base)
+    params = jax.tree.map(
+        _struct,
+        abstract_params(model, compute_dtype(base), quantization),
+        sharding.param_shardings(model, mesh, rules, quantization),
+    )
+    shapes = _Shapes(mesh, config.batch_size, tokens, new_tokens)
+    adapter = shapes.replicated(jax.eval_shape(lambda: init_adapter("aligner", model)))
+    with sharding.use(mesh, rules):
+        scores = compile_for(chip, scoring.hidden, params, adapter, shapes.texts(), config=model)
+        prompts, state = _prompts(chip, model, params, adapter, shapes)
+        new = None
+        if state is not None:
+            bound, carried = state
+            new = compile_for(
+                chip, sampler.make_tokens, params, bound, carried, shapes.stops(), config=model,
+                count=sampler.TOKENS_A_CALL,
+            )  # fmt: skip
+    of_all = {"scores": scores, "prompts": prompts, **({"new tokens": new} if new is not None else {})}
+    seconds, bound = _token_seconds(config, model, mesh, chip, params, shapes, new)
+    return EvaluationPlan(
+        topology=topology,
+        devices=len(devices),
+        mesh=dict(mesh.shape.items()),
+        rows=config.batch_size,
+        tokens=tokens,
+        new_tokens=new_tokens,
+        weight_dtype=weight_dtype(base),
+        hbm_bytes=chip.hbm_bytes,
+        weights_bytes=nbytes(params),
+        cache_bytes=None if state is None else nbytes((state[1].cache.k_lbksh, state[1].cache.v_lbksh)),
+        programs=tuple(_program(name, compiled) for name, compiled in of_all.items()),
+        roofline_seconds=seconds,
+        bound=bound,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shapes:
+    """Shapes of what the programs take besides the model, which every device gets whole."""
+
+    mesh: Mesh
+    batch_size: int
+    tokens: int
+    new_tokens: int
+
+    def replicated(self, tree: Any) -> Any:
+        where = sharding.replicated(self.mesh)
+        return jax.tree.map(lambda leaf: _struct(leaf, where), tree)
+
+    def texts(self) -> Any:
+        return self.replicated(jax.ShapeDtypeStruct((self.batch_size, self.tokens), jnp.int32))
+
+    def prompts(self) -> Any:
+        return self.replicated(jax.ShapeDtypeStruct((self.batch_size, sampler.padded_size(self.tokens)), jnp.int32))
+
+    def lengths(self) -> Any:
+        return self.replicated(jax.ShapeDtypeStruct((self.batch_size,), jnp.int32))
+
+    def sampling(self) -> Any:
+        return self.replicated(jax.eval_shape(lambda: RowSampling.of([Sampling()] * self.batch_size)))
+
+    def stops(self) -> Any:
+        return self.replicated(jax.ShapeDtypeStruct((STOPS,), jnp.int32))
+
+    def seed(self) -> Any:
+        return self.replicated(jax.ShapeDtypeStruct((), jnp.uint32))
+
+
+def _prompts(
+    chip: roofline.Chip, model: LlamaConfig, params: Params, adapter: Adapter, shapes: _Shapes
+) -> tuple[Compiled, Any]:
+    """The program that fills the cache, and what it leaves, as shapes; None where it does not fit."""
+    static = {"config": model, "slots": sampler.num_slots(shapes.tokens, shapes.new_tokens)}
+    arguments = (
+        params, adapter, shapes.prompts(), shapes.lengths(), shapes.sampling(), shapes.stops(), shapes.seed()
+    )  # fmt: skip
+    compiled = compile_for(chip, sampler.read_prompts, *arguments, **static)
+    if compiled.sent is None:
+        return compiled, None
+    state = jax.eval_shape(functools.partial(sampler.read_prompts, **static), *arguments)
+    return compiled, jax.tree.map(_struct, state, compiled.output_shardings)
+
+
+def _token_seconds(
+    config: EvaluateConfig,
+    model: LlamaConfig,
+    mesh: Mesh,
+    chip: roofline.Chip,
+    params: Params,
+    shapes: _Shapes,
+    new: Compiled | None,
+) -> tuple[float | None, str | None]:
+    """The least time of one new token of all rows, and what sets it."""
+    if new is None or new.sent is None:
+        return None, None
+    tensor, leaves = mesh.shape["tensor"], jax.tree.leaves(params)
+    cost = roofline.decode_step(
+        model, batch_size=config.batch_size // (mesh.size // tensor), length=shapes.tokens + shapes.new_tokens,
+        weight_bytes=sum(bits(leaf.dtype) * leaf.size for leaf in leaves) / 8 / sum(leaf.size for leaf in leaves),
+    )  # fmt: skip
+    calls = sampler.TOKENS_A_CALL
+    seconds = {
+        "compute": cost.hardware_flops / tensor / chip.flops_per_second,
+        # What is gathered is written to memory before it is read.
+        "memory": (cost.hbm_bytes / tensor + sum(each.nbytes * each.runs for each in new.sent) / calls)
+        / chip.hbm_bytes_per_second,
+        "network": sum(each.received for each in new.sent) / calls / chip.network_bytes_per_second,
+    }
+    bound = max(seconds, key=lambda name: seconds[name])
+    return seconds[bound], bound
+
+
+def _program(name: str, compiled: Compiled) -> ProgramPlan:
+    return ProgramPlan(
+        name=name,
+        peak_bytes=compiled.peak_bytes,
+        fits=compiled.fits,
+        temporary_bytes=compiled.temporary_bytes,
+        collective_bytes=None if compiled.sent is None else bytes_by_kind(compiled.sent),
+        compile_seconds=compiled.seconds,
+    )
+
+
+def _struct(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)

@@ -1,0 +1,52 @@
+"""An evaluation's plan in words: a table, and what to change where it does not fit or waits for the network."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from aligner_jax.planning.inference_plan import EvaluationPlan
+from aligner_jax.planning.table import collectives, columns, mesh, size, title
+
+
+def table(plans: Sequence[EvaluationPlan]) -> Table:
+    """A column for each plan, a row for each figure. Memory and traffic are a device's."""
+    return columns(list(map(title, plans)), [dict(_rows(plan)) for plan in plans])
+
+
+def _rows(plan: EvaluationPlan) -> list[tuple[str, str]]:
+    rows = [
+        ("mesh", mesh(plan.mesh)),
+        ("rows × tokens + new ones", f"{plan.rows} × {plan.tokens} + {plan.new_tokens}"),
+        ("weights", f"{size(plan.weights_bytes)} ({plan.weight_dtype})"),
+        ("cache", "–" if plan.cache_bytes is None else size(plan.cache_bytes)),
+        ("memory", f"{size(plan.hbm_bytes)}, {'fits' if plan.fits else 'DOES NOT FIT'}"),
+    ]
+    for program in plan.programs:
+        rows.append((f"{program.name}: peak", size(program.peak_bytes)))
+        rows.append((f"{program.name}: collectives", collectives(program.collective_bytes)))
+    least = "–" if plan.roofline_seconds is None else f"{plan.roofline_seconds * 1e3:,.1f} ms, bound by {plan.bound}"
+    rows.append(("a new token of each row, at least", least))
+    rows.append(("compiled in", f"{sum(program.compile_seconds for program in plan.programs):.0f} s"))
+    return rows
+
+
+def advice(plan: EvaluationPlan) -> str | None:
+    """What to change where a program does not fit, or where new tokens wait for weights from other devices."""
+    too_large = next((program for program in plan.programs if not program.fits), None)
+    if too_large is not None:
+        changes = ["a smaller --config.batch_size"]
+        if plan.weights_bytes > 0.6 * plan.hbm_bytes:
+            if plan.weight_dtype not in ("int8", "int4"):
+                changes.append("--config.base.quantization=int8 (or int4)")
+            changes.append("more devices (--topology)")
+        return (
+            f"{title(plan)}: the program of {too_large.name} needs {size(too_large.peak_bytes)} a device, and the chip "
+            f"has {size(plan.hbm_bytes)}. What helps: {'; '.join(changes)}."
+        )
+    if plan.bound == "network" and plan.mesh["fsdp"] > 1:
+        return (
+            f"{title(plan)}: a new token waits for the network, since every device gathers all weights for it. "
+            f"--config.mesh.tensor={plan.mesh['fsdp'] * plan.mesh['tensor']} --config.mesh.fsdp=1 computes with each "
+            "device's own part of them, where the heads can be split so."
+        )
+    return None

@@ -1,0 +1,70 @@
+"""The adapter that a run begins with: fresh or from a file, one or a sweep's stack of them."""
+
+import functools
+
+from aligner_jax.errors import InputError
+from aligner_jax.model.config import LlamaConfig
+from aligner_jax.peft import METHODS, Adapter, complete_options
+from aligner_jax.peft.artifact import load_adapter
+from aligner_jax.peft.methods import fresh_adapter, option_names
+from aligner_jax.peft.rows import stack_adapters
+from aligner_jax.runtime import optim
+from aligner_jax.runtime.command import Choice
+from aligner_jax.runtime.config import AdapterConfig, TrainConfig
+from aligner_jax.weights.base import Base
+
+_SECTION = "config.adapter"
+
+
+def method_choice() -> Choice:
+    """Returns the section of configs whose options belong to a method, for `command.load_config`."""
+    return Choice("adapter", "method", AdapterConfig.method, {name: option_names(name) for name in METHODS})
+
+
+def first_adapter(config: TrainConfig, model: LlamaConfig, base: Base | None = None) -> Adapter:
+    """Returns what training begins with: an adapter, or a stack of the sweep's, in the dtype of the optimizer's state.
+
+    Args:
+      model: of the base.
+      base: the base that the saved adapter of `config.adapter.init_from` is read beside. Without one a fresh adapter
+        stands for it, which has the same shapes: enough to plan.
+
+    Raises:
+      InputError: see `check_adapter`; or the model cannot have the options, or the saved adapter has others.
+    """
+    check_adapter(config)
+    one = functools.partial(_one, config, model, base)
+    num_adapters = config.sweep.num_adapters
+    seeds = config.sweep.seed or (config.seed,) * (num_adapters or 1)
+    adapter = one(config.seed) if num_adapters is None else stack_adapters([one(seed) for seed in seeds])
+    return adapter.replace(trainable=optim.to_state_dtype(adapter.trainable, config.optim))
+
+
+def check_adapter(config: TrainConfig) -> None:
+    """Refuses a config whose method cannot be, before anything is loaded.
+
+    Raises:
+      InputError: an unknown method or option; or the base is quantized, or there is a sweep, and the method cannot have
+        that.
+    """
+    name = config.adapter.method
+    complete_options(name, None, config.adapter.options, section=_SECTION)
+    if METHODS[name].trains_base and config.base.quantization != "none":
+        raise InputError(
+            f"config.base.quantization is {config.base.quantization!r}, but an adapter of method {name!r} changes all "
+            "weights: it needs 'none'"
+        )
+    if not METHODS[name].per_row and config.sweep.num_adapters:
+        raise InputError(f"config.sweep is set, but adapters of method {name!r} cannot share a batch")
+
+
+def _one(config: TrainConfig, model: LlamaConfig, base: Base | None, seed: int) -> Adapter:
+    method, path = config.adapter.method, config.adapter.init_from
+    wanted = complete_options(method, model, config.adapter.options, section=_SECTION)
+    if base is None or path is None:
+        return fresh_adapter(method, model, seed, wanted)
+    adapter = load_adapter(path, base)
+    if (adapter.method, adapter.options) != (method, wanted):
+        configured = adapter.replace(method=method, options=wanted)
+        raise InputError(f"config.adapter.init_from, {path}, is {adapter}, but config.adapter is {configured}")
+    return adapter

@@ -1,0 +1,184 @@
+"""The loop of a training run: its steps, and what is logged, judged and saved on the way."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import numpy as np
+from jaxtyping import Int
+from rich.console import Console
+
+from aligner_jax.model.llama import Params
+from aligner_jax.objectives.batch import Batch, check
+from aligner_jax.objectives.feed import Feed
+from aligner_jax.objectives.step import StepMetrics, TrainState
+from aligner_jax.objectives.window import Window
+from aligner_jax.peft import Adapter
+from aligner_jax.runtime import optim, roofline
+from aligner_jax.runtime.checkpoint import Checkpoints
+from aligner_jax.runtime.config import TrainConfig
+from aligner_jax.runtime.global_batch import global_batch
+from aligner_jax.runtime.metrics import MetricsWriter
+from aligner_jax.runtime.nonfinite import SkippedSteps
+from aligner_jax.runtime.preemption import StopRequests
+from aligner_jax.runtime.profile import Profile
+from aligner_jax.runtime.progress import Progress
+from aligner_jax.runtime.watchdog import Watchdog
+from aligner_jax.runtime.workdir import Workdir
+from aligner_jax.tasks.objectives import objective_of
+from aligner_jax.tasks.program import Program
+from aligner_jax.tasks.task import row_options
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training run that is about to take its steps.
+
+    Attributes:
+      program: the step, jitted for the run's mesh.
+      params: the frozen base.
+      reference: the frozen adapter that the objective compares with in every step; None: none.
+      model_flops: model FLOPs of one adapter's step on a batch.
+      evaluate: held-out metrics of a state, by name; None where nothing is held out.
+    """
+
+    config: TrainConfig
+    workdir: Workdir
+    program: Program
+    params: Params
+    reference: Adapter | None
+    feed: Feed
+    checkpoints: Checkpoints
+    model_flops: Callable[[Batch], float]
+    evaluate: Callable[[TrainState], dict[str, float]] | None
+    stop_requests: StopRequests
+    watchdog: Watchdog
+    console: Console
+
+
+def run_steps(run: Run, state: TrainState) -> TrainState:
+    """Runs the steps from the state's to the last, with metrics, held-out losses and checkpoints on the way.
+
+    Raises:
+      Stopped: the process was asked to stop, and the step it is at is saved.
+      InputError: too many steps in a row were skipped, and the step it is at is saved; or nothing can be written; or
+        the feed made a batch of another shape than the objective declares.
+    """
+    config, first, updates = run.config, int(state.step), optim.updates_made(state.optimizer)
+    # One copy on the devices for all steps, which make no implicit transfer.
+    run = dataclasses.replace(run, reference=jax.device_put(run.reference, run.program.replicated))
+    run.stop_requests.begin_steps()
+    with (
+        MetricsWriter(run.workdir.path, resume_step=first) as writer,
+        Progress(run.console, steps=config.steps, first=first) as progress,
+        Profile(config.profile, run.workdir, run.console, first=first, last=config.steps) as profile,
+        jax.transfer_guard("disallow"),
+    ):
+        window = _window(run, updates)
+        log = _Log(run, window, writer, progress, last_step=first)
+        take = _Steps(run, SkippedSteps(config.nonfinite.max_skipped))
+        for step in range(first + 1, config.steps + 1):
+            if profile.turns_at(step):
+                with window.paused():
+                    run.watchdog.waiting_for(f"the profile before step {step}")
+                    profile.turn(step)
+            batch, (state, metrics), began = take(step, state)
+            if (step - 1) % config.log_every == 0 and step - 1 > log.last_step:
+                log(step - 1, began)
+            # Every adapter of a sweep has all rows.
+            times = config.sweep.num_adapters or 1
+            window.add(metrics, times * int(np.count_nonzero(batch.segment_ids_bt)), times * run.model_flops(batch))
+            if step == config.steps:
+                # The window of the steps before is closed: the last step's time is its own.
+                take.count_skipped(metrics)
+            progress.advance(step)
+            if run.evaluate is not None and config.eval_every and step % config.eval_every == 0:
+                with window.paused():
+                    run.watchdog.waiting_for(f"the held-out evaluation after step {step}", compiles=True)
+                    writer.write(step, **run.evaluate(state))
+            ended = take.skipped.ended_at(step) or run.stop_requests.stopped_at(step)
+            if step % config.checkpoint.every == 0 or step == config.steps or ended:
+                run.watchdog.waiting_for(f"step {step}")
+                if step % config.log_every == 0 or step == config.steps or ended:
+                    # Before the checkpoint: a run that is killed in between would not log this step again.
+                    log(step)
+                run.watchdog.waiting_for(f"the checkpoint of step {step}")
+                run.checkpoints.save(step, state, run.feed.get_state())
+            if ended:
+                run.checkpoints.wait()
+                raise ended
+        run.watchdog.waiting_for("the last checkpoint")
+    return state
+
+
+class _Steps:
+    """Takes one step after the other, and counts the skipped ones."""
+
+    def __init__(self, run: Run, skipped: SkippedSteps) -> None:
+        objective, _ = objective_of(run.config)
+        self._run, self._sizes = run, objective.batch.sizes(**row_options(run.config.data))
+        self._before: StepMetrics | None = None
+        self.skipped = skipped
+
+    def __call__(self, step: int, state: TrainState) -> tuple[Batch, tuple[TrainState, StepMetrics], float | None]:
+        """Returns the batch, what the step returned of it, and when the steps before had ended; None if they run."""
+        run = self._run
+        run.watchdog.waiting_for(f"the batch of step {step}")
+        batch = run.feed.next(state)
+        check(batch, self._sizes)
+        rows = _on_devices(batch, run.program)
+        run.watchdog.waiting_for(f"step {step}", compiles=self._before is None)
+        called = time.monotonic()
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            state, metrics = run.program.step(state, run.params, rows, run.reference)
+        # Some backends compute within the call: then the steps before had ended when it began.
+        at_once = cast(Any, metrics.loss).is_ready()
+        # The step is running by now: fetching the one before does not hold it up.
+        if self._before is not None:
+            self.count_skipped(self._before)
+        self._before = metrics
+        return batch, (state, metrics), called if at_once else None
+
+    def count_skipped(self, metrics: StepMetrics) -> None:
+        """Waits for a step, and counts it if it was skipped."""
+        self.skipped.add(jax.device_get(metrics.skipped))
+
+
+@dataclasses.dataclass
+class _Log:
+    """Writes the metrics of a window of steps; `last_step` is the last that was logged."""
+
+    run: Run
+    window: Window
+    writer: MetricsWriter
+    progress: Progress
+    last_step: int
+
+    def __call__(self, step: int, ended: float | None = None) -> None:
+        """Logs the steps up to this one; `ended`: see `Window.close`."""
+        self.last_step, metrics = step, self.window.close(ended)
+        self.run.workdir.check()
+        self.writer.write(step, **metrics)
+        self.progress.log(step, **metrics)
+
+
+def _window(run: Run, updates: Int[np.ndarray, "*a"]) -> Window:
+    rates = {
+        name: optim.learning_rate(dataclasses.replace(run.config.optim, lr=lr), run.config.steps)
+        for name, lr in logged_rates(run.config).items()
+    }
+    peak_flops = roofline.peak_flops(device.device_kind for device in run.params.embed_vd.devices())
+    return Window(peak_flops, rates, updates)
+
+
+def logged_rates(config: TrainConfig) -> dict[str, float]:
+    """What the schedules begin from, by metric: of a sweep of rates each adapter's, and the first's as the main one."""
+    of_sweep = config.sweep.lr
+    each = {f"learning_rate_{i}": rate for i, rate in enumerate(of_sweep)}
+    return {"learning_rate": of_sweep[0] if of_sweep else config.optim.lr, **each}
+
+
+def _on_devices(batch: Batch, program: Program) -> Batch:
+    return jax.device_put(batch) if program.mesh.size == 1 else global_batch(batch, program.batch_sharding)

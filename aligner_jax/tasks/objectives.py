@@ -1,0 +1,77 @@
+"""Objectives by name, and the one that a config asks for. A new objective is a file of its own and one line here."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from aligner_jax.errors import InputError
+from aligner_jax.objectives.loss import Options
+from aligner_jax.runtime import config as runtime_config
+from aligner_jax.runtime.config import TrainConfig
+from aligner_jax.runtime.fields import did_you_mean, parse_section
+from aligner_jax.tasks.preference import DPO, IPO
+from aligner_jax.tasks.sft import SFT
+from aligner_jax.tasks.task import Objective
+
+OBJECTIVES: dict[str, Objective] = {"sft": SFT, "dpo": DPO, "ipo": IPO}
+
+
+def objective_of(config: TrainConfig) -> tuple[Objective, Options]:
+    """Returns the objective that a config names, and its options.
+
+    Raises:
+      InputError: there is no such objective, or one of its options, or another field of the config, does not fit it.
+    """
+    name = config.objective.name
+    if name not in OBJECTIVES:
+        raise InputError(f"config.objective.name is {name!r}, but should be one of {', '.join(OBJECTIVES)}")
+    objective = OBJECTIVES[name]
+    options = parse_section(objective.options, _own_options(config), "config.objective")
+    if config.sweep.num_adapters and not objective.sweeps:
+        others = " and ".join(repr(other) for other, record in OBJECTIVES.items() if record.sweeps)
+        raise InputError(f"config.sweep is set, but config.objective.name is {name!r}; only {others} has it")
+    objective.check(config)
+    return objective, options
+
+
+def complete(config: TrainConfig) -> TrainConfig:
+    """Returns the config with every option of its objective, and no other.
+
+    Raises:
+      InputError: see `objective_of`.
+    """
+    _, options = objective_of(config)
+    section = dataclasses.replace(config.objective, options=dataclasses.asdict(options))
+    return dataclasses.replace(config, objective=section)
+
+
+def parse_complete(config: ConfigDict | Mapping[str, Any]) -> TrainConfig:
+    """Returns the `complete` config of a ConfigDict or dict; for the errors see `runtime.config.parse_config` too."""
+    return complete(runtime_config.parse_config(config))
+
+
+def _own_options(config: TrainConfig) -> dict[str, object]:
+    """Returns the options in a config without those of other objectives, which may stand there at their defaults."""
+    defaults = {name: _defaults(objective) for name, objective in OBJECTIVES.items()}
+    chosen, own = config.objective.name, {}
+    for key, value in config.objective.options.items():
+        having = [name for name, fields in defaults.items() if key in fields]
+        if not having:
+            known = dict.fromkeys(["name", *(field for fields in defaults.values() for field in fields)])
+            known = [f"config.objective.{field}" for field in known]
+            raise InputError(f"config.objective.{key} is not a field; {did_you_mean(str(key), known)}")
+        if chosen in having:
+            own[key] = value
+        elif all(value != defaults[name][key] for name in having):
+            others, do = " and ".join(map(repr, having)), "do" if len(having) > 1 else "does"
+            raise InputError(
+                f"config.objective.{key} is {value!r}, but config.objective.name {chosen!r} has no use for it; "
+                f"{others} {do}"
+            )
+    return own
+
+
+def _defaults(objective: Objective) -> dict[str, object]:
+    return {field.name: field.default for field in dataclasses.fields(objective.options)}

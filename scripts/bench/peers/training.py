@@ -1,0 +1,141 @@
+"""The peer's worker of scripts.bench.train and generate: torch, transformers and PEFT, in their own environment.
+
+Written for transformers 5 and PEFT 0.21, with what is fastest for them on CPUs: sdpa attention, all cores, a fused
+AdamW over the trained parameters alone, no gradient checkpointing, no cache while training, no attention mask where
+nothing is padded, and adapters in the model's dtype (PEFT would make LoRA's float32, and convert in every layer). It
+is eager PyTorch, as PEFT's users run it; torch.compile is not tried.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+from peft import AdaptionPromptConfig, LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from scripts.bench import protocol
+
+IGNORED = -100
+_TRAINED_ADAPTERS = {
+    "adaption_prompt": lambda options: AdaptionPromptConfig(task_type="CAUSAL_LM", **options),
+    "lora": lambda options: LoraConfig(task_type="CAUSAL_LM", **options),
+}
+
+
+class Peer:
+    """One model, and the training of one adapter over it."""
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+    batches: Iterator[dict[str, torch.Tensor]]
+
+    def about(self) -> dict[str, Any]:
+        return {"versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")}}
+
+    def load(self, folder: str, dtype: str) -> dict[str, Any]:
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
+        )
+        self.model.eval()
+        return {}
+
+    def logits(self, rows: list[list[int]], to: str) -> dict[str, Any]:
+        """Writes the float32 logits of equally long rows to a file."""
+        with torch.no_grad():
+            np.save(to, self.model(torch.tensor(rows), use_cache=False).logits.float().numpy())
+        return {}
+
+    def train(
+        self, documents: list[dict], batch_size: int, method: str, options: dict[str, Any], padding_free: bool
+    ) -> dict[str, Any]:
+        """Puts the adapter in. Batches are the documents in the order given, again and again."""
+        self.model.config.use_cache = False
+        self.model = get_peft_model(self.model, _TRAINED_ADAPTERS[method](options), autocast_adapter_dtype=False)
+        self.model.train()
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=3e-4, weight_decay=0.02, fused=True)
+        whole = len(documents) // batch_size * batch_size
+        groups = [documents[i : i + batch_size] for i in range(0, whole, batch_size)]
+        collate = _joined if padding_free else _padded
+        self.batches = map(collate, itertools.cycle(groups))
+        return {"parameters": sum(parameter.numel() for parameter in trained)}
+
+    def steps(self, count: int) -> dict[str, Any]:
+        """A turn: time, tokens that are not padding, and losses."""
+        began, tokens, losses = time.perf_counter(), 0, []
+        for _ in range(count):
+            batch = next(self.batches)
+            tokens += batch.pop("tokens")
+            loss = self.model(**batch, use_cache=False).loss
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            losses.append(loss.item())
+        return {"seconds": time.perf_counter() - began, "tokens": tokens, "losses": losses}
+
+    def generate(self, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
+        """Greedy continuations of equally long prompts, none of which a stop token ends."""
+        began = time.perf_counter()
+        ids = torch.tensor(prompts)
+        with torch.inference_mode():
+            made = self.model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, use_cache=True,
+                max_new_tokens=new_tokens, eos_token_id=None, pad_token_id=0,
+            )  # fmt: skip
+        tokens = made[:, ids.shape[1] :].tolist()
+        return {"seconds": time.perf_counter() - began, "tokens": tokens}
+
+    def check_padding_free(self, documents: list[dict]) -> dict[str, Any]:
+        """Fails unless documents in one row do not see each other, that is, have the loss they have in padded rows."""
+        with torch.no_grad():
+            losses = []
+            for collate in (_padded, _joined):
+                batch = collate(documents)
+                del batch["tokens"]
+                losses.append(self.model(**batch, use_cache=False).loss.item())
+        if abs(losses[0] - losses[1]) > 0.01 * losses[0]:
+            raise ValueError(f"the loss of padded rows is {losses[0]:.4f}, without padding {losses[1]:.4f}")
+        return {}
+
+
+def _padded(documents: list[dict]) -> dict[str, Any]:
+    """Rows as long as the longest document; `tokens` counts what is not padding."""
+    lengths = [len(document["tokens"]) for document in documents]
+    shape = (len(documents), max(lengths))
+    ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORED)
+    for row, document in enumerate(documents):
+        ids[row, : lengths[row]] = torch.tensor(document["tokens"])
+        labels[row, : lengths[row]] = _labels(document)
+    batch: dict[str, Any] = {"input_ids": ids, "labels": labels, "tokens": sum(lengths)}
+    if min(lengths) < max(lengths):
+        batch["attention_mask"] = (torch.arange(shape[1])[None] < torch.tensor(lengths)[:, None]).long()
+    return batch
+
+
+def _joined(documents: list[dict]) -> dict[str, Any]:
+    """One row of all documents, whose positions start anew at each: transformers makes the mask from them."""
+    labels = [_labels(document) for document in documents]
+    for label in labels:
+        label[0] = IGNORED
+    ids = torch.cat([torch.tensor(document["tokens"]) for document in documents])
+    positions = torch.cat([torch.arange(len(label)) for label in labels])
+    rows = {"input_ids": ids, "labels": torch.cat(labels), "position_ids": positions}
+    return {**{name: row[None] for name, row in rows.items()}, "tokens": len(ids)}
+
+
+def _labels(document: dict) -> torch.Tensor:
+    mask = torch.tensor(document["loss_mask"], dtype=torch.bool)
+    return torch.where(mask, torch.tensor(document["tokens"]), IGNORED)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(protocol.cores())
+    torch.manual_seed(0)
+    peer = Peer()
+    names = ("about", "load", "logits", "train", "check_padding_free", "steps", "generate")
+    handlers = {name: getattr(peer, name) for name in names}
+    protocol.serve({**handlers, "peak_memory": protocol.peak_memory})

@@ -1,0 +1,109 @@
+"""What the training step of each model needs on each chip, from one chip to 256: the planner's table in docs/tpu.md.
+
+    python -m scripts.bench.plan_scales [--models=…] [--chips=v5e,v5p,v6e] [--devices=1,8,32] [--rows=8] [--out=FILE]
+
+Every device has the same number of rows of 512 tokens, so the batch grows with the devices. Where weights in bfloat16
+do not fit, int8 and then int4 are planned too. Needs no TPU; a plan takes about 40 seconds. Finished plans are kept in
+FILE, a JSON object a line, and the same command goes on after them.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from aligner_jax import compile as planner
+from aligner_jax.errors import InputError
+from aligner_jax.planning.plan import make_plan
+from aligner_jax.planning.topology import topology_devices
+from aligner_jax.runtime import platform
+from aligner_jax.runtime.command import load_config
+from aligner_jax.runtime.config import parse_config
+from aligner_jax.runtime.files import write_atomically
+from aligner_jax.studies.flag_values import names
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+MODELS = {"7b": "llama7b_alpaca", "13b": "llama13b_alpaca", "70b": "llama70b_alpaca"}
+FLAT = {1: "2x2", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+CUBES = {1: "2x2x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
+CHIPS = {"v5e": FLAT, "v5p": CUBES, "v6e": FLAT}
+HELD = ("none", "int8", "int4")
+_GIB = 2**30
+
+
+def main() -> None:
+    args = arguments()
+    platform.prepare()
+    kept = _kept(args.out)
+    try:
+        plans = list(make_plans(args, kept))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    print("\n".join(table(plans)))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--models", type=names(tuple(MODELS)), default=list(MODELS), help="some of 7b,13b,70b (default all)")
+    add("--chips", type=names(tuple(CHIPS)), default=list(CHIPS), help="some of v5e,v5p,v6e (default all)")
+    add("--devices", type=names(tuple(map(str, FLAT))), default="1,8,32,256", help="how many (default %(default)s)")
+    add("--rows", type=int, default=8, help="of 512 tokens, a device (default %(default)s)")
+    add("--out", type=Path, default=Path("runs/plan_scales.jsonl"), help="where plans are kept (default %(default)s)")
+    return parser.parse_args()
+
+
+def make_plans(args: argparse.Namespace, kept: dict[tuple, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Plans as dicts, each with its model, in order; those that are not kept yet are made and kept."""
+    for model in args.models:
+        for chip in args.chips:
+            for count in map(int, args.devices):
+                for held in HELD:
+                    key = model, f"{chip}:{CHIPS[chip][count]}", count, args.rows * count, held
+                    if key not in kept:
+                        kept[key] = _plan(*key)
+                        lines = (json.dumps({"key": key, "plan": plan}) for key, plan in kept.items())
+                        write_atomically(args.out, "".join(f"{line}\n" for line in lines))
+                        print(f"{' '.join(map(str, key))}: {_memory(kept[key])}", file=sys.stderr, flush=True)
+                    yield {"model": model, **kept[key]}
+                    if kept[key]["fits"]:
+                        break
+
+
+def _plan(model: str, topology: str, count: int, rows: int, held: str) -> dict[str, Any]:
+    overrides = [("data.batch_size", str(rows)), ("base.quantization", held)]
+    config = parse_config(load_config(CONFIGS / f"{MODELS[model]}.py", overrides))
+    devices = topology_devices(topology, count)
+    return dataclasses.asdict(make_plan(config, planner.planned_model(config.base), topology, devices))
+
+
+def _kept(path: Path) -> dict[tuple, dict[str, Any]]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {tuple(each["key"]): each["plan"] for each in map(json.loads, lines)}
+
+
+def table(plans: list[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown."""
+    headings = "model", "topology", "devices", "weights", "peak, GiB a device", "roofline, ms", "bound by", "tokens/s"
+    lines = [f"| {' | '.join(headings)} |", "|---|---|---:|---|---:|---:|---|---:|"]
+    for plan in plans:
+        cells = [plan["model"].upper(), plan["topology"], f"{plan['devices']}", plan["weight_dtype"], _memory(plan)]
+        if plan["fits"]:
+            cells += [f"{plan['roofline_seconds'] * 1e3:,.0f}", plan["bound"], f"{plan['tokens_per_second']:,.0f}"]
+        else:
+            cells += ["", "", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _memory(plan: dict[str, Any]) -> str:
+    of = f"{plan['peak_bytes'] / _GIB:.2f} of {plan['hbm_bytes'] / _GIB:.2f}"
+    return of if plan["fits"] else f"{of}: too much"
+
+
+if __name__ == "__main__":
+    main()

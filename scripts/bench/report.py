@@ -1,0 +1,72 @@
+"""Medians, ratios and plain tables; part of scripts.bench.train and generate."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MOST_FOR_OTHERS = 0.05
+"""The share of the cores that other processes may take in a turn that counts."""
+
+
+class Spread(NamedTuple):
+    """Of some measurements."""
+
+    median: float
+    least: float
+    most: float
+
+    def __str__(self) -> str:
+        return f"{self.median:,.0f} ({self.least:,.0f}..{self.most:,.0f})"
+
+
+def quiet(turns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The turns during which other processes took little."""
+    return [turn for turn in turns if turn["others"] <= MOST_FOR_OTHERS]
+
+
+def quiet_text(turns: Sequence[Mapping[str, Any]]) -> str:
+    return f"{len(quiet(turns))} of {len(turns)}"
+
+
+def warn(all_turns: Iterable[Sequence[Mapping[str, Any]]]) -> None:
+    """Says so where an arm had no quiet turn, and its figures are therefore of no use."""
+    if not all(map(quiet, all_turns)):
+        print(f"Not a result: other processes took over {MOST_FOR_OTHERS:.0%} of the cores in all turns of some arm.")
+
+
+def rates(turns: Sequence[Mapping[str, Any]]) -> Spread:
+    """Tokens a second of each quiet turn, or of all if none was; a turn has numbers of tokens and of seconds."""
+    values = [turn["tokens"] / turn["seconds"] for turn in quiet(turns) or turns]
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def ratio(ours: float, peers: Sequence[float], best: Callable[[Sequence[float]], float]) -> float | None:
+    """Ours over the best of the peer's arms, which is `max` for speeds and `min` for costs; None without a peer."""
+    return ours / best(peers) if peers else None
+
+
+def ratio_text(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}×"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns side by side: the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [text.rjust(width) for text, width in zip(row, widths, strict=True)]
+        return "   ".join([row[0].ljust(widths[0]), *padded[1:]]).rstrip()
+
+    return "\n".join([line(header), "─" * (sum(widths) + 3 * (len(widths) - 1)), *map(line, rows)])
+
+
+def megabytes(value: float) -> str:
+    return f"{value / 1e6:,.0f}"
+
+
+def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")

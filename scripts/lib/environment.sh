@@ -1,0 +1,111 @@
+# Sourced by the scripts in the folder above: goes to the repository's root, makes the virtual environment where there
+# is none, and leaves its interpreter in $python. The packages are installed again when requirements.txt or the
+# interpreter changes.
+#
+#   PYTHON=/path/to/python3.12     the interpreter to make the environment with
+#   ALIGNER_VENV=DIR               the environment's folder; default .venv
+
+started_in=$PWD
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
+
+venv=${ALIGNER_VENV:-.venv}
+python=$venv/bin/python
+stamp=$venv/installed-requirements
+# Beside the folder and not in it, because making an environment empties the folder.
+unfinished=$venv.unfinished
+
+fail() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+# quietly WHAT COMMAND…: says what is done and how long it took; the command's output is shown only when it fails.
+quietly() {
+  local what=$1 begun=$SECONDS log ticker='' interrupted='' status=0
+  shift
+  log=$(mktemp)
+  printf '%s … ' "$what"
+  if [ -t 1 ]; then
+    while sleep 1; do printf '\r%s … %d s ' "$what" $((SECONDS - begun)); done &
+    ticker=$!
+  fi
+  trap 'interrupted=yes' INT
+  "$@" >"$log" 2>&1 || status=$?
+  trap - INT
+  if [ -n "$ticker" ]; then
+    { kill "$ticker" && wait "$ticker"; } 2>/dev/null || true
+    printf '\r%s … ' "$what"
+  fi
+  if [ -n "$interrupted" ]; then
+    printf 'interrupted; the same command starts it again\n'
+  elif [ $status -eq 0 ]; then
+    printf 'done in %d s\n' $((SECONDS - begun))
+  else
+    printf 'failed\n'
+    tail -n 30 "$log" >&2
+  fi
+  rm -f "$log"
+  [ -z "$interrupted" ] || exit 130
+  return $status
+}
+
+is_new_enough() {
+  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1
+}
+
+# Prints the first interpreter that an environment can be made with.
+find_python() {
+  local candidate version found='' candidates='python3.12 python3.13 python3.14 python3 python'
+  if [ -n "${PYTHON:-}" ]; then
+    if is_new_enough "$PYTHON"; then
+      echo "$PYTHON"
+      return
+    fi
+    fail "PYTHON is $PYTHON, which is not a Python 3.12 or newer that runs."
+  fi
+  for candidate in $candidates; do
+    # By running it: a name on the PATH can be a shim with nothing behind it.
+    version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+    if ! is_new_enough "$candidate"; then
+      found=${found:-"; $candidate is $version"}
+    elif ! "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
+      found="; $candidate lacks its venv module, which Debian and Ubuntu have in the package python$version-venv"
+    else
+      echo "$candidate"
+      return
+    fi
+  done
+  fail "this needs Python 3.12 or newer and found none$found: get one with 'apt install python3.12 python3.12-venv'," \
+    "'brew install python@3.12' or 'pyenv install 3.12', or name one with PYTHON=/path/to/python3.12."
+}
+
+wanted_stamp() {
+  "$python" -c 'import hashlib, sys
+print(hashlib.sha256(open("requirements.txt", "rb").read() + sys.version.encode()).hexdigest())'
+}
+
+install_requirements() {
+  "$python" -m pip --version || "$python" -m ensurepip || return
+  "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+}
+
+make_environment() {
+  local interpreter
+  if [ -e "$unfinished" ] || ! is_new_enough "$python"; then
+    if [ -e "$venv" ] && [ ! -e "$unfinished" ] && [ ! -e "$stamp" ]; then
+      fail "$venv was not made by this script and has no Python 3.12 or newer that runs: move it away, and try again."
+    fi
+    interpreter=$(find_python)
+    touch "$unfinished"
+    quietly "Making $venv with $("$interpreter" --version)" "$interpreter" -m venv --clear "$venv"
+  fi
+  if [ ! -e "$stamp" ] || [ "$(cat "$stamp")" != "$(wanted_stamp)" ]; then
+    touch "$unfinished"
+    quietly "Installing requirements.txt into $venv (about 450 MB; takes a few minutes)" install_requirements ||
+      fail "the packages could not be installed (pip's last lines are above); the same command tries again."
+    wanted_stamp >"$stamp"
+    rm -f "$unfinished"
+  fi
+}
+
+make_environment

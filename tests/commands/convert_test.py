@@ -1,0 +1,186 @@
+"""The command that writes an adapter in another form, run in one process for all cases."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from places import GOLDENS, ROOT
+
+from aligner_jax.data.prompt_format import PromptFormat
+from aligner_jax.model.config import LlamaConfig
+from aligner_jax.peft import Adapter, init_adapter
+from aligner_jax.peft.artifact import load_adapter, read_artifact, save_adapter
+from aligner_jax.peft.hf_peft import load_peft
+from aligner_jax.weights.base import load_base
+from aligner_jax.weights.hf_config import hf_config
+
+MODEL = GOLDENS / "models" / "llama3"
+
+# Reads lines of JSON, each a command's arguments, and answers each with its exit, output and errors.
+PROGRAM = """
+import contextlib, io, json, sys
+from absl import flags
+from aligner_jax import convert
+from aligner_jax.runtime import command
+for line in sys.stdin:
+    sys.argv = ["convert", *json.loads(line)]
+    flags.FLAGS.unparse_flags()
+    for name in ("adapter", "to", "base", "format", "out", "dtype"):
+        flags.FLAGS[name].unparse()
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            command.run(convert.main)
+    except SystemExit as end:
+        print(json.dumps([end.code, out.getvalue()]), flush=True)
+"""
+
+
+class ShapedBase(NamedTuple):
+    config: LlamaConfig
+    fingerprint: str = "0123456789abcdef" * 4
+
+
+@pytest.fixture(scope="module")
+def convert() -> Iterator[Callable[..., tuple[int | str, str]]]:
+    """Runs the command with these arguments: its exit (0, or the sentence of its refusal) and what it printed."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+
+        def run(*arguments: str) -> tuple[int | str, str]:
+            process.stdin.write(json.dumps(arguments) + "\n")
+            process.stdin.flush()
+            code, shown = json.loads(process.stdout.readline())
+            return code, shown
+
+        yield run
+        process.stdin.close()
+
+
+@pytest.fixture
+def lora() -> Adapter:
+    fresh = init_adapter("lora", hf_config(MODEL), rank=2, targets=("q", "o"))
+    rng = np.random.default_rng(2)
+    return fresh.replace(
+        trainable={key: jnp.asarray(rng.standard_normal(x.shape), jnp.float32) for key, x in fresh.trainable.items()}
+    )
+
+
+def _assert_same(ours: Adapter, theirs: Adapter) -> None:
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for name, leaf in theirs.trainable.items():
+        np.testing.assert_array_equal(ours.trainable[name], leaf)
+
+
+def test_a_released_file_becomes_ours(convert, tmp_path: Path):
+    target = tmp_path / "new" / "aligner.safetensors"
+    line = (
+        f"aligner(gates=head, num_tokens=2, start_layer=2, tokens=model): 28 trained parameters, written to {target}\n"
+    )
+    assert convert(f"--adapter={GOLDENS / 'released.pth'}", f"--to={target}") == (0, line)
+    _assert_same(load_adapter(target), load_adapter(GOLDENS / "released.pth"))
+    assert read_artifact(target).base is None
+
+
+def test_with_a_base_its_fingerprint_is_recorded(convert, tmp_path: Path):
+    target, base = tmp_path / "lit.safetensors", load_base(MODEL)
+    status, line = convert(f"--adapter={GOLDENS / 'lit_llama.pth'}", f"--to={target}", f"--base={MODEL}")
+    assert (status, line.split(":")[0]) == (0, "llama_adapter(gates=head, num_tokens=4, start_layer=1, tanh=False)")
+    assert read_artifact(target).base == (base.config, base.fingerprint, None)
+    _assert_same(load_adapter(target, base), load_adapter(GOLDENS / "lit_llama.pth"))
+
+
+def test_to_peft_and_back(convert, lora: Adapter, tmp_path: Path):
+    ours, folder, again = tmp_path / "lora.safetensors", tmp_path / "peft.v1", tmp_path / "again.safetensors"
+    base = ShapedBase(hf_config(MODEL))
+    save_adapter(lora, ours, base, prompt_format={"template": "alpaca", "system": None})
+    status, line = convert(f"--adapter={ours}", f"--to={folder}")
+    assert (status, line.split("): ")[1]) == (0, f"768 trained parameters, written to {folder}\n")
+    _assert_same(load_peft(folder, base.config), lora)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] is None
+    assert convert(f"--adapter={folder}", f"--to={again}", f"--base={MODEL}", "--format=aligner")[0] == 0
+    _assert_same(load_adapter(again, load_base(MODEL)), lora)
+
+    copy = tmp_path / "copy.safetensors"
+    assert convert(f"--adapter={ours}", f"--to={copy}")[0] == 0
+    assert copy.read_bytes() == ours.read_bytes()
+    assert read_artifact(copy).prompt_format == PromptFormat("alpaca", None)
+
+    assert convert(f"--adapter={again}", f"--to={tmp_path / 'named'}", f"--base={MODEL}", "--format=peft")[0] == 0
+    assert json.loads((tmp_path / "named" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(MODEL)
+
+
+def test_a_base_becomes_an_orbax_folder_with_its_tokenizer(convert, tiny_model: Path, tmp_path: Path):
+    folder = tmp_path / "new" / "orbax"
+    base = load_base(tiny_model)
+    count = sum(leaf.size for leaf in jax.tree.leaves(base.params))
+    line = f"{count:,} parameters in float32, written to {folder}\n"
+    assert convert(f"--base={tiny_model}", f"--out={folder}") == (0, line)
+    again = load_base(folder)
+    assert again.config == base.config
+    jax.tree.map(np.testing.assert_array_equal, again.params, base.params)
+    assert again.tokenizer.encode("a pixel<|im_end|>") == base.tokenizer.encode("a pixel<|im_end|>")
+    assert again.tokenizer.stop_ids == base.tokenizer.stop_ids
+    for arguments, sentence in [
+        ([f"--base={tiny_model}", f"--out={folder}"], f"{folder} is a folder with other things in it"),
+        ([f"--base={folder}", f"--out={tmp_path / 'b'}"], f"{folder} is a base in Orbax's form already"),
+        ([f"--base={tmp_path / 'no'}", f"--out={tmp_path / 'b'}"], "there is no base model at"),
+        ([f"--out={tmp_path / 'b'}"], "give the base that is to be written to --out: --base=IN"),
+        ([f"--base={tiny_model}", f"--out={tmp_path / 'b'}", "--to=x"], "--to is of adapters"),
+        ([f"--adapter={folder}", f"--out={tmp_path / 'b'}"], "--adapter is of adapters"),
+        ([f"--adapter={folder}", f"--to={tmp_path / 'b'}", "--dtype=float32"], "--dtype is of a base"),
+    ]:
+        status, printed = convert(*arguments)
+        assert (str(status).count("\n"), printed) == (0, "")
+        assert sentence in status
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(("model", "dtype"), [("bfloat16", "bfloat16"), ("llama", "float32")])
+def test_a_base_keeps_every_number_that_it_has(convert, model: str, dtype: str, tmp_path: Path):
+    status, line = convert(f"--base={GOLDENS / 'models' / model}", f"--out={tmp_path / 'orbax'}")
+    assert (status, f"parameters in {dtype}," in line) == (0, True)
+    exact, again = load_base(GOLDENS / "models" / model), load_base(tmp_path / "orbax")
+    jax.tree.map(np.testing.assert_array_equal, again.params, exact.params)
+
+
+def test_what_cannot_be_is_refused_in_one_sentence(convert, lora: Adapter, tmp_path: Path):
+    ours, unbound = tmp_path / "lora.safetensors", tmp_path / "unbound.safetensors"
+    save_adapter(lora, ours, ShapedBase(hf_config(MODEL)))
+    save_adapter(lora, unbound)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "notes.txt").write_text("mine")
+    released, missing = GOLDENS / "released.pth", tmp_path / "no.safetensors"
+    before = sorted(tmp_path.rglob("*"))
+    for arguments, sentence in [
+        ([], "give an adapter and where to write it: --adapter=IN --to=OUT"),
+        ([f"--adapter={ours}"], "give an adapter and where to write it"),
+        ([f"--to={ours}"], "give an adapter and where to write it"),
+        ([f"--adapter={ours}", f"--to={tmp_path / 'full' / '..' / ours.name}"], "would be overwritten"),
+        ([f"--adapter={ours}", f"--to={full}"], f"{full} is a folder with other things in it"),
+        ([f"--adapter={ours}", f"--to={full / 'notes.txt'}"], "notes.txt is a file, but a folder"),
+        ([f"--adapter={unbound}", f"--to={tmp_path / 'out'}"], "add --base=PATH"),
+        ([f"--adapter={missing}", f"--to={tmp_path / 'out'}"], f"{missing} does not exist"),
+        ([f"--adapter={ours}", f"--to={tmp_path / 'out'}", "--format=aligner"], "ends in .safetensors"),
+        ([f"--adapter={ours}", f"--to={tmp_path / 'a.safetensors'}", "--format=peft"], "does not end in .safetensors"),
+        ([f"--adapter={ours}", f"--to={tmp_path / 'out'}", "--format=pth"], "--format=pth"),
+        ([f"--adapter={ours}", f"--to={tmp_path / 'out'}", f"--base={MODEL}"], "other weights"),
+        ([f"--adapter={released}", f"--to={tmp_path / 'out'}", f"--base={MODEL}"], "has shape (2, 8), but (2, 32)"),
+    ]:
+        status, printed = convert(*arguments)
+        assert str(status).startswith("error: "), arguments
+        assert sentence in status
+        assert "\n" not in status
+        assert printed == ""
+        assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,86 @@
+"""From the first step to the last nothing moves between host and devices but by device_put and device_get."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from places import ROOT
+from whole_runs import run
+
+from aligner_jax.tasks import loop
+
+PAIRS = [{"prompt": f"Name {i}.", "response": [f"It is {i}.", "No" + " never" * (i % 3)]} for i in range(14)]
+RUN = """
+import json, sys
+from pathlib import Path
+from rich.console import Console
+from aligner_jax.runtime.config import parse_config
+from aligner_jax.train import train
+for i, config in enumerate(json.loads(sys.argv[1])):
+    train(parse_config(config), Path(sys.argv[2]) / str(i), Console(quiet=True))
+print("done")
+"""
+
+
+def preferences(settings: dict, folder: Path, **objective: object) -> dict:
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    data = {**settings["data"], "path": str(path), "format": "pku_saferlhf"}
+    return {**settings, "data": data, "objective": objective}
+
+
+def all_objectives(settings: dict, folder: Path) -> list[dict]:
+    settings["data"]["heldout_rows"] = 2
+    settings |= {"steps": 4, "eval_every": 2, "log_every": 1, "checkpoint": {"every": 2}, "report": {"samples": 0}}
+    return [
+        settings,
+        {**settings, "sweep": {"lr": [0.01, 0.02]}, "optim": {"schedule": "cosine", "warmup_steps": 2}},
+        {**settings, "optim": {"accumulate": 2, "state_dtype": "bfloat16", "clip": 1.0}, "adapter": {"method": "lora"}},
+        preferences(settings, folder, name="dpo"),
+        preferences(settings, folder, name="ipo", cache_reference=False),
+    ]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_runs_of_all_objectives_pass(tiny_run: dict, tmp_path: Path, number: int):
+    run(all_objectives(tiny_run, tmp_path)[number], tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in lines} == {1, 2, 3, 4}
+
+
+def test_runs_on_a_mesh_pass(tiny_run: dict, tmp_path: Path):
+    configs = [{**each, "mesh": {"data": 2, "fsdp": 1}} for each in all_objectives(tiny_run, tmp_path)]
+    for each in configs:
+        each["data"] = {**each["data"], "batch_size": 4}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    command = [sys.executable, "-c", RUN, json.dumps(configs), str(tmp_path / "runs")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout == "done\n", done.stderr
+
+
+def leave_on_the_host(batch, program):
+    return batch
+
+
+def add_on_the_host(batch, program):
+    batch = jax.device_put(batch)
+    return dataclasses.replace(batch, tokens_bt=jnp.asarray(np.asarray(batch.tokens_bt)))
+
+
+@pytest.mark.parametrize("sneaks", [leave_on_the_host, add_on_the_host])
+def test_an_implicit_transfer_ends_the_run(tiny_run: dict, tmp_path: Path, monkeypatch, sneaks):
+    monkeypatch.setattr(loop, "_on_devices", sneaks)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"Disallowed host-to-device transfer"):
+        run(tiny_run, tmp_path / "run")
+    assert not (tmp_path / "run" / "adapter.safetensors").exists()

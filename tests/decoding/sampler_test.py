@@ -1,0 +1,178 @@
+"""Sampling: what the model itself would say, for each row as if it were alone."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from places import SHARED
+
+from aligner_jax.decoding import sampler
+from aligner_jax.decoding.choose import Sampling
+from aligner_jax.decoding.sampler import sample
+from aligner_jax.errors import InputError
+from aligner_jax.model.llama import LlamaConfig, Params
+from aligner_jax.peft import Adapter, apply, with_strength
+from aligner_jax.weights.base import load_base
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz .,;:!?'-()[]"
+PROMPTS = ["a dog", "the cat sat.", "x"]
+NEW = 12
+
+
+class Letters(NamedTuple):
+    """A tokenizer with a token a character; the last id of the 40 is the beginning of the sequence."""
+
+    stop_ids: frozenset[int] = frozenset()
+    add_bos: bool = False
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+        return [39] * bos + [ALPHABET.index(character) for character in text]
+
+    def decode(self, ids) -> str:
+        return "".join(ALPHABET[i] if i < 39 else "" for i in ids)
+
+
+class LetterModel(NamedTuple):
+    params: Params
+    config: LlamaConfig
+    tokenizer: Letters | None = Letters()
+
+
+@pytest.fixture(scope="module")
+def base(config: LlamaConfig, params: Params) -> LetterModel:
+    return LetterModel(params, config)
+
+
+@pytest.fixture(scope="module")
+def adapter(trained_adapter) -> Adapter:
+    return trained_adapter(3, start_layer=0)
+
+
+@pytest.fixture(scope="module")
+def greedy(base: LetterModel, adapter: Adapter) -> list[str]:
+    return sample(base, adapter, PROMPTS, max_new_tokens=NEW)
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_greedy_takes_the_most_probable_token_of_the_uncached_model(add_bos: bool, base: LetterModel, adapter: Adapter):
+    tokenizer = Letters(add_bos=add_bos)
+    texts = sample(base._replace(tokenizer=tokenizer), adapter, PROMPTS, max_new_tokens=NEW)
+    tokens_bt, starts = np.zeros((3, 32), np.int32), []
+    for row, (prompt, text) in enumerate(zip(PROMPTS, texts, strict=True)):
+        ids = tokenizer.encode(prompt + text, bos=add_bos)
+        tokens_bt[row, : len(ids)] = ids
+        starts.append(len(prompt) + add_bos)
+        assert len(text) <= NEW
+    logits_btv = jax.jit(apply, static_argnames=("config",))(base.params, adapter, tokens_bt, config=base.config)
+    best_bt = np.asarray(logits_btv).argmax(axis=-1)
+    for row, (start, text) in enumerate(zip(starts, texts, strict=True)):
+        assert tokenizer.decode(best_bt[row, start - 1 : start - 1 + NEW]) == text
+
+
+def test_a_batch_of_prompts_of_different_lengths_equals_the_prompts_alone(base: LetterModel, adapter, greedy):
+    alone = [sample(base, adapter, [prompt], max_new_tokens=NEW)[0] for prompt in PROMPTS]
+    assert greedy == alone
+    assert len(set(greedy)) == len(greedy)
+
+
+def test_one_row_of_bfloat16_equals_the_same_row_among_others(base: LetterModel, adapter: Adapter):
+    half = base._replace(params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), base.params))
+    pair = sample(half, adapter, PROMPTS[:1] * 2, max_new_tokens=NEW, temperature=0.0)
+    ids = [half.tokenizer.encode(PROMPTS[0])]
+    steps = list(
+        sampler.continue_ids(
+            half.params, adapter, ids, config=half.config, max_new_tokens=NEW, sampling=Sampling(), tokens_a_call=5
+        )
+    )
+    assert [len(tokens) for tokens in steps] == [1] * NEW
+    assert [half.tokenizer.decode(row) for row in zip(*steps, strict=True)] == pair[:1]
+
+
+def test_the_adapter_is_used(base: LetterModel, adapter, greedy):
+    assert sample(base, with_strength(adapter, 0.0), PROMPTS, max_new_tokens=NEW) != greedy
+
+
+def test_draws_depend_on_seed_and_row_and_not_on_the_neighbours(base: LetterModel, adapter: Adapter):
+    def draw(prompts: list[str], seed: int) -> list[str]:
+        return sample(base, adapter, prompts, max_new_tokens=NEW, temperature=1.0, seed=seed)
+
+    texts = draw(PROMPTS, 0)
+    assert draw(PROMPTS, 0) == texts
+    assert draw(PROMPTS, 1) != texts
+    assert draw(["a longer prompt", PROMPTS[1], "y"], 0)[1] == texts[1]
+    assert len(set(draw(["same"] * 3, 0))) == 3
+
+
+def test_every_option_reaches_the_choice(base: LetterModel, monkeypatch: pytest.MonkeyPatch):
+    given = {}
+    monkeypatch.setattr(sampler, "continue_ids", lambda *_, **options: given.update(options) or iter([]))
+    sample(base, None, PROMPTS, max_new_tokens=5, temperature=0.7, top_k=3, top_p=0.8, seed=11)
+    assert given["sampling"] == Sampling(temperature=0.7, top_k=3, top_p=0.8)
+    assert (given["max_new_tokens"], given["seed"]) == (5, 11)
+
+
+def test_stop_tokens_end_their_row_alone_and_are_not_in_the_text(base: LetterModel, adapter, greedy):
+    stop = greedy[0][5]
+    stopping = base._replace(tokenizer=Letters(stop_ids=frozenset([ALPHABET.index(stop)])))
+    texts = sample(stopping, adapter, PROMPTS, max_new_tokens=NEW)
+    assert texts == [text.partition(stop)[0] for text in greedy]
+    assert texts != greedy
+    assert any(stop not in text for text in greedy), "some row must outlive the first"
+
+
+def test_streaming_gives_the_same_text_a_token_at_a_time(base: LetterModel, adapter, greedy):
+    stop = greedy[0][5]
+    stopping = base._replace(tokenizer=Letters(stop_ids=frozenset([ALPHABET.index(stop)])))
+    steps: list[list[int | None]] = []
+    texts = sample(stopping, adapter, PROMPTS, max_new_tokens=NEW, on_tokens=steps.append)
+    assert texts == [text.partition(stop)[0] for text in greedy]
+    assert len(steps) == max(map(len, texts))
+    for row, text in enumerate(texts):
+        streamed = [step[row] for step in steps]
+        assert streamed == [*Letters().encode(text), *[None] * (len(steps) - len(text))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"prompts": []}, "no prompts"),
+        ({"prompts": ["a", ""]}, "prompt 1 is empty"),
+        ({"prompts": "a dog"}, "prompts is one string"),
+        ({"prompts": ["a" * 60], "max_new_tokens": 5}, "60 tokens and 5 new ones do not fit the model's context of 64"),
+        ({"max_new_tokens": 0}, "0 new ones"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**32}, "seed is 4294967296"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_is_refused(changes: dict, sentence: str, base: LetterModel):
+    with pytest.raises(InputError) as caught:
+        sample(base, None, **{"prompts": PROMPTS, **changes})
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("token", [40, -1])
+def test_a_token_that_the_model_has_not_is_refused(token: int, base: LetterModel):
+    with pytest.raises(InputError, match=rf"prompt 1 has the token {token}, but the base has embeddings of 40 tokens"):
+        next(
+            sampler.continue_ids(
+                base.params, None, [[1], [1, token]], config=base.config, max_new_tokens=2, sampling=Sampling(),
+            )
+        )  # fmt: skip
+
+
+def test_without_a_tokenizer_it_says_so(base: LetterModel):
+    with pytest.raises(InputError, match="no tokenizer"):
+        sample(base._replace(tokenizer=None), None, PROMPTS)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the folder `shared` is not beside the repository")
+def test_a_real_model_tells_the_story_that_its_author_published():
+    folder = SHARED / "data" / "models" / "stories260K"
+    story = "Once upon a time" + (folder / "stories260K.md").read_text().split("\nOnce upon a time")[1]
+    text = sample(load_base(folder / "hf"), None, ["Once upon a time"], max_new_tokens=200)[0]
+    assert len(text) > 300
+    assert story.startswith("Once upon a time" + text)

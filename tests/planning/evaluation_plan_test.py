@@ -1,0 +1,144 @@
+"""What an evaluation would need on TPUs: the programs that run are those that are planned."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from command_runs import Ended, run_command
+from places import ROOT
+
+from aligner_jax.errors import InputError
+from aligner_jax.evals.interface import parse_evaluate_config
+from aligner_jax.model.config import llama_config
+from aligner_jax.planning import inference_table
+from aligner_jax.planning.inference_plan import EvaluationPlan, ProgramPlan, make_evaluation_plan
+from aligner_jax.planning.topology import topology_devices
+from aligner_jax.runtime import roofline
+
+MODEL = llama_config("stories_260k")
+NEW = ProgramPlan("new tokens", 8 << 30, True, 4 << 30, {"all-gather": 98 << 30}, 9.0)
+PLAN = EvaluationPlan(
+    topology="v5e:2x4", devices=8, mesh={"data": 1, "fsdp": 4, "tensor": 2}, rows=32, tokens=1024, new_tokens=512,
+    weight_dtype="bfloat16", hbm_bytes=16 << 30, weights_bytes=2 << 30, cache_bytes=3 << 30,
+    programs=(dataclasses.replace(NEW, name="prompts", collective_bytes={}), NEW), roofline_seconds=0.058,
+    bound="network",
+)  # fmt: skip
+
+
+def config(**changed: Any):
+    return parse_evaluate_config(
+        {
+            "base": {"path": "nowhere", "model": "stories_260k", "dtype": "bfloat16"},
+            "evaluation": {"name": "gsm8k"}, "batch_size": 4, **changed,
+        }
+    )  # fmt: skip
+
+
+def run(*arguments: str) -> Ended:
+    return run_command("compile", *arguments, folder=ROOT)
+
+
+def test_the_command_plans_an_evaluation():
+    pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
+    done = run(
+        "--config=configs/eval/gsm8k.py", "--config.base.model=stories_260k", "--config.batch_size=4",
+        "--config.mesh.tensor=1", "--config.mesh.fsdp=4", "--topology=v5e:2x2", "--tokens=128", "--new_tokens=64",
+        "--json",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    (plan,) = map(json.loads, done.out.splitlines())
+    assert (plan["topology"], plan["devices"], plan["mesh"]["fsdp"], plan["rows"]) == ("v5e:2x2", 4, 4, 4)
+    # Keys and values of one row with 192 slots, two bytes each; a quarter of the weights.
+    assert plan["cache_bytes"] == 2 * MODEL.num_layers * 192 * MODEL.num_kv_heads * MODEL.head_dim * 2
+    assert 4 * plan["weights_bytes"] == pytest.approx(2 * 260_032, rel=0.02)
+    assert [program["name"] for program in plan["programs"]] == ["scores", "prompts", "new tokens"]
+    assert all(program["fits"] and program["collective_bytes"]["all-gather"] > 0 for program in plan["programs"])
+    # Of each array that is gathered by four devices a device receives three quarters; a call makes eight tokens.
+    (kind, gathered), *others = plan["programs"][2]["collective_bytes"].items()
+    assert (kind, others, plan["bound"]) == ("all-gather", [], "network")
+    network = roofline.CHIPS["TPU v5 lite"].network_bytes_per_second
+    assert plan["roofline_seconds"] == pytest.approx(gathered * 3 / 4 / 8 / network)
+
+
+def test_on_one_device_nothing_is_sent_and_memory_bounds_a_token():
+    pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
+    plan = make_evaluation_plan(config(), MODEL, "v5e:2x2", topology_devices("v5e:2x2", 1), tokens=128, new_tokens=64)
+    assert [program.collective_bytes for program in plan.programs] == [{}, {}, {}]
+    assert plan.fits
+    assert plan.bound == "memory"
+    chip, cost = roofline.CHIPS["TPU v5 lite"], roofline.decode_step(MODEL, batch_size=4, length=192)
+    assert plan.roofline_seconds == pytest.approx(cost.hbm_bytes / chip.hbm_bytes_per_second)
+    assert inference_table.advice(plan) is None
+
+
+def test_7b_answers_on_one_chip_since_neither_cache_nor_weights_are_copied():
+    pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
+    model, devices = llama_config("llama2_7b"), topology_devices("v5e:2x2", 1)
+    plan = make_evaluation_plan(config(), model, "v5e:2x2", devices, tokens=960, new_tokens=64)
+    assert plan.fits
+    assert (plan.weights_bytes + (plan.cache_bytes or 0)) / 2**30 == pytest.approx(14.55, abs=0.01)
+    assert plan.programs[2].peak_bytes < 14.7 * 2**30
+    # Prompts of 960 tokens are padded to 1,024, which the attention kernel takes: no scores are in memory.
+    assert plan.programs[1].peak_bytes < 14.8 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("changed", "tokens", "message"),
+    [
+        ({}, 500, r"prompts of 500 tokens and 64 new ones do not fit the model's context of 512"),
+        ({"batch_size": 3}, 128, r"config.batch_size is 3, which the mesh's 4 parts do not divide"),
+        ({"base": None, "evaluation": {"name": "pairwise"}}, 128, r"'pairwise' runs no model"),
+    ],
+)
+def test_what_cannot_be_planned(changed: dict, tokens: int, message: str):
+    pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
+    devices = topology_devices("v5e:2x2")
+    with pytest.raises(InputError, match=message):
+        make_evaluation_plan(config(**changed), MODEL, "v5e:2x2", devices, tokens=tokens, new_tokens=64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ("--config=configs/eval/gsm8k.py", "--search"),
+            "error: --search is of a training run, and the config is not\n",
+        ),
+        (
+            ("--config=configs/quickstart.py", "--new_tokens=5"),
+            "error: --new_tokens is of an evaluation, and the config is not\n",
+        ),
+        (("--config=configs/eval/vicuna_judge.py",), "error: the evaluation 'pairwise' runs no model"),
+    ],
+)
+def test_flags_and_configs_of_another_kind_are_refused(arguments: tuple[str, ...], sentence: str):
+    done = run(*arguments)
+    assert (done.status, done.err.count("\n")) == (1, 1)
+    assert done.err.startswith(sentence)
+
+
+def test_the_table_has_every_program_and_a_plan_that_stops_early_has_blanks():
+    short = dataclasses.replace(PLAN, programs=PLAN.programs[:1], cache_bytes=None, roofline_seconds=None, bound=None)
+    shown = inference_table.table([PLAN, short])
+    cells = [[str(cell) for cell in column.cells] for column in shown.columns]
+    rows = {name: (first, second) for name, first, second in zip(*cells, strict=True)}
+    assert rows["mesh"] == ("fsdp 4 × tensor 2",) * 2
+    assert rows["new tokens: collectives"] == ("all-gather 98.00 GiB", "–")
+    assert rows["cache"] == ("3.00 GiB", "–")
+    assert rows["a new token of each row, at least"] == ("58.0 ms, bound by network", "–")
+
+
+def test_what_would_help_is_said():
+    text = inference_table.advice(PLAN)
+    assert text is not None
+    assert "--config.mesh.tensor=8 --config.mesh.fsdp=1" in text
+    assert inference_table.advice(dataclasses.replace(PLAN, bound="memory")) is None
+    large = dataclasses.replace(
+        PLAN, weights_bytes=13 << 30, programs=(dataclasses.replace(NEW, fits=False, peak_bytes=20 << 30),)
+    )
+    text = inference_table.advice(large)
+    assert text is not None
+    for part in ("the program of new tokens needs 20.00 GiB", "config.batch_size", "int8", "more devices"):
+        assert part in text
+    assert "int8" not in str(inference_table.advice(dataclasses.replace(large, weights_bytes=2 << 30)))

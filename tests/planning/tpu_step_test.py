@@ -1,0 +1,75 @@
+"""What the real TPU compiler makes of the training step of every config, for chips that need not be here."""
+
+import re
+
+import jax
+import places
+import pytest
+
+from aligner_jax.compile import planned_model
+from aligner_jax.planning import table
+from aligner_jax.planning.compiled import chip_of, compile_for
+from aligner_jax.planning.plan import make_plan
+from aligner_jax.planning.topology import topology_devices
+from aligner_jax.runtime import sharding
+from aligner_jax.runtime.command import load_config
+from aligner_jax.runtime.config import parse_config
+from aligner_jax.tasks.first_adapter import first_adapter
+from aligner_jax.tasks.program import abstract_arguments, make_program
+
+pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
+
+CONFIGS = sorted(path.stem for path in places.CONFIGS.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_compiles_for_its_topology_and_fits(name: str):
+    config = parse_config(load_config(places.CONFIGS / f"{name}.py"))
+    assert config.mesh.topology is not None
+    devices = topology_devices(config.mesh.topology, config.mesh.devices)
+    plan = make_plan(config, planned_model(config.base), config.mesh.topology, devices)
+    assert plan.fits, table.advice(plan)
+    if plan.devices > 1:
+        assert plan.collective_bytes is not None
+        # Each layer's weights once forward and once backward; the rows stay where they are.
+        assert plan.collective_bytes["all-gather"] <= 2 * plan.weights_bytes * plan.devices
+        assert plan.collective_bytes.keys() <= {"all-gather", "all-reduce"}
+
+
+def test_the_7b_step_has_the_kernel_in_both_passes():
+    config = parse_config(load_config(f"{places.CONFIGS / 'llama7b_metamath.py'}:10"))
+    devices = topology_devices("v5e:2x4")
+    model, mesh = planned_model(config.base), sharding.mesh_of(config.mesh, devices)
+    program = make_program(config, model, jax.eval_shape(lambda: first_adapter(config, model)), mesh)
+    with program.use():
+        compiled = compile_for(
+            chip_of(devices[0]), program.step, *abstract_arguments(config, model, program, "bfloat16")
+        )
+    assert compiled.text is not None
+    calls = re.findall(r"custom-call\(.*tpu_custom_call.*op_name=\"[^\"]*(forward|backward)", compiled.text)
+    assert {"forward", "backward"} <= set(calls)
+
+
+@pytest.mark.parametrize(
+    ("model", "quantization", "rows", "length", "devices", "most"),
+    [
+        ("llama2_7b", "none", 8, 512, 1, 14.0),
+        ("llama2_7b", "int8", 8, 512, 1, 8.0),
+        ("llama2_7b", "int4", 1, 2048, 1, 6.0),
+        ("llama3_8b", "int8", 8, 512, 1, 15.75),
+        ("llama2_7b", "none", 64, 512, None, 3.4),
+    ],
+)
+def test_the_memory_that_a_device_of_v5e_needs(
+    model: str, quantization: str, rows: int, length: int, devices: int | None, most: float
+):
+    config = parse_config(
+        {
+            "base": {"path": "", "model": model, "quantization": quantization},
+            "data": {"path": "", "batch_size": rows, "sequence_length": length},
+            "steps": 1,
+        }
+    )
+    plan = make_plan(config, planned_model(config.base), "v5e:2x4", topology_devices("v5e:2x4", devices))
+    assert plan.fits
+    assert plan.peak_bytes / 2**30 <= most

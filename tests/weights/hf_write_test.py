@@ -1,0 +1,60 @@
+"""Exported Hugging Face folders are those that were loaded, byte for byte."""
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import places
+import pytest
+from safetensors import safe_open
+
+from aligner_jax.weights import hf_write
+from aligner_jax.weights.hf import load_hf
+
+MODELS = places.GOLDENS / "models"
+
+
+def _stored(file: Path) -> dict[str, tuple[str, bytes]]:
+    """What a safetensors file holds: dtype and bytes by name."""
+    raw = file.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + size])
+    header.pop("__metadata__", None)
+    body = raw[8 + size :]
+    return {name: (x["dtype"], body[slice(*x["data_offsets"])]) for name, x in header.items()}
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("llama", "F32"), ("wide_head", "F32"), ("bfloat16", "BF16")])
+def test_the_export_is_the_folder_that_was_loaded(tmp_path: Path, name: str, dtype: str):
+    """The goldens' tensors have transformers' names and layout, so an export must give back every one's bytes."""
+    config, params = load_hf(MODELS / name, {"F32": "float32", "BF16": "bfloat16"}[dtype])
+    hf_write.write_hf_folder(tmp_path, config, params)
+    exported, original = _stored(tmp_path / "model.safetensors"), _stored(MODELS / name / "model.safetensors")
+    assert {stored[0] for stored in exported.values()} == {dtype}
+    assert exported == original
+    with safe_open(tmp_path / "model.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt"}
+    again, _ = load_hf(tmp_path)
+    assert again == config
+
+
+def test_the_export_keeps_rotary_scaling(tmp_path: Path):
+    config, params = load_hf(MODELS / "llama3")
+    assert config.rope_scaling is not None
+    hf_write.write_hf_folder(tmp_path, config, params)
+    assert load_hf(tmp_path)[0] == config
+
+
+def test_queries_keep_their_heads_in_halves():
+    """Row n · h + i of q_proj is dimension i of head n, as rotate_half has it: nothing is interleaved."""
+    config, params = load_hf(MODELS / "llama")
+    tensors = hf_write.hf_tensors(params)
+    q_dnh = np.asarray(params.layers.q_ldnh[1])
+    row = tensors["model.layers.1.self_attn.q_proj.weight"][1 * config.head_dim + 3]
+    np.testing.assert_array_equal(row, q_dnh[:, 1, 3])
+
+
+def test_bfloat16_is_stored_as_such():
+    _, params = load_hf(MODELS / "bfloat16", "bfloat16")
+    assert {x.dtype for x in hf_write.hf_tensors(params).values()} == {np.dtype(ml_dtypes.bfloat16)}
