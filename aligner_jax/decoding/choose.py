@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from aligner_jax.errors import InputError
-from aligner_jax.model.logical import whole
+from aligner_jax.model.logical import replicated
 
 _LEAST, _LARGEST = float(jnp.finfo(jnp.float32).tiny), float(jnp.finfo(jnp.float32).max)
 _MOST_TOKENS = jnp.iinfo(jnp.int32).max
@@ -87,7 +87,7 @@ def choose(logits_bv: Float[Array, "b v"], keys_b: Array, sampling: RowSampling)
 
 def _any(x_b: Bool[Array, " b"]) -> Bool[Array, ""]:
     """True where a row of any device is."""
-    return jnp.any(whole(x_b))
+    return jnp.any(replicated(x_b))
 
 
 def _draw(logits_bv: Array, keys_b: Array, sampling: RowSampling) -> Array:

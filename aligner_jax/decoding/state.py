@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from aligner_jax.decoding.choose import RowSampling, choose
 from aligner_jax.model.cache import KVCache, empty_cache, forward_cached, prefill_cache
 from aligner_jax.model.llama import LlamaConfig, Params, unembed
-from aligner_jax.model.logical import whole
+from aligner_jax.model.logical import replicated
 from aligner_jax.peft import Bound
 
 
@@ -136,7 +136,7 @@ def step(params: Params, bound: Bound, state: State, stops: Int[Array, " stops"]
 
 def _replicated(sampling: RowSampling) -> RowSampling:
     """The same; so every device knows what all rows need without asking the others."""
-    return jax.tree.map(whole, sampling)
+    return jax.tree.map(replicated, sampling)
 
 
 def _choose(logits_bv: Float[Array, "b v"], cache: KVCache, keys_b: Array, sampling: RowSampling) -> Int[Array, " b"]:
