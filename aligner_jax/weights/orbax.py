@@ -68,16 +68,16 @@ _MOST_THREADS = 32
 def write_orbax(
     folder: str | Path, config: LlamaConfig, parts: Parts, dtype: str, tokenizer: Mapping[str, bytes]
 ) -> None:
-    """Writes a base block by block. The host holds a few blocks at a time. A failed write leaves no `folder`.
+    """Writes a base block by block. The host holds a few blocks at a time. `folder` appears only once it is complete.
 
     Args:
-      folder: path of a new folder.
+      folder: path of a new or empty folder.
       parts: reads the base's leaves; see `open_parts`.
       dtype: dtype of the arrays.
       tokenizer: content of the vocabulary's files, by name; empty if the base has no vocabulary.
 
     Raises:
-      InputError: `folder` exists or cannot be written, or a value is not finite in `dtype`; or see `parts`.
+      InputError: `folder` is not empty or cannot be written, or a value is not finite in `dtype`; or see `parts`.
     """
     try:
         os.path.abspath(folder).encode()
@@ -179,7 +179,7 @@ def _open(
     dtype: np.dtype,
     pool: concurrent.futures.Executor,
 ) -> _Leaf:
-    """Opens the blocks of a leaf and checks their shapes and dtypes, without reading them."""
+    """Opens the blocks of a leaf and checks their shapes and dtypes, without reading their chunks."""
 
     def open_one(number: int) -> Block:
         block = Block(path / PARAMS / leaf / str(number), leaf, f"{path}: block {number} of leaf {leaf}")
