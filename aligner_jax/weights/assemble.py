@@ -40,8 +40,8 @@ def assemble(
     """Returns a model's configuration and parameters, assembled from the tensors of its checkpoint.
 
     With shardings, this process reads only the rows that its own devices hold a part of, and reads them once. The host
-    then holds about one device's part of one leaf, besides what is on the devices. Without shardings, every leaf is
-    whole on the default device.
+    then holds at most about one device's part of one leaf, besides what is on the devices. Without shardings, every
+    leaf is whole on the default device.
 
     Args:
       dtype: dtype of the parameters, "float32" or "bfloat16"; rounding is to nearest even.

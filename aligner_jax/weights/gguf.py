@@ -178,7 +178,7 @@ def _padded(end: int, header: GGUFHeader) -> int:
 def _source(path: Path, header: GGUFHeader, name: str, entry: TensorEntry) -> Source:
     shape = tuple(reversed(entry.shape))
     if entry.type not in _SIZES:
-        # The offsets of later tensors cannot be checked without the size of this one.
+        # The offsets of later tensors cannot be checked without the block size of this type.
         raise InputError(
             f"{path}: tensor {name} is stored as ggml type {entry.type}, which is not one of "
             f"{', '.join(FORMAT.decoders)}"

@@ -45,7 +45,7 @@ class Source:
     """An unread tensor of a checkpoint, or a part of one: `nbytes` bytes at `offset` in `file`, row-major.
 
     Attributes:
-      shape: shape of the stored bytes, that is of the part if this is one.
+      shape: shape of the part if this is one, else of the tensor.
       encoding: the format's name of the stored dtype; see `Format.decoders`.
       part: position in the whole tensor; None if this is the whole tensor.
     """
