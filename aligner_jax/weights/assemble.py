@@ -1,8 +1,8 @@
-"""From the tensors of a checkpoint to `Params`: every tensor accounted for, and no second copy of the model.
+"""Assembles `Params` from the tensors of a checkpoint, without a second copy of the model.
 
-A format is a table from its tensor names to leaves of `Params`. Names and shapes are all checked before a weight is
-read. Then each leaf is made in its final dtype, whole or in the parts that this process's devices hold, and filled from
-the files a few rows at a time.
+A format is a table from tensor names to leaves of `Params`. All names and shapes are checked before a weight is read.
+Each leaf is then allocated in its final dtype, either whole or in the parts that this process's devices hold, and is
+filled from the files a few rows at a time.
 """
 
 import functools
@@ -31,20 +31,20 @@ from aligner_jax.weights.leaves import (
 from aligner_jax.weights.source import Checkpoint, Format, Source
 
 type Parts = Callable[[str, Sequence[Sequence[slice]]], list[np.ndarray]]
-"""From a leaf's name and some indexes into it, each a slice of every axis, to the parts of the leaf there, read now."""
+"""Reads parts of a leaf. Takes the leaf's name and one index per part: a slice of every axis."""
 
 
 def assemble(
     checkpoint: Checkpoint, dtype: str, *, shardings: Shardings = None, finish: Finish = None
 ) -> tuple[LlamaConfig, Params]:
-    """A model's configuration and parameters, from the tensors of its checkpoint.
+    """Returns a model's configuration and parameters, assembled from the tensors of its checkpoint.
 
-    With shardings, this process reads only rows that its own devices hold a part of, each once, and the host never has
-    more than about one device's part of one leaf beside what is on the devices. Without, every leaf is whole on the
-    default device.
+    With shardings, this process reads only the rows that its own devices hold a part of, and reads them once. The host
+    then holds at most about one device's part of one leaf, besides what is on the devices. Without shardings, every
+    leaf is whole on the default device.
 
     Args:
-      dtype: of the result: "float32" or "bfloat16"; rounding is to nearest even.
+      dtype: dtype of the parameters, "float32" or "bfloat16"; rounding is to nearest even.
       shardings: see `leaves.Shardings`.
       finish: see `leaves.Finish`.
 
@@ -62,14 +62,14 @@ def assemble(
 
 
 def open_parts(checkpoint: Checkpoint, dtype: str) -> Parts:
-    """What reads parts of a checkpoint's leaves, all of whose tensors are accounted for.
+    """Returns a function that reads parts of a checkpoint's leaves, after all names and shapes are checked.
 
     Args:
-      dtype: of the parts: "float32" or "bfloat16"; rounding is to nearest even.
+      dtype: dtype of the parts, "float32" or "bfloat16"; rounding is to nearest even.
 
     Raises:
-      InputError: a tensor is unknown, missing, there twice, there in part, of a wrong shape, or stored in a way that
-        is not supported; or a redundant one differs from the tensor it repeats; or dtype is neither of the two.
+      InputError: a tensor is unknown, missing, duplicated, incomplete, of a wrong shape or of an unsupported encoding;
+        a redundant tensor differs from the one it repeats; or dtype is not supported.
     """
     numbers = check_dtype(dtype)
     config, form, where = checkpoint.config, checkpoint.form, checkpoint.where
@@ -102,7 +102,7 @@ def _places(config: LlamaConfig, specs: Mapping[str, Spec], form: Format) -> Ite
 def _account(
     sources: Iterable[Source], places: Mapping[str, Place], form: Format, where: Path
 ) -> dict[str, list[Source]]:
-    """Every tensor's sources: one, or the parts of it."""
+    """Returns the sources of every tensor: one, or one per part."""
     found: dict[str, list[Source]] = {}
     extra: list[Source] = []
     for source in sources:
@@ -123,7 +123,7 @@ def _account(
         found.setdefault(name, []).append(source)
     for source in list(extra):
         if (original := form.redundant[source.name]) not in found:
-            # A file may hold either of two tensors that are one.
+            # A checkpoint may store tied weights under either name.
             _check_shape(source, places[original])
             form.check_encoding(source)
             found[original] = [source]
@@ -149,7 +149,7 @@ def _check_shape(source: Source, place: Place) -> None:
 
 
 def _check_parts(sources: list[Source], where: Path) -> None:
-    """Raises InputError unless the parts of a tensor cover it, each number once."""
+    """Raises InputError unless the parts of a tensor cover it without gaps or overlaps."""
     parts = {source.part: source for source in sources if source.part is not None}
     reached, axes = 0, {part.axis for part in parts}
     for part in sorted(parts):

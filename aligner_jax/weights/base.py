@@ -1,4 +1,4 @@
-"""The frozen base: parameters, configuration and tokenizer, from whatever form the model comes in."""
+"""Loads the frozen base (parameters, configuration and tokenizer) from any supported form of its files."""
 
 import dataclasses
 import os
@@ -27,17 +27,18 @@ from aligner_jax.weights.quantize import quantizer
 from aligner_jax.weights.source import Checkpoint
 
 FORMS: tuple[Form, ...] = (HF, GGUF, META, ORBAX)
-"""Every form that a base comes in."""
+"""The supported forms of a base's files, in the order in which they are tried."""
 _ANY_FORM = f"{', '.join(form.description for form in FORMS)}, or the hub name of a model"
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
 
 
 class Base(flax.struct.PyTreeNode):
-    """A base model. A pytree of its parameters; `tokenizer` is None where the checkpoint has none.
+    """A base model: a pytree whose leaves are the parameters.
 
     Attributes:
-      quantization: how the projections are held; None: as the arrays of the rest.
-      loaded_fingerprint: of a quantized base, that of the weights it was made of.
+      tokenizer: None if the checkpoint has none.
+      quantization: quantization of the projections; None if they have the dtype of the other parameters.
+      loaded_fingerprint: fingerprint of the weights before they were quantized; None if they are not quantized.
     """
 
     params: Params
@@ -47,28 +48,28 @@ class Base(flax.struct.PyTreeNode):
     loaded_fingerprint: str | None = flax.struct.field(pytree_node=False, default=None)
 
     def __post_init__(self) -> None:
-        # Here a base meets its tokenizer, which from now on refuses tokens that the embedding lacks. One that knows the
-        # base stays the object that it is: programs are compiled for it.
+        # The tokenizer must refuse token ids that the embedding lacks. One that already does stays the same object,
+        # because programs are compiled for it.
         if self.tokenizer is not None and self.tokenizer.num_embeddings != self.config.vocab_size:
             known = dataclasses.replace(self.tokenizer, num_embeddings=self.config.vocab_size)
             object.__setattr__(self, "tokenizer", known)
 
     @property
     def fingerprint(self) -> str:
-        """What adapters record of it; see `weights.fingerprint`. The same whether or not the base is quantized.
+        """Fingerprint that adapters record; see `weights.fingerprint`. Quantization does not change it.
 
-        Reads all weights each time, unless they are quantized.
+        Every access reads all weights, unless they are quantized.
         """
         return self.loaded_fingerprint or fingerprint(self.config, self.params)
 
     @property
     def held_as(self) -> str:
-        """Dtype and quantization, such as "float32" or "bfloat16 int4 in groups of 32"."""
+        """Dtype and quantization of the parameters, such as "float32" or "bfloat16 int4 in groups of 32"."""
         return f"{self.params.embed_vd.dtype} {self.quantization or ''}".strip()
 
     @property
     def identity(self) -> str:
-        """Fingerprint and `held_as`: the key of results that are kept. Two bases of one identity compute the same."""
+        """Key of cached results: fingerprint and `held_as`. Two bases with the same identity compute the same."""
         return f"{self.fingerprint} {self.held_as}"
 
 
@@ -81,30 +82,29 @@ def load_base(
     shardings: Shardings = None,
     finish: Finish = None,
 ) -> Base:
-    """The base model at `path`, which is only ever read.
+    """Loads the base model at `path`. Its files are never changed.
 
     Args:
-      path: a Hugging Face folder, a .gguf file, a folder of Meta's, an Orbax folder of `aligner_jax.convert`, or, where
-        `huggingface_hub` is installed and reaches a hub, the name of a model there ("org/name").
-      dtype: of the parameters and of what is computed: "float32" or "bfloat16".
-      quantization: "int8" or "int4" holds the layers' projections so, see `model.quantized`, and never more than one
-        of them otherwise; None or "none" does not.
-      group_size: of "int4".
+      path: a Hugging Face folder, a .gguf file, a folder in Meta's form, or an Orbax folder that `aligner_jax.convert`
+        wrote. If `huggingface_hub` is installed and reaches a hub, also the name of a model there ("org/name").
+      dtype: dtype of the parameters and of the computation, "float32" or "bfloat16".
+      quantization: "int8" or "int4" quantizes the projections of the layers; see `model.quantized`. At most one
+        projection is unquantized at a time. None or "none" keeps all of them in `dtype`.
+      group_size: number of weights in a group of "int4".
       shardings: a `Params` of `jax.sharding.NamedSharding`, or a function from the model's `LlamaConfig` to one, such
-        as `functools.partial(param_shardings, mesh=mesh)`. Every process then reads what its own devices hold, and no
-        parameter is ever whole on a host. None: all on the default device.
-      finish: called with each leaf's name ("q_ldnh") and array, largest first; its result takes the array's place.
-        Of a quantized base it gets the quantized leaves.
+        as `functools.partial(param_shardings, mesh=mesh)`. Every process then reads only what its own devices hold, and
+        no parameter is ever whole on a host. None puts all parameters on the default device.
+      finish: called with the name ("q_ldnh") and array of every leaf, largest first; its result replaces the array.
+        If the base is quantized, it is called with the quantized leaves.
 
     Raises:
-      InputError: there is no model at `path`, or it cannot be read as one; or dtype, quantization or group_size cannot
-        be had.
+      InputError: there is no model at `path`, it cannot be read, or dtype, quantization or group_size is not supported.
     """
     check_dtype(dtype)
     chosen = None if quantization in (None, "none") else Quantization(cast(Any, quantization), group_size)
     local = locate(path)
     form = form_of(local)
-    # Before the weights, which take longer, so that a damaged vocabulary is told at once.
+    # The tokenizer comes before the weights, which take longer, so that a damaged vocabulary is reported at once.
     tokenizer, load = form.begin(local) if form.begin is not None else (form.tokenizer(local), form.load)
     if chosen is None:
         config, params = load(local, dtype, shardings=shardings, finish=finish)
@@ -115,7 +115,7 @@ def load_base(
 
 
 class _QuantizedLeaves:
-    """What becomes of each leaf, and the sums of what it was; the model is known when its shardings are asked for."""
+    """Quantizes leaves as they are loaded, and keeps their sums for the fingerprint. `begin` is called first."""
 
     def __init__(self, quantization: Quantization, shardings: Shardings, finish: Finish) -> None:
         self.sums: dict[str, LeafSums] = {}
@@ -132,19 +132,19 @@ class _QuantizedLeaves:
 
 
 def unused_model(config: BaseConfig, model: LlamaConfig) -> str:
-    """Returns a sentence that says so where weights are of another architecture than `config.model` names; else "".
+    """Returns a sentence if the weights have another architecture than `config.model` names, else "".
 
-    Where there are weights they decide, so that a config can be used with any base.
+    The weights take precedence over `config.model`, so that a config can be used with any base.
 
     Raises:
-      InputError: there is no published architecture of that name.
+      InputError: `config.model` names no published architecture.
     """
     if config.model is None:
         return ""
     named = llama_config(config.model)
     for field in dataclasses.fields(named):
         wanted, found = getattr(named, field.name), getattr(model, field.name)
-        # How long a context is said to be does not change what is computed.
+        # The declared context length does not change the computation.
         if wanted != found and field.name != "context_length":
             return (
                 f"config.base.model {config.model} is not used: its {field.name} is {wanted}, and that of the weights "
@@ -154,10 +154,10 @@ def unused_model(config: BaseConfig, model: LlamaConfig) -> str:
 
 
 def locate(path: str | Path) -> Path:
-    """Where the files of a base model are: `path` itself, or the copy of what a hub has of that name.
+    """Returns the local file or folder of a base model: `path` itself, or a download of the hub's model of that name.
 
     Raises:
-      InputError: there is nothing at `path`, nor on a hub; or it cannot be a path, or may not be entered.
+      InputError: nothing is at `path` or on a hub, or `path` is not a valid path or may not be entered.
     """
     local = _expanded(path)
     return local if exists(local) else _from_hub(str(path))
@@ -167,7 +167,7 @@ def form_of(local: Path) -> Form:
     """Returns the form of the base at `local`.
 
     Raises:
-      InputError: there is no base, or one of a form that is not read.
+      InputError: there is no base at `local`, or its form is not supported.
     """
     if not is_file(local) and not is_folder(local):
         raise InputError(f"{local} is a device or a pipe, not a base model; give {_ANY_FORM}")
@@ -182,10 +182,10 @@ def form_of(local: Path) -> Form:
 
 
 def open_base(local: Path) -> Checkpoint:
-    """Opens the files of the base at `local`, of which no weight is read yet.
+    """Opens the files of the base at `local` without loading its weights.
 
     Raises:
-      InputError: see `load_base`; or its arrays are leaves of `Params` already, as those of an Orbax folder.
+      InputError: see `load_base`; or the base is an Orbax folder, whose arrays are leaves of `Params` already.
     """
     form = form_of(local)
     if form.open is None:
@@ -194,10 +194,10 @@ def open_base(local: Path) -> Checkpoint:
 
 
 def base_config(path: str | Path) -> LlamaConfig:
-    """The configuration of the base model at a local `path`, without its weights.
+    """Returns the configuration of the base model at a local `path`, without loading its weights.
 
     Raises:
-      InputError: there is no model, or it cannot be read as one.
+      InputError: there is no model at `path`, or it cannot be read.
     """
     local = _expanded(path)
     if not exists(local):
@@ -212,7 +212,7 @@ def _expanded(path: str | Path) -> Path:
         raise InputError(f"the path of the base model is empty; give {_ANY_FORM}")
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # There is no home folder, or no such user's.
+    except RuntimeError:  # There is no home folder, or no such user.
         return Path(path)
 
 
@@ -227,7 +227,7 @@ def _from_hub(name: str) -> Path:
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except Exception as error:  # The hub client raises whatever its HTTP library does.
+    except Exception as error:  # The hub client passes on all errors of its HTTP library.
         reason = str(error).strip().splitlines()
         raise InputError(
             f"there is no base model at {name} here, and no hub gave one of that name "

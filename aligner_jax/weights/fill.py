@@ -1,8 +1,8 @@
-"""From the tensors of files to one part of a leaf: no byte is read that the part does not need, where rows allow it.
+"""Fills parts of a leaf from the tensors of a checkpoint, and reads only the rows that the parts need.
 
-A part is a slice of every axis of a leaf: what one device holds, or all of it. Rows of a checkpoint's matrix that lie
-outside are not read; of columns outside, one chunk at a time is read and dropped. So the host holds the part and a
-chunk, however large the checkpoint's tensors are.
+A part is a slice of every axis of a leaf: the shard of one device, or the whole leaf. Rows of a checkpoint's matrix
+that lie outside the part are not read. Columns outside it are read and dropped, one chunk at a time. So the host holds
+the part and one chunk, however large the checkpoint's tensors are.
 """
 
 import math
@@ -17,11 +17,11 @@ from aligner_jax.weights.finite import all_finite
 from aligner_jax.weights.source import Format, Part, Slot, Source
 
 _CHUNK_BYTES = 2**20
-_ALIGNMENT = 64  # The CPU backend takes a host array without copying it only from here on.
+_ALIGNMENT = 64  # Bytes. The CPU backend copies a host array that is aligned to less.
 
 
 class Place(NamedTuple):
-    """Of one tensor: its slot, its layer (None where the leaf has no layers), and the shape it must have."""
+    """The place of a tensor: its slot, its layer (None if the leaf has no layers), and the shape it must have."""
 
     slot: Slot
     layer: int | None
@@ -29,12 +29,12 @@ class Place(NamedTuple):
 
 
 def axes_of(leaf: str) -> str:
-    """The letters of a leaf's axes: "ldnh" of "q_ldnh"."""
+    """Returns the letters of a leaf's axes: "ldnh" for "q_ldnh"."""
     return leaf.rsplit("_", 1)[1]
 
 
 def groups_of(layout: str) -> list[str]:
-    """The axes that each axis of a tensor runs over: ["nic", "d"] of "(nic)d"."""
+    """Returns the leaf axes that each axis of a tensor combines: ["nic", "d"] for "(nic)d"."""
     return ["".join(group) for group in re.findall(r"\((\w+)\)|(\w)", layout)]
 
 
@@ -46,22 +46,22 @@ def fill(
     dtype: np.dtype,
     indexes: Sequence[Sequence[slice]],
 ) -> list[np.ndarray]:
-    """Parts of a leaf, each in memory that the CPU backend takes without a copy.
+    """Returns parts of a leaf, in memory that the CPU backend uses without a copy.
 
-    Parts that want other columns of the same rows are filled together, so that no row is read or decoded twice.
+    Parts with different columns of the same rows are filled together, so that no row is read or decoded twice.
 
     Args:
-      shape: of the whole leaf.
-      placed: every tensor, or part of one, that the leaf is made of.
-      dtype: of the result; rounding is to nearest even.
-      indexes: of each part, a slice of every axis.
+      shape: shape of the whole leaf.
+      placed: every source of the leaf (a tensor, or a part of one) and its place.
+      dtype: dtype of the result; rounding is to nearest even.
+      indexes: one index per part: a slice of every axis.
 
     Raises:
-      InputError: a file ends before its tensors do, or holds a number that is not finite, or is not in `dtype`.
+      InputError: a file ends inside a tensor, or holds a value that is not finite or that overflows `dtype`.
     """
     axes = axes_of(leaf)
     sizes = dict(zip(axes, shape, strict=True))
-    # NumPy copies and transposes its own integers several times faster than a bfloat16 it knows nothing of.
+    # NumPy copies and transposes integers several times faster than bfloat16, which is not one of its own dtypes.
     stored = np.dtype(f"u{dtype.itemsize}")
     wanted = [
         {axis: range(*cut.indices(sizes[axis])) for axis, cut in zip(axes, index, strict=True)} for index in indexes
@@ -84,7 +84,7 @@ def fill(
 
 
 class _Target(NamedTuple):
-    """Where a tensor goes in one part: an array with these axes, and what the part wants of every axis."""
+    """The destination of a tensor in one part: its array, that array's axes, and the part's range of every axis."""
 
     array: np.ndarray
     axes: str
@@ -99,13 +99,13 @@ def _fill_from(
     targets: Sequence[_Target],
     sizes: Mapping[str, int],
 ) -> None:
-    """Copies what the targets, which want the same rows, want of one source."""
+    """Copies from one source to targets that want the same rows."""
     groups = groups_of(place.slot.layout)
     numbers = _numbers(groups[0], sizes, targets[0].wanted)
     rows_at, rows = _inside(numbers, source, 0)
     columns = []
     for target in targets:
-        # The letters of a group are neighbours in the leaf, so this is a view. A vector is a matrix of one column.
+        # The axes of a group are adjacent in the leaf, so this is a view. A vector is a matrix of one column.
         order = [target.axes.index(axis) for group in groups for axis in _leaf_axes(group)]
         target_rc = target.array.transpose(order).reshape(len(numbers), -1, copy=False)
         one = np.arange(1)
@@ -114,14 +114,14 @@ def _fill_from(
             columns.append((target_rc, _indexer(at), _indexer(picked)))
     if not len(rows) or not columns:
         return
-    # Rows of a head that are interleaved lie in one range of the file only together.
+    # Interleaving permutes the rows within a head, so only whole heads are contiguous in the file.
     together = len(numbers) // len(targets[0].wanted[groups[0][0]])
     for start, stop in chunks(len(rows), source.shape[1:], together):
         chosen, at = rows[start:stop], _indexer(rows_at[start:stop])
         first = int(chosen.min())
         decoded = form.decode(source, first, int(chosen.max()) + 1)[_indexer(chosen - first)]
         for target_rc, put, pick in columns:
-            # Beyond the largest bfloat16 a float32 is rounded to infinity.
+            # A float32 beyond the largest bfloat16 overflows to infinity, which is refused below.
             with np.errstate(over="ignore"):
                 rounded = decoded[:, pick].astype(dtype, copy=False)
             if rounded.dtype != decoded.dtype and not all_finite(rounded):
@@ -136,7 +136,7 @@ def _leaf_axes(group: str) -> str:
 
 
 def _numbers(group: str, sizes: Mapping[str, int], wanted: Mapping[str, range]) -> np.ndarray:
-    """Which rows (or columns) of a tensor a part wants, in the part's order."""
+    """Returns the indices of the rows (or columns) of a tensor that a part wants, in the part's order."""
     axes = _leaf_axes(group)
     shape = [sizes[axis] for axis in axes]
     numbers = np.arange(math.prod(shape))
@@ -146,7 +146,7 @@ def _numbers(group: str, sizes: Mapping[str, int], wanted: Mapping[str, range]) 
 
 
 def _inside(numbers: np.ndarray, source: Source, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Those of a tensor's rows (or columns) that a source has: where they are wanted, and which of its own they are."""
+    """Returns the positions in `numbers` of rows (or columns) that a source holds, and their indices in the source."""
     size = source.shape[axis]
     part = source.part if source.part and source.part.axis == axis else Part(axis, 0, size)
     wanted = np.flatnonzero((numbers >= part.start) & (numbers < part.start + size))
@@ -154,7 +154,7 @@ def _inside(numbers: np.ndarray, source: Source, axis: int) -> tuple[np.ndarray,
 
 
 def _indexer(numbers: np.ndarray) -> slice | np.ndarray:
-    """A slice where the numbers are consecutive, since NumPy copies slices several times faster."""
+    """Returns a slice if the indices are consecutive, because NumPy copies slices several times faster."""
     first, count = int(numbers[0]), len(numbers)
     if np.array_equal(numbers, np.arange(first, first + count)):
         return slice(first, first + count)
@@ -162,7 +162,7 @@ def _indexer(numbers: np.ndarray) -> slice | np.ndarray:
 
 
 def chunks(rows: int, row_shape: tuple[int, ...], multiple: int = 1) -> Iterator[tuple[int, int]]:
-    """Ranges of rows of about `_CHUNK_BYTES` in float32, each but the last a multiple of `multiple` rows."""
+    """Yields ranges of rows of about `_CHUNK_BYTES` in float32. All but the last have a multiple of `multiple` rows."""
     row_bytes = max(1, 4 * math.prod(row_shape))
     step = max(1, _CHUNK_BYTES // (row_bytes * multiple)) * multiple
     for start in range(0, rows, step):
@@ -170,7 +170,7 @@ def chunks(rows: int, row_shape: tuple[int, ...], multiple: int = 1) -> Iterator
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array that is not filled yet, in memory that the CPU backend takes without a copy."""
+    """Returns an uninitialized array in memory that the CPU backend uses without a copy."""
     nbytes = math.prod(shape) * dtype.itemsize
     buffer = np.empty(nbytes + _ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % _ALIGNMENT

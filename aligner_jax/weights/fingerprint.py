@@ -1,4 +1,4 @@
-"""What a base model is called in an adapter's file: a digest of its weights and configuration."""
+"""Fingerprint of a base model: a digest of its weights and configuration, which adapter files record."""
 
 import dataclasses
 import hashlib
@@ -16,31 +16,35 @@ from aligner_jax.model.params import Layers, Params
 
 
 class LeafSums(NamedTuple):
-    """What the fingerprint needs of one parameter."""
+    """Shape and sums of one parameter, from which `digest` computes the fingerprint."""
 
     shape: tuple[int, ...]
     sums: tuple[Array, Array]
 
 
 def fingerprint(config: LlamaConfig, params: Params) -> str:
-    """64 hexadecimal digits that differ between base models.
+    """Returns 64 hexadecimal digits that differ between base models.
 
-    They are of the weights rounded to bfloat16, so a bfloat16 checkpoint has one fingerprint in whatever dtype it is
-    loaded. Sums of integers that wrap come out the same in any order, so sharding and platform do not matter. A
-    change of a single weight by one step of bfloat16 always changes the digest: its multiplier is odd, hence
-    invertible modulo 2³². This guards against mistakes, not against somebody who wants two models to collide.
+    Weights are rounded to bfloat16 first, so a bfloat16 checkpoint has one fingerprint in every dtype. The sums are of
+    integers that wrap around, so they do not depend on order, sharding or platform. A change of a single weight by one
+    step of bfloat16 always changes the digest: its multiplier is odd, hence invertible modulo 2³². This guards against
+    mistakes, not against deliberate collisions.
     """
     leaves = {path[-1].name: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     return digest(config, {name: leaf_sums(leaf) for name, leaf in leaves.items()})
 
 
 def leaf_sums(leaf: Array) -> LeafSums:
-    """What the fingerprint needs of one parameter, which need not be kept for it."""
+    """Returns the sums of one parameter for `digest`. The parameter itself need not be kept."""
     return LeafSums(leaf.shape, _sums(leaf))
 
 
 def digest(config: LlamaConfig, leaves: Mapping[str, LeafSums]) -> str:
-    """The fingerprint, from the sums of all parameters by field of `Params` or `Layers`."""
+    """Returns the fingerprint from the sums of all parameters.
+
+    Args:
+      leaves: sums by field name of `Params` or `Layers`.
+    """
     of_layers = {field.name for field in dataclasses.fields(Layers)}
     sums = jax.device_get({name: leaf.sums for name, leaf in leaves.items()})
     content = {
@@ -58,7 +62,7 @@ def digest(config: LlamaConfig, leaves: Mapping[str, LeafSums]) -> str:
 
 @jax.jit
 def _sums(leaf: Array) -> tuple[Array, Array]:
-    """Two sums of the leaf's bfloat16 bits, each times an odd number scattered by the element's position."""
+    """Returns two sums of the leaf's bfloat16 bits, with odd multipliers that are hashes of the positions."""
     bits = _bfloat16_bits(leaf)
     position = jnp.zeros(leaf.shape, jnp.uint32)
     for axis, size in enumerate(leaf.shape):
@@ -67,12 +71,12 @@ def _sums(leaf: Array) -> tuple[Array, Array]:
     second = _scatter(first ^ jnp.uint32(0x9E3779B9))
     products = bits * (first | 1), bits * (second | 1)
     zeros = jnp.uint32(0), jnp.uint32(0)
-    # One reduction of pairs reads the model once; two reductions compile and run several times longer.
+    # One reduction of pairs reads the model once. Two reductions take several times longer to compile and run.
     return jax.lax.reduce(products, zeros, lambda a, b: (a[0] + b[0], a[1] + b[1]), tuple(range(leaf.ndim)))
 
 
 def _bfloat16_bits(leaf: Array) -> Array:
-    """Round to nearest even in integers: conversion instructions of some processors flush denormal numbers."""
+    """Rounds to nearest even in integers, because conversion instructions of some processors flush denormals."""
     if leaf.dtype == jnp.bfloat16:
         return jax.lax.bitcast_convert_type(leaf, jnp.uint16).astype(jnp.uint32)
     bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
@@ -80,6 +84,6 @@ def _bfloat16_bits(leaf: Array) -> Array:
 
 
 def _scatter(x: Array) -> Array:
-    """The finalizer of MurmurHash3 without its last shift: a bijection of the 32-bit integers."""
+    """Applies MurmurHash3's finalizer without its last shift: a bijection of the 32-bit integers."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     return (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

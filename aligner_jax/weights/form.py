@@ -1,4 +1,4 @@
-"""Form: the record of one way that a base's files come in. `base.FORMS` has one of each."""
+"""The form of a base: the functions that detect and read one kind of base files. `base.FORMS` lists all forms."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,17 +23,17 @@ class Load(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """One way that a base's files come in. The functions take the file or folder, and raise InputError where it is bad.
+    """One kind of base files. Its functions take the file or folder, and raise InputError if it cannot be read.
 
     Attributes:
-      description: for messages, with its article: "a .gguf file".
-      detect: returns True for a file or folder of this form, judged by names alone.
-      config: reads the configuration, without the weights.
-      load: loads the weights.
-      open: opens the files, of which no weight is read yet; None where they are leaves of `Params` already.
-      vocabulary: returns what `load_tokenizer` takes; None where there is no vocabulary.
-      begin: returns the tokenizer, and a `load` that shares with it what is read of the file; None: they share nothing.
-      hint: returns the sentence for a file or folder that is nearly of this form; None where it is not.
+      description: name for messages, with its article: "a .gguf file".
+      detect: returns True for a file or folder of this form. It looks at names only.
+      config: returns the configuration, without loading the weights.
+      load: loads the configuration and the weights.
+      open: opens the files without loading the weights; None if the stored arrays are leaves of `Params` already.
+      vocabulary: returns the path for `load_tokenizer`, or None if there is no vocabulary.
+      begin: returns the tokenizer and a `load` that reuses the file's parsed header; None if the two share nothing.
+      hint: returns an error message for a file or folder that is nearly of this form, else None.
     """
 
     description: str
@@ -46,6 +46,6 @@ class Form:
     hint: Callable[[Path], str | None] = lambda path: None
 
     def tokenizer(self, path: Path) -> Tokenizer | None:
-        """Loads the tokenizer of the base at `path`; None where it has none."""
+        """Loads the tokenizer of the base at `path`. Returns None if it has none."""
         vocabulary = self.vocabulary(path)
         return None if vocabulary is None else load_tokenizer(vocabulary)

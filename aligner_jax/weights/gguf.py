@@ -1,4 +1,4 @@
-"""GGUF files: llama.cpp's single file of metadata and (mostly quantized) tensors."""
+"""Loads GGUF files: llama.cpp's single file of metadata and (mostly quantized) tensors."""
 
 import dataclasses
 import functools
@@ -25,9 +25,9 @@ from aligner_jax.weights.source import Checkpoint, Format, Slot, Source
 
 _BLOCK = "blk.{l}."
 _SIZES = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
-"""Numbers and bytes of a block, by ggml type."""
+"""Block sizes by ggml type: number of weights, number of bytes."""
 
-# Every type of which the gguf package has the meaning of the blocks.
+# Every quantized type that the gguf package can dequantize.
 _QUANTIZED = tuple(
     GGMLQuantizationType[name]
     for name in (
@@ -39,10 +39,10 @@ _QUANTIZED = tuple(
 
 def _dequantizer(kind: GGMLQuantizationType):
     def decode(rows: np.ndarray) -> np.ndarray:
-        # Scales that are not finite are told by what becomes of them, and not by NumPy's warnings.
+        # `Format.decode` refuses values that are not finite, so NumPy need not warn of scales that are not.
         with np.errstate(all="ignore"):
-            # The package works through 16 rows at a time, which for narrow rows is all overhead; blocks do not mind
-            # the shape.
+            # The package works through 16 rows at a time, which is slow for narrow rows. Blocks do not depend on the
+            # shape, so all rows are passed as one.
             return dequantize(rows.reshape(1, -1), kind).reshape(rows.shape[0], -1)
 
     return decode
@@ -73,11 +73,11 @@ FORMAT = Format(
         "BF16": lambda rows: rows.view(jnp.bfloat16),
         **{kind.name: _dequantizer(kind) for kind in _QUANTIZED},
     },
-    # rope_freqs is read for the configuration; attn_rot_embd are rotary tables that llama.cpp does not use either.
+    # rope_freqs is read for the configuration. attn_rot_embd holds rotary tables that llama.cpp does not use either.
     ignored=(r"rope_freqs\.weight", r"blk\.\d+\.attn_rot_embd(\.weight)?"),
 )
 
-# llama.cpp's LLaMA turns neighbouring dimensions, so its converter interleaves the halves of every query and key head.
+# llama.cpp's LLaMA rotates adjacent dimensions, so its converter interleaves the halves of every query and key head.
 _INTERLEAVED = dataclasses.replace(
     FORMAT,
     slots={
@@ -103,19 +103,19 @@ def load_gguf(
     The host never holds more than the model in `dtype` and a few megabytes.
 
     Args:
-      dtype: of the parameters: "float32" or "bfloat16".
+      dtype: dtype of the parameters, "float32" or "bfloat16".
       shardings, finish: see `assemble`.
-      header: of the file, where it is read already.
+      header: the file's header if it is already read.
 
     Raises:
-      InputError: the file is cut short or damaged, the architecture is not LLaMA's, a setting is not supported, or a
-        tensor is missing, unknown, of the wrong shape, not finite, or of a type that is not read.
+      InputError: the file is truncated or damaged, the architecture is not LLaMA's, a setting is not supported, or a
+        tensor is missing, unknown, of the wrong shape, not finite, or of an unsupported type.
     """
     return assemble(open_gguf(path, header), dtype, shardings=shardings, finish=finish)
 
 
 def open_gguf(path: Path, header: GGUFHeader | None = None) -> Checkpoint:
-    """Opens a GGUF file, of which no weight is read yet.
+    """Opens a GGUF file without loading its weights.
 
     Raises:
       InputError: see `load_gguf`.
@@ -141,14 +141,14 @@ def _rope_factors(source: Source, config: LlamaConfig) -> np.ndarray:
 
 
 def gguf_sources(path: Path, header: GGUFHeader) -> list[Source]:
-    """Returns every tensor of a GGUF file, not read yet; shapes as NumPy has them, slowest axis first.
+    """Returns every tensor of a GGUF file, unread. Shapes are in NumPy's order, slowest axis first.
 
-    Tensors lie one after the other in the order of the table, each at the next multiple of the alignment, and the file
-    ends with the last one or its padding. All writers keep to this and llama.cpp reads nothing else, so that a wrong
-    type, shape, offset or alignment shows.
+    Tensors follow each other in the order of the table. Each begins at the next multiple of the alignment, and the file
+    ends with the last one or its padding. All writers keep to this layout and llama.cpp reads no other, so a wrong
+    type, shape, offset or alignment is detected.
 
     Raises:
-      InputError: a tensor is of an unknown type, the tensors do not lie like this, or the file ends before one does.
+      InputError: a tensor is of an unknown type, the layout is different, or the file ends inside a tensor.
     """
     sources = [_source(path, header, name, entry) for name, entry in header.tensors.items()]
     begin, size = header.data_offset, path.stat().st_size
@@ -178,7 +178,7 @@ def _padded(end: int, header: GGUFHeader) -> int:
 def _source(path: Path, header: GGUFHeader, name: str, entry: TensorEntry) -> Source:
     shape = tuple(reversed(entry.shape))
     if entry.type not in _SIZES:
-        # Without its size the tensors after it cannot be checked.
+        # The offsets of later tensors cannot be checked without the block size of this type.
         raise InputError(
             f"{path}: tensor {name} is stored as ggml type {entry.type}, which is not one of "
             f"{', '.join(FORMAT.decoders)}"
@@ -196,7 +196,7 @@ def _source(path: Path, header: GGUFHeader, name: str, entry: TensorEntry) -> So
 
 
 def _begin(path: Path) -> tuple[Tokenizer | None, Load]:
-    # The vocabulary is most of a header, which takes as long to read as it.
+    # The header is read once for both: it consists mostly of the vocabulary, and is slow to read.
     header = read_gguf_header(path)
     return tokenizer_gguf.load(path, header), functools.partial(load_gguf, header=header)
 

@@ -1,6 +1,6 @@
-"""GGUF metadata as a `LlamaConfig`, and refusal of all that would compute something else.
+"""Converts GGUF metadata to a `LlamaConfig`, and refuses settings that would compute something else.
 
-Keys and defaults are llama.cpp's (`load_hparams` of its src/llama-model.cpp, and gguf-py's constants.py).
+Keys and defaults are those of llama.cpp (`load_hparams` in src/llama-model.cpp, and gguf-py's constants.py).
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ _ARCHITECTURES = ("llama", "qwen2")
 _LLAMA3_CONTEXT = 8192
 _QUANTIZATION_VERSION = 2
 
-# With these values a model computes what `LlamaConfig` says, whatever else the setting would do.
+# Values of settings that leave the computation of `LlamaConfig` unchanged. Other values are refused.
 _NEUTRAL: Mapping[str, tuple[float | bool, ...]] = {
     "expert_count": (0,),
     "expert_used_count": (0,),
@@ -57,7 +57,7 @@ _NEUTRAL: Mapping[str, tuple[float | bool, ...]] = {
     "rope.scaling.yarn_log_multiplier": (0,),
 }
 
-# Numbers that change nothing where no rotary scaling does, and the epsilon of a norm that LLaMA does not have.
+# Settings without effect: YaRN's, as YaRN scaling is refused, and the epsilon of a norm that LLaMA does not have.
 _UNUSED = (
     "attention.layer_norm_epsilon",
     "rope.scaling.yarn_beta_fast",
@@ -93,19 +93,18 @@ _READ = {
 
 
 def is_interleaved(header: GGUFHeader) -> bool:
-    """Returns True if each head of q and k has its two halves interleaved, as llama.cpp's LLaMA has them."""
+    """Returns True if the two halves of every query and key head are interleaved, as in llama.cpp's LLaMA."""
     return header.fields.get("general.architecture") == "llama"
 
 
 def gguf_config(path: Path, header: GGUFHeader) -> LlamaConfig:
-    """Returns the configuration in a GGUF file's metadata and tensor table; see `with_rope_factors` for its scaling.
+    """Returns the configuration from a GGUF file's metadata and tensor table; `with_rope_factors` adds rotary scaling.
 
     Args:
-      path: of the file, for messages.
+      path: path of the file, for messages.
 
     Raises:
-      InputError: metadata are missing, absurd or unknown, or the model computes something that `LlamaConfig` cannot
-        say.
+      InputError: metadata is missing, absurd or unknown, or `LlamaConfig` cannot express what the model computes.
     """
     general = Fields({key: _shown(value) for key, value in header.fields.items()}, path)
     architecture = general.choice("general.architecture", _ARCHITECTURES)
@@ -142,13 +141,15 @@ def gguf_config(path: Path, header: GGUFHeader) -> LlamaConfig:
 
 
 def with_rope_factors(path: Path, header: GGUFHeader, config: LlamaConfig, factors: np.ndarray) -> LlamaConfig:
-    """Returns the configuration with the llama3 scaling that has these factors: a GGUF file holds its result only.
+    """Returns the configuration with the llama3 rotary scaling that has these factors.
+
+    A GGUF file holds only the factors, not the parameters of the scaling.
 
     Args:
-      factors: tensor rope_freqs.weight, float32 [h/2], which divides the rotary frequencies.
+      factors: tensor rope_freqs.weight, float32 [h/2], the divisors of the rotary frequencies.
 
     Raises:
-      InputError: no such scaling has them.
+      InputError: no llama3 scaling has these factors.
     """
     if np.all(factors == 1.0):
         return config
@@ -156,7 +157,7 @@ def with_rope_factors(path: Path, header: GGUFHeader, config: LlamaConfig, facto
     fields = _architecture_fields(path, header, architecture)
     original = fields.integer("rope.scaling.original_context_length", _LLAMA3_CONTEXT)
     scaled = dataclasses.replace(config, rope_scaling=RopeScaling(float(factors.max()), 1.0, 4.0, original))
-    # The scaling stretches wavelengths, and so divides by 1 or more.
+    # The scaling stretches wavelengths, so every divisor is at least 1.
     if factors.min() >= 1.0:
         ratio = inverse_frequencies(config) / inverse_frequencies(scaled)
         if np.allclose(ratio, factors.astype(np.float64), rtol=1e-5, atol=0.0):
@@ -165,24 +166,24 @@ def with_rope_factors(path: Path, header: GGUFHeader, config: LlamaConfig, facto
 
 
 def _architecture_fields(path: Path, header: GGUFHeader, architecture: str) -> Fields:
-    """Returns the metadata of the architecture alone, by the rest of their keys."""
+    """Returns the metadata of the architecture, by key without the architecture's prefix."""
     prefix = f"{architecture}."
     found = {key.removeprefix(prefix): _shown(x) for key, x in header.fields.items() if key.startswith(prefix)}
     return Fields(found, path, prefix)
 
 
 def _shown(value: Value) -> object:
-    """Returns an array as a list, short enough for messages: no setting that is read may be one."""
+    """Returns an array as a short list for messages, because no setting that is read is an array."""
     return value[:9].tolist() if isinstance(value, np.ndarray) else value
 
 
 def _number(fields: Fields, name: str, default: float | None = None, **bounds: float) -> float:
-    # Stored as float32: 1e-5 must come back as the 1e-5 that config.json has, for equal models to be equal.
+    # The file stores float32. Its 1e-5 must become the 1e-5 of config.json, so that equal models compare equal.
     return float(str(np.float32(fields.number(name, default, **bounds))))
 
 
 def _refuse_other_sizes(fields: Fields, config: LlamaConfig) -> None:
-    """Refuses sizes that are there twice and differ."""
+    """Refuses sizes that contradict another field or tensor."""
     for name, size, of in (
         ("attention.value_length", config.head_dim, "the heads of queries and keys have"),
         ("rope.dimension_count", config.head_dim, "the heads of queries and keys have"),
@@ -210,7 +211,7 @@ def _refuse_other_mathematics(fields: Fields, config: LlamaConfig) -> None:
         fields.number(name, 0.0, least=-math.inf, most=math.inf)
     fields.flag("rope.scaling.finetuned")
     fields.integer("rope.scaling.original_context_length", _LLAMA3_CONTEXT)
-    # Both mean the order of rows that llama.cpp's converter writes; "reference" is what absence means.
+    # Both values mean the row order that llama.cpp's converter writes. "reference" is the default.
     fields.choice("tensor_data_layout", ("reference", "Meta AI original pth"), "reference")
     scale, usual = fields.number("attention.scale", 0.0, least=0.0), 1 / math.sqrt(config.head_dim)
     if scale and not math.isclose(scale, usual, rel_tol=1e-6):
@@ -226,7 +227,7 @@ def _refuse_other_mathematics(fields: Fields, config: LlamaConfig) -> None:
 
 def _refuse_rope_scaling(fields: Fields) -> None:
     kind = fields.choice("rope.scaling.type", ("none", "linear", "yarn"), "linear")
-    # The second name is the first one's old one; 0 is "absent" to llama.cpp.
+    # The second name is the older one. llama.cpp takes 0 for an absent factor.
     names = [name for name in ("rope.scaling.factor", "rope.scale_linear") if fields.has(name)]
     factors = {name: fields.number(name, least=0.0) for name in names}
     if kind == "none":

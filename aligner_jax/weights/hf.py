@@ -1,4 +1,4 @@
-"""Hugging Face folders: config.json and safetensors, one file or an index of several."""
+"""Loads Hugging Face folders: config.json and safetensors, one file or an index of several."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ FORMAT = Format(
         "BF16": lambda rows: rows.view(jnp.bfloat16),
         "F16": lambda rows: rows.view(np.float16),
     },
-    # The rotary frequencies that old versions of transformers saved; ours follow from the configuration.
+    # Rotary frequencies, which old versions of transformers saved. They follow from the configuration.
     ignored=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),
     redundant={"lm_head.weight": "model.embed_tokens.weight"},
 )
@@ -53,23 +53,23 @@ FORMAT = Format(
 def load_hf(
     path: Path, dtype: str = "float32", *, shardings: Shardings = None, finish: Finish = None
 ) -> tuple[LlamaConfig, Params]:
-    """A model from a folder with config.json and model.safetensors or model.safetensors.index.json.
+    """Loads a model from a folder with config.json and model.safetensors or model.safetensors.index.json.
 
     The host never holds more than the model in `dtype` and a few megabytes.
 
     Args:
-      dtype: of the parameters: "float32" or "bfloat16".
+      dtype: dtype of the parameters, "float32" or "bfloat16".
       shardings, finish: see `assemble`.
 
     Raises:
-      InputError: the architecture is not LLaMA's, or a file or a tensor is missing, cut short, unknown, there twice
-        or of the wrong shape.
+      InputError: the architecture is not LLaMA's, or a file or tensor is missing, truncated, unknown, duplicated or of
+        the wrong shape.
     """
     return assemble(open_hf(path), dtype, shardings=shardings, finish=finish)
 
 
 def open_hf(path: Path) -> Checkpoint:
-    """The files of a folder, of which no weight is read yet.
+    """Opens the files of a folder without loading the weights.
 
     Raises:
       InputError: see `load_hf`.
@@ -78,10 +78,10 @@ def open_hf(path: Path) -> Checkpoint:
 
 
 def hf_sources(path: Path) -> list[Source]:
-    """Every tensor of the folder's safetensors files, not read yet.
+    """Returns every tensor of the folder's safetensors files, unread.
 
     Raises:
-      InputError: there are no such files, or one is missing, cut short, or not what the index says.
+      InputError: there are no such files, or one is missing, truncated, or contradicts the index.
     """
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
     if is_file(single):

@@ -1,8 +1,7 @@
-"""Hugging Face's config.json as a `LlamaConfig`, and refusal of what is not a LLaMA in all but name.
+"""Converts Hugging Face's config.json to a `LlamaConfig`, and refuses models that compute something else.
 
-Every field that changes the numbers is applied or refused, by the rules of transformers 5.24, whose three classes have
-defaults of their own. Fields that only say how a model was made, trained or is run are passed over; attention_dropout
-is one of them.
+Every field that changes the computation is applied or refused, by the rules of transformers 5.24. Its three classes
+have different defaults. Fields about the making, training or running of a model are ignored; attention_dropout is one.
 """
 
 from pathlib import Path
@@ -16,13 +15,14 @@ _MOST_BYTES = 2**20
 
 
 class _Kind(NamedTuple):
-    """Defaults of absent fields in one class of transformers, and where its projections have biases.
+    """Defaults of absent fields, and biases of the projections, in one model class of transformers.
 
     Attributes:
-      num_kv_heads: None: as many as there are query heads.
-      sliding_window: what is meant where there is no such field; None: no window.
-      bias_field: attention_bias is obeyed.
-      qkv_bias: the query, key and value projections always have biases.
+      context_length: default of max_position_embeddings.
+      num_kv_heads: default; None means the number of query heads.
+      sliding_window: default; None means no window.
+      bias_field: True if attention_bias is obeyed.
+      qkv_bias: True if the query, key and value projections always have biases.
     """
 
     context_length: int
@@ -43,7 +43,8 @@ _REFUSED = {
     "quantization_config": "only unquantized safetensors can be read",
     "per_layer_config": "layers that differ are not supported",
 }
-# Settings of relatives of LLaMA. Its own classes pass over them, but a model that has them computes something else.
+# Settings of LLaMA's relatives, with their neutral values. The three classes ignore them, but a model that has other
+# values computes something else.
 _NEUTRAL = {
     "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "attention_multiplier": None, "logits_scaling": 1.0,
     "logit_scale": 1.0, "attn_logit_softcapping": None, "final_logit_softcapping": None, "clip_qkv": None,
@@ -55,9 +56,9 @@ def hf_config(path: Path) -> LlamaConfig:
     """Returns the configuration in `path`/config.json; absent fields have transformers' defaults for its model_type.
 
     Raises:
-      InputError: there is no such file, it is not JSON, a field is missing or absurd, or the model computes something
-        that `LlamaConfig` cannot say: another architecture, an active sliding window, MLP biases, quantized weights,
-        an activation other than SiLU, a rotary scaling other than llama3's, layers that differ.
+      InputError: there is no such file, it is not JSON, a field is missing or absurd, or `LlamaConfig` cannot express
+        what the model computes: another architecture, an active sliding window, MLP biases, quantized weights, an
+        activation other than SiLU, a rotary scaling other than llama3's, layers that differ.
     """
     file = path / "config.json"
     fields = Fields(read_object(file, most=_MOST_BYTES), file)
@@ -69,7 +70,7 @@ def hf_config(path: Path) -> LlamaConfig:
     _check_windows(fields, kind, num_layers, context_length)
     rope_theta, rope_scaling = _rope(fields, context_length)
     attention_bias = fields.flag("attention_bias") and kind.bias_field
-    # A null is no absent field here: it means as many as query heads to all three classes.
+    # A null is not an absent field here: all three classes take it for the number of query heads.
     num_kv_heads = num_heads if "num_key_value_heads" in fields.values else kind.num_kv_heads or num_heads
     return LlamaConfig.of_file(
         fields.file,
@@ -105,14 +106,14 @@ def _refuse_other_mathematics(fields: Fields) -> None:
 
 
 def _check_windows(fields: Fields, kind: _Kind, num_layers: int, context_length: int) -> None:
-    """Refuses models in which a token sees less than all tokens before it."""
+    """Refuses models in which a token cannot attend to all tokens before it."""
     layer_types = fields.texts("layer_types")
     if layer_types and len(layer_types) != num_layers:
         raise fields.error("layer_types", f"has {len(layer_types)} entries, but there are {num_layers} layers")
-    # "attention" is how older files say it.
+    # Older files say "attention" for full attention.
     unlike = [name for name in layer_types if name not in ("full_attention", "attention")]
     if fields.get("model_type") == "qwen2":
-        # Its window is used where this switch is on, and in the layers from one on, or in those that are listed.
+        # Qwen2 uses its window only if this switch is on: in the layers of layer_types, else from max_window_layers on.
         windowed = fields.flag("use_sliding_window") and fields.values.get("sliding_window", 1) is not None
         first = fields.integer("max_window_layers", 28, least=0)
         if not unlike and (not windowed or layer_types or num_layers <= first):
@@ -120,7 +121,7 @@ def _check_windows(fields: Fields, kind: _Kind, num_layers: int, context_length:
         unlike = [name for name in unlike if name != "sliding_attention" or not windowed]
     if unlike:
         raise fields.error("layer_types", f"has {unlike[0]!r}, but only full attention is supported")
-    # A null is no absent field here: it says that there is no window.
+    # A null is not an absent field here: it means no window.
     absent = kind.sliding_window if "sliding_window" not in fields.values else None
     window = fields.integer("sliding_window", absent) if fields.has("sliding_window") else absent
     if window is not None and window < context_length:
@@ -130,7 +131,7 @@ def _check_windows(fields: Fields, kind: _Kind, num_layers: int, context_length:
 
 
 def _rope(fields: Fields, context_length: int) -> tuple[float, RopeScaling | None]:
-    """Returns base frequency and scaling, from `rope_scaling`, transformers 5's `rope_parameters`, or the field."""
+    """Returns rope_theta and scaling, from `rope_scaling`, transformers 5's `rope_parameters`, or the top level."""
     _check_whole_head(fields)
     theta = fields.number("rope_theta", 10_000.0)
     sections = [fields.section(name) for name in ("rope_scaling", "rope_parameters")]
@@ -152,7 +153,7 @@ def _rope(fields: Fields, context_length: int) -> tuple[float, RopeScaling | Non
     low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
     if high <= low:
         raise rope.error("high_freq_factor", f"is {high:g}, but should be greater than low_freq_factor, {low:g}")
-    # Outside of the section it counts more, and absent from both it is the context.
+    # The top level takes precedence over the section. The default is the context length.
     original = rope.integer("original_max_position_embeddings", context_length)
     original = fields.integer("original_max_position_embeddings", original)
     return theta, RopeScaling(rope.number("factor"), low, high, original)

@@ -1,4 +1,4 @@
-"""Writes a model as a Hugging Face folder, over the reader's table of names."""
+"""Writes a model as a Hugging Face folder, with the reader's table of names."""
 
 import json
 import math
@@ -17,7 +17,7 @@ def write_hf_folder(folder: Path, config: LlamaConfig, params: Params) -> None:
     """Writes config.json and model.safetensors, in the parameters' dtype, for transformers' LlamaForCausalLM.
 
     Raises:
-      ValueError: the model has biases in some attention projections only, for which that class has no setting.
+      ValueError: only some attention projections have biases, which that class cannot express.
     """
     folder.mkdir(parents=True, exist_ok=True)
     values = hf_fields(config, str(params.embed_vd.dtype))
@@ -26,7 +26,7 @@ def write_hf_folder(folder: Path, config: LlamaConfig, params: Params) -> None:
 
 
 def hf_fields(config: LlamaConfig, dtype: str) -> dict:
-    """Returns the fields of config.json. No token ends a text."""
+    """Returns the fields of config.json. The token ids of BOS, EOS and padding are null."""
     rope: dict = {"rope_type": "default", "rope_theta": config.rope_theta}
     if config.rope_scaling is not None:
         rope |= {
@@ -63,7 +63,7 @@ def hf_fields(config: LlamaConfig, dtype: str) -> dict:
 
 
 def hf_tensors(params: Params) -> dict[str, np.ndarray]:
-    """Returns the tensors by their Hugging Face names: one a layer, matrices as (out, in), heads joined."""
+    """Returns the tensors by Hugging Face name: one per layer, matrices as (out, in), heads joined."""
     tensors = {}
     for name, slot in FORMAT.slots.items():
         stacked = "{l}" in name

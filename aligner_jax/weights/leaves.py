@@ -1,4 +1,4 @@
-"""`Params` out of its leaves, one after the other and the largest first, each where it belongs before the next."""
+"""Builds `Params` leaf by leaf, the largest first. A leaf is on its devices before the next one is made."""
 
 import dataclasses
 import itertools
@@ -18,20 +18,20 @@ from aligner_jax.model.params import Layers, Params, Spec, param_specs
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 
 type Shardings = Params | Callable[[LlamaConfig], Params | None] | None
-"""A `Params` with a NamedSharding in place of every array, or what makes one of the model's configuration, which is
-known only from its files: `functools.partial(param_shardings, mesh=mesh)`."""
+"""A `Params` with a NamedSharding in place of every array, or a function from the model's configuration to one:
+`functools.partial(param_shardings, mesh=mesh)`. The configuration is known only once the files are opened."""
 
 type Finish = Callable[[str, jax.Array], Any] | None
-"""Called with each leaf's name ("q_ldnh") and array as soon as it is on its devices; its result takes its place."""
+"""Called with a leaf's name ("q_ldnh") and array as soon as it is on its devices. The result replaces the array."""
 
 
 def leaf_specs(config: LlamaConfig) -> dict[str, Spec]:
-    """The parameters of a model by name, in the order of `Params`."""
+    """Returns the specs of a model's parameters by name, in the order of `Params`."""
     return {leaf: spec for leaf, spec in _named(param_specs(config)).items() if isinstance(spec, Spec)}
 
 
 def check_dtype(dtype: str) -> np.dtype:
-    """Raises InputError unless dtype is one that parameters can be held in."""
+    """Returns the dtype of that name. Raises InputError unless parameters can have it."""
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     return DTYPES[dtype]
@@ -44,16 +44,16 @@ def build_params(
     shardings: Shardings = None,
     finish: Finish = None,
 ) -> Params:
-    """A model's parameters, made leaf by leaf.
+    """Builds a model's parameters leaf by leaf.
 
-    Since the largest leaves come first, what `finish` makes smaller (or away with) is never there at full size all at
-    once: at most one leaf is, and it is given up before the next is made.
+    A leaf that `finish` shrinks or drops is released before the next one is made. So at most one leaf has its full size
+    at a time. The largest leaves come first.
 
     Args:
-      make: from a leaf's name, its spec and its sharding (None without shardings) to its array.
+      make: returns the array of a leaf from its name, spec and sharding (None without shardings).
 
     Raises:
-      InputError: the shardings are of a model with other leaves.
+      InputError: the shardings have other leaves than the model.
     """
     specs = leaf_specs(config)
     named: dict[str, NamedSharding] = {}
@@ -80,12 +80,15 @@ def make_on_devices(
     dtype: np.dtype,
     parts: Callable[[Sequence[Sequence[slice]]], list[np.ndarray]],
 ) -> jax.Array:
-    """An array of which this process makes only what its own devices hold.
+    """Returns an array of which this process makes only the parts that its own devices hold.
 
-    `parts`, which makes the parts at some indexes, is asked for all that this process needs at once, so that what they
-    share need be read once, and for each part once, even where several devices hold it. But it is asked block by block
-    of an axis that is not split, as many as there are parts: so the host has no more than one part's worth at a time.
-    (`jax.make_array_from_callback` makes all of them first, and each as often as it is held.)
+    All parts are requested in one call, so that rows they share are read once. A part that several devices hold is
+    requested once. To limit host memory, the array is made in blocks along an axis that is not split, as many blocks as
+    there are parts: the host holds about the size of one part. (`jax.make_array_from_callback` makes all parts before
+    it places any, and makes a part again for every device that holds it.)
+
+    Args:
+      parts: returns the parts at the indexes that it is called with.
     """
     holders: dict[tuple[tuple[int, int], ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
@@ -110,17 +113,17 @@ def make_on_devices(
 def join_blocks(
     shape: tuple[int, ...], sharding: NamedSharding, dtype: np.dtype, held: dict[Any, list[jax.Array]], axis: int
 ) -> jax.Array:
-    """An array of which each device of this process holds some blocks along an axis that is not split.
+    """Joins the blocks that the devices of this process hold, along an axis that is not split, to one array.
 
     Args:
-      held: by device, the blocks in their order, which are given up.
+      held: blocks in their order, by device. The caller must not use them afterwards.
     """
     arrays = _joined(held, axis)
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays, dtype=dtype)
 
 
 def _joined(held: dict[Any, list[jax.Array]], axis: int) -> list[jax.Array]:
-    """Every device's blocks as one array on it. One program for all of them, which is compiled once."""
+    """Joins the blocks of every device on that device, in one program for all devices, which is compiled once."""
     number = max(map(len, held.values()), default=0)
     if number <= 1:
         return [blocks[0] for blocks in held.values()]
@@ -138,7 +141,7 @@ def _joined(held: dict[Any, list[jax.Array]], axis: int) -> list[jax.Array]:
 
 
 def _blocks(size: int, number: int) -> list[slice]:
-    """An axis in that many blocks, or fewer, that differ by one at most in their length."""
+    """Divides an axis into at most that many blocks, whose lengths differ by at most one."""
     ends = sorted({size * i // number for i in range(number + 1)})
     return [slice(*pair) for pair in itertools.pairwise(ends)]
 

@@ -1,12 +1,12 @@
-"""Meta's folders: params.json and consolidated.00.pth, or several, each with a part of every matrix.
+"""Loads Meta's folders: params.json and consolidated.00.pth, or several files with a part of every matrix.
 
-The parts are those of model parallelism (fairscale): a process's columns of wo and w2, and its rows of the other
-matrices. The embedding was split by columns up to LLaMA 2 and is split by rows, the vocabulary, since LLaMA 3. Norms
-are in every file. Source: github.com/meta-llama/llama, llama/model.py; github.com/meta-llama/llama3, llama/model.py.
+The parts are those of model parallelism (fairscale): a file holds columns of wo and w2, and rows of the other matrices.
+The embedding was split by columns up to LLaMA 2, and is split by rows (the vocabulary) since LLaMA 3. Norms are in
+every file. Source: github.com/meta-llama/llama, llama/model.py; github.com/meta-llama/llama3, llama/model.py.
 
-Which part a file holds is said by its name alone, and by the folder inside its archive, which torch calls after the
-file that it saves ("consolidated.00"). Files in each other's place are refused where that folder tells; the parts'
-shapes are equal, so files that were saved under another name, then exchanged, cannot be told.
+Two names say which part a file holds: its own, and that of the folder inside its archive, which torch names after the
+file that it saves ("consolidated.00"). Files are refused if the two names contradict each other. All parts have equal
+shapes, so files that were saved under another name and then exchanged cannot be detected.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ FORMAT = Format(
     slots={
         _EMBEDDING: Slot("embed_vd", "vd"),
         _LAYER + "attention_norm.weight": Slot("attn_norm_ld", "d"),
-        # Rotary pairs are neighbours: Meta's code turns them as complex numbers.
+        # Rotary pairs are adjacent: Meta's code rotates them as complex numbers.
         _LAYER + "attention.wq.weight": Slot("q_ldnh", "(nic)d"),
         _LAYER + "attention.wk.weight": Slot("k_ldkh", "(kic)d"),
         _LAYER + "attention.wv.weight": Slot("v_ldkh", "(kh)d"),
@@ -52,7 +52,7 @@ FORMAT = Format(
         _HEAD: Slot("head_dv", "vd"),
     },
     decoders=hf.FORMAT.decoders,
-    # The rotary frequencies that LLaMA 1 and 2 saved; ours follow from the configuration.
+    # Rotary frequencies, which LLaMA 1 and 2 saved. They follow from the configuration.
     ignored=(r"rope\.freqs",),
 )
 
@@ -67,19 +67,19 @@ type _Tensors = Mapping[str, TorchSource]
 def load_meta(
     path: Path, dtype: str = "float32", *, shardings: Shardings = None, finish: Finish = None
 ) -> tuple[LlamaConfig, Params]:
-    """A model from a folder with params.json and consolidated.NN.pth files, of which nothing is run.
+    """Loads a model from a folder with params.json and consolidated.NN.pth files, and runs nothing of theirs.
 
-    The host never holds more than the model in `dtype` and a few megabytes. A head that equals the embedding, which
-    LLaMA 3.2 has twice, is tied, as in Hugging Face's folders. The checksums of all weights are compared: by one
-    process while it reads them, by several as in `torch_file.share_checks`.
+    The host never holds more than the model in `dtype` and a few megabytes. A head that equals the embedding is tied,
+    as in Hugging Face's folders; LLaMA 3.2's files hold both. The checksums of all weights are compared: a single
+    process compares them while it reads, several processes as in `torch_file.share_checks`.
 
     Args:
-      dtype: of the parameters: "float32" or "bfloat16".
+      dtype: dtype of the parameters, "float32" or "bfloat16".
       shardings, finish: see `assemble`.
 
     Raises:
-      InputError: params.json is not a LLaMA's; or a file is missing, cut short, damaged, not of torch, there twice, in
-        another's place, or unlike the others; or a tensor is missing, unknown, of the wrong shape, or not finite.
+      InputError: params.json is not a LLaMA's; a file is missing, truncated, damaged, not written by torch, duplicated,
+        exchanged with another or unlike the others; or a tensor is missing, unknown, of the wrong shape or not finite.
     """
     checkpoint = open_meta(path)
     share_checks(checkpoint.sources, jax.process_index(), jax.process_count())
@@ -87,7 +87,7 @@ def load_meta(
 
 
 def open_meta(path: Path) -> Checkpoint:
-    """The files of a folder, of which no weight is read yet but those that say whether it is one model.
+    """Opens the files of a folder. Reads only the weights that show that the files are parts of one model.
 
     Raises:
       InputError: see `load_meta`.
@@ -108,7 +108,7 @@ def open_meta(path: Path) -> Checkpoint:
 
 
 def _files(path: Path) -> list[Path]:
-    """The folder's files in the order of their numbers."""
+    """Returns the folder's files in the order of the numbers in their names."""
     numbered: dict[int, Path] = {}
     for file in sorted(path.glob("consolidated.*.pth")):
         match = _FILE.fullmatch(file.name)
@@ -130,7 +130,7 @@ def _file_name(number: int) -> str:
 
 
 def _check_order(files: Sequence[Path], by_file: Sequence[_Tensors]) -> None:
-    """Raises InputError where torch saved a file under the name of another one."""
+    """Raises InputError if torch saved a file under the name of another one."""
     for number, (file, tensors) in enumerate(zip(files, by_file, strict=True)):
         saved_as = {source.member.name.partition("/")[0] for source in tensors.values()}
         for match in map(_SAVED_AS.match, saved_as):
@@ -142,7 +142,7 @@ def _check_order(files: Sequence[Path], by_file: Sequence[_Tensors]) -> None:
 
 
 def _check_alike(files: Sequence[Path], by_file: Sequence[_Tensors]) -> None:
-    """Raises InputError unless all files have the same names with the same shapes, and different numbers."""
+    """Raises InputError unless all files have tensors of the same names and shapes, but different weights."""
     first = by_file[0]
     for file, tensors in zip(files[1:], by_file[1:], strict=True):
         for name in first.keys() ^ tensors.keys():
@@ -163,7 +163,7 @@ def _check_alike(files: Sequence[Path], by_file: Sequence[_Tensors]) -> None:
 
 
 def _check_count(path: Path, files: Sequence[Path], tensors: _Tensors, d_model: int) -> None:
-    """Raises InputError where the last of the files are missing, which the size of their parts tells."""
+    """Raises InputError if the last files are missing, judging by the size of the parts."""
     if _FIRST_QUERY not in tensors or len(tensors[_FIRST_QUERY].shape) != 2:
         return
     rows = tensors[_FIRST_QUERY].shape[0]
@@ -175,7 +175,7 @@ def _check_count(path: Path, files: Sequence[Path], tensors: _Tensors, d_model: 
 
 
 def _join(name: str, parts: Sequence[Source], d_model: int) -> list[Source]:
-    """The sources of one tensor: its parts with their places, or one of the equal copies that all files have."""
+    """Returns the sources of one tensor: its parts with their positions, or one of equal copies in all files."""
     first = parts[0]
     if len(parts) == 1:
         return [first]
@@ -201,14 +201,14 @@ def _is_tied(joined: Mapping[str, list[Source]]) -> bool:
 
 
 def _equal(a: Source, b: Source) -> bool:
-    """Whether two sources of one shape and encoding hold the same bytes; ends at the first difference."""
+    """Returns True if two sources of one shape and encoding hold the same bytes. Stops at the first difference."""
     return a.nbytes == b.nbytes and all(
         np.array_equal(a.read(*rows), b.read(*rows)) for rows in chunks(a.shape[0] if a.shape else 1, a.shape[1:])
     )
 
 
 def _varies(source: Source) -> bool:
-    """Whether the first row is more than one number over and over, so that an equal one must be a copy."""
+    """Returns True if the first row is not constant, so that a source with the same bytes must be a copy."""
     if not source.nbytes:
         return False
     row = source.read(0, 1)[0].reshape(-1, source.nbytes // math.prod(source.shape))
@@ -219,7 +219,7 @@ _TOKENIZER = "tokenizer.model"
 
 
 def _vocabulary(path: Path) -> Path:
-    """Returns the folder, or the vocabulary one folder up, where Meta puts it."""
+    """Returns the folder, or the vocabulary in its parent folder, where Meta puts it."""
     above = path.resolve().parent / _TOKENIZER
     here = any(is_file(path / name) for name in (_TOKENIZER, "tokenizer.json"))
     return above if is_file(above) and not here else path

@@ -1,4 +1,4 @@
-"""Meta's params.json as a `LlamaConfig`: what it leaves out follows from the tensors, or from the kind of LLaMA."""
+"""Converts Meta's params.json to a `LlamaConfig`. Missing values follow from the tensors or the version of LLaMA."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ _NOT_SUPPORTED = {
 
 
 def meta_fields(folder: Path) -> Fields:
-    """The fields of a folder's params.json.
+    """Returns the fields of a folder's params.json.
 
     Raises:
       InputError: it is not a JSON object.
@@ -38,21 +38,21 @@ def meta_fields(folder: Path) -> Fields:
 
 
 def meta_config(fields: Fields, shapes: Mapping[str, tuple[int, ...]]) -> LlamaConfig:
-    """The configuration of a model in Meta's form.
+    """Returns the configuration of a model in Meta's form.
 
-    - vocab_size is -1 in LLaMA 1 and 2, whose tokenizer has it: it is the embedding's number of rows.
-    - The width of the MLP is that of its weights; multiple_of and ffn_dim_multiplier only say how it was chosen.
-    - The context is nowhere. It is 131,072 where the rotary frequencies are scaled (LLaMA 3.1), 8,192 where their base
-      is LLaMA 3's, 16,384 where it is Code Llama's, 2,048 with LLaMA 1's norm_eps of 1e-6, and else LLaMA 2's 4,096, as
-      in Hugging Face's folders of the same models; a field max_seq_len is believed.
-    - rope_theta is 10,000 where it is absent, as in LLaMA 1 and 2, or LLaMA 3's 500,000 where frequencies are scaled.
-    - The factor of that scaling is in Meta's code alone: 32 in the models smaller than 4,096 wide (LLaMA 3.2), else 8.
-      Source: github.com/meta-llama/llama-models, models/llama3/model.py, apply_scaling.
-    - Mistral's head_dim, hidden_dim and sliding_window are understood; a window shorter than the context is refused,
-      and so is every setting that is not known.
+    - vocab_size is -1 in LLaMA 1 and 2, which leave it to the tokenizer. It is then the embedding's number of rows.
+    - The width of the MLP is that of its weights. multiple_of and ffn_dim_multiplier only say how it was chosen.
+    - The context length is max_seq_len if there is such a field. Else it is the one in Hugging Face's folder of the
+      same model: 131,072 if the rotary frequencies are scaled (LLaMA 3.1), 8,192 with LLaMA 3's rope_theta, 16,384 with
+      Code Llama's, 2,048 with LLaMA 1's norm_eps of 1e-6, and otherwise LLaMA 2's 4,096.
+    - rope_theta defaults to 10,000 as in LLaMA 1 and 2, or to LLaMA 3's 500,000 if frequencies are scaled.
+    - The default factor of that scaling is in Meta's code only: 32 if the model is less than 4,096 wide (LLaMA 3.2),
+      else 8. Source: github.com/meta-llama/llama-models, models/llama3/model.py, apply_scaling.
+    - Mistral's head_dim, hidden_dim and sliding_window are applied. A window shorter than the context is refused.
+    - Unknown settings are refused.
 
     Args:
-      shapes: of whole tensors, by name.
+      shapes: shapes of the whole tensors, by name.
 
     Raises:
       InputError: a field is missing or absurd, or a tensor that is needed here is not in `shapes`.
@@ -94,14 +94,14 @@ def _refuse_other_mathematics(fields: Fields) -> None:
     for name, what in _NOT_SUPPORTED.items():
         if fields.has(name):
             raise fields.error(name, f"is set: {what} are not supported")
-    # Their values change nothing, but those of other types are of a damaged file.
+    # Their values have no effect, but a value of the wrong type means a damaged file.
     fields.integer("multiple_of", 1)
     fields.integer("max_batch_size", 1)
     fields.number("ffn_dim_multiplier", 1.0)
-    # In Mistral's files, which may be of a Mamba.
+    # Mistral's files have this field, and may hold a Mamba.
     fields.choice("model_type", ("transformer",), "transformer")
     for name, value in fields.values.items():
-        # Null and false are how a setting is left out.
+        # Null and false mean that a setting is not used.
         if name not in _READ | _WITHOUT_EFFECT | _NOT_SUPPORTED.keys() and value is not None and value is not False:
             raise fields.error(
                 name, "is not a setting that is known here; take it out if the model computes the same without it"

@@ -1,16 +1,16 @@
-"""Bases as Orbax checkpoints: written block by block, and read in the parts that devices hold.
+"""Writes bases as Orbax checkpoints, block by block, and reads them in the parts that devices hold.
 
 A base is a folder:
 
-    base.json            see `orbax_index`
-    params/q_ldnh/0      one Orbax checkpoint of {"q_ldnh": array} for every block of every leaf of `Params`: some
-                         layers of it, shaped as there, in chunks of at most a mebibyte, so that a device's part of it
-                         is read without the rest. A leaf without layers is one block.
-    tokenizer/           the vocabulary's files, where the base has one; see `data.tokenizer_files`
+    base.json            index; see `orbax_index`
+    params/q_ldnh/0      block 0 of leaf q_ldnh of `Params`: an Orbax checkpoint of {"q_ldnh": array}. A block holds
+                         consecutive layers of the leaf, and all of a leaf without layers. Its chunks have at most a
+                         mebibyte, so that a device's part is read without the rest.
+    tokenizer/           files of the vocabulary if the base has one; see `data.tokenizer_files`
 
-A block is no larger than the model's largest matrix (or 16 MiB), because Orbax wants all of an array at once, which of
-a stacked leaf a host may not have room for. Digests are of chunks, because a chunk is the least that can be read: each
-process checks what it reads, and reads nothing in order to check it.
+A block is no larger than the model's largest matrix (or 16 MiB). Orbax needs a whole array at once, and a host may not
+have room for all layers of a leaf. Checksums are per chunk, because a chunk is the smallest unit that can be read. So a
+process checks what it reads, and reads nothing only to check it.
 """
 
 import concurrent.futures
@@ -68,17 +68,16 @@ _MOST_THREADS = 32
 def write_orbax(
     folder: str | Path, config: LlamaConfig, parts: Parts, dtype: str, tokenizer: Mapping[str, bytes]
 ) -> None:
-    """Writes a base block by block: `folder` is whole or not there, and the host holds a few blocks at a time.
+    """Writes a base block by block. The host holds a few blocks at a time. `folder` appears only once it is complete.
 
     Args:
-      folder: a new one.
+      folder: path of a new or empty folder.
       parts: reads the base's leaves; see `open_parts`.
-      dtype: of the arrays.
-      tokenizer: the vocabulary's files by name; none where the base has none.
+      dtype: dtype of the arrays.
+      tokenizer: content of the vocabulary's files, by name; empty if the base has no vocabulary.
 
     Raises:
-      InputError: something is at `folder`, it cannot be written, for the reason given, or a number is not finite in
-        this dtype; or see `parts`.
+      InputError: `folder` is not empty or cannot be written, or a value is not finite in `dtype`; or see `parts`.
     """
     try:
         os.path.abspath(folder).encode()
@@ -98,7 +97,7 @@ def write_orbax(
                         raise InputError(f"{folder} cannot be written: {found}") from error
                     raise
                 start += length
-                # Orbax leaves the array in a circle of references, and the next is as large.
+                # Orbax leaves the array in a reference cycle, and the next one is as large.
                 gc.collect()
         for name, content in tokenizer.items():
             (temporary / TOKENIZER).mkdir(exist_ok=True)
@@ -107,7 +106,7 @@ def write_orbax(
 
 
 def _write_block(checkpointer: ocp.Checkpointer, folder: Path, leaf: str, number: int, block: np.ndarray) -> str:
-    """Returns the checksums of what was written."""
+    """Writes one block and returns its checksums."""
     check_finite(block, f"block {number} of leaf {leaf}, as {block.dtype},")
     target, what = folder / PARAMS / leaf / str(number), f"block {number} of leaf {leaf}"
     options = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)
@@ -117,7 +116,7 @@ def _write_block(checkpointer: ocp.Checkpointer, folder: Path, leaf: str, number
 
 
 def _blocks(config: LlamaConfig, itemsize: int) -> dict[str, list[int]]:
-    """Returns how each leaf's first axis is divided: blocks are no larger than the largest matrix."""
+    """Returns the lengths of a leaf's blocks along its first axis, by leaf."""
     specs = leaf_specs(config)
     layer_bytes = {leaf: math.prod(spec.shape[spec.axes[0] == "layers" :]) * itemsize for leaf, spec in specs.items()}
     most = max(_BLOCK_BYTES, *layer_bytes.values())
@@ -135,11 +134,11 @@ def load_orbax(
     """Loads a base that `write_orbax` wrote.
 
     Args:
-      dtype: of the parameters: "float32" or "bfloat16"; rounding is to nearest even.
-      shardings, finish: see `assemble`. Each process reads the chunks that its own devices hold a part of.
+      dtype: dtype of the parameters, "float32" or "bfloat16"; rounding is to nearest even.
+      shardings, finish: see `assemble`. A process reads only the chunks that its own devices hold a part of.
 
     Raises:
-      InputError: the folder is not such a base, or is not as it was written; names the file, or the leaf and block.
+      InputError: the folder is not such a base, or is damaged. Names the file, or the leaf and block.
     """
     numbers = check_dtype(dtype)
     fields = orbax_fields(path)
@@ -168,7 +167,7 @@ def load_orbax(
 
 
 type _Leaf = list[tuple[int, Block, str | None]]
-"""The blocks of a leaf: the row that each begins with, and its checksums."""
+"""The blocks of a leaf, with the first row and the checksums of each; None without checksums."""
 
 
 def _open(
@@ -180,7 +179,7 @@ def _open(
     dtype: np.dtype,
     pool: concurrent.futures.Executor,
 ) -> _Leaf:
-    """Opens the blocks of a leaf, of which nothing is read before all have the right shape."""
+    """Opens the blocks of a leaf and checks their shapes and dtypes, without reading their chunks."""
 
     def open_one(number: int) -> Block:
         block = Block(path / PARAMS / leaf / str(number), leaf, f"{path}: block {number} of leaf {leaf}")
@@ -207,14 +206,14 @@ def _parts(
     pool: concurrent.futures.Executor,
     indexes: Sequence[Sequence[slice]],
 ) -> list[np.ndarray]:
-    """Returns parts of a leaf, in memory that the CPU backend takes without a copy; each chunk is read once for all."""
+    """Returns parts of a leaf, in memory that the CPU backend uses without a copy. No chunk is read twice."""
     wanted = [[cut.indices(n)[:2] for cut, n in zip(index, shape, strict=True)] for index in indexes]
     parts = [aligned(tuple(stop - start for start, stop in ends), dtype) for ends in wanted]
 
     def copy(first: int, block: Block, digits: str | None, at: tuple[int, ...]) -> None:
         crc = None if digits is None else checksum_of(digits, block.number(at))
         numbers = block.read(at, crc)
-        # Before the leaf is on a device, and after it is rounded: a large float32 is an infinity in bfloat16.
+        # Checked after rounding, because a large float32 overflows to infinity in bfloat16.
         numbers = numbers.astype(dtype, copy=False)
         check_finite(numbers, block.what)
         rows, *rest = block.cuts(at)

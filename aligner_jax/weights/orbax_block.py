@@ -1,7 +1,7 @@
-"""One array of an Orbax checkpoint, read chunk by chunk: each is decoded in bounded memory and compared with its CRC.
+"""Reads one array of an Orbax checkpoint chunk by chunk. Decodes chunks in bounded memory and compares their CRCs.
 
-Orbax writes an array as a Zarr (version 2) in an OCDBT key-value store, of whose values neither keeps a checksum. Its
-own restore reads a chunk of any content, takes a missing one for zeros, and lets 20 kilobytes decode to gigabytes.
+Orbax writes an array as a Zarr (version 2) in an OCDBT key-value store. Neither keeps checksums of the values. Orbax's
+own restore accepts a chunk of any content, takes a missing one for zeros, and lets 20 kilobytes decode to gigabytes.
 """
 
 import contextlib
@@ -31,18 +31,18 @@ class Block:
     """A stored array.
 
     Attributes:
-      shape, dtype: of the array.
-      chunks: shape of a chunk; those at the ends of an axis may reach beyond it.
+      shape, dtype: shape and dtype of the array.
+      chunks: shape of a chunk. The last chunk of an axis may reach beyond the array.
     """
 
     def __init__(self, folder: Path, leaf: str, what: str) -> None:
-        """Opens the array called `leaf` in an Orbax checkpoint's folder.
+        """Opens the array named `leaf` in an Orbax checkpoint's folder.
 
         Args:
-          what: begins every error of this block.
+          what: name of the block, with which its error messages begin.
 
         Raises:
-          InputError: the checkpoint has no such array, cannot be read, or stores it in another way than Orbax does.
+          InputError: the checkpoint has no such array, cannot be read, or does not store it as Orbax does.
         """
         self.what, self._leaf = what, leaf
         base = {"driver": "file", "path": f"{folder.absolute()}/"}
@@ -64,13 +64,13 @@ class Block:
             raise fields.error("compressor", "is another than Orbax's, zstd without filters")
 
     def read(self, at: tuple[int, ...], crc: str | None) -> np.ndarray:
-        """Returns the chunk at a place of the grid, without what reaches beyond the array; contiguous, not writable.
+        """Returns the chunk at a position of the chunk grid, cut to the array's shape; contiguous, possibly read-only.
 
         Args:
-          crc: the hexadecimal digits that `checksums` gave for it; None: it is not compared.
+          crc: the chunk's digits from `checksums`; None skips the comparison.
 
         Raises:
-          InputError: the chunk is missing, cannot be decoded, or is not what was written.
+          InputError: the chunk is missing, cannot be decoded, or differs from what was written.
         """
         import pyarrow
 
@@ -80,7 +80,7 @@ class Block:
             raise InputError(f"{self.what} is damaged: its {place} is missing")
         count = math.prod(self.chunks) * self.dtype.itemsize
         try:
-            # Never more than a chunk's bytes, whatever the compressed ones would become.
+            # The size bounds the memory: a damaged chunk could decode to gigabytes.
             content = pyarrow.decompress(value, decompressed_size=count, codec="zstd")
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise InputError(f"{self.what} is damaged: its {place} cannot be decoded ({error})") from None
@@ -91,23 +91,23 @@ class Block:
         return numbers
 
     def grid(self, wanted: Sequence[slice]) -> Iterator[tuple[int, ...]]:
-        """Yields the place of every chunk that holds a part of what is wanted: a slice of every axis."""
+        """Returns the grid positions of the chunks that overlap `wanted`, a slice of every axis."""
         ranges = (cut.indices(n)[:2] for cut, n in zip(wanted, self.shape, strict=True))
         return itertools.product(
             *(range(start // c, -(-stop // c)) for (start, stop), c in zip(ranges, self.chunks, strict=True))
         )
 
     def cuts(self, at: tuple[int, ...]) -> tuple[slice, ...]:
-        """Returns where a chunk lies in the array."""
+        """Returns the slices of the array that a chunk covers."""
         return _cuts(at, self.chunks, self.shape)
 
     def number(self, at: tuple[int, ...]) -> int:
-        """Returns which chunk of all this one is, in the order of `checksums`."""
+        """Returns the index of a chunk in the order of `checksums`."""
         return int(np.ravel_multi_index(at, _counts(self.chunks, self.shape)))
 
     @property
     def num_chunks(self) -> int:
-        """Number of chunks of the whole array."""
+        """Number of chunks of the array."""
         return math.prod(_counts(self.chunks, self.shape))
 
     def _value(self, key: str) -> bytes | None:
@@ -119,7 +119,7 @@ class Block:
     def _failure_is_one_sentence(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # TensorStore raises a ValueError of whatever went wrong, and nothing promises that.
+        except Exception as error:  # TensorStore raises ValueError for every failure, but does not promise to.
             raise InputError(f"{self.what} cannot be read: {reason(error)}") from error
 
 
@@ -130,12 +130,12 @@ def checksums(array: np.ndarray, chunks: tuple[int, ...]) -> str:
 
 
 def checksum_of(digits: str, number: int) -> str:
-    """Returns one chunk's digits of what `checksums` returned."""
+    """Returns the digits of one chunk from the result of `checksums`."""
     return digits[_CRC_DIGITS * number : _CRC_DIGITS * (number + 1)]
 
 
 def are_checksums(digits: str, num_chunks: int) -> bool:
-    """Returns True if a text is what `checksums` might return for so many chunks."""
+    """Returns True if `digits` has the form of the checksums of `num_chunks` chunks."""
     return len(digits) == _CRC_DIGITS * num_chunks and re.fullmatch(r"[0-9a-f]*", digits) is not None
 
 

@@ -1,13 +1,13 @@
-"""base.json of a base in Orbax's form: what the folder holds, and digests by which damage shows.
+"""Reads and writes base.json, the index of a base in Orbax's form. Its digests reveal damage.
 
     {"format": "aligner_jax base", "version": 1, "dtype": "bfloat16" or "float32",
      "config": the fields of `LlamaConfig`,
-     "blocks": {leaf: the number of layers in each of its blocks},
-     "files": {path of every other file: its bytes},
-     "digests": {"index": SHA-256 of all else in here, "files": {path: SHA-256 of every file outside params/},
-                 "blocks": {leaf: for each of its blocks the CRC-32s of its chunks, see `orbax_block.checksums`}}}
+     "blocks": {leaf: [length of every block along the leaf's first axis]},
+     "files": {path of every other file: its size in bytes},
+     "digests": {"index": SHA-256 of the rest of this object, "files": {path: SHA-256 of every file outside params/},
+                 "blocks": {leaf: [CRC-32s of the chunks of every block; see `orbax_block.checksums`]}}}
 
-Bases of earlier releases have no digests and are read without them.
+Bases of earlier releases have no digests and are read without this check.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ _MOST_BYTES = 2**62
 def write_index(
     folder: Path, config: LlamaConfig, dtype: str, blocks: Mapping[str, list[int]], checksums: Mapping[str, list[str]]
 ) -> None:
-    """Writes the index of a folder in which all else is written."""
+    """Writes the index of a folder, after all its other files."""
     names = sorted(_names(folder, "."))
     index = {
         "format": _FORMAT,
@@ -51,10 +51,10 @@ def write_index(
 
 
 def orbax_fields(path: Path) -> Fields:
-    """Returns the fields of a base's index, which are those of this release.
+    """Returns the fields of a base's index.
 
     Raises:
-      InputError: it is of another kind, of a later version, or was changed.
+      InputError: the index cannot be read, is of another format or version, or has an unknown dtype or field.
     """
     fields = read_fields(path / INDEX)
     if (form := fields.text("format")) != _FORMAT:
@@ -69,7 +69,7 @@ def orbax_fields(path: Path) -> Fields:
 
 
 def orbax_config(path: Path) -> LlamaConfig:
-    """Returns the configuration of the base in a folder. Raises InputError as `orbax_fields`."""
+    """Returns the configuration of the base in a folder. Raises InputError if its index is not valid."""
     fields = orbax_fields(path)
     config = config_of(fields)
     digests_of(fields)
@@ -77,7 +77,7 @@ def orbax_config(path: Path) -> LlamaConfig:
 
 
 def config_of(fields: Fields) -> LlamaConfig:
-    """Returns the configuration that an index holds. Raises InputError."""
+    """Returns the configuration that an index holds. Raises InputError if it is missing or not valid."""
     section = fields.section("config")
     if section is None:
         raise fields.error("config", "is missing")
@@ -85,7 +85,7 @@ def config_of(fields: Fields) -> LlamaConfig:
 
 
 def blocks_of(fields: Fields, config: LlamaConfig) -> dict[str, list[int]]:
-    """Returns how many rows each block of each leaf has. Raises InputError unless they make up the model's leaves."""
+    """Returns the lengths of a leaf's blocks, by leaf. Raises InputError unless they add up to the model's leaves."""
     section, specs = fields.section("blocks"), leaf_specs(config)
     if section is None:
         raise fields.error("blocks", "is missing")
@@ -101,10 +101,10 @@ def blocks_of(fields: Fields, config: LlamaConfig) -> dict[str, list[int]]:
 
 
 def digests_of(fields: Fields) -> Fields | None:
-    """Returns the digests of an index, None where it has none.
+    """Returns the digests of an index, or None if it has none.
 
     Raises:
-      InputError: the index itself is not what was written.
+      InputError: the index was changed since it was written.
     """
     digests = fields.section("digests")
     if digests is None:
@@ -116,7 +116,7 @@ def digests_of(fields: Fields) -> Fields | None:
 
 
 def checksums_of(digests: Fields | None, blocks: Mapping[str, list[int]]) -> dict[str, list[str]] | None:
-    """Returns for each leaf the checksums of its blocks; None where there are no digests. Raises InputError."""
+    """Returns the checksums of a leaf's blocks, by leaf; None without digests. Raises InputError if one is missing."""
     if digests is None:
         return None
     section = digests.section("blocks")
@@ -128,7 +128,7 @@ def checksums_of(digests: Fields | None, blocks: Mapping[str, list[int]]) -> dic
 
 
 def files_of(fields: Fields) -> dict[str, int]:
-    """Returns the bytes of every file that an index names. Raises InputError."""
+    """Returns the size in bytes of every file that an index names. Raises InputError if a name or size is not valid."""
     files = fields.section("files")
     if files is None:
         raise fields.error("files", "is missing")
@@ -138,7 +138,7 @@ def files_of(fields: Fields) -> dict[str, int]:
 
 
 def check_files(path: Path, files: Mapping[str, int], digests: Fields | None) -> None:
-    """Refuses a folder in which a file is missing, of another size or digest, or there in addition.
+    """Refuses a folder in which a file is missing, unlisted, or of another size or digest.
 
     Raises:
       InputError: names the file.
@@ -148,7 +148,7 @@ def check_files(path: Path, files: Mapping[str, int], digests: Fields | None) ->
             raise InputError(f"{path} is damaged: its file {name} is missing")
         if (found := (path / name).stat().st_size) != size:
             raise InputError(f"{path} is damaged: its file {name} has {found} bytes, and had {size}")
-    # A reader may prefer a file in addition. To a base of old somebody may have added a vocabulary.
+    # A reader might prefer an unlisted file. Users may have added a vocabulary to a base without digests.
     for part in (PARAMS,) if digests is None else (PARAMS, TOKENIZER):
         for name in _names(path, part):
             if name not in files:
@@ -170,7 +170,7 @@ def _check_name(files: Fields, name: str) -> None:
 
 
 def _names(folder: Path, part: str) -> Iterator[str]:
-    """Yields the path, from the folder on, of everything in a part of it that is no folder."""
+    """Yields the paths, relative to the folder, of all files in one of its parts."""
     for above, _, names in os.walk(folder / part):
         yield from ((Path(above) / name).relative_to(folder).as_posix() for name in names)
 

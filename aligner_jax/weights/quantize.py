@@ -1,4 +1,4 @@
-"""From a leaf of `Layers` to its quantized form, one layer at a time, on the device and split over a mesh as it is."""
+"""Quantizes leaves of `Layers` on the device, one layer at a time, and keeps their sharding."""
 
 import functools
 from collections.abc import Callable
@@ -13,20 +13,22 @@ from aligner_jax.model.params import Params, param_specs
 from aligner_jax.model.quantized import Quantization, Quantized
 
 _FACTORS = (1.0, 0.9, 0.8)
-"""Of the range that just holds a group's numbers: where the search begins. Narrower ones clip the outermost ones and
-serve the rest."""
+"""Initial scales of the search, relative to the scale that just covers a group's weights. Smaller scales clip the
+outermost weights and are more exact for the rest."""
 _REFITS = 2
 
 
 def quantizer(
     config: LlamaConfig, quantization: Quantization, shardings: Params | None = None
 ) -> Callable[[str, Array], Array | Quantized]:
-    """A function of a leaf's name and its array: a projection is quantized and its array deleted, others are kept.
+    """Returns a function of a leaf's name and array that quantizes projections and returns other leaves unchanged.
+
+    The function deletes the array of a projection. It raises InputError if a projection holds values that are not
+    finite.
 
     Args:
-      shardings: of the quantized parameters, from `runtime.sharding.param_shardings`; None: what the leaf's leads to.
-
-    The function raises InputError for a projection with numbers that are not finite.
+      shardings: shardings of the quantized parameters, from `runtime.sharding.param_shardings`. None leaves them to the
+        compiler, which derives them from the leaf's sharding.
     """
     layers = param_specs(config, quantization).layers
 
@@ -36,7 +38,7 @@ def quantizer(
             return leaf
         split = None if shardings is None else (getattr(shardings.layers, name), None)
         quantized, finite = jax.jit(functools.partial(_quantize_and_check, spec=spec), out_shardings=split)(leaf)
-        # Not donated: a result of another size cannot take its place, and the array lives until the end in any case.
+        # Not donated, because the result has another size and cannot reuse the leaf's memory.
         leaf.delete()
         if not finite:
             raise InputError(
@@ -50,21 +52,21 @@ def quantizer(
 
 def _quantize_and_check(leaf: Array, spec: Quantized) -> tuple[Quantized, Array]:
     quantized = quantize(leaf, spec)
-    # A number that is not finite makes all that its group shares so, which is far less to read.
+    # A weight that is not finite makes its group's scale or offset so too, and those are far fewer.
     shared = [each for each in (quantized.scales, quantized.offsets) if each is not None]
     return quantized, functools.reduce(jnp.logical_and, (jnp.isfinite(each).all() for each in shared))
 
 
 def quantize(leaf: Float[Array, "l ..."], spec: Quantized) -> Quantized:
-    """The nearest quantized weight: rounded to nearest with scales that depend on all that share them.
+    """Quantizes a projection of all layers, with rounding to nearest.
 
-    int8: a channel's number furthest from zero becomes ±127. int4: of a group's numbers the values are rounded, and
-    then scale and offset fitted to them by least squares, in turns; kept is what leaves the smallest sum of squared
-    errors of the beginnings in `_FACTORS`.
+    int8: the largest magnitude of a channel becomes ±127. int4: two steps alternate for every group: its weights are
+    rounded, and scale and offset are fitted to the rounded values by least squares. Of the results for the initial
+    scales in `_FACTORS`, the one with the smallest sum of squared errors is kept.
 
     Args:
-      leaf: a projection of all layers, float32 or bfloat16.
-      spec: of what is wanted, from `param_specs`: `Spec`s in place of values and scales.
+      leaf: projection of all layers, float32 or bfloat16.
+      spec: the projection's entry in `param_specs`: `Spec`s in place of values and scales.
     """
     of_layer = _int8 if spec.values.dtype == "int8" else _int4
     return jax.lax.map(functools.partial(of_layer, spec=spec), leaf)
@@ -74,7 +76,7 @@ def _int8(weight: Array, spec: Quantized) -> Quantized:
     blocks = _Blocks(weight.shape, spec.scales.shape[1:])
     x = blocks.split(weight.astype(jnp.float32))
     largest = blocks.over(jnp.max, jnp.abs(x))
-    # Not `largest > 0`, which is false for NaN too, and would make zeros of its channel.
+    # Not `largest > 0`: that is false for NaN too, and would hide it behind a scale of 1.
     scales = jnp.where(largest == 0, 1.0, largest / 127)
     return Quantized(blocks.join(jnp.round(x / scales)).astype(jnp.int8), blocks.scales(scales))
 
@@ -94,14 +96,14 @@ def _int4(weight: Array, spec: Quantized) -> Quantized:
         mean_value = blocks.over(jnp.mean, values)
         deviation = values - mean_value
         variance = blocks.over(jnp.sum, jnp.square(deviation))
-        # Where all values are the same, any scale will do.
+        # If all values are equal, any scale fits.
         slope = blocks.over(jnp.sum, deviation * (x - mean)) / jnp.where(variance > 0, variance, 1.0)
         scales = _as_held(jnp.where(slope > 0, slope, scales_offsets[0]))
         return scales, _as_held(mean - scales * mean_value)
 
     def keep_better(best, factor):
         scales = _as_held(step * factor)
-        # The range of −8 … 7 has its middle at −1/2.
+        # The middle of −8 … 7 is −1/2.
         offsets = _as_held((highest + lowest) / 2 + scales / 2)
         scales, offsets = jax.lax.fori_loop(0, _REFITS, refit, (scales, offsets))
         error = blocks.over(jnp.sum, jnp.square(x - offsets - rounded(scales, offsets) * scales))
@@ -116,12 +118,12 @@ def _int4(weight: Array, spec: Quantized) -> Quantized:
 
 
 def _as_held(x: Array) -> Array:
-    """Rounded to bfloat16: the values are chosen for what they will be multiplied with."""
+    """Rounds to bfloat16, so that values are chosen for the scales and offsets that are stored."""
     return x.astype(jnp.bfloat16).astype(jnp.float32)
 
 
 class _Blocks:
-    """Every axis of a weight as two: which block, and which number in it."""
+    """Splits every axis of a weight into two: the block, and the position in it."""
 
     def __init__(self, shape: tuple[int, ...], blocks: tuple[int, ...]) -> None:
         self._shape, self._blocks = shape, blocks
@@ -134,7 +136,7 @@ class _Blocks:
         return x.reshape(self._shape)
 
     def over(self, reduce: Callable[..., Array], x: Array) -> Array:
-        """The reduction of every block, along axes of size one."""
+        """Reduces every block. The reduced axes keep size one."""
         return reduce(x, axis=tuple(range(1, x.ndim, 2)), keepdims=True)
 
     def scales(self, x: Array) -> Array:

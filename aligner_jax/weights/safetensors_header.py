@@ -1,7 +1,7 @@
-"""Where the tensors of a safetensors file are, after its header has been held against the format and the file.
+"""Reads the header of a safetensors file, and checks it against the format and the file.
 
-The header is read here and not by the safetensors library: that takes a name that is there twice for its second entry,
-and maps the file into memory, which would count every weight a second time in the process's memory.
+The header is not read by the safetensors library, for two reasons: the library accepts a duplicated name and takes its
+second entry; and it maps the file into memory, so that every weight counts twice in the process's memory.
 """
 
 import itertools
@@ -22,8 +22,8 @@ _BITS = {
     "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
     "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
-"""Size of a number by dtype. More than can be decoded: only a tensor that is asked for is refused for its dtype."""
-# A model of 500 layers has half of it, and objects of Python take up to 60 times the memory of their text.
+"""Bits per number, by dtype. Some have no decoder: a tensor is refused for its dtype only when it is used."""
+# The header of a model of 500 layers has half of this. Parsed JSON takes up to 60 times the memory of its text.
 _MOST_HEADER_BYTES = MEBIBYTE
 
 
@@ -31,8 +31,8 @@ class SafetensorsFile(NamedTuple):
     """Content of a header.
 
     Attributes:
-      metadata: texts by name, in the order of the file.
-      sources: the tensors, in the order of the file; none is read yet.
+      metadata: texts by name, in file order.
+      sources: unread tensors, in file order.
     """
 
     metadata: dict[str, str]
@@ -40,19 +40,20 @@ class SafetensorsFile(NamedTuple):
 
 
 def safetensors_sources(path: Path) -> list[Source]:
-    """Returns every tensor of one safetensors file, not read yet. Raises InputError as `read_header`."""
+    """Returns every tensor of a safetensors file, unread. Raises InputError; see `read_header`."""
     return read_header(path).sources
 
 
 def read_header(path: Path) -> SafetensorsFile:
-    """Returns metadata and tensors of one safetensors file, no tensor of which is read yet.
+    """Returns the metadata and the unread tensors of a safetensors file.
 
-    Source: https://github.com/huggingface/safetensors#format: a little-endian uint64, the length of the JSON header
-    that follows it, then the data, to whose start the header's offsets are relative, without gaps or overlaps.
+    The file begins with the length of the JSON header as a little-endian uint64. The header and the data follow. The
+    header's offsets are relative to the start of the data, without gaps or overlaps. Source:
+    https://github.com/huggingface/safetensors#format
 
     Raises:
-      InputError: there is no such file, it is not a whole safetensors file, or its header says what its data are not:
-        names the tensor.
+      InputError: there is no such file, it is not a whole safetensors file, or its header contradicts its data. Names
+        the tensor.
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size

@@ -1,4 +1,4 @@
-"""A tensor of a checkpoint before it is read: where its bytes are, and what each kind of checkpoint calls it."""
+"""Tensors of a checkpoint before they are read: their bytes in the files, and their names in the formats."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +13,13 @@ from aligner_jax.weights.finite import check_finite
 
 
 class Slot(NamedTuple):
-    """Where a checkpoint tensor goes: a leaf of `Params`, and the tensor's axes in that leaf's letters.
+    """The destination of a checkpoint tensor.
 
-    "(nh)d" is a matrix whose rows run over heads, then head dimensions. "(nic)d" has the rotary pairs interleaved: i
-    counts the pairs, c the two members of a pair, which `Params` keeps half a head apart.
+    Attributes:
+      leaf: leaf of `Params`.
+      layout: the tensor's axes in the letters of that leaf. "(nh)d" is a matrix whose rows run over heads, then head
+        dimensions. "(nic)d" has the rotary pairs interleaved: i counts the pairs, c the two members of a pair, which
+        `Params` keeps half a head apart.
     """
 
     leaf: str
@@ -24,7 +27,13 @@ class Slot(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Where a source lies in a tensor that several files share: from `start` along `axis`, which is `size` long."""
+    """The position of a source in a tensor that several files share.
+
+    Attributes:
+      axis: axis along which the tensor is split.
+      start: index along that axis at which the source begins.
+      size: length of that axis in the whole tensor.
+    """
 
     axis: int
     start: int
@@ -33,9 +42,12 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One tensor of a checkpoint, or a part of one, not read yet: `nbytes` bytes at `offset` in `file`, row-major.
+    """An unread tensor of a checkpoint, or a part of one: `nbytes` bytes at `offset` in `file`, row-major.
 
-    `shape` is that of the bytes; `part` is None where they are the whole tensor.
+    Attributes:
+      shape: shape of the part if this is one, else of the tensor.
+      encoding: the format's name of the stored dtype; see `Format.decoders`.
+      part: position in the whole tensor; None if this is the whole tensor.
     """
 
     name: str
@@ -48,13 +60,13 @@ class Source:
 
     @property
     def whole_shape(self) -> tuple[int, ...]:
-        """The shape of the tensor that this is, or is a part of."""
+        """Shape of the whole tensor, also if this is a part of it."""
         if self.part is None:
             return self.shape
         return (*self.shape[: self.part.axis], self.part.size, *self.shape[self.part.axis + 1 :])
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows start to stop as stored: uint8 [rows, bytes a row].
+        """Reads rows start to stop as stored: uint8 [rows, bytes per row].
 
         Raises:
           InputError: the file ends before the rows do, or cannot be read.
@@ -74,13 +86,13 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """What one kind of checkpoint calls its tensors and how it stores numbers.
+    """Tensor names and encodings of one kind of checkpoint.
 
     Attributes:
-      slots: tensor name, with {l} for the layer, to its place.
-      decoders: encoding name to a function from uint8 rows to floating-point rows.
-      ignored: regular expressions of tensor names that hold nothing a LLaMA needs.
-      redundant: tensors that may be present in vain, to the tensor they must equal.
+      slots: slots by tensor name, in which {l} stands for the layer.
+      decoders: functions from uint8 rows to floating-point rows, by encoding.
+      ignored: regular expressions for the names of tensors that a LLaMA does not need.
+      redundant: names of tensors that may repeat another one, with the name of the tensor that they must equal.
     """
 
     slots: Mapping[str, Slot]
@@ -89,7 +101,7 @@ class Format:
     redundant: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def decode(self, source: Source, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Returns rows start to stop as finite floating-point numbers [rows, …]; `check_encoding` comes before.
+        """Returns rows start to stop as finite floating-point numbers [rows, …]. Call `check_encoding` first.
 
         Raises:
           InputError: the file ends before the rows do, cannot be read, or holds NaN or infinity there.
@@ -99,7 +111,7 @@ class Format:
         return numbers
 
     def check_encoding(self, source: Source) -> None:
-        """Raises InputError unless the source's numbers can be decoded."""
+        """Raises InputError unless the source's encoding has a decoder."""
         if source.encoding not in self.decoders:
             raise InputError(
                 f"{source.file}: tensor {source.name} is stored as {source.encoding}, "
@@ -109,9 +121,12 @@ class Format:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A base's files before a weight is read: every tensor, in any order, and what they are called.
+    """Files of a base before its weights are loaded.
 
-    `where` is the file or folder, for messages about tensors that no file has.
+    Attributes:
+      sources: every tensor, in any order.
+      form: names and encodings of the tensors.
+      where: file or folder, for messages about missing tensors.
     """
 
     config: LlamaConfig
@@ -121,5 +136,5 @@ class Checkpoint:
 
     @property
     def stored_dtype(self) -> Literal["float32", "bfloat16"]:
-        """The smaller dtype that holds every number exactly."""
+        """The smaller of the two dtypes that holds every weight exactly."""
         return "bfloat16" if {source.encoding for source in self.sources} == {"BF16"} else "float32"

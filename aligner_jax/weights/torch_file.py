@@ -1,7 +1,7 @@
-"""Tensors in a file that `torch.save` wrote, without torch and without running anything the file says.
+"""Reads tensors from a file that `torch.save` wrote, without torch and without running the file's pickle.
 
 A .pth file is a zip archive (`torch_zip`) of one pickle (`torch_pickle`) and one raw file per storage. The storages are
-not compressed, so that a tensor is a range of bytes of the file, which can be read later, and in part.
+not compressed, so a tensor is a range of bytes of the file, which can be read later, and in part.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _DTYPES = {
     "BF16": np.dtype(jnp.bfloat16),
 }
 MOST_STORAGE = 2**33
-"""The most bytes of a storage that is read whole; those of a base have no such limit."""
+"""Largest storage that is read whole, in bytes. The storages of a base, which are read in parts, have no limit."""
 _MOST_DIMENSIONS, _MOST_NUMBERS = 8, 2**48
 # Tensors may share a storage, such as an Aligner's tokens and their copy in every layer.
 _MOST_SHARING = 128
@@ -33,21 +33,21 @@ _MOST_SHARING = 128
 
 @dataclasses.dataclass(frozen=True)
 class TorchSource(Source):
-    """A tensor of a torch file, not read yet, that checks what is read of it against the archive's checksum.
+    """An unread tensor of a torch file, which checks its storage against the archive's checksum when it is read.
+
+    The checksum is computed from the bytes that are read, and is compared before the read of the tensor's last row
+    returns. So reading a tensor to its end checks the whole storage, and reading only its beginning does not.
 
     Attributes:
-      member: the storage in the file that the tensor is a part of, mostly all of it.
-      checksum: of that member; shared by all tensors in it.
-
-    The checksum is taken from what is read anyway, and is compared before the read of a tensor's last row returns. So
-    whoever reads a tensor to its end has had the whole storage checked, and who reads the beginning alone has not.
+      member: archive member of the storage that the tensor is a view of, usually of all of it.
+      checksum: checksum of that member, shared by all tensors in it.
     """
 
     member: Member = dataclasses.field(kw_only=True)
     checksum: Checksum = dataclasses.field(kw_only=True, compare=False, repr=False)
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows start to stop as stored: uint8 [rows, bytes a row].
+        """Reads rows start to stop as stored: uint8 [rows, bytes per row].
 
         Raises:
           InputError: see `Source.read`; or the storage does not match its checksum.
@@ -60,12 +60,12 @@ class TorchSource(Source):
 
 
 def read_torch_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """The named tensors of a state dict, all read and finite as float32, in the dtypes they are stored in.
+    """Reads the named tensors of a state dict, in their stored dtypes.
 
     Tensors that share a storage share its memory.
 
     Raises:
-      InputError: see `torch_sources`; or a storage does not match its checksum, or has a number that is not finite.
+      InputError: see `torch_sources`; or a storage does not match its checksum, or a value is not finite as float32.
     """
     storages: dict[str, bytes] = {}
     tensors = {}
@@ -84,11 +84,11 @@ def read_torch_tensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def torch_sources(path: str | Path) -> dict[str, TorchSource]:
-    """Where the named tensors of a state dict are in its file: F32, F64, F16 or BF16, not read yet.
+    """Returns the named tensors of a state dict, unread, of encoding F32, F64, F16 or BF16.
 
     Raises:
-      InputError: not a zip archive as torch writes it, cut short or damaged; or holding anything but a dict of
-        floating-point tensors. A torch file from before version 1.6 is a bare pickle, and is refused.
+      InputError: the file is not a zip archive as torch writes it, is truncated or damaged, or holds anything but a
+        dict of floating-point tensors. Files from before torch 1.6 are bare pickles, and are refused.
     """
     path = Path(path)
     members = read_archive(path)
@@ -116,10 +116,15 @@ def torch_sources(path: str | Path) -> dict[str, TorchSource]:
 
 
 def share_checks(sources: Iterable[Source], process: int, processes: int) -> None:
-    """Has every storage checked by one of several processes, each of which may read parts of all of them.
+    """Divides the checks of storages among processes, and makes those of this process.
 
-    Alone, a process checks storages while it reads them. Several would each have to read what the others need: so each
-    reads every `processes`-th storage here, to check it, and leaves the checks of the others to them.
+    A single process checks storages while it reads them. Several processes may read parts of every storage, and would
+    each have to read the rest for its checksum. So this process reads and checks every `processes`-th storage now, and
+    leaves the others to the other processes.
+
+    Args:
+      process: index of this process.
+      processes: number of processes.
 
     Raises:
       InputError: a storage of this process does not match its checksum.
@@ -139,13 +144,13 @@ def _source(path: Path, name: str, tensor: Tensor, checksum: Checksum) -> TorchS
     itemsize, member = _DTYPES[storage.encoding].itemsize, checksum.member
     if len(shape) > _MOST_DIMENSIONS:
         raise InputError(f"{path}: tensor {name!r} has {len(shape)} dimensions, of at most {_MOST_DIMENSIONS}")
-    # NumPy has a limit for the product of the sizes that are not 0, of a tensor without numbers too.
+    # NumPy limits the product of the nonzero sizes, also of an empty array.
     absurd = min((offset, *shape, *strides)) < 0 or math.prod(max(1, size) for size in shape) >= _MOST_NUMBERS
     if absurd or len(strides) != len(shape):
         raise InputError(f"{path}: tensor {name!r} has an absurd shape or offset")
     count = math.prod(shape)
     contiguous = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    # The stride of an axis of one number leads nowhere.
+    # The stride of an axis of size 1 has no effect.
     if count and any(a != b for a, b, size in zip(strides, contiguous, shape, strict=True) if size > 1):
         raise InputError(f"{path}: tensor {name!r} is not contiguous (strides {strides})")
     if member.size < (offset + count) * itemsize:

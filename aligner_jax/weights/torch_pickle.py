@@ -1,9 +1,9 @@
-"""A reader of the pickles that `torch.save` writes of a dict of tensors: it builds plain records and runs nothing.
+"""Reads the pickles that `torch.save` writes for a dict of tensors. Builds plain records and runs nothing.
 
-A pickle is a program. Python's unpickler runs it: it can call any function, fill the memory with one number, and follow
-objects nested deeper than its stack. This reader knows the opcodes and the names that torch writes, and limits on how
-much there may be of everything; the rest is refused before anything is built. No container that it builds is ever
-hashed, compared or printed. Opcodes: Python's Lib/pickletools.py, protocols 2 to 5.
+A pickle is a program, and Python's unpickler runs it. It can call any function, fill the memory with one integer, and
+nest objects deeper than the stack. This reader accepts only the opcodes and names that torch writes, and limits their
+counts and sizes. Everything else is refused before it is built. No container that the reader builds is hashed, compared
+or printed. Opcodes: Python's Lib/pickletools.py, protocols 2 to 5.
 """
 
 import pickletools
@@ -15,9 +15,9 @@ from typing import NamedTuple
 from aligner_jax.errors import InputError
 
 MOST_BYTES = 8 * 2**20
-"""The largest pickle that is read; that of a LLaMA of 80 layers has 150 kB."""
+"""Largest pickle that is read, in bytes. That of a LLaMA of 80 layers has 150 kB."""
 MOST_OPCODES = 300_000
-"""Bounds the objects, the stack and the memo; a tensor takes about 30."""
+"""Most opcodes of a pickle. Bounds the objects, the stack and the memo. A tensor takes about 30 opcodes."""
 _MOST_TEXT = 4096
 _MOST_ITEMS = 32
 
@@ -26,7 +26,7 @@ _ENCODINGS = {"FloatStorage": "F32", "DoubleStorage": "F64", "HalfStorage": "F16
 
 
 class Storage(NamedTuple):
-    """A storage of the archive: `size` numbers of that encoding, in the member `data/{key}`."""
+    """A storage of the archive: `size` elements of one encoding, in the member `data/{key}`."""
 
     encoding: str
     key: str
@@ -34,7 +34,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage, in numbers; its integers may still be negative, and need not fit the storage."""
+    """An unchecked view of a storage, in elements. Its integers may be negative or exceed the storage."""
 
     storage: Storage
     offset: int
@@ -46,10 +46,10 @@ def read_state(content: bytes, path: Path) -> dict[str, Tensor]:
     """Returns the dict of tensors that a pickle builds.
 
     Args:
-      path: of the file that the pickle is from; errors begin with it.
+      path: path of the file that holds the pickle; errors begin with it.
 
     Raises:
-      InputError: the pickle is anything but a dict of floating-point tensors by name, or is larger than any of them.
+      InputError: the pickle is anything but a dict of floating-point tensors by name, or exceeds a limit.
     """
     state = _Reader(content, path).read()
     if not isinstance(state, dict):
@@ -79,7 +79,7 @@ class _OrderedDict(dict[str, object]):
 
 
 class _Reader:
-    """The stack, the marks in it and the memo, while the opcodes of one pickle are followed."""
+    """Interprets the opcodes of one pickle, with a stack, the marks in it, and a memo."""
 
     def __init__(self, content: bytes, path: Path) -> None:
         self._content, self._path, self._at = content, path, 0
@@ -164,7 +164,7 @@ class _Reader:
             raise self._error(f"asks for object {number} before byte {self._at}, which it did not keep")
         self._push(self._memo[number])
 
-    # One method for each opcode that does more than push a constant.
+    # One method per opcode that does more than push a constant.
 
     def _protocol(self) -> None:
         if not 2 <= (version := self._number("<B")) <= 5:
@@ -227,7 +227,7 @@ class _Reader:
         match called, arguments:
             case _Name("collections"), tuple(()):
                 self._push(_OrderedDict())
-            # Hooks are functions; metadata say that the numbers are negative or conjugate ones.
+            # Hooks are functions, and metadata marks negated or conjugated views. Both are refused.
             case _Name("torch._utils"), tuple(
                 (Storage() as storage, offset, shape, strides, bool(), dict(hooks), *more)
             ) if not hooks and len(more) < 2 and not any(more):
@@ -254,7 +254,7 @@ type _Step = Callable[[_Reader], object]
 
 _STEPS: dict[bytes, _Step] = {
     b"\x80": _Reader._protocol,
-    b"\x95": lambda reader: reader._take(8),  # Frames only say how to read ahead.
+    b"\x95": lambda reader: reader._take(8),  # Frames are only hints for reading ahead.
     b"(": lambda reader: reader._marks.append(len(reader._stack)),
     b"N": lambda reader: reader._push(None),
     b"\x88": lambda reader: reader._push(True),

@@ -1,9 +1,9 @@
-"""The zip archives that `torch.save` writes: where their members are, and the checksums of those that are read.
+"""Reads the zip archives that `torch.save` writes: the offsets of their members, and checksums of the members read.
 
-Torch stores members as they are, so that a storage is a range of bytes of the file; whatever else a zip archive can be
-(compressed, encrypted, split, begun after other data) is refused for all members, used or not. The archive's directory
-and the header before each member must say the same, and no two members may overlap, so that no byte is read as
-something else. Source: PKWARE's APPNOTE.TXT, 4.3 and 4.5.3.
+Torch stores members uncompressed, so a storage is a range of bytes of the file. Everything else that a zip archive can
+be (compressed, encrypted, split, preceded by other data) is refused for all members, used or not. The archive's
+directory and the header before each member must agree, and members must not overlap, so that no byte has two meanings.
+Source: PKWARE's APPNOTE.TXT, 4.3 and 4.5.3.
 """
 
 import itertools
@@ -38,10 +38,10 @@ class Member(NamedTuple):
 
 
 def read_archive(path: Path) -> dict[str, Member]:
-    """Returns the members of an archive by their names.
+    """Returns the members of an archive by name.
 
     Raises:
-      InputError: the file cannot be read, is no archive, is cut short or damaged, or is one that torch does not write.
+      InputError: the file cannot be read, is not an archive, is truncated or damaged, or is not as torch writes it.
     """
     with open_file(path) as file:
         try:
@@ -54,7 +54,7 @@ def read_member(member: Member, most: int) -> bytes:
     """Returns the content of a member of at most `most` bytes.
 
     Raises:
-      InputError: it is larger, cannot be read, or does not match its checksum.
+      InputError: the member is larger, cannot be read, or does not match its checksum.
     """
     if member.size > most:
         raise InputError(f"{member.file}: its member {member.name} has {member.size:,} bytes, of at most {most:,}")
@@ -66,11 +66,12 @@ def read_member(member: Member, most: int) -> bytes:
 
 
 class Checksum:
-    """The CRC-32 of a member, taken from the parts of it that are read, in any order; `finish` compares it.
+    """The CRC-32 of a member, computed from the parts of it that are read. `finish` compares it.
 
-    What is read in order is not read again, and is summed up in a thread while it is decoded, so that the check costs
-    no time where there is a second core. Where a part is left out before one that is read, that part is read for the
-    checksum alone, and `finish` reads whatever remains. So a member is read once more at most. Not for several threads.
+    Parts may come in any order. Those that come in order are not read again. A thread adds them to the checksum while
+    the caller decodes them, so the check takes no time if there is a second core. If a part leaves a gap after the
+    bytes before it, the gap is read for the checksum alone, and `finish` reads the rest. So a member is read once more
+    at most. Not thread-safe.
     """
 
     def __init__(self, member: Member) -> None:
@@ -79,7 +80,7 @@ class Checksum:
         self._running: threading.Thread | None = None
 
     def take(self, start: int, data: bytes | memoryview) -> None:
-        """Takes in bytes of the member that were read at `start`, which must not change any more.
+        """Adds bytes of the member that were read at offset `start`. They must not change afterwards.
 
         Raises:
           InputError: the file cannot be read.
@@ -90,7 +91,7 @@ class Checksum:
             self._add(memoryview(data)[self._taken - start :])
 
     def finish(self) -> None:
-        """Reads what was not taken yet, and compares.
+        """Reads the bytes that were not taken, and compares the checksum.
 
         Raises:
           InputError: the member does not match its checksum, or the file cannot be read.
@@ -98,7 +99,7 @@ class Checksum:
         self.take(self.member.size, b"")
         self._wait()
         if self._crc32 != self.member.crc32:
-            # torch.serialization.set_crc32_options(False) leaves zeros.
+            # torch.serialization.set_crc32_options(False) writes zeros.
             without = " (which is 0: if it was saved without checksums, save it anew with them)"
             raise InputError(
                 f"{self.member.file} is damaged: its member {self.member.name} does not match its checksum"
@@ -106,7 +107,7 @@ class Checksum:
             )
 
     def leave_out(self) -> None:
-        """Ends the check without a comparison: another process makes it."""
+        """Ends the check without a comparison, which another process makes."""
         self._wait()
         self._taken, self._crc32 = self.member.size, self.member.crc32
 
@@ -129,7 +130,7 @@ class Checksum:
 
 
 def _pieces(member: Member, start: int, stop: int) -> Iterator[bytes]:
-    """Yields bytes start to stop of a member, a mebibyte at a time. Raises InputError where they end early."""
+    """Yields bytes start to stop of a member, a mebibyte at a time. Raises InputError if the file ends early."""
     if start >= stop:
         return
     with open_file(member.file) as file:
@@ -166,7 +167,7 @@ def _members(path: Path, file: BinaryIO) -> dict[str, Member]:
 
 
 def _directory(path: Path, file: BinaryIO, size: int) -> tuple[int, int, int]:
-    """Returns how many entries the directory has, and where it begins and ends."""
+    """Returns the number of entries in the directory, and the offsets of its start and end."""
     tail_size = _END64.size + _LOCATOR64.size + _END.size
     file.seek(max(0, size - tail_size))
     tail = file.read(tail_size)
@@ -203,7 +204,7 @@ class _Entry(NamedTuple):
 
 
 def _entry(path: Path, directory: bytes, at: int) -> tuple[_Entry, int]:
-    """Returns the entry of the directory at a place, and where the next one begins."""
+    """Returns the directory's entry at an offset, and the offset of the next one."""
     fixed = directory[at : at + _ENTRY.size]
     if len(fixed) != _ENTRY.size or fixed[:4] != b"PK\1\2":
         raise _damaged(path, f"has no entry at its byte {at}")
@@ -229,7 +230,7 @@ def _entry(path: Path, directory: bytes, at: int) -> tuple[_Entry, int]:
 
 
 def _from_extra(path: Path, extra: bytes, values: list[int]) -> list[int]:
-    """Returns the values, those that did not fit into 32 bits from the entry's extra field of the kind 1."""
+    """Returns the values. Those that do not fit into 32 bits come from the entry's extra field of kind 1 (zip64)."""
     if _IN_EXTRA not in values:
         return values
     at = 0
@@ -246,7 +247,7 @@ def _from_extra(path: Path, extra: bytes, values: list[int]) -> list[int]:
 
 
 def _checked(path: Path, file: BinaryIO, entry: _Entry, directory: int) -> Member:
-    """Returns the member of an entry, once its own header, which is before the directory, has said the same of it."""
+    """Returns the member of an entry, after comparing the entry with the header before the member."""
     try:
         name = entry.name.decode()
     except UnicodeDecodeError:
@@ -257,7 +258,7 @@ def _checked(path: Path, file: BinaryIO, entry: _Entry, directory: int) -> Membe
     if len(header) != _HEADER.size + len(entry.name) or header[:4] != b"PK\3\4":
         raise InputError(f"{path} is damaged: its member {name} is not where its directory says")
     _, _, flags, method, _, _, crc32, stored, size, name_size, extra_size = _HEADER.unpack(header[: _HEADER.size])
-    # The numbers of members that were written as a stream follow their bytes, and are 0 here.
+    # If a member was written as a stream, its sizes and CRC follow its bytes, and are 0 in the header.
     later = {0} if flags & _SIZES_FOLLOW else set()
     same = (
         (flags, method, name_size, header[_HEADER.size :]) == (entry.flags, 0, len(entry.name), entry.name)
