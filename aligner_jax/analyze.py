@@ -64,7 +64,7 @@ def main() -> None:
         raise InputError("give an adapter and where to write: --adapter=PATH --out=DIR")
     _check_flags()
     folder, console = place(OUT.value, "--out"), wide_console()
-    # With a base, adapters are read twice: a wrong file or prompt format is reported before the base is loaded.
+    # Adapters are read now, and again with the base: wrong files and prompt formats are reported before it is loaded.
     named = load_named(ADAPTER.value)
     prompt_format = _prompt_format(named) if BASE.value else None
     examples = _examples(console) if DATA.value else None

@@ -12,7 +12,7 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Stopped(Exception):
-    """Raised when a run that was asked to stop has done so.
+    """Raised when a run stops as asked: before its first step, or after a step that is saved.
 
     Attributes:
       status: exit status of the process: 128 plus the signal's number, as in a shell.

@@ -53,7 +53,7 @@ class MetricsWriter:
                 self._events.write_event(restart)
 
     def write(self, step: int, **metrics: float) -> None:
-        """Writes one line: {"step": step, "loss": …}. Non-finite values become null, since JSON has no others.
+        """Writes one line: {"step": step, "loss": …}. Non-finite values become null, since JSON cannot hold them.
 
         Raises:
           InputError: the line cannot be written.

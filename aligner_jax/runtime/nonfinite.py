@@ -31,7 +31,7 @@ class SkippedSteps:
         self._in_a_row = np.where(skipped, self._in_a_row + 1, 0)
 
     def ended_at(self, step: int) -> InputError | None:
-        """Returns the error that ends the run after this step, or None. The caller saves the state before it raises.
+        """Returns the error that ends the run after this step, or None. The caller saves the state and raises it.
 
         Skipped steps leave the state unchanged. In a sweep the run ends only if all adapters have reached the limit.
         """

@@ -71,7 +71,7 @@ def preference_task(beginning: Beginning) -> Task:
         write_atomically(path.with_name("report.json"), json.dumps(finite_or_none(result.as_dict()), indent=2) + "\n")
         preference.show(result, console)
 
-    # With cached log-probabilities the steps do not need the reference adapter.
+    # The steps do not need the reference adapter if its log-probabilities are cached.
     in_steps = None if tables else reference
     return Task(
         made_from, feed, in_steps, bool(heldout), lambda adapter: measure(adapter)[0].as_metrics(), write_report
