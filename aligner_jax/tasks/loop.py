@@ -91,7 +91,7 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
             times = config.sweep.num_adapters or 1
             window.add(metrics, times * int(np.count_nonzero(batch.segment_ids_bt)), times * run.model_flops(batch))
             if step == config.steps:
-                # The window of the previous steps is closed by now, so waiting here does not count in its time.
+                # No later step counts the last one. Waiting for it here adds no time to windows already logged.
                 take.count_skipped(metrics)
             progress.advance(step)
             if run.evaluate is not None and config.eval_every and step % config.eval_every == 0:
