@@ -11,7 +11,7 @@ logits_btv = aj.apply(base.params, adapter, tokens_bt, config=base.config)
 
 from aligner_jax.runtime import starting as _starting
 
-# Before the imports that take seconds, in which Ctrl-C may be pressed.
+# Comes first: the imports below take seconds, and Ctrl-C may be pressed meanwhile.
 _starting.begin()
 
 # isort: split

@@ -1,11 +1,11 @@
-"""Look into adapters: figures (PNG and SVG), tables (CSV and JSON), and one HTML page that holds them all.
+"""Analyzes adapters: writes figures (PNG and SVG), tables (CSV and JSON), and one HTML page with all of them.
 
 python -m aligner_jax.analyze --adapter=A [--adapter=B …] --out=DIR
 python -m aligner_jax.analyze --adapter=A [--adapter=B …] --base=PATH [--data=HELDOUT] --out=DIR
 
-Without a base: gates by layer and head, entries and directions that adapters have in common, effective rank. With one:
-what an adapter adds to the residual stream, the tokens that it promotes, hidden states with and without it; with
-held-out data also form against knowledge. docs/analysis.md says how to read each figure.
+Without a base: gates by layer and head, entries and directions that adapters share, effective rank. With a base also:
+an adapter's contribution to the residual stream, the tokens that it promotes, hidden states with and without it. With
+held-out data also: form against knowledge. docs/analysis.md explains every figure.
 """
 
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ def main() -> None:
         raise InputError("give an adapter and where to write: --adapter=PATH --out=DIR")
     _check_flags()
     folder, console = place(OUT.value, "--out"), wide_console()
-    # Read twice where there is a base: a wrong file or prompt format is told before the base is loaded.
+    # Adapters are read now, and again with the base: wrong files and prompt formats are reported before it is loaded.
     named = load_named(ADAPTER.value)
     prompt_format = _prompt_format(named) if BASE.value else None
     examples = _examples(console) if DATA.value else None
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def _check_flags() -> None:
-    """Refuses flags that nothing would come of."""
+    """Refuses flags that would have no effect."""
     needs_base = (
         "data", "template", "system", "sequence_length", "top_tokens", "seed", "dtype", "quantization", "group_size",
     )  # fmt: skip

@@ -1,12 +1,12 @@
-"""Plan a training run or an evaluation for TPUs that need not be here: compiles it with the real TPU compiler.
+"""Plans a training run or an evaluation with the real TPU compiler. No TPU is needed.
 
 python -m aligner_jax.compile --config=configs/llama7b_alpaca.py [--topology=v5e:2x4[,v6e:2x4]] [--devices=1] \
     [--search] [--json] [--config.data.batch_size=8]
 python -m aligner_jax.compile --config=configs/eval/gsm8k.py --topology=v5e:2x4 [--tokens=1024] [--new_tokens=512]
 
-Prints what the step needs of each device: memory, collectives, FLOPs, traffic, and the time that these bound; of an
-evaluation, what the programs need that score texts and that write answers. The topology is the config's own where none
-is given. Takes half a minute a plan, and seconds where the same program was compiled before; --search makes several.
+Prints the cost of the step per device: memory, collectives, FLOPs, HBM traffic, and the time that these bound. For an
+evaluation, prints the cost of the programs that score texts and that generate answers. The topology defaults to the
+config's. A plan takes half a minute, or seconds if the same program was compiled before; --search makes several plans.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ def _show[P: (Plan, EvaluationPlan)](
 
 
 def _check_flags(of_evaluation: bool) -> None:
-    """Refuses flags of the other kind of plan."""
+    """Refuses flags that only the other kind of plan takes."""
     others = ("search",) if of_evaluation else ("tokens", "new_tokens")
     for name in others:
         if flags.FLAGS[name].present:
@@ -91,10 +91,10 @@ def _evaluation_plans() -> Iterator[EvaluationPlan]:
 
 
 def planned_model(base: BaseConfig) -> LlamaConfig:
-    """The architecture: that of the base at the config's path, or, where there is none, the one it names.
+    """Returns the architecture of the base at the config's path, or the named one if nothing is there.
 
     Raises:
-      InputError: there is neither, or what is at the path cannot be read.
+      InputError: the config gives neither, or the base cannot be read.
     """
     if base.model is not None:
         named = llama_config(base.model)
@@ -115,10 +115,10 @@ def planned_model(base: BaseConfig) -> LlamaConfig:
 def make_plans(
     config: TrainConfig, model: LlamaConfig, topologies: list[str] | None, count: int | None, searching: bool
 ) -> Iterator[Plan]:
-    """The plans of all topologies, one after the other.
+    """Yields the plans of all topologies, in order.
 
     Raises:
-      InputError: no topology is named, or see `make_plan`.
+      InputError: no topology is named; for other causes see `make_plan`.
     """
     for name, devices in _planned_devices(config.mesh, topologies, count):
 
@@ -133,7 +133,7 @@ def make_plans(
 
 
 def _planned_devices(config: MeshConfig, topologies: list[str] | None, count: int | None) -> Iterator[tuple[str, list]]:
-    """Each topology with those of its devices that are planned for."""
+    """Yields the name of each topology and the devices to plan for."""
     names = topologies or ([config.topology] if config.topology else [])
     if not names:
         raise InputError("no topology is named: add --topology=v5e:2x4 or set config.mesh.topology")

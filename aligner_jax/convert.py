@@ -1,14 +1,14 @@
-"""Write an adapter in another form, or a base as an Orbax checkpoint.
+"""Converts an adapter to another format, or a base to an Orbax checkpoint.
 
-An adapter becomes this project's file; or a Hugging Face PEFT folder, if it is LoRA, or an Aligner or LLaMA-Adapter
-with one gate a layer:
+Writes an adapter as a file of this project, or as a Hugging Face PEFT folder. The latter takes LoRA, and an Aligner or
+LLaMA-Adapter with one gate per layer:
 
 python -m aligner_jax.convert --adapter=aligner.pth --to=aligner.safetensors [--base=PATH]
 python -m aligner_jax.convert --adapter=lora.safetensors --to=lora_peft
 
-A base (a Hugging Face folder or name, a .gguf file, a folder of Meta's) becomes an Orbax folder with its tokenizer,
-which every command takes as --base, and of which each device reads its own part. The host holds no more than a few
-times its largest matrix:
+Writes a base (a Hugging Face folder or name, a .gguf file, a Meta folder) as an Orbax folder with its tokenizer. Every
+command accepts the folder as --base, and each device reads only its own shards. Host memory stays within a few times
+the largest matrix:
 
 python -m aligner_jax.convert --base=PATH --out=DIR [--dtype=bfloat16]
 """
@@ -65,7 +65,7 @@ def _write_base(target: Path) -> None:
     local = locate(BASE.value)
     checkpoint = open_base(local)
     dtype = checkpoint.stored_dtype if DTYPE.value == "stored" else cast(str, DTYPE.value)
-    # Loaded, so that a damaged vocabulary is told now, and not when the folder is first used.
+    # The tokenizer is loaded so that a damaged vocabulary is reported now, not when the folder is first used.
     form = form_of(local)
     vocabulary = form.vocabulary(local) if form.tokenizer(local) is not None else None
     files = {} if vocabulary is None else tokenizer_files(vocabulary)
@@ -85,7 +85,7 @@ def _write_adapter() -> None:
     if os.path.realpath(source) == os.path.realpath(target):
         raise InputError(f"{source} would be overwritten: give another name as --to")
     to_peft = _is_for_peft(target)
-    # Fingerprints are of weights rounded to bfloat16, and of the rest only shapes are needed.
+    # bfloat16 is enough: fingerprints use weights rounded to it, and otherwise only shapes matter.
     base = load_base(BASE.value, "bfloat16") if BASE.value else None
     artifact = read_artifact(source, base)
     adapter, known, prompt_format = artifact.adapter, base or artifact.base, artifact.prompt_format

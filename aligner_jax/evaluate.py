@@ -1,9 +1,9 @@
-"""Evaluate a base, with an adapter or without one.
+"""Evaluates a base, with or without an adapter.
 
 python -m aligner_jax.evaluate --config=configs/eval/quick.py --adapter=runs/quickstart/adapter.safetensors [--out=DIR]
 
-The folder (runs/eval/CONFIG/ADAPTER by default) gets what is finished as it is finished, and results.json at the end.
-The same command goes on where a run was ended.
+Writes partial results to the folder (default: runs/eval/CONFIG/ADAPTER) as they are made, and results.json at the end.
+The same command resumes an evaluation that was interrupted.
 """
 
 from absl import flags

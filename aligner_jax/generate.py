@@ -1,4 +1,4 @@
-"""Continue prompts with a base and an adapter, streamed to the terminal.
+"""Continues prompts with a base and an adapter; streams the text to the terminal.
 
 python -m aligner_jax.generate --base=PATH --adapter=runs/quickstart/adapter.safetensors --prompt="Why is the sky blue?"
 """
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _shown(text: str) -> str:
-    """Text as it is where it is kept, and on a terminal without what would move the cursor."""
+    """Escapes control characters if stdout is a terminal, where they could move the cursor."""
     return printable(text) if sys.stdout.isatty() else text
 
 

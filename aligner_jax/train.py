@@ -1,10 +1,10 @@
-"""Train an adapter over a frozen base.
+"""Trains an adapter over a frozen base.
 
 python -m aligner_jax.train --config=configs/quickstart.py [--workdir=DIR] [--config.optim.lr=1e-3]
 
-The workdir (runs/NAME by default, NAME being the config's) gets config.json, metrics.jsonl, TensorBoard event files,
-checkpoints/ and, at the end, adapter.safetensors (of a sweep adapter_0.safetensors, …) and report.json. The same
-command goes on where a run was ended.
+Writes to the workdir (default: runs/NAME, where NAME is the config's name): config.json, metrics.jsonl, TensorBoard
+event files, checkpoints/ and, at the end, adapter.safetensors (for a sweep: adapter_0.safetensors, …) and report.json.
+The same command resumes a run that was interrupted.
 """
 
 import functools
@@ -50,10 +50,10 @@ def main() -> None:
 
 
 def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
-    """The whole run, in order; returns the trained adapter.
+    """Runs the training from start to end and returns the trained adapter.
 
     Raises:
-      InputError: the config, the base, the data or the workdir cannot be used, or the run's processes differ in them.
+      InputError: the config, the base, the data or the workdir cannot be used, or they differ between processes.
       Stopped: the process was asked to stop.
     """
     with StopRequests(config.steps) as stop_requests:
@@ -137,19 +137,19 @@ def _train_on(
 
 
 def _load_base(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, console: Console) -> Base:
-    """Returns the frozen base, where the step takes it, and says what it is."""
-    # A single device takes what the host holds without a copy.
+    """Loads the frozen base with the shardings of the step, and prints its description."""
+    # A single device uses the host's arrays without a copy.
     split = functools.partial(sharding.param_shardings, mesh=mesh, rules=rules) if mesh.size > 1 else None
     dtype, held_as = platform.compute_dtype(config.base.dtype), config.base
     if not distributed.is_alone():
-        # Each reads its own part of the weights, and in the whole no part would be seen to be another model's.
+        # Each process reads only its own shards, so nothing later would notice that they come from different models.
         agreement.check_same({"base": agreement.files_digest(locate(held_as.path))})
     base = load_base(
         held_as.path, dtype, quantization=held_as.quantization, group_size=held_as.group_size, shardings=split
     )
     if mesh.size > 1:
         if base.quantization is not None:
-            # Quantizing leaves scales where the compiler likes them; the step takes them where they are declared.
+            # Quantization leaves the sharding of scales to the compiler; the step needs the declared shardings.
             held_shardings = sharding.param_shardings(base.config, mesh, rules, base.quantization)
             base = base.replace(params=jax.device_put(base.params, held_shardings))
         console.out(f"mesh: {sharding.describe(mesh)}")
@@ -162,7 +162,7 @@ def _load_base(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, console: 
 
 
 def named_adapters(config: TrainConfig, adapter: Adapter) -> dict[str, Adapter]:
-    """What is saved under which name: the adapter, or each of a sweep."""
+    """Returns the adapters to save, by file name: one adapter, or all of a sweep."""
     if config.sweep.num_adapters is None:
         return {"adapter.safetensors": adapter}
     return {f"adapter_{i}.safetensors": unstack_adapter(adapter, i) for i in range(config.sweep.num_adapters)}

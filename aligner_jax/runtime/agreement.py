@@ -1,4 +1,4 @@
-"""Processes of one run compare what each was given, before anything that goes wrong where they differ."""
+"""Checks that all processes of a run have the same config, environment and files."""
 
 import collections
 import hashlib
@@ -23,16 +23,16 @@ from aligner_jax.runtime.same_run import changes
 
 _WEIGHTS_AND_WORDS = {".safetensors", ".gguf", ".pth", ".json", ".model", ".jinja"}
 _DECIDING = ("jax", "jaxlib", "numpy", "optax", "grain", "tokenizers", "sentencepiece", "jinja2")
-"""Packages that make rows, steps and updates."""
+"""Packages whose versions change batches, steps or updates."""
 _SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable")
 _MOST_FILES = 1000
 _READ_WHOLE = 256 * 2**20
-"""Bytes of a file up to which all of it is compared."""
+"""Size in bytes up to which a file is compared as a whole, not by samples."""
 _SAMPLE, _SAMPLES = 4096, 32
 
 
 def exchange(text: str) -> list[str]:
-    """Returns the texts of all processes, in their order; every process calls it at the same place."""
+    """Gathers a text from every process, in process order. A collective: all processes must call it."""
     if distributed.is_alone():
         return [text]
     content = np.frombuffer(text.encode(errors="surrogatepass"), np.uint8)
@@ -46,10 +46,10 @@ def exchange(text: str) -> list[str]:
 def check_same_config(config: TrainConfig) -> None:
     """Refuses processes that were started with different configs or in different environments.
 
-    Every process calls it before all other collectives. A process alone has nothing to compare, and reads nothing.
+    All processes call it before any other collective. A single process compares nothing and reads nothing.
 
     Raises:
-      InputError: in every process: names the process and what differs.
+      InputError: processes differ; raised in all of them, with the process and the difference.
     """
     if distributed.is_alone():
         return
@@ -78,7 +78,7 @@ def check_same_config(config: TrainConfig) -> None:
 
 
 def _installed(config: TrainConfig) -> dict[str, str]:
-    """Versions and settings that decide on the program and its numbers, beside the config."""
+    """Returns the versions and settings that, beside the config, determine the program and its results."""
     code = hashlib.sha256()
     package = Path(__file__).parents[1]
     for file in sorted(package.rglob("*.py")):
@@ -93,13 +93,13 @@ def _installed(config: TrainConfig) -> dict[str, str]:
 
 
 def check_same(made_from: Mapping[str, str]) -> None:
-    """Refuses processes whose digests differ.
+    """Refuses processes whose digests differ. A collective: all processes must call it.
 
     Args:
-      made_from: digests of what this process has read, by names that can stand in a sentence.
+      made_from: digests of the inputs that this process has read, by names that can stand in a sentence.
 
     Raises:
-      InputError: in every process: names the process and what differs.
+      InputError: digests differ; raised in all processes, with the process and the names.
     """
     first, *others = map(json.loads, exchange(json.dumps(made_from)))
     for process, other in enumerate(others, 1):
@@ -115,7 +115,7 @@ def _check_digests(process: int, count: int, first: dict[str, Any], other: dict[
 
 
 def files_digest(path: Path) -> str:
-    """Returns a digest of a base model's files; parts of large ones, since two models differ nearly everywhere.
+    """Returns a digest of a base model's files. Large files are sampled, since two models differ nearly everywhere.
 
     Args:
       path: a file, or a folder with weights, configuration and tokenizer in it or one level below.
@@ -132,7 +132,7 @@ def files_digest(path: Path) -> str:
             if size <= _READ_WHOLE:
                 digest.update(hashlib.file_digest(cast(BufferedReader, content), "sha256").digest())
                 continue
-            # Headers are at their beginning.
+            # Headers are at the start of a file, so this sample is longer.
             digest.update(content.read(_SAMPLES * _SAMPLE))
             for i in range(1, _SAMPLES + 1):
                 content.seek(max(size - _SAMPLE, 0) * i // _SAMPLES)

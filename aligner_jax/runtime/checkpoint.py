@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whole or absent, and written while the next step runs."""
+"""Checkpoints of a run: atomic, checksummed, and written while the next step runs."""
 
 import contextlib
 import dataclasses
@@ -37,27 +37,27 @@ _UNFINISHED = ".orbax-checkpoint-tmp*"
 _NO_STEP, _FAILED = -1, -2
 
 State = TypeVar("State")
-"""A pytree of arrays; what is restored has the structure of the template."""
+"""A pytree of arrays. The restored state has the structure of the template."""
 
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        # JAX tells of a preemption once, at one call of all processes. Only `StopRequests` may make those.
+        # JAX reports a preemption once, to one call of all processes. Only `StopRequests` may make that call.
         return False
 
 
 class Checkpoints:
     """The newest checkpoints of one run in one folder. A context manager: leaving it waits for the last save.
 
-    Orbax writes each into a temporary folder and renames that when it is whole. So a process that is killed leaves
-    whole checkpoints, and a temporary folder that is removed when the checkpoints are next opened. Each holds a file
-    of checksums, since Orbax notices some kinds of damage only, and what its run was begun with.
+    Orbax writes a checkpoint into a temporary folder and renames the folder when it is complete. So a killed process
+    leaves only complete checkpoints, and a temporary folder that is removed when the checkpoints are next opened. A
+    checkpoint also holds checksums, since Orbax detects only some kinds of damage, and the origin of its run.
 
-    Of many processes, which share the folder, all make the same calls. The first one writes checksums, removes, and
-    decides what is restored.
+    All processes of a run share the folder and make the same calls. Process 0 writes checksums, removes folders, and
+    decides which checkpoint is restored.
 
-    `save` and `wait` may be called under a transfer guard: Orbax's own copies to the host, and the collectives by which
-    its processes wait for each other, are implicit transfers, and allowed.
+    `save` and `wait` may be called under a transfer guard. They allow implicit transfers for Orbax's copies to the host
+    and for the collectives that synchronize its processes.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Checkpoints:
         """Opens the folder, which is made if it does not exist.
 
         Args:
-          directory: gets one folder for each step.
-          keep: how many of the newest checkpoints stay.
-          origin: is recorded in what is saved, and what is restored has to be of the same.
-          check: raises InputError where nothing may be written any more, and is called before anything is.
+          directory: folder that holds one folder per saved step.
+          keep: number of newest checkpoints to keep.
+          origin: origin of the run; saved in every checkpoint, and compared when one is restored.
+          check: called before anything is written; raises InputError if the folder may no longer be written to.
 
         Raises:
           InputError: the folder cannot be made.
@@ -97,15 +97,15 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: PyTree[Array], data_state: dict[str, Any]) -> None:
-        """Begins to write a checkpoint, and returns as soon as `state` may change.
+        """Starts to write a checkpoint, and returns as soon as `state` may be donated.
 
         Args:
-          step: larger than that of any checkpoint in the folder.
-          state: a pytree of arrays, which may be donated to the next step.
-          data_state: the position in the data, as JSON can hold it.
+          step: step of the checkpoint; larger than those in the folder.
+          state: a pytree of arrays.
+          data_state: position in the data, as JSON values.
 
         Raises:
-          InputError: this checkpoint or the last cannot be written, for the reason given; older ones are intact.
+          InputError: this checkpoint or the previous one cannot be written. Older ones are intact.
         """
         run = {"step": step, "leaves": _describe(state), "data_state": data_state}
         if self._origin is not None:
@@ -118,15 +118,15 @@ class Checkpoints:
             self._manager.save(step, args=items, force=True)
 
     def restore(self, template: State) -> tuple[int, State, dict[str, Any]] | None:
-        """The newest whole checkpoint as (step, state, data_state); None when there is none.
+        """Returns the newest intact checkpoint as (step, state, data_state), or None if there is none.
 
-        A damaged checkpoint is renamed to `damaged_<step>`, with a logged sentence, and the one before it is taken.
+        A damaged checkpoint is renamed to `damaged_<step>` with a warning, and the previous one is tried.
 
         Args:
-          template: a pytree with the structure, shapes, dtypes and shardings of the state that was saved.
+          template: a pytree with the structure, shapes, dtypes and shardings of the saved state.
 
         Raises:
-          InputError: the checkpoint is of another run, or holds another kind of state than the template.
+          InputError: the checkpoint is of another run, or its state does not match the template.
         """
         step = self._newest_whole()
         if step is None:
@@ -144,16 +144,16 @@ class Checkpoints:
         """Waits until the last checkpoint is written.
 
         Raises:
-          InputError: as `close`.
+          InputError: the checkpoint cannot be written. Older ones are intact.
         """
         with self._failure_is_one_sentence(), jax.transfer_guard("allow"):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits until the last checkpoint is written.
+        """Waits until the last checkpoint is written, and closes Orbax's manager.
 
         Raises:
-          InputError: it cannot be written, for the reason given; older ones are intact.
+          InputError: the checkpoint cannot be written. Older ones are intact.
         """
         try:
             with self._failure_is_one_sentence(), contextlib.closing(self._manager):
@@ -167,12 +167,12 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # What ended the run matters more than what then becomes of its last checkpoint.
+        # An error that ends the run matters more than a failure of the last checkpoint.
         with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
             self.close()
 
     def _newest_whole(self) -> int | None:
-        """The step that the first process finds, after it has set aside what is newer and damaged."""
+        """Returns the step of the newest intact checkpoint; process 0 sets damaged newer ones aside and decides."""
         found, failure = _NO_STEP, None
         if jax.process_index() == 0:
             try:
@@ -194,13 +194,13 @@ class Checkpoints:
         return None if found == _NO_STEP else found
 
     def _seal(self) -> None:
-        """Runs in Orbax's thread, when all is written and only the renaming is left."""
+        """Writes the checksums. Runs in Orbax's thread, after all files are written and before the rename."""
         if jax.process_index() == 0:
             self._check_place()
             folder = next(self.directory.glob(f"{self._writing}{_UNFINISHED}"), None)
             if folder is None:
                 raise FileNotFoundError(errno.ENOENT, "its folder has gone")
-            # Not the files at the top: they are Orbax's notes, to which it adds the time of the renaming.
+            # Files at the top level are excluded: they are Orbax's metadata, to which it adds the time of the rename.
             files = [file for file in sorted(folder.glob("*/**/*")) if file.is_file()]
             checksums = {str(file.relative_to(folder)): _checksum(file) for file in files}
             write_atomically(folder / _CHECKSUMS, json.dumps(checksums, indent=1))
@@ -222,10 +222,10 @@ class Checkpoints:
         except Exception as error:
             if distributed.is_peer_gone(error):
                 raise
-            # Whatever Orbax misses, where the whole folder has gone that is the reason.
+            # If the whole folder is gone, that is the reason for any error of Orbax.
             self._check_place()
-            # TensorStore and Orbax raise a ValueError for all that they cannot write or miss; what JAX raises is no
-            # failure of the disk.
+            # TensorStore and Orbax raise ValueError for files that they cannot write or do not find. Errors of JAX are
+            # no disk failures.
             if not isinstance(error, OSError | ValueError) and not _is_too_late(error):
                 raise
             raise InputError(f"a checkpoint in {self.directory} cannot be written: {_why(error)}") from error
@@ -233,7 +233,7 @@ class Checkpoints:
     def _remove_unfinished(self) -> None:
         if jax.process_index() != 0:
             return
-        # After a failed save, threads of Orbax that write other parts of it may go on for a moment.
+        # After a failed save, Orbax's other writer threads may run on for a moment.
         for _ in range(40):
             unfinished = list(self.directory.glob(f"*{_UNFINISHED}"))
             if not unfinished:
@@ -250,7 +250,7 @@ def _checksum(file: Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """Record of a checkpoint beside its arrays; `origin` is None in those of older versions."""
+    """Metadata of a checkpoint; `origin` is None in checkpoints of older versions."""
 
     step: int
     leaves: dict[str, Any]
@@ -259,7 +259,7 @@ class _Run:
 
 
 def _read_run(folder: Path) -> _Run:
-    """Reads it. Raises InputError where something is missing or of another type."""
+    """Reads a checkpoint's metadata. Raises InputError if a field is missing or has the wrong type."""
     fields = read_fields(folder / _RUN)
     leaves, data_state = fields.section("leaves"), fields.section("data_state")
     if leaves is None or data_state is None:
@@ -270,7 +270,7 @@ def _read_run(folder: Path) -> _Run:
 
 
 def _check(folder: Path, step: int) -> None:
-    """Raises if a file is not as it was written, or the folder not where."""
+    """Raises OSError or ValueError if a file has changed or is missing, or the folder is that of another step."""
     if not is_file(folder / _CHECKSUMS):
         raise ValueError(f"{_CHECKSUMS} is missing")
     for name, checksum in read_object(folder / _CHECKSUMS).items():
@@ -296,7 +296,7 @@ def _difference(leaves: dict[str, str], template: Any) -> str:
 
 def _why(error: BaseException) -> str:
     known = system_reason(error)
-    # Without an error of the system a file that was written is missing, or what is left of a failed save is too late.
+    # Without a system error, a written file has disappeared, or a thread of a failed save came too late.
     return known or f"files of it may have gone while it was written ({one_line(str(error))})"
 
 
@@ -305,14 +305,14 @@ def _is_too_late(error: BaseException | None) -> bool:
 
 
 class _NotOrbax(logging.Filter):
-    """Drops Orbax's own log: what its threads print as tracebacks is raised, and told in one sentence."""
+    """Drops Orbax's own log: the errors that its threads print as tracebacks are raised, and reported in one line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "orbax" not in Path(record.pathname).parts
 
 
 class _NotWhatIsRaised(logging.Filter):
-    """Drops traces of parts of a save that fail beside, or after, the one whose failure is raised."""
+    """Drops tracebacks of a failed save's other parts: only the first failure is raised."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         too_late = record.exc_info and _is_too_late(record.exc_info[1])

@@ -1,4 +1,4 @@
-"""What all commands share: flags, a config file with overrides, and errors that are one sentence."""
+"""Command-line parts that all commands share: flags, config files with overrides, and one-sentence errors."""
 
 import ast
 import contextlib
@@ -24,26 +24,26 @@ from aligner_jax.runtime.fields import did_you_mean
 from aligner_jax.runtime.files import reason
 from aligner_jax.runtime.output import OutputEnded, make_plain, replace_stdout
 
-# A flag that this module defines for a command is listed among that command's own.
+# --help lists a flag that this module defines among the flags of the command itself.
 flags.disclaim_key_flags()
 
 _MOST_SECTIONS = 10
 _LONGEST_NAME = 100
-"""No config is as deep, and no flag's name as long."""
+"""Limits on the depth of a config and the length of a flag's name; real ones stay below."""
 
 Override = tuple[str, str | bool]
-"""A dotted field name and the text that was given for it; True or False for --config.x and --noconfig.x."""
+"""A dotted field name with its given text; True for --config.x and False for --noconfig.x."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A section of configs in which the value of one field decides what other fields there are: its options.
+    """A config section in which the value of one field determines the other fields, its options.
 
     Attributes:
-      section: its name, such as "adapter".
-      field: the deciding one, such as "method".
-      default: its value where a config names none.
-      options: names of the options, by value.
+      section: name of the section, such as "adapter".
+      field: name of the deciding field, such as "method".
+      default: value of the field in a config that leaves it out.
+      options: names of the options, by value of the field.
     """
 
     section: str
@@ -53,7 +53,7 @@ class Choice:
 
 
 class ConfigFlag:
-    """The flag --config=FILE with its overrides --config.section.field=value; `value` is what they give together."""
+    """The flag --config=FILE with its overrides --config.section.field=value; `value` is the resulting config."""
 
     def __init__(self) -> None:
         self.overrides: list[Override] = []
@@ -63,14 +63,14 @@ class ConfigFlag:
 
     @property
     def value(self) -> ConfigDict:
-        """The config, loaded anew. Raises InputError as `load`."""
+        """The config, loaded anew at every access. Raises InputError as `load` does."""
         return self.load()
 
     def load(self, *choices: Choice) -> ConfigDict:
-        """Returns the config, loaded anew; what an overridden choice drops is said in a line on stderr.
+        """Loads the config; prints a line on stderr about the options that an overridden choice drops.
 
         Raises:
-          InputError: no --config was given, or see `load_config`.
+          InputError: no --config was given; for other causes see `load_config`.
         """
         if not self._path.value:
             raise InputError("no config file was given: add --config=FILE, for example --config=configs/quickstart.py")
@@ -78,7 +78,7 @@ class ConfigFlag:
 
     @property
     def name(self) -> str:
-        """The config file's name without its folder and .py, and what follows its colon: runs of both are apart."""
+        """The config file's name without folder and .py, then the argument after its colon, so that runs differ."""
         file, _, argument = (self._path.value or "").partition(":")
         return "_".join(filter(None, [Path(file).stem, *re.findall(r"[\w.-]+", argument)]))
 
@@ -87,7 +87,7 @@ _config_flags: list[ConfigFlag] = []
 
 
 def config_flag() -> ConfigFlag:
-    """The flag --config, defined where a command's module defines its flags; commands imported together share it."""
+    """Returns the flag --config, and defines it at the first call; commands imported together share it."""
     if not _config_flags:
         _config_flags.append(ConfigFlag())
     return _config_flags[0]
@@ -100,15 +100,17 @@ def load_config(
     choices: Sequence[Choice] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> ConfigDict:
-    """What `get_config()` of a Python file returns; with "FILE:text", what `get_config("text")` returns.
+    """Returns the config that a Python file's `get_config()` makes, with overrides applied.
 
-    Overrides are Python literals, or else text; a field that holds text takes them as they are. They may set fields
-    that the file leaves out: `parse_config` judges names, types and ranges.
+    Overrides are Python literals, or else text. A text field takes an override as it is. Overrides may set fields that
+    the file leaves out: `parse_config` checks names, types and ranges.
 
     Args:
-      choices: where an override changes the deciding field of one, the file's options of the old value that the new one
-        does not have are dropped.
-      say: takes a sentence on what is dropped.
+      path: config file. "FILE:text" calls `get_config("text")`.
+      overrides: fields to set, in order.
+      choices: sections whose options depend on a deciding field. If an override changes that field, the file's options
+        that the new value does not have are dropped.
+      say: called with a sentence about dropped options.
 
     Raises:
       InputError: the file is missing, fails, or has no `get_config`; names file, line and reason.
@@ -122,7 +124,7 @@ def load_config(
     except (InputError, OutputEnded, KeyboardInterrupt):
         raise
     except BaseException as error:
-        # SystemExit too, which would end the command as if it had done its work.
+        # SystemExit is caught too: it would end the command with status 0.
         raise InputError(f"config file {file} fails{_line_of(error, file)}: {_describe(error)}") from error
     if get_config is None:
         raise InputError(f"config file {file} has no function get_config()")
@@ -154,18 +156,24 @@ def load_config(
 
 
 def run(main: Callable[[], None], *, lasting: bool = False) -> None:
-    """Parses flags, prepares the platform, calls `main` and exits; the last line of every command's file.
+    """Parses flags, prepares the platform, calls `main` and exits. Every command's file ends with this call.
 
-    A process of a run on several hosts joins the others before `main` is called.
+    On several hosts, the process joins the others before `main` is called.
 
-    Exit status 0 when main returns, 1 with one sentence for an `InputError` or a wrong flag, 130 with one line when
-    interrupted; 143 or 130 where a run was asked to stop by SIGTERM or SIGINT and saved its state, 124 where it waited
-    too long (`runtime.watchdog`) or its other processes are gone. Where what it prints cannot be written, 141 if the
-    reader has gone (`| head`), else 1 with one sentence; so too where the system refuses a file. Any other exception is
-    a bug and keeps its traceback.
+    Exit status:
+
+    - 0: `main` returned.
+    - 1, with one sentence: an `InputError`, a wrong flag, a file that the system refuses, or output that cannot be
+      written.
+    - 124: the run waited too long (`runtime.watchdog`), or its other processes are gone.
+    - 130, with one line: interrupted.
+    - 143 or 130: the run was stopped by SIGTERM or SIGINT, and saved its state.
+    - 141: the reader of the output has gone (`| head`).
+
+    Any other exception is a bug and keeps its traceback.
 
     Args:
-      lasting: the command is worth its time though nobody reads what it prints, and goes on to its end.
+      lasting: True if the command runs to its end even when its output can no longer be written.
     """
     starting.open_closed_streams()
     make_plain()
@@ -199,7 +207,7 @@ def run(main: Callable[[], None], *, lasting: bool = False) -> None:
         sys.stdout = shown
         starting.may_not_raise()
     if isinstance(output.failure, BrokenPipeError):
-        # Nobody is left to tell.
+        # No message: its reader has gone.
         sys.exit(141)
     if output.failure is not None:
         sys.exit(f"error: what this command prints cannot be written: {reason(output.failure)}")
@@ -208,7 +216,7 @@ def run(main: Callable[[], None], *, lasting: bool = False) -> None:
 
 @contextlib.contextmanager
 def _named_files() -> Iterator[None]:
-    """A file or folder that the system refuses (its name is too long, its disk broken) is no bug of the program's."""
+    """Turns an OSError about a file (a name that is too long, a broken disk) into an InputError: it is no bug."""
     try:
         yield
     except OSError as error:
@@ -222,7 +230,7 @@ def _named_files() -> Iterator[None]:
 
 
 def _say_once(sentence: str) -> None:
-    """Says it on stderr, where a command's result on stdout stays what it is; of several processes the first does."""
+    """Prints a sentence on stderr, in process 0 only. Stdout is kept for the command's result."""
     if distributed.is_first():
         _say(sentence)
 
@@ -239,7 +247,7 @@ def _parse_flags(argv: Sequence[str]) -> None:
         rest, _config_flags[0].overrides = _split_overrides(argv)
     app.define_help_flags()
     for argument in rest:
-        # absl looks for a name that is near, by recursion over its letters.
+        # absl searches for a similar flag by recursion over the letters of the name.
         if argument.startswith("-") and len(name := argument.lstrip("-").partition("=")[0]) > _LONGEST_NAME:
             raise InputError(f"--{name[:_LONGEST_NAME]}… is not a flag of this command")
     try:
@@ -294,7 +302,7 @@ def _override(config: ConfigDict, name: str, text: str | bool) -> None:
 
 
 def _chosen(config: ConfigDict, choice: Choice) -> str:
-    """Returns the deciding field's value; "" where it is no text, or required and not set."""
+    """Returns the deciding field's value; "" if it is not text, or required and not set."""
     section = config.get(choice.section)
     if not isinstance(section, ConfigDict):
         return choice.default
@@ -306,10 +314,11 @@ def _chosen(config: ConfigDict, choice: Choice) -> str:
 
 
 def _drop_options(config: ConfigDict, choice: Choice, before: str, given: Collection[str]) -> list[str]:
-    """Drops options of the value before that the present one does not have; returns their names.
+    """Drops options of the previous value that the new value does not have; returns their names.
 
     Args:
-      given: full names of the fields that were overridden, which stay.
+      before: previous value of the deciding field.
+      given: dotted names of the overridden fields, which are kept.
     """
     now = _chosen(config, choice)
     if before == now or not {before, now} <= choice.options.keys() or choice.section in given:
@@ -330,7 +339,7 @@ def _holds_text(section: ConfigDict, field: str) -> bool:
 
 
 def _required(section: ConfigDict, name: str) -> str:
-    """The full name of the first placeholder that has no value."""
+    """Returns the dotted name of the first required field that has no value; "" if there is none."""
     for key in section.keys():  # noqa: SIM118
         try:
             value = section[key]

@@ -1,4 +1,4 @@
-"""What a training run is configured by: typed, with defaults, and checked before anything is loaded."""
+"""Configuration of a training run: typed dataclasses with defaults, checked before anything is loaded."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.runtime.fields import number, parse_section
 
 SEEDS = 2**32
-"""How many seeds there are: of a larger one JAX without 64 bits drops all above, and it would be another's twin."""
+"""Number of distinct seeds. Without 64-bit mode JAX truncates larger seeds, so that two of them would be equal."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,12 +18,12 @@ class BaseConfig:
     """The frozen model.
 
     Attributes:
-      path: where it is.
-      dtype: what it is held and computed in; "auto": what the device does best.
-      model: the name of the published architecture (`aj.llama_config`) that the weights must have; what is planned for
-        where there are no weights.
-      quantization: what its projections are held in instead, see `model.quantized`.
-      group_size: of "int4": numbers that share a scale.
+      path: file, folder or hub name of the base.
+      dtype: dtype of weights and computation; "auto" is bfloat16 where the device has units for it, else float32.
+      model: name of a published architecture (`aj.llama_config`), which the weights must have. Without weights, plans
+        are made for it.
+      quantization: format of the projections in place of `dtype`, see `model.quantized`.
+      group_size: number of "int4" weights that share a scale.
     """
 
     path: str
@@ -35,10 +35,11 @@ class BaseConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """The method, and its options as they stand in the config: every other key. `tasks.first_adapter` checks them.
+    """The adapter method and its options. `tasks.first_adapter` checks them.
 
     Attributes:
-      init_from: a saved adapter of this method and these options to begin with; None begins with a fresh one.
+      init_from: a saved adapter of this method and these options to start from; None starts from a fresh one.
+      options: all other keys of the section.
     """
 
     method: str = "aligner"
@@ -47,26 +48,27 @@ class AdapterConfig:
 
     @staticmethod
     def arrange(values: dict[str, object]) -> dict[str, object]:
-        """What is not of all adapters is an option of the method."""
+        """Moves fields that not all methods share into `options`."""
         named = {key: values.pop(key) for key in ("method", "init_from") if key in values}
         return {"options": values, **named}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Examples and how they become rows.
+    """Training and held-out examples, and the options that make rows of them.
 
     Attributes:
-      path: the training examples.
-      heldout_path: the held-out examples; when None, the last `heldout_rows` examples of `path` are held out, and
-        those that share a prompt with one of them.
+      path: file of the training examples.
+      heldout_path: file of the held-out examples; if None, the last `heldout_rows` examples of `path` are held out,
+        with all that share a prompt with one of them.
       format: "auto", a source's name, or "fields".
-      fields: for the format "fields": the file's names of the fields, by their meaning.
-      system: the system prompt of the chat template; None leaves the template's own.
-      loss_on: "all" counts the prompt's tokens too, as the paper did.
-      sequence_length: tokens a row.
-      batch_size: rows an optimizer step, over all devices and accumulation steps.
-      overlong: what happens to an example longer than a row.
+      fields: for the format "fields": names of the file's fields, by meaning.
+      system: system prompt of the chat template; None keeps the template's own.
+      loss_on: tokens that count in the loss; "all" includes the prompt's tokens, as the paper did.
+      sequence_length: tokens per row.
+      batch_size: rows per optimizer step, over all devices and accumulation steps.
+      packing: True if a row may hold several documents.
+      overlong: treatment of an example longer than a row.
     """
 
     path: str
@@ -85,14 +87,14 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """The objective, and its options as they stand in the config: every other key. `tasks.objectives` checks both."""
+    """The objective and its options, which are all other keys of the section. `tasks.objectives` checks both."""
 
     name: str = "sft"
     options: dict[str, object] = dataclasses.field(default_factory=dict, hash=False)
 
     @staticmethod
     def arrange(values: dict[str, object]) -> dict[str, object]:
-        """Every field but the name is an option of the objective."""
+        """Moves all fields but the name into `options`."""
         named = {key: values.pop(key) for key in ("name",) if key in values}
         return {"options": values, **named}
 
@@ -102,12 +104,12 @@ class OptimConfig:
     """AdamW and its schedule; `runtime.optim` explains both.
 
     Attributes:
-      cosine_zero: where "cosine" is 0: after the last update, or at it, as in runs begun by older versions, which go on
-        so.
-      warmup_steps: optimizer steps until the rate is `lr`; for "paper_as_run" the number that the step is divided by.
-      clip: global norm above which gradients are scaled down; None never does.
-      accumulate: gradient accumulation steps an optimizer step.
-      state_dtype: of the adapter and of Adam's moments.
+      cosine_zero: point at which the "cosine" schedule reaches 0: after the last update, or at it. The latter is the
+        schedule of runs that older versions began.
+      warmup_steps: optimizer steps until the rate is `lr`; for "paper_as_run" the divisor of the step.
+      clip: global norm above which gradients are scaled down; None disables clipping.
+      accumulate: gradient accumulation steps per optimizer step.
+      state_dtype: dtype of the adapter and of Adam's moments.
     """
 
     lr: float = number(9e-3, least=0)
@@ -125,14 +127,14 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Many adapters in one run, over the same rows: one for each learning rate or seed.
+    """Several adapters trained in one run over the same rows: one per learning rate or seed.
+
+    If both are given they have the same length, and adapter i has rate i and seed i.
 
     Attributes:
-      lr: the adapters' rates, in place of `optim.lr`. Metrics have each one's at a step as `learning_rate_i`, and that
-        of adapter 0 as `learning_rate`.
-      seed: of the adapters' initial values, in place of the run's `seed`, which then is that of the data's order alone.
-
-    Where both are given they are as long as each other and go together.
+      lr: learning rates of the adapters, in place of `optim.lr`. Metrics report the current rate of adapter i as
+        `learning_rate_i`, and that of adapter 0 also as `learning_rate`.
+      seed: seeds of the adapters' initial values. The run's own `seed` then sets only the data's order and dropout.
     """
 
     lr: tuple[float, ...] = ()
@@ -140,23 +142,23 @@ class SweepConfig:
 
     @property
     def num_adapters(self) -> int | None:
-        """How many adapters are trained; None where it is one, and no sweep."""
+        """Number of adapters in the sweep; None without a sweep."""
         return max(len(self.lr), len(self.seed)) or None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How a step is split over devices; `runtime.sharding` explains it.
+    """The device mesh and its sharding rules; `runtime.sharding` explains both.
 
     Attributes:
       data: replicas of the base, each with its own rows.
       fsdp: devices that split a replica's parameters for storage, and its rows.
-      tensor: devices that split heads, MLP and vocabulary. One of the three may be -1: as many as there are devices.
-      slices: TPU slices that are joined by the data centre's network; they split `data`.
-      rules: of single logical axes, the mesh axes to split them over in place of the default ones: names with commas
-        between, or "none".
-      topology: the TPU topology that the config is made for, as "v5e:2x4"; what is planned for by default.
-      devices: of the topology so many are planned for; None for all.
+      tensor: devices that split heads, MLP and vocabulary. One of `data`, `fsdp` and `tensor` may be -1, to use all
+        remaining devices.
+      slices: TPU slices, joined by the data centre's network; they split `data`.
+      rules: mesh axes of single logical axes, in place of the defaults: names separated by commas, or "none".
+      topology: TPU topology that the config is made for, such as "v5e:2x4"; plans use it by default.
+      devices: number of the topology's devices to plan for; None plans for all.
     """
 
     data: int = number(1, least=-1, but=0)
@@ -170,7 +172,12 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """A checkpoint every so many optimizer steps, and how many of the newest are kept."""
+    """Checkpoints of a run.
+
+    Attributes:
+      every: optimizer steps between two checkpoints.
+      keep: number of newest checkpoints to keep.
+    """
 
     every: int = number(200, least=1)
     keep: int = number(2, least=1)
@@ -178,18 +185,22 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NonfiniteConfig:
-    """A step whose loss or gradient is not finite is skipped; after so many in a row the run ends."""
+    """Limit on skipped steps, which are those whose loss or gradient is not finite.
+
+    Attributes:
+      max_skipped: consecutive skipped steps after which the run ends.
+    """
 
     max_skipped: int = number(10, least=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StallConfig:
-    """Seconds after which a run that waits for one thing ends; 0 or None: never.
+    """Time limits on a single wait, after which the run ends; 0 or None sets no limit.
 
     Attributes:
-      seconds: for a batch, a step or a checkpoint.
-      compile_seconds: for the first step and for a held-out evaluation, which are compiled.
+      seconds: limit on the wait for a batch, a step or a checkpoint.
+      compile_seconds: limit on the first step and on a held-out evaluation, which are compiled.
     """
 
     seconds: float | None = number(1800.0, least=0)
@@ -198,7 +209,13 @@ class StallConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """The table before and after: the form that answers should have (None: no generation), samples and their length."""
+    """The report on the held-out examples before and after training.
+
+    Attributes:
+      form: form that generated answers are checked for; None generates no answers.
+      samples: number of questions whose answers are printed.
+      max_new_tokens: maximum tokens of a generated answer.
+    """
 
     form: str | None = None
     samples: int = number(3, least=0)
@@ -207,11 +224,11 @@ class ReportConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProfileConfig:
-    """Trace of a few steps in WORKDIR/profile, for XProf and TensorBoard.
+    """A trace of a few steps in WORKDIR/profile, for XProf and TensorBoard.
 
     Attributes:
-      steps: optimizer steps that are traced; 0 traces none.
-      after: optimizer steps that the process takes before the first traced one, among them the one that compiles.
+      steps: optimizer steps to trace; 0 traces none.
+      after: optimizer steps that the process takes before the first traced one; they include the compilation.
     """
 
     steps: int = number(0, least=0)
@@ -220,11 +237,12 @@ class ProfileConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run.
+    """Configuration of one training run.
 
     Attributes:
       steps: optimizer steps.
-      remat: what the backward pass recomputes: everything inside a layer, all but the matmuls, or nothing.
+      seed: seed of the adapter's initial values, the data's order and dropout.
+      remat: recomputation in the backward pass: "full", all of a layer; "dots", all but the matmuls; "none".
       log_every: optimizer steps between two lines of metrics.
       eval_every: optimizer steps between two held-out evaluations; 0 evaluates at the end only.
     """
@@ -249,7 +267,7 @@ class TrainConfig:
 
 
 def parse_config(config: ConfigDict | Mapping[str, Any]) -> TrainConfig:
-    """A `TrainConfig` from a ConfigDict or dict; fields that are left out take their defaults.
+    """Returns the `TrainConfig` of a ConfigDict or dict; fields that are left out take their defaults.
 
     Raises:
       InputError: an unknown or missing field, a value of the wrong type or out of range, or two fields that contradict
@@ -261,7 +279,7 @@ def parse_config(config: ConfigDict | Mapping[str, Any]) -> TrainConfig:
 
 
 def as_dict(config: TrainConfig) -> dict[str, Any]:
-    """The config as nested plain dicts, such that `parse_config(as_dict(config)) == config`."""
+    """Returns the config as nested plain dicts, such that `parse_config(as_dict(config)) == config`."""
     plain = dataclasses.asdict(config)
     for section in ("adapter", "objective"):
         plain[section] |= plain[section].pop("options")

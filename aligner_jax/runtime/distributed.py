@@ -1,4 +1,4 @@
-"""Runs on several hosts: joining them before JAX starts, and the one process that speaks for all."""
+"""Runs on several hosts: joins their processes before JAX starts, and ends them when one fails."""
 
 import contextlib
 import os
@@ -22,30 +22,30 @@ from aligner_jax.runtime.output import PlainConsole
 
 _ADDRESS, _COUNT, _ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
-# How long the others have to come up; JAX's own limit, past which it aborts the process.
+# Seconds to wait for process 0 to come up. Equals JAX's own limit, past which JAX aborts the process.
 _PATIENCE_SECONDS = 300
 
-# Seconds that this process waits for the others once it has reached process 0; JAX would abort with a stack trace.
+# Seconds to wait for the others once process 0 is reached. JAX itself would abort with a stack trace.
 _JOIN_SECONDS = 300
 
-# A broken connection of a collective, or of the service that joins processes, is a ValueError or a JaxRuntimeError as
-# much else is, and JAX has no type of its own for it: the text alone tells. distributed_test provokes the real ones.
+# JAX has no exception type for a broken connection of a collective or of the coordination service. It raises ValueError
+# or JaxRuntimeError, so only the text tells. distributed_test provokes the real errors.
 _GONE = re.compile(r"gloo|nccl|by peer|connection|heartbeat|unavailable", re.IGNORECASE)
 
-# How long a process that ends by a mistake waits for the others, which may end by the same.
+# Seconds that a process with an InputError waits for the others, which may end with the same error.
 _LEAVING_SECONDS = 5
 
 
 def initialize() -> None:
-    """Joins the processes of this run, where there are several; called before the first array is made.
+    """Joins the processes of a run on several hosts. Must be called before the first array is made.
 
-    - JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID: processes on CPUs or GPUs,
-      anywhere. On CPUs their collectives are gloo's, unless JAX_CPU_COLLECTIVES_IMPLEMENTATION says otherwise, and
-      compiled programs are not kept.
-    - On TPUs, when the slice has several hosts by TPU_WORKER_HOSTNAMES (or TPU_PROCESS_ADDRESSES) and TPU_WORKER_ID, or
-      else by the metadata of the machine: its hosts, as JAX finds them.
+    - CPUs and GPUs: JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID name the
+      processes. On CPUs, collectives use gloo unless JAX_CPU_COLLECTIVES_IMPLEMENTATION says otherwise, and compiled
+      programs are not cached.
+    - TPUs: the hosts of a slice are joined if there are several, according to TPU_WORKER_HOSTNAMES (or
+      TPU_PROCESS_ADDRESSES) and TPU_WORKER_ID, or else to the metadata of the machine.
 
-    Otherwise, and when the processes are joined already, nothing happens.
+    Does nothing for a single process, or if the processes are joined already.
 
     Raises:
       InputError: variables are missing or wrong, or the other processes cannot be reached.
@@ -64,7 +64,7 @@ def initialize() -> None:
 
 
 def is_first() -> bool:
-    """Returns True for the process that prints and writes for all, and where there is no other.
+    """Returns True in process 0, which prints and writes for all processes, and in a single process.
 
     With several processes it starts JAX's backend.
     """
@@ -72,17 +72,17 @@ def is_first() -> bool:
 
 
 def is_alone() -> bool:
-    """Returns True for a process whose run has no others."""
+    """Returns True if the run has a single process."""
     return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
 def console() -> Console:
-    """Where a command says what it does; of several processes only the first one's shows anything."""
+    """Returns the console of a command. Only process 0 prints; it is quiet in the others."""
     return PlainConsole(highlight=False, quiet=not is_first())
 
 
 def is_peer_gone(error: BaseException) -> bool:
-    """Returns True for the errors that JAX raises where another process of the run has gone."""
+    """Returns True for errors that JAX raises when another process of the run has gone."""
     return (
         isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
         and jax.distributed.is_initialized()
@@ -91,18 +91,20 @@ def is_peer_gone(error: BaseException) -> bool:
 
 
 def end_alone(error: Exception) -> None:
-    """Ends one of several processes that failed, at once; a process of its own is left to end as Python does.
+    """Ends a failed process of several at once. Does nothing in a single process.
 
-    An orderly end would wait for the others, who wait for this one: JAX's takes minutes, and then aborts. Where the
-    failure is that another is gone, it is one sentence and the status `exit.STALLED`; for an `InputError`, which may be
-    all processes', one sentence and 1; else the traceback and 1.
+    An orderly exit would deadlock: it waits for the other processes, which wait for this one. JAX gives up only after
+    minutes, and then aborts.
+
+    Prints one sentence and exits with status `exit.STALLED` if another process has gone; one sentence and status 1 for
+    an `InputError`, which all processes may have raised; else the traceback and status 1.
     """
     if is_alone():
         return
     who = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, InputError):
         sys.stderr.write(f"error: {error}\n")
-        # All together in order, else without those that do not come.
+        # An orderly shutdown if all processes end with this error, else without the others.
         leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
         leaving.start()
         leaving.join(_LEAVING_SECONDS)
@@ -130,13 +132,13 @@ def _join_as_told() -> None:
         raise InputError(f"{_ID} is {number}, but with {_COUNT}={count} it should be from 0 to {count - 1}")
     if count == 1:
         return
-    # JAX aborts the process, with a stack trace, where these would fail.
+    # Without these checks JAX aborts the process with a stack trace.
     if number == 0:
         _check_port_is_free(int(port))
     else:
         _wait_for_coordinator(host.strip("[]"), int(port), f"process {number} of {count}")
     if platform.is_cpu_only():
-        # Programs for CPUs that come out of JAX's cache wait for each other's collectives for ever.
+        # CPU programs from JAX's compilation cache deadlock in their collectives.
         jax.config.update("jax_enable_compilation_cache", False)
     with _patience(f"process {number} of {count}"):
         jax.distributed.initialize(
@@ -146,7 +148,7 @@ def _join_as_told() -> None:
 
 @contextlib.contextmanager
 def _patience(who: str) -> Iterator[None]:
-    """Ends this process where the block takes too long: the others do not come."""
+    """Ends this process if the block takes too long, because the other processes do not come."""
     sentence = (
         f"error: {who} has waited {_JOIN_SECONDS:g} seconds for the others, which have not all come: see what they "
         f"say, and start as many as {_COUNT} says"
@@ -197,7 +199,7 @@ def _on_tpu() -> bool:
 
 
 def _tpu_hosts() -> list[str]:
-    """The hosts of this slice; none where neither the environment nor the machine's metadata name any."""
+    """Returns the hosts of this TPU slice; empty if neither the environment nor the metadata server names any."""
     for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):
         hosts = [host for host in os.environ.get(name, "").split(",") if host]
         if len(hosts) > 1 and "TPU_WORKER_ID" not in os.environ:
@@ -219,5 +221,5 @@ def _hosts_of_metadata() -> list[str]:
         with direct.open(urllib.request.Request(url, headers={"Metadata-Flavor": "Google"}), timeout=5) as answer:
             return [host for host in answer.read().decode().split(",") if host]
     except (OSError, ValueError):
-        # A TPU outside Compute Engine, or one on its own.
+        # A TPU outside Compute Engine, or a single host.
         return []

@@ -1,4 +1,4 @@
-"""How a run ends before its last step, other than by a mistake of the user's: in order, or at once."""
+"""Ends of a run before its last step that are no user error: an orderly stop, or an immediate exit."""
 
 import contextlib
 import os
@@ -7,15 +7,15 @@ import threading
 from typing import Never
 
 STALLED = 124
-"""Exit status of a run that waited too long, or whose other processes are gone; that of coreutils' `timeout`."""
+"""Exit status of a run that waited too long or whose other processes are gone; the same as of coreutils' `timeout`."""
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Stopped(Exception):
-    """A run that was asked to stop and did so between two steps, its state saved.
+    """Raised when a run stops as asked: before its first step, or after a step that is saved.
 
     Attributes:
-      status: the process's exit status, 128 and the signal's number as a shell counts.
+      status: exit status of the process: 128 plus the signal's number, as in a shell.
     """
 
     def __init__(self, sentence: str, status: int) -> None:
@@ -24,11 +24,15 @@ class Stopped(Exception):
 
 
 def at_once(sentence: str | None, status: int) -> Never:
-    """Ends the process from any thread, whatever the others are held up by: a sentence, and nothing is cleaned up.
+    """Ends the process from any thread, whatever the other threads do. Prints a sentence; cleans nothing up.
 
-    Files are as after a kill: whole, or temporary ones with a dot before their names.
+    Files are left as after a kill: either complete, or temporary ones whose names start with a dot.
+
+    Args:
+      sentence: text for stderr; None prints nothing.
+      status: exit status.
     """
-    # What holds up the main thread may be this very output.
+    # Flushed in a thread with a time limit, since the main thread may be blocked by this very output.
     flush = threading.Thread(target=_flush, daemon=True)
     flush.start()
     flush.join(timeout=1)
@@ -41,7 +45,10 @@ def at_once(sentence: str | None, status: int) -> Never:
 
 
 def is_held_up() -> bool:
-    """Whether the interpreter would wait for other threads before it ends; Orbax's wait minutes after a failed save."""
+    """Returns True if the interpreter would wait for other threads at exit.
+
+    After a failed save Orbax's threads wait for minutes.
+    """
     return any(not thread.daemon and thread is not threading.current_thread() for thread in threading.enumerate())
 
 

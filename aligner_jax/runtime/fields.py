@@ -1,4 +1,4 @@
-"""Typed dataclasses out of plain mappings, and one sentence for each mistake in them."""
+"""Parses plain mappings into typed dataclasses, with one-sentence errors."""
 
 import dataclasses
 import difflib
@@ -33,30 +33,33 @@ def number(
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A clause to end an error message with: the known name that was probably meant, or all of them."""
+    """Returns a clause that ends an error message: the known name that was probably meant, or all known names."""
     leaves = {k.rpartition(".")[2] or k: k for k in known if k}
-    # Longer than any name: what is near is looked for in a time that grows with the square.
+    # Cut to a length that no real name exceeds, since the search takes quadratic time.
     leaf = name.rpartition(".")[2][:100]
     near = difflib.get_close_matches(leaf, leaves, n=1) or [k for k in leaves if _abbreviates(k, leaf)]
     return f"did you mean {leaves[near[0]]}?" if near else f"there are {', '.join(leaves.values())}"
 
 
 def _abbreviates(short: str, name: str) -> bool:
-    """Whether the letters of `short` stand in `name` in that order, the first at its start: lr in learning_rate."""
+    """Returns True if `name` starts with the first letter of `short` and has the others in order: learning_rate, lr."""
     letters = iter(name)
     return name.startswith(short[0]) and all(letter in letters for letter in short)
 
 
 def parse_section(kind: type, value: Any, name: str) -> Any:
-    """An instance of the dataclass from a mapping of its fields, sections within it included.
+    """Returns an instance of a dataclass made from a mapping of its fields, nested sections included.
 
-    A class whose sections look otherwise in a config has a static method `arrange`, from the one mapping to the other.
+    A class whose config section differs from its fields has a static method `arrange`, which maps the section to the
+    fields.
 
     Args:
-      name: of the section, as in "config.optim"; "" where errors name the fields alone.
+      kind: the dataclass.
+      value: mapping of field names to values.
+      name: name of the section for errors, as in "config.optim"; "" names the fields alone.
 
     Raises:
-      InputError: an unknown or missing field, or a value of the wrong type or out of range; names it in full.
+      InputError: a field is unknown or missing, or a value has the wrong type or is out of range; gives the full name.
     """
     if not isinstance(value, Mapping):
         raise InputError(f"{name} is {shown(value)}, but should be a section with fields of its own")
@@ -89,7 +92,7 @@ def _convert(kind: Any, field: dataclasses.Field, value: Any, name: str) -> Any:
             return None
         kind = next(k for k in kinds if k is not types.NoneType)
         if int in kinds and float in kinds:
-            # Either is kept as it is given.
+            # A field of type int | float keeps the type of the value.
             kind = int if type(value) is int else float
         return _convert(kind, field, value, name)
     if typing.get_origin(kind) is Literal:
@@ -103,7 +106,7 @@ def _convert(kind: Any, field: dataclasses.Field, value: Any, name: str) -> Any:
             raise InputError(f"{name} is {shown(value)}, but should be {word}")
         return tuple(_convert(item_kind, field, item, f"{name}[{i}]") for i, item in enumerate(value))
     if kind is float and type(value) is int:
-        # One of 400 digits is no float.
+        # float() raises OverflowError for an int of 400 digits.
         value = float(value) if abs(value) < _MOST_FLOAT else math.inf
     expected = typing.get_origin(kind) or kind
     if type(value) is not expected:
@@ -115,7 +118,7 @@ def _convert(kind: Any, field: dataclasses.Field, value: Any, name: str) -> Any:
     return value
 
 
-# Seeds are the largest numbers of a config.
+# Seeds are the largest integers of a config.
 _MOST_INTEGER, _MOST_FLOAT = 2**32, 10**300
 
 _WORDS = {

@@ -1,4 +1,4 @@
-"""Files and folders that are either there whole or not there at all."""
+"""Atomic writes: a file or folder is complete, or not there at all."""
 
 import contextlib
 import os
@@ -14,10 +14,10 @@ _TENSORSTORE = re.compile(r"\[os_error_code='(\d{1,9})'")
 
 
 def place(text: str, flag: str) -> Path:
-    """Returns where a flag says that something is to be written.
+    """Returns the path that a flag gives for output.
 
     Raises:
-      InputError: it is an address, which would become folders of that name.
+      InputError: the text is a URL, which would become folders of that name.
     """
     if "://" in text:
         raise InputError(f"{flag}={text} is not a folder: mount it (a bucket with gcsfuse) and give where it is")
@@ -25,10 +25,10 @@ def place(text: str, flag: str) -> Path:
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
-    """Puts `content` at `path`, durably: after a crash or a full disk the file is the old one or the new one.
+    """Writes a file atomically and durably: after a crash or on a full disk, it is the old file or the new one.
 
-    Missing parent folders are made. The bytes go to a temporary file of the same folder, which replaces `path` once it
-    is on disk, and which is removed when anything fails.
+    Missing parent folders are made. The content goes to a temporary file in the same folder, which replaces `path` once
+    it is on disk, and is removed on failure.
 
     Raises:
       InputError: the folder or file cannot be written; names the path and the system's reason.
@@ -49,7 +49,10 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
 
 
 def write_folder_atomically(folder: str | Path, contents: Mapping[str, bytes | str]) -> None:
-    """Makes `folder` with these files in it, durably: after a crash or a full disk it is whole or not there.
+    """Writes a new folder of files atomically and durably: after a crash or on a full disk, it is complete or absent.
+
+    Args:
+      contents: content by file name.
 
     Raises:
       InputError: see `new_folder`.
@@ -61,13 +64,13 @@ def write_folder_atomically(folder: str | Path, contents: Mapping[str, bytes | s
 
 @contextlib.contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A folder to fill, which has another name until the block ends, and is then `folder`: it is whole or not there.
+    """Yields a temporary folder to fill, and renames it to `folder` when the block ends.
 
-    All its files are on disk before it gets its name. Missing parent folders are made. An empty folder of that name is
-    replaced. When anything fails, the folder is removed.
+    All files are on disk before the rename. Missing parent folders are made. An empty folder of that name is replaced.
+    On failure the temporary folder is removed.
 
     Raises:
-      InputError: something other than an empty folder is there, or it cannot be written; names the path and the reason.
+      InputError: `folder` is a file or is not empty, or it cannot be written; names the path and the reason.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -95,25 +98,22 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def _encoded(content: bytes | str) -> bytes:
-    # Halves of surrogate pairs, which stand for bytes of a name that are not UTF-8, become what JSON writes for them.
+    # Lone surrogates, which stand for non-UTF-8 bytes of a file name, become \udcXX as in JSON.
     return content.encode(errors="backslashreplace") if isinstance(content, str) else content
 
 
 def reason(error: BaseException) -> str:
-    """Returns the system's words for a failure ("No space left on device"), or else the first line of its own."""
+    """Returns the system's message for a failure ("No space left on device"), or else the error's first line."""
     return system_reason(error) or str(error).partition("\n")[0] or type(error).__name__
 
 
 def system_reason(error: BaseException) -> str | None:
-    """Returns the system's words for an OSError, or an error of TensorStore, anywhere in a chain of causes.
-
-    None where the chain has no error of the system's.
-    """
+    """Returns the system's message for an OSError or TensorStore error in a chain of causes; None if there is none."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, OSError) and link.strerror:
             return link.strerror
-        # TensorStore has no exceptions of its own: the system's number is at the end of a ValueError's text.
+        # TensorStore raises a ValueError whose text ends with the system's error number.
         if isinstance(link, ValueError) and (found := _TENSORSTORE.search(str(link))):
             return os.strerror(int(found[1]))
         link = link.__cause__ or link.__context__
@@ -136,13 +136,13 @@ def _write_beside(path: Path, content: bytes) -> Path:
 
 
 def _temporary_name(path: Path) -> Path:
-    # Not from `tempfile`, whose files are private to the user: to give them the usual permissions afterwards takes the
-    # process's umask, which can only be read by setting it, for all threads.
+    # `tempfile` makes files that are private to the user. Giving them the usual permissions needs the umask, which can
+    # only be read by setting it, for all threads.
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def _sync(path: Path) -> None:
-    # Without it a power cut can undo a rename. Not every file system lets a folder be opened for this.
+    # Without fsync a power cut can undo a rename. Not every file system allows it for folders.
     with contextlib.suppress(PermissionError, IsADirectoryError):
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Metrics of a run on disk: one JSON object a line, and TensorBoard event files."""
+"""Metrics of a run on disk: one JSON object per line, and TensorBoard event files."""
 
 import contextlib
 import json
@@ -22,21 +22,21 @@ from aligner_jax.runtime.nonfinite import finite_or_none
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl` and to the event files of a workdir. A context manager.
+    """Appends metrics to `metrics.jsonl` and to the event files of a workdir. A context manager.
 
-    Of several processes only the first one's does: the others' take the same numbers and write nothing.
+    Only process 0 writes; in the others the same calls do nothing.
     """
 
     def __init__(self, workdir: str | Path, *, resume_step: int = 0) -> None:
-        """Opens both.
+        """Opens the files.
 
         Args:
-          workdir: is made if it does not exist.
-          resume_step: lines of later steps are dropped, since the run takes those steps again; so is a last line that
-            was cut off when the process was killed. TensorBoard hides the later steps too.
+          workdir: folder of the run; made if it does not exist.
+          resume_step: step to resume after. Lines of later steps are dropped, since the run takes those steps again,
+            and so is an incomplete last line of a killed process. TensorBoard hides the later steps too.
 
         Raises:
-          InputError: a file cannot be read or written, or metrics.jsonl has a line that is not one of metrics (named).
+          InputError: a file cannot be read or written, or a line of metrics.jsonl holds no metrics; names the line.
         """
         self.path = Path(workdir) / "metrics.jsonl"
         self._file = self._events = None
@@ -53,7 +53,7 @@ class MetricsWriter:
                 self._events.write_event(restart)
 
     def write(self, step: int, **metrics: float) -> None:
-        """One line: {"step": step, "loss": …}. Numbers that are not finite are written as null, which JSON can hold.
+        """Writes one line: {"step": step, "loss": …}. Non-finite values become null, since JSON cannot hold them.
 
         Raises:
           InputError: the line cannot be written.
@@ -69,8 +69,8 @@ class MetricsWriter:
             self._events.flush()
 
     def close(self) -> None:
-        """Closes both files."""
-        # Every line was flushed when it was written; one that could not be has been told of already.
+        """Closes the files."""
+        # Lines were flushed when they were written, and failures were reported then.
         for file in (self._file, self._events):
             with contextlib.suppress(OSError):
                 if file is not None:
@@ -97,7 +97,7 @@ class MetricsWriter:
         kept, drops = [], False
         with open_file(self.path) as file, self._failure_is_one_sentence():
             for number, line in enumerate(file, 1):
-                # The rest after the last line end was cut off in the middle.
+                # A last line without line end is incomplete.
                 stays = line.endswith(b"\n") and self._step_of(line, number) <= step
                 drops |= not stays
                 kept += [line] if stays else []

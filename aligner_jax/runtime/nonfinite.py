@@ -1,4 +1,4 @@
-"""What is not finite: how JSON holds it, and how many steps in a row may be skipped for it."""
+"""Non-finite values: as null in JSON, and a limit on consecutive skipped steps."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from aligner_jax.errors import InputError
 
 
 def finite_or_none(value: Any) -> Any:
-    """The same of dicts, lists and plain values, where a number that is not finite is None: JSON has a null only."""
+    """Returns dicts, lists and plain values with None in place of non-finite numbers, which JSON cannot hold."""
     if isinstance(value, dict):
         return {name: finite_or_none(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -19,21 +19,21 @@ def finite_or_none(value: Any) -> Any:
 
 
 class SkippedSteps:
-    """Counts the skipped steps in a row; of many adapters, each one's own."""
+    """Counts consecutive skipped steps, separately for the adapters of a sweep."""
 
     def __init__(self, max_skipped: int) -> None:
-        """Too many are `max_skipped`."""
+        """Starts the count; the run ends after `max_skipped` consecutive skipped steps."""
         self._max_skipped = max_skipped
         self._in_a_row: np.ndarray | int = 0
 
     def add(self, skipped: Bool[np.ndarray, "*a"]) -> None:
-        """Counts the next step."""
+        """Counts the next step; `skipped` holds one value per adapter."""
         self._in_a_row = np.where(skipped, self._in_a_row + 1, 0)
 
     def ended_at(self, step: int) -> InputError | None:
-        """What ends the run after this step, once its state is saved, which the skipped steps left as it was.
+        """Returns the error that ends the run after this step, or None. The caller saves the state and raises it.
 
-        None while something is trained: one adapter of many may stand still while others learn.
+        Skipped steps leave the state unchanged. In a sweep the run ends only if all adapters have reached the limit.
         """
         in_a_row = int(np.min(self._in_a_row))
         if in_a_row < self._max_skipped:

@@ -1,4 +1,4 @@
-"""AdamW and its schedules: what the paper meant, what it ran, and arithmetic in float32 or bfloat16."""
+"""AdamW in float32 or bfloat16, and learning-rate schedules: the paper's as intended and as run."""
 
 import dataclasses
 import math
@@ -14,23 +14,28 @@ from aligner_jax.runtime.config import OptimConfig
 
 
 def learning_rate(optim: OptimConfig, steps: int) -> optax.Schedule:
-    """The rate of update `count` (0 for the first) of a run of `steps` updates.
+    """Returns the learning-rate schedule, a function of the update `count` (0 for the first).
 
     - "constant": lr.
-    - "warmup_constant": lr · (count + 1) / warmup_steps up to lr, then lr. The paper as intended. The first update
-      already has a rate, so a short run wastes none.
+    - "warmup_constant": lr · (count + 1) / warmup_steps up to lr, then lr. The paper's schedule as intended. The rate
+      of the first update is not 0, so that a short run wastes no update.
     - "cosine": the same warm-up, then half a cosine from lr that reaches 0 at `count` = `steps`, after the last update,
-      as in optax.cosine_decay_schedule and in transformers. With `cosine_zero` "at_last" it is one update further, so
-      that the last one has rate 0: the schedule of runs that older versions began.
-    - "paper_as_run": lr · count / warmup_steps, up to lr; the first update has rate 0. The paper as it really ran.
+      as in optax.cosine_decay_schedule and in transformers. With `cosine_zero` "at_last" it reaches 0 one update
+      earlier, at the last update, as in runs that older versions began.
+    - "paper_as_run": lr · count / warmup_steps, up to lr. The paper's schedule as run; the first update has rate 0.
 
     The paper's training (arXiv 2312.05503; the authors' code is a fork of lit-llama) warms up over 2 epochs. Its code
-    computes the length of the warm-up in forward passes of a micro-batch of 8, 2 · 50,000 / 8 = 12,500 for Alpaca,
-    and compares it with a counter of optimizer steps of 64, of which all 8 epochs have 8 · 50,000 / 64 = 6,250. So the
-    ramp never ends: the rate is 9e-3 · step / 12,500 and at the end of training it is 4.5e-3, half of the published
-    9e-3. DPO has the same slip. Its 3 epochs of 160,000 sequences are 3 · 160,000 / 64 = 7,500 steps, its warm-up of
-    half an epoch is 0.5 · 160,000 / 8 = 10,000, and the rate ends at 1e-4 · 7,500 / 10,000 = 7.5e-5. To repeat them,
-    set warmup_steps to 12,500 and 10,000. As intended, Alpaca's warm-up is 2 · 50,000 / 64 = 1,562 steps.
+    computes the length of the warm-up in forward passes of micro-batches of 8 sequences: 2 · 50,000 / 8 = 12,500 for
+    Alpaca. It compares that with a counter of optimizer steps, which take 64 sequences: all 8 epochs have only
+    8 · 50,000 / 64 = 6,250. So the warm-up never ends: the rate is 9e-3 · step / 12,500, and at the end of training it
+    is 4.5e-3, half of the published 9e-3. DPO has the same error. Its 3 epochs of 160,000 sequences are
+    3 · 160,000 / 64 = 7,500 steps, its warm-up of half an epoch is 0.5 · 160,000 / 8 = 10,000, and the rate ends at
+    1e-4 · 7,500 / 10,000 = 7.5e-5. To reproduce these runs, set warmup_steps to 12,500 and 10,000. As intended,
+    Alpaca's warm-up is 2 · 50,000 / 64 = 1,562 steps.
+
+    Args:
+      optim: section of the config.
+      steps: updates of the run, for schedules that end.
     """
     return _SCHEDULES[optim.schedule](optim, steps)
 
@@ -38,18 +43,21 @@ def learning_rate(optim: OptimConfig, steps: int) -> optax.Schedule:
 def make_optimizer(
     optim: OptimConfig, steps: int, *, rate: Float[Array, ""] | float = 1.0
 ) -> optax.GradientTransformation:
-    """AdamW with decoupled weight decay on every leaf, p ← p − rate · decay · p, after clipping by global norm if any.
+    """Returns AdamW, with clipping by global norm if `clip` is set.
 
-    With `state_dtype` "bfloat16" the parameters and both moments are bfloat16, and every operation rounds to it, as in
-    the authors' runs (PyTorch's AdamW, precision "bf16-true"). An entry then moves only when its update is more than
-    half the spacing of bfloat16 numbers around it, 2⁻⁹ to 2⁻⁸ of its size; the second moment cannot decay, because
-    0.999 v rounds back to v; and most tokens, which start as N(0, 1), keep their initial values. It exists to
-    reproduce that, not because it is better.
+    Weight decay is decoupled and applies to all leaves: p ← p − rate · decay · p.
+
+    With `state_dtype` "bfloat16", parameters and both moments are bfloat16 and every operation rounds to it, as in the
+    authors' runs (PyTorch's AdamW, precision "bf16-true"). This exists to reproduce those runs, not because it is
+    better. An entry then changes only if its update exceeds half the spacing of bfloat16 numbers around it, 2⁻⁹ to 2⁻⁸
+    of its size. The second moment cannot decay, because 0.999 v rounds back to v. Most entries of the adapter's tokens,
+    which start as N(0, 1), keep their initial values.
 
     Args:
-      optim: gradients and parameters given to the transformation should have its `state_dtype`; see `to_state_dtype`.
-      steps: of the run, for the schedules that end.
-      rate: what the schedule's rate is multiplied by.
+      optim: section of the config. Gradients and parameters given to the transformation should have its `state_dtype`;
+        see `to_state_dtype`.
+      steps: updates of the run, for schedules that end.
+      rate: factor on the schedule's rate.
     """
     schedule = learning_rate(optim, steps)
 
@@ -64,10 +72,10 @@ def make_optimizer(
 
 
 def make_sweep_optimizer(optim: OptimConfig, steps: int, rates_a: Float[Array, " a"]) -> optax.GradientTransformation:
-    """`make_optimizer` for arrays with a leading axis a, each entry of it on its own and at its own rate.
+    """Returns `make_optimizer` mapped over a leading axis a of all arrays, with a learning rate per entry.
 
     Args:
-      rates_a: stand for `optim.lr`.
+      rates_a: learning rates, in place of `optim.lr`.
     """
     # Adam's step is proportional to the rate, and so is the decay.
     one = dataclasses.replace(optim, lr=1.0)
@@ -85,13 +93,13 @@ def make_sweep_optimizer(optim: OptimConfig, steps: int, rates_a: Float[Array, "
 
 
 def updates_made(state: optax.OptState) -> Int[np.ndarray, "*a"]:
-    """Returns an optimizer's count of updates, which skipped steps leave as it is; of a sweep, each adapter's."""
+    """Returns the optimizer's count of updates, one per adapter for a sweep. Skipped steps do not count."""
     counts = optax.tree.get_all_with_path(state, "count")
     return np.asarray(counts[0][1])
 
 
 def to_state_dtype(trainable: PyTree[Float[Array, "..."]], optim: OptimConfig) -> PyTree[Float[Array, "..."]]:
-    """The arrays in the dtype they are trained in."""
+    """Casts trainable arrays to the dtype in which they are trained."""
     return jax.tree.map(lambda leaf: leaf.astype(optim.state_dtype), trainable)
 
 
@@ -128,12 +136,12 @@ _SCHEDULES: dict[str, Callable[[OptimConfig, int], optax.Schedule]] = {
 
 
 def _bf16(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    # Not astype: XLA may drop a pair of conversions, and with it the rounding.
+    # XLA may drop a pair of astype conversions, and with it the rounding.
     return jax.lax.reduce_precision(x.astype(jnp.float32), exponent_bits=8, mantissa_bits=7)
 
 
 def _adamw_bfloat16(optim: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """PyTorch's order of operations (foreach=False); each works in float32 and rounds its result to bfloat16."""
+    """AdamW in PyTorch's order of operations (foreach=False); each computes in float32 and rounds to bfloat16."""
 
     def init(params):
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.bfloat16), params)
@@ -141,7 +149,7 @@ def _adamw_bfloat16(optim: OptimConfig, schedule: optax.Schedule) -> optax.Gradi
 
     def update(updates, state, params=None):
         rate, count = schedule(state.count), state.count + 1
-        # 1 - b**count, which in float32 would lose to cancellation what PyTorch's float64 keeps.
+        # expm1 avoids the cancellation in 1 - b**count, which PyTorch computes in float64.
         size = rate / -jnp.expm1(count * math.log(optim.b1)) if optim.b1 else rate
         root = jnp.sqrt(-jnp.expm1(count * math.log(optim.b2))) if optim.b2 else jnp.float32(1)
 

@@ -1,4 +1,4 @@
-"""Output of a command: text of files and of logs as it can be shown, and a reader that may go away."""
+"""Output of a command: escapes control characters, and handles a reader that goes away."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from aligner_jax.errors import one_line, printable
 
 
 class PlainConsole(Console):
-    """A console on which names, tokens and answers of files stay text: their control characters are escaped."""
+    """A console that escapes control characters, which names, tokens and answers may contain."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Renders as rich does."""
@@ -23,26 +23,26 @@ class PlainConsole(Console):
 
 
 def wide_console() -> Console:
-    """Returns the console of a command that prints tables: as wide as the terminal, else wide enough for them."""
+    """Returns a console for tables: as wide as the terminal, or 160 columns without one."""
     return PlainConsole(highlight=False, width=None if Console().is_terminal else 160)
 
 
 class OutputEnded(Exception):
-    """Raised where output can no longer be written and the command is not to go on without."""
+    """Raised when output can no longer be written, in commands that are not `lasting`."""
 
 
 class Output:
-    """Stands for a text stream. Once that fails, the rest of what is written is dropped.
+    """A wrapper around a text stream. After the stream fails, further output is dropped.
 
     Attributes:
-      failure: why; None while all is well.
+      failure: the error of the stream, or None.
     """
 
     def __init__(self, stream: TextIO, *, lasting: bool) -> None:
-        """Writes to `stream`; where the command is not `lasting`, a failure raises `OutputEnded`."""
+        """Wraps `stream`. Unless the command is `lasting`, a failure raises `OutputEnded`."""
         self._stream, self._lasting = stream, lasting
         self.failure: OSError | None = None
-        # Names of files that are not UTF-8, and consoles that are not.
+        # Needed for file names that are not UTF-8, and for consoles with another encoding.
         if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
             reconfigure(errors="backslashreplace")
 
@@ -68,21 +68,21 @@ class Output:
 
     def _fail(self, error: OSError) -> None:
         self.failure = error
-        # The interpreter would try to write the rest of its buffer once more, at its end.
+        # Otherwise the interpreter would try to write the rest of the buffer once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         if not self._lasting:
             raise OutputEnded
 
 
 def replace_stdout(*, lasting: bool) -> Output:
-    """Puts an `Output` in place of sys.stdout, and returns it."""
+    """Replaces sys.stdout by an `Output` and returns it."""
     output = sys.stdout if isinstance(sys.stdout, Output) else Output(sys.stdout, lasting=lasting)
     sys.stdout = output  # pyright: ignore[reportAttributeAccessIssue]
     return output
 
 
 class _Plain(logging.Formatter):
-    """The message alone, on one line: a name of a module or a traceback means nothing to a user."""
+    """A formatter that prints the message alone, on one line. Module names and tracebacks do not help a user."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
@@ -92,9 +92,10 @@ class _Plain(logging.Formatter):
 
 
 def make_plain() -> None:
-    """Formats what the root logger prints, and warnings; called once a command's libraries are imported.
+    """Formats log lines and warnings as plain sentences.
 
-    One of them may have made a handler by then, whose lines begin with a level, a logger's or a file's name.
+    Must be called after a command's libraries are imported: one of them may have installed a handler whose lines start
+    with a level, a logger's name or a file name.
     """
     logging.basicConfig()
     for handler in logging.root.handlers:

@@ -1,4 +1,4 @@
-"""What the machine has, and what JAX is told about it before it starts."""
+"""Detects the machine's hardware, and configures JAX for it before JAX starts."""
 
 import glob
 import hashlib
@@ -16,19 +16,19 @@ _TPU_DEVICES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 _TPU_VARIABLES = ("TPU_NAME", "TPU_WORKER_ID", "TPU_ACCELERATOR_TYPE", "KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS")
 _GPU_DEVICES = ("/dev/nvidia[0-9]*", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
-# An unknown flag aborts the process, so these are given only to jaxlib versions that they were tried with.
+# An unknown flag aborts the process, so these are set only for the jaxlib versions that were tested with them.
 _AMX_FLAGS = "--xla_cpu_use_onednn=true --xla_cpu_experimental_onednn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
 _AMX_JAXLIB = "0.12."
 
 
 def prepare() -> None:
-    """Readies JAX for this machine; called before the first array is made. What the user has set stays as it is.
+    """Configures JAX for this machine. Must be called before the first array is made. Keeps the user's settings.
 
-    - With neither a TPU nor a GPU device, the platform is "cpu": JAX then does not try libtpu, whose warnings would
-      fill the screen. Child processes inherit the choice.
-    - On CPUs with AMX, bfloat16 products go through oneDNN, which reaches 1.5 to 2 times the speed.
-    - Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, or else under ~/.cache/aligner_jax (XDG_CACHE_HOME is
-      honoured), so that a second run starts at once. Where nothing can be written there, they are not kept.
+    - Without a TPU or GPU device, sets the platform to "cpu", so that JAX does not try libtpu, whose warnings would
+      fill the screen. Child processes inherit the setting.
+    - On CPUs with AMX, enables oneDNN for bfloat16 products, which is 1.5 to 2 times as fast.
+    - Caches compiled programs in JAX_COMPILATION_CACHE_DIR, or else under ~/.cache/aligner_jax (XDG_CACHE_HOME is
+      honoured), so that a second run starts at once. Without write access, nothing is cached.
     """
     if not has_tpu() and not has_gpu() and not jax.config.jax_platforms:
         os.environ["JAX_PLATFORMS"] = "cpu"
@@ -37,34 +37,34 @@ def prepare() -> None:
         os.environ.setdefault("XLA_FLAGS", _AMX_FLAGS)
     if jax.config.jax_compilation_cache_dir is None and (folder := _cache_folder()):
         jax.config.update("jax_compilation_cache_dir", folder)
-    # A full disk, an entry cut short by a kill, or a program that cannot be stored (oneDNN's) only costs a compilation.
+    # A full disk, a truncated entry, or a program that cannot be stored (oneDNN's) only costs a compilation.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
 
 
 def has_tpu() -> bool:
-    """Whether a TPU is attached: a device file of its driver, or a variable that TPU hosts set."""
+    """Returns True if a TPU is attached, judged by device files and by environment variables that TPU hosts set."""
     return any(map(glob.glob, _TPU_DEVICES)) or any(map(os.environ.get, _TPU_VARIABLES))
 
 
 def has_gpu() -> bool:
-    """Whether a GPU that JAX can have a backend for is attached, by the device files of its driver."""
+    """Returns True if a GPU with a JAX backend is attached, judged by the device files of its driver."""
     return any(map(glob.glob, _GPU_DEVICES))
 
 
 def has_amx() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices in hardware (AMX tiles)."""
+    """Returns True if the CPU multiplies bfloat16 matrices in hardware (AMX tiles)."""
     return {"amx_tile", "amx_bf16"} <= _cpu_features()
 
 
 def is_cpu_only() -> bool:
-    """Whether JAX is told to use nothing but the CPU."""
+    """Returns True if JAX is configured to use only the CPU."""
     return jax.config.jax_platforms == "cpu"
 
 
 def compute_dtype(dtype: Literal["auto", "float32", "bfloat16"]) -> Literal["float32", "bfloat16"]:
-    """The dtype the model is held and computed in; "auto" is bfloat16 where the device has units for it.
+    """Returns the dtype of the model's weights and computation. "auto" starts JAX's backend.
 
-    That is on TPUs, GPUs and CPUs with AMX. Starts JAX's backend.
+    "auto" is bfloat16 on devices with hardware for it (TPUs, GPUs and CPUs with AMX), else float32.
     """
     if dtype != "auto":
         return dtype
@@ -80,7 +80,10 @@ def _cpu_features() -> frozenset[str]:
 
 
 def _cache_folder() -> str | None:
-    """A folder of its own for each kind of CPU: what is compiled for one kind can fail on another."""
+    """Returns the cache folder for this kind of CPU, since programs compiled for one kind can fail on another.
+
+    None if it cannot be written to.
+    """
     kind = hashlib.sha256(" ".join([platform.machine(), *sorted(_cpu_features())]).encode()).hexdigest()[:8]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(home) / "aligner_jax" / "xla" / kind

@@ -1,4 +1,4 @@
-"""A run that is asked to stop does so in order: at once while it has nothing to save, else at the end of its step."""
+"""Orderly stop of a run on SIGTERM or SIGINT: at once while nothing needs saving, else at the end of a step."""
 
 import os
 import signal
@@ -14,20 +14,20 @@ from aligner_jax.runtime.exit import Stopped, at_once
 
 
 class StopRequests:
-    """Listens for SIGTERM and SIGINT while it is a context; a second one ends the process at once.
+    """A context manager that listens for SIGTERM and SIGINT; a second signal ends the process at once.
 
-    Before the first step and after the last a signal interrupts what the run is doing, as KeyboardInterrupt; while it
-    takes steps it is asked of `stopped_at`. Either way the context ends with `Stopped`.
+    Before the first step and after the last, a signal raises KeyboardInterrupt. While the run takes steps, it must ask
+    `stopped_at` after every step. Either way the context ends with `Stopped`.
 
-    The signals are also read by a thread of its own: the main thread's handlers wait until a compilation is done.
+    A separate thread also reads the signals, because handlers in the main thread do not run during a compilation.
 
-    Of many processes any one may be asked. JAX's coordination service then lets all agree on where to stop: at one of
-    the calls of `check` and `stopped_at`, which all make in the same order. There SIGTERM is heard by that service
-    alone, which a second one does not end before that call, and nothing is interrupted.
+    With several processes, any of them may receive the signal. JAX's coordination service then makes all of them stop
+    at the same call of `check` or `stopped_at`, which all make in the same order. In that case nothing is interrupted.
+    Only the service receives SIGTERM, and a second SIGTERM does not end the process before that call.
     """
 
     def __init__(self, steps: int) -> None:
-        """Of a run of so many steps."""
+        """Prepares to listen; `steps` is the run's number of steps."""
         self._steps = steps
         self._received: int | None = None
         self._at = "before its first step; the same command begins again"
@@ -35,33 +35,33 @@ class StopRequests:
         self._calls = 0
         self._distributed = jax.distributed.is_initialized()
         self._signals = (signal.SIGINT,) if self._distributed else (signal.SIGINT, signal.SIGTERM)
-        # Only the main thread of Python may set handlers; in another, signals do what they do without them.
+        # Only Python's main thread may set handlers; in another thread signals keep their previous effect.
         self._listens = threading.current_thread() is threading.main_thread()
 
     def check(self) -> None:
-        """Ends the run where it is asked to stop, between two parts of its work before the first step.
+        """Ends a run that was asked to stop. Called between the parts of its work before the first step.
 
         Raises:
-          Stopped: it is.
+          Stopped: the run was asked to stop.
         """
         if self._asked():
             raise self._stopped()
 
     def begin_steps(self) -> None:
-        """From here on a signal waits for the end of a step. Raises Stopped as `check`."""
+        """Begins the steps: from now on a signal takes effect at the end of a step. Raises Stopped as `check` does."""
         self._takes_steps = True
         self.check()
 
     def stopped_at(self, step: int) -> Stopped | None:
-        """Returns what ends the run after this step, once its state is saved; None where it goes on.
+        """Returns the exception that ends the run after this step, or None. The caller saves the state and raises it.
 
-        Of many processes, each calls it at every step.
+        With several processes, all of them must call it at every step.
         """
         self._at = f"after step {step} of {self._steps}, which is saved; the same command goes on there"
         return self._stopped() if self._asked() else None
 
     def end_steps(self) -> None:
-        """From here on a signal interrupts again, all steps being saved. Raises Stopped where one came before."""
+        """Ends the steps: all are saved, so a signal interrupts again. Raises Stopped if one came before."""
         self._takes_steps = False
         if not self._distributed:
             self.check()
@@ -72,7 +72,7 @@ class StopRequests:
         self._calls += 1
         if not ocp.utils.reached_preemption(self._calls):
             return False
-        # The service has heard; from now on a second signal ends the process.
+        # The service has acted on the signal; from now on a second one ends the process.
         if self._listens:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         return True
@@ -92,7 +92,7 @@ class StopRequests:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Nothing is left that could be interrupted.
+        # A signal must not raise KeyboardInterrupt any more.
         self._takes_steps = True
         if self._listens:
             for number, handler in self._old.items():
@@ -105,7 +105,7 @@ class StopRequests:
             raise self._stopped() from None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Runs in the main thread. A handler in Python is also what makes the number reach the other thread."""
+        """Runs in the main thread. The other thread receives a signal only if it has a Python handler like this one."""
         self._received = self._received or number
         if not self._takes_steps and not self._distributed:
             raise KeyboardInterrupt
@@ -122,7 +122,7 @@ class StopRequests:
                 at_once(f"ended by a second {name}", 128 + number)
             self._received = self._received or number
             if self._distributed:
-                # As if the scheduler had asked: this is what the service listens for.
+                # The coordination service listens for SIGTERM, as a scheduler would send it.
                 os.kill(os.getpid(), signal.SIGTERM)
             if self._takes_steps:
                 os.write(2, f"{name}: the run stops after this step; another ends it at once\n".encode())

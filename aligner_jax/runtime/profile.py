@@ -1,4 +1,4 @@
-"""Trace of a few steps of a run, for XProf and TensorBoard."""
+"""Traces of a few training steps, for XProf and TensorBoard."""
 
 import contextlib
 import os
@@ -17,17 +17,17 @@ from aligner_jax.runtime.workdir import Workdir
 
 
 class Profile:
-    """Trace by `jax.profiler` of the steps that `config.profile` names. A context manager; leaving it ends the trace.
+    """A `jax.profiler` trace of the steps that `config.profile` selects. A context manager; leaving it ends the trace.
 
     Attributes:
-      folder: where the trace is written; each of several processes has a folder of its own.
+      folder: folder of the trace; separate for every process.
     """
 
     def __init__(self, config: ProfileConfig, workdir: Workdir, console: Console, *, first: int, last: int) -> None:
-        """Traces nothing yet.
+        """Prepares the trace; `turn` starts it.
 
         Args:
-          first: step that the run is at.
+          first: last step already taken.
           last: last step of the run.
         """
         self._begin = first + config.after + 1
@@ -41,11 +41,11 @@ class Profile:
             console.out(f"profile: no step to trace, since config.profile.after is {config.after} of {last - first}")
 
     def turns_at(self, step: int) -> bool:
-        """Returns True if the trace begins or ends before this step, for which no other may be running."""
+        """Returns True if the trace begins or ends before this step. No step may be running at that time."""
         return self._begin <= self._end and step in (self._begin, self._end + 1)
 
     def turn(self, step: int) -> None:
-        """Begins or ends the trace before a step of which `turns_at` is True.
+        """Begins or ends the trace, before a step for which `turns_at` is True.
 
         Raises:
           InputError: the trace cannot be taken or written.
@@ -62,7 +62,7 @@ class Profile:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._is_on:
-            # What ended the run matters more than its trace.
+            # An error that ends the run matters more than a failure of the trace.
             with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
                 self._stop()
 

@@ -1,4 +1,4 @@
-"""How far a run is: a bar with the newest metrics on a terminal, plain lines anywhere else."""
+"""Progress display: a bar on a terminal, plain lines elsewhere."""
 
 import time
 from typing import Self
@@ -8,7 +8,7 @@ from rich.console import Console
 
 
 class _Shown:
-    """A bar on a terminal, and nothing elsewhere. A context manager, within which it moves."""
+    """A progress bar on a terminal, and nothing elsewhere. A context manager that shows and removes the bar."""
 
     def __init__(
         self, console: Console, what: str, *columns: rich_progress.ProgressColumn, total: int, done: int
@@ -22,7 +22,7 @@ class _Shown:
             self._task = self._bar.add_task(what, total=total, completed=done)
 
     def _move(self, done: int) -> bool:
-        """Whether there is a bar, which then shows so many."""
+        """Updates the bar; returns False if there is none."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
         return self._bar is not None
@@ -38,10 +38,10 @@ class _Shown:
 
 
 class Progress(_Shown):
-    """Shows step, loss, tokens/s, learning rate and time left. A context manager.
+    """Progress of training: step, loss, tokens/s, learning rate and time left. A context manager.
 
-    On a terminal a bar moves with every step, and each line of metrics stays above it; elsewhere (a file, a pipe, a
-    notebook) there are the lines alone.
+    On a terminal a bar moves with every step, and lines of metrics stay above it. Elsewhere (a file, a pipe, a
+    notebook) only the lines are printed.
     """
 
     def __init__(self, console: Console, *, steps: int, first: int = 0) -> None:
@@ -52,17 +52,17 @@ class Progress(_Shown):
         super().__init__(console, "training", total=steps, done=first)
 
     def advance(self, step: int) -> None:
-        """Says that a step is taken."""
+        """Moves the bar to a step."""
         self._move(step)
 
     def log(
         self, step: int, *, loss: float, tokens_per_second: float, learning_rate: float, skipped: float = 0, **_: float
     ) -> None:
-        """One line of metrics; others than these are for the metrics file."""
+        """Prints a line of metrics; metrics without a place in the line are ignored."""
         first, began = self._since
         left = (time.monotonic() - began) / max(step - first, 1) * (self._steps - step)
         if not self._logged:
-            # The steps before the first line include the compilation, which no later one has.
+            # Steps before the first line include the compilation, so later estimates leave them out.
             self._since, self._logged = (step, time.monotonic()), True
         self._console.out(
             f"step {step}/{self._steps}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  "
@@ -73,22 +73,22 @@ class Progress(_Shown):
 
 
 class Count(_Shown):
-    """Shows how many of a number of like things are done, and the time left. A context manager.
+    """Progress of a count of items, with the time left. A context manager.
 
-    On a terminal a bar; elsewhere a line at most every so many seconds, and one at the end.
+    Shows a bar on a terminal. Elsewhere it prints a line at most every `SECONDS_A_LINE` seconds, and one at the end.
     """
 
     SECONDS_A_LINE = 30.0
 
     def __init__(self, console: Console, what: str, *, total: int, done: int = 0) -> None:
-        """Begins at `done` of `total`; `what` is what is counted, in the plural."""
+        """Begins at `done` of `total`; `what` names the items, in the plural."""
         self._console, self._what, self._total, self._done = console, what, total, done
         self._first = done
         self._began = self._shown = time.monotonic()
         super().__init__(console, what, rich_progress.TimeRemainingColumn(), total=total, done=done)
 
     def add(self, number: int) -> None:
-        """Says that so many more are done."""
+        """Adds `number` finished items."""
         self._done += number
         if self._move(self._done):
             return

@@ -1,14 +1,14 @@
-"""What a step must compute and move, and how long a chip needs at least: from shapes alone, nothing is allocated.
+"""Roofline model: FLOPs and HBM traffic of a step, and its least time on a chip. Uses shapes only; allocates nothing.
 
-Counted are products of matrices, two FLOPs a multiplication and addition. Norms, rotations, softmaxes, the optimizer's
-update of a small adapter, biases and the scales of quantized weights are left out: together a few percent.
+Only matrix products count, with two FLOPs per multiplication and addition. Norms, rotations, softmaxes, the optimizer's
+update of a small adapter, biases and the scales of quantized weights are left out; together they are a few percent.
 
-*Model* FLOPs are what the mathematics needs, each product once; MFU is measured in them. *Hardware* FLOPs add what is
-computed again: by rematerialization, by a flash kernel's backward pass, and by accumulation. They do not add products
-with zeros: those of a block-diagonal prefix, or the masked half of the scores where there is no flash kernel.
+*Model* FLOPs are those of the mathematics, with every product once; MFU is measured in them. *Hardware* FLOPs include
+recomputation: by rematerialization, by a flash kernel's backward pass, and by accumulation. Neither includes products
+with zeros: those of a block-diagonal prefix, or the masked half of the scores without a flash kernel.
 
-Costs are those of all rows given. For one device of several that split a batch, give that device's rows.
-Letters: as in model/llama.py.
+Costs cover all rows given. For one of several devices that split a batch, give the rows of that device.
+Letters are those of model/llama.py.
 """
 
 import dataclasses
@@ -22,7 +22,13 @@ from aligner_jax.model.config import LlamaConfig
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One term of a step: FLOPs needed, FLOPs with what is computed again, and bytes read from or written to HBM."""
+    """One term of a step's cost.
+
+    Attributes:
+      model_flops: FLOPs of the mathematics.
+      hardware_flops: FLOPs executed, recomputation included.
+      hbm_bytes: bytes read from and written to HBM.
+    """
 
     name: str
     model_flops: float = 0.0
@@ -32,18 +38,18 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """A step as the sum of its parts; `str(cost)` is a table of them."""
+    """Cost of a step, as the sum of its parts; `str(cost)` is a table of the parts."""
 
     parts: tuple[Part, ...]
 
     @property
     def model_flops(self) -> float:
-        """FLOPs that the mathematics needs."""
+        """FLOPs of the mathematics."""
         return sum(part.model_flops for part in self.parts)
 
     @property
     def hardware_flops(self) -> float:
-        """FLOPs that are executed, recomputation included."""
+        """FLOPs executed, recomputation included."""
         return sum(part.hardware_flops for part in self.parts)
 
     @property
@@ -66,11 +72,11 @@ class AdapterCost:
     """Terms of a training step that depend on the method and its options.
 
     Attributes:
-      start_layer: the first adapted layer. Layers below it have no backward pass.
-      num_tokens: prefix tokens that every query of an adapted layer attends to. One is counted as the constant that it
-        is in a softmax of its own.
-      bind_weights: weights of each adapted layer that every prefix token is multiplied with before the step.
-      trained_weights: trained weights of each adapted layer that every token of the text is multiplied with, as LoRA's
+      start_layer: first adapted layer. Layers below it have no backward pass.
+      num_tokens: prefix tokens that every query of an adapted layer attends to. A single token adds no attention cost,
+        since its separate softmax is constant.
+      bind_weights: weights per adapted layer that every prefix token is multiplied with, to bind the adapter.
+      trained_weights: trained weights per adapted layer that every token of the text is multiplied with, such as LoRA's
         factors.
     """
 
@@ -95,29 +101,29 @@ def train_step(
     activation_bytes: float = 2,
     chunk: int = 512,
 ) -> Cost:
-    """One optimizer step of an adapter over a base.
+    """Returns the cost of one optimizer step that trains an adapter over a base.
 
-    A product with N frozen weights costs 2 N FLOPs a token forward and 2 N backward, for the gradient of its input.
-    Layers below the adapter's `start_layer` have no backward pass at all; that layer itself counts in full, since it is
-    a step of the same loop as those above. N trained weights cost 2 N more, for their gradient. Every position of a row
-    counts, padding too, since it is computed; a packed row counts as one document, whose t queries see t / 2 keys on
-    average.
+    A product with N frozen weights costs 2 N FLOPs per token in the forward pass, and 2 N in the backward pass for the
+    gradient of its input. N trained weights cost 2 N more, for their gradient. Layers below the adapter's `start_layer`
+    have no backward pass. The start layer itself counts in full, since it runs in the same loop as the layers above.
+    All positions of a row count, padding included. A packed row counts as one document, whose t queries see t / 2 keys
+    on average.
 
     Args:
-      batch_size: rows a step, over all parts of the accumulation.
-      sequence_length: tokens a row.
-      adapter: what its method adds.
+      batch_size: rows per step, over all parts of the accumulation.
+      sequence_length: tokens per row.
+      adapter: terms that the adapter's method adds.
       trains_base: True if all weights of the base are trained, as float32 differences.
-      targets: share of all positions whose next token is a target; the head is computed there only.
-      accumulate: parts that the rows are taken in; weights are read for each.
-      remat: as in `llama.forward`.
-      weight_bytes: bytes a weight in HBM: float32 4, bfloat16 2, int8 1, int4 0.5.
-      head_bytes: the same of embedding and head; None: as weight_bytes.
-      activation_bytes: bytes an activation in HBM.
-      chunk: positions whose logits exist at a time, as in `cross_entropy.token_losses`; the head is read for each.
+      targets: share of positions whose next token is a target; only these are multiplied with the head.
+      accumulate: accumulation steps; weights are read in every one.
+      remat: rematerialization, see `llama.forward`.
+      weight_bytes: bytes per weight in HBM: float32 4, bfloat16 2, int8 1, int4 0.5.
+      head_bytes: bytes per weight of embedding and head; None takes `weight_bytes`.
+      activation_bytes: bytes per activation in HBM.
+      chunk: positions per chunk of logits, as in `cross_entropy.token_losses`; the head is read for every chunk.
 
     Raises:
-      InputError: a number out of range.
+      InputError: an argument is out of range.
     """
     _check(batch_size=batch_size, sequence_length=sequence_length, chunk=chunk)
     if not 0 <= adapter.start_layer < config.num_layers:
@@ -134,7 +140,7 @@ def train_step(
     tokens, runs_again = batch_size * sequence_length, 1 if remat == "full" else 0
 
     weights, moved = layer_weights(config), _moved(config)
-    # Under "full" all of a layer is computed again but its last product, whose result no gradient needs.
+    # "full" recomputes all of a layer except its last product, whose result no gradient needs.
     weights_again, moved_again = (weights - d * f, moved - (f + d)) if runs_again else (0, 0)
     weights_passed = weights * (forward + backward) + weights_again * backward
     layers = Part(
@@ -144,14 +150,14 @@ def train_step(
         hbm_bytes=tokens * activation_bytes * (moved * (forward + backward) + moved_again * backward),
     )
 
-    # Positions that are targets come first, and chunks without any are skipped. Where the head is frozen, the forward
-    # pass leaves the gradient of the hidden states beside the loss, so that nothing is computed again.
+    # Target positions come first, and chunks without any are skipped. If the head is frozen, the forward pass also
+    # computes the gradient of the hidden states, so that nothing is recomputed.
     target_tokens = targets * tokens
     chunks = accumulate * math.ceil(target_tokens / accumulate / chunk)
     head_flops = 4 * target_tokens * d * v
-    # What the forward pass writes for the backward pass to read: a layer's input; the results of products with weights
-    # and of attention that are needed, of which a logarithm a head is float32; or everything, of which four copies for
-    # the norms are float32 and five are as wide as the MLP.
+    # Bytes per token and layer that the forward pass saves for the backward pass. "full": the layer's input. "dots":
+    # also the needed results of products with weights and of attention, with one float32 logarithm per head. "none":
+    # everything, with four float32 copies for the norms and five arrays as wide as the MLP.
     saved = {
         "full": activation_bytes * d,
         "dots": activation_bytes * (2 * d + 2 * nh + 2 * kh + 2 * f) + 4 * config.num_heads,
@@ -163,24 +169,25 @@ def train_step(
     return Cost(
         (
             layers,
-            # Forward, backward, and for what is computed again.
+            # Read in the forward pass, the backward pass and the recomputation.
             Part("layer weights", hbm_bytes=accumulate * weights_passed * weight_bytes),
             _attention(config, adapter, tokens, sequence_length, runs_again, activation_bytes),
             _prefix(config, adapter, tokens, runs_again, accumulate, activation_bytes),
-            # Backward as much as forward, for the gradient of the tokens. Each part of the accumulation does it again.
+            # The backward pass, for the gradient of the tokens, costs as much as the forward pass. Both are repeated in
+            # every accumulation step.
             Part(
                 "bind",
                 2 * bound,
                 2 * bound * accumulate,
                 2 * adapter.bind_weights * backward * accumulate * weight_bytes,
             ),
-            # Forward, and backward for the gradients of input and weights.
+            # One forward product, and two backward: the gradients of input and weights.
             Part("trained weights", 3 * trained, (3 + runs_again) * trained),
             # Hidden states are read and their gradients written.
             Part("head", head_flops, head_flops, hbm_bytes=2 * target_tokens * d * activation_bytes),
-            # For the logits and for the gradient, by each chunk.
+            # Read twice by every chunk, for the logits and for the gradient.
             Part("head weights", hbm_bytes=2 * chunks * d * v * head_bytes),
-            # float32: written, read for the loss, read for the gradient.
+            # Written once and read twice in float32, for the loss and for the gradient.
             Part("logits", hbm_bytes=3 * 4 * target_tokens * v),
             Part("saved activations", hbm_bytes=2 * tokens * backward * saved),
             _embedding(config, tokens, head_bytes, activation_bytes),
@@ -199,12 +206,12 @@ def _attention(
 ) -> Part:
     _, _, _, nh, kh = _sizes(config)
     forward, backward = config.num_layers, config.num_layers - adapter.start_layer
-    # A product of t queries with the t / 2 keys they see on average: 2 · t · (t / 2) · n · h FLOPs a row. Forward there
-    # are two, scores and values; backward four, for the gradients of weights, values, queries and keys. A flash kernel
-    # keeps no scores, so its backward pass makes them again; and under "full" its forward pass runs again.
+    # A product of t queries with the t / 2 keys they see on average: 2 · t · (t / 2) · n · h FLOPs per row. The forward
+    # pass has two: scores and values. The backward pass has four: gradients of weights, values, queries and keys. A
+    # flash kernel does not save the scores, so its backward pass recomputes them. "full" also repeats the forward pass.
     product = tokens * sequence_length * nh
-    # Scores stay on the chip. Forward q, k and v are read and o is written, with a prefix also the text's part of it;
-    # backward those four and o's cotangent are read, and three cotangents written.
+    # Scores never reach HBM. The forward pass reads q, k and v and writes o; with a prefix it also writes the text's
+    # part of o. The backward pass reads these four and the cotangent of o, and writes three cotangents.
     forward_moved, backward_moved = (2 if adapter.num_tokens <= 1 else 3) * nh + 2 * kh, 4 * nh + 4 * kh
     moved = forward_moved * (forward + runs_again * backward) + backward_moved * backward
     return Part(
@@ -219,8 +226,8 @@ def _prefix(
     config: LlamaConfig, adapter: AdapterCost, tokens: int, runs_again: int, accumulate: int, activation_bytes: float
 ) -> Part:
     _, _, _, nh, kh = _sizes(config)
-    # Scores and values for p keys, twice that backward; fused with the attention above, so that only the prefix itself
-    # is read, once a pass, and its cotangents are written.
+    # Scores and values for p keys; the backward pass has twice the FLOPs. The prefix is fused with the attention above,
+    # so the only traffic is the prefix itself, read once per pass, and its cotangents.
     keys = adapter.num_tokens * (config.num_layers - adapter.start_layer) if adapter.num_tokens > 1 else 0
     product, size = 4 * tokens * keys * nh, 2 * keys * kh
     return Part(
@@ -239,22 +246,22 @@ def _trained_base(
     weights_passed: int,
     activation_bytes: float,
 ) -> Part:
-    """Terms of a base that is trained, beyond those of a frozen one: gradients of weights, and their update."""
+    """Returns the additional cost of a trained base over a frozen one: gradients of the weights, and their update."""
     d, _, v, _, _ = _sizes(config)
     layers = layer_weights(config) * config.num_layers
     parameters = layers + d * v * (1 if config.tied_embeddings else 2)
     flops = 2 * (tokens * layers + target_tokens * d * v)
     moved = [
-        # Differences to the base, float32, each time that the weights are read.
+        # Differences to the base in float32, read whenever the weights are read.
         4 * accumulate * (weights_passed + d * v),
-        # Gradients, float32: written, and for each further part of the accumulation read and written with the sum.
+        # Gradients in float32: written once; every further accumulation step writes them, and reads and writes the sum.
         4 * parameters * (1 + 3 * (accumulate - 1)),
-        # AdamW reads gradient, difference and two moments, and writes the last three.
+        # AdamW reads the gradient, the difference and two moments, and writes all but the gradient.
         4 * parameters * 7,
-        # Each product's input and the cotangent of its result.
+        # Inputs of products, and the cotangents of their results.
         tokens * activation_bytes * _moved(config) * config.num_layers,
     ]
-    # The backward pass makes a trained head's logits again.
+    # The backward pass recomputes the logits of a trained head.
     return Part("trained base", flops, flops + 2 * target_tokens * d * v, sum(moved))
 
 
@@ -269,17 +276,18 @@ def decode_step(
     cache_bytes: float = 2,
     activation_bytes: float = 2,
 ) -> Cost:
-    """One new token for each row of a batch, with a key-value cache; the adapter is bound before.
+    """Returns the cost of one decode step with a key-value cache: one new token per row. The adapter is already bound.
 
     Args:
-      batch_size: rows.
-      length: tokens of a row that are attended to, the new one included. Where the attention has no kernel that stops
-        at the length, give the slots of the cache: all are read.
-      num_tokens, start_layer, weight_bytes, activation_bytes: as in `train_step`; no tokens are the base alone.
-      cache_bytes: bytes a number of the cache.
+      batch_size: rows of the batch.
+      length: tokens per row that are attended to, the new one included. Without an attention kernel that stops at the
+        length, give the slots of the cache, since all are read.
+      num_tokens, start_layer, weight_bytes, activation_bytes: see `train_step` and `AdapterCost`; 0 tokens stand for
+        the base alone.
+      cache_bytes: bytes per element of the cache.
 
     Raises:
-      InputError: a number out of range.
+      InputError: an argument is out of range.
     """
     _check(batch_size=batch_size, length=length)
     d, _, v, nh, kh = _sizes(config)
@@ -296,16 +304,16 @@ def decode_step(
     }
     moved = {
         "layers": batch_size * activation_bytes * _moved(config) * layers,
-        # Once for the whole batch.
+        # Read once for the whole batch.
         "layer weights": weights * layers * weight_bytes,
-        # The new query in and its result out.
+        # Reads the new query and writes its result.
         "attention": batch_size * activation_bytes * 2 * nh * layers,
-        # Keys and values of every row: all are read, the new ones written.
+        # Reads all keys and values, and writes the new ones.
         "cache": batch_size * cache_bytes * (length + 1) * 2 * kh * layers,
         "prefix": activation_bytes * num_tokens * 2 * kh * (layers - start_layer) if num_tokens > 1 else 0,
         "head": batch_size * activation_bytes * d,
         "head weights": d * v * weight_bytes,
-        # float32, written and read by the choice of the token.
+        # Written in float32, and read to choose the token.
         "logits": 2 * 4 * batch_size * v,
     }
     parts = (Part(name, flops.get(name, 0), flops.get(name, 0), size) for name, size in moved.items())
@@ -313,16 +321,20 @@ def decode_step(
 
 
 def layer_weights(config: LlamaConfig) -> int:
-    """Weights of one layer that are multiplied with: q, k, v, o, gate, up and down."""
+    """Returns the number of weights in one layer's products: q, k, v, o, gate, up and down."""
     d, f, _, nh, kh = _sizes(config)
     return d * (2 * nh + 2 * kh) + 3 * d * f
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one JAX device can do at most: bfloat16 FLOPs a second, HBM bytes a second and bytes of HBM.
+    """Peak figures of one JAX device.
 
-    Also the bytes a second that it can receive from others of its slice, over all its links together.
+    Attributes:
+      flops_per_second: bfloat16 FLOPs per second.
+      hbm_bytes_per_second: HBM bandwidth.
+      hbm_bytes: size of HBM.
+      network_bytes_per_second: bandwidth of receiving from devices of the same slice, over all links together.
     """
 
     name: str
@@ -332,10 +344,10 @@ class Chip:
     network_bytes_per_second: float
 
 
-# Published a chip, in TFLOP/s, GB/s and GiB, at https://docs.cloud.google.com/tpu/docs/ v4, v5e and v6e, and for v5p
-# in the table at tpu7x. JAX's own table (jax/_src/tpu_info.py) agrees within 3 % but for v5p's bandwidth, 2460 GB/s.
-# Links between chips are published in Gbit/s a chip: 2400, 1600, 4800, 3200, 9600.
-# On v4 and v5p the two cores of a chip are one device; on tpu7x each core is one, with half of everything.
+# Figures per chip in TFLOP/s, GB/s and GiB from https://docs.cloud.google.com/tpu/docs/ v4, v5e and v6e, and for v5p
+# from the table at tpu7x. JAX's own table (jax/_src/tpu_info.py) agrees within 3 %, except for v5p's bandwidth,
+# 2460 GB/s. Links between chips are published in Gbit/s per chip: 2400, 1600, 4800, 3200, 9600.
+# On v4 and v5p the two cores of a chip form one device. On tpu7x a core is a device, with half of the chip's figures.
 _V4 = Chip("v4", 275e12, 1200e9, 32 << 30, 300e9)
 _V5E = Chip("v5e", 197e12, 819e9, 16 << 30, 200e9)
 _V5P = Chip("v5p", 459e12, 2765e9, 95 << 30, 600e9)
@@ -356,23 +368,24 @@ CHIPS: dict[str, Chip] = {
 
 
 class Roofline(NamedTuple):
-    """The least time that a step can take, and what sets it."""
+    """Least time of a step in seconds, and the resource that limits it."""
 
     seconds: float
     limit: Literal["compute", "memory"]
 
 
 def roofline_seconds(cost: Cost, chip: Chip) -> Roofline:
-    """The least time of a step on one device, where computing and moving overlap fully and nothing else is waited for.
+    """Returns the least time of a step on one device, if compute and HBM traffic overlap fully and nothing else waits.
 
-    Compute is that of hardware FLOPs at the bfloat16 rate, in which JAX multiplies float32 matrices too by default.
+    Compute time is that of the hardware FLOPs at the bfloat16 rate, since JAX multiplies float32 matrices at that rate
+    too by default.
     """
     compute, memory = cost.hardware_flops / chip.flops_per_second, cost.hbm_bytes / chip.hbm_bytes_per_second
     return Roofline(compute, "compute") if compute >= memory else Roofline(memory, "memory")
 
 
 def peak_flops(device_kinds: Iterable[str]) -> float | None:
-    """What devices of these kinds, one each, do together at most: bfloat16 FLOPs a second; None if one is unknown."""
+    """Returns the total peak bfloat16 FLOPs per second of devices, given their kinds; None if a kind is unknown."""
     chips = [CHIPS.get(kind) for kind in device_kinds]
     known = [chip.flops_per_second for chip in chips if chip is not None]
     return sum(known) if len(known) == len(chips) else None
@@ -384,13 +397,13 @@ def _sizes(config: LlamaConfig) -> tuple[int, int, int, int, int]:
 
 
 def _moved(config: LlamaConfig) -> int:
-    """Activations a token and layer: each product with weights reads its input and writes its result."""
+    """Returns the activations per token and layer that products with weights read and write."""
     d, f, _, nh, kh = _sizes(config)
     return 2 * (d + nh) + 2 * (d + kh) + 3 * (d + f)
 
 
 def _embedding(config: LlamaConfig, tokens: int, weight_bytes: float, activation_bytes: float) -> Part:
-    """A row of the table is read and written for each token: looked up, not multiplied."""
+    """Returns the cost of the embedding: one table row per token is read and written, without a product."""
     return Part("embedding", hbm_bytes=tokens * config.d_model * (weight_bytes + activation_bytes))
 
 

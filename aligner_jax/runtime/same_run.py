@@ -1,4 +1,4 @@
-"""Origin of a run: kept in its workdir and its checkpoints, and compared before it goes on."""
+"""Origin of a run: saved in its workdir and checkpoints, and compared before the run resumes."""
 
 import dataclasses
 import json
@@ -25,26 +25,26 @@ MAY_DIFFER = (
     "mesh.",
     "base.model",
 )
-"""Fields that a resumed run may change: they do not alter what a step computes, but for rounding, and with another
-mesh for LoRA's dropout, whose masks belong to a row's place among the devices.
+"""Name prefixes of the fields that a resumed run may change. They do not alter the result of a step, except for
+rounding; another mesh also changes LoRA's dropout, whose masks depend on a row's place among the devices.
 """
 Parse = Callable[[Mapping[str, Any]], TrainConfig]
 
 _INPUTS = "inputs.json"
 _NOTED_LATER = ("form of the base",)
-"""Inputs that the first versions did not note: where one is absent, it counts as the same."""
+"""Inputs that the first versions did not record. A missing one counts as unchanged."""
 _MISPLACED = "put it back where it was written, or choose another --workdir"
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Everything that a run's steps depend on, as its checkpoints, `config.json` and `inputs.json` record it.
+    """All inputs that a run's steps depend on. Checkpoints, `config.json` and `inputs.json` record them.
 
     Attributes:
-      config: of the run.
-      made_from: digests of the base, the data and the like, by names that can stand in a sentence.
-      workdir: of the run.
-      parse: reads a recorded config as `config` was read.
+      config: config of the run.
+      made_from: digests of the base, the data and other inputs, by names that can stand in a sentence.
+      workdir: folder of the run.
+      parse: function that parses a recorded config; the one that parsed `config`.
     """
 
     config: TrainConfig
@@ -53,23 +53,23 @@ class Origin:
     parse: Parse = parse_config
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns what a checkpoint records, for JSON."""
+        """Returns the origin as JSON values, for a checkpoint."""
         return {"config": as_dict(self.config), "inputs": dict(self.made_from)}
 
     def note_inputs(self) -> None:
-        """Writes `inputs.json`, where the run begins. Raises InputError where it cannot be written."""
+        """Writes `inputs.json` of a new run. Raises InputError if it cannot be written."""
         write_atomically(self.workdir / _INPUTS, json.dumps(self.made_from, indent=2) + "\n")
 
     def check(self, recorded: object, checkpoint: Path) -> None:
-        """Refuses to go on from a checkpoint of another config, or of another base, data or other input.
+        """Refuses a checkpoint of another config, base, data or other input.
 
         Args:
-          recorded: what `as_dict` gave when it was written; None in those of older versions, of which `config.json` and
-            `inputs.json` alone speak.
-          checkpoint: its folder.
+          recorded: result of `as_dict` that the checkpoint holds; None in checkpoints of older versions, for which only
+            `inputs.json` is compared.
+          checkpoint: folder of the checkpoint.
 
         Raises:
-          InputError: names what differs; or `inputs.json`, or what is recorded, is missing or cannot be used.
+          InputError: an input differs (named), or `inputs.json` or the record is missing or cannot be used.
         """
         path = self.workdir / _INPUTS
         if not exists(path):
@@ -101,17 +101,17 @@ def save_config(config: TrainConfig, workdir: str | Path) -> None:
 
 
 def check_same_run(config: TrainConfig, workdir: str | Path, parse: Parse = parse_config) -> TrainConfig:
-    """Refuses to go on with a workdir that was begun with another configuration.
+    """Refuses to resume a run with another configuration.
 
     Args:
-      parse: reads the recorded config as `config` was read.
+      parse: function that parses the recorded config; the one that parsed `config`.
 
     Returns:
-      The configuration to go on with: the given one, where the cosine ends as it did in the version that began the run.
+      The configuration to resume with: the given one, with the `cosine_zero` of the version that began the run.
 
     Raises:
-      InputError: names every differing field with its old and its new value, or says what is wrong with config.json;
-        or the workdir has checkpoints and no config.json.
+      InputError: fields differ (all are named, with old and new values), config.json cannot be used, or the workdir has
+        checkpoints but no config.json.
     """
     path = Path(workdir) / "config.json"
     if not exists(path):
@@ -130,12 +130,12 @@ def check_same_run(config: TrainConfig, workdir: str | Path, parse: Parse = pars
 
 
 def changes(was: Mapping[str, Any], now: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> list[tuple[str, Any, Any]]:
-    """Returns every field in which two configs differ, as (dotted name, old value, new value).
+    """Returns the fields in which two configs differ, as (dotted name, old value, new value).
 
     Args:
-      but: beginnings of the names that do not count.
+      but: name prefixes of fields to ignore.
     """
-    # Through JSON, where a tuple is a list.
+    # JSON turns tuples into lists, as in a recorded config.
     old, new = (_flatten(json.loads(json.dumps(each))) for each in (was, now))
     return [
         (name, old.get(name), new.get(name))
@@ -145,7 +145,7 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any], *, but: tuple[str, .
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> str:
-    """Returns `changes` in words; "" where there are none."""
+    """Returns `changes` in words; "" if there are none."""
     return "; ".join(f"{name} is {new!r} and was {old!r}" for name, old, new in changes(was, now, but=but))
 
 
@@ -161,7 +161,7 @@ def _unusable(path: Path, error: InputError) -> InputError:
 
 
 def _parse(values: Mapping[str, Any], where: Path, parse: Parse) -> TrainConfig:
-    """The config in a file, where a cosine that does not say where it is 0 is that of older versions."""
+    """Parses a recorded config; a cosine schedule without `cosine_zero` is that of older versions, "at_last"."""
     optim = values.get("optim")
     if isinstance(optim, Mapping) and optim.get("schedule") == "cosine":
         values = {**values, "optim": {"cosine_zero": "at_last", **optim}}
@@ -196,7 +196,7 @@ def _missing(path: Path) -> InputError:
 
 
 def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with dotted names; a section without fields is dropped."""
+    """Flattens nested dicts to one dict with dotted names; drops sections without fields."""
     flat: dict[str, Any] = {}
     for name, value in nested.items():
         flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}

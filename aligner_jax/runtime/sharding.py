@@ -1,4 +1,4 @@
-"""The device mesh, (data, fsdp, tensor), and which of its axes split which of the model's logical axes."""
+"""Device mesh (data, fsdp, tensor), and the rules that map the model's logical axes to its axes."""
 
 import contextlib
 from collections import Counter
@@ -31,7 +31,7 @@ RULES: Rules = (
     ("mlp", "tensor"),
     ("vocab", "tensor"),
 )
-"""Logical axis → mesh axes. A name that is missing is not split: adapters and their optimizer state are replicated.
+"""Mesh axes by logical axis. Axes without a rule are not split: adapters and their optimizer state are replicated.
 
 "embed" is split for storage; a layer's weights are gathered along it where they are used.
 """
@@ -40,19 +40,20 @@ RULES: Rules = (
 def make_mesh(
     *, data: int = 1, fsdp: int = -1, tensor: int = 1, slices: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh of (data, fsdp, tensor). Neighbours along tensor, and then along fsdp, are neighbours in the network.
+    """Returns a mesh of (data, fsdp, tensor). Network neighbours are adjacent along tensor, then along fsdp.
 
     Args:
       data: replicas of the parameters.
       fsdp: devices that the parameters of one replica are split over for storage.
-      tensor: devices that heads, MLP and vocabulary are split over. One of the three may be -1: as many as there are.
-      slices: groups of devices with a fast network within each only (TPU slices, joined by the data centre's network);
-        they are replicas of each other, so `data` is a multiple.
-      devices: `jax.Device`s; by default all.
+      tensor: devices that heads, MLP and vocabulary are split over. One of `data`, `fsdp` and `tensor` may be -1, to
+        use all remaining devices.
+      slices: TPU slices, with a fast network within a slice and the data centre's network between them. Slices hold
+        replicas, so they must divide `data`.
+      devices: `jax.Device`s; None takes all.
 
     Raises:
-      InputError: the three do not multiply to the number of devices, the slices do not divide the replicas or are not
-        those of the devices, or the devices are no box of a TPU's network.
+      InputError: `data`, `fsdp` and `tensor` do not multiply to the number of devices, `slices` does not divide `data`
+        or does not match the devices, or the devices do not form a box in the TPU's network.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = np.array([data, fsdp, tensor])
@@ -70,7 +71,7 @@ def _arranged(devices: list[Any], sizes: tuple[int, ...], slices: int) -> np.nda
     if slices > 1:
         within = (sizes[0] // slices, *sizes[1:])
         has_slices = all(getattr(device, "slice_index", None) is not None for device in devices)
-        # Hosts without slices of their own (CPUs) stand in for them by process.
+        # Devices without a slice index (CPUs) are grouped by process.
         of_each = Counter(device.slice_index if has_slices else device.process_index for device in devices)
         if len(of_each) != slices or len(set(of_each.values())) > 1:
             counts = ", ".join(str(count) for _, count in sorted(of_each.items()))
@@ -80,7 +81,7 @@ def _arranged(devices: list[Any], sizes: tuple[int, ...], slices: int) -> np.nda
         try:
             return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
         except AssertionError as error:
-            # JAX asserts that they fill the box of their coordinates.
+            # JAX asserts that the devices fill the box of their coordinates.
             raise InputError(
                 f"these {len(devices)} devices are no box of the TPU's network: take so many that are (--devices)"
             ) from error
@@ -88,25 +89,25 @@ def _arranged(devices: list[Any], sizes: tuple[int, ...], slices: int) -> np.nda
 
 
 def describe(mesh: Mesh) -> str:
-    """In words: how many devices of what kind, and how each axis splits them."""
+    """Returns the mesh in words: number and kind of devices, and the sizes of its axes."""
     axes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     return f"{mesh.size} of {mesh.devices.flat[0].device_kind}, {axes}"
 
 
 def mesh_of(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh that a config names, of these devices or all.
+    """Returns the mesh of a config, over the given devices or all.
 
     Raises:
-      InputError: it does not fit the devices.
+      InputError: the mesh does not fit the devices.
     """
     return make_mesh(data=config.data, fsdp=config.fsdp, tensor=config.tensor, slices=config.slices, devices=devices)
 
 
 def rules_of(config: MeshConfig) -> Rules:
-    """The default rules with those of a config in their places.
+    """Returns the default rules, with those of a config in place of the defaults.
 
     Raises:
-      InputError: a rule is of no logical axis or names no axis of the mesh, or two rules cannot go together.
+      InputError: a logical axis or a mesh axis is unknown, or two rules conflict.
     """
     rules = dict(RULES)
     for name, text in config.rules.items():
@@ -125,8 +126,8 @@ def rules_of(config: MeshConfig) -> Rules:
 
 
 def _check_together(rules: dict[str, tuple[str, ...]]) -> None:
-    # Each device attends with its own heads, and sums over the vocabulary's axes what is of its own rows: the wrong
-    # heads would meet, and sums of different rows, without an error.
+    # A device attends with its own heads, and sums its own rows over the vocabulary's axes. Rules that conflict would
+    # pair wrong heads, or add sums of different rows, without an error.
     if rules["heads"] != rules["kv_heads"]:
         heads, kv_heads = (",".join(rules[name]) or "none" for name in ("heads", "kv_heads"))
         raise InputError(
@@ -142,7 +143,7 @@ def _check_together(rules: dict[str, tuple[str, ...]]) -> None:
 
 @contextlib.contextmanager
 def use(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
-    """Puts mesh and rules in context: what is traced inside is split by them."""
+    """Sets mesh and rules for functions that are traced inside the context."""
     with jax.set_mesh(mesh), logical_axis_rules(rules):
         yield
 
@@ -150,12 +151,12 @@ def use(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
 def param_shardings(
     config: LlamaConfig, mesh: Mesh, rules: Rules = RULES, quantization: Quantization | None = None
 ) -> Params:
-    """A `Params` with a NamedSharding in place of every array.
+    """Returns a `Params` with a NamedSharding in place of every array.
 
-    Scales are split as their values are, or whole on every device of a mesh that does not divide them.
+    Scales of quantized weights are split like their values, or replicated if the mesh does not divide them.
 
     Raises:
-      InputError: a mesh axis does not divide the axis it would split.
+      InputError: a mesh axis does not divide the axis that it splits.
     """
 
     def sharding(spec):
@@ -174,10 +175,10 @@ def param_shardings(
 
 
 def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
-    """Of arrays whose first axis is the batch."""
+    """Returns the sharding of arrays whose first axis is the batch."""
     return NamedSharding(mesh, logical_to_mesh_axes(("batch",), rules) or PartitionSpec())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Of arrays that every device holds whole."""
+    """Returns the sharding of arrays that every device holds in full."""
     return NamedSharding(mesh, PartitionSpec())

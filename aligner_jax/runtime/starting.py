@@ -1,6 +1,6 @@
-"""The first seconds of a command, while its libraries are imported. Imports nothing that takes time itself."""
+"""Signal handling in the first seconds of a command, while its libraries are imported. Imports nothing slow itself."""
 
-# Not `signal`, which imports `enum`: the signals are in our hands 20 ms earlier.
+# `signal` imports `enum`; `_signal` lets the handlers be set 20 ms earlier.
 import _signal as signal  # pyright: ignore[reportMissingImports]
 import atexit
 import os
@@ -16,30 +16,30 @@ _is_command = False
 
 
 def begin() -> None:
-    """Readies the process of a command, `python -m aligner_jax.…`; does nothing in any other.
+    """Prepares the process of a command, `python -m aligner_jax.…`. Does nothing in other processes.
 
-    Until `may_raise` is called SIGINT and SIGTERM end it at once, with one line and the status 130 or 143: an
-    exception in the middle of an import is a traceback of a hundred lines, or is taken for a missing library.
+    Until `may_raise` is called, SIGINT and SIGTERM end the process at once, with one line and status 130 or 143. An
+    exception during an import would be a traceback of a hundred lines, or be taken for a missing library.
     """
     global _is_command
-    # Python has this there while it imports the package of the module that -m names, which may be a user's own.
+    # sys.argv is ["-m"] while Python imports the package of the module that -m names, which may be a user's own.
     if getattr(sys, "argv", [])[:1] != ["-m"] or not any("aligner_jax." in word for word in sys.orig_argv):
         return
     _is_command = True
-    # Signals that the parent has ignored (nohup, a shell's background) stay so.
+    # Signals that the parent ignores (nohup, a background job) stay ignored.
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) == usual:
             signal.signal(number, _end)
     open_closed_streams()
-    # The function that is registered first runs last, when all is done: Python takes the handlers away as it ends.
+    # Python removes the handlers as it exits. The function registered first runs last, after all other work.
     atexit.register(_ignore)
 
 
 def may_raise(*, lasting: bool) -> None:
-    """Lets SIGINT raise KeyboardInterrupt from here on, and SIGTERM end the process silently unless it is `lasting`.
+    """Lets SIGINT raise KeyboardInterrupt from now on, and SIGTERM end the process silently unless it is `lasting`.
 
-    Where Python would print the exception and go on (in a finalizer, a callback of the garbage collector) it ends the
-    process, unless a handler of its own keeps the signal in mind.
+    In a finalizer or a callback of the garbage collector, Python would print the KeyboardInterrupt and go on. There it
+    ends the process instead, unless another handler was installed, which records the signal.
     """
     sys.unraisablehook = _take_unraisable
     if signal.getsignal(signal.SIGINT) is _end:
@@ -49,7 +49,7 @@ def may_raise(*, lasting: bool) -> None:
 
 
 def may_not_raise() -> None:
-    """Lets SIGINT end a command at once again: as Python itself ends, an exception is a traceback that helps nobody."""
+    """Lets SIGINT end a command at once again: while Python exits, an exception would only print a traceback."""
     if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 
@@ -57,13 +57,13 @@ def may_not_raise() -> None:
 def open_closed_streams() -> None:
     """Opens /dev/null in place of standard streams that the parent has closed.
 
-    Else the next file that is opened gets the number of one, and what a library prints ends up in it.
+    Otherwise the next opened file gets the descriptor of a closed stream, and receives the output of libraries.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest number that is free, which is this one.
+            # os.open returns the lowest free descriptor, which is `number`.
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -72,7 +72,7 @@ def open_closed_streams() -> None:
 
 def _take_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
     if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-        # TensorStore tells of the other parts of a save that failed, when nobody listens any more.
+        # TensorStore reports the other parts of a failed save when its event loop is already closed.
         if str(unraisable.exc_value) != "Event loop is closed":
             sys.__unraisablehook__(unraisable)
     elif _is_command and signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _end):

@@ -1,4 +1,4 @@
-"""A run that waits too long ends and says what for: an input that stalls, a peer that hangs."""
+"""Watchdog: ends a run that waits too long, for a stalled input or a hanging peer, and names the wait."""
 
 import threading
 from typing import NamedTuple, Self
@@ -14,13 +14,13 @@ class _Wait(NamedTuple):
 
 
 class Watchdog:
-    """Ends the process with status `exit.STALLED` when one wait is too long. A context manager.
+    """A context manager that ends the process with status `exit.STALLED` if a single wait is too long.
 
-    Time in which the process itself was stopped does not count.
+    Time in which the process itself is stopped does not count.
     """
 
     def __init__(self, stall: StallConfig) -> None:
-        """With the limits of the config."""
+        """Takes the limits from the config."""
         self._stall = stall
         self._wait: _Wait | None = None
         self._closed = threading.Event()
@@ -29,11 +29,11 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True) if limits else None
 
     def waiting_for(self, what: str, *, compiles: bool = False) -> None:
-        """From now on the run waits for this, and for nothing before.
+        """Starts a new wait, which ends the previous one.
 
         Args:
-          what: for the message, as in "step 3".
-          compiles: whether something may be compiled in that time, for which there is a limit of its own.
+          what: object of the wait for the error message, as in "step 3".
+          compiles: True if the wait may include a compilation, which has a separate limit.
         """
         limit, field = (
             (self._stall.compile_seconds, "compile_seconds") if compiles else (self._stall.seconds, "seconds")
@@ -51,7 +51,7 @@ class Watchdog:
             self._thread.join()
 
     def _watch(self) -> None:
-        # Ticks are counted, not the clock's time: while the process is stopped there are none.
+        # Counts ticks instead of clock time, since none occur while the process is stopped.
         seen, ticks = self._wait, 0
         while not self._closed.wait(self._tick):
             if self._wait is not seen:

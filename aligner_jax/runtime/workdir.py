@@ -1,4 +1,4 @@
-"""The folder of a run: of one run at a time, the same for all its processes, and the same until the run ends."""
+"""Workdir of a run: held by one run at a time, shared by its processes, and unchanged until the run ends."""
 
 import contextlib
 import fcntl
@@ -15,23 +15,23 @@ from aligner_jax.files.content import exists, read_bytes
 from aligner_jax.runtime import agreement, distributed
 from aligner_jax.runtime.files import reason
 
-# Files that `write_atomically` had not renamed when its process was killed.
+# Temporary files that `write_atomically` leaves behind in a killed process.
 _UNFINISHED = re.compile(
     r"\.(config\.json|inputs\.json|metrics\.jsonl|report\.json|adapter(_\d+)?\.safetensors|reference_\w+\.npz)\.\w{8}"
 )
-# Seconds that a network disk may take until the other processes see a new file.
+# Seconds until a network disk shows a new file to other processes.
 _SHOWN_SECONDS = 10
 
 
 class Workdir:
-    """A run's folder, which is made. A context manager; meanwhile no other run enters one for the same folder.
+    """A run's folder, made if it does not exist. A context manager that locks the folder against other runs.
 
-    It is the first process that holds the folder, and a killed one holds nothing. File systems without locks are let
-    pass. A run that ends before it has written anything leaves no folder behind that it made.
+    Process 0 holds the lock, which also ends if the process is killed. File systems without locks are accepted. A run
+    that ends before it has written anything removes the folders that it made.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Takes the folder at `path`. Raises InputError where that is a name that checkpoints cannot have."""
+        """Takes the folder at `path`. Raises InputError if its name is not UTF-8, which checkpoints require."""
         self.path = Path(path)
         self._made: list[Path] = []
         self._handle: int | None = None
@@ -46,10 +46,10 @@ class Workdir:
             ) from None
 
     def check(self) -> None:
-        """Does nothing while the folder is the one that the run began in; called before anything is written there.
+        """Checks that the folder is still the one that the run began in. Call it before writing there.
 
         Raises:
-          InputError: it was removed, moved or emptied.
+          InputError: the folder was removed, moved or emptied.
         """
         if gone := self._gone():
             raise InputError(
@@ -72,7 +72,7 @@ class Workdir:
 
     def __exit__(self, *_: object) -> None:
         gone = self._identity is not None and self._gone() is not None
-        # Where one has gone, threads of a save may have made an empty shell again.
+        # If the folder has gone, threads of a save may have made it again, empty.
         shell = [self.path / "checkpoints", self.path] if gone or self._made else []
         for folder in [*shell, *self._made]:
             with contextlib.suppress(OSError, ValueError):
@@ -130,7 +130,7 @@ class Workdir:
             )
 
     def _gone(self) -> Path | None:
-        """Returns what has gone: the folder, or its config.json from the moment that there was one."""
+        """Returns the path that has gone, the folder or the config.json seen earlier; None if nothing has."""
         try:
             there = os.stat(self.path)
         except OSError as error:
@@ -139,9 +139,9 @@ class Workdir:
         is_same = (there.st_dev, there.st_ino) == self._identity
         content = read_bytes(config) if exists(config) else None
         if content is None:
-            # A removal that a save interrupts leaves a folder without it.
+            # A removal of the folder during a save can leave the folder without its config.json.
             return config if self._config is not None else None
         if is_same:
             self._config = content
-        # Mounted buckets may give a folder another number, but the config in it stays.
+        # Mounted buckets may change a folder's inode number, but not the config in it.
         return self.path if self._config is not None and content != self._config else None

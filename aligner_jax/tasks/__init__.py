@@ -1,1 +1,1 @@
-"""Training tasks: each objective with its feed, its held-out evaluation and its report, and the loop that runs them."""
+"""Training tasks: every objective with its feed, held-out evaluation and report, and the training loop."""

@@ -1,4 +1,4 @@
-"""The adapter that a run begins with: fresh or from a file, one or a sweep's stack of them."""
+"""Initial adapter of a run: fresh or from a file; a stack of adapters for a sweep."""
 
 import functools
 
@@ -17,20 +17,21 @@ _SECTION = "config.adapter"
 
 
 def method_choice() -> Choice:
-    """Returns the section of configs whose options belong to a method, for `command.load_config`."""
+    """Returns the adapter section as a `Choice`: `command.load_config` drops options that a new method lacks."""
     return Choice("adapter", "method", AdapterConfig.method, {name: option_names(name) for name in METHODS})
 
 
 def first_adapter(config: TrainConfig, model: LlamaConfig, base: Base | None = None) -> Adapter:
-    """Returns what training begins with: an adapter, or a stack of the sweep's, in the dtype of the optimizer's state.
+    """Returns the initial adapter, or the sweep's stack of adapters, in the dtype of the optimizer state.
 
     Args:
-      model: of the base.
-      base: the base that the saved adapter of `config.adapter.init_from` is read beside. Without one a fresh adapter
-        stands for it, which has the same shapes: enough to plan.
+      model: architecture of the base.
+      base: the base that the saved adapter of `config.adapter.init_from` is checked against. If None, a fresh adapter
+        of the same shapes is returned in its place, which is enough for planning.
 
     Raises:
-      InputError: see `check_adapter`; or the model cannot have the options, or the saved adapter has others.
+      InputError: the model does not support the options, or the saved adapter has a different method or options; for
+        other causes see `check_adapter`.
     """
     check_adapter(config)
     one = functools.partial(_one, config, model, base)
@@ -41,11 +42,10 @@ def first_adapter(config: TrainConfig, model: LlamaConfig, base: Base | None = N
 
 
 def check_adapter(config: TrainConfig) -> None:
-    """Refuses a config whose method cannot be, before anything is loaded.
+    """Refuses an invalid adapter method or options, before anything is loaded.
 
     Raises:
-      InputError: an unknown method or option; or the base is quantized, or there is a sweep, and the method cannot have
-        that.
+      InputError: the method or an option is unknown, or the method supports no quantized base or no sweep.
     """
     name = config.adapter.method
     complete_options(name, None, config.adapter.options, section=_SECTION)

@@ -1,4 +1,4 @@
-"""The loop of a training run: its steps, and what is logged, judged and saved on the way."""
+"""Training loop: takes the steps, logs metrics, evaluates and saves checkpoints."""
 
 import dataclasses
 import time
@@ -34,14 +34,14 @@ from aligner_jax.tasks.task import row_options
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training run that is about to take its steps.
+    """Inputs of the training loop.
 
     Attributes:
       program: the step, jitted for the run's mesh.
-      params: the frozen base.
-      reference: the frozen adapter that the objective compares with in every step; None: none.
-      model_flops: model FLOPs of one adapter's step on a batch.
-      evaluate: held-out metrics of a state, by name; None where nothing is held out.
+      params: parameters of the frozen base.
+      reference: the frozen adapter that the objective compares with in every step, or None.
+      model_flops: returns the model FLOPs of one adapter's step on a batch.
+      evaluate: returns the held-out metrics of a state, by name; None without held-out examples.
     """
 
     config: TrainConfig
@@ -59,15 +59,15 @@ class Run:
 
 
 def run_steps(run: Run, state: TrainState) -> TrainState:
-    """Runs the steps from the state's to the last, with metrics, held-out losses and checkpoints on the way.
+    """Takes the remaining steps and returns the final state; logs, evaluates and saves checkpoints on the way.
 
     Raises:
-      Stopped: the process was asked to stop, and the step it is at is saved.
-      InputError: too many steps in a row were skipped, and the step it is at is saved; or nothing can be written; or
-        the feed made a batch of another shape than the objective declares.
+      Stopped: the process was asked to stop. The current step is saved.
+      InputError: too many consecutive steps were skipped (the current step is saved), a file cannot be written, or a
+        batch does not have the shapes that the objective declares.
     """
     config, first, updates = run.config, int(state.step), optim.updates_made(state.optimizer)
-    # One copy on the devices for all steps, which make no implicit transfer.
+    # Copied to the devices once, since steps may make no implicit transfer.
     run = dataclasses.replace(run, reference=jax.device_put(run.reference, run.program.replicated))
     run.stop_requests.begin_steps()
     with (
@@ -87,11 +87,11 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
             batch, (state, metrics), began = take(step, state)
             if (step - 1) % config.log_every == 0 and step - 1 > log.last_step:
                 log(step - 1, began)
-            # Every adapter of a sweep has all rows.
+            # Every adapter of a sweep trains on all rows.
             times = config.sweep.num_adapters or 1
             window.add(metrics, times * int(np.count_nonzero(batch.segment_ids_bt)), times * run.model_flops(batch))
             if step == config.steps:
-                # The window of the steps before is closed: the last step's time is its own.
+                # No later step counts the last one. Waiting for it here adds no time to windows already logged.
                 take.count_skipped(metrics)
             progress.advance(step)
             if run.evaluate is not None and config.eval_every and step % config.eval_every == 0:
@@ -102,7 +102,7 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
             if step % config.checkpoint.every == 0 or step == config.steps or ended:
                 run.watchdog.waiting_for(f"step {step}")
                 if step % config.log_every == 0 or step == config.steps or ended:
-                    # Before the checkpoint: a run that is killed in between would not log this step again.
+                    # Logged before it is saved: a run killed in between would otherwise never log this step.
                     log(step)
                 run.watchdog.waiting_for(f"the checkpoint of step {step}")
                 run.checkpoints.save(step, state, run.feed.get_state())
@@ -114,7 +114,7 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
 
 
 class _Steps:
-    """Takes one step after the other, and counts the skipped ones."""
+    """Takes the steps and counts the skipped ones."""
 
     def __init__(self, run: Run, skipped: SkippedSteps) -> None:
         objective, _ = objective_of(run.config)
@@ -123,7 +123,7 @@ class _Steps:
         self.skipped = skipped
 
     def __call__(self, step: int, state: TrainState) -> tuple[Batch, tuple[TrainState, StepMetrics], float | None]:
-        """Returns the batch, what the step returned of it, and when the steps before had ended; None if they run."""
+        """Takes a step; returns its batch, its result, and the end time of the previous steps (None if they run)."""
         run = self._run
         run.watchdog.waiting_for(f"the batch of step {step}")
         batch = run.feed.next(state)
@@ -133,22 +133,22 @@ class _Steps:
         called = time.monotonic()
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             state, metrics = run.program.step(state, run.params, rows, run.reference)
-        # Some backends compute within the call: then the steps before had ended when it began.
+        # Some backends compute within the call, so the previous steps had ended when it began.
         at_once = cast(Any, metrics.loss).is_ready()
-        # The step is running by now: fetching the one before does not hold it up.
+        # This step is dispatched by now, so fetching metrics of the previous one does not delay it.
         if self._before is not None:
             self.count_skipped(self._before)
         self._before = metrics
         return batch, (state, metrics), called if at_once else None
 
     def count_skipped(self, metrics: StepMetrics) -> None:
-        """Waits for a step, and counts it if it was skipped."""
+        """Waits for a step and counts it if it was skipped."""
         self.skipped.add(jax.device_get(metrics.skipped))
 
 
 @dataclasses.dataclass
 class _Log:
-    """Writes the metrics of a window of steps; `last_step` is the last that was logged."""
+    """Logs the metrics of a window of steps; `last_step` is the last logged step."""
 
     run: Run
     window: Window
@@ -157,7 +157,7 @@ class _Log:
     last_step: int
 
     def __call__(self, step: int, ended: float | None = None) -> None:
-        """Logs the steps up to this one; `ended`: see `Window.close`."""
+        """Logs the window that ends at `step`; for `ended` see `Window.close`."""
         self.last_step, metrics = step, self.window.close(ended)
         self.run.workdir.check()
         self.writer.write(step, **metrics)
@@ -174,7 +174,10 @@ def _window(run: Run, updates: Int[np.ndarray, "*a"]) -> Window:
 
 
 def logged_rates(config: TrainConfig) -> dict[str, float]:
-    """What the schedules begin from, by metric: of a sweep of rates each adapter's, and the first's as the main one."""
+    """Returns the base learning rates by metric name: `learning_rate`, and `learning_rate_i` for a sweep of rates.
+
+    In a sweep of rates, `learning_rate` is that of adapter 0.
+    """
     of_sweep = config.sweep.lr
     each = {f"learning_rate_{i}": rate for i, rate in enumerate(of_sweep)}
     return {"learning_rate": of_sweep[0] if of_sweep else config.optim.lr, **each}

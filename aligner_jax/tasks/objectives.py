@@ -1,4 +1,4 @@
-"""Objectives by name, and the one that a config asks for. A new objective is a file of its own and one line here."""
+"""Objectives by name. A new objective is a file of its own and one line here."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ OBJECTIVES: dict[str, Objective] = {"sft": SFT, "dpo": DPO, "ipo": IPO}
 
 
 def objective_of(config: TrainConfig) -> tuple[Objective, Options]:
-    """Returns the objective that a config names, and its options.
+    """Returns the objective that the config names, and its options.
 
     Raises:
-      InputError: there is no such objective, or one of its options, or another field of the config, does not fit it.
+      InputError: the objective is unknown, or one of its options or another field of the config does not fit it.
     """
     name = config.objective.name
     if name not in OBJECTIVES:
@@ -37,7 +37,7 @@ def objective_of(config: TrainConfig) -> tuple[Objective, Options]:
 
 
 def complete(config: TrainConfig) -> TrainConfig:
-    """Returns the config with every option of its objective, and no other.
+    """Returns the config with all options of its objective and none of other objectives.
 
     Raises:
       InputError: see `objective_of`.
@@ -48,12 +48,12 @@ def complete(config: TrainConfig) -> TrainConfig:
 
 
 def parse_complete(config: ConfigDict | Mapping[str, Any]) -> TrainConfig:
-    """Returns the `complete` config of a ConfigDict or dict; for the errors see `runtime.config.parse_config` too."""
+    """Parses a ConfigDict or dict and completes it; raises as `runtime.config.parse_config` and `complete` do."""
     return complete(runtime_config.parse_config(config))
 
 
 def _own_options(config: TrainConfig) -> dict[str, object]:
-    """Returns the options in a config without those of other objectives, which may stand there at their defaults."""
+    """Returns the options of the config's objective; those of other objectives may be given only at their defaults."""
     defaults = {name: _defaults(objective) for name, objective in OBJECTIVES.items()}
     chosen, own = config.objective.name, {}
     for key, value in config.objective.options.items():

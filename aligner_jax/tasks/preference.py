@@ -1,4 +1,4 @@
-"""Learning from preferences, against a frozen reference."""
+"""Preference learning against a frozen reference: DPO and IPO."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +29,7 @@ from aligner_jax.weights.base import Base
 
 
 def preference_task(beginning: Beginning) -> Task:
-    """Returns the task of a run that learns from preferences, against the reference that the config names."""
+    """Returns the task of preference learning against the reference that the config names."""
     config, base, console = beginning.config, beginning.base, beginning.console
     options, initial = beginning.options, beginning.initial
     reference = load_reference(options.reference, base, initial)
@@ -71,7 +71,7 @@ def preference_task(beginning: Beginning) -> Task:
         write_atomically(path.with_name("report.json"), json.dumps(finite_or_none(result.as_dict()), indent=2) + "\n")
         preference.show(result, console)
 
-    # With tables the steps have no use for the adapter itself.
+    # The steps do not need the reference adapter if its log-probabilities are cached.
     in_steps = None if tables else reference
     return Task(
         made_from, feed, in_steps, bool(heldout), lambda adapter: measure(adapter)[0].as_metrics(), write_report
@@ -79,7 +79,11 @@ def preference_task(beginning: Beginning) -> Task:
 
 
 def load_pairs(config: TrainConfig, base: Base, console: Console, context: int) -> tuple[list[Pair], list[Pair]]:
-    """As `load_data`, of preferences: the training and the held-out pairs."""
+    """Reads and tokenizes the training and the held-out preference pairs, and prints their number.
+
+    Args:
+      context: maximum tokens of a document, see `task.context_length`.
+    """
     tokenizer, data = tokenizer_of(base, config), config.data
     pairs = []
     for name, part in zip(("training", "held-out"), split_examples(config, console), strict=True):
@@ -96,10 +100,10 @@ def load_pairs(config: TrainConfig, base: Base, console: Console, context: int) 
 def reference_tables(
     beginning: Beginning, reference: Adapter | None, parts: dict[str, list[Pair]]
 ) -> dict[str, np.ndarray]:
-    """The reference's log-probabilities of all pairs' tokens: those in the workdir, or else computed and kept there."""
+    """Returns the reference's log-probabilities of all pairs, by part; computes and saves those not in the workdir."""
     config, base, workdir, console = beginning.config, beginning.base, beginning.workdir, beginning.console
     tables = {}
-    # The workdir is this run's from its first file on; what is there already stays until the run goes on.
+    # The config is saved first, since it marks the workdir as this run's. An existing one stays until the run resumes.
     workdir.check()
     if not (workdir.path / "config.json").exists():
         save_config(config, workdir.path)
@@ -118,14 +122,14 @@ def reference_tables(
 
 
 def _checked(batches: Iterable[PairBatch], check: Callable[[], None]) -> Iterator[PairBatch]:
-    """The batches, between which a run that is asked to stop does."""
+    """Yields the batches and calls `check` before each one, which ends a run that was asked to stop."""
     for batch in batches:
         check()
         yield batch
 
 
 def check_preferences(config: TrainConfig) -> None:
-    """Refuses fields of a config that preferences cannot be learnt with. Raises InputError."""
+    """Refuses config fields that do not fit preference learning. Raises InputError."""
     data = config.data
     if data.loss_on != "answers":
         raise InputError(f"config.data.loss_on is {data.loss_on!r}, but a preference is between answers")
@@ -141,7 +145,7 @@ def check_preferences(config: TrainConfig) -> None:
 
 
 def preference_objective(options: type[preference_loss.PreferenceOptions]) -> Objective:
-    """Returns the objective whose losses are those of the options."""
+    """Returns the objective with the loss of the given options."""
     return Objective(
         options=options, sums=preference_loss.sums, metrics=preference_loss.METRICS, batch=PairBatch,
         task=preference_task, check=check_preferences,

@@ -1,4 +1,4 @@
-"""The training step of a config as a program for a mesh of devices: what is run, and what is planned."""
+"""Training step of a config as a program for a device mesh. Training runs it, and the planner compiles it."""
 
 import dataclasses
 from typing import Any
@@ -22,14 +22,13 @@ from aligner_jax.tasks.task import row_options
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A step that is jitted for its mesh, and where its arguments are.
+    """A training step that is jitted for a mesh, with the shardings of its arguments.
 
     Attributes:
-      step: (state, params, batch, reference) to (state, metrics); donates the state. Trace it with `mesh` and `rules`
-        in context (`sharding.use`).
-      optimizer: what makes the state's optimizer part.
-      params_sharding: of each parameter.
-      batch_sharding: of every array of a batch.
+      step: maps (state, params, batch, reference) to (state, metrics); donates the state. Trace it within `use()`.
+      optimizer: the optimizer that the step applies.
+      params_sharding: shardings of the base's parameters.
+      batch_sharding: sharding of every array of a batch.
       replicated: sharding of the state, the reference and the metrics.
     """
 
@@ -42,12 +41,15 @@ class Program:
     replicated: NamedSharding
 
     def use(self) -> Any:
-        """Mesh and rules as the context in which the step is traced."""
+        """Returns the context in which the step is traced: mesh and rules."""
         return sharding.use(self.mesh, self.rules)
 
 
 def make_program(config: TrainConfig, model: LlamaConfig, adapter: Adapter, mesh: Mesh) -> Program:
-    """The program of a config's step. The adapter's arrays, or the sweep's, may be `jax.ShapeDtypeStruct`s.
+    """Returns the program of a config's training step.
+
+    Args:
+      adapter: the adapter, or the sweep's stack of adapters; its arrays may be `jax.ShapeDtypeStruct`s.
 
     Raises:
       InputError: the mesh does not divide the rows or the model.
@@ -72,10 +74,10 @@ def make_program(config: TrainConfig, model: LlamaConfig, adapter: Adapter, mesh
 
 
 def abstract_arguments(config: TrainConfig, model: LlamaConfig, program: Program, dtype: str) -> tuple[Any, ...]:
-    """What the step is called with, as `jax.ShapeDtypeStruct`s where the program wants it: nothing is allocated.
+    """Returns the step's arguments as `jax.ShapeDtypeStruct`s with the program's shardings; allocates nothing.
 
     Args:
-      dtype: of the base.
+      dtype: dtype of the base.
 
     Returns:
       (state, params, batch, reference), for `program.step.lower`.
@@ -93,12 +95,12 @@ def abstract_arguments(config: TrainConfig, model: LlamaConfig, program: Program
 
 
 def quantization_of(base: BaseConfig) -> Quantization | None:
-    """How the projections of a config's base are held."""
+    """Returns the quantization of the base's projections, or None."""
     return None if base.quantization == "none" else Quantization(base.quantization, base.group_size)
 
 
 def abstract_batch(config: TrainConfig) -> Batch:
-    """Returns a batch of the config's data, as shapes."""
+    """Returns a batch of the config, with `jax.ShapeDtypeStruct`s in place of arrays."""
     objective, options = objective_of(config)
     return abstract(objective.batch, objective.batch.sizes(**row_options(config.data)), carrying=options.carried)
 
@@ -112,7 +114,7 @@ def _struct(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """The run's optimizer: of one adapter, or of a sweep."""
+    """Returns the run's optimizer, for one adapter or for a sweep."""
     if config.sweep.num_adapters is None:
         return optim.make_optimizer(config.optim, config.steps)
     rates = config.sweep.lr or (config.optim.lr,) * config.sweep.num_adapters
@@ -120,7 +122,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def row_multiple(config: TrainConfig, mesh: Mesh, rules: sharding.Rules | None = None) -> int:
-    """What `data.batch_size` must be a multiple of: every device has as many rows in every part of the accumulation."""
+    """Returns the rows that `data.batch_size` must be a multiple of, to give all devices equal rows in every part."""
     shards = sharding.batch_sharding(mesh, rules or sharding.rules_of(config.mesh)).shard_shape((mesh.size,))
     objective, _ = objective_of(config)
     return mesh.size // shards[0] * config.optim.accumulate * objective.batch.rows_a_unit(config.data.packing)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the examples' answers."""
+"""Supervised fine-tuning on the answers of examples."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from aligner_jax.weights.base import Base
 
 
 def sft_task(beginning: Beginning) -> Task:
-    """Returns the task of a run that learns the examples' answers."""
+    """Returns the task of supervised fine-tuning."""
     config, base, console = beginning.config, beginning.base, beginning.console
     adapter = beginning.initial
     data = load_data(config, base, console, context_length(base, adapter))
@@ -67,7 +67,12 @@ SFT = Objective(options=Options, sums=sft.sums, batch=Batch, task=sft_task, swee
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Tokenized documents of a run, the held-out examples, and the questions and prompts that are answered of them."""
+    """Data of a run.
+
+    Attributes:
+      train, heldout: tokenized documents.
+      heldout_questions, heldout_prompts: those of the held-out examples that the report generates answers for.
+    """
 
     train: list[pipeline.Document]
     heldout: list[pipeline.Document]
@@ -77,10 +82,10 @@ class Data:
 
 
 def load_data(config: TrainConfig, base: Base, console: Console, context: int | None = None) -> Data:
-    """Reads, wraps and tokenizes the training and held-out examples, and says how many there are.
+    """Reads the training and held-out examples, applies the template, tokenizes, and prints a summary.
 
     Args:
-      context: tokens that a document may have, see `task.context_length`; None sets no limit.
+      context: maximum tokens of a document, see `task.context_length`; None sets no limit.
     """
     tokenizer, data = tokenizer_of(base, config), config.data
     examples, heldout_examples = split_examples(config, console)
@@ -91,7 +96,7 @@ def load_data(config: TrainConfig, base: Base, console: Console, context: int | 
             sequence_length=data.sequence_length, context_length=context, overlong=data.overlong,
         )  # fmt: skip
         console.out(f"{name}: {summary}")
-    # What was cut or dropped may have a prompt without room for an answer.
+    # Held-out examples that were truncated or dropped may have a prompt that leaves no room for an answer.
     room = base.config.context_length - config.report.max_new_tokens
     asked = [(e.question, render_example_prompt(e, tokenizer, data.template, data.system)) for e in heldout_examples]
     asked = [each for each in asked if len(tokenizer.encode(each[1], bos=tokenizer.add_bos)) <= room]
@@ -110,8 +115,12 @@ def report(
     path: Path,
     console: Console,
 ) -> None:
-    """Prints what changed on the held-out examples, and writes it beside the adapter as report.json."""
-    # At strength 0 it is the base, bit for bit, without a compilation of its own.
+    """Measures the base and the adapter on the held-out examples; prints the result and writes report.json.
+
+    Args:
+      path: the adapter's file; report.json is written beside it.
+    """
+    # Strength 0 equals the base bit for bit, and needs no further compilation.
     base_alone = with_strength(adapter, 0.0) if has_strength(adapter) else None
     before, after = (
         before_after.measure(

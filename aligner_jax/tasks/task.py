@@ -1,4 +1,4 @@
-"""Objectives and the tasks that they make of a config: the batches to learn from, and the judgement of the result."""
+"""Objectives and training tasks: the feed of batches, held-out evaluation and the report."""
 
 import dataclasses
 import functools
@@ -24,14 +24,16 @@ from aligner_jax.weights.base import Base
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A training task: the feed, the reference that the objective needs, and the judgement of the result.
+    """A training task: the feed, the reference of the objective, held-out evaluation and the report.
 
     Attributes:
-      made_from: digests of all that every step depends on besides the config, by names that can stand in a sentence.
+      made_from: digests of the step's inputs other than the config, by names that can stand in a sentence.
       feed: makes the batches.
-      reference: the adapter that every step computes with; None: none.
+      reference: the frozen adapter that every step compares with, or None.
+      has_heldout: True if there are held-out examples.
       evaluate: returns the held-out metrics of an adapter, by name.
-      report: prints what training changed, and writes it beside the adapter's file as report.json.
+      report: prints metrics before and after training, and writes report.json beside the adapter's file, the second
+        argument.
     """
 
     made_from: dict[str, str]
@@ -44,12 +46,12 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Beginning:
-    """All that a task is made from.
+    """Inputs that a task is made from.
 
     Attributes:
-      options: of the objective, `config.objective` parsed.
-      initial: the adapter, or the sweep's stack, that training begins with.
-      check: is called between the parts of the work, and ends a run that was asked to stop.
+      options: options of the objective, parsed from `config.objective`.
+      initial: the initial adapter, or the sweep's stack of adapters.
+      check: ends a run that was asked to stop; called between the parts of long work.
     """
 
     config: TrainConfig
@@ -63,16 +65,16 @@ class Beginning:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """An objective: all that a run needs to know of it. `tasks.objectives.OBJECTIVES` has them by name.
+    """A training objective. `tasks.objectives.OBJECTIVES` lists them by name.
 
     Attributes:
-      options: the dataclass of its fields of `config.objective`; a subclass of `Options`.
-      sums: sums over a part of a batch, see `objectives.loss.Sums`; takes the options too, as `options`.
-      metrics: names of the metrics among them.
-      batch: the class of its batches.
+      options: dataclass of the objective's fields in `config.objective`; a subclass of `Options`.
+      sums: returns the sums over a part of a batch, see `objectives.loss.Sums`; takes `options` as a keyword too.
+      metrics: names of the metrics that `sums` returns.
+      batch: class of the batches.
       task: makes the run's feed, held-out evaluation and report.
-      sweeps: its sums are each adapter's own where there is a stack of them.
-      check: raises InputError where another field of a config does not fit the objective.
+      sweeps: True if `sums` returns separate sums for the adapters of a stack, so that sweeps are supported.
+      check: raises InputError if another field of the config does not fit the objective.
     """
 
     options: type[Options]
@@ -84,25 +86,25 @@ class Objective:
     check: Callable[[TrainConfig], None] = lambda config: None
 
     def loss(self, options: Options) -> Loss:
-        """Returns the loss that the step minimises."""
+        """Returns the loss that the training step minimizes."""
         return Loss(functools.partial(self.sums, options=options), self.metrics)
 
 
 def tokenizer_of(base: Base, config: TrainConfig) -> Tokenizer:
-    """The base's tokenizer. Raises InputError where it has none."""
+    """Returns the base's tokenizer. Raises InputError if it has none."""
     if base.tokenizer is None:
         raise InputError(f"{config.base.path} has no tokenizer (tokenizer.json or tokenizer.model), and text needs one")
     return base.tokenizer
 
 
 def split_examples(config: TrainConfig, console: Console) -> tuple[list[Example], list[Example]]:
-    """The training and the held-out examples, and a line about each file that is read.
+    """Returns the training and the held-out examples, and prints a line about every file.
 
-    No prompt is in both: with a held-out file of its own what is held out is left out of training. Of equal held-out
-    examples one is kept.
+    The two share no prompt: prompts of a separate held-out file are left out of training. Repeated held-out examples
+    are kept once.
 
     Raises:
-      InputError: a file cannot be used, or nothing is left to train on.
+      InputError: a file cannot be used, or no training examples remain.
     """
     data = config.data
 
@@ -144,10 +146,10 @@ def split_examples(config: TrainConfig, console: Console) -> tuple[list[Example]
 
 
 def context_length(base: Base, adapter: Adapter) -> int:
-    """Returns how many tokens a document may have: the base's context without the positions of prompt tuning."""
+    """Returns the maximum tokens of a document: the base's context less the positions that prompt tuning takes."""
     return base.config.context_length - first_position(adapter, base.params, base.config)
 
 
 def row_options(data: DataConfig) -> dict[str, Any]:
-    """Returns the options of all functions that make rows of documents or pairs."""
+    """Returns the keyword arguments shared by the functions that make rows of documents or pairs."""
     return {name: getattr(data, name) for name in ("batch_size", "sequence_length", "packing")}
