@@ -114,7 +114,8 @@ def load_tasks(options: HarnessOptions, folder: Path) -> tuple[Any, list[Any]]:
         damaged = damaged_files(options.include)
         folders.append(options.include)
     with _mistakes_as_sentences("the task files cannot be read"):
-        # The harness's own files are thousands and slow to read, so they are read only if a name needs them.
+        # The harness's own files are thousands and slow to read, and few of their tasks run without a hub. So they are
+        # read only if a name needs them.
         manager = TaskManager(include_path=folders, include_defaults=False)
         if not all(fnmatch.filter(manager.all_tasks, name) for name in options.tasks):
             manager = TaskManager(include_path=folders)

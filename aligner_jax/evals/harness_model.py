@@ -34,7 +34,7 @@ def harness_model(subject: Subject, kept: Kept, console: Console, *, seed: int =
     - A context and its continuation are encoded together.
     - A BOS is added if the tokenizer's files ask for one and the text does not begin with it.
     - An empty context (or one of white space) is replaced by the BOS, or by the EOS if there is no BOS.
-    - Texts that are too long lose their beginning.
+    - Requests that are too long lose their beginning, except in `loglikelihood_rolling`, which splits them in windows.
     - Chats are rendered as in `harness_chat`, and answers are decoded and stopped as in `answer_text.AloneAnswer`.
 
     There is one difference: answers also end at tokens that end an assistant's turn, while `hf` stops only at the
