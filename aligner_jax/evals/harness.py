@@ -148,7 +148,7 @@ def _mistakes_as_sentences(what: str) -> Iterator[None]:
         if any(Path(file).is_relative_to(_PACKAGE) and file != __file__ for file in code):
             raise
         first: BaseException = error
-        # For damaged data, the outermost error says only that they could not be loaded.
+        # The outermost error of damaged data says only that they could not be loaded.
         while first.__cause__ is not None:
             first = first.__cause__
         words = str(first).strip().partition("\n")[0]

@@ -124,7 +124,7 @@ def model_class() -> Any:
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             for context, continuation in map(_texts, requests):
-                # With an empty context, the harness reads the first token of the continuation.
+                # The harness reads the first token of the continuation if the context is empty.
                 if not continuation or not (context or self.tok_encode(continuation, add_special_tokens=False)):
                     raise InputError(f"the continuation of {_short(context)} is empty, and so has no likelihood")
             return super().loglikelihood(requests, disable_tqdm=True)

@@ -100,7 +100,12 @@ def evaluate(run: Run, options: MmluGeneratedOptions) -> Outcome:
 def choose_subjects(
     by_subject: dict[str, list[MultipleChoice]], names: tuple[str, ...], limit: int | None
 ) -> dict[str, list[MultipleChoice]]:
-    """Returns the questions of the named subjects (all without names), at most `limit` per subject.
+    """Returns the questions of the named subjects.
+
+    Args:
+      by_subject: questions by subject.
+      names: subjects to return; empty means all.
+      limit: questions per subject at most; None means all.
 
     Raises:
       InputError: a subject is unknown.
