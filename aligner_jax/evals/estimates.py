@@ -3,7 +3,7 @@
 Seeds and held-out examples are both samples: other seeds and other examples would give other means. The variance of the
 mean over both is the sum of two variances: over the seeds, of their means over all examples, and over the examples, of
 their means over all seeds. The sum counts the interaction of seed and example twice, so the intervals are
-conservative. They are Student's, with Satterthwaite's degrees of freedom; with three seeds they are wide, rightly.
+conservative. They are Student's, with Satterthwaite's degrees of freedom, and are wide for three seeds, as they should.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from aligner_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """An estimate with its 95 % confidence interval."""
+    """A value with its 95 % confidence interval."""
 
     value: float
     low: float

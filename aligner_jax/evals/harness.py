@@ -65,7 +65,7 @@ def evaluate(run: Run, options: HarnessOptions) -> Outcome:
     from lm_eval.evaluator import simple_evaluate
 
     disable_progress_bars()
-    # The defaults that its warnings tell of are in results.json, and errors of tasks are raised as exceptions.
+    # Its warnings tell of defaults, which results.json has. Errors of tasks are raised as exceptions.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager, tasks = load_tasks(options, run.folder / "tasks")
     model = harness_model(run.model, run.kept("requests"), run.console, seed=run.config.seed)

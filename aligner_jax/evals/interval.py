@@ -36,8 +36,8 @@ def grouped_interval(value_n: Float[np.ndarray, " n"], group_n: Int[np.ndarray, 
 
     The groups are the sample. The interval is Wilson's with an effective number of trials: the number of independent
     trials that would have the variance seen between groups, at most the number of values (Korn and Graubard, Survey
-    Methodology 24, 1998). Its correction for few groups is the ratio of the normal quantile to Student's. If the groups
-    show no variance, a group counts as one trial.
+    Methodology 24, 1998). For few groups it is multiplied by the squared ratio of the normal quantile to Student's. If
+    the groups show no variance, a group counts as one trial.
 
     Args:
       value_n: values from 0 to 1; values between are averages of several judgements.

@@ -53,7 +53,7 @@ class Subject:
         return PromptFormat.resolve(template, system, recorded, option="--config.evaluation.")
 
     def made_from(self) -> dict[str, str]:
-        """Returns digests of all that results depend on: the base and how it is held, and the adapter."""
+        """Returns digests of everything that the results depend on: the base with its dtype and quantization, and the adapter."""
         return {"base": self.base.identity, "adapter": adapter_digest(self.adapter)}
 
 
