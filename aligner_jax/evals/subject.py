@@ -53,7 +53,7 @@ class Subject:
         return PromptFormat.resolve(template, system, recorded, option="--config.evaluation.")
 
     def made_from(self) -> dict[str, str]:
-        """Returns digests of everything that the results depend on: the base with its dtype and quantization, and the adapter."""
+        """Returns what results depend on: fingerprint, dtype and quantization of the base, digest of the adapter."""
         return {"base": self.base.identity, "adapter": adapter_digest(self.adapter)}
 
 
