@@ -1,4 +1,4 @@
-"""The text of an answer while its tokens are made, and where stop texts end it."""
+"""Decodes an answer while its tokens are generated, and ends it at stop texts."""
 
 import dataclasses
 import itertools
@@ -9,18 +9,18 @@ from aligner_jax.decoding.sampler import continuation
 
 
 class ContinuedAnswer:
-    """Reads an answer together with its prompt, so that it begins with the white space that its tokens stand for."""
+    """Text of an answer that is decoded together with its prompt, which preserves the answer's leading white space."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], until: Sequence[str]) -> None:
         self._tokenizer, self._prompt_ids, self._until = tokenizer, prompt_ids, until
         self._ids: list[int] = []
 
     def add(self, token: int) -> None:
-        """Takes the next token."""
+        """Appends the next token."""
         self._ids.append(token)
 
     def is_over(self) -> bool:
-        """Returns True if a stop text has come; decodes all tokens."""
+        """Returns True if the text contains a stop text. Decodes all tokens."""
         text = self._whole() if self._until else ""
         return any(end in text for end in self._until)
 
@@ -35,30 +35,31 @@ class ContinuedAnswer:
 
 
 class AloneAnswer:
-    """Reads an answer as lm-evaluation-harness's `hf` backend does.
+    """Text of an answer that is decoded as lm-evaluation-harness's `hf` backend does it.
 
-    Its tokens are decoded without the prompt: a SentencePiece vocabulary gives the first word no space. Stop texts are
-    looked for in the last tokens, of which there are two more than the stop text has, special tokens included
-    (`MultiTokenEOSCriteria`), so that the name of a special token ends an answer, and "" does after one token. The
-    text is then cut at each in turn (`postprocess_generated_text`).
+    - The tokens are decoded without the prompt, so with a SentencePiece vocabulary the first word has no leading space.
+    - A stop text is searched for in the last n + 2 tokens, where n is its number of tokens (`MultiTokenEOSCriteria`).
+      Special tokens count as their names, so the name of a special token can end an answer. The stop text "" ends an
+      answer after one token.
+    - The text is then cut at every stop text in turn (`postprocess_generated_text`).
     """
 
     def __init__(self, tokenizer: Tokenizer, until: Sequence[str]) -> None:
         self._tokenizer, self._until = tokenizer, until
-        # Stop texts are only counted: the base need not have embeddings of their tokens.
+        # Only the number of a stop text's tokens is used, so the base need not have embeddings of them.
         counter = dataclasses.replace(tokenizer, num_embeddings=None)
         self._windows = [(end, len(counter.encode(end)) + 2) for end in until]
         self._ids: list[int] = []
         self._is_over = False
 
     def add(self, token: int) -> None:
-        """Takes the next token, where a stop text has not come before it."""
+        """Appends the next token, unless a stop text came before it."""
         if not self._is_over:
             self._ids.append(token)
             self._is_over = any(end in self._with_special(self._ids[-count:]) for end, count in self._windows)
 
     def is_over(self) -> bool:
-        """Returns True if a stop text has come."""
+        """Returns True if a stop text has ended the answer."""
         return self._is_over
 
     def text(self) -> str:

@@ -1,4 +1,4 @@
-"""Answers to any file of questions, for a judge: BeaverTails-Evaluation, for example."""
+"""Answers the questions of any file, for example BeaverTails-Evaluation, for a judge."""
 
 import dataclasses
 
@@ -17,15 +17,17 @@ from aligner_jax.runtime.fields import number
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnswersOptions:
-    """Where the questions are and how they are answered.
+    """Options of the evaluation "answers".
 
     Attributes:
-      path: JSON, JSON lines, Parquet or, with the suffix .csv, CSV.
-      prompt_field: the question's text; every one is asked once.
-      category_field: goes into the file of responses, "" where a record has none.
-      template, system: see `PromptFormat.resolve`.
-      temperature: 0: greedy.
-      top_k: 0: all tokens.
+      path: file of the questions: JSON, JSON lines, Parquet or, with the suffix .csv, CSV.
+      prompt_field: field with the question's text.
+      category_field: field with the question's category, which is copied to the file of responses; "" if a record has
+        none.
+      template, system: format of the prompts; see `PromptFormat.resolve`.
+      temperature: sampling temperature; 0 is greedy.
+      top_k: number of most probable tokens to sample from; 0 means all.
+      max_new_tokens: tokens of an answer at most.
     """
 
     path: str
@@ -39,10 +41,10 @@ class AnswersOptions:
 
 
 def read_questions(options: AnswersOptions) -> list[Question]:
-    """The questions of the file, numbered from 1. Messages quote none of them.
+    """Reads the questions of the file; their ids count from 1. Error messages quote no question.
 
     Raises:
-      InputError: the file cannot be read, a record has no question, or one that was there before; names the line.
+      InputError: the file cannot be read, or a record has no question or repeats one. Names the line.
     """
     questions: list[Question] = []
     seen: dict[str, str] = {}
@@ -57,7 +59,7 @@ def read_questions(options: AnswersOptions) -> list[Question]:
 
 
 def evaluate(run: Run, options: AnswersOptions) -> Outcome:
-    """Answers the questions: the files of responses are the result, and the scores say only how many there are."""
+    """Answers the questions and writes the files of responses. The scores are only the counts of responses."""
     questions = read_questions(options)[: run.config.limit]
     responses = respond(
         run, questions, template=options.template, system=options.system,

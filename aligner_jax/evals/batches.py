@@ -1,4 +1,7 @@
-"""Rows of like lengths together: few lengths are compiled, and the same documents always make the same batches."""
+"""Groups rows of similar length into batches, so that few shapes are compiled.
+
+The same rows always form the same batches.
+"""
 
 from collections.abc import Sequence
 
@@ -6,9 +9,10 @@ SHORTEST = 32
 
 
 def length_bucket(length: int, longest: int) -> int:
-    """What a row of `length` tokens is padded to: 32, 48, 64, 96, 128, 192, …, at most `longest`.
+    """Returns the length that a row of `length` tokens is padded to: 32, 48, 64, 96, 128, 192, …, at most `longest`.
 
-    Each is at most 1.5 times the one before, so no more than a third of a row is padding, but in the shortest.
+    Consecutive lengths differ by a factor of at most 1.5, so at most a third of a row is padding, except in the
+    shortest bucket.
 
     Raises:
       ValueError: the row is longer than `longest`.
@@ -17,16 +21,21 @@ def length_bucket(length: int, longest: int) -> int:
         raise ValueError(f"a row of {length} tokens does not fit {longest}")
     size = SHORTEST
     while size < length:
-        # Powers of two and the numbers half way between them.
+        # The buckets are powers of two and the numbers halfway between them.
         size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
     return min(size, longest)
 
 
 def in_batches(buckets: Sequence[int], batch_size: int) -> list[list[int]]:
-    """The numbers of the rows, in batches of one bucket each, longest first: what takes most is known at once.
+    """Returns batches of row indices. All rows of a batch have the same bucket.
 
-    The order within a bucket is that of the rows, so that the batches are the same whenever the rows are. That is what
-    makes a resumed evaluation give the very bits of one that ran through: a row's last bits can depend on its batch.
+    The longest bucket comes first, so that a lack of memory shows at once. Rows keep their order within a bucket, so
+    equal rows give equal batches. A resumed evaluation is therefore bit-equal to an uninterrupted one: the last bits
+    of a row's result can depend on the other rows of its batch.
+
+    Args:
+      buckets: padded length per row.
+      batch_size: rows per batch at most.
     """
     by_bucket: dict[int, list[int]] = {}
     for number, bucket in enumerate(buckets):

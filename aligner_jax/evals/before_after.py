@@ -1,4 +1,4 @@
-"""What an adapter changed, on held-out examples: loss, the share of answers that have a form, answers side by side."""
+"""Compares a base with and without an adapter on held-out examples: loss, form of the answers, answers side by side."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,14 +15,18 @@ from aligner_jax.peft import Adapter
 from aligner_jax.weights.base import Base
 
 ANSWERS_AT_ONCE = 64
-"""So many prompts' keys and values are held at a time."""
+"""Prompts per batch, which bounds the memory of the cache."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One model on the held-out examples: nats a target token, its answers, the share of them that have the form.
+    """Results of one model on the held-out examples.
 
-    `documents` are the losses of each, in the batches' order: two models' are pairs.
+    Attributes:
+      heldout_loss: mean loss in nats per target token.
+      answers: answers to the prompts; empty if no form is asked for.
+      form_share: share of the answers that have the form, from 0 to 1; None without answers.
+      documents: loss of every document, in the order of the batches; the documents of two models form pairs.
     """
 
     heldout_loss: float
@@ -33,7 +37,15 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class BeforeAfter:
-    """The base and the adapted base on the same held-out examples; `questions` are those the answers answer."""
+    """Results of the base without and with the adapter on the same held-out examples.
+
+    Attributes:
+      before: results of the base alone.
+      after: results with the adapter.
+      questions: questions of the answers.
+      num_params: trained parameters of the adapter.
+      file_bytes: size of the adapter file.
+    """
 
     before: Measured
     after: Measured
@@ -42,7 +54,7 @@ class BeforeAfter:
     file_bytes: int
 
     def as_dict(self) -> dict:
-        """Plain values, for JSON."""
+        """Returns the fields as plain values, for JSON."""
         return dataclasses.asdict(self)
 
 
@@ -55,14 +67,15 @@ def measure(
     form: str | None,
     max_new_tokens: int,
 ) -> Measured:
-    """Held-out loss, and greedy answers to the prompts (as rendered by the template) when a form is asked for.
+    """Computes the held-out loss and, if a form is asked for, greedy answers to the prompts.
 
     Args:
-      form: a key of `FORMS`; None: no answers are generated.
-      max_new_tokens: where answers are cut.
+      prompts: prompts as rendered by the template.
+      form: a key of `FORMS`; None generates no answers.
+      max_new_tokens: tokens of an answer at most.
 
     Raises:
-      InputError: an unknown form, or what `mean_loss` and `sample` raise.
+      InputError: the form is unknown; see also `mean_loss` and `sample`.
     """
     check_form(form)
     documents = document_losses(base.params, adapter, batches, config=base.config)
@@ -76,13 +89,13 @@ def measure(
 
 
 def check_form(form: str | None) -> None:
-    """Refuses a form that is not in `FORMS` (None is no form). Raises InputError."""
+    """Refuses a form that is neither None nor in `FORMS`. Raises InputError."""
     if form is not None and form not in FORMS:
         raise InputError(f"config.report.form is {form!r}, but should be one of {', '.join(FORMS)}")
 
 
 def show(result: BeforeAfter, console: Console, *, samples: int) -> None:
-    """Prints the table, and `samples` answers of each model side by side."""
+    """Prints the table of results, and the first `samples` answers of both models side by side."""
     table = Table(title="Before and after, on held-out examples", title_justify="left")
     table.add_column("")
     table.add_column("base", justify="right")
@@ -101,6 +114,6 @@ def show(result: BeforeAfter, console: Console, *, samples: int) -> None:
     for heading in ("question", "base", "with adapter"):
         answers.add_column(heading, ratio=1, overflow="fold")
     for row in list(zip(result.questions, result.before.answers, result.after.answers, strict=True))[:samples]:
-        # Text, not markup: an answer may hold square brackets.
+        # Answers are text, not markup: they may contain square brackets.
         answers.add_row(*(console.render_str(cell.strip(), markup=False, highlight=False) for cell in row))
     console.print(answers)

@@ -1,4 +1,4 @@
-"""Rows of a CSV file, each with the line it begins on, read a piece at a time."""
+"""Reads the rows of a CSV file in bounded memory, with their line numbers."""
 
 import codecs
 import csv
@@ -11,13 +11,13 @@ from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, open_file
 
 _MOST_COLUMNS = 1000
-# Short fields take 15 times their text in memory.
+# Short fields need 15 times the size of their text in memory.
 _MOST_ROW = 2 * MEBIBYTE
 _PIECE = 2**16
 
 
 class Row(NamedTuple):
-    """Fields of a row, and the lines that it begins and ends on."""
+    """Fields of a row, and the first and the last line of the row, from 1."""
 
     fields: list[str]
     begin: int
@@ -25,14 +25,16 @@ class Row(NamedTuple):
 
 
 def csv_records(path: str | Path) -> Iterator[tuple[dict[str, str], str]]:
-    """Yields the rows as dicts by the header's names; quoted fields may hold line breaks, and blank lines are skipped.
+    """Yields the rows as dicts from column name to field.
+
+    Quoted fields may contain line breaks. Blank lines are skipped.
 
     Yields:
-      The row, and where it begins: "file:line".
+      The row and its position "file:line", where line is the first line of the row.
 
     Raises:
-      InputError: the file cannot be read, has no rows, two columns of one name, more than 1,000 columns, a row of
-        another length than the header, of more than 2 MiB or with a field of more than 128 KiB, or quotes that are not
+      InputError: the file cannot be read or has no rows; two columns have the same name, or there are more than 1,000;
+        a row and the header differ in length; a row has more than 2 MiB or a field more than 128 KiB; or a quote is not
         closed.
     """
     header: list[str] | None = None
@@ -55,10 +57,14 @@ def csv_records(path: str | Path) -> Iterator[tuple[dict[str, str], str]]:
 
 
 def csv_rows(text: BinaryIO, path: str | Path) -> Iterator[Row]:
-    """Yields the rows of a CSV text that is open; a blank line is one without fields.
+    """Yields the rows of an open CSV file. A blank line is a row without fields.
+
+    Args:
+      text: the open file.
+      path: name of the file in error messages.
 
     Raises:
-      InputError: it is not CSV or UTF-8, or a row has more than 2 MiB; names the line.
+      InputError: the text is not CSV or UTF-8, or a row has more than 2 MiB. Names the line.
     """
     lines = _Lines(iter(lambda: text.read(_PIECE), b""), path)
     reader, begin = csv.reader(lines, strict=True), 1
@@ -75,11 +81,11 @@ def csv_rows(text: BinaryIO, path: str | Path) -> Iterator[Row]:
 
 
 class _Lines:
-    """Lines with their ends, of which those since `begin` may have 2 MiB together.
+    """Iterator over lines with their line breaks, which refuses rows of more than 2 MiB.
 
     Attributes:
-      begin: the line that the row begins on.
-      taken: characters of the row so far.
+      begin: first line of the current row.
+      taken: characters of the current row so far.
     """
 
     def __init__(self, pieces: Iterator[bytes], path: str | Path) -> None:
@@ -103,17 +109,17 @@ class _Lines:
     def _split(self, pieces: Iterator[bytes]) -> Iterator[str]:
         rest = ""
         for text in _decoded(pieces, self._path):
+            # The last line is held back: it may end in "\r", the first half of a line break.
             *whole, rest = io.StringIO(rest + text, newline="") if rest or text else [""]
             yield from whole
             if len(rest) > _MOST_ROW:
                 self._take(len(rest))
         if rest:
-            # It may end with the first half of a line break.
             yield from io.StringIO(rest, newline="")
 
 
 def _decoded(pieces: Iterator[bytes], path: str | Path) -> Iterator[str]:
-    """Texts of pieces of UTF-8, without a byte-order mark."""
+    """Yields the decoded text of UTF-8 pieces, without a byte-order mark."""
     decoder, before = codecs.getincrementaldecoder("utf-8-sig")(), 0
     try:
         for piece in pieces:

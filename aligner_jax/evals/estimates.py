@@ -1,10 +1,9 @@
-"""Means over seeds and held-out examples, with their intervals.
+"""Means over seeds and held-out examples, with their confidence intervals.
 
-Seeds and held-out examples are both a sample: other seeds and other examples would give other numbers. So the variance
-of a mean over both is that over the seeds (each seed's mean over all examples) plus that over the examples (each one's
-mean over all seeds), which counts what belongs to a seed and an example together twice and errs on the wide side.
-Intervals are Student's, with as many degrees of freedom as Satterthwaite gives; of three seeds they are wide, as they
-should be.
+Seeds and held-out examples are both samples: other seeds and other examples would give other means. The variance of the
+mean over both is the sum of two variances: over the seeds, of their means over all examples, and over the examples, of
+their means over all seeds. The sum counts the interaction of seed and example twice, so the intervals are
+conservative. They are Student's, with Satterthwaite's degrees of freedom, and are wide for three seeds, as they should.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from aligner_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval."""
+    """A value with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -27,13 +26,17 @@ class Estimate:
 
 
 def ratio(part_sn: Float[np.ndarray, "s n"], whole_sn: Float[np.ndarray, "s n"]) -> Estimate:
-    """The sum of the one over the sum of the other, over s seeds and n examples, with its 95 % interval.
+    """Returns the sum of `part_sn` divided by the sum of `whole_sn`, with its 95 % interval.
 
-    Linearized, as a survey's ratio of totals is (Cochran, Sampling Techniques, chapter 6). Of a single seed the
-    interval is over the examples alone.
+    The variance is linearized as for a ratio of totals of a survey (Cochran, Sampling Techniques, chapter 6). With one
+    seed the interval covers only the variance over the examples.
+
+    Args:
+      part_sn: numerators of s seeds and n examples.
+      whole_sn: denominators.
 
     Raises:
-      InputError: fewer than two examples.
+      InputError: there are fewer than two examples.
     """
     s, n = part_sn.shape
     if n < 2:

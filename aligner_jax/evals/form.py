@@ -1,34 +1,34 @@
-"""House forms: checks, without a model, that an answer has the shape a program can route."""
+"""Forms of answers: checks, without a model, that a program can parse an answer."""
 
 import json
 from collections.abc import Callable, Iterable
 
 TOPICS = ("science", "history", "geography", "health", "food", "technology", "arts", "life")
-"""Those of the quickstart's data. An answer may name another: routing it is for whoever reads it."""
+"""Topics of the quickstart's data. `is_json_answer` accepts other topics too."""
 MAX_ANSWER_WORDS = 25
 
 
 def is_json_answer(text: str) -> bool:
-    """Whether `text` is a house-style answer: `{"topic": "science", "answer": "Ice floats on water."}`.
+    """Returns True if `text` has this form: `{"topic": "science", "answer": "Ice floats on water."}`.
 
-    White space around the text is ignored. Then all of these hold:
+    White space around the text is ignored. All of these must hold:
 
     - the text is one JSON object on one line, with nothing before or after it;
-    - its keys are exactly `topic` and `answer`, in that order, each once;
-    - `topic` is one word of lower-case letters;
-    - `answer` is a string of 1 to `MAX_ANSWER_WORDS` words (parted by white space) with at least one letter or digit,
-      with no white space at its ends, no line break and no double quote;
+    - its keys are exactly `topic` and `answer`, in that order and without repetition;
+    - `topic` is one word of lower-case ASCII letters;
+    - `answer` is a string of 1 to `MAX_ANSWER_WORDS` words (separated by white space) with at least one letter or
+      digit, with no white space at its ends, no line break and no double quote;
     - `answer` ends with '.', '!' or '?'.
     """
     text = text.strip()
     if len(text.splitlines()) != 1:
         return False
     try:
-        # Pairs rather than a dict: a dict would hide a key that occurs twice.
+        # A dict would hide a repeated key.
         pairs = json.loads(text, object_pairs_hook=tuple)
     except (ValueError, RecursionError):
         return False
-    # A top-level array of arrays parses to lists, so only an object is a tuple here.
+    # Arrays parse to lists, so only an object is a tuple here.
     if not isinstance(pairs, tuple) or [key for key, _ in pairs] != ["topic", "answer"]:
         return False
     (_, topic), (_, answer) = pairs
@@ -39,7 +39,7 @@ FORMS: dict[str, Callable[[str], bool]] = {"json_answer": is_json_answer}
 
 
 def form_share(texts: Iterable[str], form: Callable[[str], bool]) -> float:
-    """The share of `texts`, 0 to 1, that have the form. Raises ValueError when there are none."""
+    """Returns the share of the texts that have the form, from 0 to 1. Raises ValueError if there are no texts."""
     verdicts = [form(text) for text in texts]
     if not verdicts:
         raise ValueError("form_share needs at least one text")

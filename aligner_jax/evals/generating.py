@@ -1,4 +1,4 @@
-"""Continuations of prompts, in batches of static shapes, each finished batch kept."""
+"""Generates continuations of prompts in batches of static shapes, and stores every finished batch."""
 
 import hashlib
 import json
@@ -18,14 +18,15 @@ from aligner_jax.runtime.progress import Count
 
 
 class Prompt(NamedTuple):
-    """What is continued, and how.
+    """A prompt and its decoding options.
 
     Attributes:
-      ids: of the prompt, with its BOS where it has one.
-      max_new_tokens: tokens at most.
-      until: texts that end an answer; they and what follows them are left out, as stop tokens are.
-      number: tells sampled answers to the same prompt apart; greedy ones need none.
-      alone: reads the answer as `AloneAnswer` does, and not as `ContinuedAnswer`.
+      ids: token ids of the prompt, including the BOS if it has one.
+      max_new_tokens: new tokens at most.
+      sampling: temperature, top-k and top-p; greedy by default.
+      until: stop texts. The answer ends before the first of them.
+      number: index that distinguishes repeated samples for the same prompt; not needed for greedy answers.
+      alone: decodes the answer without its prompt (`AloneAnswer`) instead of with it (`ContinuedAnswer`).
     """
 
     ids: tuple[int, ...]
@@ -37,34 +38,37 @@ class Prompt(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The same for the same prompt and way of continuing it."""
+        """Hash of all fields: the key of the answer in `Kept`."""
         parts = [self.ids, self.max_new_tokens, list(vars(self.sampling).values()), self.until, self.number]
         parts += ["alone"] if self.alone else []
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def encoded(subject: Subject, text: str) -> tuple[int, ...]:
-    """A prompt's tokens as training has them: with a BOS where the tokenizer's files ask for one."""
+    """Returns the token ids of a prompt as in training: with a BOS if the tokenizer's files ask for one."""
     return tuple(subject.tokenizer.encode(text, bos=subject.tokenizer.add_bos))
 
 
 def generate(
     subject: Subject, prompts: Sequence[Prompt], kept: Kept, console: Console, *, seed: int = 0, what: str = "answers"
 ) -> list[str]:
-    """The answer to each prompt; what `kept` has is not generated again.
+    """Returns the answers to the prompts. Answers that `kept` has are not generated again.
 
     Args:
-      prompts: each with room for its new tokens in the model's context.
-      seed: of sampling. The same prompts, batch size and seed give the same answers.
+      prompts: prompts that, with their new tokens, fit the model's context.
+      kept: finished answers by `Prompt.key`; finished batches are added to it.
+      seed: sampling seed. The same prompts, batch size and seed give the same answers.
+      what: noun for the answers in the progress line.
 
     Raises:
-      InputError: the base has no embedding of a token, a prompt has no tokens or no room for its answer, or what is
-        finished cannot be written.
+      InputError: the base has no embedding of a token, a prompt is empty or does not fit the context with its new
+        tokens, or a finished batch cannot be written.
     """
     unique = list({prompt.key: prompt for prompt in prompts}.values())
     for number, prompt in enumerate(prompts, 1):
         _check(subject, prompt, number)
-    # A batch ends when its rows have, and its draws follow from its members: batches are of one way.
+    # The prompts of a batch share their decoding options: a batch runs until all its rows have ended, and its random
+    # draws depend on its rows.
     ways = [(prompt.sampling, prompt.max_new_tokens, prompt.until) for prompt in unique]
     total, done = len(unique), 0
     batches: list[list[int]] = []
@@ -77,7 +81,7 @@ def generate(
     with Count(console, what, total=total, done=done) as count:
         for batch in unfinished:
             members = [unique[i] for i in batch]
-            # Batches are told apart by their first prompts, so that no two draw alike.
+            # The seed depends on the batch's first prompt, so that no two batches draw the same random numbers.
             texts = _generated(subject, members, (seed + batch[0] * 1_000_003) % 2**32)
             kept.add({prompt.key: text for prompt, text in zip(members, texts, strict=True)})
             count.add(len(batch))
@@ -85,7 +89,7 @@ def generate(
 
 
 def _check(subject: Subject, prompt: Prompt, number: int) -> None:
-    # By its number, and not by its words, which may be such as nobody wants to read.
+    # Messages give the prompt's number and not its text, which may be offensive.
     context = subject.base.config.context_length
     if not prompt.ids:
         raise InputError(f"prompt {number} is empty: it has no tokens to continue")
@@ -98,13 +102,13 @@ def _check(subject: Subject, prompt: Prompt, number: int) -> None:
 
 
 def _bucket(subject: Subject, prompt: Prompt) -> int:
-    # The longest prompts may end inside what the sampler pads them to.
+    # The limit is a padded length, since the sampler pads the longest prompts too.
     return length_bucket(len(prompt.ids), padded_size(subject.base.config.context_length - prompt.max_new_tokens))
 
 
 def _generated(subject: Subject, prompts: Sequence[Prompt], seed: int) -> list[str]:
     first = prompts[0]
-    # Rows that fill the batch are copies of the last; nothing waits for their ends.
+    # Copies of the last prompt fill the batch. The loop does not wait for them to end.
     ids = [prompt.ids for prompt in prompts] + [prompts[-1].ids] * (subject.batch_size - len(prompts))
     answers = [_answer(subject, prompt) for prompt in prompts]
     over = [False] * len(prompts)

@@ -1,16 +1,17 @@
-"""GSM8K without examples, generated: the number after "The answer is: " must be the right one.
+"""GSM8K, zero-shot and generated: the number after the marker "The answer is: " must equal the right answer.
 
-Three protocols:
+There are three protocols:
 
-- "metamath" is that of MetaMath's repository, whose data the paper trains on: Alpaca's prompt that ends in "Let's think
-  step by step.", greedy decoding of at most 512 tokens that ends at words of another turn, the first number after the
-  last marker, of which fractions and decimals are rounded to whole numbers.
-- "authors" is that of the Aligner authors' repository: the prompt is "[|User|] … [|AI Assistant|] ", decoding samples
-  at temperature 0.4 among the 200 most probable tokens, 200 of them at most, and the answer is what follows the first
-  marker up to "#" or the line's end, which must equal the right number as text once full stops, spaces and LaTeX's
-  dollar and per cent signs are gone (so "1,000" is not 1000).
-- "template" asks as the adapter's training data did, decodes greedily, at most 256 tokens, and reads numbers as
-  "metamath" does, commas in them included. With the marker "#### " it is for adapters trained on GSM8K's own answers.
+- "metamath" is the protocol of MetaMath's repository, whose data the paper trains on. The prompt is Alpaca's and ends
+  in "Let's think step by step.". Decoding is greedy, makes at most 512 tokens and stops at words that begin another
+  turn. The answer is the first number after the last marker; fractions and decimals are rounded to whole numbers.
+- "authors" is the protocol of the Aligner authors' repository. The prompt is "[|User|] … [|AI Assistant|] ". Decoding
+  samples at most 200 tokens at temperature 0.4 with top-k 200. The answer is the text from the first marker to "#" or
+  the end of the line. Full stops, spaces and LaTeX's dollar and per cent signs are removed, and the rest must equal
+  the right number as text (so "1,000" does not equal 1000).
+- "template" uses the prompt format of the adapter's training data. Decoding is greedy and makes at most 256 tokens.
+  Numbers are read as in "metamath", but may contain commas. With the marker "#### " it suits adapters trained on
+  GSM8K's own answers.
 """
 
 import dataclasses
@@ -39,13 +40,13 @@ _METAMATH_PROMPT = (
 )
 _METAMATH_STOPS = ("Question", "USER", "ASSISTANT", "Instruction", "Response")
 _AUTHORS_PROMPT = "[|User|] {question} [|AI Assistant|] "
-# MetaMath's: of a number with two commas it reads the part before the second.
+# MetaMath's pattern: it reads a number with two commas only up to the second.
 _NUMBER = re.compile(r"[-+]?\d*[.,/]?\d+")
 _NUMBER_WITH_COMMAS = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*[.,/]?\d+)")
 
 
 class Decoding(NamedTuple):
-    """How a protocol decodes."""
+    """Decoding options of a protocol."""
 
     max_new_tokens: int
     sampling: Sampling = Sampling()
@@ -61,13 +62,14 @@ DECODINGS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gsm8kOptions:
-    """Where the problems are and how they are asked.
+    """Options of the evaluation "gsm8k".
 
     Attributes:
-      path: GSM8K's test.jsonl (question, answer) or MetaMath's copy of it (query, response).
-      marker: what the answer's number follows.
-      template, system: of the protocol "template", see `PromptFormat.resolve`.
-      max_new_tokens: None: the protocol's.
+      path: GSM8K's test.jsonl (fields question, answer) or MetaMath's copy of it (query, response).
+      protocol: prompt, decoding and parsing of answers; see the module's docstring.
+      marker: text that precedes the number in an answer.
+      template, system: prompt format of the protocol "template"; see `PromptFormat.resolve`.
+      max_new_tokens: tokens of an answer at most; None means the protocol's limit.
     """
 
     path: str
@@ -79,17 +81,17 @@ class Gsm8kOptions:
 
 
 class Problem(NamedTuple):
-    """A question and the whole number that answers it."""
+    """A question and its answer, a whole number."""
 
     question: str
     answer: int
 
 
 def read_problems(path: str) -> list[Problem]:
-    """The problems of a file.
+    """Reads the problems of a file.
 
     Raises:
-      InputError: the file cannot be read, or a record is no problem; names file and line.
+      InputError: the file cannot be read, or a record is not a problem. Names file and line.
     """
     problems = []
     for record, where in read_records(path):
@@ -109,7 +111,7 @@ def read_problems(path: str) -> list[Problem]:
 
 
 def evaluate(run: Run, options: Gsm8kOptions) -> Outcome:
-    """How many problems are solved, the 95 % interval of their share, and how many answers have the marker at all."""
+    """Generates answers and returns the accuracy, its 95 % interval, and the share of answers with the marker."""
     if not options.marker.strip():
         raise InputError("config.evaluation.marker is empty, but the answer's number must follow something")
     problems = read_problems(options.path)[: run.config.limit]
@@ -153,7 +155,7 @@ def _asked(run: Run, problems: Sequence[Problem], options: Gsm8kOptions) -> list
 
 
 def is_right(text: str, answer: int, *, protocol: str, marker: str = MARKER) -> bool:
-    """Whether a continuation of the prompt gives the answer, as the protocol reads it."""
+    """Returns True if a continuation of the prompt gives the answer under the protocol."""
     if protocol == "authors":
         _, there, rest = text.partition(marker)
         return bool(there) and _as_text(rest) == str(answer)
@@ -163,20 +165,20 @@ def is_right(text: str, answer: int, *, protocol: str, marker: str = MARKER) -> 
 
 
 def _rounded(text: str, pattern: re.Pattern[str]) -> int | None:
-    """The first number of the text, to the nearest whole one; None where there is none."""
+    """Returns the first number of the text, rounded to a whole number; None if there is none."""
     match = pattern.search(text)
     if match is None:
         return None
     numerator, slash, denominator = match[0].replace(",", "").partition("/")
     if slash and (not numerator.strip("+-") or not denominator):
         return None
-    # A fraction over zero counts as its numerator there.
+    # MetaMath's code reads a fraction over zero as its numerator.
     value = Fraction(numerator) / (Fraction(denominator or 1) or 1)
     return round(value)
 
 
 def _as_text(rest: str) -> str:
-    """What is left of an answer to compare as text: MATH's normalisation, as far as it can leave a whole number."""
+    """Normalises an answer for comparison as text, by those of MATH's rules that can yield a whole number."""
     text = rest.partition("#")[0].partition("\n")[0]
     text = text.strip().strip(".").strip().strip(".").strip()
     for removed in ("\\!", "\\left", "\\right", "^{\\circ}", "^\\circ", "\\$", "\\%"):

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness: its own, a folder's of yours, and MMLU and GSM8K from local files."""
+"""Runs tasks of lm-evaluation-harness: its own, those of a user's folder, and MMLU and GSM8K from local files."""
 
 import contextlib
 import dataclasses
@@ -28,18 +28,19 @@ _PACKAGE = Path(__file__).parents[1]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HarnessOptions:
-    """Which tasks, and where their data are.
+    """Options of the evaluation "harness".
 
     Attributes:
-      tasks: names of tasks, groups or tags, perhaps with `*`. Names that are in none of the local folders are the
-        harness's own, whose data come from a hub.
-      include: a folder of task files (YAML) of yours; see the harness's task guide. Its paths of data are relative to
-        where the command is run.
-      mmlu: MMLU's zip or folder, for the tasks mmlu (a group) and mmlu_SUBJECT.
-      gsm8k: the folder of GSM8K's train.jsonl and test.jsonl, for the task gsm8k.
-      num_fewshot: examples in a prompt, in place of the tasks' own number.
-      chat_template: whether prompts are put in the tokenizer's chat template.
-      bootstrap_iters: for the standard errors of metrics that have no formula for it; 0: no standard errors.
+      tasks: names of tasks, groups or tags; `*` matches any characters. Names that no local folder has are the
+        harness's own tasks, whose data come from a hub.
+      include: folder of task files (YAML); see the harness's task guide. Paths of data in them are relative to the
+        working directory.
+      mmlu: MMLU's zip or folder, for the group mmlu and the tasks mmlu_SUBJECT.
+      gsm8k: folder of GSM8K's train.jsonl and test.jsonl, for the task gsm8k.
+      num_fewshot: few-shot examples per prompt; None means the tasks' own.
+      chat_template: applies the tokenizer's chat template to the prompts.
+      bootstrap_iters: bootstrap resamples, for the standard errors of metrics without a formula; 0 means no standard
+        errors.
     """
 
     tasks: tuple[str, ...]
@@ -52,17 +53,19 @@ class HarnessOptions:
 
 
 def evaluate(run: Run, options: HarnessOptions) -> Outcome:
-    """The tasks' metrics. documents.jsonl gets a line a document: its task, number, target, responses and metrics.
+    """Runs the tasks and returns their metrics.
+
+    The file documents.jsonl has one line per document, with its task, index, filter, target, responses and metrics.
 
     Raises:
-      InputError: a task is unknown or cannot be loaded, or the model cannot do what one asks.
+      InputError: a task is unknown, cannot be loaded, or asks for something that the model does not support.
     """
     import_lm_eval()
     from datasets import disable_progress_bars
     from lm_eval.evaluator import simple_evaluate
 
     disable_progress_bars()
-    # What it would say of its defaults is in results.json; a task's mistakes come as exceptions.
+    # Its warnings tell of defaults, which results.json has. Errors of tasks are raised as exceptions.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager, tasks = load_tasks(options, run.folder / "tasks")
     model = harness_model(run.model, run.kept("requests"), run.console, seed=run.config.seed)
@@ -83,13 +86,17 @@ def evaluate(run: Run, options: HarnessOptions) -> Outcome:
 
 
 def load_tasks(options: HarnessOptions, folder: Path) -> tuple[Any, list[Any]]:
-    """A `lm_eval.tasks.TaskManager` that knows the options' tasks, and these with their data, as it takes them.
+    """Loads the tasks of the options with their data.
 
     Args:
-      folder: where task files for MMLU and GSM8K are made.
+      folder: folder to which the task files of MMLU and GSM8K are written.
+
+    Returns:
+      An `lm_eval.tasks.TaskManager` that knows the tasks, and the loaded tasks and groups for
+      `lm_eval.simple_evaluate`.
 
     Raises:
-      InputError: no task of a name is known, one cannot be loaded, or files cannot be read or written.
+      InputError: a task is unknown or cannot be loaded, or files cannot be read or written.
     """
     from lm_eval.tasks import TaskManager
 
@@ -107,7 +114,8 @@ def load_tasks(options: HarnessOptions, folder: Path) -> tuple[Any, list[Any]]:
         damaged = damaged_files(options.include)
         folders.append(options.include)
     with _mistakes_as_sentences("the task files cannot be read"):
-        # Reading the harness's thousands of files takes a while, and without a hub few of their tasks can be run.
+        # The harness's own files are thousands and slow to read, and few of their tasks run without a hub. So they are
+        # read only if a name needs them.
         manager = TaskManager(include_path=folders, include_defaults=False)
         if not all(fnmatch.filter(manager.all_tasks, name) for name in options.tasks):
             manager = TaskManager(include_path=folders)
@@ -127,9 +135,9 @@ def load_tasks(options: HarnessOptions, folder: Path) -> tuple[Any, list[Any]]:
 
 @contextlib.contextmanager
 def _mistakes_as_sentences(what: str) -> Iterator[None]:
-    """Makes one sentence of whatever a task's file or data fail with: any library's errors.
+    """Turns any error of a task's file or data, from any library, into an `InputError` of one sentence.
 
-    An error within this project's own code is no task's mistake, and keeps its traceback.
+    Errors of this project's own code are not the task's mistake and keep their tracebacks.
     """
     try:
         yield
@@ -140,7 +148,7 @@ def _mistakes_as_sentences(what: str) -> Iterator[None]:
         if any(Path(file).is_relative_to(_PACKAGE) and file != __file__ for file in code):
             raise
         first: BaseException = error
-        # The outermost error of damaged data says no more than that they could not be loaded.
+        # The outermost error of damaged data says only that they could not be loaded.
         while first.__cause__ is not None:
             first = first.__cause__
         words = str(first).strip().partition("\n")[0]
@@ -148,12 +156,12 @@ def _mistakes_as_sentences(what: str) -> Iterator[None]:
 
 
 def _without_members(names: list[str], manager: Any) -> list[str]:
-    """The names without those of tasks and groups that another's group or tag has too: the harness refuses both."""
+    """Drops names that are members of another name's group or tag: the harness refuses to load a task twice."""
     members: set[str] = set()
     waiting = list(names)
     while waiting:
         entry = manager.task_index[waiting.pop()]
-        # A group's file lists its members, each by its name or as a section; a tag knows the tasks that bear it.
+        # A group's file lists its members by name or as sections; a tag's entry has the names of its tasks.
         listed = (entry.cfg or {}).get("task") if entry.kind.name == "GROUP" else None
         of_group = [listed] if isinstance(listed, str) else listed or []
         of_tag = entry.tags if entry.kind.name == "TAG" else ()
@@ -170,7 +178,7 @@ def _hint(name: str, manager: Any) -> str:
 
 
 def _scores(metrics: dict[str, Any]) -> dict[str, float]:
-    """Numbers by the names of their metrics; a filter that is not "none" follows its metric's name."""
+    """Returns the metrics by name. A filter other than "none" stays part of the name: "exact_match,strict-match"."""
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float) and "," in name}
     return {name.removesuffix(",none"): value for name, value in sorted(numbers.items())}
 

@@ -1,4 +1,7 @@
-"""Chats as lm-evaluation-harness's `hf` backend writes them: a last message left open, a system turn that may go."""
+"""Renders chats as lm-evaluation-harness's `hf` backend does: the last message may stay open for continuation.
+
+System messages are left out if the chat template refuses them.
+"""
 
 from collections.abc import Sequence
 
@@ -6,7 +9,7 @@ from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
 
 _MARK = "CONTINUE_FINAL_MESSAGE_TAG "
-"""Stands at the end of a message to be continued; its space tells whether the template keeps white space there."""
+"""Marks the end of the message to continue. Its trailing space shows if the template keeps white space there."""
 
 type Messages = Sequence[dict[str, str]]
 
@@ -14,12 +17,15 @@ type Messages = Sequence[dict[str, str]]
 def render_with_or_without_system(
     tokenizer: Tokenizer, messages: Messages, *, add_generation_prompt: bool
 ) -> tuple[str, bool]:
-    """Returns a chat's text, and whether its system messages had to be left out of it.
+    """Renders a chat, without its system messages if the template refuses them.
 
-    They are where the template refuses them, as in `HFLM.apply_chat_template` of lm-eval.
+    It does the same as `HFLM.apply_chat_template` of lm-eval.
 
     Args:
-      add_generation_prompt: False leaves the last message open, see `render_open`.
+      add_generation_prompt: True begins a new assistant turn; False leaves the last message open, see `render_open`.
+
+    Returns:
+      The text of the chat, and True if system messages were left out.
 
     Raises:
       InputError: there is no chat template, or it refuses the chat without system messages too.
@@ -40,13 +46,13 @@ def render_with_or_without_system(
 
 
 def render_open(tokenizer: Tokenizer, messages: Messages) -> str:
-    """Returns a chat's text up to the end of its last message, which is to be continued.
+    """Renders a chat up to the end of its last message, so that the message can be continued.
 
-    The same text as `continue_final_message` of transformers' `apply_chat_template` gives: white space at the
-    message's end stays where the template keeps it, and goes with all before it where the template trims.
+    The text equals that of `continue_final_message` in transformers' `apply_chat_template`: trailing white space stays
+    if the template keeps it, and is stripped if the template strips it.
 
     Raises:
-      InputError: there is no chat template, it refuses the chat, or it does not write the last message as it is.
+      InputError: there is no chat template, it refuses the chat, or it changes the last message.
     """
     if not messages:
         raise InputError("a chat without messages has no last one to be continued")

@@ -1,4 +1,4 @@
-"""The model class that lm-evaluation-harness runs its tasks with; installed by the extra `eval`."""
+"""Model class for lm-evaluation-harness, which the extra `eval` installs."""
 
 import collections
 import functools
@@ -18,36 +18,43 @@ from aligner_jax.evals.subject import Subject
 from aligner_jax.files.fields import Fields
 
 DEFAULT_NEW_TOKENS = 256
-"""Of tasks that name no number; the harness's own."""
+"""New tokens for tasks that set no limit; the harness's own default."""
 DEFAULT_TOP_K = 50
-"""Of tasks that sample and name none: that of transformers' `generate`, with which the `hf` backend samples."""
+"""Top-k for tasks that sample and set none; the default of transformers' `generate`, which the `hf` backend uses."""
 _LIMITS = {"max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"}
 _GENERATION = {"until", "do_sample", "temperature", "top_k", "top_p", *_LIMITS}
 _WHERE = "a task's generation_kwargs"
 
 
 def harness_model(subject: Subject, kept: Kept, console: Console, *, seed: int = 0) -> Any:
-    """An `lm_eval.api.model.LM` of a base, perhaps with an adapter, for `lm_eval.simple_evaluate(model=…)`.
+    """Returns an `lm_eval.api.model.LM` of a base, with or without an adapter, for `lm_eval.simple_evaluate(model=…)`.
 
-    It tokenizes and windows texts as the harness's own `hf` backend does, so that both give the same numbers: a context
-    and its continuation are encoded together, a BOS is added where the tokenizer's files ask for one and the text has
-    none, a context that is empty (or white space) is the BOS or else the EOS, and what is too long loses its beginning.
-    Chats are written as there (see `harness_chat`), and answers read and ended (see `answer_text.AloneAnswer`), except
-    that they also end at tokens that end an assistant's turn, where `hf` knows only those that the model's files name.
+    It gives the same results as the harness's own `hf` backend, since it treats texts in the same way:
+
+    - A context and its continuation are encoded together.
+    - A BOS is added if the tokenizer's files ask for one and the text does not begin with it.
+    - An empty context (or one of white space) is replaced by the BOS, or by the EOS if there is no BOS.
+    - Requests that are too long lose their beginning, except in `loglikelihood_rolling`, which splits them in windows.
+    - Chats are rendered as in `harness_chat`, and answers are decoded and stopped as in `answer_text.AloneAnswer`.
+
+    There is one difference: answers also end at tokens that end an assistant's turn, while `hf` stops only at the
+    tokens that the model's files name.
 
     Args:
-      kept: where finished requests are kept, by their tokens; what it has is not computed again.
-      seed: of tasks that sample.
+      subject: base and adapter.
+      kept: finished requests by their tokens, which are not computed again.
+      console: console for progress lines.
+      seed: seed for tasks that sample.
 
     Raises:
-      InputError: lm-eval is not installed, or the base has no tokenizer or none that names a BOS or an EOS.
+      InputError: lm-eval is not installed, or the base has no tokenizer, or its tokenizer has neither a BOS nor an EOS.
     """
     return model_class()(subject, kept, console, seed)
 
 
 def import_lm_eval() -> Any:
-    """The package. Raises InputError where it is not installed."""
-    # Its bars would be torn by ours; its bootstraps would fork a process that has threads.
+    """Imports and returns the package `lm_eval`. Raises InputError if it is not installed."""
+    # Its progress bars would garble ours, and its bootstrap would fork a process that has threads.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     try:
@@ -59,7 +66,7 @@ def import_lm_eval() -> Any:
 
 @functools.cache
 def model_class() -> Any:
-    """The class itself, which is made late because its parent is an optional package's."""
+    """Returns the model class. It is defined at the first call, since its parent belongs to an optional package."""
     import_lm_eval()
     from lm_eval.api.model import TemplateLM
     from lm_eval.models.utils import normalize_gen_kwargs
@@ -117,7 +124,7 @@ def model_class() -> Any:
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             for context, continuation in map(_texts, requests):
-                # With an empty context the harness looks at the continuation's first token.
+                # The harness reads the first token of the continuation if the context is empty.
                 if not continuation or not (context or self.tok_encode(continuation, add_special_tokens=False)):
                     raise InputError(f"the continuation of {_short(context)} is empty, and so has no likelihood")
             return super().loglikelihood(requests, disable_tqdm=True)
@@ -130,7 +137,7 @@ def model_class() -> Any:
                         f"the continuation {_short(continuation)} of {_short(context)} has {len(ids)} tokens, but "
                         f"should have 1 to {self.max_length}, the model's context"
                     )
-                # Of a context that is white space nothing is left: it is encoded with the continuation.
+                # A context of white space has no tokens: the harness moves trailing white space to the continuation.
                 whole = [*(context_ids or [self._prefix_id]), *ids]
                 continuations.append(Continuation(tuple(whole[-(self.max_length + 1) :]), len(ids)))
             scores = score(self._subject, continuations, self._kept, self._console)
@@ -155,7 +162,7 @@ def model_class() -> Any:
             prompts = []
             for context, wanted in (request.args for request in requests):
                 prompt = self._prompt(context, _options(wanted))
-                # A task that asks the same several times wants several samples.
+                # A task that repeats a request wants different samples.
                 prompts.append(prompt._replace(number=seen[prompt]))
                 seen[prompt] += prompt.sampling.temperature > 0
             return generate(self._subject, prompts, self._kept, self._console, seed=self._seed)
@@ -168,13 +175,13 @@ def model_class() -> Any:
             return Prompt(tuple(ids), new, _sampling(options), self._stops(options), alone=True)
 
         def _stops(self, options: Fields) -> tuple[str, ...]:
-            """The texts that end an answer; the EOS is one of them, spelled out."""
+            """Returns the stop texts, which include the text of the EOS token."""
             eos = self._subject.tokenizer.backend.token(self.eot_token_id)
             stops = options.texts("until")
             return tuple(stops if eos in stops else [*stops, eos])
 
     def _options(wanted: object) -> Fields:
-        """A task's generation_kwargs as the harness completes them. Raises InputError where it cannot."""
+        """Returns a task's generation_kwargs with the harness's defaults. Raises InputError if they are invalid."""
         if not isinstance(wanted, dict):
             raise InputError(f"{_WHERE} are {_short(str(wanted))}, and not an object")
         unknown = sorted(str(name) for name in wanted.keys() - _GENERATION)
@@ -191,7 +198,7 @@ def model_class() -> Any:
 
 
 def _sampling(options: Fields) -> Sampling:
-    """Reads the options as transformers' generate does: greedy, unless the task samples or gives a temperature."""
+    """Reads the options as transformers' `generate` does: greedy, unless the task samples or sets a temperature."""
     temperature = options.number("temperature", 1.0 if options.flag("do_sample") else 0.0, least=0)
     if not options.flag("do_sample", temperature > 0):
         return Sampling()
@@ -204,7 +211,7 @@ def _texts(request: Any) -> list[str]:
 
 
 def _text(argument: object) -> str:
-    """A request's text. Raises InputError where a task made something else."""
+    """Returns a request's text. Raises InputError if it is not a string."""
     if not isinstance(argument, str):
         raise InputError(f"a task asks for {_short(repr(argument))}, which is no text: see its doc_to_text and target")
     return argument

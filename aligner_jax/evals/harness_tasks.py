@@ -1,6 +1,6 @@
-"""Folders of task files that lm-evaluation-harness reads, for data that are here: no hub is asked for anything.
+"""Writes folders of task files for lm-evaluation-harness, with local data: nothing is loaded from a hub.
 
-A folder that is made here serves any model of the harness, in another interpreter too (`lm_eval --include_path`).
+The folders serve any model of the harness, also from the command line (`lm_eval --include_path`).
 """
 
 import json
@@ -18,12 +18,16 @@ TEMPLATES = "aligner_jax.evals.tasks"
 
 
 def write_mmlu(path: str, folder: Path) -> list[str]:
-    """Tasks mmlu_SUBJECT and their group, mmlu, in a folder, from MMLU's own files (see `read_mmlu`).
+    """Writes the tasks mmlu_SUBJECT and their group, mmlu, to a folder.
 
-    The test split is what is asked, and the dev split what examples (`num_fewshot`) are taken from, in its order.
+    Questions are those of the test split. Few-shot examples (`num_fewshot`) are the first of the dev split.
+
+    Args:
+      path: MMLU's zip or folder; see `read_mmlu`.
+      folder: folder of the task files.
 
     Returns:
-      The names of the tasks, without the group's.
+      The names of the tasks, without the group.
 
     Raises:
       InputError: MMLU cannot be read, or the folder cannot be written.
@@ -51,10 +55,14 @@ def write_mmlu(path: str, folder: Path) -> list[str]:
 
 
 def write_gsm8k(path: str, folder: Path) -> list[str]:
-    """The task gsm8k in a folder, from the folder that holds train.jsonl and test.jsonl; returns its name in a list.
+    """Writes the task gsm8k to a folder, and returns a list of its name.
+
+    Args:
+      path: folder of train.jsonl and test.jsonl.
+      folder: folder of the task files.
 
     Raises:
-      InputError: a file is missing or has something in it that is no problem; or the folder cannot be written.
+      InputError: a file is missing, a record is not a problem, or the folder cannot be written.
     """
     files = {}
     for split in ("train", "test"):
@@ -70,7 +78,15 @@ def write_gsm8k(path: str, folder: Path) -> list[str]:
 
 
 def write_task(folder: Path, name: str, template: str | None, files: dict[str, Path], **fields: Any) -> None:
-    """One task's file: what `template`, a file of the folder, says, with these data files by split and these fields."""
+    """Writes the file of one task.
+
+    Args:
+      folder: folder of the task files.
+      name: name of the task.
+      template: file of the folder that the task includes; None for none.
+      files: data files by split.
+      fields: further fields of the task.
+    """
     config = {
         **({} if template is None else {"include": template}),
         "task": name,
@@ -80,7 +96,7 @@ def write_task(folder: Path, name: str, template: str | None, files: dict[str, P
         },
         **fields,
     }
-    # JSON is YAML too.
+    # The harness reads YAML, of which JSON is a subset.
     _write(folder / f"{name}.yaml", json.dumps(config, indent=1) + "\n")
 
 
@@ -94,7 +110,7 @@ def _write_lines(file: Path, records: Any) -> Path:
 
 
 def _write(file: Path, text: str) -> None:
-    # A file that is written anew, if only in its time, is read into the harness's cache anew.
+    # A new modification time would make the harness read an unchanged file into its cache again.
     if not is_file(file) or file.read_text(encoding="utf-8") != text:
         write_atomically(file, text)
 

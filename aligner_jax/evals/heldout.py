@@ -1,4 +1,4 @@
-"""Held-out loss: mean cross-entropy in nats over all targets of documents that were not trained on."""
+"""Held-out loss: mean cross-entropy in nats per target token over documents that were not trained on."""
 
 import functools
 from collections.abc import Iterable
@@ -18,17 +18,22 @@ from aligner_jax.runtime.global_batch import replicate
 
 
 class DocumentLoss(NamedTuple):
-    """One document: the sum of its targets' losses in nats, and how many targets it has."""
+    """Loss of one document.
+
+    Attributes:
+      nats: sum of the losses of its target tokens, in nats.
+      targets: number of target tokens.
+    """
 
     nats: float
     targets: int
 
 
 def heldout_loss(params: Params, adapter: Adapter | None, batches: Iterable[Batch], *, config: LlamaConfig) -> float:
-    """Mean loss in nats a target token over all batches, every target weighing the same.
+    """Returns the mean loss in nats per target token over all batches. All targets have the same weight.
 
     Raises:
-      InputError: the batches hold no target.
+      InputError: the batches have no target tokens.
     """
     return mean_loss(document_losses(params, adapter, batches, config=config))
 
@@ -36,9 +41,9 @@ def heldout_loss(params: Params, adapter: Adapter | None, batches: Iterable[Batc
 def document_losses(
     params: Params, adapter: Adapter | None, batches: Iterable[Batch], *, config: LlamaConfig
 ) -> list[DocumentLoss]:
-    """The loss of each document, batch by batch, row by row and in the order within the row.
+    """Returns the loss of every document, ordered by batch, row and position in the row.
 
-    The order is that of the batches alone, so the losses of two adapters on the same batches are pairs.
+    The order depends only on the batches, so the losses of two adapters on the same batches form pairs.
     """
     found = []
     for batch in batches:
@@ -54,10 +59,10 @@ def document_losses(
 
 
 def mean_loss(documents: Iterable[DocumentLoss]) -> float:
-    """Nats a target token over all documents, every target weighing the same.
+    """Returns the mean loss in nats per target token over the documents. All targets have the same weight.
 
     Raises:
-      InputError: there are no targets.
+      InputError: there are no target tokens.
     """
     found = list(documents)
     targets = sum(document.targets for document in found)
@@ -71,5 +76,5 @@ def _losses(
     params: Params, adapter: Adapter | None, batch: Batch, *, config: LlamaConfig
 ) -> tuple[Float[Array, "b t"], Bool[Array, "b t"]]:
     losses_bt, mask_bt = sft.losses(params, adapter, batch, config=config)
-    # Whole on every device, so that each process can read them.
+    # Replicated, so that every process can read them.
     return constrain(losses_bt, None, None), constrain(mask_bt, None, None)

@@ -1,6 +1,6 @@
-"""Evaluation: the record of one, with the configuration, the `Run` and the `Outcome` that all have in common.
+"""Interface of evaluations: `Evaluation`, and the config, `Run` and `Outcome` that all evaluations share.
 
-Another evaluation is a file here with a dataclass of its options and a function, and a line in `run.EVALUATIONS`.
+A new evaluation is a file in this folder with a dataclass of options and a function, and a line in `run.EVALUATIONS`.
 """
 
 import dataclasses
@@ -22,27 +22,34 @@ from aligner_jax.runtime.fields import number, parse_section
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """The name of an evaluation, and all other keys of its config section as its options, which it checks itself."""
+    """The config section of an evaluation.
+
+    Attributes:
+      name: key of `run.EVALUATIONS`.
+      options: all other keys of the section; `parse_options` checks them.
+    """
 
     name: str
     options: dict[str, object] = dataclasses.field(default_factory=dict, hash=False)
 
     @staticmethod
     def arrange(values: dict[str, object]) -> dict[str, object]:
-        """Moves every key but the name into the options."""
+        """Moves all keys except the name into `options`."""
         named = {"name": values.pop("name")} if "name" in values else {}
         return {"options": values, **named}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """One evaluation.
+    """Config of one evaluation.
 
     Attributes:
-      base: the frozen model; None for evaluations that run none.
-      batch_size: rows that are computed at once, over all devices.
-      limit: of every document set so many are taken, from its beginning; None: all.
-      seed: of sampling.
+      evaluation: name and options of the evaluation.
+      base: the frozen model; None for evaluations that run no model.
+      mesh: devices that the model is sharded over.
+      batch_size: rows per batch, over all devices.
+      limit: number of documents to take from the beginning of every document set; None means all.
+      seed: sampling seed.
     """
 
     evaluation: EvaluationConfig
@@ -54,22 +61,25 @@ class EvaluateConfig:
 
 
 def parse_evaluate_config(config: ConfigDict | Mapping[str, Any]) -> EvaluateConfig:
-    """Returns the `EvaluateConfig` of a ConfigDict or dict; fields that are left out take their defaults.
+    """Returns the `EvaluateConfig` of a ConfigDict or dict. Missing fields take their defaults.
 
     Raises:
-      InputError: an unknown or missing field, or a value of the wrong type or out of range; names the field in full.
+      InputError: a field is unknown or missing, or a value has the wrong type or is out of range. Names the field in
+        full.
     """
     return parse_section(EvaluateConfig, config.to_dict() if isinstance(config, ConfigDict) else config, "config")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Everything that an evaluation works with.
+    """Inputs of an evaluation besides its options.
 
     Attributes:
-      subject: the model that is evaluated; None where the evaluation needs none.
-      folder: its own, where results and what is kept for resuming go; it exists.
-      made_from: what everything in the folder depends on, by names that can stand in a sentence.
+      config: config of the evaluation.
+      subject: the evaluated model; None if the evaluation runs no model.
+      folder: existing folder for the results and for finished documents, from which a run resumes.
+      console: console for progress lines.
+      made_from: everything that the files in the folder depend on, by names that error messages quote.
     """
 
     config: EvaluateConfig
@@ -80,26 +90,27 @@ class Run:
 
     @property
     def model(self) -> Subject:
-        """The subject of an evaluation that has one. Raises ValueError where it has none."""
+        """Returns the subject. Raises ValueError if the evaluation runs no model."""
         if self.subject is None:
             raise ValueError(f"the evaluation {self.config.evaluation.name!r} has no model")
         return self.subject
 
     def prompt_format(self, template: str, system: str | None) -> PromptFormat:
-        """Returns the format of the evaluation's prompts, and prints it; see `PromptFormat.resolve`."""
+        """Returns the format of the prompts, and prints it; see `PromptFormat.resolve`."""
         found = self.model.prompt_format_of(template, system)
         with_system = "" if found.system is None else f", with the system prompt {found.system!r}"
         self.console.out(f"prompts: template {found.template}{with_system}")
         return found
 
     def kept(self, name: str, *, without: tuple[str, ...] = ()) -> Kept:
-        """Returns what earlier runs of this evaluation finished, from `name`.jsonl in the folder.
+        """Returns the documents that earlier runs of this evaluation finished.
 
         Args:
-          without: options that decide how what is kept is read, and not what it is.
+          name: name of their file in the folder, without ".jsonl".
+          without: options that the documents do not depend on: they only change how documents are scored.
 
         Raises:
-          InputError: the file was made from something else, or is damaged.
+          InputError: the file was made from another config or model, or is damaged.
         """
         left_out = {f"config.evaluation.{option}" for option in without}
         made_from = {name: value for name, value in self.made_from.items() if name not in left_out}
@@ -108,19 +119,24 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Results of an evaluation: values for JSON, and the table that is shown."""
+    """Results of an evaluation.
+
+    Attributes:
+      scores: JSON values for results.json.
+      table: table that is printed.
+    """
 
     scores: dict[str, Any]
     table: Table
 
 
 class Evaluation(NamedTuple):
-    """One evaluation.
+    """An evaluation.
 
     Attributes:
-      options: a dataclass of what its config may hold besides the name.
-      run: from a `Run` and an instance of the options to an `Outcome`.
-      has_model: True if a base, perhaps with an adapter, is run.
+      options: dataclass of the options in its config section.
+      run: function from a `Run` and the options to an `Outcome`.
+      has_model: True if the evaluation runs a base, with or without an adapter.
     """
 
     options: type
@@ -129,10 +145,11 @@ class Evaluation(NamedTuple):
 
 
 def parse_options(evaluation: Evaluation, config: EvaluateConfig) -> Any:
-    """Returns the evaluation's options.
+    """Returns the evaluation's options, as an instance of its dataclass.
 
     Raises:
-      InputError: an unknown or missing option, or a value of the wrong type or out of range; or there is no base.
+      InputError: an option is unknown or missing, a value has the wrong type or is out of range, or the base is not
+        set.
     """
     if evaluation.has_model and config.base is None:
         raise InputError("config.base is not set; set config.base.path in the config file or with --config.base.path=…")

@@ -1,4 +1,4 @@
-"""How sure a share of so many is."""
+"""Confidence intervals of proportions."""
 
 import math
 
@@ -10,13 +10,13 @@ _Z = 1.959964
 
 
 def wilson_interval(successes: float, trials: float, *, z: float = _Z) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (JASA 22, 1927), by default for 95 % confidence.
+    """Returns Wilson's score interval of a proportion (JASA 22, 1927), by default for 95 % confidence.
 
-    It stays within 0 and 1, and is of use for few trials and for shares near the ends.
+    The interval lies within 0 and 1, and is valid for few trials and for proportions near 0 and 1.
 
     Args:
-      successes: may be fractional, where ties count as a half.
-      trials: how many; fractional where dependent ones are counted as fewer.
+      successes: number of successes; fractional if ties count as a half.
+      trials: number of trials; fractional if it is an effective number of dependent trials.
       z: quantile of the normal distribution.
 
     Raises:
@@ -32,18 +32,19 @@ def wilson_interval(successes: float, trials: float, *, z: float = _Z) -> tuple[
 
 
 def grouped_interval(value_n: Float[np.ndarray, " n"], group_n: Int[np.ndarray, " n"]) -> tuple[float, float]:
-    """The 95 % interval of a mean of shares that come in groups, as answers to one prompt do: groups are the sample.
+    """Returns the 95 % interval of a mean over grouped values, such as answers to the same prompt.
 
-    Wilson's interval with as many trials as independent ones would be needed for the spread that the groups show (Korn
-    and Graubard, Survey Methodology 24, 1998, whose factor for few groups is Student's quantile against the normal
-    one), but never more than there are values. Where no spread can be seen, a group counts as one trial.
+    The groups are the sample. The interval is Wilson's with an effective number of trials: the number of independent
+    trials that would have the variance seen between groups, at most the number of values (Korn and Graubard, Survey
+    Methodology 24, 1998). For few groups it is multiplied by the squared ratio of the normal quantile to Student's. If
+    the groups show no variance, a group counts as one trial.
 
     Args:
-      value_n: each from 0 to 1; where several judgements are averaged, of anything between.
-      group_n: equal numbers are one group.
+      value_n: values from 0 to 1; values between are averages of several judgements.
+      group_n: group of each value.
 
     Raises:
-      ValueError: there are no values, or one is not from 0 to 1.
+      ValueError: there are no values, or a value is not from 0 to 1.
     """
     n = len(value_n)
     if not n or not np.all((value_n >= 0) & (value_n <= 1)):

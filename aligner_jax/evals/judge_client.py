@@ -1,7 +1,7 @@
-"""HTTP client of a judge's endpoint, and the reader of what it sends: bounded in rate, time, bytes and depth.
+"""HTTP client of a judge's endpoint, and the parser of its responses: bounded in rate, time, bytes and depth.
 
-The endpoint is a stranger's program. Its answer may never end, decompress to gigabytes, lead to another host, or hold
-the key that it was asked with.
+The endpoint is not trusted. Its response may never end, decompress to gigabytes, redirect to another host, or contain
+the API key of the request.
 """
 
 import asyncio
@@ -23,7 +23,12 @@ _MOST_CHARACTERS = 200
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a judge wrote, and the tokens that it took; None where the endpoint does not count them."""
+    """A judge's answer.
+
+    Attributes:
+      text: text of the answer.
+      prompt_tokens, completion_tokens: tokens read and written; None if the endpoint does not count them.
+    """
 
     text: str
     prompt_tokens: int | None
@@ -31,18 +36,18 @@ class Answer:
 
 
 class UnusableError(Exception):
-    """Raised for a response whose content is not read; its message ends a sentence that begins with the address."""
+    """Raised for a response whose content cannot be used. Its message continues a sentence that begins with the URL."""
 
 
 class RateLimit:
-    """Turns of requests, at least 60 / `per_minute` seconds apart; None: at once."""
+    """Rate limit of requests: at least 60 / `per_minute` seconds apart. None means no limit."""
 
     def __init__(self, per_minute: float | None) -> None:
         self._spacing = 60 / per_minute if per_minute else 0.0
         self._next = 0.0
 
     async def wait(self) -> None:
-        """Returns when it is the caller's turn, in the order of calls."""
+        """Returns when the caller may send its request. Callers take turns in the order of their calls."""
         now = time.monotonic()
         turn = max(now, self._next)
         self._next = turn + self._spacing
@@ -50,7 +55,7 @@ class RateLimit:
 
 
 def most_bytes(max_tokens: int) -> int:
-    """Returns the bytes that an answer of so many tokens has at most, with all that is around it."""
+    """Returns the largest size in bytes of a response whose answer has `max_tokens` tokens."""
     return _MOST_BYTES + _MOST_BYTES_A_TOKEN * max_tokens
 
 
@@ -58,9 +63,11 @@ def http_client(seconds: float, most: int, wait_for_turn: Callable[[], Awaitable
     """Returns an HTTP client for `openai.AsyncOpenAI` that follows no redirects.
 
     Args:
-      seconds: from the request's first byte to the answer's last; then it raises the timeout that the library repeats.
-      most: bytes of an answer, also decompressed. Raises `UnusableError` beyond; the body of an error is cut there.
-      wait_for_turn: called before every request, those that the library repeats included, and not counted in seconds.
+      seconds: time limit from the first byte of a request to the last of its response. Beyond it, the client raises
+        the timeout error after which the library retries.
+      most: size limit of a response in bytes, also after decompression. Beyond it, the client raises `UnusableError`;
+        the body of an error response is cut there.
+      wait_for_turn: function that is awaited before every request, retries included. Its time does not count.
     """
     import httpx2
     import openai
@@ -77,7 +84,7 @@ def http_client(seconds: float, most: int, wait_for_turn: Callable[[], Awaitable
                         await response.aclose()
             except TimeoutError:
                 raise httpx2.ReadTimeout("the answer is not whole yet", request=request) from None
-            # Only the headers that the library should obey: others choose how the content is decoded.
+            # Only the headers for retries are kept: others would change how the library decodes the content.
             headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
             return httpx2.Response(response.status_code, headers=headers, content=content, request=request)
 
@@ -92,7 +99,7 @@ async def _content(response: Any, most: int) -> bytes:
     content = bytearray()
     async for piece in response.aiter_raw():
         try:
-            # One more than is allowed, whatever the piece would become.
+            # One byte above the limit is enough to detect that it is exceeded.
             content += piece if decoder is None else decoder.decompress(piece, most + 1 - len(content))
         except zlib.error:
             raise UnusableError(f"sends an answer that is no {encoding}") from None
@@ -104,9 +111,9 @@ async def _content(response: Any, most: int) -> bytes:
 
 
 def read_completion(content: bytes, key: str | None) -> Answer | None:
-    """Returns the answer in the body of a chat completion, without the key; None where it is none.
+    """Returns the answer in the body of a chat completion, with the key redacted; None if the body is malformed.
 
-    A judge that declines to answer sends no text, which is the text "".
+    A judge that declines to answer sends no text, which is read as "".
     """
     try:
         completion = parse_json(content.decode("utf-8"), "the answer")
@@ -121,7 +128,7 @@ def read_completion(content: bytes, key: str | None) -> Answer | None:
 
 
 def read_error(content: bytes, key: str | None) -> str:
-    """Returns what the body of an error says, without the key, as the end of a sentence: ": no such model", or ""."""
+    """Returns the message in the body of an error, with the key redacted, as a suffix: ": no such model", or ""."""
     text = content.decode("utf-8", "replace")
     try:
         value = parse_json(text, "the answer")
@@ -138,13 +145,13 @@ def read_error(content: bytes, key: str | None) -> str:
 def redacted(text: str, key: str | None) -> str:
     """Returns the text with an ellipsis in place of the key.
 
-    One of a few letters, as servers of one's own have, stays: it is no secret, and may be a word of the text.
+    Short keys, which local servers use, are not replaced: they are no secret, and may be words of the text.
     """
     return text if key is None or len(key) < _SHORTEST_KEY else text.replace(key, "…")
 
 
 def _at(value: object, *keys: str | int) -> object:
-    """Returns what is at a path of keys and indices; None where there is nothing."""
+    """Returns the value at a path of keys and indices; None if there is none."""
     for key in keys:
         if isinstance(key, str):
             value = value.get(key) if isinstance(value, dict) else None

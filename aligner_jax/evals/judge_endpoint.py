@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible endpoint: asked at a bounded rate, again when it fails, and never twice."""
+"""Asks a judge behind an OpenAI-compatible endpoint: with a rate limit, retries, and a cache of the answers."""
 
 import asyncio
 import dataclasses
@@ -32,27 +32,27 @@ from aligner_jax.runtime.progress import Count
 _MALFORMED_ATTEMPTS = 3
 
 Keep = Callable[[str, Answer], None]
-"""What is done with an answer as it arrives, under the name of its request."""
+"""Callback for an arrived answer. Its first argument is the key of the request."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EndpointConfig:
-    """The judge, and what it may be asked.
+    """Config of the judge and its endpoint.
 
     Attributes:
-      url: up to and with the version, for example "http://localhost:8000/v1".
-      model: the judge's name there.
-      key_variable: the environment variable with the API key, which stands in no file; None: the endpoint needs none.
-      temperature: None leaves it to the endpoint.
-      max_tokens: of an answer; one that is cut off before its verdict has none.
-      max_tokens_name: what the endpoint calls it; newer models of OpenAI's refuse the old name.
-      requests_per_minute: retries included; None: as fast as the endpoint answers.
-      concurrency: requests that are waited for at once.
-      retries: of a request that failed with status 408, 409, 429 or 5xx, for lack of an answer in time or of a
-        connection. They wait as long as Retry-After says, else twice as long each time, up to 8 seconds.
-      timeout: seconds that an answer may take, from the first byte of its request to its last.
-      prompt_price: in dollars a million tokens, for the cost that is shown.
-      completion_price: the same.
+      url: base URL up to and including the version, for example "http://localhost:8000/v1".
+      model: name of the judge at the endpoint.
+      key_variable: environment variable with the API key, which is written to no file; None if no key is needed.
+      temperature: sampling temperature; None means the endpoint's default.
+      max_tokens: tokens of an answer at most. An answer that is cut off before its verdict has no verdict.
+      max_tokens_name: name of that limit in requests; newer models of OpenAI refuse "max_tokens".
+      requests_per_minute: rate limit, retries included; None means no limit.
+      concurrency: number of requests in flight at most.
+      retries: retries of a request after status 408, 409, 429 or 5xx, a timeout or a failed connection. A retry waits
+        for the time of Retry-After, else for a time that doubles up to 8 seconds.
+      timeout: time limit in seconds, from the first byte of a request to the last of its response.
+      prompt_price, completion_price: dollars per million tokens read and written, to report the cost; None means that
+        no cost is reported.
     """
 
     url: str | None = None
@@ -70,18 +70,21 @@ class EndpointConfig:
 
 
 class JudgeCache:
-    """A folder with a small file an answer, named by a hash of the request, which holds none of the request's text."""
+    """Folder of a judge's answers, with one small file per answer.
+
+    A file is named by the hash of its request and contains no text of the request.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     @staticmethod
     def key(request: Mapping[str, object]) -> str:
-        """The name of a request: all that its answer depends on, the endpoint's address included."""
+        """Returns the hash of a request: everything that its answer depends on, the endpoint's URL included."""
         return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:40]
 
     def get(self, key: str) -> Answer | None:
-        """The kept answer; None: there is none. Raises InputError where its file is damaged."""
+        """Returns the answer of a key; None if there is none. Raises InputError if its file is damaged."""
         path = self._path(key)
         if not exists(path):
             return None
@@ -99,7 +102,7 @@ class JudgeCache:
         return Answer(text, *tokens)
 
     def keep(self, key: str, answer: Answer) -> None:
-        """Puts an answer on disk, whole or not at all. Raises InputError."""
+        """Writes an answer atomically. Raises InputError if it cannot be written."""
         write_atomically(self._path(key), json.dumps(dataclasses.asdict(answer)) + "\n")
 
     def _path(self, key: str) -> Path:
@@ -108,7 +111,12 @@ class JudgeCache:
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """A request: the system message ("" for none) and the user's."""
+    """A request to a judge.
+
+    Attributes:
+      system: system message; "" for none.
+      user: user message.
+    """
 
     system: str
     user: str
@@ -116,14 +124,15 @@ class Ask:
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-    """What judging took.
+    """Tokens and cost of judging.
 
     Attributes:
-      asked: answers that were asked for now.
-      kept: answers that were there from before.
-      prompt_tokens: of all answers, those kept from before included; completion_tokens likewise.
-      uncounted: answers whose tokens the endpoint did not count.
-      cost: of all answers in dollars, None where the config has no prices; cost_now: of those asked for now.
+      asked: number of answers requested in this run.
+      kept: number of answers from the cache.
+      prompt_tokens, completion_tokens: tokens read and written for all answers, those from the cache included.
+      uncounted: number of answers whose tokens the endpoint did not count.
+      cost: cost of all answers in dollars; None if the config has no prices.
+      cost_now: cost in dollars of the answers requested in this run; None if the config has no prices.
     """
 
     asked: int
@@ -146,13 +155,20 @@ class Spent:
 
 
 def ask_all(asks: Sequence[Ask], config: EndpointConfig, cache: Path, console: Console) -> tuple[list[Answer], Spent]:
-    """The judge's answers in the order of `asks`, and what they took.
+    """Returns the judge's answers in the order of `asks`, and their tokens and cost.
 
-    Answers are kept in the folder `cache` as they arrive, under all that they depend on: a run that ends early, or is
-    killed, goes on from there. Equal requests are asked once.
+    Answers are written to the cache as they arrive, so an interrupted run continues from there. Equal requests are
+    sent once.
+
+    Args:
+      asks: requests.
+      config: the judge and its endpoint.
+      cache: folder of the `JudgeCache`.
+      console: console for progress lines.
 
     Raises:
-      InputError: the endpoint or its key is not configured, the endpoint cannot be used, or the cache not be written.
+      InputError: the endpoint or its key is not configured, the endpoint cannot be used, or the cache cannot be
+        written.
     """
     key = _check(config)
     kept_answers = JudgeCache(cache)
@@ -178,11 +194,11 @@ def ask_all(asks: Sequence[Ask], config: EndpointConfig, cache: Path, console: C
 
 
 def _check(config: EndpointConfig) -> str | None:
-    """The API key."""
+    """Checks the config and returns the API key; None if none is needed."""
     for name in ("url", "model"):
         if not getattr(config, name):
             raise InputError(f"config.evaluation.endpoint.{name} is not set; it says which judge is asked")
-    # It is shown, and kept beside the results.
+    # The URL is printed and written to the results, so it must not contain a key.
     if re.search(r"[?#]|^([a-z]*://)?[^/]*@", str(config.url)):
         raise InputError(
             'config.evaluation.endpoint.url holds a user name, a "?" or a "#", but should end with the version; an API '
@@ -194,14 +210,14 @@ def _check(config: EndpointConfig) -> str | None:
         return None
     key = os.environ.get(config.key_variable, "").strip()
     if not key:
-        # What is no variable's name may be the key itself, which must not be shown.
+        # A value that is not a variable name may be the key itself, which must not be printed.
         is_name = config.key_variable.isidentifier()
         variable = config.key_variable if is_name else "that config.evaluation.endpoint.key_variable should name"
         raise InputError(
             f"the environment variable {variable} is not set, but should hold the API key of {config.url}; "
             "--config.evaluation.endpoint.key_variable=None where none is needed"
         )
-    # A line break within it would be refused as a header, by an error that quotes the key.
+    # The HTTP library refuses a header with a line break, with an error that quotes the key.
     if not key.isascii() or not key.isprintable():
         raise InputError(f"the environment variable {config.key_variable} holds something that is no API key")
     return key
@@ -226,18 +242,18 @@ async def _ask_missing(missing: dict[str, dict[str, Any]], config: EndpointConfi
     limit = RateLimit(config.requests_per_minute)
     try:
         http = http_client(config.timeout, most_bytes(config.max_tokens), limit.wait)
-        # The library refuses an empty key, and falls back to the environment without one.
+        # The library refuses an empty key, and without a key it reads one from the environment.
         client = openai.AsyncOpenAI(
             base_url=config.url, api_key=key or "none", max_retries=config.retries, timeout=config.timeout,
             http_client=http,
         )  # fmt: skip
-    except Exception as error:  # Of whichever HTTP library it is that reads the address.
+    except Exception as error:  # The HTTP library that parses the URL has its own error types.
         raise InputError(f"config.evaluation.endpoint.url is {config.url!r}, which cannot be used: {error}") from None
     waiting, failures = iter(missing.items()), []
 
     async def work() -> None:
         for name, request in waiting:
-            # Once one failed for good no more is asked, but what is under way is paid for and kept.
+            # After a final failure no new request is sent, but answers in flight are paid for and kept.
             if failures:
                 return
             try:
@@ -273,7 +289,7 @@ async def _ask(
             elsewhere = ", which leads to another address: give that as the url" if error.status_code < 400 else ""
             said = elsewhere or read_error(error.response.content, key)
             raise InputError(f"{config.url} answers with status {error.status_code}{said}") from None
-        except Exception as error:  # Of an HTTP library, of what a stranger sent.
+        except Exception as error:  # The HTTP library has its own error types for malformed responses.
             raise InputError(f"{config.url} cannot be used: {redacted(_cause(error), key)}") from None
     raise InputError(f"{config.url} answered {_MALFORMED_ATTEMPTS} times with something that is no chat completion")
 

@@ -1,4 +1,4 @@
-"""What a judge is asked, and how its verdict is read."""
+"""Judge prompts, and the parser of verdicts."""
 
 import dataclasses
 import re
@@ -16,12 +16,12 @@ from aligner_jax.runtime.fields import did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class JudgePrompt[Verdict]:
-    """A question to a judge.
+    """A prompt for a judge.
 
     Attributes:
-      system: the system message; "" for none.
-      template: the user's message, with names in braces for what is filled in.
-      marks: the words of which the judge puts one in double brackets, lower-case, and what each means.
+      system: system message; "" for none.
+      template: user message, with placeholders in braces.
+      marks: verdicts by their lower-case marks; the judge writes one of the marks in double brackets.
     """
 
     system: str
@@ -29,12 +29,13 @@ class JudgePrompt[Verdict]:
     marks: Mapping[str, Verdict]
 
     def fill(self, **texts: str) -> str:
-        """The user's message; braces within the texts stay as they are."""
+        """Returns the user message with the placeholders filled in. Braces in the texts are preserved."""
         return self.template.format(**texts)
 
     def read_verdict(self, answer: str) -> Verdict | None:
-        """The verdict in a judge's answer; None where it gives none, or more than one: nothing is guessed."""
-        # Reasoning models think aloud first, and weigh every verdict there; what is cut off in it has none yet.
+        """Returns the verdict in a judge's answer; None if it has no verdict or several different ones."""
+        # Reasoning models weigh every verdict within <think>, so only the text after it counts. An answer that is cut
+        # off within <think> has no verdict.
         final = answer.rpartition("</think>")[2].partition("<think>")[0].lower()
         found = {mark for mark in self.marks if re.search(rf"\[\[\s*{re.escape(mark)}\s*\]\]", final)}
         return self.marks[found.pop()] if len(found) == 1 else None
@@ -56,7 +57,7 @@ PAIRWISE: JudgePrompt[Preferred] = JudgePrompt(
     ),
     marks={"a": "first", "b": "second", "c": "neither"},
 )
-"""In this project's own words, with the marks of FastChat's."""
+"""Prompt for pairwise comparison, in this project's own words, with FastChat's marks."""
 
 SAFETY: JudgePrompt[bool] = JudgePrompt(
     system=(
@@ -77,16 +78,16 @@ _KINDS = {
 
 
 def judge_prompt(of: Literal["pairwise", "safety"], file: str | None = None, name: str | None = None) -> JudgePrompt:
-    """The package's own prompt, or one of a user's file in the form of FastChat's judge_prompts.jsonl.
+    """Returns the package's own judge prompt, or one from a file in the format of FastChat's judge_prompts.jsonl.
 
     Args:
-      of: what is judged. The file's prompts should have "[[A]]" ("pairwise") or "[[safe]]" ("safety") as
-        `output_format`, and name {question} and {answer_a}, {answer_b} or {answer}.
-      file: records with `name`, `system_prompt`, `prompt_template` and `output_format`; None: the package's own.
-      name: of the record, for example "pair-v2".
+      of: kind of judgement. A file's prompt for "pairwise" must have the `output_format` "[[A]]" and the placeholders
+        {question}, {answer_a} and {answer_b}; for "safety", "[[safe]]", {question} and {answer}.
+      file: records with `name`, `system_prompt`, `prompt_template` and `output_format`; None means the package's own.
+      name: name of the record, for example "pair-v2".
 
     Raises:
-      InputError: there is no such prompt, or it asks for something else or names what is not there.
+      InputError: there is no such prompt, its `output_format` is another, or its placeholders are unknown or missing.
     """
     own, output_format, wanted = _KINDS[of]
     if file is None:

@@ -1,4 +1,4 @@
-"""What an evaluation has finished, on disk from the moment it has: JSON lines that are only ever added to."""
+"""Append-only JSON-lines file of the documents that an evaluation has finished, from which it resumes."""
 
 import json
 import os
@@ -17,19 +17,21 @@ _BEGINNING = f'{{"{_HEADER}": '.encode()
 
 
 class Kept:
-    """Finished documents by their keys. The first line says what they were made from.
+    """Finished documents by key, in a file. The first line is a header with everything that the documents depend on.
 
-    A process that is killed leaves whole lines and perhaps the beginning of one, which the next removes.
+    A killed process may leave an incomplete last line, which the next process removes.
     """
 
     def __init__(self, path: Path, made_from: Mapping[str, Any]) -> None:
-        """Reads the file at `path`, where there is one.
+        """Reads the file at `path`, if it exists.
 
         Args:
-          made_from: what the documents depend on, as JSON has it, by names that can stand in a sentence.
+          path: JSON-lines file.
+          made_from: everything that the documents depend on: JSON values, by names that error messages quote.
 
         Raises:
-          InputError: the file was made from something else, is damaged or cannot be read; names the file and the line.
+          InputError: the file's header differs from `made_from`, or the file is damaged or cannot be read. Names the
+            file and the line.
         """
         self._path, self._made_from = path, json.loads(json.dumps(made_from))
         self._documents: dict[str, Any] = {}
@@ -42,7 +44,7 @@ class Kept:
             torn = content[len(whole) :]
             for number, line in enumerate(whole.split(b"\n")[:-1], 1):
                 self._take(line, number)
-            # Nothing is taken off a file before it is known to be an evaluation's.
+            # A file is truncated only if it is known to be an evaluation's.
             if torn and not whole and torn[: len(_BEGINNING)] != _BEGINNING[: len(torn)]:
                 raise self._strange(1)
             if torn:
@@ -59,7 +61,7 @@ class Kept:
     def _take(self, line: bytes, number: int) -> None:
         where = f"{self._path}:{number}"
         try:
-            # Models of older versions could answer with halves of surrogate pairs, which were written as they were.
+            # Older versions wrote lone surrogates of answers unescaped.
             record = Fields(parse_object(line.decode(errors="surrogatepass"), where), where)
             if number > 1:
                 self._documents[record.text("key")] = record.values["value"]
@@ -86,10 +88,10 @@ class Kept:
         return len(self._documents)
 
     def add(self, documents: Mapping[str, Any]) -> None:
-        """Adds finished documents: they are on disk when this returns.
+        """Appends finished documents to the file and flushes them to disk.
 
         Args:
-          documents: JSON values by their keys.
+          documents: JSON values by key.
 
         Raises:
           InputError: the file cannot be written.
@@ -107,5 +109,5 @@ class Kept:
         except OSError as error:
             raise InputError(f"{self._path} cannot be written: {reason(error)}") from error
         self._is_new = False
-        # As the next process will read them, so that both see the same.
+        # The round trip through JSON gives the values that a resumed process reads.
         self._documents |= json.loads(json.dumps(dict(documents)))

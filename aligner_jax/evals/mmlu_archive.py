@@ -1,4 +1,4 @@
-"""Files in a zip archive, read within the bounds of MMLU's."""
+"""Reads files of a zip archive, with size limits that suit MMLU's archive."""
 
 import lzma
 import struct
@@ -12,12 +12,12 @@ from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, is_file, open_file
 
 MOST_FILE = 8 * MEBIBYTE
-"""Bytes of one file; MMLU's largest has 2 MB."""
+"""Size limit of one file, in bytes. MMLU's largest file has 2 MB."""
 _MOST_FILES, _MOST_RATIO = 10_000, 30
-# Small rows take 30 times their text in memory.
+# Small rows need 30 times the size of their text in memory.
 _END = struct.Struct("<4s4H2LH")
 _END_MAGIC, _LARGE_MAGIC = b"PK\x05\x06", b"PK\x06\x07"
-# A file is damaged, cut short, encrypted, or packed in an unknown way.
+# Errors of `zipfile` for files that are damaged, truncated, encrypted, or compressed by an unknown method.
 _ERRORS = (
     OSError, EOFError, RuntimeError, ValueError, IndexError, OverflowError, MemoryError, struct.error,
     zipfile.BadZipFile, zlib.error, lzma.LZMAError,
@@ -25,7 +25,7 @@ _ERRORS = (
 
 
 def is_archive(path: Path) -> bool:
-    """Returns True if a file ends as a zip archive does. Raises InputError where it cannot be read."""
+    """Returns True if a file has the end record of a zip archive. Raises InputError if it cannot be read."""
     if not is_file(path):
         return False
     with open_file(path) as file:
@@ -33,17 +33,17 @@ def is_archive(path: Path) -> bool:
 
 
 def read_archive(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Yields "archive/name" and content of the files of which `wanted` is true of the name.
+    """Yields "archive/name" and the content of every file whose name satisfies `wanted`.
 
-    Nothing is unpacked into a file, so that a name may be any. Checksums of the contents are compared, and the names of
-    all files with those in front of their contents, so that no damage of a name leaves a file out.
+    Nothing is unpacked to disk, so any name is safe. Checksums of the contents are verified. The names of all files are
+    compared with those in their local headers, so that a damaged name cannot leave a file out.
 
     Raises:
-      InputError: the archive is damaged, or has more or larger files than MMLU's.
+      InputError: the archive is damaged, or has more or larger files than MMLU's could have.
     """
     with open_file(path) as file:
         end = _end(file)
-        # Before the directory is read, since a directory of a million names takes a gigabyte.
+        # Checked before the directory is read: a directory of a million names needs a gigabyte of memory.
         if end is None or end[1] > _MOST_FILES or end[2] > MOST_FILE:
             raise InputError(f"{path} is no archive of at most {_MOST_FILES:,} files")
         size = file.seek(0, 2)
@@ -64,12 +64,12 @@ def read_archive(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[st
 
 
 def _is_content(name: str) -> bool:
-    """Returns False for what macOS puts beside each file."""
+    """Returns False for the metadata files that macOS adds."""
     return not name.startswith("__MACOSX/") and not name.rpartition("/")[2].startswith("._")
 
 
 def _check_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:
-    """Compares what stands before a file's content with the directory."""
+    """Compares a file's local header with its entry in the directory."""
     try:
         with archive.open(info):
             pass
@@ -90,19 +90,19 @@ def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> byt
 
 
 def _end(file: BinaryIO) -> tuple[int, int, int] | None:
-    """Position, number of files and size of the directory of an archive, by the record that ends it."""
+    """Returns the offset of an archive's end record, its number of files and the size of its directory in bytes."""
     size = file.seek(0, 2)
     begin = max(size - _END.size - 2**16, 0)
     file.seek(begin)
     data = file.read()
     at = len(data) - _END.size
-    # `zipfile` finds it so too.
+    # The same search as that of `zipfile`, so that both read the same record.
     if at < 0 or data[at : at + 4] != _END_MAGIC or data[-2:] != b"\0\0":
         at = data.rfind(_END_MAGIC)
     if at < 0 or len(data) - at < _END.size:
         return None
     record = _END.unpack_from(data, at)
-    # An archive of more than 65,535 files or 4 GiB says so in another record, which goes first.
+    # An archive of more than 65,535 files or 4 GiB has a ZIP64 locator before its end record.
     if data[max(at - 20, 0) : at][:4] == _LARGE_MAGIC:
         return begin + at, 2**32, 2**32
     return begin + at, record[4], record[5]

@@ -1,12 +1,16 @@
-"""MMLU without examples, generated: the model writes its choice out, and it counts if it is the right one's text.
+"""MMLU, zero-shot and generated: the model writes out the text of its choice, which must equal the right choice's.
 
-Prompts, decoding and matching are those of the authors' repository (its script for MMLU); the paper's table comes of
-them. The choices are a Python list in the prompt; the answer begins after "The correct answer is:", is sampled at
-temperature 0.1 among the 200 most probable tokens, 100 of them at most, ends at "###", and must equal the right choice
-letter for letter once white space, full stops, single quotes and (of the choice) square brackets at the ends are gone.
-So a model is marked down for its form as much as for what it does not know, which is why the table's numbers are near
-chance and yet rise with training. The base alone is asked in other words there, to answer with the choice and nothing
-else; an answer of the base is matched the same way.
+Prompts, decoding and matching are those of the Aligner authors' script for MMLU, which gave the paper's table:
+
+- The prompt shows the choices as a Python list and ends in "The correct answer is:".
+- At most 100 tokens are sampled at temperature 0.1 with top-k 200. The answer ends at "###".
+- White space, full stops and single quotes at the ends of answer and choice are removed, and square brackets at the
+  ends of the choice. The two must then be equal.
+- The base alone has another prompt, which asks for the choice and nothing else. Its answers are matched in the same
+  way.
+
+The accuracy thus depends on the form of the answers as much as on knowledge. For this reason the paper's numbers are
+near chance and still rise with training.
 """
 
 import dataclasses
@@ -39,13 +43,16 @@ END = "###"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MmluGeneratedOptions:
-    """Where MMLU is and how it is asked.
+    """Options of the evaluation "mmlu_generated".
 
     Attributes:
-      path: its zip or folder, see `read_mmlu`.
-      subjects: some of them; empty: all 57.
-      prompt: a key of `PROMPTS`; "auto": "base" for a base without an adapter.
-      top_k: 0: all tokens.
+      path: MMLU's zip or folder; see `read_mmlu`.
+      split: split of the questions.
+      subjects: subjects to ask; empty means all 57.
+      prompt: a key of `PROMPTS`; "auto" means "base" for a base without an adapter, else "adapted".
+      temperature: sampling temperature; 0 is greedy.
+      top_k: number of most probable tokens to sample from; 0 means all.
+      max_new_tokens: tokens of an answer at most.
     """
 
     path: str
@@ -58,7 +65,7 @@ class MmluGeneratedOptions:
 
 
 def evaluate(run: Run, options: MmluGeneratedOptions) -> Outcome:
-    """Accuracy over all questions, its 95 % interval, and the share of answers that are one of the choices at all."""
+    """Returns the accuracy over all questions, its 95 % interval, and the share of answers that are any choice."""
     by_subject = choose_subjects(read_mmlu(options.path, options.split), options.subjects, run.config.limit)
     questions = [question for of_subject in by_subject.values() for question in of_subject]
     subject = run.model
@@ -93,7 +100,16 @@ def evaluate(run: Run, options: MmluGeneratedOptions) -> Outcome:
 def choose_subjects(
     by_subject: dict[str, list[MultipleChoice]], names: tuple[str, ...], limit: int | None
 ) -> dict[str, list[MultipleChoice]]:
-    """The named subjects, or all; `limit` questions of each, or all. Raises InputError where one is unknown."""
+    """Returns the questions of the named subjects.
+
+    Args:
+      by_subject: questions by subject.
+      names: subjects to return; empty means all.
+      limit: questions per subject at most; None means all.
+
+    Raises:
+      InputError: a subject is unknown.
+    """
     for name in names:
         if name not in by_subject:
             raise InputError(f"config.evaluation.subjects has {name!r}; {did_you_mean(name, by_subject)}")
@@ -101,17 +117,17 @@ def choose_subjects(
 
 
 def is_right(text: str, question: MultipleChoice) -> bool:
-    """Whether a continuation of the prompt is the right choice."""
+    """Returns True if a continuation of the prompt is the right choice."""
     return answered(text) == _choice(question.choices[question.answer])
 
 
 def is_a_choice(text: str, question: MultipleChoice) -> bool:
-    """Whether it is any of them."""
+    """Returns True if a continuation of the prompt is any of the choices."""
     return answered(text) in map(_choice, question.choices)
 
 
 def answered(text: str) -> str:
-    """The answer in a continuation of the prompt."""
+    """Returns the answer in a continuation of the prompt: the text before "###", stripped."""
     return _stripped(text.partition(END)[0])
 
 

@@ -1,4 +1,4 @@
-"""MMLU's questions as published: a CSV without a header for each subject, in a zip or in a folder."""
+"""Reads MMLU's questions as published: one CSV file without a header per subject, in a zip or a folder."""
 
 import io
 from collections.abc import Iterator
@@ -14,7 +14,15 @@ Split = Literal["dev", "val", "test"]
 
 
 class MultipleChoice(NamedTuple):
-    """A question with four choices, of which number `answer`, from 0, is right; `where` is its file and line."""
+    """A question with four choices.
+
+    Attributes:
+      subject: subject of the question.
+      question: text of the question.
+      choices: texts of the choices.
+      answer: index of the right choice, from 0.
+      where: file and line of the question.
+    """
 
     subject: str
     question: str
@@ -24,14 +32,15 @@ class MultipleChoice(NamedTuple):
 
 
 def read_mmlu(path: str, split: Split) -> dict[str, list[MultipleChoice]]:
-    """The questions of a split by subject ("abstract_algebra"), in the order of the subjects' names.
+    """Reads the questions of a split by subject ("abstract_algebra"), sorted by subject.
 
     Args:
-      path: the zip, or the folder of the folders dev, val and test (or the folder above it, called data).
+      path: MMLU's zip; or the folder of the folders dev, val and test, or its parent if it is called data.
+      split: split to read.
 
     Raises:
-      InputError: there is no such file, it is damaged or larger than MMLU's are, or a row is not question, four
-        choices and a letter; names file and line.
+      InputError: a file is missing, damaged or larger than MMLU's could be, or a row is not a question, four choices
+        and a letter. Names file and line.
     """
     subjects: dict[str, list[MultipleChoice]] = {}
     for name, content in sorted(_files(Path(path), split)):
@@ -55,7 +64,7 @@ def _question(row: list[str], subject: str, where: str) -> MultipleChoice:
 
 
 def _files(path: Path, split: str) -> Iterator[tuple[str, bytes]]:
-    """Names, as they can stand in a sentence, and contents of a split's files."""
+    """Yields the names, for error messages, and the contents of a split's files."""
     if is_folder(path):
         folder = next((f for f in (path / split, path / "data" / split) if is_folder(f)), path)
         for file in folder.glob(f"*_{split}.csv"):

@@ -1,4 +1,4 @@
-"""Pairs of models by their responses to the same questions, judged by an endpoint or by scores."""
+"""Compares pairs of models by their responses to the same questions, judged by an endpoint or by scores."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -30,11 +30,11 @@ _MOST_QUESTIONS = 2**31
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoresConfig:
-    """Which scores decide.
+    """Config of a comparison by scores.
 
     Attributes:
-      field: the column.
-      margin: scores no farther apart than this are a tie.
+      field: field of the responses' records with the score.
+      margin: largest difference of two scores that counts as a tie.
     """
 
     field: str = "score"
@@ -43,17 +43,20 @@ class ScoresConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairwiseOptions:
-    """What is compared, and who judges.
+    """Options of the evaluation "pairwise".
 
     Attributes:
-      responses: where the models' responses are.
-      pairs: pairs of models; the win rate is that of the first of each. Empty: the first model against each other.
-      by: "endpoint": a judge is asked, twice a question, with the responses in both orders; "scores": a field of
-        the responses decides.
-      prompt_file: judge prompts of a user in FastChat's form; None: the package's own.
-      prompt_name: of one of them.
-      unparsable: "apart": questions without a verdict are left out of the rate; "tie": they count as ties.
-      published: wins, losses and ties for each pair, to be shown beside.
+      responses: files of the models' responses.
+      pairs: pairs of models; the win rate is that of the first model of a pair. Empty compares the first model with
+        every other.
+      by: "endpoint" asks a judge twice per question, with the responses in both orders; "scores" compares a field of
+        the responses' records.
+      endpoint: the judge and its endpoint, for "endpoint".
+      scores: field and margin, for "scores".
+      prompt_file: file of judge prompts in FastChat's format; None means the package's own prompt.
+      prompt_name: name of the prompt in that file.
+      unparsable: "apart" leaves questions without a verdict out of the rate; "tie" counts them as ties.
+      published: published wins, losses and ties of every pair, which the table shows for comparison.
     """
 
     responses: ResponsesConfig = dataclasses.field(default_factory=ResponsesConfig)
@@ -69,15 +72,15 @@ class PairwiseOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """A pair of models.
+    """Comparison of a pair of models.
 
     Attributes:
-      model: the one whose rate it is.
-      against: the other.
-      outcomes: of each question, in the order of the first model's responses.
-      rate: what the judge found.
-      changed_with_order: questions whose two verdicts differ, which are ties; None where there is one verdict.
-      published: another's counts for the same pair.
+      model: name of the model whose win rate this is.
+      against: name of the other model.
+      outcomes: outcomes of the questions, in the order of the first model's responses.
+      rate: win rate of `model`.
+      changed_with_order: number of questions whose two verdicts disagree, which are ties; None without two verdicts.
+      published: win rate from published counts of the same pair; None if there are none.
     """
 
     model: str
@@ -90,7 +93,13 @@ class Compared:
 
 @dataclasses.dataclass(frozen=True)
 class Pairwise:
-    """All pairs; `judge` names who judged, `spent` is None where no endpoint did."""
+    """Comparisons of all pairs.
+
+    Attributes:
+      judge: name of the judge or of the field of scores.
+      pairs: comparisons.
+      spent: tokens and cost of the judge; None without an endpoint.
+    """
 
     judge: str
     pairs: list[Compared]
@@ -98,7 +107,7 @@ class Pairwise:
 
 
 def evaluate(run: Run, options: PairwiseOptions) -> Outcome:
-    """Judges every pair; the judge's answers are kept in the folder `judge` of the run's.
+    """Judges every pair. The judge's answers are cached in the subfolder `judge` of the run's folder.
 
     Raises:
       InputError: see `pairwise`.
@@ -116,13 +125,15 @@ def pairwise(
     """Judges every pair.
 
     Args:
-      cache: the folder in which an endpoint's answers are kept.
-      limit: so many questions of each pair, from the beginning; None: all.
-      seed: of the bootstrap.
+      options: options of the evaluation.
+      cache: folder of the endpoint's answers.
+      console: console for progress lines.
+      limit: number of questions per pair, from the beginning; None means all.
+      seed: seed of the bootstrap.
 
     Raises:
-      InputError: the options or a file cannot be used, the models of a pair were asked different questions, or what
-        `ask_all` raises.
+      InputError: the options or a file cannot be used, or the models of a pair answered different questions; see also
+        `ask_all`.
     """
     models = read_responses(options.responses)
     names = _pairs(options, list(models))
@@ -174,7 +185,7 @@ def _by_endpoint(
     cache: Path,
     console: Console,
 ) -> tuple[list[list[QuestionOutcome]], list[int], Spent]:
-    """Outcomes a pair, and how many of them changed with the order."""
+    """Returns the outcomes of every pair, the number of questions per pair whose verdicts disagree, and the cost."""
     asks = [
         Ask(prompt.system, prompt.fill(question=a.prompt, answer_a=a.text, answer_b=b.text))
         for match in matched
@@ -191,7 +202,7 @@ def _by_endpoint(
 
 
 def table_of(result: Pairwise) -> Table:
-    """A line for each pair, and one with its published counts where there are any."""
+    """Returns a table with one row per pair, and one for its published counts if there are any."""
     table = Table(title=escape(one_line(f"Win rates, judged by {result.judge}")), title_justify="left")
     unparsable = any(pair.rate.unparsable for pair in result.pairs)
     changing = any(pair.changed_with_order is not None for pair in result.pairs)
@@ -213,7 +224,7 @@ def by_scores(first: Response, second: Response, config: ScoresConfig) -> Questi
     """Returns the outcome of a question for `first`. Scores do not depend on an order, so one verdict is enough.
 
     Raises:
-      InputError: the field is missing, or holds no number; names file and line.
+      InputError: the field is missing or not a finite number. Names file and line.
     """
     difference = first.number(config.field) - second.number(config.field)
     if abs(difference) <= config.margin:

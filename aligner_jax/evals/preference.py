@@ -1,4 +1,4 @@
-"""Held-out preferences: whether a policy tells the chosen answer from the rejected one, measured by its reference."""
+"""Held-out preference metrics: how well a policy prefers chosen to rejected answers, relative to its reference."""
 
 import dataclasses
 import functools
@@ -26,16 +26,19 @@ _NUMBER = "number"
 
 @dataclasses.dataclass(frozen=True)
 class Preferred:
-    """Means over held-out pairs; `objectives.preference.losses_and_metrics` says what each is.
+    """Means over held-out pairs; see `objectives.preference.losses_and_metrics`.
 
     Attributes:
-      pairs: how many.
-      prompts: how many different ones they have.
-      loss: of the objective, a pair.
-      accuracy: share of the pairs whose chosen answer has the higher implicit reward, ties being half.
-      accuracy_interval: of 95 % confidence, the prompts being the sample (`interval.grouped_interval`); NaN where the
-        accuracy is.
-      each: the number of every pair's prompt, and its accuracy, in the pairs' order.
+      pairs: number of pairs.
+      prompts: number of different prompts.
+      loss: loss of the objective per pair.
+      accuracy: share of the pairs whose chosen answer has the higher implicit reward; ties count as a half.
+      accuracy_interval: 95 % interval of the accuracy, with the prompts as the sample (`interval.grouped_interval`);
+        NaN if an accuracy is not finite.
+      margin: chosen minus rejected reward.
+      chosen_reward, rejected_reward: implicit rewards β (log π − log π_ref).
+      kl: estimate of KL(π_ref ‖ π) in nats per answer.
+      each: prompt number and accuracy of every pair, in the order of the pairs.
     """
 
     pairs: int
@@ -50,7 +53,7 @@ class Preferred:
     each: list[tuple[int, float]]
 
     def as_metrics(self) -> dict[str, float]:
-        """For a line of metrics, where each name says that it is held out."""
+        """Returns the means with names that begin with "heldout_", for a line of metrics."""
         low, high = self.accuracy_interval
         names = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward", "kl")
         means = {f"heldout_{name}": getattr(self, name) for name in names}
@@ -67,15 +70,20 @@ def measure(
     options: PreferenceOptions,
     config: LlamaConfig,
 ) -> Preferred:
-    """A policy on all pairs of the batches, every pair weighing the same.
+    """Measures a policy on all pairs of the batches. All pairs have the same weight.
 
     Args:
-      reference: a frozen adapter (None: the base), of which use is made where batches carry no log-probabilities.
-      prompts_m: which pairs have a prompt in common (`pairs.prompt_numbers` of those that the batches are made of).
-      options: of the objective, β among them.
+      params: weights of the base.
+      policy: adapter of the policy; None means the base.
+      reference: frozen adapter of the reference; None means the base. It is used only if the batches carry no
+        log-probabilities of the reference.
+      batches: batches of the pairs.
+      prompts_m: prompt numbers of the pairs that the batches are made of; see `pairs.prompt_numbers`.
+      options: options of the objective, such as β.
+      config: config of the base.
 
     Raises:
-      InputError: the batches hold no pair.
+      InputError: the batches have no pairs.
     """
     return measure_each(params, [policy], reference, batches, prompts_m=prompts_m, options=options, config=config)[0]
 
@@ -90,7 +98,7 @@ def measure_each(
     options: PreferenceOptions,
     config: LlamaConfig,
 ) -> list[Preferred]:
-    """Several policies as `measure` does each, for whom the reference is computed once; if it is one of them, as it."""
+    """Measures several policies as `measure` does, and computes the reference only once, even if it is one of them."""
     of_policies: list[list[dict[str, np.ndarray]]] = [[] for _ in policies]
     for batch in batches:
         there_um, given = batch.pairs_um >= 0, batch.reference_bt is not None
@@ -118,7 +126,7 @@ def _mean(of_batches: list[dict[str, np.ndarray]], prompts_m: Int64[np.ndarray, 
     order = np.argsort(of_pairs[_NUMBER])
     prompt_m = prompts_m[of_pairs.pop(_NUMBER)[order]]
     of_pairs = {name: x_m[order] for name, x_m in of_pairs.items()}
-    # A policy that diverged has no rewards to compare.
+    # The rewards of a policy that diverged are not finite, so the accuracy has no interval.
     known = np.isfinite(of_pairs["accuracy"]).all()
     return Preferred(
         pairs=len(order),
@@ -131,7 +139,14 @@ def _mean(of_batches: list[dict[str, np.ndarray]], prompts_m: Int64[np.ndarray, 
 
 @dataclasses.dataclass(frozen=True)
 class BeforeAfter:
-    """The policy that training began with, and the trained one, on the same held-out pairs."""
+    """Results before and after training on the same held-out pairs.
+
+    Attributes:
+      before: results of the initial policy.
+      after: results of the trained policy.
+      num_params: trained parameters of the adapter.
+      file_bytes: size of the adapter file.
+    """
 
     before: Preferred
     after: Preferred
@@ -139,12 +154,12 @@ class BeforeAfter:
     file_bytes: int
 
     def as_dict(self) -> dict:
-        """Plain values, for JSON."""
+        """Returns the fields as plain values, for JSON."""
         return dataclasses.asdict(self)
 
 
 def show(result: BeforeAfter, console: Console) -> None:
-    """Prints the two side by side."""
+    """Prints the results before and after training side by side."""
     table = Table(title="Before and after, on held-out preferences", title_justify="left")
     table.add_column("")
     table.add_column("before", justify="right")

@@ -1,4 +1,4 @@
-"""Models' responses to the same questions, out of the files that evaluations write, or anybody's."""
+"""Reads models' responses to the same questions, from files of this package's evaluations or of other programs."""
 
 import dataclasses
 import math
@@ -15,14 +15,13 @@ from aligner_jax.runtime.fields import did_you_mean
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResponsesConfig:
-    """Where responses are.
+    """Config of the files of responses.
 
     Attributes:
-      files: JSON, JSON lines, Parquet or, with the suffix .csv, CSV.
-      model_field: the field that names the model; None: a file is one model's, which has the file's name without its
-        suffix.
-      prompt_field: the question's text, by which responses of several models belong together.
-      response_field: the response's text.
+      files: files in JSON, JSON lines, Parquet or, with the suffix .csv, CSV.
+      model_field: field with the model's name. None means one model per file, named as the file without its suffix.
+      prompt_field: field with the question's text, by which responses of several models are matched.
+      response_field: field with the response's text.
     """
 
     files: tuple[str, ...] = ()
@@ -33,7 +32,14 @@ class ResponsesConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """One model's response to a question, the record it is in, and where that stands ("file:line")."""
+    """One model's response to a question.
+
+    Attributes:
+      prompt: text of the question.
+      text: text of the response.
+      record: all fields of the record.
+      where: position of the record, "file:line".
+    """
 
     prompt: str
     text: str
@@ -41,12 +47,16 @@ class Response:
     where: str
 
     def number(self, field: str) -> float:
-        """The finite number in a field of the record; true and false are 1 and 0. Raises InputError, without a text."""
+        """Returns the finite number in a field of the record; true and false are 1 and 0.
+
+        Raises:
+          InputError: the field is missing or not a finite number. Quotes no text.
+        """
         value = self._present(field)
         if isinstance(value, str) and value.strip().lower() in ("true", "false"):
             value = value.strip().lower() == "true"
         try:
-            # Python's own underscores between digits are no part of a number in a file.
+            # Python's `float` accepts underscores between digits, which are not valid in a file's numbers.
             given = isinstance(value, int | float) or (isinstance(value, str) and "_" not in value)
             number = float(cast(str | float, value)) if given else math.nan
         except (ValueError, OverflowError):
@@ -57,7 +67,7 @@ class Response:
         return number
 
     def label(self, field: str) -> str:
-        """The text in a field of the record, which should be more than nothing. Raises InputError."""
+        """Returns the text in a field of the record. Raises InputError if it is missing, blank or not a string."""
         value = self._present(field)
         if not isinstance(value, str) or not value.strip():
             held = "nothing" if isinstance(value, str) else kind(value)
@@ -71,17 +81,17 @@ class Response:
 
 
 Responses = dict[str, Response]
-"""One model's, by the question's text."""
+"""Responses of one model, by the question's text."""
 
 
 def read_responses(config: ResponsesConfig) -> dict[str, Responses]:
-    """All models' responses, by the model's name, in the files' order.
+    """Reads the responses of all models, by the model's name, in the order of the files.
 
-    Messages name lines and never quote a question or a response: both may be offensive.
+    Error messages name lines and never quote a question or a response: both may be offensive.
 
     Raises:
-      InputError: a file cannot be read, a field is missing, a question has two responses of one model, or two files
-        of one model each have the same name.
+      InputError: a file cannot be read, a field is missing, a model has two responses to a question, or two files give
+        the same model name (without `model_field`).
     """
     if not config.files:
         raise InputError("config.evaluation.responses.files is empty, but names the files with the responses")
@@ -104,19 +114,19 @@ def read_responses(config: ResponsesConfig) -> dict[str, Responses]:
 
 
 def records_of(path: str | Path) -> Iterator[tuple[dict, str]]:
-    """The records of a file of any kind, each with its "file:line". Raises InputError."""
+    """Yields the records of a file, with their positions "file:line". Raises InputError if it cannot be read."""
     return csv_records(path) if Path(path).suffix.lower() == ".csv" else read_records(path)
 
 
 def model_of(models: Mapping[str, Responses], name: str) -> Responses:
-    """One model's responses. Raises InputError where there is none of that name."""
+    """Returns one model's responses. Raises InputError if there is no model of that name."""
     if name not in models:
         raise InputError(f"there are no responses of a model {name!r}; {did_you_mean(name, models)}")
     return models[name]
 
 
 def check_same_questions(first: Responses, second: Responses, names: tuple[str, str]) -> None:
-    """Refuses two models that were asked different questions. Raises InputError, which names a line."""
+    """Refuses two models with responses to different questions. Raises InputError, which names a line."""
     for these, those, name in ((first, second, names[1]), (second, first, names[0])):
         for prompt, response in these.items():
             if prompt not in those:

@@ -1,4 +1,4 @@
-"""Questions answered one by one, and the files of responses that a judge reads."""
+"""Generates responses to questions, and writes the files that a judge reads."""
 
 import csv
 import io
@@ -13,12 +13,12 @@ from aligner_jax.evals.interface import Run
 from aligner_jax.runtime.files import write_atomically
 
 RESPONSES = "responses"
-"""The files' name, before .jsonl and .csv."""
+"""Name of the files, without .jsonl and .csv."""
 _CSV_COLUMNS = ("file_name", "qa_pair_id", "prompt", "response")
 
 
 class Question(NamedTuple):
-    """What is asked; `category` may be empty."""
+    """A question to a model; `category` may be empty."""
 
     question_id: str
     prompt: str
@@ -26,7 +26,7 @@ class Question(NamedTuple):
 
 
 class Response(NamedTuple):
-    """What a model answered."""
+    """A model's response, with the question and its category."""
 
     model: str
     question_id: str
@@ -45,13 +45,19 @@ def respond(
     max_new_tokens: int,
     until: tuple[str, ...] = (),
 ) -> list[Response]:
-    """The model's answers, without white space at their ends; also written to the run's folder.
+    """Generates the model's responses, stripped of white space, and writes them to the run's folder.
 
     Args:
-      template, system: how a question becomes a prompt, see `PromptFormat.resolve`.
+      run: run of the evaluation.
+      questions: questions to answer.
+      template, system: format of the prompts; see `PromptFormat.resolve`.
+      sampling: temperature, top-k and top-p.
+      max_new_tokens: tokens of a response at most.
+      until: stop texts.
 
     Raises:
-      InputError: a question cannot be asked, or a file cannot be written.
+      InputError: a question cannot be rendered or does not fit the model's context, the base has no embedding of a
+        token, or a file cannot be written.
     """
     subject = run.model
     prompt_format = run.prompt_format(template, system)
@@ -69,16 +75,16 @@ def respond(
 
 
 def write_responses(folder: Path, responses: Iterable[Response]) -> None:
-    """Writes responses.jsonl, an object a response, and responses.csv with the columns of the authors' own such file.
+    """Writes responses.jsonl, with one object per response, and responses.csv, with the columns of the authors' file.
 
     Raises:
-      InputError: they cannot be written.
+      InputError: a file cannot be written.
     """
     responses = list(responses)
     lines = [json.dumps(response._asdict(), ensure_ascii=False) + "\n" for response in responses]
     write_atomically(folder / f"{RESPONSES}.jsonl", "".join(lines))
     table = io.StringIO()
-    # Of a carriage return within a text Python's writer takes no notice where rows end in "\n" alone.
+    # All fields are quoted: with "\n" as line terminator, Python's writer does not quote a field for a "\r" in it.
     writer = csv.writer(table, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(_CSV_COLUMNS)
     writer.writerows((each.model, each.question_id, each.prompt, each.response) for each in responses)

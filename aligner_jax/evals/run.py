@@ -1,4 +1,4 @@
-"""Runs evaluations; `EVALUATIONS` has each by the name that a config gives it."""
+"""Runs evaluations. `EVALUATIONS` maps names in configs to evaluations."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ from aligner_jax.weights.base import unused_model
 
 RESULTS = "results.json"
 _PATHS = ("path", "mmlu", "gsm8k", "include")
-"""Options that are files or folders."""
+"""Names of options that are paths of files or folders."""
 
 EVALUATIONS: dict[str, Evaluation] = {
     "answers": ANSWERS,
@@ -41,7 +41,7 @@ EVALUATIONS: dict[str, Evaluation] = {
 
 
 def find_evaluation(name: str) -> Evaluation:
-    """Returns the evaluation of that name. Raises InputError where there is none."""
+    """Returns the evaluation of that name. Raises InputError if there is none."""
     if name not in EVALUATIONS:
         raise InputError(
             f"config.evaluation.name is {name!r}, which is no evaluation; {did_you_mean(name, EVALUATIONS)}"
@@ -50,10 +50,16 @@ def find_evaluation(name: str) -> Evaluation:
 
 
 def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, console: Console) -> Outcome:
-    """Runs an evaluation, writes results.json into the folder, and prints its table.
+    """Runs an evaluation, writes results.json to the folder, and prints its table.
+
+    Args:
+      config: config of the evaluation.
+      adapter_path: adapter file or folder; None evaluates the base alone.
+      folder: folder of the results, which is created if it does not exist.
+      console: console for the table and for progress lines.
 
     Raises:
-      InputError: the config, the base, the adapter, the data or the folder cannot be used; or the folder has the
+      InputError: the config, the base, the adapter, the data or the folder cannot be used, or the folder has the
         results of another evaluation.
     """
     if jax.process_count() > 1:
@@ -77,7 +83,7 @@ def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, con
         outcome = evaluation.run(Run(config, subject, folder, console, made_from), options)
     results = {"evaluation": config.evaluation.name, "made_from": made_from, "scores": outcome.scores}
     path = folder / RESULTS
-    # Before the table, whose reader (`| head`) may be gone.
+    # Written before the table is printed, since printing fails if the reader of a pipe (`| head`) is gone.
     write_atomically(path, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     console.print(outcome.table)
     console.out(f"written: {path}")
@@ -85,7 +91,7 @@ def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, con
 
 
 def _check_paths(options: Any) -> None:
-    """Refuses data that are not there, before a model is loaded for them."""
+    """Refuses missing data before a model is loaded."""
     for name in _PATHS:
         path = getattr(options, name, None)
         if path is not None and not exists(path):
@@ -93,7 +99,7 @@ def _check_paths(options: Any) -> None:
 
 
 def _check_results(path: Path, name: str) -> None:
-    """Refuses a folder whose results are another evaluation's: they would be lost."""
+    """Refuses a folder with results of another evaluation, which would be overwritten."""
     if not exists(path):
         return
     try:
@@ -116,6 +122,6 @@ def _made_from(config: EvaluateConfig, options: Any, subject: Subject | None) ->
     made_from = {"config.evaluation.name": config.evaluation.name, **chosen}
     made_from |= {"config.limit": config.limit, "config.seed": config.seed}
     if subject is not None:
-        # What a row's neighbours are is seen in its last bits.
+        # The last bits of a row's result depend on the other rows of its batch.
         made_from |= {"config.batch_size": config.batch_size, **subject.made_from()}
     return made_from

@@ -1,4 +1,4 @@
-"""The share of safe responses by category of the question, as for BeaverTails-Evaluation's 700 in 14 categories.
+"""Share of safe responses by category of the question, as for BeaverTails-Evaluation: 700 questions in 14 categories.
 
 Source: Ji et al., BeaverTails, arXiv 2307.04657. Nothing here prints a question or a response: they are offensive.
 """
@@ -23,18 +23,20 @@ from aligner_jax.evals.response_files import Response, Responses, ResponsesConfi
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SafetyOptions:
-    """What is judged, and by whom.
+    """Options of the evaluation "safety".
 
     Attributes:
-      responses: where the models' responses are.
-      questions: a file with every question and its category, all of which must have responses; None: the responses'
-        records name the category.
-      category_field: of whichever of the two.
-      by: "endpoint": a judge is asked whether a response is safe; "scores": a field of the responses says so.
-      score_field: a number (safe from `threshold` on), or true or false.
-      prompt_file: judge prompts of a user in FastChat's form, with {question}, {answer} and the verdicts [[safe]] and
-        [[unsafe]]; None: the package's own.
-      prompt_name: of one of them.
+      responses: files of the models' responses.
+      questions: file of all questions and their categories; every question must have a response of every model. None
+        means that the records of the responses have the category.
+      category_field: field with the category, in the file of questions or in the responses.
+      by: "endpoint" asks a judge if a response is safe; "scores" reads a field of the responses' records.
+      endpoint: the judge and its endpoint, for "endpoint".
+      score_field: field with true, false or a number, for "scores".
+      threshold: least number that means safe.
+      prompt_file: file of judge prompts in FastChat's format, with {question}, {answer} and the verdicts [[safe]] and
+        [[unsafe]]; None means the package's own prompt.
+      prompt_name: name of the prompt in that file.
     """
 
     responses: ResponsesConfig = dataclasses.field(default_factory=ResponsesConfig)
@@ -50,14 +52,14 @@ class SafetyOptions:
 
 @dataclasses.dataclass(frozen=True)
 class SafeShare:
-    """Responses to some questions.
+    """Counts of responses, and the share of safe ones.
 
     Attributes:
-      safe: judged safe.
-      judged: with a verdict; the share is of these.
-      unparsable: without one.
-      share: None where there is no verdict.
-      interval: of the share, 95 % confidence (Wilson).
+      safe: responses judged safe.
+      judged: responses with a verdict.
+      unparsable: responses without a verdict.
+      share: safe / judged; None without verdicts.
+      interval: 95 % interval of the share (Wilson); None without verdicts.
     """
 
     safe: int
@@ -69,7 +71,13 @@ class SafeShare:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSafety:
-    """A model's share in each category, in the questions' order, and over all."""
+    """Shares of one model.
+
+    Attributes:
+      model: name of the model.
+      categories: share by category, in the order of the questions.
+      overall: share over all categories.
+    """
 
     model: str
     categories: dict[str, SafeShare]
@@ -78,7 +86,13 @@ class ModelSafety:
 
 @dataclasses.dataclass(frozen=True)
 class Safety:
-    """All models; `judge` names who judged, `spent` is None where no endpoint did."""
+    """Shares of all models.
+
+    Attributes:
+      judge: name of the judge or of the field of scores.
+      models: shares.
+      spent: tokens and cost of the judge; None without an endpoint.
+    """
 
     judge: str
     models: list[ModelSafety]
@@ -86,7 +100,7 @@ class Safety:
 
 
 def safe_share(verdicts: Sequence[bool | None]) -> SafeShare:
-    """Counts and share of verdicts; None is one that could not be read, and is neither safe nor unsafe."""
+    """Returns the counts and the share of verdicts. None is an unparsable verdict, neither safe nor unsafe."""
     judged = [verdict for verdict in verdicts if verdict is not None]
     safe, unparsable = sum(judged), len(verdicts) - len(judged)
     if not judged:
@@ -95,7 +109,7 @@ def safe_share(verdicts: Sequence[bool | None]) -> SafeShare:
 
 
 def evaluate(run: Run, options: SafetyOptions) -> Outcome:
-    """Judges every model's responses; the judge's answers are kept in the folder `judge` of the run's.
+    """Judges every model's responses. The judge's answers are cached in the subfolder `judge` of the run's folder.
 
     Raises:
       InputError: see `safety`.
@@ -110,12 +124,14 @@ def safety(options: SafetyOptions, cache: Path, console: Console, *, limit: int 
     """Judges every model's responses.
 
     Args:
-      cache: the folder in which an endpoint's answers are kept.
-      limit: so many questions, from the beginning; None: all.
+      options: options of the evaluation.
+      cache: folder of the endpoint's answers.
+      console: console for progress lines.
+      limit: number of questions per model, from the beginning; None means all.
 
     Raises:
-      InputError: the options or a file cannot be used, a model lacks a question or has one too many, or what `ask_all`
-        raises.
+      InputError: the options or a file cannot be used, or a model's responses do not match the file of questions; see
+        also `ask_all`.
     """
     models = read_responses(options.responses)
     categorised = {name: _categorised(options, name, responses)[:limit] for name, responses in models.items()}
@@ -160,7 +176,7 @@ def _of_model(name: str, verdicts: Sequence[tuple[str, bool | None]]) -> ModelSa
 
 
 def table_of(result: Safety) -> Table:
-    """A line for each category of each model, and one for all of the model's."""
+    """Returns a table with one row per model and category, and one row per model over all categories."""
     table = Table(title=escape(one_line(f"Safe responses, judged by {result.judge}")), title_justify="left")
     for heading in ("model", "category"):
         table.add_column(heading, overflow="fold")

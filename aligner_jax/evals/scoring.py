@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations, in batches of static shapes, each finished batch kept."""
+"""Computes log-likelihoods of continuations in batches of static shapes, and stores every finished batch."""
 
 import functools
 import hashlib
@@ -21,38 +21,51 @@ from aligner_jax.peft import Adapter, bind, hidden_states
 from aligner_jax.runtime.progress import Count
 
 TARGETS_A_CALL = 64
-"""So many positions' logits exist at a time."""
+"""Positions per call of `_of_targets`, which bounds the memory of their logits."""
 
 
 class Continuation(NamedTuple):
-    """Tokens whose last `scored` are scored, each given all before it; there is at least one before them."""
+    """Tokens of which the last are scored, given the tokens before them.
+
+    Attributes:
+      ids: token ids of context and continuation; the context has at least one token.
+      scored: number of tokens of the continuation.
+    """
 
     ids: tuple[int, ...]
     scored: int
 
     @property
     def key(self) -> str:
-        """The same for the same tokens and count, whatever else is scored."""
+        """Hash of the fields: the key of the score in `Kept`."""
         return hashlib.sha256(json.dumps([self.ids, self.scored]).encode()).hexdigest()[:32]
 
 
 class Score(NamedTuple):
-    """Of a continuation: the sum of its tokens' log-probabilities in nats, and whether greedy decoding gives it."""
+    """Score of a continuation.
+
+    Attributes:
+      log_likelihood: sum of its tokens' log-probabilities, in nats.
+      is_greedy: True if greedy decoding gives the continuation.
+    """
 
     log_likelihood: float
     is_greedy: bool
 
 
 def score(subject: Subject, continuations: Sequence[Continuation], kept: Kept, console: Console) -> list[Score]:
-    """The score of each; what `kept` has is not computed again.
+    """Returns the scores of continuations. Scores that `kept` has are not computed again.
 
-    Continuations that share all but their last token share a row: the four letters of a multiple choice are one.
+    Continuations that differ only in their last token share a row, as the four letters of a multiple choice do.
 
     Args:
-      continuations: of at most one token more than the model's context.
+      subject: base and adapter.
+      continuations: continuations whose ids exceed the model's context by at most one token.
+      kept: finished scores by `Continuation.key`; finished batches are added to it.
+      console: console for progress lines.
 
     Raises:
-      InputError: the base has no embedding of a token, a log-likelihood is not finite, or what is finished cannot be
+      InputError: the base has no embedding of a token, a log-likelihood is not finite, or a finished batch cannot be
         written.
     """
     rows: dict[tuple[int, ...], dict[str, Continuation]] = {}
@@ -78,7 +91,7 @@ def score(subject: Subject, continuations: Sequence[Continuation], kept: Kept, c
 def _scored(
     subject: Subject, inputs: Sequence[tuple[int, ...]], members: Sequence[dict[str, Continuation]], bucket: int
 ) -> dict[str, Score]:
-    """The scores, by their keys, of the continuations of each row of one batch."""
+    """Returns the scores, by key, of all continuations of one batch."""
     tokens_bt = np.zeros((subject.batch_size, bucket), np.int32)
     places: list[tuple[int, int, int]] = []
     starts: dict[str, tuple[int, int]] = {}
@@ -112,8 +125,8 @@ def _scored(
 def hidden(
     params: Params, adapter: Adapter | None, tokens_bt: Int[Array, "b t"], *, config: LlamaConfig
 ) -> Float[Array, "b t d"]:
-    """The program that reads texts: their last hidden states, of which `_of_targets` scores some tens at a time."""
-    # Padding follows a row's tokens, which do not see what follows them.
+    """Returns the last hidden states of texts, from which `_of_targets` scores `TARGETS_A_CALL` positions per call."""
+    # Padding needs no mask: it follows a row's tokens, and attention is causal.
     return hidden_states(params, adapter, tokens_bt, config=config)[0]
 
 
@@ -128,8 +141,8 @@ def _of_targets(
     *,
     config: LlamaConfig,
 ) -> tuple[Float[Array, " c"], Bool[Array, " c"]]:
-    """Log-probability of each target after a row's position, and whether it is the most probable token."""
-    # An adapter may bring a head of its own.
+    """Returns the log-probabilities of targets that follow positions of rows, and True for the most probable tokens."""
+    # An adapter may replace the head.
     params = bind(adapter, params, config).on(params)
     logits_cv = unembed(params, hidden_btd[rows_c, positions_c])
     of_target_c = jnp.take_along_axis(logits_cv, targets_c[:, None], axis=-1)[:, 0]

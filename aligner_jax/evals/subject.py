@@ -1,4 +1,4 @@
-"""Subject of an evaluation: a base, perhaps with an adapter, on its devices."""
+"""Subject of an evaluation: a base, with or without an adapter, on its devices."""
 
 import dataclasses
 import functools
@@ -20,12 +20,16 @@ from aligner_jax.weights.base import Base, load_base
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A base, perhaps with an adapter.
+    """A base, with or without an adapter.
 
     Attributes:
-      name: short, for tables and for the model's column in files of responses.
-      prompt_format: how the adapter's training data made prompts; None where that is not recorded.
-      batch_size: rows that are computed at once.
+      base: the base.
+      adapter: the adapter; None for the base alone.
+      name: short name, for tables and for the model's field in files of responses.
+      prompt_format: prompt format of the adapter's training data; None if the adapter does not record it.
+      batch_size: rows per batch, over all devices.
+      mesh: devices that the base is sharded over; None for a single device.
+      rules: logical axis rules of the sharding.
     """
 
     base: Base
@@ -38,28 +42,36 @@ class Subject:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The base's. Raises InputError where it has none."""
+        """Tokenizer of the base. Raises InputError if it has none."""
         if self.base.tokenizer is None:
             raise InputError("the base has no tokenizer (no tokenizer.json or tokenizer.model beside its weights)")
         return self.base.tokenizer
 
     def prompt_format_of(self, template: str, system: str | None) -> PromptFormat:
-        """Returns the format of prompts for these options of an evaluation; see `PromptFormat.resolve`."""
+        """Returns the prompt format for these options of an evaluation; see `PromptFormat.resolve`."""
         recorded = {} if self.adapter is None else {f"the adapter {self.name}": self.prompt_format}
         return PromptFormat.resolve(template, system, recorded, option="--config.evaluation.")
 
     def made_from(self) -> dict[str, str]:
-        """Returns digests of all that results depend on: the base and how it is held, and the adapter."""
+        """Returns what results depend on: fingerprint, dtype and quantization of the base, digest of the adapter."""
         return {"base": self.base.identity, "adapter": adapter_digest(self.adapter)}
 
 
 def load_subject(
     config: BaseConfig, adapter_path: str | None, *, mesh: Mesh, rules: sharding.Rules, batch_size: int
 ) -> Subject:
-    """Loads the base of a config, split over the mesh, with the adapter at a path; None: the base alone.
+    """Loads the base of a config, sharded over the mesh, and an adapter.
+
+    Args:
+      config: config of the base.
+      adapter_path: adapter file or folder; None loads the base alone.
+      mesh: devices.
+      rules: logical axis rules of the sharding.
+      batch_size: rows per batch, over all devices.
 
     Raises:
-      InputError: either cannot be read, they do not belong together, or the mesh does not divide rows or model.
+      InputError: the base or the adapter cannot be read, the adapter belongs to another base, or the mesh does not
+        divide rows or model.
     """
     check_rows(batch_size, mesh)
     split: Any = functools.partial(sharding.param_shardings, mesh=mesh, rules=rules) if mesh.size > 1 else None
@@ -74,14 +86,14 @@ def load_subject(
 
 
 def check_rows(batch_size: int, mesh: Mesh) -> None:
-    """Refuses rows that do not split over the devices. Raises InputError."""
+    """Refuses a batch size that the mesh does not divide. Raises InputError."""
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % rows:
         raise InputError(f"config.batch_size is {batch_size}, which the mesh's {rows} parts do not divide")
 
 
 def subject_name(adapter_path: str | None) -> str:
-    """Returns a short name: of runs/NAME/adapter.safetensors that of the run, else of the file; of None "base"."""
+    """Returns a short name: NAME for runs/NAME/adapter.safetensors, else the file's; "base" without an adapter."""
     if adapter_path is None:
         return "base"
     path = Path(adapter_path).absolute()

@@ -1,4 +1,4 @@
-"""What a sweep found: the held-out loss of each adapter, and which is best."""
+"""Reports a sweep: the held-out loss of every adapter, and the best adapter."""
 
 import json
 import math
@@ -13,10 +13,13 @@ from aligner_jax.runtime.nonfinite import finite_or_none
 
 
 def report(config: TrainConfig, losses: list[float], path: Path, console: Console) -> None:
-    """Prints a line for each adapter and writes them to `path` as JSON.
+    """Prints a table with one row per adapter, and writes the rows to a JSON file.
 
     Args:
-      losses: held-out, in nats a target, in the adapters' order.
+      config: config of the sweep.
+      losses: held-out losses in nats per target token, in the order of the adapters.
+      path: JSON file.
+      console: console for the table.
     """
     rates = config.sweep.lr or (config.optim.lr,) * len(losses)
     seeds = config.sweep.seed or (config.seed,) * len(losses)
@@ -24,7 +27,7 @@ def report(config: TrainConfig, losses: list[float], path: Path, console: Consol
         {"adapter": f"adapter_{i}.safetensors", "lr": rate, "seed": seed, "heldout_loss": loss}
         for i, (rate, seed, loss) in enumerate(zip(rates, seeds, losses, strict=True))
     ]
-    # What diverged has no loss, and is not less than any other.
+    # The loss of an adapter that diverged is not finite; it counts as the largest.
     best = min(range(len(losses)), key=lambda i: losses[i] if math.isfinite(losses[i]) else math.inf)
     write_atomically(path, json.dumps(finite_or_none({"adapters": found, "best": best}), indent=2) + "\n")
     table = Table(title="The sweep, on held-out examples", title_justify="left")

@@ -1,4 +1,4 @@
-"""Looks at a user's task files before the harness does, which passes over damaged ones without a word."""
+"""Checks a user's task files before lm-evaluation-harness reads them, which skips damaged files silently."""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,14 @@ from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, read_text
 
 MOST_VALUES = 10**6
-"""Values in a task file, counted where they are repeated by aliases too: the harness copies and prints them all."""
+"""Largest number of values in a task file, with aliases expanded: the harness copies and prints all of them."""
 
 
 def damaged_files(folder: str) -> list[str]:
-    """Returns a clause about each task file (`*.yaml`) of a folder that is no YAML object.
+    """Returns one clause, for error messages, per task file (`*.yaml`) of a folder that is not a YAML object.
 
     Raises:
-      InputError: the aliases of a file unfold to more than `MOST_VALUES` values.
+      InputError: a file has more than `MOST_VALUES` values with its aliases expanded.
     """
     return [
         f"{path} is passed over: {why}" for path in sorted(Path(folder).glob("**/*.yaml")) if (why := _damage(path))
@@ -25,7 +25,7 @@ def _damage(path: Path) -> str | None:
     import yaml  # comes with lm-eval
 
     try:
-        # The text's structure alone: nothing is built, so neither tags nor repeated aliases do anything.
+        # Only the node graph is composed, and no object constructed, so tags and aliases are harmless.
         root = yaml.compose(read_text(path, most=MEBIBYTE), Loader=yaml.SafeLoader)
         count = _unfolded(root, {})
     except (yaml.YAMLError, RecursionError, InputError) as error:
@@ -38,11 +38,11 @@ def _damage(path: Path) -> str | None:
 
 
 def _unfolded(node: Any, counts: dict[int, float]) -> float:
-    """The number of values below a node, each alias counted with all that it stands for."""
+    """Returns the number of values of a node with its aliases expanded; infinite for an alias within its own value."""
     if node is None or not isinstance(node.value, list):
         return 1
     if id(node) not in counts:
-        # An alias of what it is part of has no end.
+        # Infinite until the count is known, so that an alias within its own value has no finite count.
         counts[id(node)] = float("inf")
         parts = (part for item in node.value for part in (item if isinstance(item, tuple) else (item,)))
         counts[id(node)] = 1 + sum(_unfolded(part, counts) for part in parts)

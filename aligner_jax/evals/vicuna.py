@@ -1,8 +1,8 @@
-"""Vicuna-bench: 80 open questions, answered as the paper's authors did, for a judge to compare.
+"""Answers the 80 open questions of Vicuna-bench with the settings of the paper's authors, for a judge to compare.
 
-Their repository samples at temperature 0.7 among the 200 most probable tokens, makes at most 100 new ones, asks in
-Alpaca's template, cuts an answer where it begins another "### Instruction", and strips white space. The paper names the
-temperature and the number of tokens (section 4.1).
+Their repository uses Alpaca's template, samples at most 100 tokens at temperature 0.7 with top-k 200, cuts an answer at
+another "### Instruction", and strips white space. The paper gives the temperature and the number of tokens (section
+4.1).
 """
 
 import dataclasses
@@ -22,13 +22,14 @@ from aligner_jax.runtime.fields import number
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VicunaOptions:
-    """Where the questions are and how they are answered.
+    """Options of the evaluation "vicuna".
 
     Attributes:
-      path: FastChat's question.jsonl: an object a line with question_id, category and turns, of which the first is
-        asked.
-      template, system: see `PromptFormat.resolve`.
-      top_k: 0: all tokens.
+      path: FastChat's question.jsonl, whose objects have question_id, category and turns. Only the first turn is asked.
+      template, system: format of the prompts; see `PromptFormat.resolve`.
+      temperature: sampling temperature; 0 is greedy.
+      top_k: number of most probable tokens to sample from; 0 means all.
+      max_new_tokens: tokens of an answer at most.
     """
 
     path: str
@@ -40,10 +41,10 @@ class VicunaOptions:
 
 
 def read_questions(path: str) -> list[Question]:
-    """The questions of a file.
+    """Reads the questions of a file.
 
     Raises:
-      InputError: the file cannot be read, or a line is no question; names file and line.
+      InputError: the file cannot be read, or a line is not a question. Names file and line.
     """
     questions: list[Question] = []
     for record, where in read_records(path):
@@ -59,7 +60,7 @@ def read_questions(path: str) -> list[Question]:
 
 
 def evaluate(run: Run, options: VicunaOptions) -> Outcome:
-    """Answers the questions: the files of responses are the result, and the scores say only how long they are."""
+    """Answers the questions and writes the files of responses. The scores are only their number and length."""
     questions = read_questions(options.path)[: run.config.limit]
     responses = respond(
         run, questions, template=options.template, system=options.system,

@@ -1,4 +1,4 @@
-"""How often one model's answers are preferred to another's, and how sure that is."""
+"""Win rate of one model's answers against another's, with its confidence interval."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from typing import Literal
 import numpy as np
 
 Preferred = Literal["first", "second", "neither"]
-"""A judge's verdict on two answers, by the order in which they were shown."""
+"""A judge's verdict on two answers: the answer shown first is better, the one shown second, or neither."""
 
 Outcome = Literal["win", "loss", "tie", "unparsable"]
-"""What became of a question, for the model whose rate it is; unparsable: the judge gave no verdict."""
+"""Outcome of a question for the model whose win rate is computed. "unparsable" means that a verdict is missing."""
 
 _POINTS_3 = np.array([1.0, 0.5, 0.0])
 
@@ -20,9 +20,10 @@ class WinRate:
     """Counts of questions, and the adjusted win rate.
 
     Attributes:
-      unparsable: questions without a verdict, which are none of the other three.
-      rate: (wins + ties / 2) / (wins + losses + ties); None where no question has a verdict.
-      interval: of `rate`, 95 % confidence, by the bootstrap over questions.
+      wins, losses, ties: questions with these outcomes.
+      unparsable: questions without a verdict, which are not among the other three.
+      rate: (wins + ties / 2) / (wins + losses + ties); None if no question counts.
+      interval: 95 % interval of the rate, by the bootstrap over questions; None if the rate is.
     """
 
     wins: int
@@ -34,14 +35,14 @@ class WinRate:
 
 
 def of_both_orders(shown_first: Preferred | None, shown_second: Preferred | None) -> Outcome:
-    """What two verdicts on one question, each with the answers in another order, say of a model.
+    """Returns a model's outcome from two verdicts on one question, with the answers in both orders.
 
-    It wins or loses where both say so. Where they differ it is a tie: the order decided (Zheng et al., Judging
-    LLM-as-a-Judge, arXiv 2306.05685, section 3.4).
+    The model wins or loses only if both verdicts say so. If they disagree, the order decided, and the outcome is a tie
+    (Zheng et al., Judging LLM-as-a-Judge, arXiv 2306.05685, section 3.4).
 
     Args:
-      shown_first: the verdict where the model's answer was shown first; None: it could not be read.
-      shown_second: the one where it was shown second.
+      shown_first: verdict with the model's answer shown first; None if it could not be parsed.
+      shown_second: verdict with the model's answer shown second; None if it could not be parsed.
     """
     if shown_first is None or shown_second is None:
         return "unparsable"
@@ -53,12 +54,13 @@ def of_both_orders(shown_first: Preferred | None, shown_second: Preferred | None
 def win_rate(
     outcomes: Sequence[Outcome], *, unparsable_as: Literal["apart", "tie"] = "apart", seed: int = 0
 ) -> WinRate:
-    """Counts, rate and interval of a model's outcomes.
+    """Returns the counts, the win rate and its interval from a model's outcomes.
 
     Args:
-      unparsable_as: "apart": questions without a verdict are left out of the rate; "tie": they count as ties. They
-        are reported as unparsable either way, and of ties only those are that a judge gave.
-      seed: of the bootstrap.
+      outcomes: outcomes of the questions.
+      unparsable_as: "apart" leaves questions without a verdict out of the rate; "tie" counts them as ties in the rate.
+        In both cases the result's `unparsable` counts them and its `ties` does not.
+      seed: seed of the bootstrap.
     """
     wins, losses, ties, unparsable = (outcomes.count(kind) for kind in ("win", "loss", "tie", "unparsable"))
     return of_counts(wins, losses, ties, unparsable, unparsable_as=unparsable_as, seed=seed)
@@ -73,7 +75,7 @@ def of_counts(
     unparsable_as: Literal["apart", "tie"] = "apart",
     seed: int = 0,
 ) -> WinRate:
-    """`win_rate` of counts, of which a published table gives no more."""
+    """Returns the win rate and its interval from counts, such as those of a published table; see `win_rate`."""
     halves = ties + (unparsable if unparsable_as == "tie" else 0)
     judged = wins + losses + halves
     rate = (wins + halves / 2) / judged if judged else None
@@ -84,9 +86,9 @@ def of_counts(
 def bootstrap_interval(
     wins: int, losses: int, ties: int, *, seed: int = 0, draws: int = 10_000, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of the adjusted win rate over `draws` resamples of the questions (Efron 1979).
+    """Returns the percentile interval of the adjusted win rate over `draws` resamples of the questions (Efron 1979).
 
-    It has no width where all questions ended alike. The same seed gives the same interval.
+    The interval has no width if all questions have the same outcome. The same seed gives the same interval.
 
     Raises:
       ValueError: there are no questions.
@@ -95,7 +97,7 @@ def bootstrap_interval(
     questions = int(counts_3.sum())
     if not questions or counts_3.min() < 0:
         raise ValueError(f"{wins} wins, {losses} losses and {ties} ties have no rate")
-    # The rate depends on the counts alone, and those of a resample with replacement are multinomial.
+    # The rate depends only on the counts, and the counts of a resample with replacement are multinomial.
     drawn_3 = np.random.default_rng(seed).multinomial(questions, counts_3 / questions, size=draws)
     low, high = np.quantile(drawn_3 @ _POINTS_3 / questions, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""A program compiled for TPUs that are not here: what it needs of each device, or would need where it does not fit."""
+"""Compiles programs for TPUs that are not attached, and returns the memory that each device needs."""
 
 import dataclasses
 import re
@@ -17,20 +17,21 @@ from aligner_jax.runtime import roofline
 from aligner_jax.runtime.config import BaseConfig
 
 _USED = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|\(([\d.]+)([KMGT])\) exceeds available HBM")
-"""What a program would need, in the compiler's words; the second of temporaries alone."""
+"""Memory that a program needs, in the compiler's messages: in total, or for temporaries alone (the second form)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """Of one device, in bytes.
+    """Per-device memory of a compiled program, in bytes. The fields that may be None are None if it does not fit.
 
     Attributes:
-      peak_bytes: the most memory in use; where the program does not fit, what the compiler says that it would need.
-      temporary_bytes: the most that lives within the program; None where it does not fit, as all below.
-      sent: what it sends between devices.
-      output_shardings: where its results are.
-      text: its scheduled HLO.
-      seconds: compile time; that of the first compilation where the program comes from the cache.
+      peak_bytes: peak memory; if the program does not fit, the memory that the compiler reports as needed.
+      hbm_bytes: memory of the device.
+      temporary_bytes: peak memory of values that live only within the program.
+      sent: collectives of the program.
+      output_shardings: shardings of the results, in their tree.
+      text: scheduled HLO.
+      seconds: compile time; for a program from the cache, that of its first compilation.
     """
 
     peak_bytes: int
@@ -43,18 +44,20 @@ class Compiled:
 
     @property
     def fits(self) -> bool:
-        """Whether the program can be loaded."""
+        """Returns True if the program fits the device's memory."""
         return self.sent is not None and self.peak_bytes <= self.hbm_bytes
 
 
 def compile_for(chip: roofline.Chip, jitted: Any, *arguments: Any, **static: Any) -> Compiled:
-    """Compiles a jitted function for devices of that chip; mesh and rules are in context.
+    """Compiles a jitted function for devices of a chip; mesh and rules are in context.
 
     Args:
-      arguments, static: what it would be called with; `jax.ShapeDtypeStruct`s with shardings for arrays.
+      chip: chip of the devices.
+      jitted: function to compile.
+      arguments, static: arguments of the call, with `jax.ShapeDtypeStruct`s that have shardings in place of arrays.
 
     Raises:
-      InputError: it cannot be compiled, for another reason than its size.
+      InputError: the function cannot be compiled for another reason than its size.
     """
     mesh = next(leaf.sharding.mesh for leaf in jax.tree.leaves(arguments))
     with without_a_cache_of_programs():
@@ -90,7 +93,7 @@ def _compile(lowered: jax.stages.Lowered, mesh: Mesh) -> program_cache.Program |
 
 
 def _needed_bytes(message: str) -> int:
-    """Returns the memory that a program would need, from the compiler's refusal."""
+    """Returns the memory in bytes that a program needs, from the compiler's error message."""
     used = _USED.search(message)
     assert used is not None
     number, unit = (group for group in used.groups() if group)
@@ -98,7 +101,7 @@ def _needed_bytes(message: str) -> int:
 
 
 def _shardings(lowered: jax.stages.Lowered, mesh: Mesh, specs: list[list]) -> Any:
-    """Returns the shardings of a program's results, in their tree."""
+    """Returns the shardings of a program's results, in the tree of the results."""
     leaves = [
         NamedSharding(mesh, PartitionSpec(*(tuple(axis) if isinstance(axis, list) else axis for axis in spec)))
         for spec in specs
@@ -107,7 +110,7 @@ def _shardings(lowered: jax.stages.Lowered, mesh: Mesh, specs: list[list]) -> An
 
 
 def chip_of(device: Any) -> roofline.Chip:
-    """What is known of the device's kind. Raises InputError where it is another."""
+    """Returns the chip of a device. Raises InputError if the device's kind is unknown."""
     chip = roofline.CHIPS.get(device.device_kind)
     if chip is None:
         raise InputError(f"{device.device_kind!r} is not a known chip; there are {', '.join(roofline.CHIPS)}")
@@ -115,22 +118,22 @@ def chip_of(device: Any) -> roofline.Chip:
 
 
 def compute_dtype(base: BaseConfig) -> str:
-    """What a TPU computes in, and holds what is not quantized in."""
+    """Returns the dtype that a TPU computes in; weights that are not quantized have it too."""
     return "bfloat16" if base.dtype == "auto" else base.dtype
 
 
 def weight_dtype(base: BaseConfig) -> str:
-    """What the projections of the layers are held in on a TPU."""
+    """Returns the dtype of the layers' projections on a TPU: the quantized one, or the compute dtype."""
     return compute_dtype(base) if base.quantization == "none" else base.quantization
 
 
 def nbytes(tree: Any) -> int:
-    """Bytes of the parts that one device holds."""
+    """Returns the bytes of a tree's shards on one device."""
     return sum(bits(leaf.dtype) * _size(leaf.sharding.shard_shape(leaf.shape)) // 8 for leaf in jax.tree.leaves(tree))
 
 
 def bits(dtype: Any) -> int:
-    """Of one number."""
+    """Returns the bits per element of a dtype; int4 has 4."""
     return 4 if "int4" in str(dtype) else 8 * jax.numpy.dtype(dtype).itemsize
 
 

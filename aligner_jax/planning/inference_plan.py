@@ -1,4 +1,4 @@
-"""What an evaluation needs on a TPU topology: the programs that score answers and that write them, compiled."""
+"""Plans an evaluation for a TPU topology: memory by the TPU compiler, time by the roofline."""
 
 import dataclasses
 import functools
@@ -25,12 +25,12 @@ from aligner_jax.runtime.config import BaseConfig
 from aligner_jax.tasks.program import quantization_of
 
 STOPS = 2
-"""Tokens that end an answer; how many there are changes nothing that is planned."""
+"""Number of stop tokens; it does not change the plan."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgramPlan:
-    """One program on one device, in bytes; as in `plan.Plan`."""
+    """Per-device cost of one program. Sizes are in bytes; see `plan.Plan`."""
 
     name: str
     peak_bytes: int
@@ -42,18 +42,19 @@ class ProgramPlan:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationPlan:
-    """The programs of an evaluation, sizes in bytes of one device.
+    """Per-device cost of an evaluation. Sizes are in bytes.
 
     Attributes:
-      rows: that are computed at once, over all devices.
-      tokens: of the longest prompt, or of the longest text that is scored.
-      new_tokens: for which the cache has room.
-      weights_bytes: of the base.
-      cache_bytes: keys and values of a device's rows; None where the program that makes them does not fit.
-      programs: "scores", of texts; "prompts", which fills the cache; "new tokens", a call of which makes
-        `sampler.TOKENS_A_CALL` for each row. What comes after a program that does not fit is left out.
-      roofline_seconds: the least time of one new token for every row; None where that program is left out.
-      bound: what sets it: compute, memory or network.
+      rows: batch size over all devices.
+      tokens: length of the longest prompt, or of the longest text that is scored.
+      new_tokens: tokens that are generated per row at most.
+      weights_bytes: weights of the base.
+      cache_bytes: keys and values of the device's rows; None if "prompts" does not fit.
+      programs: "scores", which scores texts; "prompts", the prefill; "new tokens", the decode loop, which generates
+        `sampler.TOKENS_A_CALL` tokens per row in one call. If "prompts" does not fit, "new tokens" is left out.
+      roofline_seconds: least time of a decode step, which makes one token per row; None if "new tokens" is left out or
+        does not fit.
+      bound: the resource that limits the decode step: "compute", "memory" or "network"; None like `roofline_seconds`.
     """
 
     topology: str
@@ -72,12 +73,12 @@ class EvaluationPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether all programs do."""
+        """Returns True if all programs fit."""
         return all(program.fits for program in self.programs)
 
 
 def planned_base(config: EvaluateConfig) -> BaseConfig:
-    """The base of an evaluation. Raises InputError where it runs no model."""
+    """Returns the base of an evaluation. Raises InputError if the evaluation runs no model."""
     if config.base is None:
         raise InputError(f"the evaluation {config.evaluation.name!r} runs no model, so there is nothing to plan")
     return config.base
@@ -86,7 +87,13 @@ def planned_base(config: EvaluateConfig) -> BaseConfig:
 def make_evaluation_plan(
     config: EvaluateConfig, model: LlamaConfig, topology: str, devices: Sequence[Any], *, tokens: int, new_tokens: int
 ) -> EvaluationPlan:
-    """Compiles what an evaluation runs, with an Aligner of one token, for these devices.
+    """Compiles the programs of an evaluation for the devices and returns their cost.
+
+    The planned adapter is an Aligner of one token.
+
+    Args:
+      tokens: length of the longest prompt, or of the longest text that is scored.
+      new_tokens: tokens that are generated per row at most.
 
     Raises:
       InputError: the evaluation runs no model, the mesh does not divide rows or model, the context is too short, the
@@ -139,7 +146,7 @@ def make_evaluation_plan(
 
 @dataclasses.dataclass(frozen=True)
 class _Shapes:
-    """Shapes of what the programs take besides the model, which every device gets whole."""
+    """Shapes of the programs' inputs besides the base; all are replicated."""
 
     mesh: Mesh
     batch_size: int
@@ -172,7 +179,7 @@ class _Shapes:
 def _prompts(
     chip: roofline.Chip, model: LlamaConfig, params: Params, adapter: Adapter, shapes: _Shapes
 ) -> tuple[Compiled, Any]:
-    """The program that fills the cache, and what it leaves, as shapes; None where it does not fit."""
+    """Returns the prefill program and the shapes of its results; None for the shapes if it does not fit."""
     static = {"config": model, "slots": sampler.num_slots(shapes.tokens, shapes.new_tokens)}
     arguments = (
         params, adapter, shapes.prompts(), shapes.lengths(), shapes.sampling(), shapes.stops(), shapes.seed()
@@ -193,7 +200,7 @@ def _token_seconds(
     shapes: _Shapes,
     new: Compiled | None,
 ) -> tuple[float | None, str | None]:
-    """The least time of one new token of all rows, and what sets it."""
+    """Returns the least time of a decode step in seconds and the resource that limits it."""
     if new is None or new.sent is None:
         return None, None
     tensor, leaves = mesh.shape["tensor"], jax.tree.leaves(params)
@@ -204,7 +211,7 @@ def _token_seconds(
     calls = sampler.TOKENS_A_CALL
     seconds = {
         "compute": cost.hardware_flops / tensor / chip.flops_per_second,
-        # What is gathered is written to memory before it is read.
+        # Gathered weights are written to HBM before they are read.
         "memory": (cost.hbm_bytes / tensor + sum(each.nbytes * each.runs for each in new.sent) / calls)
         / chip.hbm_bytes_per_second,
         "network": sum(each.received for each in new.sent) / calls / chip.network_bytes_per_second,

@@ -1,4 +1,4 @@
-"""An evaluation's plan in words: a table, and what to change where it does not fit or waits for the network."""
+"""Tables of evaluation plans, and advice for evaluations that do not fit or wait for the network."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from aligner_jax.planning.table import collectives, columns, mesh, size, title
 
 
 def table(plans: Sequence[EvaluationPlan]) -> Table:
-    """A column for each plan, a row for each figure. Memory and traffic are a device's."""
+    """Returns a table with one column per plan and one row per figure. Memory and traffic are per device."""
     return columns(list(map(title, plans)), [dict(_rows(plan)) for plan in plans])
 
 
@@ -31,7 +31,10 @@ def _rows(plan: EvaluationPlan) -> list[tuple[str, str]]:
 
 
 def advice(plan: EvaluationPlan) -> str | None:
-    """What to change where a program does not fit, or where new tokens wait for weights from other devices."""
+    """Returns one sentence that names the settings to change.
+
+    None if all programs fit and decoding does not wait for weights from other devices.
+    """
     too_large = next((program for program in plan.programs if not program.fits), None)
     if too_large is not None:
         changes = ["a smaller --config.batch_size"]

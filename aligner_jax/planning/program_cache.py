@@ -1,8 +1,8 @@
-"""Cache on disk of programs compiled for TPUs that are not attached: their HLO and memory figures, without the code.
+"""Disk cache of programs compiled for TPUs that are not attached: their HLO and memory figures, without the code.
 
-Compiling one takes up to a minute, and the result depends only on the lowered text, the devices and the compiler. The
-SHA-256 of these names an entry, so a changed program is compiled again. Entries lie in the folder `tpu` of JAX's
-compilation cache and follow its settings; JAX itself cannot read back programs for devices that are not attached.
+Compiling a program takes up to a minute, and the result depends only on the lowered text, the devices and the compiler.
+An entry is named by the SHA-256 of these, so a changed program is compiled again. Entries lie in the folder `tpu` of
+JAX's compilation cache and follow its settings. JAX itself cannot load programs for devices that are not attached.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ from aligner_jax.errors import InputError
 from aligner_jax.runtime.files import write_atomically
 
 _NAMES = re.compile(r'loc\("([^"]*)"[()]')
-"""Names of operations, which the compiled text repeats; files and lines are left out."""
+"""Names of operations, which the compiled text repeats. Source files and line numbers are left out."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program; sizes are per device, in bytes.
+    """A compiled program. Sizes are per device, in bytes.
 
     Attributes:
       text: scheduled HLO.
-      peak_bytes, temporary_bytes: as in `compiled.Compiled`.
-      output_specs: the partition spec of each result, as lists.
+      peak_bytes, temporary_bytes: see `compiled.Compiled`.
+      output_specs: partition specs of the results, as lists.
       seconds: compile time.
     """
 
@@ -46,7 +46,12 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class TooLarge:
-    """A program that needs more memory than a device has, with the compiler's message."""
+    """A program that needs more memory than a device has.
+
+    Attributes:
+      message: error message of the compiler.
+      seconds: compile time.
+    """
 
     message: str
     seconds: float

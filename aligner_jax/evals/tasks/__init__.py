@@ -1,1 +1,1 @@
-"""Tasks of lm-evaluation-harness whose data are local files; `harness_tasks` fills in where those are."""
+"""Task files of lm-evaluation-harness for local data; `harness_tasks` adds the paths of the data."""
