@@ -89,7 +89,7 @@ class Fields:
         return value
 
     def text(self, name: str, default: str | None = None) -> str:
-        """Returns text, or `default` if the field is absent. Raises InputError without either."""
+        """Returns text, or `default` if the field is absent. Raises InputError for other values."""
         value = self.get(name)
         if value is None and default is not None:
             return default

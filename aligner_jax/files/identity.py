@@ -7,7 +7,7 @@ LATER = "later"
 
 
 def later(default: Any) -> Any:
-    """Returns a dataclass field for use by later releases: at its default it changes no digest."""
+    """Returns a dataclass field that a later release adds: at its default it changes no digest."""
     return dataclasses.field(default=default, metadata={LATER: True})
 
 
