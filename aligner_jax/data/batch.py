@@ -40,7 +40,7 @@ class Batch:
       segment_ids_bt: document of each token: 1, 2, … within a row; 0 is padding.
       positions_bt: position of each token in its document, from 0.
       loss_mask_bt: True at targets.
-      adapter_b: index of the stacked adapter that each row trains; None from the pipeline.
+      adapter_b: index of the stacked adapter that each row belongs to; None from the pipeline.
     """
 
     tokens_bt: Int32[Any, "b t"] = array("b t", "int32")
