@@ -1,4 +1,4 @@
-"""The one exception class for what a user can get wrong."""
+"""The exception for invalid input, with a message that fits one line."""
 
 import re
 
@@ -8,10 +8,10 @@ _CUT = " … "
 
 
 class InputError(ValueError):
-    """Input that cannot be used; the message is one sentence naming the file, line, field or tensor.
+    """Invalid input; the message is one sentence that names the file, line, field or tensor.
 
     The message is one line of at most `MOST_CHARACTERS`, whatever the input holds; see `one_line`. The commands print
-    it and exit with status 1; any other exception is a bug and keeps its traceback.
+    it and exit with status 1. Any other exception is a bug and keeps its traceback.
     """
 
     def __init__(self, message: object) -> None:
@@ -21,11 +21,11 @@ class InputError(ValueError):
 def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
     """Returns `text` as one printable line of at most `most` characters.
 
-    Runs of white space become a space, and control characters, bidirectional marks and halves of surrogate pairs are
-    escaped, so that no file can move a terminal's cursor. Overlong words and then the whole are cut in their middle:
-    a message begins with the place of the fault and ends with what to do.
+    Runs of white space become one space. Control characters, bidirectional marks and lone surrogates are escaped, so
+    that no file can move a terminal's cursor. Overlong words and then the whole text are cut in the middle, since a
+    message begins with the place of the fault and ends with the remedy.
     """
-    # A message quotes what it found: escaping all of a 3 MB quotation to show 400 characters would take seconds.
+    # A message may quote the input. Escaping all of a 3 MB quotation to show 400 characters would take seconds.
     if len(text) > 16 * most:
         text = text[: 8 * most] + _CUT + text[-8 * most :]
     text = "".join(c if c.isprintable() else _escaped(c) for c in re.sub(r"[ \t\r\n\v\f]+", " ", text)).strip()
@@ -34,9 +34,9 @@ def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns `text` of any number of lines, in which nothing moves a terminal's cursor.
+    """Returns `text`, of any number of lines, safe to print on a terminal.
 
-    Control characters other than line ends and tabs, and bidirectional marks, are escaped.
+    Bidirectional marks and control characters other than line ends and tabs are escaped.
     """
     return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda found: _escaped(found[0]), text)
 
@@ -50,5 +50,5 @@ def _cut(text: str, most: int) -> str:
 
 def _escaped(character: str) -> str:
     code = ord(character)
-    # Python stands these halves for bytes of a name that are not UTF-8.
+    # Python decodes bytes of a file name that are not UTF-8 as these surrogates.
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else ascii(character)[1:-1]

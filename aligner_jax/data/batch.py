@@ -1,7 +1,9 @@
-"""Batches of rows. Each array is declared once, and rows are packed, padded, checked and planned by its declaration.
+"""Batches of packed rows.
 
-Shapes: b row, t position, u unit (the fewest rows that hold whole pairs), m pair of a unit. `objectives.batch` makes
-pytrees of these classes, since nothing in `data` imports JAX.
+Each array is declared once. Its declaration says how it is padded, checked and planned for.
+
+Shapes: b row, t position, u unit (the fewest rows that hold complete pairs), m pair within a unit. `objectives.batch`
+registers these classes as pytrees, since nothing in `data` imports JAX.
 """
 
 import dataclasses
@@ -18,10 +20,10 @@ def array(axes: str, dtype: str, *, padding: float = 0, optional: bool = False) 
     """Returns a dataclass field that holds an array.
 
     Args:
-      axes: letters of its axes, such as "b t"; a batch's `sizes` say how long each is.
-      dtype: the name of a NumPy dtype.
-      padding: the value on rows and units that a batch is filled up with.
-      optional: the field may be None, and is by default.
+      axes: letters of the axes, such as "b t"; `Batch.sizes` gives their lengths.
+      dtype: name of a NumPy dtype.
+      padding: value of the padding rows and units.
+      optional: allows None, which is then the default.
     """
     metadata = {"axes": tuple(axes.split()), "dtype": np.dtype(dtype), "padding": padding, "optional": optional}
     return dataclasses.field(metadata=metadata, default=None if optional else dataclasses.MISSING)
@@ -29,12 +31,16 @@ def array(axes: str, dtype: str, *, padding: float = 0, optional: bool = False) 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows of tokens: documents are numbered 1, 2, … within a row, 0 is padding; positions restart at each document.
+    """A batch of packed rows.
 
-    The arrays are NumPy's; in a step they are JAX's, and of a batch that is planned for, shapes.
+    The pipeline makes NumPy arrays. A step holds JAX arrays instead, and a plan `jax.ShapeDtypeStruct`s.
 
     Attributes:
-      adapter_b: the adapter of a stack that each row is for; the pipeline makes none.
+      tokens_bt: token ids.
+      segment_ids_bt: document of each token: 1, 2, … within a row; 0 is padding.
+      positions_bt: position of each token in its document, from 0.
+      loss_mask_bt: True at targets.
+      adapter_b: index of the stacked adapter that each row belongs to; None from the pipeline.
     """
 
     tokens_bt: Int32[Any, "b t"] = array("b t", "int32")
@@ -45,7 +51,7 @@ class Batch:
 
     @staticmethod
     def rows_a_unit(packing: bool) -> int:
-        """Returns how many rows have to stay together."""
+        """Returns the number of rows in a unit, which batches do not split."""
         return 1
 
     @staticmethod
@@ -56,12 +62,12 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairBatch(Batch):
-    """A batch whose documents are preference pairs; see `data.pair_rows`.
+    """A batch of preference pairs; see `data.pair_rows`.
 
     Attributes:
-      pairs_um: the number of each pair among all, −1 where a unit holds fewer.
-      reference_bt: where it is known beforehand, the reference's log-probability of each token that is a target; 0
-        elsewhere.
+      pairs_um: index of each pair in the dataset; −1 in unused places of a unit.
+      reference_bt: log-probabilities of the targets under the reference model, 0 at other tokens; None if they are not
+        computed beforehand.
     """
 
     pairs_um: Int32[Any, "u m"] = array("u m", "int32", padding=-1)
@@ -69,20 +75,20 @@ class PairBatch(Batch):
 
     @staticmethod
     def rows_a_unit(packing: bool) -> int:
-        """Returns 1 with packing, and 2 without: the chosen and the rejected document have a row each."""
+        """Returns 1 with packing. Returns 2 without: the chosen and the rejected document have a row each."""
         return 1 if packing else 2
 
     @staticmethod
     def sizes(*, batch_size: int, sequence_length: int, packing: bool) -> dict[str, int]:
         """Returns the length of each axis, by its letter."""
-        # A document has two tokens at least, a target and one before it.
+        # A document has at least two tokens, a target and one before it, so a pair has at least four.
         pairs = sequence_length // 4 if packing else 1
         units = batch_size // PairBatch.rows_a_unit(packing)
         return {"b": batch_size, "t": sequence_length, "u": units, "m": pairs}
 
 
 def arrays_of(batch: Batch) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """Returns the arrays by name, without the optional ones that are None."""
+    """Returns the arrays of a batch by name, without those that are None."""
     named = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     return {name: leaf for name, leaf in named.items() if leaf is not None}
 
@@ -90,10 +96,12 @@ def arrays_of(batch: Batch) -> dict[str, Shaped[np.ndarray, "..."]]:
 def declared(
     kind: type[Batch], sizes: Mapping[str, int], *, carrying: Collection[str] = ()
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Returns shape and dtype of each array of a batch, by name.
+    """Returns the shape and dtype of every array of a batch, by name.
 
     Args:
-      carrying: the optional arrays that the batch has.
+      kind: class of the batch.
+      sizes: length of each axis, by letter.
+      carrying: names of the optional arrays that the batch has.
     """
     return {
         field.name: (tuple(sizes[axis] for axis in field.metadata["axes"]), field.metadata["dtype"])
@@ -103,7 +111,7 @@ def declared(
 
 
 def filled[B: Batch](kind: type[B], arrays: Mapping[str, Shaped[np.ndarray, "..."]], sizes: Mapping[str, int]) -> B:
-    """Returns a batch of the arrays, whose first axes are filled up to their sizes.
+    """Returns a batch of the arrays, with their first axes padded to `sizes`.
 
     Raises:
       InputError: see `check`.
@@ -120,13 +128,14 @@ def filled[B: Batch](kind: type[B], arrays: Mapping[str, Shaped[np.ndarray, "...
 
 
 def check(batch: Batch, sizes: Mapping[str, int] | None = None) -> None:
-    """Refuses a batch with an array that is not as its class declares it.
+    """Refuses a batch with an array of another shape or dtype than its class declares.
 
     Args:
-      sizes: lengths of axes, by letter; an axis that is not among them may have any, the same in all arrays.
+      batch: the batch.
+      sizes: lengths of axes, by letter. An axis that is not listed may have any length, the same in all arrays.
 
     Raises:
-      InputError: names the array, with its shape and dtype and the declared ones.
+      InputError: an array is wrong; the message names it, with its shape and dtype and the declared ones.
     """
     known = dict(sizes or {})
     for field in dataclasses.fields(batch):

@@ -1,4 +1,4 @@
-"""Chat templates: jinja2 in a sandbox, with what Hugging Face's templates expect to find there, within a budget."""
+"""Renders chat templates in a jinja2 sandbox, with the names that Hugging Face's templates use, within a budget."""
 
 import datetime
 import functools
@@ -16,11 +16,11 @@ from aligner_jax.data.template_environment import ChargedEnvironment
 from aligner_jax.errors import InputError
 
 MOST_CHARACTERS = 100_000
-"""The longest template that is read; the longest published ones have some 20,000 characters."""
+"""Length limit of a template, in characters. The longest published templates have some 20,000."""
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks what the model writes; rendering needs only its body."""
+    """Parses `{% generation %}` as its body. The tag marks the model's text, which rendering does not need."""
 
     tags: ClassVar[set[str]] = {"generation"}  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -30,8 +30,10 @@ class _Generation(jinja2.ext.Extension):
 
 
 TODAY = datetime.datetime(2024, 7, 26)
-"""The date that templates are told. It is the one that Llama 3.2's fall back on: with the day's own the same example
-would be other tokens tomorrow, and neither would a run that goes on be the same, nor a prompt that of training.
+"""Fixed date that templates see as today; Llama 3.2's template falls back on the same one.
+
+The real date would change an example's tokens from day to day: a resumed run would differ from an uninterrupted one,
+and prompts would differ from those of training.
 """
 
 
@@ -40,18 +42,18 @@ def _raise(message: object):
 
 
 def _today(pattern: str) -> str:
-    # The C library pads to any width that a format names.
+    # The C library pads to any width in the format, and so could allocate without limit.
     if len(pattern) > 1000 or re.search(r"%[^a-zA-Z%]*\d", pattern):
         raise jinja2.TemplateError("strftime_now takes a format of at most 1,000 characters, without widths")
     return TODAY.strftime(pattern)
 
 
 def _to_json(value, ensure_ascii: bool = False, indent: int | None = None, separators=None, sort_keys: bool = False):
-    """Unlike jinja2's own filter, without HTML escapes; the arguments are those of transformers."""
+    """Returns JSON without the HTML escapes of jinja2's filter; takes the arguments of transformers' `tojson`."""
     budget = template_budget.current()
     size = budget.weigh(value)
     width = template_budget.bounded(indent)
-    # No character takes more than six, and no value more than two separators and a line of its own.
+    # JSON writes a character as at most six, and adds at most two separators and an indented line per value.
     between = sum(map(len, separators)) if separators is not None else 0
     budget.take(6 * size + (size >> 3) * (between + width * 4))
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
@@ -70,11 +72,17 @@ def _compile(template: str) -> jinja2.Template:
 def render(
     template: str, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool, variables: Mapping[str, str]
 ) -> str:
-    """Returns the conversation in the template's form; `variables` are its special tokens (`bos_token`, …).
+    """Returns a conversation as the template writes it.
+
+    Args:
+      template: text of the chat template.
+      messages: turns of the conversation.
+      add_generation_prompt: ends the text with the beginning of an assistant turn.
+      variables: special tokens by name (`bos_token`, …).
 
     Raises:
-      InputError: the template is malformed, needs what the messages lack, refuses them, uses what chat templates have
-        no use for, or goes beyond the steps and the memory that the conversation allows it.
+      InputError: the template is malformed, needs a field that the messages lack, refuses the messages, uses a feature
+        that the sandbox forbids, or exceeds its budget of steps and memory.
     """
     if len(template) > MOST_CHARACTERS:
         raise InputError(f"the chat template has {len(template):,} characters; at most {MOST_CHARACTERS:,} are read")
@@ -95,6 +103,6 @@ def render(
     except RecursionError:
         raise InputError("the chat template is nested too deeply, or calls itself without end") from None
     except Exception as error:
-        # A template is a program: it may raise whatever Python can.
+        # A template is a program, so it may raise any exception.
         reason = str(error) or type(error).__name__
         raise InputError(f"the chat template refuses the conversation: {reason}") from error

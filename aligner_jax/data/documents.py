@@ -1,4 +1,4 @@
-"""Examples as token ids with their targets marked."""
+"""Tokenizes examples into documents: token ids and a loss mask."""
 
 import dataclasses
 import hashlib
@@ -15,7 +15,7 @@ from aligner_jax.errors import InputError
 
 
 class Document(TypedDict):
-    """One example's token ids, and which of them count as targets."""
+    """Token ids of one example; the loss mask is True at targets."""
 
     tokens: Int32[np.ndarray, " t"]
     loss_mask: Bool[np.ndarray, " t"]
@@ -23,18 +23,18 @@ class Document(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What became of the examples.
+    """Counts of kept, truncated and dropped examples.
 
     Attributes:
-      documents: examples kept.
-      tokens: of all documents.
-      targets: tokens that count as targets.
+      documents: kept examples.
+      tokens: tokens of all documents.
+      targets: tokens that are targets.
       longest: tokens of the longest document.
-      truncated: documents cut to the length of a row or of the base's context.
-      dropped: examples left out because they were longer than that.
-      without_targets: examples left out because cutting them left no target.
-      equal: pairs left out because both documents had the same tokens, perhaps once they were cut.
-      unit: what an example has become, in the plural.
+      truncated: documents truncated to the length of a row or of the base's context.
+      dropped: examples dropped because they exceed that length.
+      without_targets: examples dropped because truncation left no target.
+      equal: pairs dropped because both documents have the same tokens, possibly after truncation.
+      unit: plural noun for the kept examples in messages: "documents" or "pairs".
     """
 
     documents: int
@@ -49,7 +49,7 @@ class Summary:
 
     @property
     def mean_tokens(self) -> float:
-        """Tokens a document."""
+        """Mean number of tokens per document."""
         return self.tokens / max(self.documents, 1)
 
     @property
@@ -82,26 +82,27 @@ def tokenize_examples(
     overlong: Literal["error", "truncate", "drop"] = "error",
     system: str | None = None,
 ) -> tuple[list[Document], Summary]:
-    """Returns documents that fit into a row and the context, in the examples' order, and what became of the others.
+    """Returns the documents that fit a row and the context, in the examples' order, and a summary of all examples.
 
-    BOS is put first if the tokenizer's files ask for it, and EOS is the last target unless the template ended the
-    answer with a token that does the same. A prompt's tokens are those it has in generation: no token spans the
-    border between prompt and answer.
+    BOS is the first token if the tokenizer's files ask for it. EOS is the last target, unless the template ends the
+    answer with another stop token. No token spans the border between prompt and answer, so a prompt has the same
+    tokens as in generation.
 
     Args:
-      examples: from `load_examples`.
-      tokenizer: of the base.
+      examples: examples from `load_examples`.
+      tokenizer: tokenizer of the base.
       template: one of `templates.TEMPLATES`.
-      sequence_length: tokens a row.
-      context_length: positions for which the base was made, less those that an adapter takes; None sets no limit. A
-        row may be longer, since positions begin anew with each document in it.
-      loss_on: what counts as a target: the answers with their end tokens, or everything, as in the paper's code.
-      overlong: what happens to an example longer than a row or the context: an error, cut at the end (as in the
-        paper's code), or left out.
+      sequence_length: tokens per row.
+      context_length: positions that the base was trained for, less those that an adapter takes; None sets no limit. A
+        row may be longer, since positions restart at each document.
+      loss_on: "answers" makes targets of the answers with their end tokens; "all" of every token, as the paper's code
+        does.
+      overlong: treatment of an example that exceeds a row or the context: "error" raises, "truncate" cuts its end (as
+        the paper's code does), "drop" leaves it out.
       system: see `templates.segments`.
 
     Raises:
-      InputError: an example does not fit the template, is too long (`overlong` "error"), or all are left out.
+      InputError: an example does not fit the template; one is too long and `overlong` is "error"; or none is left.
     """
     documents: list[Document] = []
     truncated = dropped = without_targets = 0
@@ -144,7 +145,7 @@ def tokenize_examples(
 
 
 def beyond_context(where: str, what: str, length: int, context_length: int) -> str:
-    """Returns the sentence on a document that is longer than the base's context."""
+    """Returns the error message for a document that exceeds the base's context."""
     return (
         f"{where}: {what} has {length} tokens, and the base's context {context_length} (less what an adapter takes of "
         "it); set data.overlong to 'truncate' or 'drop', or choose a base with a longer context"
@@ -152,7 +153,7 @@ def beyond_context(where: str, what: str, length: int, context_length: int) -> s
 
 
 def digest(documents: Iterable[Document]) -> str:
-    """SHA-256 of documents' tokens and targets, in their order."""
+    """Returns the SHA-256 of the documents' tokens and loss masks, in order."""
     sha256 = hashlib.sha256()
     for document in documents:
         tokens = document["tokens"]
@@ -161,7 +162,7 @@ def digest(documents: Iterable[Document]) -> str:
 
 
 def _check_said(example: Example, text: str, system: str | None) -> None:
-    """Refuses a chat template that leaves out what somebody else than the user and the assistant says."""
+    """Refuses a chat template that leaves out a turn of another role than user and assistant."""
     messages = example.messages()
     if system is not None and not any(message["role"] == "system" for message in messages):
         messages.append({"role": "system", "content": system})
@@ -181,10 +182,10 @@ def make_document(
     loss_on: Literal["answers", "last_answer", "all"] = "answers",
     system: str | None = None,
 ) -> Document:
-    """One example's document, of whatever length; the arguments are those of `tokenize_examples`.
+    """Returns the document of one example, of any length. The other arguments are those of `tokenize_examples`.
 
     Args:
-      loss_on: also "last_answer": of a conversation's answers only the last counts.
+      loss_on: also "last_answer", which makes targets of a conversation's last answer only.
 
     Raises:
       InputError: the example does not fit the template, or neither it nor the tokenizer ends the answer.
@@ -212,6 +213,6 @@ def make_document(
             )
         tokens.append(tokenizer.eos_id)
         mask.append(True)
-    # BOS and EOS are not the text's.
+    # `encode` checks the ids of a text; BOS and EOS are added outside it.
     tokenizer.check_ids(tokens)
     return Document(tokens=np.asarray(tokens, np.int32), loss_mask=np.asarray(mask, bool))

@@ -1,4 +1,4 @@
-"""The order of training: epoch after epoch without end, each in an order of its own."""
+"""An endless sequence of epochs, shuffled anew in each."""
 
 import sys
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ import numpy as np
 
 
 class Epochs[Item]:
-    """Items of all epochs, one after the other; the order depends on the seed and the items' number alone.
+    """Items of all epochs in sequence. The order depends only on the seed and the number of items.
 
-    Grain's own `shuffle` takes 30 ms an item where there are few of them, and orders epoch e by seed + e, so that runs
-    with neighbouring seeds repeat each other's epochs.
+    Grain's own `shuffle` takes 30 ms per item of a small dataset. It also orders epoch e by seed + e, so runs with
+    neighbouring seeds repeat each other's epochs.
     """
 
     def __init__(self, items: Sequence[Item], seed: int):

@@ -1,6 +1,6 @@
-"""The header of a GGUF file, read in one pass.
+"""Reads the header of a GGUF file in one pass.
 
-`gguf.GGUFReader` makes several array views of every string: 7 s for a vocabulary of 49,152 where this takes 0.1 s.
+`gguf.GGUFReader` makes several array views of every string. For a vocabulary of 49,152 it takes 7 s, this module 0.1 s.
 """
 
 import dataclasses
@@ -21,26 +21,32 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _BOOL, _ARRAY = 8, 7, 9
 _ALIGNMENT = "general.alignment"
 
-# Several times what the largest vocabularies need. Python holds a short string in 5 times the bytes that it has in the
-# file, so without limits a file of strings or names alone would take several times its size.
+# The limits are several times the needs of the largest vocabularies. A short string takes 5 times its bytes in memory,
+# so without limits a file of strings or names alone would take several times its size.
 _MOST_BYTES = 32 * MEBIBYTE
 _MOST_FIELDS = 2**12
 _MOST_TENSORS = 2**16
 _MOST_MEMORY = 50 * MEBIBYTE
-"""Bytes that values may take in memory beyond what they have in the file."""
+"""Limit of the memory of values beyond their size in the file, in bytes."""
 
 # ggml's own limits.
 _LONGEST_KEY, _LONGEST_NAME = 2**16 - 1, 64
 _MOST_AXES = 4
 
-# Bytes of a string from which its memory is counted, strings of an array whose memory is counted together, strings of
-# an array from which that is done exactly, and bytes that a string of an array takes beyond 4 for each of its own.
+# Accounting of memory: a single string is counted from `_LONG` bytes on; an array is counted in groups of `_TOGETHER`
+# strings, exactly from `_MANY` strings on, else by the bound of `_STRING_BYTES` and 4 times the length per string.
 _LONG, _TOGETHER, _MANY, _STRING_BYTES = 1024, 4096, 2**17, 88
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One line of the tensor table: shape, fastest axis first; ggml type number; offset in bytes from `data_offset`."""
+    """Entry of the tensor table.
+
+    Attributes:
+      shape: lengths of the axes, fastest axis first.
+      type: ggml type id.
+      offset: offset of the data from `GGUFHeader.data_offset`, in bytes.
+    """
 
     shape: tuple[int, ...]
     type: int
@@ -51,7 +57,11 @@ class TensorEntry:
 class GGUFHeader:
     """Metadata fields and tensor table of a GGUF file, in the file's order.
 
-    Tensor data begin at byte `data_offset`, and each tensor at a multiple of `alignment` bytes from there.
+    Attributes:
+      fields: metadata by key.
+      tensors: tensor table by name.
+      data_offset: offset of the tensor data in the file, in bytes.
+      alignment: tensors begin at multiples of it from `data_offset`, in bytes.
     """
 
     fields: dict[str, Value]
@@ -61,11 +71,11 @@ class GGUFHeader:
 
 
 def read_gguf_header(path: Path) -> GGUFHeader:
-    """Returns the fields and the tensor table of a GGUF file; arrays of numbers as NumPy's, of strings as lists.
+    """Returns the header of a GGUF file. Arrays of numbers become NumPy arrays, arrays of strings lists.
 
     Raises:
-      InputError: not a GGUF file of version 2 or 3, a big-endian one, cut off within the header, damaged, or larger
-        than headers are.
+      InputError: the file is not a little-endian GGUF file of version 2 or 3, or its header is truncated, damaged or
+        beyond the limits of size.
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -79,7 +89,7 @@ def read_gguf_header(path: Path) -> GGUFHeader:
 
 
 class _Cursor:
-    """A position in the file, and the name of what is being read there, for messages."""
+    """Read position in the file, with the name of the part being read for messages."""
 
     def __init__(self, path: Path, data: mmap.mmap, whole: bool) -> None:
         self.path, self.data, self.whole, self.position, self.reading = path, data, whole, 4, "the version"
@@ -141,7 +151,7 @@ class _Cursor:
         return name
 
     def spend(self, memory: int) -> None:
-        # By what has been read and not by the file's size, so that the header alone is judged as the whole file is.
+        # The limit grows with the bytes read, not with the file's size: a header without its tensors gives the same.
         self.memory += memory
         if self.memory > self.position + _MOST_MEMORY:
             raise self.damaged(f"its metadata take more memory than those of any model, at {self.reading}")
@@ -165,7 +175,7 @@ class _Cursor:
     def text(self, size: int) -> str:
         content = self.take(size)
         if size > _LONG:
-            # One character that is not ASCII may make all of them 4 bytes long.
+            # One character outside ASCII may make all of them 4 bytes long.
             self.spend(size * (2 if content.isascii() else 5))
         return content.decode()
 
@@ -191,7 +201,7 @@ class _Cursor:
             return self.strings(count)
         if item in _SCALARS:
             return self.numbers(item, count)
-        # ggml refuses these too.
+        # ggml refuses nested arrays too.
         of = "arrays" if item == _ARRAY else f"the unknown type {item}"
         raise self.damaged(f"{self.reading} is an array of {of}, which GGUF files do not hold")
 
@@ -204,7 +214,7 @@ class _Cursor:
         return np.frombuffer(content, dtype)
 
     def strings(self, count: int) -> list[str]:
-        """Reads as `text` in a loop would, without its calls: vocabularies have 10⁵ entries."""
+        """Returns the same as `text` in a loop, without its calls: vocabularies have 10⁵ entries."""
         unpack, data, position = struct.Struct("<Q").unpack_from, self.data, self.position
         strings: list[str] = []
         for start in range(0, count, _TOGETHER):
@@ -216,8 +226,8 @@ class _Cursor:
             if position > len(data):
                 raise EOFError
             self.position = position
-            # The most that they may take; exact memory takes a third of the time of all else, so that only arrays whose
-            # most would be too much are worth it.
+            # `most` is an upper bound. Exact accounting adds a third to the time, so only arrays whose bound could
+            # exceed the limit get it.
             most = _STRING_BYTES * len(contents) + 4 * (position - before - 8 * len(contents))
             exactly = count >= _MANY and position - before <= MEBIBYTE
             self.spend(0 if exactly else most)

@@ -1,10 +1,10 @@
-"""Rows of preference pairs: both documents of a pair always come in one batch.
+"""Packs preference pairs into rows. Both documents of a pair are always in one batch.
 
-A batch is made of units, the smallest parts that hold whole pairs. Packed, a unit is one row with as many pairs as fit:
-documents 1 and 2 are the first pair's chosen and rejected one, 3 and 4 the second's. Without packing a unit is two
-rows: the chosen document, numbered 1, and the rejected one, numbered 2.
+A batch consists of units, the smallest parts that hold complete pairs. With packing a unit is one row with as many
+pairs as fit: segment ids 1 and 2 are the first pair's chosen and rejected document, 3 and 4 the second pair's. Without
+packing a unit is two rows: the chosen document has segment id 1, the rejected one 2.
 
-Shapes: b row, t position, u unit, m pair of a unit, of which there are places for so many.
+Shapes: b row, t position, u unit, m pair within a unit (the most that fit).
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,19 +31,21 @@ def train_pair_batches(
     packing: bool = True,
     reference_t: Float32[np.ndarray, " t"] | None = None,
 ) -> "grain.DatasetIterator[PairBatch]":
-    """Batches without end: all pairs in a new order each epoch, each once an epoch; see `pipeline.train_batches`.
+    """Returns an endless iterator of training batches, as `pipeline.train_batches` does.
+
+    Each epoch has all pairs once, in a new order.
 
     Args:
-      pairs: from `tokenize_pairs` with the same `sequence_length` and `packing`.
-      batch_size: rows a batch; even without packing, where a pair is two of them.
-      sequence_length: tokens a row.
-      seed: of the order.
-      packing: whether rows hold as many whole pairs as fit, or one document.
-      reference_t: the reference's log-probabilities of all pairs' tokens, in the order of `offsets`, for the batches to
-        carry along.
+      pairs: pairs from `tokenize_pairs` with the same `sequence_length` and `packing`.
+      batch_size: rows per batch. Without packing it must be even, since a pair is two rows.
+      sequence_length: tokens per row.
+      seed: seed of the order.
+      packing: True packs as many complete pairs as fit into a row; False gives every document its own row.
+      reference_t: log-probabilities of all pairs' tokens under the reference model, in the order of `offsets`; they
+        become the batches' `reference_bt`.
 
     Returns:
-      An iterator with `get_state()` and `set_state()` as that of `pipeline.train_batches`.
+      An iterator with `get_state()` and `set_state()`, like that of `pipeline.train_batches`.
 
     Raises:
       InputError: there are no pairs, one does not fit, or `batch_size` is odd without packing.
@@ -64,9 +66,9 @@ def eval_pair_batches(
     packing: bool = True,
     reference_t: Float32[np.ndarray, " t"] | None = None,
 ) -> Iterable[PairBatch]:
-    """All pairs once, in order from batch to batch; rows of padding fill the last. Can be gone through repeatedly.
+    """Returns batches of all pairs, once and in order from batch to batch; padding rows fill the last batch.
 
-    Args and Raises: as `train_pair_batches`.
+    The result can be iterated repeatedly. Args and Raises are those of `train_pair_batches`.
     """
     _check(pairs, batch_size, sequence_length, packing)
     stream = grain.MapDataset.source(range(len(pairs)))
@@ -75,9 +77,9 @@ def eval_pair_batches(
 
 
 def offsets(pairs: Sequence[Pair]) -> Int64[np.ndarray, " m+1"]:
-    """Where each pair's tokens begin (and the last one's end), those of all pairs standing one after the other.
+    """Returns the offset of each pair in the concatenated tokens of all pairs, and the total length as last entry.
 
-    A pair's are the chosen document's and then the rejected one's.
+    A pair's tokens are those of the chosen document, then those of the rejected one.
     """
     sizes = [len(pair["chosen"]["tokens"]) + len(pair["rejected"]["tokens"]) for pair in pairs]
     return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
@@ -97,7 +99,7 @@ def _check(pairs: Sequence[Pair], batch_size: int, sequence_length: int, packing
 def _units(
     stream: grain.MapDataset, pieces: "_Pieces", sequence_length: int, window: int | None, seed: int | None
 ) -> grain.IterDataset:
-    """Units as dicts of [rows, t] arrays and pairs_m, of a stream of numbers; window None: a document a row."""
+    """Returns units of a stream of pair indices: dicts of [rows, t] arrays and pairs_m. window None packs nothing."""
     if window is None:
         return stream.map(lambda number: _two_rows(pieces[number], sequence_length)).to_iter_dataset(IN_THIS_THREAD)
     packed = experimental.FirstFitPackIterDataset(
@@ -114,7 +116,7 @@ def _units(
 
 
 class _Pieces:
-    """Pairs by number, each as one stretch of a row. Numbers begin at 1 there, since the packer fills up with 0."""
+    """Pairs by index, each as one stretch of a row. Its "number" is index + 1, since the packer pads with 0."""
 
     def __init__(self, pairs: Sequence[Pair], reference_t: np.ndarray | None):
         self._pairs, self._reference_t = pairs, reference_t

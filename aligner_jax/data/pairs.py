@@ -1,4 +1,4 @@
-"""Preferences as token ids: two documents that begin with one prompt and differ in the answer."""
+"""Tokenizes preferences into pairs of documents that share a prompt and differ in the answer."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ from aligner_jax.errors import InputError
 
 
 class Pair(TypedDict):
-    """The prompt with the preferred answer, and with the other. Targets are the last answer's tokens with its end."""
+    """The prompt with the chosen and with the rejected answer. Targets are the last answer and its end token."""
 
     chosen: Document
     rejected: Document
@@ -31,29 +31,28 @@ def tokenize_pairs(
     overlong: Literal["error", "truncate", "drop"] = "error",
     system: str | None = None,
 ) -> tuple[list[Pair], Summary]:
-    """Returns pairs in the examples' order, and what became of the examples.
+    """Returns pairs in the examples' order, and a summary of all examples.
 
-    Left out and counted are pairs whose documents are the same tokens once they are cut: their loss is ln 2 and its
-    gradient 0 up to rounding, which Adam would make whole steps of.
+    A pair whose documents have the same tokens, possibly after truncation, is dropped and counted. Its loss is ln 2 and
+    its gradient 0 up to rounding, and Adam would scale that rounding to full steps.
 
     Args:
-      examples: preferences, from `load_examples`.
-      tokenizer: of the base.
+      examples: preferences from `load_examples`.
+      tokenizer: tokenizer of the base.
       template: one of `templates.TEMPLATES`.
-      sequence_length: tokens a row.
+      sequence_length: tokens per row.
       context_length: see `documents.tokenize_examples`.
-      packing: whether both documents of a pair go into one row, and so have to fit into it together; without, each
-        has a row of its own.
-      overlong: what happens to a pair that does not fit: an error, cut at the end (of the two in one row the longer,
-        until both fit or are half a row long), or left out.
+      packing: True if both documents of a pair share a row and have to fit it together; False gives each its own row.
+      overlong: treatment of a pair that does not fit: "error" raises, "truncate" cuts the end (of two documents in one
+        row the longer one, until both fit or have half a row each), "drop" leaves the pair out.
       system: see `templates.segments`.
 
     Returns:
-      The pairs, and a summary in which tokens, targets and `longest` are of both documents together.
+      The pairs, and a summary whose `tokens`, `targets` and `longest` count both documents of a pair.
 
     Raises:
-      InputError: an example is not a preference or does not fit the template, is too long (`overlong` "error"), or all
-        are left out.
+      InputError: an example is no preference or does not fit the template; a pair is too long and `overlong` is
+        "error"; or none is left.
     """
     pairs: list[Pair] = []
     truncated = dropped = without_targets = equal = 0
@@ -102,14 +101,14 @@ def tokenize_pairs(
 
 
 def documents_of(pairs: Iterable[Pair]) -> Iterator[Document]:
-    """Both documents of every pair, in their order."""
+    """Yields both documents of every pair, in order."""
     for pair in pairs:
         yield pair["chosen"]
         yield pair["rejected"]
 
 
 def prompt_numbers(pairs: Sequence[Pair]) -> Int64[np.ndarray, " m"]:
-    """A number for each pair's prompt: pairs whose documents begin alike, up to the answer, have the same."""
+    """Returns a number for each pair's prompt; equal prompts (the tokens before the answer) have equal numbers."""
     numbers: dict[bytes, int] = {}
     begins = (pair["chosen"]["tokens"][: int(np.argmax(pair["chosen"]["loss_mask"]))].tobytes() for pair in pairs)
     return np.array([numbers.setdefault(prompt, len(numbers)) for prompt in begins], np.int64)
@@ -135,7 +134,7 @@ def _lengths(pair: Pair) -> tuple[int, int]:
 
 
 def _room(chosen: int, rejected: int, sequence_length: int, most: int, packing: bool) -> tuple[int, int]:
-    """Returns the tokens of each document that are kept: at most `most`."""
+    """Returns the number of tokens kept of each document, at most `most`."""
     chosen, rejected = min(chosen, most), min(rejected, most)
     if not packing:
         return chosen, rejected

@@ -1,4 +1,7 @@
-"""Rows of a fixed length, packed with Grain: endless and shuffled for training, once and in order for evaluation."""
+"""Packs documents into batches of fixed-length rows with Grain.
+
+Training batches are endless and shuffled; evaluation batches hold every document once, in order.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import cast
@@ -15,28 +18,28 @@ from aligner_jax.errors import InputError
 __all__ = ["Batch", "Document", "Summary", "eval_batches", "fill", "packing_fill", "tokenize_examples", "train_batches"]
 
 WINDOW = 64
-"""Rows packed together. More of them are filled better, and a resumed run packs up to as many again."""
+"""Rows packed together. A larger window fills rows better; a resumed run packs up to a window again."""
 IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
 def train_batches(
     documents: Sequence[Document], *, batch_size: int, sequence_length: int, seed: int, packing: bool = True
 ) -> "grain.DatasetIterator[Batch]":
-    """Batches without end: all documents in a new order each epoch, none cut, each once an epoch.
+    """Returns an endless iterator of training batches.
 
-    The order depends on the seed and the documents' number alone. Rows are packed from the stream of documents, so
-    one at the border of two epochs may hold documents of both.
+    Each epoch has all documents once, uncut, in a new order that depends only on the seed and the number of documents.
+    Rows are packed from the stream of documents, so a row at the border of two epochs may hold documents of both.
 
     Args:
-      documents: from `tokenize_examples`.
-      batch_size: rows a batch.
-      sequence_length: tokens a row.
-      seed: of the order; another seed gives an unrelated one.
-      packing: False gives every document a row of its own.
+      documents: documents from `tokenize_examples`.
+      batch_size: rows per batch.
+      sequence_length: tokens per row.
+      seed: seed of the order; different seeds give unrelated orders.
+      packing: False gives every document its own row.
 
     Returns:
-      An iterator whose `get_state()` can be written as JSON; after `set_state()` on one made from the same arguments
-      the same batches follow, bit for bit. It starts no threads or processes.
+      An iterator whose `get_state()` is JSON-serializable. An iterator made from the same arguments continues with the
+      same batches, bit for bit, after `set_state()`. It starts no threads or processes.
 
     Raises:
       InputError: there are no documents, or one is longer than a row.
@@ -52,9 +55,9 @@ def train_batches(
 def eval_batches(
     documents: Sequence[Document], *, batch_size: int, sequence_length: int, packing: bool = True
 ) -> list[Batch]:
-    """All documents once, in order from batch to batch; rows of padding fill the last batch.
+    """Returns batches of all documents, once and in order from batch to batch; padding rows fill the last batch.
 
-    Args and Raises: as `train_batches`.
+    Args and Raises are those of `train_batches`.
     """
     _check(documents, sequence_length)
     stream = grain.MapDataset.source(documents)
@@ -63,14 +66,14 @@ def eval_batches(
 
 
 def fill(batch: Batch) -> float:
-    """Share of a batch's positions that hold a token."""
+    """Returns the share of a batch's positions that hold a token."""
     return float(np.mean(batch.segment_ids_bt > 0))
 
 
 def packing_fill(documents: Sequence[Document], *, sequence_length: int, seed: int = 0, packing: bool = True) -> float:
-    """Share of the training rows' positions that hold a token, over the first windows of an epoch (256 rows).
+    """Returns the share of positions that hold a token, over the first 256 training rows.
 
-    `tokens / (packing_fill · sequence_length)` is the number of rows an epoch takes.
+    An epoch takes `tokens / (packing_fill · sequence_length)` rows.
     """
     rows = train_batches(documents, batch_size=1, sequence_length=sequence_length, seed=seed, packing=packing)
     return float(np.mean([fill(next(rows)) for _ in range(4 * WINDOW)]))
@@ -87,7 +90,7 @@ def _check(documents: Sequence[Document], sequence_length: int) -> None:
 def _rows(
     stream: grain.MapDataset, sequence_length: int, window: int | None, row_seed: int | None
 ) -> grain.IterDataset:
-    """Rows as dicts of [t] arrays; window None: a document a row. row_seed None leaves a window's rows in order."""
+    """Returns rows as dicts of [t] arrays. Without window nothing is packed; without row_seed rows keep their order."""
     if window is None:
         return stream.map(lambda document: _alone(document, sequence_length)).to_iter_dataset(IN_THIS_THREAD)
     packed = experimental.FirstFitPackIterDataset(

@@ -1,4 +1,4 @@
-"""Prompt format: the template and system prompt of prompts, and the one rule by which every command chooses them."""
+"""Prompt format: template and system prompt, and the rule by which every command chooses them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
 
 TemplateName = Literal["auto", "none", "alpaca", "chat"]
-"""Templates that a user can ask for; "auto" is the recorded one."""
+"""Templates that a user can choose; "auto" is the one that the adapters record."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptFormat:
-    """Template and system prompt.
+    """Template and system prompt of a prompt.
 
     Attributes:
       template: one of `data.templates.TEMPLATES`; "none" leaves a prompt as it is.
-      system: system prompt of the template "chat"; None: none.
+      system: system prompt of the template "chat"; None for none.
     """
 
     template: str
@@ -37,19 +37,19 @@ class PromptFormat:
         option: str = "--",
         others: tuple[str, ...] = ("chat", "none"),
     ) -> Self:
-        """Returns the format that prompts get. What the user gives decides, then what the adapters' files record.
+        """Returns the format of prompts: the user's choice, else the format that the adapters' files record.
 
-        A recorded system prompt belongs to its template: it is kept where that template is chosen, by "auto" or by its
-        name, and dropped with any other. Adapters that record one template with different system prompts leave it out,
-        unless the template is "auto", which they cannot agree on.
+        A recorded system prompt is used only with its own template, whether "auto" or its name chooses that. If
+        adapters record one template with different system prompts, its name chooses it without a system prompt, and
+        "auto" is an error.
 
         Args:
-          template: the user's; "auto": the recorded one, or "none" without adapters.
-          system: the user's, for "chat"; None: the recorded one.
-          recorded: by each adapter's name in messages, the format that its file records. Adapters that record none, as
-            those of other projects, get the format of the others.
-          option: what the names of the options `template` and `system` begin with, in messages.
-          others: templates beside "alpaca" that the user can give, in messages.
+          template: the user's template; "auto" takes the recorded one, or "none" without adapters.
+          system: the user's system prompt, for "chat"; None takes the recorded one.
+          recorded: format that each adapter's file records, by the adapter's name in messages. Adapters without a
+            record, such as those of other projects, get the format of the others.
+          option: prefix of the option names `template` and `system` in messages.
+          others: templates that messages offer beside "alpaca".
 
         Raises:
           InputError: `template` is "auto" and the adapters record no format, or different ones; or `system` is given
@@ -80,7 +80,7 @@ class PromptFormat:
         return cls(template, system)
 
     def render(self, prompt: str, tokenizer: Tokenizer) -> str:
-        """Returns the text whose continuation answers the prompt: tokenise it with `bos=tokenizer.add_bos`.
+        """Returns the text whose continuation answers the prompt. Encode it with `bos=tokenizer.add_bos`.
 
         Raises:
           InputError: the template is unknown, or the tokenizer has no chat template or one that refuses the prompt.

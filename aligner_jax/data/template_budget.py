@@ -1,7 +1,7 @@
-"""Budget of a chat template: steps and memory, counted as it is rendered.
+"""Limits the steps and the memory of a chat template while it renders.
 
-A template comes with a model and is a program. Its loops, calls, repetitions, concatenations and filters are charged
-before they run, so that it ends soon and deterministically, whatever the machine.
+A template is a program that comes with a model. Its loops, calls, repetitions, concatenations and filters are charged
+to a budget before they run, so that every template ends soon, and at the same point on every machine.
 """
 
 import contextlib
@@ -12,16 +12,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from jinja2.utils import Namespace
 
 STEPS, STEPS_A_MESSAGE = 2_000_000, 10_000
-"""Nodes of the template that may be evaluated; a loop's round costs all that its body holds. Published templates take
-some hundred a message."""
+"""Limit of evaluated template nodes: a constant, and an addition per message.
+
+A loop iteration costs all nodes of its body. Published templates take some hundred steps per message.
+"""
 BYTES, BYTES_A_BYTE = 12 * 2**20, 256
-"""Memory of all texts and lists that are made, together; that for every byte of the conversation is added."""
+"""Limit of the memory of all texts and lists made, in bytes: a constant, and an addition per byte of conversation."""
 MOST_WIDTH = 1000
-"""The largest width, precision, indentation or count that formatting takes."""
+"""Largest width, precision, indentation or count in formatting."""
 MOST_BITS = 4096
-"""Bits of the largest integer."""
+"""Size limit of integers, in bits."""
 _STEPS_WEIGHED = 8
-"""Looking at a value of a list takes about as long as so many steps."""
+"""Steps charged for the visit of a value in a list, which takes about as long."""
 SCALARS = frozenset((str, int, bool, float, type(None)))
 _SEVERAL = (list, tuple, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
 _PERCENT = re.compile(
@@ -30,11 +32,11 @@ _PERCENT = re.compile(
 
 
 class OverBudget(Exception):
-    """A template does more than it may; the message says of what."""
+    """A template exceeds its budget; the message names the limit."""
 
 
 class Budget:
-    """Counts down what is left to one rendering.
+    """Remaining steps and memory of one rendering.
 
     Args:
       steps: nodes that may be evaluated.
@@ -47,25 +49,25 @@ class Budget:
         self.steps, self.memory = steps, memory
 
     def step(self, count: int = 1) -> None:
-        """Charges steps. Raises OverBudget where too few are left."""
+        """Charges steps. Raises OverBudget if too few are left."""
         self.steps -= count
         if self.steps < 0:
             raise OverBudget("it takes too many steps: are its loops without end?")
 
     def take(self, size: float) -> None:
-        """Charges bytes before they are used. Raises OverBudget where too few are left."""
+        """Charges bytes before they are used. Raises OverBudget if too few are left."""
         self.memory -= int(size)
         if self.memory < 0:
             raise OverBudget("it makes too much text: does it repeat something too often?")
 
     def text(self, length: float, of: str = "\0") -> None:
-        """Charges a text of so many characters, as wide as those of `of`."""
+        """Charges a text of `length` characters, with the bytes per character of the text `of`."""
         if length > 256:
             self.step(int(length) >> 8)
         self.take(64 + length * (1 if of.isascii() else 4))
 
     def made(self, value: object) -> object:
-        """Charges a value that an operation has made of values that were charged; returns it."""
+        """Charges the result of an operation on charged values; returns it."""
         if isinstance(value, str):
             self.text(len(value), value)
         elif isinstance(value, list | tuple | dict | set):
@@ -76,10 +78,10 @@ class Budget:
         return value
 
     def weigh(self, value: object) -> int:
-        """Charges steps for all that a value holds, as often as it holds it; returns its size as text, in bytes.
+        """Charges steps for a value and all nested values, with repetition; returns its size as text, in bytes.
 
-        Comparing, hashing, sorting and printing take as long: a list that holds another twice, forty deep, is small
-        and takes years to print.
+        Comparing, hashing, sorting and printing take as long. A list that holds another twice, nested forty deep, is
+        small in memory and takes years to print.
         """
         if type(value) in SCALARS and not (isinstance(value, str) and len(value) > 256):
             self.step()
@@ -101,11 +103,11 @@ class Budget:
             elif isinstance(each, _SEVERAL):
                 waiting.extend(each)
             elif isinstance(each, range):
-                # Made as they are looked at.
+                # Its integers are made on demand.
                 self.step(len(each))
                 size += 9 * len(each)
             elif isinstance(each, Namespace):
-                # Its attributes are private to jinja2, which prints them all; one may hold itself.
+                # jinja2 prints all its private attributes, and one of them may be the namespace itself.
                 self.step(20 * _STEPS_WEIGHED)
                 waiting.append(dict(object.__getattribute__(each, "_Namespace__attrs")))
             elif isinstance(each, int):
@@ -113,7 +115,7 @@ class Budget:
         return size
 
     def written(self, value: object) -> object:
-        """Charges a value that is about to become text; returns it."""
+        """Charges a value before its conversion to text; returns it."""
         if isinstance(value, str):
             self.text(len(value), value)
         elif type(value) is int:
@@ -123,7 +125,7 @@ class Budget:
         return value
 
     def rounds(self, iterable: Iterable, cost: int, size: int) -> Iterator:
-        """Yields the items of a loop, each round charged with the steps and the text of its body."""
+        """Yields the items of a loop, and charges every iteration with the steps and the text of its body."""
         for item in iterable:
             self.step(cost)
             if size:
@@ -139,7 +141,7 @@ class Budget:
             self.take(16 * len(value) * max(times, 0))
 
     def power(self, base: object, exponent: object) -> None:
-        """Refuses `base ** exponent` of whole numbers with thousands of bits."""
+        """Refuses an integer power `base ** exponent` of more than `MOST_BITS`."""
         if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > MOST_BITS:
             raise OverBudget("it makes a number of thousands of bits")
 
@@ -151,7 +153,7 @@ class Budget:
             for name in ("width", "precision"):
                 length += bounded(found[name])
         self.text(length, pattern)
-        # Each value may be written as often as the pattern has places for it, and in quotes.
+        # A named value may be written at every `%`, and in quotes.
         places = 1 if not isinstance(values, Mapping) else max(pattern.count("%"), 1)
         self.take(2 * places * self.weigh(values))
 
@@ -162,12 +164,12 @@ class Budget:
         self.text(len(text) + count * max(len(new) - len(old), 0), text if _width(text) > _width(new) else new)
 
     def searched(self, text: str, part: object) -> None:
-        """Charges a search from the end, or for any of the characters of `part`: it takes as long as both together."""
+        """Charges a search from the end, or for any character of `part`, whose time grows with both lengths."""
         if isinstance(part, str):
             self.step(len(text) * len(part) >> 10)
 
     def unpacked(self, value: object) -> object:
-        """Charges a list or a dict of which each item becomes an argument of its own; returns its items."""
+        """Charges a list or dict that is unpacked into arguments; returns its items."""
         if isinstance(value, Mapping):
             self.step(8 * len(value))
             self.take(200 * len(value))
@@ -175,7 +177,7 @@ class Budget:
         return self.rounds(value, 8, 100)  # pyright: ignore[reportArgumentType]
 
     def listed(self, value: Iterable) -> list:
-        """Returns the items as a list; each character of a text becomes a text of its own, which is charged before."""
+        """Returns the items as a list; charges a text first, since every character becomes a text of its own."""
         if isinstance(value, str):
             self.take(80 * len(value))
         return list(value)
@@ -187,10 +189,10 @@ class Budget:
 
 
 def bounded(value: object) -> int:
-    """Returns a width or count that formatting was given.
+    """Returns a width or count of formatting as a nonnegative integer.
 
     Raises:
-      OverBudget: it is more than `MOST_WIDTH`, or an asterisk.
+      OverBudget: it exceeds `MOST_WIDTH`, or is an asterisk.
     """
     if value is None:
         return 0
@@ -201,7 +203,7 @@ def bounded(value: object) -> int:
     try:
         number = int(value)  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError, OverflowError):
-        # Some formats take text in its place.
+        # Some filters take a text in place of a width.
         number = len(value) if isinstance(value, str) else 0
     if not -MOST_WIDTH <= number <= MOST_WIDTH:
         raise OverBudget(f"it formats to a width of more than {MOST_WIDTH:,}")
@@ -214,7 +216,7 @@ def plain(value: object) -> str:
 
 
 def _width(text: str) -> int:
-    """Returns the bytes a character of the text takes in memory."""
+    """Returns a bound of the memory per character, in bytes."""
     return 1 if text.isascii() else 4
 
 
@@ -222,13 +224,13 @@ _budget: contextvars.ContextVar[Budget] = contextvars.ContextVar("budget")
 
 
 def current() -> Budget:
-    """Returns the budget of the rendering that is going on."""
+    """Returns the budget of the current rendering."""
     return _budget.get()
 
 
 @contextlib.contextmanager
 def spending(budget: Budget) -> Iterator[Budget]:
-    """Makes a budget the current one."""
+    """Makes `budget` the current one within the context."""
     token = _budget.set(budget)
     try:
         yield budget
@@ -237,7 +239,7 @@ def spending(budget: Budget) -> Iterator[Budget]:
 
 
 def for_conversation(messages: Sequence[object]) -> Budget:
-    """Returns a budget that grows with the conversation, which is no part of the template."""
+    """Returns a budget that grows with the number and the size of the messages."""
     whole = Budget(2**62, 2**62)
     size = whole.weigh(messages)
     return Budget(STEPS + STEPS_A_MESSAGE * len(messages) + size // 16, BYTES + BYTES_A_BYTE * size)

@@ -1,8 +1,8 @@
-"""A jinja2 environment in which everything that a template does is charged to the current `Budget`.
+"""A jinja2 environment that charges every operation of a template to the current `Budget`.
 
-The sandbox already keeps templates from Python's internals. Here the parsed template is changed so that each loop,
-comparison, concatenation and slice passes through a function that charges it; operators and calls pass through the
-sandbox's own hooks; filters are a list of those that chat templates use, each wrapped.
+jinja2's sandbox already keeps templates from Python's internals. This module rewrites the parsed template, so that
+loops, comparisons, concatenations and slices pass through functions that charge them. Operators and calls are charged
+in the sandbox's own hooks. Only the filters that chat templates use are available, each wrapped.
 """
 
 import operator
@@ -21,15 +21,15 @@ from aligner_jax.data import template_filters
 from aligner_jax.data.template_budget import MOST_BITS, SCALARS, OverBudget, bounded, current, plain
 
 MOST_NODES = 12_000
-"""Nodes of a parsed template; those of the longest published templates are some thousand."""
+"""Limit of the nodes of a parsed template; the longest published templates have some thousand."""
 _STEPS_CALLED = 50
-"""A call of a macro takes about as long as so many steps."""
+"""Steps charged for a call of a macro, which takes about as long."""
 _COMPARISONS = {
     "eq": operator.eq, "ne": operator.ne, "gt": operator.gt, "gteq": operator.ge, "lt": operator.lt,
     "lteq": operator.le, "in": lambda a, b: a in b, "notin": lambda a, b: a not in b,
 }  # fmt: skip
 _PREFIX = " "
-"""Begins the names of this module's filters, so that no template can write them."""
+"""Name prefix of this module's filters; no template can write a name with a space."""
 _TEXT_METHODS = frozenset(
     (
         "capitalize", "casefold", "center", "count", "endswith", "find", "format", "index", "isalnum",
@@ -53,7 +53,10 @@ _OTHERS = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
 
 class ChargedEnvironment(ImmutableSandboxedEnvironment):
-    """See the module. It is to be used with a current budget: for compiling, too, which computes constants."""
+    """A sandboxed environment that charges templates; see the module.
+
+    Compiling needs a current budget as rendering does, since jinja2 folds constants.
+    """
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
 
@@ -65,7 +68,7 @@ class ChargedEnvironment(ImmutableSandboxedEnvironment):
         self._callable = {*self.globals.values()}
 
     def allow(self, **functions: Callable) -> None:
-        """Gives templates further functions by name."""
+        """Makes further functions available to templates, by name."""
         self.globals.update(functions)
         self._callable |= {*functions.values()}
 
@@ -82,12 +85,12 @@ class ChargedEnvironment(ImmutableSandboxedEnvironment):
 
     def getitem(self, obj, argument):
         if type(argument) is not str and type(argument) is not int:
-            # Hashed, or printed where it is missing.
+            # A lookup hashes the argument, and prints it if it is missing.
             current().weigh(argument)
         return super().getitem(obj, argument)
 
     def wrap_str_format(self, value):
-        # Here `_method` formats, at the call.
+        # `_method` formats when the call happens.
         return None
 
     def call_binop(self, context, operator, left, right):
@@ -112,7 +115,7 @@ class ChargedEnvironment(ImmutableSandboxedEnvironment):
         budget = current()
         budget.step()
         if type(__obj) is BuiltinMethodType:
-            # These come from the generated code, for functions that want the context.
+            # Generated code passes these for functions that take the context.
             kwargs.pop("_loop_vars", None)
             kwargs.pop("_block_vars", None)
             return budget.made(__self._method(__obj, args, kwargs))
@@ -158,7 +161,7 @@ class ChargedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Formatter(SandboxedFormatter):
-    """`str.format` with widths that are bounded, and values that are charged before they are printed."""
+    """`str.format` with bounded widths, which charges values before it prints them."""
 
     def format_field(self, value, format_spec):
         for number in "".join(c if c.isdigit() else " " for c in format_spec).split():
@@ -175,14 +178,14 @@ class _Formatter(SandboxedFormatter):
 
 
 class _Charging(NodeTransformer):
-    """Puts charges into a parsed template."""
+    """Inserts charges into a parsed template."""
 
     def visit_For(self, node: nodes.For):
         cost, size = _nodes(node), _text(node)
         self.generic_visit(node)
         node.iter = _call(node, "rounds", node.iter, nodes.Const(cost), nodes.Const(size))
         if node.recursive:
-            # Its rounds below the first level are not of this node.
+            # Iterations below the first level do not pass through `node.iter`.
             node.body.insert(0, _charge(node, cost, size))
         return node
 
@@ -229,7 +232,7 @@ class _Charging(NodeTransformer):
 
 
 def _check_blocks(template: nodes.Template) -> None:
-    """Refuses what writes the names of all variables anew each time that it is there, into the generated code."""
+    """Refuses nodes for which jinja2 repeats the names of all variables in the generated code."""
     if next(template.find_all(_OTHERS), None) is not None:
         raise SecurityError("a chat template has no other templates to include or extend")
     blocks = list(template.find_all(nodes.Block))
@@ -242,7 +245,7 @@ def _nodes(node: nodes.Node) -> int:
 
 
 def _text(node: nodes.Node) -> int:
-    """Returns the bytes of text and lists that a node's own parts make each time."""
+    """Returns the bytes of text and lists that one evaluation of a node's literals makes."""
     literals = node.find_all((nodes.List, nodes.Tuple, nodes.Dict))
     return 4 * sum(len(data.data) for data in node.find_all(nodes.TemplateData)) + 100 * sum(
         1 + len(each.items) for each in literals
@@ -250,7 +253,7 @@ def _text(node: nodes.Node) -> int:
 
 
 def _call(node: nodes.Node, name: str, first: nodes.Node, *args: nodes.Node) -> nodes.Filter:
-    """Returns a call of one of this module's functions: as a filter, which generated code calls directly."""
+    """Returns a call of one of this module's functions, as a filter, since generated code calls filters directly."""
     for each in (first, *args):
         each.lineno = each.lineno or node.lineno
     return nodes.Filter(first, _PREFIX + name, list(args), [], None, None, lineno=node.lineno)
@@ -271,16 +274,16 @@ def rounds(iterable, cost: int, size: int):
 
 @jinja2.pass_context
 def charge(context, cost: int, size: int) -> None:
-    """Charges what a macro or block does. The context keeps jinja2 from doing so once and for all, as it compiles."""
+    """Charges a call of a macro or block. Taking the context keeps jinja2 from folding the call at compile time."""
     budget = current()
     budget.step(cost)
     budget.take(size)
 
 
 def compared(left, name: str, right):
-    """Returns a comparison's result, after charging what it looks at."""
+    """Returns the result of a comparison, after charging both operands."""
     compare, kinds = _COMPARISONS[name], (type(left), type(right))
-    # The most frequent: short values, which cost no more than the step that they are charged already.
+    # Comparisons of short values are the most frequent, and the step already charged covers them.
     if kinds == (str, str):
         if len(left) + len(right) > 256:
             current().step((len(left) + len(right)) >> 6)
@@ -294,13 +297,13 @@ def compared(left, name: str, right):
 
 
 def weighed(value):
-    """Returns a value, after charging all that it holds."""
+    """Returns a value, after charging it with all nested values."""
     current().weigh(value)
     return value
 
 
 def concatenated(*values) -> str:
-    """Returns the text of values one after the other."""
+    """Returns the concatenated text of the values, after charging it."""
     budget = current()
     return "".join([plain(budget.written(value)) for value in values])
 
@@ -311,7 +314,7 @@ def sliced(value):
 
 
 def unpacked(value):
-    """Returns what a call takes its arguments out of, after charging it."""
+    """Returns the items that a call unpacks into arguments, after charging them."""
     return current().unpacked(value)
 
 

@@ -1,4 +1,4 @@
-"""The filters and tests that chat templates use, each charged to the current `Budget`."""
+"""Filters and tests for chat templates, each charged to the current `Budget`."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -23,19 +23,19 @@ _SPACES = " \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u3000"
 
 
 def charged(filters: dict[str, Callable]) -> dict[str, Callable]:
-    """Returns those of jinja2's filters that chat templates use, charged."""
+    """Returns the jinja2 filters that chat templates use, wrapped to be charged."""
     guards: dict[str, Callable] = dict.fromkeys(_CONSTANT, _nothing)
     guards |= {**dict.fromkeys(_BY_ITEM, _items), **dict.fromkeys(_WHOLE, _all), **_GUARDS}
     return {name: _charging(filters[name], guard, name in _BY_ATTRIBUTE) for name, guard in guards.items()}
 
 
 def charged_tests(tests: dict[str, Callable]) -> dict[str, Callable]:
-    """Returns jinja2's tests; those that compare are charged for what they look at."""
+    """Returns jinja2's tests; those that compare are wrapped to charge their operands."""
     return {name: _charging(test, _all) if name in _COMPARING else test for name, test in tests.items()}
 
 
 def pieces(text: str, separator: object, method: str) -> int:
-    """Returns a bound of the pieces that `text.split(separator)` or another `method` makes."""
+    """Returns a bound of the number of pieces that `text.split(separator)`, or another `method`, makes."""
     if isinstance(separator, str) and separator:
         return 1 + text.count(separator)
     if method == "splitlines" or text.isascii():
@@ -44,7 +44,7 @@ def pieces(text: str, separator: object, method: str) -> int:
 
 
 def _charging(function: Callable, guard: Callable, by_attribute: bool = False) -> Callable:
-    # jinja2 gives some filters the environment or the context first, by a mark that `wraps` keeps.
+    # jinja2 passes some filters the environment or context first, by an attribute that `wraps` keeps.
     skipped = int(hasattr(function, "jinja_pass_arg"))
 
     @functools.wraps(function)
@@ -53,7 +53,7 @@ def _charging(function: Callable, guard: Callable, by_attribute: bool = False) -
         budget.step()
         budget.take(200)
         value, *others = args[skipped:]
-        # Names of filters are hashed.
+        # Some arguments name filters, and names are hashed.
         budget.weigh([*others, *kwargs.values()])
         if by_attribute:
             value = _with_path(value, [*others, *kwargs.values()])
@@ -65,7 +65,7 @@ def _charging(function: Callable, guard: Callable, by_attribute: bool = False) -
 
 
 def _with_path(value, args: list):
-    """Charges the parts of an attribute's path, which are followed for each item; returns the value."""
+    """Charges the parts of an attribute path, which jinja2 follows for every item; returns the value."""
     budget = current()
     parts = sum(each.count(".") + each.count(",") for each in args if isinstance(each, str))
     budget.take(80 * parts)
@@ -75,7 +75,7 @@ def _with_path(value, args: list):
     return value
 
 
-# Each guard takes a filter's arguments, charges them, and returns those that the filter is to be called with.
+# A guard charges a filter's arguments, and returns the arguments to call the filter with.
 
 
 def _nothing(*args, **kwargs):
@@ -83,7 +83,7 @@ def _nothing(*args, **kwargs):
 
 
 def _items(value, *args, **kwargs):
-    """Charges the items of a list; those of an iterator are charged as they come."""
+    """Charges the items of a list; `_charging` charges those of an iterator one by one."""
     if isinstance(value, str):
         current().take(80 * len(value))
     if hasattr(value, "__len__"):
@@ -92,7 +92,7 @@ def _items(value, *args, **kwargs):
 
 
 def _all(value, *args, **kwargs):
-    """Charges all that the arguments hold, and makes lists of iterators."""
+    """Charges a value with all nested values; makes a list of an iterator."""
     budget = current()
     if isinstance(value, Iterator):
         value = list(value)
@@ -102,7 +102,7 @@ def _all(value, *args, **kwargs):
 
 def _sorting(value, *args, **kwargs):
     args, kwargs = _all(value, *args, **kwargs)
-    # So many comparisons an item, for any number of items that the budget allows.
+    # At most 20 comparisons per item, for any number of items within the budget.
     current().step(20 * (current().weigh(args[0]) >> 4))
     return args, kwargs
 
@@ -110,7 +110,7 @@ def _sorting(value, *args, **kwargs):
 def _summing(iterable, attribute=None, start=0):
     (iterable,), _ = _all(iterable)
     if not isinstance(start, int | float):
-        # Lists are joined one by one.
+        # Lists are joined one by one, which copies the sum every time.
         current().take(len(iterable) * current().weigh(iterable))
     return (iterable, attribute, start), {}
 
@@ -146,7 +146,7 @@ def _trimming(value, chars=None):
 
 
 def _cutting(s):
-    """Charges the words of a text, each of which becomes a text of its own, and another where it is changed."""
+    """Charges the words of a text: each becomes a text of its own, and a second one if it changes."""
     _all(s)
     current().take(60 * len(plain(s)))
     return (s,), {}

@@ -1,4 +1,4 @@
-"""How an example becomes text, and which parts of the text are targets."""
+"""Renders examples as text, with the parts that are targets marked."""
 
 import re
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
 
 type Segments = list[tuple[str, bool]]
-"""Consecutive pieces of a text, and whether each is a target. No token spans two pieces."""
+"""Consecutive pieces of a text, each with True if it is a target. No token spans two pieces."""
 
 _WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -25,21 +25,20 @@ _WITHOUT_INPUT = (
 def segments(example: Example, tokenizer: Tokenizer, template: str, system: str | None = None) -> Segments:
     """Returns the example's text in pieces, up to the end of its last target.
 
-    Whoever tokenises it adds EOS, and BOS by `Tokenizer.encode(first, bos=tokenizer.add_bos)`, which leaves the BOS
-    that a chat template writes as the only one.
+    The caller adds EOS, and BOS by `Tokenizer.encode(first, bos=tokenizer.add_bos)`, which does not double the BOS that
+    a chat template writes.
 
     Args:
-      example: from any source.
-      tokenizer: its chat template is used by "chat".
+      example: example of any source.
+      tokenizer: tokenizer of the base, with the chat template for "chat".
       template: one of `TEMPLATES`. "alpaca": the prompt of Stanford Alpaca, with the answer directly after
-        `### Response:` as in the paper's code; a conversation fits it if it is one question and one answer. "chat":
-        the tokenizer's chat template; targets are the assistant's turns and the token that ends each. Where the
-        generation prompt opens a thought (`<think>`) that finished turns lack, the answer ends that thought first.
-      system: a system turn for the chat template, where the example has none: it takes the place of a default that
-        the template may have.
+        `### Response:` as in the paper's code; it takes conversations of one question and one answer. "chat": the
+        tokenizer's chat template; targets are the assistant's turns with their end tokens. If the generation prompt
+        opens a thought (`<think>`) that finished turns lack, the answer begins by ending it.
+      system: system turn of the chat template, for an example that has none; it replaces the template's default.
 
     Raises:
-      InputError: the template is unknown, or the example does not fit it; the sentence names its file and line.
+      InputError: the template is unknown, or the example does not fit it; the message names file and line.
     """
     return _template(template).segments(example, tokenizer, system)
 
@@ -47,21 +46,23 @@ def segments(example: Example, tokenizer: Tokenizer, template: str, system: str 
 def render_prompt(
     prompt: str, tokenizer: Tokenizer, template: str, *, system: str | None = None, input: str = ""
 ) -> str:
-    """The text that precedes the answer to `prompt`, as training has it: tokenise it with `bos=tokenizer.add_bos`.
+    """Returns the text before the answer to `prompt`, the same as in training.
+
+    Encode it with `bos=tokenizer.add_bos`.
 
     Raises:
-      InputError: as `segments`.
+      InputError: see `segments`.
     """
     return render_example_prompt(Example(Instruction(prompt, input, ""), "the prompt"), tokenizer, template, system)
 
 
 def render_example_prompt(example: Example, tokenizer: Tokenizer, template: str, system: str | None = None) -> str:
-    """The text that precedes the example's (last) answer; see `render_prompt`."""
+    """Returns the text before the example's last answer; see `render_prompt`."""
     return _template(template).prompt(example, tokenizer, system)
 
 
 class Template(NamedTuple):
-    """What a template does with an example: all of it in pieces, and the text before its last answer."""
+    """Functions of a template: `segments` and `render_example_prompt` dispatch to them."""
 
     segments: Callable[[Example, Tokenizer, str | None], Segments]
     prompt: Callable[[Example, Tokenizer, str | None], str]
@@ -129,10 +130,10 @@ def _chat(example: Example, tokenizer: Tokenizer, system: str | None) -> Segment
 def _after_opened_thought(
     example: Example, messages: list[Message], i: int, before: str, through: str, ends: list[str]
 ) -> str:
-    """Returns the answer to a generation prompt that opens a thought, as DeepSeek-R1's does, where turns have none.
+    """Returns the answer to a generation prompt that opens a thought which finished turns lack, as DeepSeek-R1's does.
 
-    The model is trained from the prompt that it is given later: the answer first ends the thought, which is empty
-    where the record has none.
+    Training then has the same prompt as generation. The answer begins with the rest of the thought, which is empty if
+    the record has none.
     """
     opened = re.search(r"<think>\s*\Z", before)
     if opened is None or not through.startswith(before[: opened.start()]):
@@ -151,13 +152,13 @@ def _after_opened_thought(
     thought = thought.split("<think>")[-1].strip("\n")
     whole = f"<think>\n{thought}\n</think>\n\n"
     turn = _through_end(through[opened.start() :], said, ends)
-    # A template that keeps the thought of a finished turn has it once all the same.
+    # Some templates keep the thought of a finished turn; without this it would be there twice.
     turn = turn.rpartition("</think>")[2].lstrip("\n")
     return (whole.removeprefix(opened[0]) if whole.startswith(opened[0]) else whole.removeprefix("<think>\n")) + turn
 
 
 def _rendered(example: Example, tokenizer: Tokenizer, messages: list[Message], prompts: bool) -> str:
-    """Returns the chat so far, with the BOS that the template writes; `Tokenizer.encode` does not double it."""
+    """Returns the rendered messages, with the BOS that the template writes; `Tokenizer.encode` does not double it."""
     said = [{"role": message["role"], "content": message["content"]} for message in messages]
     try:
         return tokenizer.render_chat(said, add_generation_prompt=prompts)
@@ -166,7 +167,7 @@ def _rendered(example: Example, tokenizer: Tokenizer, messages: list[Message], p
 
 
 def _through_end(turn: str, content: str, ends: list[str]) -> str:
-    """An assistant's turn as rendered, cut after the token that ends it where the template writes one."""
+    """Returns a rendered assistant turn, cut after its end token if the template writes one."""
     start = max(turn.find(content.strip()), 0) + len(content.strip())
     found = [(turn.index(end, start), end) for end in ends if end in turn[start:]]
     if not found:

@@ -1,4 +1,4 @@
-"""Every source as a TFDS builder, which writes array_record files that Grain reads.
+"""Makes a TFDS builder of any source; it writes array_record files that Grain reads.
 
 from aligner_jax.data.tfds_builder import prepare
 
@@ -28,10 +28,14 @@ def prepare(
 ) -> Path:
     """Writes a source's examples as array_record files, and returns their folder: DATA_DIR/SOURCE/VERSION.
 
-    The folder appears when it is complete. What was dropped is counted in its metadata.json. Without `raw` a folder
-    that is there already is left as it is.
+    The folder appears when it is complete. Its metadata.json counts the dropped records. Without `raw` an existing
+    folder is returned unchanged.
 
-    Args and Raises: as `make_builder`; and what `load_dataset` raises for the files.
+    Args are those of `make_builder`.
+
+    Raises:
+      InputError: see `make_builder` and `load_dataset`; or `raw` is given and the folder exists; or it cannot be
+        written.
     """
     folder = Path(data_dir).expanduser() / source / VERSION
     if folder.exists():
@@ -49,16 +53,16 @@ def prepare(
 def make_builder(
     source: str, data_dir: Path | str, *, raw: Raw | None = None, fields: Mapping[str, str] | None = None
 ) -> Any:
-    """The `tfds.core.GeneratorBasedBuilder` of a source.
+    """Returns the `tfds.core.GeneratorBasedBuilder` of a source.
 
-    Its examples are stored as they are after parsing, in the order of the files: an instruction, a conversation or a
-    pair, and where it came from.
+    It stores parsed examples in the order of the files: an instruction, a conversation or a pair, with the file and
+    line that it came from.
 
     Args:
       source: one of `SOURCES`, or "fields".
-      data_dir: where TFDS keeps its data.
-      raw: the files; without, those of the names that the source has in TFDS's manual folder, or else the published
-        ones, which are downloaded.
+      data_dir: data folder of TFDS.
+      raw: files to read. None takes the source's files from TFDS's manual folder, and if they are not there downloads
+        the published ones.
       fields: see `load_dataset`.
 
     Raises:
@@ -75,10 +79,10 @@ def make_builder(
 def _builder_class() -> type:
     tfds = import_tfds()
 
-    # The base is imported late, so the type checker does not know what arguments its subclasses take.
+    # The base class is imported here, so the type checker does not know the arguments of its subclasses.
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
         VERSION = tfds.core.Version(VERSION)
-        # Without it TFDS does not let a builder look into its manual folder.
+        # TFDS lets only builders with instructions use the manual folder.
         MANUAL_DOWNLOAD_INSTRUCTIONS = "The published files, if they should not be downloaded."
 
         def __init__(self, source: Source, raw: Mapping[str, Path | str] | None, data_dir: Path | str) -> None:
@@ -92,13 +96,13 @@ def _builder_class() -> type:
                 homepage=self._source.homepage,
                 license=self._source.licence,
                 features=tfds.features.FeaturesDict(_features(tfds, self._source)),
-                # The order of the file is the order of the examples, as without TFDS.
+                # Examples keep the order of the file, as they do without TFDS.
                 disable_shuffling=True,
                 metadata=tfds.core.MetadataDict(source=self.name, dropped={}),
             )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-            # All is read before anything is written: a bad record leaves nothing behind.
+            # All files are read before anything is written, so that a bad record leaves nothing behind.
             splits = {
                 split: load_source(paths, self._source)
                 for split, paths in _files(self._source, self._raw, dl_manager).items()
@@ -109,7 +113,7 @@ def _builder_class() -> type:
             return {split: self._generate_examples(dataset.examples) for split, dataset in splits.items()}
 
         def _generate_examples(self, examples: Sequence[Example]) -> Iterator[tuple[int, dict[str, Any]]]:
-            # A system prompt or a history makes conversations of some instructions.
+            # Instructions with a system prompt or a history are stored as conversations.
             either = {"instruction": "", "input": "", "output": "", "messages": []}
             absent = either if self._source.record is Instruction else {}
             for number, example in enumerate(examples):
@@ -130,7 +134,7 @@ def _features(tfds: Any, source: Source) -> dict[str, Any]:
 
 
 def _files(source: Source, raw: Mapping[str, Path | str] | None, dl_manager: Any) -> dict[str, list[Path]]:
-    """The files of each split."""
+    """Returns the files of each split."""
     if raw is not None:
         return {split: [Path(path)] for split, path in raw.items()}
     if not source.files:
@@ -154,5 +158,5 @@ def _files(source: Source, raw: Mapping[str, Path | str] | None, dl_manager: Any
 def _manual_dir(dl_manager: Any) -> Path | None:
     try:
         return Path(dl_manager.manual_dir)
-    except AssertionError:  # TFDS's way to say that the folder does not exist.
+    except AssertionError:  # TFDS raises it if the folder does not exist.
         return None

@@ -1,4 +1,4 @@
-"""Token ids that a base has no embedding of: refused before they reach it, since a gather would take others."""
+"""Refuses token ids beyond the base's embedding, since a gather would silently read other rows."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,18 +13,19 @@ def check_ids(
     token: Callable[[int], str] | None = None,
     vocab_size: int | None = None,
 ) -> None:
-    """Refuses ids that are negative or beyond the base's embedding.
+    """Refuses token ids that are negative or beyond the base's embedding.
 
     Args:
+      ids: token ids.
       num_embeddings: rows of the embedding.
-      what: the ids' source, with which the sentence begins.
-      token: returns the text of an id, for the sentence.
-      vocab_size: tokens of the tokenizer, for the sentence.
+      what: source of the ids, with which the message begins.
+      token: returns the text of an id, for the message.
+      vocab_size: vocabulary size of the tokenizer, for the message.
 
     Raises:
-      InputError: names the id, its text and both sizes.
+      InputError: an id is out of range; the message names the id, its text and both sizes.
     """
-    # Two passes in C: this runs over all ids of all texts.
+    # Two passes in C, because this runs over all ids of all texts.
     if not ids or (max(ids) < num_embeddings and min(ids) >= 0):
         return
     strange = next(i for i in ids if not 0 <= i < num_embeddings)

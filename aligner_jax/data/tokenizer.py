@@ -1,4 +1,4 @@
-"""Tokenizer: text to token ids and back. `tokenizer_files` loads one from any file that holds a vocabulary."""
+"""Encodes text as token ids and decodes them. `tokenizer_files` loads a tokenizer from any kind of vocabulary file."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,8 +8,8 @@ from aligner_jax.data import chat_template
 from aligner_jax.data.token_ids import check_ids
 from aligner_jax.errors import InputError
 
-# Tokens that end an assistant's turn or a document in published models: a model fine-tuned for chat stops at its own
-# one, which its files do not always name as EOS.
+# Tokens that end an assistant turn or a document in published models. A chat model stops at its own end token, which
+# its files do not always name as EOS.
 END_TOKENS = (
     "<|im_end|>",
     "<|endoftext|>",
@@ -23,7 +23,7 @@ END_TOKENS = (
 
 
 def check_encodable(text: str) -> None:
-    """Refuses what is no text: bytes that are not UTF-8 come as halves of surrogate pairs. Raises InputError."""
+    """Refuses text with lone surrogates, which stand for bytes that are not UTF-8. Raises InputError."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -33,7 +33,12 @@ def check_encodable(text: str) -> None:
 
 
 class Backend(Protocol):
-    """What a vocabulary's implementation supplies; `special_ids` are the tokens that `decode` leaves out."""
+    """Interface of a vocabulary's implementation.
+
+    Attributes:
+      vocab_size: the largest token id plus one.
+      special_ids: ids of special tokens, which `Tokenizer.decode` leaves out.
+    """
 
     vocab_size: int
     special_ids: frozenset[int]
@@ -49,12 +54,17 @@ class Backend(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A vocabulary with its special tokens and chat template; equal and hashed by identity.
+    """A vocabulary with its special tokens and chat template; compared and hashed by identity.
 
-    `add_bos` is what the model's files ask for; nothing here applies it unasked. `stop_ids` are EOS and the tokens
-    that end an assistant's turn. `pad_id` is the declared padding token, else EOS, else 0. `unk_token` is for chat
-    templates. `num_embeddings` is how many tokens the base has embeddings of, which may be fewer than the tokenizer
-    has; None while it is no base's.
+    Attributes:
+      backend: implementation of the vocabulary.
+      bos_id, eos_id: ids of BOS and EOS; None if the tokenizer has none.
+      stop_ids: EOS and the tokens that end an assistant turn.
+      pad_id: id of the declared padding token, else EOS, else 0.
+      add_bos: True if the model's files ask for BOS; `encode` adds it only when its `bos` is True.
+      chat_template: the model's chat template; None if it has none.
+      unk_token: text of the unknown token, for chat templates.
+      num_embeddings: rows of the base's embedding, which may be fewer than `vocab_size`; None without a base.
     """
 
     backend: Backend
@@ -69,32 +79,30 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest token id; the model's embedding may have more rows than that."""
+        """The largest token id plus one; the base's embedding may have more rows."""
         return self.backend.vocab_size
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, after: int | None = None) -> list[int]:
-        """Token ids of `text`; special tokens written in it are parsed, as in Hugging Face's tokenizers.
-
-        Where the vocabulary puts a space before a text (SentencePiece's dummy prefix), a text that continues another
-        gets none: `after` is the id of the token before it, None where the text begins the sequence.
+        """Returns the token ids of `text`. Special tokens in it are parsed, as Hugging Face's tokenizers do.
 
         Args:
-          text: to encode.
-          bos: put BOS first, unless the text begins with it: a rendered chat mostly does. Callers give
-            `tokenizer.add_bos`, so this is the one rule for when BOS is added.
-          eos: put EOS last.
-          after: see above.
+          text: text to encode.
+          bos: puts BOS first, unless the text begins with it, as most rendered chats do. Callers pass
+            `tokenizer.add_bos`, so that BOS is added by one rule.
+          eos: puts EOS last.
+          after: id of the token before the text; None if the text begins the sequence. A vocabulary that puts a space
+            before a text (SentencePiece's dummy prefix) puts none before a text that continues another.
 
         Raises:
-          InputError: `bos` or `eos` is asked for and the tokenizer has none; the text holds half a surrogate pair; or
-            see `check_ids`.
+          InputError: `bos` or `eos` is True and the tokenizer has no such token; the text has a lone surrogate; or see
+            `check_ids`.
         """
         if (bos and self.bos_id is None) or (eos and self.eos_id is None):
             raise InputError(f"the tokenizer has no {'BOS' if bos and self.bos_id is None else 'EOS'} token")
         try:
             ids = self.backend.encode(text, after)
         except InputError:
-            # The package's own words for half a surrogate pair, which nearly no text has, are of its types.
+            # The package reports a lone surrogate as a type error. They are rare, so texts are not checked beforehand.
             check_encodable(text)
             raise
         if bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
@@ -105,26 +113,26 @@ class Tokenizer:
         return ids
 
     def check_ids(self, ids: Sequence[int]) -> None:
-        """Refuses ids that the tokenizer's base has no embedding of; without a base all are taken.
+        """Refuses token ids beyond the base's embedding; without a base it accepts all.
 
-        `encode` does so itself. Ids that come from elsewhere go through here.
+        `encode` calls it. Callers check token ids of other origin.
 
         Raises:
-          InputError: names the token.
+          InputError: an id is out of range; the message names the token.
         """
         if self.num_embeddings is not None:
             check_ids(ids, self.num_embeddings, token=self.backend.token, vocab_size=self.vocab_size)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids, without special tokens and without ids the vocabulary does not have."""
+        """Returns the text of token ids, without special tokens and without ids beyond the vocabulary."""
         special, size = self.backend.special_ids, self.vocab_size
         return self.backend.decode([i for i in map(int, ids) if 0 <= i < size and i not in special])
 
     def stream_decoder(self) -> Callable[[int], str]:
-        """A function that takes one id after another and returns the text each adds.
+        """Returns a function that takes token ids one by one and returns the text that each adds.
 
-        The pieces joined are `decode` of all ids, but for an unfinished UTF-8 character at the end: one is held back
-        until it is complete.
+        The concatenated texts equal `decode` of all ids, except for an incomplete UTF-8 character at the end, which is
+        held back.
         """
         window: list[int] = []
         printed = 0
@@ -137,8 +145,8 @@ class Tokenizer:
                 return ""
             new = text[printed:]
             printed = len(text)
-            # Decoding all ids each time would be quadratic. A window may begin only with a token of visible text,
-            # because leading spaces decode differently from inner ones.
+            # Decoding all ids every time would be quadratic. A window begins only with a token of visible text, because
+            # leading spaces decode differently from inner ones.
             if len(window) > 16 and (last := self.decode(window[-1:])).strip():
                 window, printed = window[-1:], len(last)
             return new
@@ -146,7 +154,7 @@ class Tokenizer:
         return step
 
     def render_chat(self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = False) -> str:
-        """The conversation as the model's chat template writes it, special tokens included (BOS too where it has one).
+        """Returns a conversation as the chat template writes it, with special tokens, and BOS if the template has it.
 
         Raises:
           InputError: there is no chat template, it is malformed, or it refuses the conversation.
@@ -170,7 +178,7 @@ def make_tokenizer(
     chat_template: str | None = None,
     unk_token: str = "",
 ) -> Tokenizer:
-    """A Tokenizer with `stop_ids` completed by EOS and by the end tokens that the vocabulary marks as special."""
+    """Returns a Tokenizer; adds EOS and the vocabulary's special end tokens to `stop_ids`."""
     ends = {backend.token_id(name) for name in END_TOKENS} & backend.special_ids
     stops = {*stop_ids, *ends} | ({eos_id} if eos_id is not None else set())
     if pad_id is None:

@@ -1,4 +1,4 @@
-"""Loads a tokenizer from the files of a checkpoint, whatever kind they are of."""
+"""Loads a tokenizer from the files of a checkpoint of any supported format."""
 
 from pathlib import Path
 
@@ -20,18 +20,18 @@ _GGUF = "tokenizer.gguf"
 def load_tokenizer(path: Path | str) -> Tokenizer | None:
     """Loads the tokenizer of a checkpoint.
 
-    A folder's tokenizer.json is preferred to its tokenizer.model; tokenizer_config.json, special_tokens_map.json,
-    generation_config.json, config.json and chat_template.jinja are consulted where present. A folder may hold a
-    tokenizer.gguf instead, as `tokenizer_files` makes it.
+    In a folder tokenizer.json takes precedence over tokenizer.model. tokenizer_config.json, special_tokens_map.json,
+    added_tokens.json, generation_config.json, config.json and chat_template.jinja are read if present. A folder may
+    hold a tokenizer.gguf instead, which `tokenizer_files` makes.
 
     Args:
-      path: a Hugging Face folder, a SentencePiece .model, a tokenizer.json, or a GGUF file.
+      path: Hugging Face folder, SentencePiece .model, tokenizer.json, or GGUF file.
 
     Returns:
       The tokenizer; None if the folder or GGUF file holds no vocabulary.
 
     Raises:
-      InputError: the path does not exist, or a file is damaged or of a kind that is not known.
+      InputError: the path does not exist, or a file is damaged or of an unknown format.
     """
     path = Path(path)
     if not exists(path):
@@ -45,9 +45,9 @@ def load_tokenizer(path: Path | str) -> Tokenizer | None:
 
 
 def tokenizer_files(path: Path | str) -> dict[str, bytes]:
-    """Returns the files, by name, of a folder from which `load_tokenizer` loads the tokenizer of `path`.
+    """Returns the contents, by name, of the files that `load_tokenizer` needs in a folder to load the same tokenizer.
 
-    A GGUF file is cut after its metadata, which hold the vocabulary.
+    A GGUF file is cut after its header, which holds the vocabulary.
 
     Raises:
       InputError: a file cannot be read.
@@ -77,13 +77,13 @@ def _load_folder(folder: Path) -> Tokenizer | None:
 
 
 def _folder_files(folder: Path) -> list[Path]:
-    """Returns the files of a folder that `_load_folder` reads."""
+    """Returns the files that `_load_folder` reads."""
     names = ["tokenizer.json", "tokenizer.model", _TEMPLATE, *(f"{name}.json" for name in _SETTINGS)]
     return [*(folder / name for name in names if is_file(folder / name)), *folder.glob("tokenizer.model.v*")]
 
 
 def _load_file(path: Path) -> Tokenizer:
-    """Returns the tokenizer in a tokenizer.json, or in a SentencePiece model, with `.model` anywhere in its name."""
+    """Returns the tokenizer of a tokenizer.json, or of a SentencePiece model, with `.model` anywhere in its name."""
     if path.suffix == ".json":
         return _declared(read_tokenizer_json(path), Settings(), {}, None)
     if ".model" not in path.name:
@@ -96,7 +96,7 @@ def _read(path: Path) -> Fields:
 
 
 def _declared(backend: HFBackend, settings: Settings, fields: dict[str, Fields], folder: Path | None) -> Tokenizer:
-    """Special tokens: by name from the tokenizer's settings, else the model's own, else by number from its config."""
+    """Returns the tokenizer. Special tokens come from `settings`, else a SentencePiece model, else ids in configs."""
     numbers = [fields[name] for name in ("generation_config", "config") if name in fields]
 
     def token(name: str) -> int | None:
@@ -106,7 +106,7 @@ def _declared(backend: HFBackend, settings: Settings, fields: dict[str, Fields],
             return backend.own_ids[name]
         return next((i for source in numbers for i in _ids(source, name, backend.vocab_size)), None)
 
-    # Qwen's config.json numbers a BOS, and its tokenizer says that it has none: transformers believes the latter.
+    # Qwen's config.json has an id of BOS, but its tokenizer_config.json says null, which transformers follows.
     has_bos = "tokenizer_config" not in fields or fields["tokenizer_config"].values.get("bos_token", "") is not None
     bos_id = token("bos") if has_bos or "bos" in settings.names else None
     add_bos = True
@@ -127,7 +127,7 @@ def _declared(backend: HFBackend, settings: Settings, fields: dict[str, Fields],
 
 
 def _ids(source: Fields, name: str, vocab_size: int) -> list[int]:
-    """Returns the numbers that a config gives a special token, as far as the vocabulary has them."""
+    """Returns the ids that a config gives a special token, without those beyond the vocabulary."""
     field = f"{name}_token_id"
     if isinstance(source.get(field), list):
         found = source.integers(field, least=-1)

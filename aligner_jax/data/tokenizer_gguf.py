@@ -1,4 +1,4 @@
-"""The vocabulary inside a GGUF file: byte-level BPE, or SentencePiece pieces with their scores."""
+"""Loads the tokenizer of a GGUF file: byte-level BPE, or SentencePiece pieces with scores."""
 
 from pathlib import Path
 
@@ -33,8 +33,8 @@ _TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# How text is cut before the merges, by tokenizer.ggml.pre: each pattern cuts the pieces that the one before it left.
-# The names and the "default" cuts are llama.cpp's.
+# Pre-tokenization patterns by tokenizer.ggml.pre. Each pattern splits the pieces that the previous one left. The names
+# and the "default" patterns are llama.cpp's.
 _CUTS = {
     "gpt-2": (_GPT2,),
     "smollm": (r"\p{N}", _GPT2),
@@ -44,7 +44,7 @@ _CUTS = {
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
 }
 _SAME = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
-# With these a piece that is a token is that token whatever the merges say, and BOS is put first.
+# Pre-tokenizers that keep a piece that is itself a token whole, regardless of merges, and add BOS by default.
 _WHOLE = ("llama-bpe", "tekken")
 
 
@@ -56,14 +56,14 @@ _ENDS = ("eot", "eom")
 def load(path: Path, header: GGUFHeader | None = None) -> Tokenizer | None:
     """Returns the tokenizer of a GGUF file, None if the file has no vocabulary.
 
-    A padding token that the vocabulary lacks counts as none, since nothing pads with it; llama.cpp does the same.
+    A padding token beyond the vocabulary is ignored, since nothing pads with it; llama.cpp does the same.
 
     Args:
-      path: of the file.
-      header: of the file, where it is read already.
+      path: GGUF file.
+      header: header of the file; None reads it.
 
     Raises:
-      InputError: the file is cut off, its vocabulary is damaged, or of a kind that is not known.
+      InputError: the file is truncated, or its vocabulary is damaged or of an unknown kind.
     """
     fields = Fields((header or read_gguf_header(path)).fields, path)
     ours = _Ours(fields)
@@ -96,7 +96,7 @@ def load(path: Path, header: GGUFHeader | None = None) -> Tokenizer | None:
 
 
 class _Ours(Fields):
-    """The fields `tokenizer.ggml.*`, by what stands for the asterisk."""
+    """The fields `tokenizer.ggml.*`, by their names without that prefix."""
 
     def __init__(self, fields: Fields) -> None:
         super().__init__(fields.values, fields.file, _PREFIX)
@@ -106,7 +106,7 @@ class _Ours(Fields):
 
 
 def _number(ours: _Ours, name: str, count: int) -> int | None:
-    """Returns the number of a token that has a name, None where there is none."""
+    """Returns the id of a special token by its name, None if the file has none."""
     field = f"{name}_token_id"
     if not ours.has(field):
         return None
@@ -119,9 +119,9 @@ def _number(ours: _Ours, name: str, count: int) -> int | None:
 
 
 def _settings(tokens: list[str], types: list[int], named: list[int | None]) -> Settings:
-    """Returns the vocabulary's marks: llama.cpp cuts texts at control and user-defined tokens alike.
+    """Returns settings with the vocabulary's marks: llama.cpp splits text at control and user-defined tokens alike.
 
-    Those that are named, and those that end a turn in published models, are special whatever their type says.
+    Named tokens, and those that end a turn in published models, are special regardless of their type.
     """
     special = {*named, *(i for i, kind in enumerate(types) if kind in (CONTROL, UNKNOWN))}
     special |= {i for i, kind in enumerate(types) if kind == USER_DEFINED and tokens[i] in END_TOKENS}
@@ -172,7 +172,7 @@ def _bpe(ours: _Ours, tokens: list[str], pre: str) -> tokenizers.Tokenizer:
 
 
 def _sentencepiece(ours: _Ours, tokens: list[str], types: list[int], unknown: int | None) -> ModelProto:
-    """Returns the model that the GGUF was converted from, as far as encoding depends on it."""
+    """Returns the SentencePiece model that the file was converted from, with the fields that encoding needs."""
     scores = ours.get("scores")
     if not isinstance(scores, np.ndarray) or scores.dtype.kind != "f" or len(scores) != len(tokens):
         raise ours.error("scores", f"is not one number for each of the {len(tokens)} tokens")
@@ -180,7 +180,8 @@ def _sentencepiece(ours: _Ours, tokens: list[str], types: list[int], unknown: in
         types = [UNKNOWN if i == unknown else kind for i, kind in enumerate(types)]
     model = new_model()
     for token, score, kind in zip(tokens, scores.tolist(), types, strict=True):
-        # Marks are found before the rest is cut: to the model itself they are as those that no text has.
+        # Marks are split off before the model sees the text, so it gets user-defined tokens as control tokens, which
+        # match no text.
         model.pieces.add(piece=token, score=score, type=CONTROL if kind == USER_DEFINED else kind)
     trainer = model.trainer_spec
     trainer.model_type, trainer.vocab_size = trainer.BPE, len(tokens)

@@ -1,4 +1,4 @@
-"""Vocabularies in Hugging Face's tokenizers package, whichever file they come from."""
+"""Wraps vocabularies in Hugging Face's tokenizers package, from any kind of file."""
 
 import contextlib
 import json
@@ -15,22 +15,26 @@ from aligner_jax.files.content import MEBIBYTE, read_text
 from aligner_jax.files.json_text import parse_object
 
 MOST_BYTES = 128 * MEBIBYTE
-"""The largest tokenizer.json that is read; that of Llama 3 has 9 MB, the largest published about 35."""
+"""Size limit of tokenizer.json. Llama 3's has 9 MB, the largest published one about 35."""
 _MOST_VALUES = 2**22
-"""Values of a tokenizer.json: twice those of the largest published ones, in which each merge is three."""
+"""Limit of JSON values in tokenizer.json: twice those of the largest published files, where a merge is three values."""
 SPACED = r"\A▁"
-"""The expression by which a SentencePiece model that was rebuilt gives a text that begins with a space one more."""
+"""Pattern by which a rebuilt SentencePiece model adds a space to a text that already begins with one."""
 
 
 class HFBackend:
     """A `tokenizers.Tokenizer` that obeys a `Settings`.
 
-    Its post-processor (which adds BOS) is not run: callers ask for BOS by name.
+    Its post-processor, which adds BOS, is not run: `Tokenizer.encode` adds BOS.
 
     Args:
-      tokenizer: the vocabulary; it is changed.
+      tokenizer: the vocabulary; modified in place.
       settings: marks and named tokens.
-      where: file that errors begin with.
+      where: file with which errors begin.
+
+    Attributes:
+      vocab_size: the largest token id plus one.
+      special_ids: ids of the special tokens.
 
     Raises:
       InputError: settings and vocabulary contradict each other, or the vocabulary cannot be used.
@@ -45,7 +49,7 @@ class HFBackend:
             tokenizer.no_padding()
             tokenizer.encode_special_tokens = settings.splits_special
             self._starting = tokenizer
-            # The package numbers added tokens itself: `_outer` has the files' numbers by the package's own.
+            # The package assigns ids to added tokens itself; `_outer` maps its ids to those of the files.
             self._outer, special = add_marks(tokenizer, settings, where)
             self._inner = {outer: inner for inner, outer in self._outer.items()}
             added = tokenizer.get_added_tokens_decoder()
@@ -58,33 +62,33 @@ class HFBackend:
             self.vocab_size = max((self._outer.get(i, i) for i in numbers), default=-1) + 1
 
     def token_id(self, token: str) -> int | None:
-        """Returns the number of a token; None where there is none."""
+        """Returns the id of a token, None if the vocabulary lacks it."""
         inner = self._starting.token_to_id(token)
         return None if inner is None else self._outer.get(inner, inner)
 
     def token(self, token_id: int) -> str:
-        """Returns the token of a number; "" where there is none."""
+        """Returns the token of an id, "" if the vocabulary has none."""
         return self._starting.id_to_token(self._inner.get(token_id, token_id)) or ""
 
     def encode(self, text: str, after: int | None) -> list[int]:
-        """Returns the ids of a text that follows the token `after`; see `Tokenizer.encode`."""
+        """Returns the token ids of a text that follows the token `after`; see `Tokenizer.encode`."""
         tokenizer = self._starting if after is None or after in self._spaced_after else self._continuing
         with guarded(f"{self._where} cannot encode the text"):
             ids = tokenizer.encode(text, add_special_tokens=False).ids
         return [self._outer.get(i, i) for i in ids] if self._outer else ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of ids, without special tokens."""
+        """Returns the text of token ids, without special tokens."""
         inner = [self._inner.get(i, i) for i in ids] if self._inner else list(ids)
         with guarded(f"{self._where} cannot decode the tokens"):
             return self._starting.decode(inner, skip_special_tokens=True)
 
     def to_json(self) -> str:
-        """Returns the content of a tokenizer.json that gives the same tokens."""
+        """Returns the content of an equivalent tokenizer.json."""
         return self._starting.to_str()
 
     def first_id(self) -> int | None:
-        """Returns the token that the post-processor puts before a text, None where it puts none."""
+        """Returns the id of the token that the post-processor puts before a text, None if it puts none."""
         with guarded(f"{self._where} cannot encode a text"):
             plain, processed = (self._starting.encode("a", add_special_tokens=flag).ids for flag in (False, True))
         return self._outer.get(processed[0], processed[0]) if processed[:1] != plain[:1] else None
@@ -93,11 +97,11 @@ class HFBackend:
 def read_tokenizer_json(path: Path, settings: Settings = NO_SETTINGS) -> HFBackend:
     """Returns the vocabulary of a tokenizer.json.
 
-    Where the settings ask for LlamaTokenizer, the file's own normalizer and pre-tokenizer give way to what `legacy` and
-    `add_prefix_space` say, as in transformers 5; a byte-level vocabulary keeps its own.
+    If the settings ask for LlamaTokenizer, `legacy` and `add_prefix_space` replace the file's own normalizer and
+    pre-tokenizer, as in transformers 5. A byte-level vocabulary keeps its own.
 
     Raises:
-      InputError: the file cannot be read, is not JSON, is not a tokenizer, or could make too much of a text.
+      InputError: the file cannot be read, is not JSON, is not a tokenizer, or exceeds the limits of `check_tokenizer`.
     """
     text = read_text(path, most=MOST_BYTES)
     value = parse_object(text, path, most_values=_MOST_VALUES)
@@ -107,7 +111,7 @@ def read_tokenizer_json(path: Path, settings: Settings = NO_SETTINGS) -> HFBacke
         if settings.is_llama and isinstance(tokenizer.model, tokenizers.models.BPE) and not _is_byte_level(tokenizer):
             as_llama(tokenizer, settings)
         cut, spaced = tokenizer.pre_tokenizer, settings.prefix_space
-        # After other cuts it would be one space before every piece of a text.
+        # After other pre-tokenizers the setting would put a space before every piece of a text.
         if settings.is_gpt2 and spaced is not None and isinstance(cut, pre_tokenizers.ByteLevel):
             cut.add_prefix_space = spaced
     check_numbers(tokenizer, value, path)
@@ -115,8 +119,8 @@ def read_tokenizer_json(path: Path, settings: Settings = NO_SETTINGS) -> HFBacke
 
 
 def as_llama(tokenizer: tokenizers.Tokenizer, settings: Settings) -> None:
-    """Makes a BPE cut text and join tokens as transformers 5's LlamaTokenizer does."""
-    # No attribute of the package can be set to None in its stubs, and all can.
+    """Makes a BPE tokenizer encode and decode as transformers 5's LlamaTokenizer does."""
+    # The package's stubs lack None as a value, which all these attributes accept.
     tokenizer.normalizer = None  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=settings.scheme, split=False)
     tokenizer.model.fuse_unk = True
@@ -129,13 +133,13 @@ def as_llama(tokenizer: tokenizers.Tokenizer, settings: Settings) -> None:
 
 @contextlib.contextmanager
 def guarded(what: str) -> Iterator[None]:
-    """Turns whatever the package raises into an InputError that begins with `what`."""
+    """Turns any exception of the package into an InputError that begins with `what`."""
     try:
         yield
     except InputError:
         raise
     except BaseException as error:
-        # Rust's panics come as a PanicException, which is no Exception; the package raises bare Exception too.
+        # A Rust panic raises PanicException, which is not an Exception. The package also raises bare Exception.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise InputError(f"{what}: {error}") from None
         raise
@@ -147,11 +151,11 @@ def _is_byte_level(tokenizer: tokenizers.Tokenizer) -> bool:
 
 
 def _without_prefix_space(tokenizer: tokenizers.Tokenizer) -> tuple[tokenizers.Tokenizer, str]:
-    """Returns the tokenizer for a text that continues another, and where its space comes back after a mark.
+    """Returns the tokenizer for a text that continues another, and the marks after which the space is put nevertheless.
 
-    That is "always" (after every mark), "raw" (after those that are found before the text is normalized) or "".
+    These are "always" (every mark), "raw" (marks that are matched before normalization) or "" (none).
     """
-    # The vocabulary is most of the JSON: without it, looking at the few settings costs nothing.
+    # Only these parts are serialized, since the vocabulary makes up most of the JSON.
     settings = [json.loads(part.__getstate__()) for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) if part]
     steps = [step for setting in settings for step in _steps(setting)]
     adding = [step for step in steps if _adds_space(step)]
@@ -170,7 +174,7 @@ def _without_prefix_space(tokenizer: tokenizers.Tokenizer) -> tuple[tokenizers.T
 def _with_parts(
     tokenizer: tokenizers.Tokenizer, normalizer: dict | None, pre_tokenizer: dict | None
 ) -> tokenizers.Tokenizer:
-    """Returns the tokenizer with another normalizer and pre-tokenizer; both share the model, which may be large."""
+    """Returns a tokenizer with another normalizer and pre-tokenizer; both share the model, which may be large."""
     small = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"": 0}, "unk_token": ""}}
     small |= {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer}
     other = tokenizers.Tokenizer.from_str(json.dumps(small))
@@ -181,7 +185,7 @@ def _with_parts(
 
 
 def _steps(setting: dict) -> list[dict]:
-    """Returns a normalizer's or pre-tokenizer's steps, nested sequences flattened."""
+    """Returns the steps of a normalizer or pre-tokenizer, with nested sequences flattened."""
     inner = setting.get("normalizers") or setting.get("pretokenizers")
     return [step for part in inner for step in _steps(part)] if inner else [setting]
 
@@ -197,7 +201,7 @@ def _is_prepending(step: dict) -> bool:
 
 
 def _cleared(setting: dict | None) -> dict | None:
-    """Returns the setting with nothing in it that puts a space before a text; None where nothing is left."""
+    """Returns the setting without steps that put a space before a text, None if no step is left."""
     if setting is None or _is_prepending(setting):
         return None
     if setting["type"] == "Sequence":

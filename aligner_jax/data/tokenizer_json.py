@@ -1,4 +1,4 @@
-"""Checks of a tokenizer.json that keep the package from making much of a text, or other tokens each time."""
+"""Refuses a tokenizer.json that could blow up a text or encode it at random."""
 
 import base64
 from collections.abc import Iterator
@@ -13,20 +13,20 @@ from aligner_jax.files.fields import Fields
 
 MOST_STEPS = 100
 MOST_GROWTH = 1000
-"""So many times longer may normalizers make a text together."""
+"""Limit of the factor by which the steps of a part together may lengthen a text."""
 MOST_PATTERN = 4000
-"""Characters of a regular expression; those of published tokenizers have some hundred."""
+"""Length limit of a regular expression, in characters. Those of published tokenizers have some hundred."""
 MOST_WORD = 1000
-"""Characters of a word that WordPiece cuts: it takes their number squared. Published tokenizers have 100."""
+"""Length limit of a word for WordPiece, whose time is quadratic in it. Published tokenizers have 100 characters."""
 _LISTS = ("normalizers", "pretokenizers", "decoders", "processors")
 
 
 def check_tokenizer(value: dict[str, object], path: Path) -> None:
-    """Refuses a tokenizer whose steps are unbounded or draw lots.
+    """Refuses a tokenizer whose steps are unbounded or random.
 
     Raises:
-      InputError: a part is of another type than the format gives it, there are too many steps, they could multiply a
-        text, or the model drops merges at random.
+      InputError: a part has the wrong type, there are too many steps, they could lengthen a text too much, or the model
+        drops merges at random.
     """
     for name in ("model", "normalizer", "pre_tokenizer", "decoder", "post_processor"):
         if not isinstance(value.get(name), dict | None):
@@ -54,13 +54,13 @@ def check_tokenizer(value: dict[str, object], path: Path) -> None:
 
 
 def check_charsmap(content: bytes, what: str) -> None:
-    """Refuses a table of normalizations with sizes or places that are not in it: the package ends in a panic there.
+    """Refuses a precompiled table of normalizations with sizes or offsets out of range, on which the package panics.
 
-    Its first four bytes are the size of a trie of 32-bit units, which its texts follow; each unit leads to 256 others,
-    and some of those to a text. Source: github.com/s-yata/darts-clone, include/darts.h; the package spm_precompiled.
+    The first four bytes are the size of a trie of 32-bit units; texts follow the trie. A unit leads to 256 others, and
+    some of those to a text. Source: github.com/s-yata/darts-clone, include/darts.h; the package spm_precompiled.
 
     Raises:
-      InputError: begins with `what`.
+      InputError: the table is damaged; the message begins with `what`.
     """
     size = int.from_bytes(content[:4], "little")
     if len(content) < 8 or not 4 <= size <= len(content) - 4 or size % 4:
@@ -88,10 +88,11 @@ def _is_text(content: bytes) -> bool:
 
 
 def check_numbers(tokenizer: tokenizers.Tokenizer, value: dict[str, object], path: Path) -> None:
-    """Refuses a file whose added tokens have other numbers than the package gives them, without a word of it.
+    """Refuses a file with added tokens to which the package silently gives other ids than the file.
 
     Raises:
-      InputError: names the token; or `added_tokens` is not a list of objects with content and id.
+      InputError: an id differs, and the message names the token; or `added_tokens` is not a list of objects with
+        content and id.
     """
     entries = value.get("added_tokens") or []
     if not isinstance(entries, list):
@@ -113,7 +114,7 @@ def _steps(part: object) -> Iterator[dict]:
     if not isinstance(part, dict):
         return
     lists = [part[name] for name in _LISTS if isinstance(part.get(name), list)]
-    # A sequence too: one without steps may be there a million times.
+    # A sequence counts as a step, since a file may hold a million empty ones.
     yield part
     for inner in lists:
         for each in inner:
@@ -128,7 +129,7 @@ def _from_base64(text: object, path: Path) -> bytes:
 
 
 def _growth(step: dict, what: str) -> float:
-    """Returns a bound of a step's output by its input, in characters."""
+    """Returns a bound of the ratio of a step's output length to its input length, in characters."""
     pattern = step.get("pattern")
     searched = next(iter(pattern.values()), "") if isinstance(pattern, dict) else pattern
     if isinstance(searched, str) and len(searched) > MOST_PATTERN:
@@ -149,11 +150,11 @@ def _growth(step: dict, what: str) -> float:
     if step.get("type") == "Prepend":
         return 1.0 + len(str(step.get("prepend", "")))
     if step.get("type") == "ByteLevel":
-        # A character of another alphabet for each byte, and those have two.
+        # Every byte becomes a character of up to two bytes.
         return 2.0
     if step.get("type") != "Replace" or not isinstance(content, str):
         return 1.0
     if isinstance(pattern, dict) and isinstance(pattern.get("String"), str):
         return max(1.0, len(content) / len(pattern["String"]))
-    # An expression may match the empty text between any two characters.
+    # A regular expression may match the empty text between any two characters.
     return 1.0 + len(content)

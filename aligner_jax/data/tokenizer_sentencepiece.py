@@ -1,7 +1,7 @@
-"""SentencePiece vocabularies, rebuilt in the tokenizers package.
+"""Rebuilds SentencePiece vocabularies in the tokenizers package.
 
-The same package for every kind of file: marks, spaces and decoding then obey one `Settings`, as in transformers. The
-ids are those of the sentencepiece package, as the tests show; none of its code runs on a file.
+One package serves all kinds of files, so that marks, spaces and decoding obey one `Settings`, as in transformers. Tests
+prove that the token ids equal those of the sentencepiece package, whose encoder never runs on a file.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ from aligner_jax.data.tokenizer_settings import NO_SETTINGS, Mark, Settings
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import read_bytes
 
-type ModelProto = Any  # its class is built when protobuf is imported, without a declaration
+type ModelProto = Any  # protobuf builds the class at import, without a declaration
 new_model = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _UNIGRAM, _BPE = 1, 2
 _LONGEST_PIECE = 256
-"""Characters of a piece, whose halves are all tried: a trainer's own limit is 16, and marks have some dozens."""
+"""Length limit of a piece, in characters, since all its splits are tried. Trainers use 16; marks have some dozens."""
 _MERGES, _MERGES_A_PIECE = 10_000, 4
-"""Merges that pieces may have; those of published models have 2 to 2.5 a piece."""
+"""Limit of merges: a constant, and an addition per piece. Published models have 2 to 2.5 merges per piece."""
 _BYTE_NAME = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -36,7 +36,7 @@ class SentencePieceBackend(HFBackend):
     """A SentencePiece model. Control pieces in a text are parsed, as Hugging Face's tokenizers do.
 
     Attributes:
-      own_ids: numbers of "bos", "eos" and "pad" by the model's own settings; None where it has none.
+      own_ids: ids of "bos", "eos" and "pad" in the model's own settings; None if it lacks the token.
     """
 
     def __init__(self, model: ModelProto, settings: Settings = NO_SETTINGS, where: str = "the model") -> None:
@@ -56,10 +56,10 @@ class SentencePieceBackend(HFBackend):
         self.own_ids = {name: i if 0 <= i < len(model.pieces) else None for name, i in numbers.items()}
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of ids, without the space that encoding puts before a text.
+        """Returns the text of token ids, without the space that encoding puts before a text.
 
-        Bytes that are no UTF-8 become replacement characters one by one, as in the sentencepiece package; the
-        tokenizers package replaces the whole bytes around them too, so that a stream could not be taken back.
+        Only bytes that are not UTF-8 become replacement characters, as in the sentencepiece package. The tokenizers
+        package also replaces valid bytes beside them, which would alter text that a stream has already printed.
         """
         text = b"".join(map(self._bytes_of, ids)).decode(errors="replace")
         return text.removeprefix(self._leading)
@@ -71,12 +71,12 @@ class SentencePieceBackend(HFBackend):
 
 
 def with_marks(settings: Settings, model: ModelProto) -> Settings:
-    """Returns the settings with the model's own marks, as far as they do not describe them, as transformers 5 does."""
+    """Returns the settings with the model's own marks added that they do not describe, as transformers 5 does."""
     kinds = () if settings.lists_special else (CONTROL, USER_DEFINED) if settings.is_llama else (CONTROL,)
     described = {mark.content for mark in settings.marks}
     marks = list(settings.marks)
     if model.normalizer_spec.add_dummy_prefix and not settings.is_llama:
-        # Found in the text as it is, or the space before each part would not be put there.
+        # Marks are matched in the raw text; otherwise the parts between them would not get the prefix space.
         marks = [dataclasses.replace(mark, normalized=False) if mark.id is not None else mark for mark in marks]
     trainer = model.trainer_spec
     unnamed = {i for name, i in (("bos", trainer.bos_id), ("eos", trainer.eos_id)) if name not in settings.names}
@@ -91,8 +91,8 @@ def read_model(path: Path) -> ModelProto:
     """Returns the model in a SentencePiece file.
 
     Raises:
-      InputError: not a SentencePiece model, or cut off (its trainer and normalizer settings come after its pieces).
-        LLaMA 3's tiktoken vocabulary, which Meta's folders have under the same name, is told from those.
+      InputError: the file is not a SentencePiece model, or is truncated (trainer and normalizer settings follow the
+        pieces). LLaMA 3's tiktoken vocabulary, which has the same name in Meta's folders, gets a message of its own.
     """
     content = read_bytes(path)
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", content):
@@ -110,16 +110,16 @@ def read_model(path: Path) -> ModelProto:
 
 
 def check_model(model: ModelProto, where: str) -> None:
-    """Refuses a vocabulary that can be parsed and not used.
+    """Refuses a model that parses but cannot be used.
 
     Raises:
-      InputError: a piece is not text, is empty, too long, or there twice; a score is not finite; there is not one
-        unknown piece; a byte is missing; or the model is neither BPE nor Unigram.
+      InputError: a piece is not text, is empty, too long or a duplicate; a score is not finite; there is not exactly
+        one unknown piece; a byte is missing; or the model is neither BPE nor Unigram.
     """
     seen: dict[str, int] = {}
     for i, piece in enumerate(model.pieces):
         text = piece.piece
-        # protobuf gives bytes that are not UTF-8 as they are.
+        # protobuf returns bytes if they are not UTF-8.
         if not isinstance(text, str):
             raise InputError(f"{where}: its vocabulary cannot be used: piece {i} is not UTF-8 text")
         if not text or len(text) > _LONGEST_PIECE:
@@ -150,10 +150,10 @@ def check_model(model: ModelProto, where: str) -> None:
 
 
 def _bpe(model: ModelProto, *, whole: bool = False) -> models.BPE:
-    """Returns the merges that SentencePiece's BPE makes: any two pieces that join to one, the best score first.
+    """Returns a BPE with SentencePiece's merges: all pairs of pieces whose concatenation is a piece, best score first.
 
     Raises:
-      ValueError: they are many more than those of published models, as of a text's every part.
+      ValueError: there are many more merges than in published models.
     """
     vocabulary = {piece.piece: i for i, piece in enumerate(model.pieces)}
     scores = {piece.piece: piece.score for piece in model.pieces if piece.type == NORMAL}
@@ -173,7 +173,7 @@ def _bpe(model: ModelProto, *, whole: bool = False) -> models.BPE:
 
 
 def _as_model_says(model: ModelProto, legacy: bool) -> tokenizers.Tokenizer:
-    """Returns the tokenizer that encodes as the sentencepiece package does, by the model's own settings."""
+    """Returns a tokenizer that encodes as the sentencepiece package does, by the model's own settings."""
     normalizer, trainer = model.normalizer_spec, model.trainer_spec
     defined = [piece.piece for piece in model.pieces if piece.type == USER_DEFINED]
     if trainer.model_type == _BPE:
@@ -190,7 +190,7 @@ def _as_model_says(model: ModelProto, legacy: bool) -> tokenizers.Tokenizer:
     if normalizer.escape_whitespaces:
         steps.append(normalizers.Replace(" ", "▁"))
     if normalizer.add_dummy_prefix and legacy:
-        # Metaspace leaves out the space where the text begins with one; SentencePiece does not.
+        # Metaspace adds no space to a text that begins with one; SentencePiece does.
         steps.append(normalizers.Replace(Regex(SPACED), "▁▁"))
     built.normalizer = normalizers.Sequence(steps)
     cuts: list[Any] = []

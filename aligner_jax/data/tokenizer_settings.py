@@ -1,4 +1,4 @@
-"""One record of what a tokenizer's files say beside its vocabulary, and the one place where a vocabulary obeys it."""
+"""Settings of a tokenizer beside its vocabulary: reads them from files, and adds their tokens to a vocabulary."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -9,25 +9,25 @@ from aligner_jax.errors import InputError
 from aligner_jax.files.fields import Fields
 
 NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-"""Special tokens that settings name, in the order in which transformers adds those that the vocabulary lacks."""
+"""Names of special tokens, in the order in which transformers adds those that the vocabulary lacks."""
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 _MOST_MARKS = 100_000
 _LLAMAS = ("LlamaTokenizer", "CodeLlamaTokenizer")
-# Each character of an added token takes some 80 bytes of the automaton that finds them all at once.
+# A character of an added token takes some 80 bytes of the automaton that matches all of them at once.
 _LONGEST_MARK, _MOST_CHARACTERS, _CHARACTERS_A_MARK = 1000, 500_000, 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A token that is found in the text before the rest is cut into pieces.
+    """An added token, which is matched in the text before the model encodes the rest.
 
     Attributes:
-      content: the text that is the token.
-      id: None where the files name the token without a number.
-      special: left out by decoding.
-      normalized: looked for after the vocabulary's normalizer has changed the text, not before.
-      lstrip: takes the white space before it too; `rstrip`, that after it.
-      single_word: is found only between characters that are not of a word.
+      content: text of the token.
+      id: token id; None if the files name the token without an id.
+      special: True if decoding leaves the token out.
+      normalized: True if the token is matched after normalization, False if before.
+      lstrip, rstrip: True if the token includes the white space before it, or after it.
+      single_word: True if the token is matched only between non-word characters.
     """
 
     content: str
@@ -41,20 +41,20 @@ class Mark:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Settings of a tokenizer, whatever files they come from; None stands for what the files do not say.
+    """Settings of a tokenizer, from any kind of file; None if the files leave a setting open.
 
     Attributes:
-      marks: added tokens, those with a number first.
-      lists_special: the files list special tokens, so that control pieces of a SentencePiece model that they leave out
-        are no marks.
-      names: tokens by the short name of a special one: "bos", "eos", "unk", "pad" and the rest of `NAMES`.
-      add_bos: a text gets BOS before it.
-      is_llama: the files ask for transformers' LlamaTokenizer or CodeLlamaTokenizer, which cut text as `legacy` and
-        `prefix_space` say and not as the vocabulary's file does.
-      legacy: a space is put before every text between two marks, not before the first alone.
-      prefix_space: a space is put before texts at all. Of byte-level vocabularies only GPT2Tokenizer's obey it.
-      is_gpt2: the files ask for transformers' GPT2Tokenizer.
-      splits_special: special tokens in a text are text, and not parsed.
+      marks: added tokens, those with an id first.
+      lists_special: True if the files list special tokens. Control pieces of a SentencePiece model that are not listed
+        are then no marks.
+      names: special tokens by the names in `NAMES`, such as "bos" and "eos".
+      add_bos: True if a text gets BOS before it.
+      is_llama: True if the files ask for transformers' LlamaTokenizer or CodeLlamaTokenizer. These split text by
+        `legacy` and `prefix_space`, not by the settings in the vocabulary's file.
+      legacy: True puts a space before every stretch of text between marks, False before the first only.
+      prefix_space: False puts no space before texts. Among byte-level vocabularies only GPT2Tokenizer's obey it.
+      is_gpt2: True if the files ask for transformers' GPT2Tokenizer.
+      splits_special: True if special tokens in a text are encoded as plain text.
     """
 
     marks: tuple[Mark, ...] = ()
@@ -69,7 +69,7 @@ class Settings:
 
     @property
     def scheme(self) -> str:
-        """Returns where LlamaTokenizer puts a space: "always", "first" or "never", as `Metaspace` names them."""
+        """Prepend scheme of `Metaspace` that LlamaTokenizer uses: "always", "first" or "never"."""
         if self.prefix_space is False:
             return "never"
         return "always" if self.legacy else "first"
@@ -81,9 +81,9 @@ NO_SETTINGS = Settings()
 def read_settings(config: Fields, special_map: Fields, added: Fields, model: Fields) -> Settings:
     """Returns the settings of a Hugging Face folder, with the precedence of transformers 5.
 
-    `added_tokens_decoder` has the last word on tokens; without it, special_tokens_map.json goes before the names of
-    tokenizer_config.json, and added_tokens.json gives the numbers. `add_eos_token` is checked and not applied:
-    documents end with EOS whatever it says, and a prompt must not.
+    `added_tokens_decoder` takes precedence for tokens. Without it, special_tokens_map.json takes precedence over the
+    names in tokenizer_config.json, and added_tokens.json gives the ids. `add_eos_token` is checked but not applied:
+    documents always end with EOS, and prompts never do.
 
     Args:
       config: tokenizer_config.json.
@@ -92,8 +92,7 @@ def read_settings(config: Fields, special_map: Fields, added: Fields, model: Fie
       model: config.json.
 
     Raises:
-      InputError: a field has another type than the format gives it; an added token is empty, is named twice, or shares
-        its number with another.
+      InputError: a field has the wrong type; an added token is empty, occurs twice, or shares its id with another.
     """
     numbered = _decoder(config)
     by_name = _by_name(added)
@@ -122,20 +121,24 @@ def read_settings(config: Fields, special_map: Fields, added: Fields, model: Fie
 
 
 def add_marks(tokenizer: tokenizers.Tokenizer, settings: Settings, where: str) -> tuple[dict[int, int], frozenset[int]]:
-    """Gives a vocabulary the marks and named tokens that its settings have and it lacks.
+    """Adds the marks and named tokens of the settings that a vocabulary lacks.
 
-    A token without a number gets the next one, as in transformers. The tokenizers package numbers tokens itself: where
-    the files ask for another number, the first result has it.
+    A token without an id gets the next free one, as in transformers. The tokenizers package assigns ids itself, and
+    they may differ from those in the files.
+
+    Args:
+      tokenizer: the vocabulary; modified in place.
+      settings: marks and named tokens.
+      where: file with which errors begin.
 
     Returns:
-      The numbers that the files ask for by the package's own, where they differ, and the special tokens (the package's
-      own numbers).
+      The ids in the files by the package's ids, where they differ; and the package's ids of special tokens.
 
     Raises:
-      InputError: the files give a token another number than the vocabulary does.
+      InputError: the files and the vocabulary give a token different ids.
     """
     described = {mark.content: mark for mark in settings.marks}
-    # In the order in which transformers numbers those that have none.
+    # Tokens without an id come in the order in which transformers assigns ids.
     wanted = {mark.content: mark for mark in settings.marks if mark.id is not None}
     for mark in settings.names.values():
         wanted[mark.content] = dataclasses.replace(described.get(mark.content, mark), special=True)
@@ -162,13 +165,15 @@ def add_marks(tokenizer: tokenizers.Tokenizer, settings: Settings, where: str) -
 
 
 def check_marks(contents: Iterable[str], where: str, *, empty: bool = False) -> None:
-    """Refuses added tokens that cannot be looked for: too many or too long ones, or one without text.
+    """Refuses added tokens that cannot be matched: too many, too long, or empty.
 
     Args:
-      empty: one without text, which the package would find at every place of a text, is for a later check.
+      contents: texts of the tokens.
+      where: file with which errors begin.
+      empty: allows an empty token, if a later check refuses it; the package would match it everywhere in a text.
 
     Raises:
-      InputError: begins with `where`.
+      InputError: the tokens exceed a limit, or one is empty.
     """
     contents = list(contents)
     if "" in contents and not empty:
@@ -191,7 +196,7 @@ def _added_token(mark: Mark) -> tokenizers.AddedToken:
 
 
 def _decoder(config: Fields) -> list[Mark]:
-    """Returns the tokens of `added_tokens_decoder` by their numbers."""
+    """Returns the tokens of `added_tokens_decoder` in the order of their ids."""
     section = config.section("added_tokens_decoder")
     if section is None:
         return []
@@ -216,7 +221,7 @@ def _mark(entry: Fields, number: int | None, special: bool = False) -> Mark:
 
 
 def _by_name(added: Fields) -> dict[str, int]:
-    """Returns the numbers of added_tokens.json, lowest first."""
+    """Returns the ids of added_tokens.json by token, lowest first."""
     numbers = {}
     for token in added.values:
         if added.get(token) is None:
@@ -226,7 +231,7 @@ def _by_name(added: Fields) -> dict[str, int]:
 
 
 def _names(sources: Iterable[Fields]) -> dict[str, Mark]:
-    """Returns each special token of the first source that names it; "" counts as none."""
+    """Returns special tokens by name, each from the first source that names it; "" counts as none."""
     found: dict[str, Mark] = {}
     for source in sources:
         for name in NAMES:
@@ -237,7 +242,7 @@ def _names(sources: Iterable[Fields]) -> dict[str, Mark]:
 
 
 def _named(source: Fields, field: str) -> Mark | None:
-    """Returns the special token in a field, which is its text or an object; None where it is absent or empty."""
+    """Returns the special token in a field, which holds its text or an object; None if it is absent or empty."""
     if isinstance(source.get(field), dict):
         entry = source.section(field)
         mark = None if entry is None else dataclasses.replace(_mark(entry, None, special=True), special=True)
@@ -247,7 +252,7 @@ def _named(source: Fields, field: str) -> Mark | None:
 
 
 def _extra(sources: Iterable[Fields]) -> list[Mark]:
-    """Returns the special tokens that have no name of the format: lists of them, and names of a model's own."""
+    """Returns special tokens outside `NAMES`: listed ones, and fields `*_token` of a model's own."""
     marks: dict[str, Mark] = {}
     for source in sources:
         for field in source.values:
@@ -290,5 +295,5 @@ def _distinct(marks: list[Mark], source: Fields) -> list[Mark]:
 
 
 def _class(config: Fields, model: Fields) -> str:
-    """Returns the class of transformers 5 that the folder names, "" where it names none."""
+    """Returns the transformers class that the folder names, without "Fast"; "" if it names none."""
     return (config.text("tokenizer_class", "") or model.text("tokenizer_class", "")).removesuffix("Fast")

@@ -1,4 +1,4 @@
-"""Content of files, read within limits: a device, a pipe or a file without end is refused and not read."""
+"""Reads files within limits; refuses devices, pipes and endless files without reading them."""
 
 import errno
 import io
@@ -15,14 +15,14 @@ _BUFFER = 2**17
 
 
 def open_file(path: str | Path) -> BinaryIO:
-    """Opens a regular file to read.
+    """Opens a regular file for reading.
 
     Raises:
-      InputError: there is no such file, it is a folder, a device or a pipe, or it cannot be read; names the reason. The
-        file's own methods raise it too, where a disk fails later.
+      InputError: there is no such file, it is a folder, a device or a pipe, or it cannot be read; the message names the
+        reason. The file's own methods raise it too if a read fails later.
     """
     try:
-        # Not to wait at a pipe for somebody who writes into it.
+        # O_NONBLOCK, since opening a pipe otherwise waits for a writer.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except (OSError, ValueError) as error:
         raise InputError(_why(path, error)) from None
@@ -34,7 +34,7 @@ def open_file(path: str | Path) -> BinaryIO:
 
 
 class _File(io.FileIO):
-    """A file whose errors are InputErrors."""
+    """A file whose methods raise InputError."""
 
     def __init__(self, handle: int, path: str | Path) -> None:
         super().__init__(handle, "rb")
@@ -46,7 +46,7 @@ class _File(io.FileIO):
         except OSError as error:
             raise InputError(_why(self._path, error)) from None
         if count is None:
-            # Some files of /proc have their content later, as a pipe does.
+            # Some files of /proc get their content later, like a pipe.
             raise InputError(f"{self._path} cannot be read: it has no content yet")
         return count
 
@@ -75,7 +75,7 @@ def read_bytes(path: str | Path, *, most: int = 64 * MEBIBYTE) -> bytes:
         if size > most:
             raise InputError(f"{path} has {size:,} bytes, but a file of its kind has at most {most:,}")
         content = file.read(min(size, most) + 1)
-        # Some files of /proc have a size of 0 and go on without end; a single large read would allocate its bound.
+        # Some files of /proc have size 0 and are endless; one large read would allocate `most` bytes at once.
         while size < len(content) <= most and (more := file.read(MEBIBYTE)):
             content += more
     if len(content) > most:
@@ -87,7 +87,7 @@ def read_text(path: str | Path, *, most: int = 64 * MEBIBYTE) -> str:
     """Returns the UTF-8 text of a regular file of at most `most` bytes.
 
     Raises:
-      InputError: see `read_bytes`; or the file is not UTF-8, with the line where that begins.
+      InputError: see `read_bytes`; or the file is not UTF-8, with the first line that is not.
     """
     return decode_text(read_bytes(path, most=most), path)
 
@@ -96,7 +96,7 @@ def decode_text(content: bytes, path: str | Path) -> str:
     """Returns UTF-8 bytes as text, without a byte-order mark.
 
     Raises:
-      InputError: names the line of `path` that is not UTF-8.
+      InputError: the bytes are not UTF-8; the message names the line of `path`.
     """
     try:
         return content.decode("utf-8-sig")
@@ -109,18 +109,18 @@ def is_file(path: str | Path) -> bool:
     """Returns True if there is a regular file at `path`.
 
     Raises:
-      InputError: `path` cannot be a path, or its folder may not be entered.
+      InputError: `path` is no valid path, or its folder cannot be entered.
     """
     return stat.S_ISREG(_mode(path))
 
 
 def is_folder(path: str | Path) -> bool:
-    """Returns True if there is a folder at `path`. Raises InputError as `is_file`."""
+    """Returns True if there is a folder at `path`. Raises InputError as `is_file` does."""
     return stat.S_ISDIR(_mode(path))
 
 
 def exists(path: str | Path) -> bool:
-    """Returns True if there is anything at `path`. Raises InputError as `is_file`."""
+    """Returns True if there is anything at `path`. Raises InputError as `is_file` does."""
     return _mode(path) != 0
 
 
@@ -136,5 +136,5 @@ def _mode(path: str | Path) -> int:
 def _why(path: str | Path, error: OSError | ValueError) -> str:
     if isinstance(error, FileNotFoundError):
         return f"there is no file {path}"
-    # A ValueError is what Python itself says of a zero byte in a name.
+    # Python raises ValueError for a zero byte in a path.
     return f"{path} cannot be read: {error.strerror if isinstance(error, OSError) else error}"

@@ -1,7 +1,7 @@
-"""Typed, bounded fields of an object that a file holds; errors name the file and the field.
+"""Reads typed, bounded fields of an object in a file; errors name the file and the field.
 
-Every number that a file gives goes through here. A comparison such as `value <= 0` lets NaN pass, `isinstance(True,
-int)` is true, and the text "no" is true where a flag is asked for.
+Every number from a file is read here, because plain checks miss cases: `value <= 0` lets NaN pass, `isinstance(True,
+int)` is true, and the text "no" is true as a flag.
 """
 
 import math
@@ -12,40 +12,40 @@ from aligner_jax.errors import InputError
 from aligner_jax.files.json_text import read_object
 
 MOST_INTEGER = 2**31 - 1
-"""The largest whole number that sizes, counts and positions may be: they become int32."""
+"""Largest size, count or position, since they become int32."""
 MOST_NUMBER = 1e30
-"""The largest number that constants of a model may be; its inverse is the smallest. Both are far inside float32."""
+"""Largest constant of a model; its inverse is the smallest. Both are far inside the range of float32."""
 
 
 class Fields:
-    """Typed access to the fields of one object. A field that holds null counts as absent.
+    """Typed access to the fields of one object. A field with the value null counts as absent.
 
     Attributes:
-      values: the fields by name.
-      file: where they are from; a path, or any text that errors should begin with.
-      prefix: of the fields' names in errors, such as "rope_scaling.".
+      values: values by field name.
+      file: path of the file, or other text with which errors begin.
+      prefix: prefix of field names in errors, such as "rope_scaling.".
     """
 
     def __init__(self, values: Mapping[str, object], file: str | Path, prefix: str = "") -> None:
         self.values, self.file, self.prefix = values, file, prefix
 
     def get(self, name: str) -> object:
-        """Returns the field as it is; None where it is absent."""
+        """Returns the unchecked value of a field, None if it is absent."""
         return self.values.get(name)
 
     def has(self, name: str) -> bool:
-        """Returns True if the field is there, and is not null."""
+        """Returns True if the field is present and not null."""
         return self.get(name) is not None
 
     def error(self, name: str, problem: str) -> InputError:
-        """Returns the error of a field: file, name and `problem`."""
+        """Returns an error about a field, with file, name and `problem`."""
         return InputError(f"{self.file}: {self.prefix}{name} {problem}")
 
     def integer(self, name: str, default: int | None = None, *, least: int = 1, most: int = MOST_INTEGER) -> int:
-        """Returns a whole number from `least` to `most`; `default`, where there is one, stands for an absent field.
+        """Returns an integer from `least` to `most`, or `default` if the field is absent.
 
         Raises:
-          InputError: the field is absent, of another type or out of range.
+          InputError: the field is absent without a default, of another type or out of range.
         """
         value = self.get(name)
         if value is None and default is not None:
@@ -60,10 +60,12 @@ class Fields:
     def number(
         self, name: str, default: float | None = None, *, least: float = 1 / MOST_NUMBER, most: float = MOST_NUMBER
     ) -> float:
-        """Returns a finite number from `least` to `most`, as a float. By default it is positive.
+        """Returns a finite number from `least` to `most` as a float, or `default` if the field is absent.
+
+        The default bounds allow positive numbers only.
 
         Raises:
-          InputError: the field is absent, of another type, not finite or out of range.
+          InputError: the field is absent without a default, of another type, not finite or out of range.
         """
         value = self.get(name)
         if value is None and default is not None:
@@ -72,13 +74,13 @@ class Fields:
         if type(value) not in (int, float):
             raise self._wrong(name, value, kind)
         assert isinstance(value, int | float)
-        # An int first: one of 400 digits is no float.
+        # The range is checked before `isfinite`, which cannot convert an int of 400 digits.
         if not least <= value <= most or not math.isfinite(value):
             raise self._wrong(name, value, f"{kind} from {least:g} to {most:g}")
         return float(value)
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """Returns true or false; an absent field is `default`. Raises InputError for any other value, 0 and 1 too."""
+        """Returns a bool, `default` if the field is absent. Raises InputError for other values, 0 and 1 included."""
         value = self.get(name)
         if value is None:
             return default
@@ -87,7 +89,7 @@ class Fields:
         return value
 
     def text(self, name: str, default: str | None = None) -> str:
-        """Returns text. Raises InputError where the field is absent without a default, or is none."""
+        """Returns text, or `default` if the field is absent. Raises InputError for other values."""
         value = self.get(name)
         if value is None and default is not None:
             return default
@@ -96,7 +98,7 @@ class Fields:
         return value
 
     def choice(self, name: str, choices: Collection[str], default: str | None = None) -> str:
-        """Returns one of `choices`. Raises InputError for anything else."""
+        """Returns one of `choices`, or `default` if the field is absent. Raises InputError for other values."""
         value = self.get(name)
         if value is None and default is not None:
             return default
@@ -105,7 +107,7 @@ class Fields:
         return value
 
     def texts(self, name: str) -> list[str]:
-        """Returns a list of texts; an absent field is an empty one. Raises InputError for any other value."""
+        """Returns a list of texts, empty if the field is absent. Raises InputError for other values."""
         value = self.get(name)
         if value is None:
             return []
@@ -114,10 +116,10 @@ class Fields:
         return value
 
     def integers(self, name: str, *, least: int = 1, most: int = MOST_INTEGER) -> list[int]:
-        """Returns a list of whole numbers from `least` to `most`; an absent field is an empty one.
+        """Returns a list of integers from `least` to `most`, empty if the field is absent.
 
         Raises:
-          InputError: the field is something else.
+          InputError: the field is no such list.
         """
         value = self.get(name)
         if value is None:
@@ -127,7 +129,7 @@ class Fields:
         return value
 
     def section(self, name: str) -> "Fields | None":
-        """Returns the object in a field, None where it is absent. Raises InputError for any other value."""
+        """Returns the object in a field, None if it is absent. Raises InputError for other values."""
         value = self.get(name)
         if value is None:
             return None
@@ -143,13 +145,13 @@ def read_fields(path: str | Path) -> Fields:
     """Returns the fields of the object in a JSON file.
 
     Raises:
-      InputError: there is no such file, or it is not a JSON object; names the line where one is wrong.
+      InputError: the file does not exist or holds no JSON object; the message names the line of a syntax error.
     """
     return Fields(read_object(path), path)
 
 
 def shown(value: object) -> str:
-    """Returns `repr`, cut: that of a 3 MB value would be made to be thrown away."""
+    """Returns a shortened `repr`, without making the full one of a large value."""
     if isinstance(value, str):
         return repr(value[:100] + "…" if len(value) > 100 else value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The fields of a record that count where it is told from another by a digest."""
+"""Selects the fields of a record that enter its digest."""
 
 import dataclasses
 from typing import Any
@@ -7,14 +7,14 @@ LATER = "later"
 
 
 def later(default: Any) -> Any:
-    """A dataclass field that a later release added: at its default it changes no digest."""
+    """Returns a dataclass field that a later release adds: at its default it changes no digest."""
     return dataclasses.field(default=default, metadata={LATER: True})
 
 
 def identity(record: Any) -> dict[str, Any]:
-    """Returns a dataclass instance's fields as nested dicts, without `later` fields that are at their defaults.
+    """Returns a dataclass instance's fields as nested dicts, without `later` fields that have their defaults.
 
-    So records have the digests that earlier releases gave them.
+    Records thus keep the digests that earlier releases gave them.
     """
     fields = {}
     for field in dataclasses.fields(record):

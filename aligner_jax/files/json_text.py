@@ -1,4 +1,4 @@
-"""JSON of any origin as Python values: one sentence for each mistake in it, whatever its depth or its digits."""
+"""Parses untrusted JSON within limits; every mistake in it raises an InputError of one sentence."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from aligner_jax.files.content import MEBIBYTE, decode_text, read_bytes
 
 MOST_DEPTH = 100
 MOST_VALUES = 500_000
-"""Values of a text, unless its kind sets another: Python holds an empty list in 30 times the bytes of its text."""
+"""Default limit of values per text. An empty list takes 30 times the bytes of its text in memory."""
 
 
 def read_json(path: str | Path, *, most: int = 16 * MEBIBYTE) -> object:
@@ -23,15 +23,16 @@ def read_json(path: str | Path, *, most: int = 16 * MEBIBYTE) -> object:
 def parse_json(text: str, where: str | Path, *, most_values: int = MOST_VALUES) -> object:
     """Returns the value of a JSON text.
 
-    NaN and infinities pass, as in Python's json: what a field may hold is for `files.fields` to say.
+    NaN and infinities pass, as in Python's json; `files.fields` checks the values of fields.
 
     Args:
-      where: file or field that the text is of; errors begin with it.
-      most_values: commas and brackets that the text may have.
+      text: the JSON text.
+      where: file or field of the text, with which errors begin.
+      most_values: limit of commas and opening brackets together.
 
     Raises:
-      InputError: the text is not JSON, names a field of an object twice, is nested more than `MOST_DEPTH` deep, or has
-        more values than it may, or a number with too many digits; names the line.
+      InputError: the text is not JSON, has a field of an object twice, is nested more than `MOST_DEPTH` deep, or has
+        too many values or a number with too many digits; the message names the line of a syntax error.
     """
     check_values(text, where, most_values)
     try:
@@ -47,21 +48,21 @@ def parse_json(text: str, where: str | Path, *, most_values: int = MOST_VALUES) 
 
 
 def check_values(text: str, where: str | Path, most_values: int) -> None:
-    """Refuses a text of many small values, before it is parsed.
+    """Refuses a text with too many values, before it is parsed.
 
     Raises:
-      InputError: it has more commas and brackets than `most_values`.
+      InputError: it has more than `most_values` commas and opening brackets.
     """
     if len(text) > most_values and text.count(",") + text.count("[") + text.count("{") > most_values:
         raise InputError(f"{where} is not JSON that can be read: it has more than {most_values:,} values")
 
 
 def parse_value_at(text: str, start: int, where: str | Path) -> tuple[object, int]:
-    """Returns the value that begins at `start` of a text of many, and where it ends.
+    """Returns the value that begins at offset `start` of a text of many values, and its end offset.
 
     Raises:
-      json.JSONDecodeError: the text is not JSON from there on; its position is that in `text`.
-      InputError: the other limits of `parse_json`.
+      json.JSONDecodeError: there is no JSON value at `start`; its position is an offset in `text`.
+      InputError: the value exceeds another limit of `parse_json`.
     """
     try:
         value, end = _DECODER.raw_decode(text, start)
@@ -75,7 +76,7 @@ def parse_value_at(text: str, start: int, where: str | Path) -> tuple[object, in
 
 
 def parse_object(text: str, where: str | Path, *, most_values: int = MOST_VALUES) -> dict[str, object]:
-    """Returns the object of a JSON text. Raises InputError as `parse_json`, or where it is of another kind."""
+    """Returns the object of a JSON text. Raises InputError as `parse_json` does, or if it is no object."""
     value = parse_json(text, where, most_values=most_values)
     if not isinstance(value, dict):
         raise InputError(f"{where} is not a JSON object")
@@ -83,7 +84,7 @@ def parse_object(text: str, where: str | Path, *, most_values: int = MOST_VALUES
 
 
 def read_object(path: str | Path, *, most: int = 16 * MEBIBYTE) -> dict[str, object]:
-    """Returns the object in a JSON file. Raises InputError as `read_json`, or where it is of another kind."""
+    """Returns the object in a JSON file. Raises InputError as `read_json` does, or if it is no object."""
     value = read_json(path, most=most)
     if not isinstance(value, dict):
         raise InputError(f"{path} is not a JSON object")
@@ -91,7 +92,7 @@ def read_object(path: str | Path, *, most: int = 16 * MEBIBYTE) -> dict[str, obj
 
 
 def json_reason(error: Exception) -> str:
-    """Returns why Python's json refuses a text: its own reason, or which of its two limits was reached."""
+    """Returns the reason of an error from Python's json: its own message, or the limit that was exceeded."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} (column {error.colno})"
     if isinstance(error, _Duplicate):
@@ -112,7 +113,7 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return values
 
 
-# `json.loads` would make a decoder for each record of a file.
+# Shared, since `json.loads` would make a decoder for every record of a file.
 _DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates)
 
 

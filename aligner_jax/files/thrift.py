@@ -1,9 +1,12 @@
-"""Structures in Thrift's compact protocol, as Parquet writes its headers and its footer."""
+"""Reads structures in Thrift's compact protocol, which Parquet uses for its headers and footer.
+
+Source: github.com/apache/thrift, doc/specs/thrift-compact-protocol.md.
+"""
 
 from typing import NamedTuple
 
 type Struct = dict[int, object]
-"""Values by field number: integers, flags, bytes, lists and structures."""
+"""Values by field id: integers, flags, bytes, lists and structures."""
 
 _MOST_DEPTH = 16
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 12
@@ -11,26 +14,26 @@ _INTEGERS = (4, 5, 6)
 
 
 class Malformed(ValueError):
-    """Bytes that are no structure."""
+    """Bytes that do not encode a structure; the message continues a sentence about them."""
 
 
 class Read(NamedTuple):
-    """A structure and the position behind it."""
+    """A structure and its end offset."""
 
     fields: Struct
     end: int
 
 
 def read_struct(data: bytes, start: int = 0, *, most_elements: int = 4096) -> Read:
-    """Returns the structure that begins at `start`.
+    """Returns the structure that begins at offset `start`.
 
     Args:
-      data: the bytes.
-      start: where it begins.
-      most_elements: that a list may have.
+      data: bytes that hold the structure.
+      start: offset of its first byte.
+      most_elements: limit of the elements of a list.
 
     Raises:
-      Malformed: there is none, it ends too early, is nested more than 16 deep, or has a list of too many elements.
+      Malformed: the bytes encode no structure, end too early, nest deeper than 16, or have a list of too many elements.
     """
     reader = _Reader(data, start, most_elements)
     try:
@@ -51,7 +54,7 @@ class _Reader:
         while head := self._byte():
             number = number + (head >> 4) if head >> 4 else self._integer()
             kind = head & 15
-            # A flag of a field is in its type.
+            # The type of a boolean field is its value.
             fields[number] = kind == _TRUE if kind in (_TRUE, _FALSE) else self._value(kind, depth)
         return fields
 
