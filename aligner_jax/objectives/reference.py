@@ -95,7 +95,7 @@ def adapter_digest(adapter: Adapter | None) -> str:
     """SHA-256 of an adapter's method, options and arrays; of nothing where there is none."""
     digest = hashlib.sha256()
     if adapter is not None:
-        digest.update(str(adapter).encode())
+        digest.update(adapter.identity.encode())
         for name, leaf in sorted(adapter.trainable.items()):
             array = np.asarray(leaf)
             digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from aligner_jax.errors import InputError
 from aligner_jax.files.fields import MOST_INTEGER, shown
+from aligner_jax.files.identity import identity
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.peft.bound import Bound
 from aligner_jax.runtime.fields import number
@@ -84,8 +85,17 @@ class Adapter(flax.struct.PyTreeNode):
         """The number of trained parameters."""
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.trainable))
 
+    @property
+    def identity(self) -> str:
+        """Text of method and options for digests: `str` of the adapter without `later` options at their defaults."""
+        return _described(self.method, dict(sorted(identity(self.options).items())))
+
     def __str__(self) -> str:
-        return f"{self.method}({', '.join(f'{name}={value}' for name, value in self.options.as_dict().items())})"
+        return _described(self.method, self.options.as_dict())
+
+
+def _described(method: str, options: dict[str, Any]) -> str:
+    return f"{method}({', '.join(f'{name}={value}' for name, value in options.items())})"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import is_file, is_folder
 from aligner_jax.files.fields import Fields
+from aligner_jax.files.identity import identity
 from aligner_jax.files.json_text import parse_object
 from aligner_jax.model.llama import LlamaConfig
 from aligner_jax.peft import METHODS, Adapter, Options, complete_options
@@ -67,7 +68,7 @@ def save_adapter(
         "options": json.dumps(adapter.options.as_dict(), sort_keys=True),
     }
     if base is not None:
-        metadata["base_config"] = json.dumps(dataclasses.asdict(base.config), sort_keys=True)
+        metadata["base_config"] = json.dumps(identity(base.config), sort_keys=True)
         metadata["base_fingerprint"] = base.fingerprint
         if (quantization := getattr(base, "quantization", None)) is not None:
             metadata["base_quantization"] = str(quantization)

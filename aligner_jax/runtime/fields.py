@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from aligner_jax.errors import InputError
 from aligner_jax.files.fields import shown
+from aligner_jax.files.identity import LATER
 
 
 def number(
@@ -20,10 +21,15 @@ def number(
     below: float | None = None,
     most: float | None = None,
     but: float | None = None,
+    later: bool = False,
 ) -> Any:
-    """A dataclass field that holds a number (or None) within these bounds, and not the one after `but`."""
+    """Returns a dataclass field that holds a number (or None) within these bounds, and not the one after `but`.
+
+    Args:
+      later: True for a field that a later release added, see `files.identity.later`.
+    """
     bounds = {"least": least, "above": above, "below": below, "most": most, "but": but}
-    return dataclasses.field(default=default, metadata=bounds)
+    return dataclasses.field(default=default, metadata={**bounds, LATER: later})
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

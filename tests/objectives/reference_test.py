@@ -1,5 +1,6 @@
 """What a reference thinks of all answers: computed once, kept on disk, and never taken for another's."""
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 
 from aligner_jax.data.pair_rows import eval_pair_batches, offsets
 from aligner_jax.errors import InputError
+from aligner_jax.files.identity import later
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.quantized import Quantization
-from aligner_jax.objectives.reference import fingerprint, load_reference, load_table, save_table, table
+from aligner_jax.objectives.reference import adapter_digest, fingerprint, load_reference, load_table, save_table, table
 from aligner_jax.peft.artifact import save_adapter
+from aligner_jax.runtime.fields import number
 from aligner_jax.weights.base import Base
 
 
@@ -22,14 +25,26 @@ def base(config: LlamaConfig, params: Params) -> Base:
     return Base(params, config)
 
 
-def pairs(number: int = 3) -> list[dict]:
-    random = np.random.default_rng(number)
+def test_an_option_that_a_later_release_adds_counts_only_where_it_is_set(trained_adapter):
+    adapter = trained_adapter(1)
+    fields = [("slope", float, number(1.0, above=0, later=True)), ("form", str, later("sum"))]
+    kind = dataclasses.make_dataclass("Newer", fields, bases=(type(adapter.options),), frozen=True, kw_only=True)
+    newer = adapter.replace(options=kind(**vars(adapter.options)))
+    assert "slope=1.0" in str(newer)
+    assert adapter_digest(newer) == adapter_digest(adapter)
+    for change in ({"slope": 2.0}, {"form": "product"}):
+        other = adapter.replace(options=dataclasses.replace(newer.options, **change))
+        assert adapter_digest(other) != adapter_digest(adapter)
+
+
+def pairs(count: int = 3) -> list[dict]:
+    random = np.random.default_rng(count)
 
     def document():
         tokens = random.integers(0, 40, random.integers(2, 8)).astype(np.int32)
         return {"tokens": tokens, "loss_mask": np.arange(len(tokens)) > 0}
 
-    return [{"chosen": document(), "rejected": document()} for _ in range(number)]
+    return [{"chosen": document(), "rejected": document()} for _ in range(count)]
 
 
 def test_the_names_of_references(base: Base, trained_adapter, tmp_path: Path):
@@ -54,10 +69,10 @@ def test_a_table_is_in_the_order_of_the_pairs(base: Base, trained_adapter, packi
     whole_t = table(base.params, adapter, eval_pair_batches(all_pairs, **options), all_pairs, config=base.config)
     assert whole_t.dtype == np.float32
     starts = offsets(all_pairs)
-    for number in (0, 4, 8):
-        one = [all_pairs[number]]
+    for first in (0, 4, 8):
+        one = [all_pairs[first]]
         one_t = table(base.params, adapter, eval_pair_batches(one, **options), one, config=base.config)
-        np.testing.assert_allclose(one_t, whole_t[starts[number] : starts[number + 1]], atol=1e-5)
+        np.testing.assert_allclose(one_t, whole_t[starts[first] : starts[number + 1]], atol=1e-5)
         masks = [one[0][side]["loss_mask"] for side in ("chosen", "rejected")]
         np.testing.assert_array_equal(one_t < 0, np.concatenate(masks))
 
