@@ -55,7 +55,7 @@ class LlamaConfig:
 
     @classmethod
     def from_fields(cls, fields: Fields) -> "LlamaConfig":
-        """Reads a configuration that was written with `dataclasses.asdict`, as adapters and checkpoints store it.
+        """Reads a configuration that an adapter or a checkpoint stores.
 
         Raises:
           InputError: a field is missing, unknown, not finite, out of range, or of the wrong type.
