@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from aligner_jax.errors import InputError
+from aligner_jax.model.logical import replicated
 
 _LEAST, _LARGEST = float(jnp.finfo(jnp.float32).tiny), float(jnp.finfo(jnp.float32).max)
 _MOST_TOKENS = jnp.iinfo(jnp.int32).max
@@ -81,7 +82,12 @@ def choose(logits_bv: Float[Array, "b v"], keys_b: Array, sampling: RowSampling)
     def drawn(logits_bv: Array) -> Array:
         return jnp.where(draws_b, _draw(logits_bv, keys_b, sampling), greedy_b)
 
-    return jax.lax.cond(jnp.any(draws_b), drawn, lambda _: greedy_b, logits_bv)
+    return jax.lax.cond(_any(draws_b), drawn, lambda _: greedy_b, logits_bv)
+
+
+def _any(x_b: Bool[Array, " b"]) -> Bool[Array, ""]:
+    """True where a row of any device is."""
+    return jnp.any(replicated(x_b))
 
 
 def _draw(logits_bv: Array, keys_b: Array, sampling: RowSampling) -> Array:
@@ -91,7 +97,7 @@ def _draw(logits_bv: Array, keys_b: Array, sampling: RowSampling) -> Array:
     logits_bv = jnp.where(logits_bv == highest_b1, 0.0, (logits_bv - highest_b1) / sampling.temperature_b[:, None])
     for cut, is_used in ((_cut_top_k, sampling.top_k_b > 0), (_cut_top_p, sampling.top_p_b < jnp.inf)):
         cut_rows = functools.partial(cut, sampling=sampling)
-        logits_bv = jax.lax.cond(jnp.any(is_used), cut_rows, lambda logits_bv: logits_bv, logits_bv)
+        logits_bv = jax.lax.cond(_any(is_used), cut_rows, lambda logits_bv: logits_bv, logits_bv)
     return jax.vmap(jax.random.categorical)(keys_b, logits_bv).astype(jnp.int32)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from aligner_jax.decoding.choose import RowSampling, choose
 from aligner_jax.model.cache import KVCache, empty_cache, forward_cached, prefill_cache
 from aligner_jax.model.llama import LlamaConfig, Params, unembed
+from aligner_jax.model.logical import replicated
 from aligner_jax.peft import Bound
 
 
@@ -88,7 +89,7 @@ def prefill(
 def begin(prefilled: Prefilled, sampling: RowSampling, keys_b: Array, stops: Int[Array, " stops"]) -> State:
     """Returns the state whose rows are these prompts, without a copy of their cache."""
     token_b = _choose(prefilled.logits_bv, prefilled.cache, keys_b, sampling)
-    return State(prefilled.cache, token_b, jnp.isin(token_b, stops), keys_b, sampling)
+    return State(prefilled.cache, token_b, jnp.isin(token_b, stops), keys_b, _replicated(sampling))
 
 
 def insert(state: State, begun: State, rows: Sequence[int] | Int[Array, " b"]) -> State:
@@ -130,7 +131,12 @@ def step(params: Params, bound: Bound, state: State, stops: Int[Array, " stops"]
     cache = dataclasses.replace(cache, lengths_b=jnp.where(state.done_b, state.cache.lengths_b, cache.lengths_b))
     token_b = _choose(unembed(params, hidden_b1d[:, -1]), cache, state.keys_b, state.sampling)
     token_b = jnp.where(state.done_b, state.token_b, token_b)
-    return dataclasses.replace(state, cache=cache, token_b=token_b, done_b=state.done_b | jnp.isin(token_b, stops))
+    return State(cache, token_b, state.done_b | jnp.isin(token_b, stops), state.keys_b, _replicated(state.sampling))
+
+
+def _replicated(sampling: RowSampling) -> RowSampling:
+    """The same; so every device knows what all rows need without asking the others."""
+    return jax.tree.map(replicated, sampling)
 
 
 def _choose(logits_bv: Float[Array, "b v"], cache: KVCache, keys_b: Array, sampling: RowSampling) -> Int[Array, " b"]:

@@ -79,7 +79,8 @@ def test_7b_answers_on_one_chip_since_neither_cache_nor_weights_are_copied():
     assert plan.fits
     assert (plan.weights_bytes + (plan.cache_bytes or 0)) / 2**30 == pytest.approx(14.55, abs=0.01)
     assert plan.programs[2].peak_bytes < 14.7 * 2**30
-    assert plan.programs[1].peak_bytes < 15.2 * 2**30
+    # Prompts of 960 tokens are padded to 1,024, which the attention kernel takes: no scores are in memory.
+    assert plan.programs[1].peak_bytes < 14.8 * 2**30
 
 
 @pytest.mark.parametrize(

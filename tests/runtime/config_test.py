@@ -152,7 +152,6 @@ def test_missing_fields_are_named(field):
             {"base": {"quantization": "int4", "group_size": 1}},
             "config.base.group_size is 1, but should be 2 or more",
         ),
-        (),
     ],
 )
 def test_impossible_values_are_refused(sections, message):

@@ -176,7 +176,9 @@ def step_flops(adapter: Adapter) -> float:
 
     def loss(trainable, params, tokens):
         bound = bind(adapter.replace(trainable=trainable), params, SMALL)
-        hidden = forward(bound.on(params), tokens, config=SMALL, adapted=bound.adapted, remat="dots")
+        hidden = forward(
+            bound.on(params), tokens, config=SMALL, adapted=bound.adapted, remat="dots", implementation="xla"
+        )
         return jnp.sum(hidden)
 
     return xla_flops(jax.grad(loss), adapter.trainable, abstract_params(SMALL), TOKENS)

@@ -154,9 +154,10 @@ def the_cost_counts_the_layers_that_it_adapts(case: Case, folder: Path) -> None:
     method, config = METHODS[case.adapter.method], case.config
     cost = method.cost(case.adapter.options, config)
     bound = jax.eval_shape(lambda: bind(case.adapter, case.params, config))
-    adapted = max(leaf.shape[0] for leaf in jax.tree.leaves((bound.prefix, bound.updates)))
-    assert cost.start_layer == config.num_layers - adapted
-    assert cost.num_tokens == (0 if bound.prefix is None else bound.prefix.k_bpkh.shape[2])
+    (part,) = bound.adapted
+    adapted = len(part.layers)
+    assert part.layers == range(cost.start_layer, config.num_layers)
+    assert cost.num_tokens == (0 if part.prefix is None else part.prefix.k_bpkh.shape[2])
     assert first_position(case.adapter, case.params, config) == bound.first_position
     step = train_step(config, batch_size=2, sequence_length=12, adapter=cost, trains_base=method.trains_base)
     backward = config.num_layers + adapted * (2 if method.trains_base else 1)
