@@ -10,7 +10,7 @@ from aligner_jax.objectives.preference import PreferenceOptions
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IPOOptions(PreferenceOptions):
-    """Fields of `config.objective` of IPO, whose β is the paper's τ."""
+    """Fields of `config.objective` of IPO; β is the paper's τ."""
 
     def losses(
         self, policy_m2: Float[Array, "*m 2"], reference_m2: Float[Array, "*m 2"], counts_m2: Int[Array, "*m 2"]

@@ -38,7 +38,10 @@ class Totals(NamedTuple):
 
 
 class Sums(Protocol):
-    """Function that returns the sum of losses over a batch, and its `Totals`; one value per adapter of a stack."""
+    """Returns the sum of losses over a batch and its `Totals`; one value per adapter of a stack.
+
+    `reference` is a frozen adapter over the same base, which some objectives need.
+    """
 
     def __call__(
         self,

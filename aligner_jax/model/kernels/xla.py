@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from aligner_jax.model.kernels.kernel import Gradients, Inputs, Kernel, Outputs
 
 MAX_BLOCK_DIAGONAL_TOKENS = 16
-"""Up to this many shared prefix tokens, one dense product over all heads is faster than a product per head."""
+"""Most shared prefix tokens for which one dense product over all heads is faster than a product per head."""
 
 
 MIN_BLOCK = 128
