@@ -1,1 +1,1 @@
-"""Text out of a base and an adapter: choosing tokens, and the loop round the cached forward pass."""
+"""Decoding: choice of tokens, prefill, and the loop over the cached forward pass."""

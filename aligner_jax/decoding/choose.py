@@ -1,4 +1,4 @@
-"""The next token of each row from its logits: greedy, or sampled under a temperature, top-k and top-p."""
+"""Chooses the next token of each row from its logits: greedy, or sampled with temperature, top-k and top-p."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ _MOST_TOKENS = jnp.iinfo(jnp.int32).max
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Rule by which a token is chosen. temperature 0 is greedy; top_k 0 and top_p 1 leave all tokens in."""
+    """Sampling options of one row. Temperature 0 is greedy; top_k 0 and top_p 1 keep all tokens."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -44,12 +44,12 @@ def _is_finite(value: object) -> bool:
 
 @flax.struct.dataclass
 class RowSampling:
-    """A `Sampling` for each row, as arrays, so that one program serves every mix of them.
+    """Sampling options of all rows as arrays, so that one program serves every combination.
 
     Attributes:
       temperature_b: float32; 0 is greedy.
-      top_k_b: int32; 0 leaves all tokens in.
-      top_p_b: float32; infinity leaves all tokens in.
+      top_k_b: int32; 0 keeps all tokens.
+      top_p_b: float32; infinity keeps all tokens.
     """
 
     temperature_b: Float[Array, " b"]
@@ -58,23 +58,30 @@ class RowSampling:
 
     @classmethod
     def of(cls, rows: Sequence[Sampling]) -> "RowSampling":
-        """Returns the arrays of these rules, one a row."""
-        # A temperature that is 0 or denormal in float32 is not greedy: ties stay as likely as each other.
+        """Returns the arrays of these options, one per row."""
+        # A temperature that underflows in float32 is raised to the least normal number: it is not greedy, since ties
+        # stay equally likely.
         temperatures = [min(max(float(row.temperature), _LEAST), _LARGEST) if row.temperature else 0.0 for row in rows]
         return cls(
             temperature_b=jnp.asarray(temperatures, jnp.float32),
             top_k_b=jnp.asarray([min(int(row.top_k), _MOST_TOKENS) for row in rows], jnp.int32),
-            # A p that is 1 only in float32 still leaves out what rounding puts beyond it.
+            # A top_p below 1 that rounds to 1 in float32 stays on: it drops tokens whose rounded sum reaches 1.
             top_p_b=jnp.asarray([row.top_p if row.top_p < 1 else math.inf for row in rows], jnp.float32),
         )
 
 
 def choose(logits_bv: Float[Array, "b v"], keys_b: Array, sampling: RowSampling) -> Int[Array, " b"]:
-    """Chooses one token a row. Each row has its own random key, so that its draw does not depend on its neighbours.
+    """Chooses one token per row.
 
-    top_k keeps the k most probable tokens (and ties of the last); top_p the fewest whose probability at this
-    temperature reaches p (Holtzman et al., arXiv 1904.09751), and never less than the most probable. The limit of a
-    small temperature is greedy, but for ties, which stay as likely as each other; that of a large one is uniform.
+    top_k keeps the k most probable tokens (and ties with the last of them). top_p keeps the smallest set of tokens
+    whose probability at this temperature reaches p (Holtzman et al., arXiv 1904.09751), and at least the most probable
+    token. As the temperature approaches 0, sampling approaches greedy, except that ties stay equally likely. As it
+    grows, sampling approaches the uniform distribution.
+
+    Args:
+      logits_bv: float32 logits.
+      keys_b: a `jax.random.key` per row, so that a row's draw does not depend on the other rows.
+      sampling: options of the rows.
     """
     greedy_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
     draws_b = sampling.temperature_b > 0
@@ -86,13 +93,13 @@ def choose(logits_bv: Float[Array, "b v"], keys_b: Array, sampling: RowSampling)
 
 
 def _any(x_b: Bool[Array, " b"]) -> Bool[Array, ""]:
-    """True where a row of any device is."""
+    """Returns True if any row on any device is True."""
     return jnp.any(replicated(x_b))
 
 
 def _draw(logits_bv: Array, keys_b: Array, sampling: RowSampling) -> Array:
-    """One draw a row; of no use in greedy rows."""
-    # The largest becomes 0 before the division, whatever the temperature: what overflows is the improbable.
+    """Draws one token per row; the result is meaningless for greedy rows."""
+    # The largest logit becomes 0 before the division, so that only improbable tokens can overflow.
     highest_b1 = jnp.max(logits_bv, axis=-1, keepdims=True)
     logits_bv = jnp.where(logits_bv == highest_b1, 0.0, (logits_bv - highest_b1) / sampling.temperature_b[:, None])
     for cut, is_used in ((_cut_top_k, sampling.top_k_b > 0), (_cut_top_p, sampling.top_p_b < jnp.inf)):
@@ -102,7 +109,7 @@ def _draw(logits_bv: Array, keys_b: Array, sampling: RowSampling) -> Array:
 
 
 def _cut_top_k(logits_bv: Array, sampling: RowSampling) -> Array:
-    """Bisects the k-th largest over the ordered bits of float32, since `jax.lax.top_k` needs the same k in all rows."""
+    """Bisects for the k-th largest logit in float32's ordered bits; `jax.lax.top_k` needs one k for all rows."""
     size = logits_bv.shape[-1]
     k_b1 = jnp.where(sampling.top_k_b > 0, jnp.minimum(sampling.top_k_b, size), size)[:, None]
     sign = jnp.uint32(1 << 31)
@@ -123,6 +130,6 @@ def _cut_top_p(logits_bv: Array, sampling: RowSampling) -> Array:
     sorted_bv = -jnp.sort(-logits_bv, axis=-1)
     probabilities_bv = jax.nn.softmax(sorted_bv, axis=-1)
     before_bv = jnp.cumsum(probabilities_bv, axis=-1) - probabilities_bv
-    # Nothing is less than a p that is 0 in float32, not even what comes before the first.
+    # If p underflows to 0, no token passes the comparison, and the 0.0 keeps the most probable, whose logit is 0.
     least_b1 = jnp.min(jnp.where(before_bv < sampling.top_p_b[:, None], sorted_bv, 0.0), axis=-1, keepdims=True)
     return jnp.where(logits_bv < least_b1, -jnp.inf, logits_bv)

@@ -1,4 +1,4 @@
-"""Continue prompts: one prefill of the batch, then token by token from the cache."""
+"""Continues prompts: prefills the batch, then decodes from the cache token by token."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +21,13 @@ from aligner_jax.weights.base import Base
 PROMPT_MULTIPLE = 16
 """Prompts of at most `LONG_PROMPT` tokens are padded to a multiple of this."""
 LONG_PROMPT, LONG_PROMPT_MULTIPLE = 512, 128
-"""Longer ones are padded to a multiple that the attention kernel takes; no more than a fifth of it is padding."""
+"""Prompts of more than `LONG_PROMPT` tokens are padded to a multiple of `LONG_PROMPT_MULTIPLE`, which the attention
+kernel supports; at most a fifth is padding."""
 SINGLE_ROW_COPIES = 2
-"""One row of bfloat16 is decoded as two equal ones: XLA's CPU backend converts the matrix to float32 for a product with
-a single vector, and does not for one with two. On TPUs, whose registers hold eight rows, it costs nothing."""
+"""A single bfloat16 row is decoded as this many copies. XLA's CPU backend converts the matrix to float32 for a product
+with one vector, but not with two. On TPUs, whose registers hold eight rows, the copies cost nothing."""
 TOKENS_A_CALL = 8
-"""Tokens decoded between two looks at whether all rows have ended; 1 when text is streamed."""
+"""Tokens decoded per call, after which the host checks if all rows have ended; 1 when text is streamed."""
 
 
 def sample(
@@ -41,20 +42,22 @@ def sample(
     seed: int = 0,
     on_tokens: Callable[[list[int | None]], None] | None = None,
 ) -> list[str]:
-    """Continuations of the prompts, without the prompts, each up to its first stop token.
+    """Returns the continuation of each prompt up to its first stop token, without the prompt.
 
     Args:
-      base: model and tokenizer. A beginning-of-sequence token is added where the tokenizer's files ask for one and the
-        prompt does not begin with it already, as the text of `Tokenizer.render_chat` mostly does; the prompts are
-        otherwise taken as they are (a chat template is the caller's to apply).
-      adapter: or None for the base alone.
-      max_new_tokens: how many tokens at most.
-      temperature: 0 is greedy. The same seed gives row i the same draw whatever the other rows are.
-      on_tokens: called after each step with one token a row (None in rows that have ended), to stream.
+      base: model and tokenizer. A BOS token is prepended if the tokenizer's files configure one and the prompt does not
+        begin with it (the text of `Tokenizer.render_chat` usually does). No chat template is applied.
+      adapter: an adapter; None for the base alone.
+      prompts: texts to continue.
+      max_new_tokens: maximum number of new tokens per row.
+      temperature: temperature of the softmax; 0 is greedy.
+      top_k, top_p: limits of sampling, see `choose.choose`; 0 and 1 turn them off.
+      seed: seed of sampling. Row i has the same draws whatever the other rows are.
+      on_tokens: callback for streaming, called after each step with one token per row (None in rows that have ended).
 
     Raises:
-      InputError: no tokenizer, an empty batch or prompt, an impossible option, or more tokens than the model's context
-        holds.
+      InputError: the base has no tokenizer, the batch or a prompt is empty, an option is invalid, or the tokens exceed
+        the model's context.
     """
     if base.tokenizer is None:
         raise InputError("the base has no tokenizer (no tokenizer.json or tokenizer.model beside its weights)")
@@ -91,15 +94,22 @@ def continue_ids(
     tokens_a_call: int = TOKENS_A_CALL,
     padded_length: int = 0,
 ) -> Iterator[list[int | None]]:
-    """The same from token ids to token ids: yields one token a row and step, None in rows that have ended.
-
-    Stop tokens end a row and are not yielded.
+    """Continues prompts of token ids; yields one token per row after each step, None in rows that have ended.
 
     Args:
-      padded_length: prompts are padded to at least this, so that batches of other lengths share a program.
+      params: parameters of the base.
+      adapter: an adapter; None for the base alone.
+      prompt_ids: token ids of the prompts.
+      config: configuration of the base.
+      max_new_tokens: maximum number of new tokens per row.
+      sampling: sampling options of all rows.
+      stop_ids: token ids that end a row; they are not yielded.
+      seed: seed of sampling. Row i has the same draws whatever the other rows are.
+      tokens_a_call: tokens decoded per call of the compiled program.
+      padded_length: minimum length that prompts are padded to, so that batches of different lengths share a program.
 
     Raises:
-      InputError: an empty batch or prompt, an impossible seed, or more tokens than the model's context holds.
+      InputError: the batch or a prompt is empty, the seed is out of range, or the tokens exceed the model's context.
     """
     if not 0 <= seed < 2**32:
         raise InputError(f"seed is {seed}, but must be at least 0 and below 2**32")
@@ -134,7 +144,7 @@ def read_prompts(
     config: LlamaConfig,
     slots: int,
 ) -> tuple[Bound, State]:
-    """The program that reads prompts: the adapter bound, and a state with `slots` slots a row."""
+    """Binds the adapter and prefills the prompts; returns both, with `slots` slots per row in the state's cache."""
     bound = bind(adapter, params, config)
     prefilled = prefill(params, bound, tokens_bt, lengths_b, config=config, slots=slots)
     keys_b = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(tokens_bt.shape[0]))
@@ -148,7 +158,7 @@ def read_prompts(
 def make_tokens(
     params: Params, bound: Bound, state: State, stops: Int[Array, " stops"], *, config: LlamaConfig, count: int
 ) -> tuple[State, Int[Array, "b count"]]:
-    """The program that makes `count` tokens a row, of which the first is the one that the state holds already."""
+    """Decodes `count` tokens per row. The first is `State.token_b`, which was chosen before the call."""
 
     def one(state: State, _):
         return step(params, bound, state, stops, config=config), state.token_b
@@ -158,20 +168,20 @@ def make_tokens(
 
 
 def padded_size(length: int) -> int:
-    """Returns the length that prompts of at most `length` tokens are padded to, so that few programs are compiled."""
+    """Returns the padded length of prompts of at most `length` tokens. It has few values, so few programs compile."""
     multiple = PROMPT_MULTIPLE if length <= LONG_PROMPT else LONG_PROMPT_MULTIPLE
     return -(-length // multiple) * multiple
 
 
 def num_slots(length: int, max_new_tokens: int) -> int:
-    """Returns the slots that rows need whose prompts have at most `length` tokens; padding has none of its own."""
+    """Returns the number of slots for prompts of at most `length` tokens; new tokens overwrite the padding."""
     return max(padded_size(length), -(-(length + max_new_tokens) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE)
 
 
 def _padded(
     prompt_ids: Sequence[Sequence[int]], config: LlamaConfig, max_new_tokens: int, padded_length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts padded at their ends, int32 [b, t], and their lengths, int32 [b]."""
+    """Returns prompts padded at their ends, int32 [b, t], and their lengths, int32 [b]."""
     if not prompt_ids:
         raise InputError("there are no prompts to continue")
     for index, ids in enumerate(prompt_ids):
@@ -192,8 +202,8 @@ def _padded(
 
 
 def continuation(tokenizer: Tokenizer, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> str:
-    """The text that new tokens add to a prompt."""
-    # Decoded together with its prompt, since some tokenizers strip a space from the first piece of any text.
+    """Returns the text that new tokens add to a prompt."""
+    # New tokens are decoded after their prompt, since some tokenizers strip a space from the first piece of any text.
     prompt = tokenizer.decode(prompt_ids)
     whole = tokenizer.decode([*prompt_ids, *new_ids])
     return whole[len(prompt) :] if whole.startswith(prompt) else tokenizer.decode(new_ids)

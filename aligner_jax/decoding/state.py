@@ -1,4 +1,4 @@
-"""The decoding loop's parts: prefill prompts, insert them into the rows of a state, and step all rows by one token."""
+"""Parts of the decoding loop: prefills prompts, inserts them into a state, and decodes one token in every row."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from aligner_jax.peft import Bound
 
 @flax.struct.dataclass
 class Prefilled:
-    """Prompts that were read.
+    """Result of a prefill.
 
     Attributes:
-      cache: their keys and values.
-      logits_bv: of the token that follows each prompt, float32.
+      cache: keys and values of the prompts.
+      logits_bv: float32 logits of the token that follows each prompt.
     """
 
     cache: KVCache
@@ -30,14 +30,14 @@ class Prefilled:
 
 @flax.struct.dataclass
 class State:
-    """Rows that are being continued, each at its own length and by its own rule.
+    """State of the decoding loop. Every row has its own length and sampling options.
 
     Attributes:
-      cache: what each row has read.
-      token_b: each row's next token, which is chosen and not read yet.
-      done_b: True in rows that have ended or are free. Their length, token and draws stay as they are.
-      keys_b: a `jax.random.key` for each row; a token's draw depends on it and on the token's position.
-      sampling: how each row's tokens are chosen.
+      cache: keys and values of the tokens before token_b.
+      token_b: next token of each row, which is chosen but not yet in the cache.
+      done_b: True in rows that have ended or are free. Their length and token do not change.
+      keys_b: a `jax.random.key` per row; a draw depends on it and on the position of the drawn token.
+      sampling: sampling options of the rows.
     """
 
     cache: KVCache
@@ -50,7 +50,7 @@ class State:
 def empty_state(
     config: LlamaConfig, batch_size: int, slots: int, dtype: jnp.dtype, *, first_position: int = 0
 ) -> State:
-    """Returns a state of free rows; the arguments are those of `empty_cache`."""
+    """Returns a state whose rows are all free; the arguments are those of `empty_cache`."""
     rows = jnp.arange(batch_size)
     return State(
         cache=empty_cache(config, batch_size, slots, dtype, first_position=first_position),
@@ -70,13 +70,15 @@ def prefill(
     config: LlamaConfig,
     slots: int,
 ) -> Prefilled:
-    """Returns the prompts' cache, with `slots` slots a row, and the logits of what follows them.
+    """Prefills prompts; returns their cache and the logits of the next tokens.
 
     Args:
-      bound: an adapter over these params (`peft.bind`), or one for each row (`peft.bind_rows`).
+      params: parameters of the base.
+      bound: an adapter bound to these parameters (`peft.bind`), or one per row (`peft.bind_rows`).
       tokens_bt: prompts, padded at their ends.
-      lengths_b: tokens of each, at least one.
-      slots: at least t. To continue all prompts at once (`begin`), also room for their new tokens.
+      lengths_b: lengths of the prompts, at least 1.
+      config: configuration of the base.
+      slots: number of slots per row, at least t. If `begin` follows, the slots must also hold the new tokens.
     """
     params = bound.on(params)
     hidden_bd, cache = prefill_cache(
@@ -87,17 +89,18 @@ def prefill(
 
 
 def begin(prefilled: Prefilled, sampling: RowSampling, keys_b: Array, stops: Int[Array, " stops"]) -> State:
-    """Returns the state whose rows are these prompts, without a copy of their cache."""
+    """Returns a state whose rows are the prefilled prompts, without copying their cache."""
     token_b = _choose(prefilled.logits_bv, prefilled.cache, keys_b, sampling)
     return State(prefilled.cache, token_b, jnp.isin(token_b, stops), keys_b, _replicated(sampling))
 
 
 def insert(state: State, begun: State, rows: Sequence[int] | Int[Array, " b"]) -> State:
-    """Returns the state with the rows of another in place of its own, in place where the state is donated.
+    """Replaces rows of a state by the rows of another, in place if the state is donated.
 
     Args:
-      begun: with at most as many slots and the same first position.
-      rows: of the state, one for each row of `begun`.
+      state: the state to change.
+      begun: state of the new rows, with at most as many slots and the same first position.
+      rows: index in `state` of each row of `begun`.
     """
     assert state.cache.first_position == begun.cache.first_position
     rows_b = jnp.asarray(rows)
@@ -107,22 +110,25 @@ def insert(state: State, begun: State, rows: Sequence[int] | Int[Array, " b"]) -
             x_lbksh = jax.lax.dynamic_update_slice(x_lbksh, begun_lbksh[:, i : i + 1], (0, rows_b[i], 0, 0, 0))
         return x_lbksh
 
-    # Leaves without heads and slots are one value a row.
+    # Leaves of rank 5 are the cache's arrays; all others have one value per row.
     put = lambda mine, new: written(mine, new) if mine.ndim == 5 else mine.at[rows_b].set(new)  # noqa: E731
     return jax.tree.map(put, state, begun)
 
 
 def repeat_row(state: State, times: int) -> State:
-    """Returns the state of a batch of so many copies of this one's only row."""
+    """Returns a state with `times` copies of the only row of `state`."""
     return jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=1 if leaf.ndim == 5 else 0), state)
 
 
 def step(params: Params, bound: Bound, state: State, stops: Int[Array, " stops"], *, config: LlamaConfig) -> State:
-    """Returns the state after every row that is not done has read its token and chosen the next.
+    """Decodes one token: every row that is not done writes its token to the cache and chooses the next one.
 
     Args:
-      bound: as in `prefill`, for the rows of the state.
-      stops: tokens that end a row.
+      params: parameters of the base.
+      bound: an adapter bound to these parameters (`peft.bind`), or one per row (`peft.bind_rows`).
+      state: current state.
+      stops: token ids that end a row.
+      config: configuration of the base.
     """
     params = bound.on(params)
     hidden_b1d, cache = forward_cached(
@@ -135,7 +141,7 @@ def step(params: Params, bound: Bound, state: State, stops: Int[Array, " stops"]
 
 
 def _replicated(sampling: RowSampling) -> RowSampling:
-    """The same; so every device knows what all rows need without asking the others."""
+    """Replicates the options, so that no device has to ask the others if any row samples."""
     return jax.tree.map(replicated, sampling)
 
 

@@ -1,7 +1,7 @@
-"""Causal attention with a gated prefix: the one place where an adapter meets the model (shape legend: llama.py).
+"""Causal attention with a gated prefix (shape legend: llama.py).
 
-The text attends to itself as in any LLaMA; beside that, and in a softmax of its own, each query attends to p prefix
-tokens, and a gate per head weighs what they give (arXiv 2312.05503, section 3; arXiv 2303.16199, equations 6 to 9):
+The text attends to itself as in any LLaMA. Each query also attends to p prefix tokens, in a separate softmax, and a
+gate per head scales the prefix's output (arXiv 2312.05503, section 3; arXiv 2303.16199, equations 6 to 9):
 
     o = softmax(q kᵀ / √h + causal) v  +  gate ⊙ softmax(q K_aᵀ / √h) V_a
 """
@@ -21,9 +21,9 @@ from aligner_jax.model.kernels.kernel import Inputs, Kernel, Outputs
 from aligner_jax.model.logical import Axes, is_split, num_parts, on_each_device
 
 RESIDUAL = "attention_residual"
-"""The name under which `jax.checkpoint` policies find what a backward pass of attention needs beside its inputs."""
+"""Checkpoint name of attention's residuals, for the policies of `jax.checkpoint`."""
 KERNELS: dict[str, Kernel] = {"tpu": flash.kernel(), "cuda": xla.KERNEL}
-"""Kernels by the platform that the program is lowered for. `xla.KERNEL` takes all others, and what a kernel refuses."""
+"""Kernels by lowering platform. `xla.KERNEL` serves other platforms, and inputs that a kernel does not support."""
 _NAMED: dict[str, Kernel] = {"pallas": flash.kernel(), "pallas_interpret": flash.kernel(interpret=True)}
 IMPLEMENTATIONS = ("auto", *_NAMED, "xla")
 
@@ -33,10 +33,10 @@ class Prefix:
     """Keys, values and gates of one layer's prefix, already projected; b is 1 (shared by all rows) or the batch.
 
     Attributes:
-      k_bpkh: keys, not rotated. Unread when p is 1 and not `joint`: a softmax over one key is 1.
+      k_bpkh: keys, not rotated. Not read if p is 1, unless `joint`: a softmax over one key is 1.
       v_bpkh: values.
-      gate_bn: one number a query head, float32 or bfloat16. Not read when `joint`.
-      joint: one softmax over prefix and text together, without gates (prefix tuning, arXiv 2101.00190).
+      gate_bn: one gate per query head, float32 or bfloat16. Not read if `joint`.
+      joint: True for one softmax over prefix and text together, without gates (prefix tuning, arXiv 2101.00190).
     """
 
     k_bpkh: Float[Array, "b p k h"]
@@ -54,21 +54,24 @@ def attend(
     segment_ids_bt: Int[Array, "b t"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "b t n h"]:
-    """Causal attention of a row to itself (s = t), plus the prefix. Queries and keys are already rotated.
+    """Computes causal self-attention of each row (s = t), plus the prefix.
 
     Args:
-      segment_ids_bt: positions attend only to positions with the same number.
-      implementation: "auto" is the platform's kernel (`KERNELS`) where the shapes suit it, and `kernels.xla` elsewhere;
-        no backward pass stores attention weights. "pallas" is the TPU kernel (`kernels.flash`) and "pallas_interpret"
-        its simulation. "xla" is differentiated by JAX: it stores the weights, and is the only one that has
-        forward-mode derivatives.
+      q_btnh, k_bskh: queries and keys, already rotated.
+      v_bskh: values.
+      prefix: optional prefix, which every query attends to.
+      segment_ids_bt: positions attend only to positions with the same segment id.
+      implementation: "auto" selects the platform's kernel (`KERNELS`) if it supports the inputs, and `kernels.xla`
+        otherwise; neither stores attention weights for the backward pass. "pallas" is the TPU kernel
+        (`kernels.flash`), "pallas_interpret" its simulation. "xla" is differentiated by JAX: it stores the attention
+        weights, and is the only one with forward-mode derivatives.
 
     Returns:
       The heads' outputs in q's dtype, before the output projection. Softmaxes are computed in float32.
 
     Raises:
-      Unsupported: the kernel was asked for and cannot take these shapes; the message says why.
-      InputError: shapes that do not fit together, or an unknown implementation.
+      Unsupported: the named kernel does not support these inputs; the message says why.
+      InputError: the shapes do not fit together, or the implementation is unknown.
     """
     if implementation not in IMPLEMENTATIONS:
         raise InputError(f"attention implementation {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
@@ -97,9 +100,16 @@ def attend_masked(
     *,
     mask_bts: Bool[Array, "#b t s"],
 ) -> Float[Array, "b t n h"]:
-    """Attention with an explicit mask (True: may attend), plus the prefix, which every query sees.
+    """Computes attention with an explicit mask, plus the prefix, which every query attends to.
 
-    Keys and values come heads first, as a cache holds them.
+    Args:
+      q_btnh: queries, already rotated.
+      k_bksh, v_bksh: keys (already rotated) and values; heads come before positions, as in a cache.
+      prefix: optional prefix.
+      mask_bts: True where query t may attend to key s.
+
+    Returns:
+      The heads' outputs in q's dtype, before the output projection.
     """
     if prefix is not None and prefix.joint:
         k_bksh = _joined(prefix.k_bpkh.swapaxes(1, 2), k_bksh, axis=2)
@@ -116,16 +126,16 @@ def attend_masked(
 
 
 def gated_values(prefix: Prefix, num_heads: int) -> Float[Array, "b p n h"]:
-    """The prefix's values for each query head, times the head's gate, in float32.
+    """Returns the prefix's values for each query head, multiplied by the head's gate, in float32.
 
-    With one token that is all the prefix adds, at every position: a softmax over one key is 1.
+    If p is 1, these are the prefix's output at every position: a softmax over one key is 1.
     """
     v_bpnh = jnp.repeat(prefix.v_bpkh, num_heads // prefix.v_bpkh.shape[2], axis=2).astype(jnp.float32)
     return v_bpnh * prefix.gate_bn[:, None, :, None].astype(jnp.float32)
 
 
 def _joined(prefix: Array, text: Array, axis: int) -> Array:
-    """The prefix's keys or values, for each row, ahead of the text's."""
+    """Prepends the prefix's keys or values to those of each row's text."""
     rows = jnp.broadcast_to(prefix, (len(text), *prefix.shape[1:]))
     return jnp.concatenate([rows.astype(text.dtype), text], axis=axis)
 
@@ -151,7 +161,7 @@ def _attend_on_each_device(inputs: Inputs, implementation: str) -> Float[Array, 
 
 
 def _is_divided(inputs: Inputs) -> bool:
-    """Returns True if the mesh in context gives every device whole rows, and whole groups of heads."""
+    """Returns True if the mesh in context gives every device whole rows and whole groups of heads."""
     (b, _, n, _), k = inputs.q_btnh.shape, inputs.k_bskh.shape[2]
     sizes = {"batch": b, "heads": n, "kv_heads": k}
     divided = all(size % num_parts(axis) == 0 for axis, size in sizes.items())
@@ -184,10 +194,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _by_kernel[T](implementation: str, run: Callable[..., T], inputs: Inputs, *more: Array) -> T:
-    """`run` of a kernel and the arguments, the kernel being that of the platform of the lowering.
-
-    The platform is not asked for while tracing: a CPU may compile for a TPU.
-    """
+    """Calls `run` with the kernel of the lowering platform, which tracing does not know: a CPU may compile for TPUs."""
     if implementation in _NAMED:
         _NAMED[implementation].check_supported(inputs)
         return run(_NAMED[implementation], inputs, *more)

@@ -1,4 +1,4 @@
-"""A key-value cache with a length per row: prompts are read at once, and continued some tokens at a time."""
+"""A key-value cache with a length per row: prefill of prompts, and decoding of the tokens that follow."""
 
 import dataclasses
 import functools
@@ -22,11 +22,11 @@ _AXES = (None, "batch", "kv_heads", None, None)
 
 @flax.struct.dataclass
 class KVCache:
-    """Rotated keys and values of every layer, `s` slots a row; slot s of row b is valid where s < lengths_b.
+    """Rotated keys, and values, of every layer; slot s of row b is valid if s < lengths_b[b].
 
     Attributes:
-      k_lbksh, v_lbksh: heads before slots, as the products of attention read them.
-      lengths_b: filled slots of each row.
+      k_lbksh, v_lbksh: keys and values; heads come before slots, the order in which attention reads them.
+      lengths_b: number of filled slots per row.
       first_position: rotary position of slot 0.
     """
 
@@ -37,7 +37,7 @@ class KVCache:
 
     @property
     def slots(self) -> int:
-        """Slots of a row."""
+        """Number of slots per row."""
         return self.k_lbksh.shape[3]
 
     @property
@@ -49,7 +49,7 @@ class KVCache:
 def empty_cache(
     config: LlamaConfig, batch_size: int, slots: int, dtype: jnp.dtype, *, first_position: int = 0
 ) -> KVCache:
-    """Returns a cache of rows of length 0: 2 · l · b · slots · k · h numbers."""
+    """Returns a cache of empty rows, with 2 · l · b · slots · k · h elements."""
     shape = (config.num_layers, batch_size, config.num_kv_heads, slots, config.head_dim)
     k_lbksh, v_lbksh = (constrain(jnp.zeros(shape, dtype), *_AXES) for _ in range(2))
     return KVCache(k_lbksh, v_lbksh, jnp.zeros(batch_size, jnp.int32), first_position)
@@ -69,14 +69,14 @@ def prefill_cache(
 
     Args:
       tokens_bt: prompts, padded at their ends.
-      lengths_b: tokens of each, at least one.
-      slots: slots of the cache, at least t.
-      adapted: as in `llama.forward`.
-      first_position: rotary position of the first tokens.
+      lengths_b: lengths of the prompts, at least 1.
+      slots: number of slots per row, at least t.
+      adapted: prefixes and updates, each for a range of layers.
+      first_position: rotary position of the prompts' first tokens.
     """
     b, t = tokens_bt.shape
     cos_sin = rotation(first_position + jnp.arange(t, dtype=jnp.int32)[None], config)
-    # Where the mesh does not divide the rows, only the compiler can split them.
+    # Only the compiler can split a batch that the mesh does not divide.
     implementation = "xla" if b % num_parts("batch") else "auto"
 
     def step(carry, layer: Layer):
@@ -87,9 +87,9 @@ def prefill_cache(
             start = (layer.index, 0, 0, 0, 0)
             k_lbksh = jax.lax.dynamic_update_slice(k_lbksh, k_btkh.swapaxes(1, 2)[None], start)
             v_lbksh = jax.lax.dynamic_update_slice(v_lbksh, v_btkh.swapaxes(1, 2)[None], start)
-            # As with the weights (`layer_as_stored`): else the compiler copies the whole cache.
+            # In another layout the compiler would copy the whole cache.
             k_lbksh, v_lbksh = as_stored(k_lbksh), as_stored(v_lbksh)
-            # Padding follows a row's tokens, which do not see what follows them.
+            # Causality masks the padding, which follows a row's tokens.
             return attend(q_btnh, k_btkh, v_btkh, layer.prefix, implementation=implementation)
 
         x_btd = transform(x_btd, layer.updated(), attention, cos_sin=cos_sin, config=config)
@@ -118,11 +118,12 @@ def forward_cached(
     config: LlamaConfig,
     adapted: Sequence[Adapted] = (),
 ) -> tuple[Float[Array, "b t d"], KVCache]:
-    """Returns hidden states (after the final norm) of the tokens that follow each row, and the longer cache.
+    """Returns hidden states (after the final norm) of each row's next t tokens, and the cache with these tokens.
 
     Args:
-      tokens_bt: the next t tokens of every row, usually one. A row without t free slots loses its last ones.
-      adapted: as in `llama.forward`.
+      tokens_bt: next tokens of every row; usually t = 1. A row with fewer than t free slots overwrites its last ones.
+      cache: cache of the preceding tokens.
+      adapted: prefixes and updates, each for a range of layers.
     """
     t = tokens_bt.shape[1]
     positions_bt = cache.positions_b[:, None] + jnp.arange(t, dtype=jnp.int32)[None]
@@ -162,7 +163,7 @@ def forward_cached(
 def _written(
     x_lbksh: Float[Array, "l b k s h"], new_lbkth: Float[Array, "l b k t h"], starts_b: Int[Array, " b"]
 ) -> Float[Array, "l b k s h"]:
-    """The cache with each row's new slots written from the row's own slot on, in place."""
+    """Writes new slots into every row of the cache, in place, beginning at the row's own start."""
 
     def write(x_lbksh, new_lbkth, starts_b):
         def write_row(row, x_lbksh):

@@ -1,4 +1,4 @@
-"""Attention of new tokens to what a cache holds and to each other (shape legend: llama.py)."""
+"""Attention of new tokens to a cache and to each other (shape legend: llama.py)."""
 
 from collections.abc import Sequence
 
@@ -24,14 +24,19 @@ def attend_cached(
     *,
     lengths_b: Int[Array, " b"],
 ) -> Float[Array, "b t n h"]:
-    """Returns the heads' outputs of t new tokens that follow the first lengths_b slots of their row.
+    """Computes attention of t new tokens per row to the cache, to each other (causally), and to the prefix.
 
-    The new keys and values are read beside the cache, which is neither written nor copied.
+    The cache is neither written nor copied.
 
     Args:
-      k_bksh, v_bksh: one layer of a cache; row b attends to its slots s < lengths_b.
-      new_k_bkth, new_v_bkth: of the new tokens, which attend causally to each other.
-      prefix: as in `attention.attend`.
+      q_btnh: queries of the new tokens, already rotated.
+      k_bksh, v_bksh: one layer of a cache. Row b attends to its slots s < lengths_b[b].
+      new_k_bkth, new_v_bkth: keys (already rotated) and values of the new tokens.
+      prefix: optional prefix, which every query attends to.
+      lengths_b: number of filled slots per row.
+
+    Returns:
+      The heads' outputs in q's dtype, before the output projection.
     """
     (b, t, n, _), slots = q_btnh.shape, k_bksh.shape[2]
     filled_b1s = jnp.arange(slots)[None, None] < lengths_b[:, None, None]
@@ -51,7 +56,7 @@ def _attend_parts(
     q_btnh: Float[Array, "b t n h"],
     parts: Sequence[_Part],
 ) -> Float[Array, "b t n h"]:
-    """One softmax over the keys of all parts, which lie in different arrays; mask None: every query sees them all."""
+    """Computes one softmax over the keys of all parts; a mask of None lets every query attend to the whole part."""
     (b, t, n, h), k = q_btnh.shape, parts[0][0].shape[1]
     q_bkxh = q_btnh.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4).reshape(b, k, -1, h)
 

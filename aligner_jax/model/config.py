@@ -1,4 +1,4 @@
-"""The numbers that define a LLaMA-architecture model, and the published ones by name."""
+"""Configuration of a LLaMA-architecture model, and presets of published models."""
 
 import dataclasses
 from pathlib import Path
@@ -10,10 +10,10 @@ from aligner_jax.files.fields import Fields
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """LLaMA 3.1's frequency scaling, as Hugging Face's `rope_type: llama3` has it.
+    """LLaMA 3.1's frequency scaling (`rope_type: llama3` of Hugging Face).
 
-    Wavelengths above `original_context_length / low_freq_factor` are stretched by `factor`, those below
-    `original_context_length / high_freq_factor` are kept, and those between are blended.
+    Wavelengths above `original_context_length / low_freq_factor` are stretched by `factor`. Wavelengths below
+    `original_context_length / high_freq_factor` are kept. Those between are interpolated.
     """
 
     factor: float
@@ -24,7 +24,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Shapes and constants of one model; hashable, so that it can be a static argument of `jax.jit`.
+    """Shapes and constants of one model. Hashable, so that it can be a static argument of `jax.jit`.
 
     head_dim need not be d_model / num_heads. qkv_bias and o_bias add bias vectors to those projections.
     """
@@ -55,10 +55,10 @@ class LlamaConfig:
 
     @classmethod
     def from_fields(cls, fields: Fields) -> "LlamaConfig":
-        """Returns the inverse of `dataclasses.asdict`, as it is stored beside adapters and checkpoints.
+        """Reads a configuration that an adapter or a checkpoint stores.
 
         Raises:
-          InputError: a field is missing, unknown, of another type, not finite or out of range.
+          InputError: a field is missing, unknown, not finite, out of range, or of the wrong type.
         """
         _refuse_unknown(cls, fields)
         scaling = fields.section("rope_scaling")
@@ -85,10 +85,10 @@ class LlamaConfig:
 
     @classmethod
     def of_file(cls, file: str | Path, **values: Any) -> "LlamaConfig":
-        """Returns the configuration with these values, whose errors begin with the file that gave them.
+        """Returns the configuration with these values; error messages begin with the name of the file.
 
         Raises:
-          InputError: sizes do not fit each other.
+          InputError: the sizes do not fit together.
         """
         try:
             return cls(**values)
@@ -97,7 +97,7 @@ class LlamaConfig:
 
     @property
     def group_size(self) -> int:
-        """Query heads that share one key-value head."""
+        """Query heads per kv head."""
         return self.num_heads // self.num_kv_heads
 
 
@@ -154,10 +154,13 @@ PRESETS: dict[str, LlamaConfig] = {
 
 
 def llama_config(name: str) -> LlamaConfig:
-    """The configuration of a published model, as in its config.json on Hugging Face.
+    """Returns the configuration of a published model, equal to its config.json on Hugging Face.
+
+    Args:
+      name: a key of `PRESETS`.
 
     Raises:
-      InputError: the name is not one of `PRESETS`.
+      InputError: the name is unknown.
     """
     if name not in PRESETS:
         raise InputError(f"no model is named {name!r}; there are {', '.join(PRESETS)}")

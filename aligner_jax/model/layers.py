@@ -1,4 +1,4 @@
-"""The loop over the layers: the one scan that training, decoding, analysis and adapters share (legend: llama.py)."""
+"""The scan over layers that training, decoding, analysis and adapters share (shape legend: llama.py)."""
 
 import dataclasses
 import functools
@@ -25,12 +25,12 @@ Remat = Literal["full", "dots", "none"]
 
 @flax.struct.dataclass
 class Adapted:
-    """An adapter's part in a range of layers; leaves are stacked over the range.
+    """Prefix and updates of a range of layers; leaves are stacked over the range.
 
     Attributes:
-      layers: the adapted layers.
-      prefix: prepended to their attention.
-      updates: added to their weights, by field of `Layers`.
+      layers: indices of the adapted layers.
+      prefix: prefix of their attention.
+      updates: updates of their weights, by field of `Layers`.
     """
 
     layers: range = flax.struct.field(pytree_node=False)
@@ -38,7 +38,7 @@ class Adapted:
     updates: Updates = flax.struct.field(default_factory=dict)
 
     def within(self, part: range) -> "Adapted":
-        """Returns the slice for `part`, which lies in `layers`."""
+        """Returns the slice for `part`, a subrange of `layers`."""
         if part == self.layers:
             return self
         start, stop = part.start - self.layers.start, part.stop - self.layers.start
@@ -47,13 +47,13 @@ class Adapted:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer within the loop; leaves have no layer axis.
+    """One layer within the scan; leaves have no layer axis.
 
     Attributes:
-      index: its index in the model.
-      weights: the base's weights.
-      prefix: of the adapter that has one here.
-      updates: of every adapter that has some here, in order.
+      index: index of the layer in the model.
+      weights: weights of the base.
+      prefix: prefix of at most one adapter.
+      updates: updates of all adapters, in the order in which they are applied.
     """
 
     index: Int[Array, ""]
@@ -62,7 +62,7 @@ class Layer:
     updates: tuple[Mapping[str, Update], ...] = ()
 
     def updated(self) -> Layers:
-        """Returns the base's weights with the updates beside them."""
+        """Returns the base's weights with all updates applied (`updates.updated`)."""
         return functools.reduce(updated, self.updates, self.weights)
 
 
@@ -76,21 +76,22 @@ def run_layers[Carry](
     read: Callable[[Layers, Int[Array, ""]], Layers] | None = None,
     remat: Remat | None = None,
 ) -> tuple[Carry, Any]:
-    """Runs `step` on the layers in order, and returns the last carry and the steps' outputs stacked over the layers.
+    """Scans `step` over the layers; returns the last carry and the outputs stacked over the layers.
 
-    The loop is one scan for each segment of layers that the same adapters adapt. A gradient with respect to an adapter
-    never enters the layers below its range.
+    Layers are scanned in segments with the same adapters. So the backward pass with respect to an adapter never enters
+    the layers below its range.
 
     Args:
       step: maps the carry (the residual stream, a cache, …) and a `Layer` to the next carry and an output or None.
-      layers: the stacked weights.
-      indices: the layers to run.
-      adapted: the adapters' parts; at most one of them has a prefix at any layer.
-      read: takes one layer's weights out of the stack; default `layer_at`.
-      remat: what the backward pass recomputes, see `remat_policy`. None: `jax.checkpoint` is not used.
+      carry: initial carry.
+      layers: stacked weights.
+      indices: indices of the layers to run.
+      adapted: prefixes and updates of the adapters. At most one of them may have a prefix at any layer.
+      read: indexes one layer's weights out of the stack; by default `layer_at`.
+      remat: name of a `remat_policy`; None does not use `jax.checkpoint`.
 
     Raises:
-      InputError: two adapters have a prefix at one layer, or an unknown remat.
+      InputError: two adapters have a prefix at the same layer, or remat is unknown.
     """
     read = read or layer_at
     outputs = []
@@ -117,18 +118,18 @@ def run_layers[Carry](
 
 
 def layer_at[T](layers: T, index: Int[Array, ""]) -> T:
-    """Returns one layer's weights out of the stack: of `Layers`, or of any part of them.
+    """Returns one layer's weights from a stack, which may be `Layers` or any part of it.
 
-    The stack stays a constant of the scan and is indexed inside it: handing a scan a slice of the stack (the layers
-    from the first adapted one on) would copy almost the whole model.
+    The stack is a constant of the scan and is indexed inside it. To scan over a slice of the stack (all layers from the
+    first adapted one on) would copy almost the whole model.
     """
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), layers)
 
 
 def layer_as_stored(layers: Layers, index: Int[Array, ""], *, config: LlamaConfig) -> Layers:
-    """Returns `layer_at`, on TPUs in the order in which the stacks lie in memory.
+    """Returns `layer_at`; on TPUs the weights keep the memory layout of the stacks.
 
-    In an order of the compiler's own, some of the stacks would be copied ahead of the loop.
+    If the compiler chose another layout, it would copy some of the stacks before the scan.
     """
 
     def ordered(spec, weight):
@@ -138,16 +139,16 @@ def layer_as_stored(layers: Layers, index: Int[Array, ""], *, config: LlamaConfi
 
 
 def layer_for_training(layers: Layers, index: Int[Array, ""], *, config: LlamaConfig, remat: Remat) -> Layers:
-    """Returns `layer_at` in the order and the sharding in which a training step reads weights fastest."""
+    """Returns `layer_at` with the memory layout and sharding that are fastest for a training step."""
     layer = layer_at(layers, index)
-    # With "none" each layer's ordered weights would be kept until the backward pass: a second copy of the model.
+    # Remat "none" would save each layer's laid-out weights for the backward pass: a second copy of the model.
     return gathered(layer if remat == "none" else _in_order(layer), config)
 
 
 def gathered(layer: Layers, config: LlamaConfig) -> Layers:
-    """Returns one layer's weights, replicated along the axis that is only split for storage.
+    """Returns one layer's weights, replicated along "embed", the axis that is sharded for storage only.
 
-    Without it the compiler may rather move activations, which are larger.
+    Without this constraint the compiler may communicate activations instead, which are larger.
     """
     if not is_split():
         return layer
@@ -155,20 +156,21 @@ def gathered(layer: Layers, config: LlamaConfig) -> Layers:
 
     def gather(spec, weight):
         axes = [None if axis == "embed" else axis for axis in spec.axes[1:]]
-        # A quantized weight is gathered as it is held.
+        # A quantized weight is gathered in its quantized form, which is smaller.
         return jax.tree.map(lambda x: constrain(x, *axes), weight)
 
     return jax.tree.map(gather, specs, layer, is_leaf=is_spec)
 
 
 def remat_policy(remat: Remat) -> Callable[..., bool]:
-    """Returns the `jax.checkpoint` policy of that name.
+    """Returns the `jax.checkpoint` policy of this name.
 
-    "full" recomputes all of a layer from its input; "dots" all but the results of the matrix products with weights and
-    of attention; "none" nothing but the slices of the weights.
+    Args:
+      remat: "full" saves only the input of each layer. "dots" also saves the results of matrix products with weights
+        and of attention. "none" saves everything but the slices of the weights.
 
     Raises:
-      InputError: there is none.
+      InputError: the name is unknown.
     """
     policies = {
         "full": jax.checkpoint_policies.nothing_saveable,
@@ -184,18 +186,18 @@ def remat_policy(remat: Remat) -> Callable[..., bool]:
 
 
 def _segments(indices: range, adapted: Sequence[Adapted]) -> list[range]:
-    """Ranges whose layers are adapted by the same adapters."""
+    """Splits `indices` into ranges of layers with the same adapters."""
     ends = {indices.start, indices.stop}
     ends |= {end for part in adapted for end in (part.layers.start, part.layers.stop) if end in indices}
     return [range(start, stop) for start, stop in itertools.pairwise(sorted(ends))]
 
 
 def _in_order(layer: Layers) -> Layers:
-    """One layer's weights, on TPUs in the order in which the stacks lie in memory.
+    """Returns one layer's weights; on TPUs they keep the memory layout of the stacks.
 
-    The compiler would rather have queries' and keys' in another order, and copies their whole stacks ahead of the loop
-    over layers, where they stay for the step: so it is a layer's weights that are put into order. Weights of a single
-    device that are not quantized it reads where they lie.
+    The compiler prefers another layout for the query and key projections. Without this constraint it would copy their
+    whole stacks before the scan, and keep the copies for the step. On a single device it reads weights that are not
+    quantized in place.
     """
     if not is_split() and not any(isinstance(leaf, Quantized) for leaf in vars(layer).values()):
         return layer
@@ -203,6 +205,6 @@ def _in_order(layer: Layers) -> Layers:
 
 
 def _everything_but_weight_slices(primitive, *_, **__) -> bool:
-    # Saving each layer's slice of the stacks would hold a second copy of the model until the backward pass. Indexing is
-    # a slice and then a squeeze, and the squeeze would be saved in the slice's place.
+    # Saved slices of the stacks would be a second copy of the model. Indexing is a slice followed by a squeeze, and the
+    # squeeze would be saved in place of the slice.
     return primitive.name not in ("dynamic_slice", "squeeze")

@@ -1,4 +1,4 @@
-"""The order in which arrays lie in a device's memory."""
+"""Memory layout of arrays on a device."""
 
 import jax
 from jax.experimental.layout import Layout, with_layout_constraint
@@ -6,18 +6,19 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from aligner_jax.model.logical import Axes, num_parts
 
 LANES = 128
-"""Numbers in a row of a TPU's vector register."""
+"""Lanes of a TPU's vector register."""
 
 
 def as_stored(x: jax.Array, axes: Axes | None = None) -> jax.Array:
-    """Returns the same array; on TPUs ordered as an argument of its shape, where the compiler might order it otherwise.
+    """Constrains an array, on TPUs, to the memory layout that an argument of its shape has.
 
     Args:
-      axes: the logical axes that split it, where some do.
+      x: any array.
+      axes: logical axes that shard it; None if none do.
     """
     sizes = [size // num_parts(axis) for size, axis in zip(x.shape, axes or (None,) * x.ndim, strict=True)]
     order = list(range(x.ndim))
-    # The last axis lies along the lanes, unless only the one before it fills them.
+    # TPUs lay the last axis along the lanes, unless only the second to last fills them.
     if x.ndim > 1 and sizes[-1] % LANES and not sizes[-2] % LANES:
         order[-2:] = reversed(order[-2:])
 

@@ -1,6 +1,6 @@
 """The frozen base: a LLaMA-architecture transformer as pure functions over a pytree of stacked layers.
 
-Shapes are in the names. Legend, the same letters as in the einsum strings:
+Suffixes of names give shapes, with the same letters as the einsum strings:
 
     b batch   t query position   s key position   d model   f mlp   n query heads   k kv heads   g = n / k
     h head dim   v vocabulary   l layer   p prefix token   a adapter   r LoRA rank
@@ -34,15 +34,15 @@ def forward(
     remat: Remat = "none",
     implementation: str = "auto",
 ) -> Float[Array, "b t d"]:
-    """Returns hidden states after the final norm, in the parameters' dtype; `unembed` makes logits of them.
+    """Returns hidden states after the final norm, in the parameters' dtype; `unembed` turns them into logits.
 
     Args:
       tokens_bt: token ids.
-      adapted: prefixes and updates of the layers, with the range of layers that each adapts.
-      segment_ids_bt: a number per document of a packed row; positions attend within their own document only.
-      positions_bt: rotary positions; default 0, 1, … along the row, which is wrong for packed rows.
-      remat: what the backward pass recomputes, see `layers.remat_policy`.
-      implementation: of the attention, see `attend`.
+      adapted: prefixes and updates, each for a range of layers.
+      segment_ids_bt: document ids of packed rows; positions attend within their own document only.
+      positions_bt: rotary positions; by default 0, 1, … along the row, which is wrong for packed rows.
+      remat: name of a `layers.remat_policy`.
+      implementation: implementation of `attend`.
     """
     if positions_bt is None:
         positions_bt = jnp.arange(tokens_bt.shape[1], dtype=jnp.int32)[None]
@@ -69,13 +69,13 @@ def forward(
 
 
 def embed(params: Params, tokens_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-    """Token embeddings, in the parameters' dtype."""
+    """Returns token embeddings in the parameters' dtype."""
 
     def look_up(embed_vd, tokens_bt):
         split_over = mesh_axes("vocab")
         if not split_over:
             return embed_vd[tokens_bt]
-        # Each device has the rows of a part of the vocabulary.
+        # Each device holds a shard of the vocabulary.
         local_bt = tokens_bt - jax.lax.axis_index(split_over) * len(embed_vd)
         here_bt1 = ((local_bt >= 0) & (local_bt < len(embed_vd)))[..., None]
         return jax.lax.psum(jnp.where(here_bt1, embed_vd[local_bt], 0), split_over)
@@ -83,13 +83,13 @@ def embed(params: Params, tokens_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]
     with jax.named_scope("embed"):
         if tokens_bt.shape[0] % num_parts("batch"):
             return params.embed_vd[tokens_bt]
-        # The table is gathered, not the rows that are looked up: those would have to change places.
+        # The table is gathered along "embed", since the looked-up rows would otherwise have to be resharded.
         rows = ("batch", None)
         return on_each_device(look_up, (("vocab", None), rows), (*rows, None))(params.embed_vd, tokens_bt)
 
 
 class Head(NamedTuple):
-    """The parameters that make logits: the output projection, or the embedding where that is tied to it."""
+    """Parameters of the output head: the output projection, or the embedding if the two are tied."""
 
     head_dv: Float[Array, "d v"] | None
     embed_vd: Float[Array, "v d"] | None
@@ -106,7 +106,7 @@ class Head(NamedTuple):
         return self.embed_vd.shape[0]
 
     def block(self, start: int | Int[Array, ""], size: int) -> "Head":
-        """The part that makes the logits of `size` tokens from `start` on."""
+        """Returns the head of the token ids start, …, start + size - 1."""
         slices = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
         return Head(
             None if self.head_dv is None else slices(self.head_dv, axis=1),
@@ -115,7 +115,7 @@ class Head(NamedTuple):
 
 
 def unembed(params: Params | Head, hidden_btd: Float[Array, "*bt d"]) -> Float[Array, "*bt v"]:
-    """Logits in float32 from hidden states after the final norm. Any number of leading axes."""
+    """Returns float32 logits of hidden states after the final norm, with any number of leading axes."""
     with jax.named_scope("unembed"):
         if params.head_dv is None:
             return jnp.einsum("...d,vd->...v", hidden_btd, params.embed_vd, preferred_element_type=jnp.float32)
@@ -123,14 +123,14 @@ def unembed(params: Params | Head, hidden_btd: Float[Array, "*bt d"]) -> Float[A
 
 
 def embed_logits(head: Head, x_cv: Float[Array, "*c v"]) -> Float[Array, "*c d"]:
-    """The transpose of `unembed`: what a slope of the logits is for the hidden states, in float32."""
+    """Vector-Jacobian product of `unembed` with respect to the hidden states, in float32."""
     if head.head_dv is None:
         return jnp.einsum("...v,vd->...d", x_cv, head.embed_vd, preferred_element_type=jnp.float32)
     return jnp.einsum("...v,dv->...d", x_cv, head.head_dv, preferred_element_type=jnp.float32)
 
 
 def column_of(head: Head, tokens_c: Int[Array, " c"]) -> Float[Array, "c d"]:
-    """What each token's logit is the product of hidden states with."""
+    """Returns the head's column for each token id; a logit is the product of the hidden state with its column."""
     if head.head_dv is not None:
         return head.head_dv[:, tokens_c].T
     assert head.embed_vd is not None
@@ -145,9 +145,13 @@ def transform(
     cos_sin: tuple[Array, Array],
     config: LlamaConfig,
 ) -> Float[Array, "b t d"]:
-    """One layer: attention and MLP, each behind a norm and added to the residual stream.
+    """Applies one layer: attention and MLP, each after a norm and added to the residual stream.
 
-    `layer` holds one layer's weights (no leading axis); `attention` takes q_btnh, k_btkh (both rotated) and v_btkh.
+    Args:
+      x_btd: residual stream.
+      layer: weights of one layer, without the layer axis.
+      attention: maps q_btnh, k_btkh (both rotated) and v_btkh to o_btnh.
+      cos_sin: result of `rope.rotation`.
     """
     with jax.named_scope("attention"):
         y_btd = rms_norm(x_btd, layer.attn_norm_ld, config.norm_eps)
@@ -165,14 +169,14 @@ def transform(
 
 
 def keys_values(layer: Layers, y_btd: Float[Array, "b t d"]) -> tuple[Float[Array, "b t k h"], Float[Array, "b t k h"]]:
-    """Returns one layer's keys, not rotated, and values of its normed input or of a prefix's tokens."""
+    """Returns one layer's keys (not rotated) and values of y, its normed input or a prefix's tokens."""
     k_btkh = _biased(project("btd,dkh->btkh", y_btd, layer.k_ldkh), layer.k_bias_lkh)
     v_btkh = _biased(project("btd,dkh->btkh", y_btd, layer.v_ldkh), layer.v_bias_lkh)
     return k_btkh, v_btkh
 
 
 def rms_norm(x_btd: Float[Array, "*bt d"], weight_d: Float[Array, " d"], eps: float) -> Float[Array, "*bt d"]:
-    """x / sqrt(mean(x²) + eps) · weight; the statistics in float32, the result in x's dtype."""
+    """Returns x / sqrt(mean(x²) + eps) · weight in x's dtype; the statistics are computed in float32."""
     x32_btd = x_btd.astype(jnp.float32)
     scale_bt1 = jax.lax.rsqrt(jnp.mean(jnp.square(x32_btd), axis=-1, keepdims=True) + eps)
     normed_btd = (x32_btd * scale_bt1).astype(x_btd.dtype)

@@ -1,7 +1,7 @@
-"""Logical axes: the model names the axes of its arrays, and rules say which axes of a device mesh split them.
+"""Logical axes: the model names the axes of its arrays, and rules map these names to axes of a device mesh.
 
-Rules are Flax's (`flax.linen.logical_axis_rules`) and the mesh is JAX's (`jax.set_mesh`); `runtime.sharding` sets both.
-Without a mesh in context everything here does nothing.
+The rules are Flax's (`flax.linen.logical_axis_rules`) and the mesh is JAX's (`jax.set_mesh`); `runtime.sharding` sets
+both. Without a mesh in context, the functions of this module do nothing.
 """
 
 import math
@@ -13,16 +13,16 @@ from flax.linen.spmd import logical_to_mesh_axes
 from jax.sharding import PartitionSpec
 
 Axes = tuple[str | None, ...]
-"""A logical name for each axis of an array; None: not split."""
+"""A logical name for each axis of an array; None for axes that are not split."""
 
 
 def spec(axes: Axes) -> PartitionSpec:
-    """The mesh axes that the rules in context give these logical axes."""
+    """Maps logical axes to mesh axes by the rules in context."""
     return logical_to_mesh_axes(axes) or PartitionSpec()
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """The same array, split over the mesh in context as the rules say, along the axes that the mesh divides."""
+    """Constrains an array's sharding by the rules in context; axes that the mesh does not divide are not split."""
     if not is_split():
         return x
     whole = [size % num_parts(axis) for axis, size in zip(axes, x.shape, strict=True)]
@@ -31,12 +31,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def replicated(x: jax.Array) -> jax.Array:
-    """The same array, whole on every device of the mesh in context, so that every process can read it."""
+    """Replicates an array over the mesh in context, so that every process can read it."""
     return jax.lax.with_sharding_constraint(x, PartitionSpec()) if is_split() else x
 
 
 def mesh_axes(name: str | None) -> tuple[str, ...]:
-    """The axes of the mesh in context that split a logical axis; none where it is not split, or there is no mesh."""
+    """Returns the mesh axes that split a logical axis; empty if nothing splits it."""
     mesh = jax.sharding.get_abstract_mesh()
     found = (*spec((name,)), None)[0] if mesh.size > 1 else None
     axes = (found,) if isinstance(found, str) else found or ()
@@ -44,32 +44,33 @@ def mesh_axes(name: str | None) -> tuple[str, ...]:
 
 
 def num_parts(name: str | None) -> int:
-    """How many parts a logical axis is split into."""
+    """Returns the number of parts that a logical axis is split into."""
     shape = jax.sharding.get_abstract_mesh().shape
     return math.prod(shape[axis] for axis in mesh_axes(name))
 
 
 def on_each_device(function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
-    """The function applied to each device's part of its arguments, for what the compiler cannot split by itself.
+    """Returns `function` mapped over each device's shards, for operations that the compiler cannot split.
 
     Args:
-      in_axes: for each argument a pytree of `Axes`, as `jax.shard_map` takes specs; None for what is None.
-      out_axes: the same of the result.
+      function: function of shards.
+      in_axes: a pytree of `Axes` per argument, like the specs of `jax.shard_map`; None for arguments that are None.
+      out_axes: the same for the result.
     """
     if not is_split():
         return function
     as_specs = lambda tree: jax.tree.map(spec, tree, is_leaf=_is_axes)  # noqa: E731
-    # The bodies hold kernels, whose results carry no record of the mesh axes they vary over.
+    # Results of Pallas kernels do not record the mesh axes that they vary over.
     return jax.shard_map(function, in_specs=as_specs(in_axes), out_specs=as_specs(out_axes), check_vma=False)
 
 
 def _is_axes(tree: Any) -> bool:
-    # A named tuple is a pytree of axes, not the axes of one array.
+    # A named tuple is a pytree of `Axes`, not the `Axes` of one array.
     return type(tree) is tuple and all(axis is None or isinstance(axis, str) for axis in tree)
 
 
 def is_split() -> bool:
-    """Whether there is a mesh in context, and it is the compiler that splits."""
+    """Returns True if there is a mesh in context whose axes the compiler splits."""
     mesh = jax.sharding.get_abstract_mesh()
-    # Inside `on_each_device` the axes are manual already.
+    # Inside `on_each_device` the axes are manual.
     return mesh.size > 1 and not mesh.manual_axes

@@ -1,4 +1,4 @@
-"""The parameters of a LLaMA-architecture model: the pytree, and one declaration of every leaf (legend: llama.py)."""
+"""Parameters of a LLaMA-architecture model: the pytree and the specs of its leaves (shape legend: llama.py)."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from aligner_jax.model.quantized import Quantization, Quantized
 class Layers:
     """Weights of all layers, stacked on a leading layer axis and split by heads, so that nothing is reshaped.
 
-    Of a quantized base, every projection is a `Quantized` of the same shape.
+    In a quantized base, every projection is a `Quantized` of the same shape.
     """
 
     attn_norm_ld: Float[Array, "l d"]
@@ -35,7 +35,7 @@ class Layers:
 
 @flax.struct.dataclass
 class Params:
-    """A whole base model. head_dv is None where the head is tied to the embedding."""
+    """All parameters of a base. head_dv is None if the head is tied to the embedding."""
 
     embed_vd: Float[Array, "v d"]
     layers: Layers
@@ -45,20 +45,20 @@ class Params:
 
 @flax.struct.dataclass
 class Spec:
-    """What one parameter is, before it exists: its shape, the logical name of each axis, how it is initialized."""
+    """Declaration of one parameter: shape, logical axes, initializer and dtype."""
 
     shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
     axes: tuple[str | None, ...] = flax.struct.field(pytree_node=False)
     init: float | None = flax.struct.field(pytree_node=False, default=None)
-    """Standard deviation of the initial normal distribution; None: ones (norms); 0.0: zeros (biases)."""
+    """Standard deviation of the initial normal distribution; None for ones (norms), 0.0 for zeros (biases)."""
     dtype: str | None = flax.struct.field(pytree_node=False, default=None)
-    """None: the model's."""
+    """Dtype of the parameter; None for the model's dtype."""
     or_whole: bool = flax.struct.field(pytree_node=False, default=False)
-    """True where the array is whole on every device of a mesh that does not divide it, as scales are."""
+    """True if a mesh that does not divide the array replicates it, as it does with scales."""
 
 
 def param_specs(config: LlamaConfig, quantization: Quantization | None = None) -> Params:
-    """The one declaration of all parameters: a `Params` with a `Spec` in place of every array."""
+    """Returns `Params` with a `Spec` in place of every array: the only declaration of the parameters."""
     d, f, n, k, h = config.d_model, config.d_mlp, config.num_heads, config.num_kv_heads, config.head_dim
     v, l = config.vocab_size, config.num_layers  # noqa: E741
     in_std, out_std = d**-0.5, (2 * l) ** -0.5
@@ -97,7 +97,7 @@ def _projection(shape, axes, std: float, summed: int, quantization: Quantization
         return _spec(shape, axes, std)
     values_dtype, scales_dtype = quantization.dtypes
     scales_shape = (shape[0], *quantization.scales_shape(shape[1:], summed))
-    # Split as the values are, so that each device has the scales of its own; an axis that is summed up has one entry.
+    # Scales are split like their values; axes of size 1 cannot be split.
     scales_axes = tuple(axis if size > 1 else None for axis, size in zip(axes, scales_shape, strict=True))
     scales = _spec(scales_shape, scales_axes, None, scales_dtype, True)
     offsets = scales if quantization.kind == "int4" else None
@@ -105,23 +105,29 @@ def _projection(shape, axes, std: float, summed: int, quantization: Quantization
 
 
 def _spec(*args) -> Any:
-    # Typed Any: a Spec stands where the pytree's fields declare arrays.
+    # Typed Any, since a Spec takes the place of an array in the pytree.
     return Spec(*args)
 
 
 def is_spec(leaf: object) -> bool:
-    """True of a `Spec`: the `is_leaf` of every `jax.tree.map` over `param_specs`."""
+    """Returns True for a `Spec`; the `is_leaf` of `jax.tree.map` over `param_specs`."""
     return isinstance(leaf, Spec)
 
 
 def abstract_params(config: LlamaConfig, dtype: str = "float32", quantization: Quantization | None = None) -> Params:
-    """`Params` of `jax.ShapeDtypeStruct`: what a model would be, without allocating it."""
+    """Returns `Params` of `jax.ShapeDtypeStruct`s, without allocating arrays."""
     to_abstract = lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype or dtype)  # noqa: E731
     return jax.tree.map(to_abstract, param_specs(config, quantization), is_leaf=is_spec)
 
 
 def init_params(config: LlamaConfig, key: int | Array = 0, dtype: str = "float32") -> Params:
-    """Random parameters, for tests and for measuring: there is nothing to align in them."""
+    """Returns random parameters, for tests and benchmarks.
+
+    Args:
+      config: configuration of the model.
+      key: a seed, or a `jax.random.key`.
+      dtype: dtype of all parameters.
+    """
     leaves, treedef = jax.tree.flatten(param_specs(config), is_leaf=is_spec)
     keys = jax.random.split(jax.random.key(key) if isinstance(key, int) else key, len(leaves))
 

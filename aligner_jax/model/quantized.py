@@ -1,7 +1,8 @@
-"""Weights held as whole numbers and scales, and products with them (shape legend: llama.py).
+"""Weights quantized to integers with scales, and products with them (shape legend: llama.py).
 
-Not Qwix's QArray: beside float activations its products dequantize the whole weight first, in the dtype of the scales,
-so that per-channel scales could neither stay float32 under bfloat16 activations nor be applied to the product.
+This module does not use Qwix's QArray. With float activations, QArray's products first dequantize the whole weight in
+the dtype of the scales. Per-channel scales could then neither stay float32 under bfloat16 activations nor be applied
+to the product.
 """
 
 import dataclasses
@@ -21,12 +22,12 @@ KINDS = ("int8", "int4")
 
 @dataclasses.dataclass(frozen=True)
 class Quantization:
-    """How the projections of the layers are held; hashable.
+    """Quantization scheme of the layers' projections; hashable.
 
     Attributes:
-      kind: "int8" has one float32 scale an output channel, "int4" one bfloat16 scale and offset a group.
-      group_size: of "int4": so many neighbours along the axes that the product sums over share both; fewer, their
-        greatest common divisor, where it does not divide such an axis.
+      kind: "int8" has one float32 scale per output channel, "int4" one bfloat16 scale and offset per group.
+      group_size: neighbours along the summed axes that share a scale and an offset ("int4" only). If it does not divide
+        such an axis, groups have the greatest common divisor of the two.
     """
 
     kind: Literal["int8", "int4"]
@@ -43,32 +44,35 @@ class Quantization:
 
     @property
     def dtypes(self) -> tuple[str, str]:
-        """Of the values, and of the scales: with group-wise ones a float32 would be a fifth of the model."""
+        """Dtypes of the values and of the scales. Scales of groups in float32 would be a fifth of the model."""
         return ("int8", "float32") if self.kind == "int8" else ("int4", "bfloat16")
 
     def scales_shape(self, shape: tuple[int, ...], summed: int) -> tuple[int, ...]:
-        """Shape of the scales of a weight [*axes that products sum over (`summed` of them), *other axes]."""
+        """Returns the shape of a weight's scales.
+
+        Args:
+          shape: shape of the weight; the axes that products sum over come first.
+          summed: number of these axes.
+        """
         if self.kind == "int8":
             return (1,) * summed + shape[summed:]
         blocks, left = [], self.group_size
         for size in reversed(shape[:summed]):
             block = math.gcd(left, size)
             blocks.insert(0, block)
-            # A group goes on over the axis before only where it takes this one whole.
+            # A group extends over the preceding axis only if it covers this one entirely.
             left = left // block if block == size else 1
         return (*(size // block for size, block in zip(shape, blocks, strict=False)), *shape[summed:])
 
 
 @flax.struct.dataclass
 class Quantized:
-    """A weight as values · scales + offsets.
-
-    Frozen: products have a gradient for what is multiplied with it, and it has none.
+    """A quantized weight, values · scales + offsets. It is frozen: products have no gradient with respect to it.
 
     Attributes:
-      values: int8 or int4, of the weight's shape. int4 is two a byte on TPUs.
-      scales: of the same rank, each for a block of values: every axis's size divides that of the values.
-      offsets: as scales; None: zero.
+      values: int8 or int4, in the shape of the weight. TPUs pack two int4 into a byte.
+      scales: one scale per block of values. The rank is that of `values`, and every axis size divides that of `values`.
+      offsets: offsets in the shape of `scales`; None for zero.
     """
 
     values: Int[Array, "*weight"]
@@ -77,11 +81,11 @@ class Quantized:
 
 
 type Weight = Array | Quantized
-"""A leaf of `Layers` that is multiplied with."""
+"""A projection of `Layers`."""
 
 
 def dequantized(weight: Quantized, dtype: jnp.dtype) -> Array:
-    """The weight as an array of this dtype, computed in it."""
+    """Returns the weight as an array, computed in `dtype`."""
     shape = weight.values.shape
     blocked, spread = [], []
     for size, blocks in zip(shape, weight.scales.shape, strict=True):
@@ -96,14 +100,16 @@ def dequantized(weight: Quantized, dtype: jnp.dtype) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(equation: str, x: Array, weight: Quantized) -> Array:
-    """einsum(equation, x, weight) in x's dtype.
+    """Returns einsum(equation, x, weight) in x's dtype.
 
-    Scales that are one for all that a sum runs over, and no offsets, multiply the sum; otherwise the weight is made
-    just before the product. What the backward pass needs is the weight as it is held, so no policy of `jax.checkpoint`
-    can keep another form of it.
+    Per-channel scales without offsets are applied to the product. Otherwise the weight is dequantized just before the
+    product. The only residual of the backward pass is the quantized weight, so no policy of `jax.checkpoint` can save a
+    dequantized copy.
 
     Args:
-      equation: the result's axes are x's that are not summed over, then the weight's, each in their order.
+      equation: einsum equation. The result's axes are x's axes that are not summed over, then the weight's, in order.
+      x: activations.
+      weight: quantized weight.
     """
     _, scales = _channels(equation, weight)
     if scales is None:
@@ -126,7 +132,7 @@ product.defvjp(_forward, _backward)
 
 
 def _channels(equation: str, weight: Quantized) -> tuple[str, Array | None]:
-    """The equation of the transposed product, and the scales of the output channels if that is all there is."""
+    """Returns the transposed product's equation, and the per-channel scales; None if scales or offsets vary within."""
     inputs, result = equation.split("->")
     of_x, of_weight = inputs.split(",")
     sizes = dict(zip(of_weight, weight.scales.shape, strict=True))
@@ -136,6 +142,6 @@ def _channels(equation: str, weight: Quantized) -> tuple[str, Array | None]:
 
 
 def _scaled(y: Array, scales: Array) -> Array:
-    """y times the scales of its last axes, in float32 and rounded once."""
+    """Multiplies y by the scales of its last axes, in float32 and rounded once."""
     scales = scales.reshape((1,) * (y.ndim - scales.ndim) + scales.shape)
     return (y.astype(jnp.float32) * scales).astype(y.dtype)

@@ -1,4 +1,4 @@
-"""Rotary position embeddings, half-split (Hugging Face's layout): dimension i turns with dimension i + h/2."""
+"""Rotary position embeddings in Hugging Face's half-split layout: dimension i is paired with dimension i + h/2."""
 
 import math
 
@@ -13,13 +13,13 @@ from aligner_jax.model.config import LlamaConfig, RopeScaling
 def rotation(
     positions_bt: Int[Array, "b t"], config: LlamaConfig
 ) -> tuple[Float[Array, "b t 1 h/2"], Float[Array, "b t 1 h/2"]]:
-    """Cosines and sines in float32 for `rotate`, with an axis of one for the heads."""
+    """Returns float32 cosines and sines for `rotate`, with an axis of size 1 for the heads."""
     angles_bth = positions_bt[..., None].astype(jnp.float32) * jnp.asarray(inverse_frequencies(config))[None, None]
     return jnp.cos(angles_bth)[:, :, None], jnp.sin(angles_bth)[:, :, None]
 
 
 def rotate(x_btnh: Float[Array, "b t n h"], cos_sin: tuple[Array, Array]) -> Float[Array, "b t n h"]:
-    """Rotates queries or keys; computes in float32 and returns x's dtype."""
+    """Rotates queries or keys in float32; returns x's dtype."""
     with jax.named_scope("rope"):
         cos_bt1h, sin_bt1h = cos_sin
         first, second = jnp.split(x_btnh.astype(jnp.float32), 2, axis=-1)
@@ -28,7 +28,7 @@ def rotate(x_btnh: Float[Array, "b t n h"], cos_sin: tuple[Array, Array]) -> Flo
 
 
 def inverse_frequencies(config: LlamaConfig) -> np.ndarray:
-    """Radians a position for each of the h/2 pairs, float32 [h/2]; with LLaMA 3.1's scaling where configured."""
+    """Returns radians per position of the h/2 pairs, float32 [h/2], with LLaMA 3.1's scaling if configured."""
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
     frequencies = config.rope_theta**-exponents
     if config.rope_scaling is not None:

@@ -1,8 +1,8 @@
-"""What may be added to a layer's weights, and products that know how (shape legend: llama.py).
+"""Updates of a layer's weights, and products with updated weights (shape legend: llama.py).
 
-A weight in `Layers` is an array, or a type that knows how to multiply: `project` asks the leaf. An adapter that changes
-weights hands the model an update for each field of `Layers` that it changes, stacked over the layers like the weights;
-the scan over layers takes it along and puts it beside the frozen weight, which is never copied.
+A weight in `Layers` is an array or another type of leaf, and `project` dispatches on its type. An adapter that changes
+weights has an update for each field of `Layers` that it changes, stacked over the layers like the weights. The scan
+over layers places the update beside the frozen weight, which is never copied.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ from aligner_jax.model.quantized import Quantized, Weight, product
 
 @flax.struct.dataclass
 class LowRank:
-    """The factors of W + scale · A B (LoRA, arXiv 2106.09685), float32.
+    """Factors of W + scale · A B (LoRA, arXiv 2106.09685), float32.
+
+    With a batch axis after l, every row has factors of its own.
 
     Attributes:
-      a: [l, *the axes of x that W sums over, r].
-      b: [l, r, *the other axes of W].
-      scale: what the product is multiplied by.
-      dropout: share of x's entries that the low-rank path does not see; only where there are keys.
-      keys: [l] of `jax.random.key`, in training with dropout.
-
-    With a batch axis before the others (after l), every row has its own factors.
+      a: [l, *summed axes of W, r].
+      b: [l, r, *other axes of W].
+      scale: factor of the product A B.
+      dropout: dropout rate of the low-rank path's inputs; ignored without keys.
+      keys: a `jax.random.key` per layer, [l], for training with dropout.
     """
 
     a: Float[Array, "l *rows_in r"]
@@ -40,22 +40,22 @@ class LowRank:
 
 @flax.struct.dataclass
 class LowRankWeight:
-    """One layer's weight, or one that has factors already, beside its `LowRank` factors."""
+    """One layer's weight with a `LowRank` update; the weight may itself have one."""
 
     weight: "Weight | LowRankWeight"
     update: LowRank
 
 
 type Update = LowRank | Array
-"""Of one field of `Layers`: factors, or an array that is added to the parameter (or stands for a missing bias).
+"""Update of one field of `Layers`: factors, or an array that is added to the parameter (or replaces a missing bias).
 
-A bias with a batch axis, [l, b, …], gives every row its own.
+A bias may have a batch axis, [l, b, …].
 """
 type Updates = Mapping[str, Update]
 
 
 def updated(layer: Layers, updates: Updates) -> Layers:
-    """Returns the layer with its updates put beside its weights or added to them; neither has a layer axis any more."""
+    """Applies one layer's updates: places factors beside the weights, and adds arrays. Leaves have no layer axis."""
 
     def put(weight, update: Update):
         if isinstance(update, LowRank):
@@ -64,7 +64,7 @@ def updated(layer: Layers, updates: Updates) -> Layers:
             return dataclasses.replace(weight, weight=put(weight.weight, update))
         if weight is None:
             return update
-        # A float32 sum, rounded once.
+        # The sum is float32 and rounded once.
         total = jnp.broadcast_to(weight, update.shape).astype(jnp.float32) + update.astype(jnp.float32)
         return total.astype(weight.dtype)
 
@@ -73,11 +73,13 @@ def updated(layer: Layers, updates: Updates) -> Layers:
 
 
 def project(equation: str, x: Array, weight: Weight | LowRankWeight) -> Array:
-    """einsum(equation, x, weight) for any leaf that `Layers` may hold, in x's dtype.
+    """Returns einsum(equation, x, weight) in x's dtype, for any type of leaf in `Layers`.
 
     Args:
-      equation: x's axes begin with b where there is an update, and no axis of the weight is b, t or r. The result's
-        are x's that are not summed over, then the weight's, each in their order.
+      equation: einsum equation. The result's axes are x's axes that are not summed over, then the weight's, in order.
+        If the weight has an update, x's first axis is b. No axis of the weight is b, t or r.
+      x: activations.
+      weight: weight of one layer.
     """
     if isinstance(weight, Quantized):
         return product(equation, x, weight)

@@ -1,4 +1,4 @@
-"""Batches as pytrees of arrays, and as the shapes that a step is compiled for."""
+"""Batches as pytrees, and abstract batches for compilation."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -11,7 +11,7 @@ __all__ = ["Batch", "PairBatch", "abstract", "arrays_of", "check", "pytree"]
 
 
 def pytree[B: Batch](kind: type[B]) -> type[B]:
-    """Registers a class of batches with JAX, and returns it; to be written above a class of one's own."""
+    """Registers a subclass of `Batch` as a pytree and returns it; to be used as a class decorator."""
     names = [field.name for field in dataclasses.fields(kind)]
     return jax.tree_util.register_dataclass(kind, data_fields=names, meta_fields=[])
 
@@ -21,6 +21,6 @@ pytree(PairBatch)
 
 
 def abstract[B: Batch](kind: type[B], sizes: Mapping[str, int], *, carrying: Collection[str] = ()) -> B:
-    """Returns a batch of `jax.ShapeDtypeStruct`s; for the arguments see `data.batch.declared`."""
+    """Returns a batch of `jax.ShapeDtypeStruct`s; the arguments are those of `data.batch.declared`."""
     shapes = declared(kind, sizes, carrying=carrying)
     return kind(**{name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()})

@@ -1,4 +1,4 @@
-"""Cross-entropy of an output head, in chunks: no more than one chunk's logits ever exist."""
+"""Cross-entropy of an output head in chunks of tokens, so that only one chunk's logits exist at a time."""
 
 import functools
 from typing import NamedTuple
@@ -11,9 +11,9 @@ from aligner_jax.model.llama import Head, Params, column_of, embed_logits, unemb
 from aligner_jax.model.logical import mesh_axes, on_each_device
 
 MIN_CHUNK, MAX_CHUNK = 64, 512
-"""Tokens a chunk, at least and at most: below, reading the head dominates; above, its logits."""
+"""Bounds of tokens per chunk. Smaller chunks are limited by reading the head, larger ones by their logits."""
 VOCAB_BLOCK = 4096
-"""Of a chunk's logits so many columns exist at a time where the head is frozen: few enough for a CPU's caches."""
+"""Columns of a chunk's logits that exist at a time if the head is frozen; they fit a CPU's caches."""
 
 
 def token_losses(
@@ -24,21 +24,24 @@ def token_losses(
     *,
     chunk: int | None = None,
 ) -> Float[Array, "b t"]:
-    """−log p(target) in nats at each position of the mask, 0 elsewhere, float32.
+    """Returns −log p(target) in nats where the mask is True, and 0 elsewhere, in float32.
 
-    Positions of the mask are gathered to the front, and chunks without any are skipped, so the head costs only what
-    the targets need. Where only the hidden states are differentiated (a frozen base), the forward pass leaves each
-    token's gradient with respect to its hidden state, and the backward pass neither stores nor recomputes logits: one
-    pass over blocks of the vocabulary makes both, as attention makes its output (arXiv 1805.02867). Where the
-    parameters are differentiated too, the backward pass recomputes the logits chunk by chunk.
+    Masked-in positions are gathered to the front, and chunks without any are skipped, so the head's cost is
+    proportional to the number of targets.
+
+    If only the hidden states are differentiated (a frozen base), the residual of the forward pass is each token's
+    gradient with respect to its hidden state, and the backward pass neither stores nor recomputes logits. One pass over
+    blocks of the vocabulary computes loss and gradient, by the online softmax (arXiv 1805.02867). If the parameters are
+    differentiated too, the backward pass recomputes the logits chunk by chunk.
 
     Args:
+      params: parameters of the model, which include the output head.
       hidden_btd: hidden states after the final norm.
-      targets_bt: the token that each position predicts.
-      mask_bt: which positions count.
-      chunk: positions whose logits exist at a time; by default a quarter of them all, within the bounds above.
+      targets_bt: target token id of each position.
+      mask_bt: True at positions that have a loss.
+      chunk: positions per chunk; by default a quarter of all, between `MIN_CHUNK` and `MAX_CHUNK`.
     """
-    # Each device gathers the positions of its own rows to the front, and needs the whole of its vocabulary's head.
+    # Each device gathers the positions of its own rows, and needs the entire "embed" axis of its shard of the head.
     rows, head = ("batch", None), Head.of(params)
     of_head = {"head_dv": (None, "vocab"), "embed_vd": ("vocab", None)}
     head_axes = {name: axes for name, axes in of_head.items() if getattr(head, name) is not None}
@@ -104,7 +107,7 @@ _chunked_losses.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 class _Sums(NamedTuple):
-    """Of the columns seen so far: the largest logit, and relative to it the denominator and what p gives the slope."""
+    """Running sums of the online softmax, relative to the largest logit; slopes_cd sums the columns weighted by p."""
 
     largest_c1: Float[Array, "c 1"]
     denominator_c1: Float[Array, "c 1"]
@@ -112,7 +115,7 @@ class _Sums(NamedTuple):
 
 
 def _in_blocks(hidden_cd, head: Head, targets_c, *, slopes: bool):
-    """Losses, and their gradients of the hidden states in float32 or None."""
+    """Returns losses and, with `slopes`, their gradients with respect to the hidden states, in float32."""
 
     def add(sums: _Sums, block: Head) -> _Sums:
         logits_cv = unembed(block, hidden_cd)
@@ -121,7 +124,7 @@ def _in_blocks(hidden_cd, head: Head, targets_c, *, slopes: bool):
         denominator_c1 = sums.denominator_c1 * shrink_c1 + jnp.sum(powers_cv, axis=-1, keepdims=True)
         if sums.slopes_cd is None:
             return _Sums(largest_c1, denominator_c1, None)
-        # Rounded to the head's dtype, which is what makes the product fast.
+        # The powers are rounded to the head's dtype, so that the product is fast.
         slopes_cd = sums.slopes_cd * shrink_c1 + embed_logits(block, powers_cv.astype(hidden_cd.dtype))
         return _Sums(largest_c1, denominator_c1, slopes_cd)
 
@@ -136,7 +139,7 @@ def _in_blocks(hidden_cd, head: Head, targets_c, *, slopes: bool):
     if rest := head.vocab_size - whole * size:
         sums = add(sums, head.block(whole * size, rest))
     sums = _over_all_parts(sums)
-    # The slope of the logits is p − 1 at the target and p elsewhere; the 1 is taken off as the target's own column.
+    # The gradient of the logits is p − 1 at the target and p elsewhere; subtracting the target's column applies the −1.
     column_cd = _of_target(head, targets_c, lambda local_c: column_of(head, local_c).astype(jnp.float32))
     of_target_c = jnp.sum(hidden_cd.astype(jnp.float32) * column_cd, axis=-1)
     losses_c = (sums.largest_c1 + jnp.log(sums.denominator_c1))[:, 0] - of_target_c
@@ -144,7 +147,7 @@ def _in_blocks(hidden_cd, head: Head, targets_c, *, slopes: bool):
 
 
 def _over_all_parts(sums: _Sums) -> _Sums:
-    """Of the whole vocabulary, from those of each device's part of it."""
+    """Combines the sums of each device's shard of the vocabulary."""
     split_over = mesh_axes("vocab")
     if not split_over:
         return sums
@@ -157,7 +160,7 @@ def _over_all_parts(sums: _Sums) -> _Sums:
 
 
 def _of_target(head: Head, targets_c, of_local):
-    """What `of_local` gives of each target's place in the head, on the device whose part of it has the place."""
+    """Applies `of_local` to the targets' indices in the head, each on the device that holds the target's column."""
     split_over = mesh_axes("vocab")
     if not split_over:
         return of_local(targets_c)
@@ -184,7 +187,7 @@ def _no_losses(hidden_cd, targets_c, counts_c):
 
 
 def _scan(do, do_nothing, arrays, chunk: int):
-    """`do` of every chunk of the arrays; of those that count nothing, `do_nothing`."""
+    """Scans `do` over the chunks of the arrays, or `do_nothing` for chunks without targets."""
 
     def step(_, inputs):
         return None, jax.lax.cond(jnp.any(inputs[2]), do, do_nothing, *inputs)

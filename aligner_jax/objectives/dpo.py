@@ -14,8 +14,8 @@ class DPOOptions(PreferenceOptions):
     """Fields of `config.objective` of DPO.
 
     Attributes:
-      label_smoothing: the share ε of pairs taken to be labelled the wrong way round ("conservative" DPO): the loss is
-        (1 − ε) times that of the pair, plus ε times that of the pair swapped.
+      label_smoothing: assumed share ε of pairs with swapped labels ("conservative" DPO). The loss is (1 − ε) times that
+        of the pair, plus ε times that of the swapped pair.
     """
 
     label_smoothing: float = number(0.0, least=0, below=0.5)
@@ -23,12 +23,12 @@ class DPOOptions(PreferenceOptions):
     def losses(
         self, policy_m2: Float[Array, "*m 2"], reference_m2: Float[Array, "*m 2"], counts_m2: Int[Array, "*m 2"]
     ) -> Float[Array, "*m"]:
-        """Returns −log σ(β [(π_c − π_r) − (ref_c − ref_r)]) of each pair, in nats (eq. 7).
+        """Returns −log σ(β [(π_c − π_r) − (ref_c − ref_r)]) for each pair, in nats (eq. 7).
 
         Args:
-          policy_m2: log-probabilities of the answers under the policy, summed over their tokens, in nats.
-          reference_m2: the same under the reference.
-          counts_m2: tokens of the answers; not used.
+          policy_m2: log-probabilities of the answers under the policy, summed over tokens, in nats.
+          reference_m2: log-probabilities of the answers under the reference, summed over tokens, in nats.
+          counts_m2: number of tokens of the answers; not used.
         """
         ratios_m2 = policy_m2 - reference_m2
         logits_m = self.beta * (ratios_m2[..., 0] - ratios_m2[..., 1])

@@ -1,4 +1,4 @@
-"""Feeds: where the batches of a run come from."""
+"""Feeds, the sources of a run's batches."""
 
 from typing import Any, Protocol
 
@@ -9,27 +9,27 @@ from aligner_jax.objectives.step import TrainState
 
 
 class Feed(Protocol):
-    """Makes the batch of each step, and may look at the policy for it, as reinforcement learning does."""
+    """Source of the batch of each step, which may depend on the policy, as in reinforcement learning."""
 
     def next(self, state: TrainState) -> Batch:
-        """Returns the next step's batch, of NumPy arrays.
+        """Returns the next step's batch of NumPy arrays.
 
         Args:
-          state: of the run before that step. The step donates its arrays, so a feed keeps copies of them alone.
+          state: state before that step. The step donates its arrays, so a feed must copy those that it keeps.
         """
         ...
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the position of the feed, as JSON can hold it. Checkpoints have it beside the run's state."""
+        """Returns the position of the feed as JSON values. Checkpoints store it beside the run's state."""
         ...
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from a position: with the same policies, the same batches follow bit for bit."""
+        """Restores a position. With the same policies, the batches that follow are bit-identical."""
         ...
 
 
 class DataFeed:
-    """The batches of an iterator of `data`, whatever the policy."""
+    """Feed of an iterator of `data`; it does not depend on the policy."""
 
     def __init__(self, batches: "grain.DatasetIterator[Any]") -> None:
         self._batches = batches

@@ -1,4 +1,4 @@
-"""The loss that a step minimises: sums over a part of a batch, which add up over the parts."""
+"""The loss that a step minimizes, as sums over a part of a batch."""
 
 import dataclasses
 from typing import Any, NamedTuple, Protocol
@@ -12,28 +12,36 @@ from aligner_jax.peft import Adapter
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Fields of `config.objective` besides its name, of an objective that has none; others have a subclass."""
+    """Base class of an objective's options, the fields of `config.objective` besides its name."""
 
     @property
     def carried(self) -> tuple[str, ...]:
-        """Names of the optional arrays that batches have."""
+        """Names of the optional arrays that the objective's batches have."""
         return ()
 
     @property
     def reference_in_steps(self) -> bool:
-        """True where every step computes with a reference adapter."""
+        """True if every step computes with a reference adapter."""
         return False
 
 
 class Totals(NamedTuple):
-    """How many the loss is a mean over, and sums of the objective's metrics over the same (of a stack, each one's)."""
+    """Denominator of the mean loss, and sums of the objective's metrics; one value per adapter of a stack.
+
+    Attributes:
+      number: number of target tokens or preference pairs.
+      metrics: sums over these, by name.
+    """
 
     number: Int[Array, "*a"]
     metrics: dict[str, Float[Array, "*a"]]
 
 
 class Sums(Protocol):
-    """A sum of losses (of a stack, each adapter's), and what goes with it. The reference is another adapter."""
+    """Returns the sum of losses over a batch and its `Totals`; one value per adapter of a stack.
+
+    `reference` is a frozen adapter over the same base, which some objectives need.
+    """
 
     def __call__(
         self,
@@ -49,7 +57,7 @@ class Sums(Protocol):
 
 
 class Loss(NamedTuple):
-    """The sums, and the names of the metrics among them."""
+    """Function of the sums, and the names of the metrics in their `Totals`."""
 
     sums: Sums
     metrics: tuple[str, ...] = ()

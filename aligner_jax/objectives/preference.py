@@ -1,6 +1,6 @@
-"""Preference objectives: of two answers to one prompt, make the chosen one likelier, as seen from a frozen reference.
+"""Preference objectives: raise the chosen answer's likelihood over the rejected one's, relative to a frozen reference.
 
-Shapes: u unit of a batch and m pair of a unit, as in `data.pair_rows` (m alone: any pairs), and 2 for the chosen and
+Shapes: u unit of a batch and m pair of a unit, as in `data.pair_rows` (m alone for any pairs), and 2 for the chosen and
 the rejected answer, in this order.
 """
 
@@ -24,11 +24,11 @@ class PreferenceOptions(Options):
     """Fields of `config.objective` that all preference objectives have.
 
     Attributes:
-      beta: of the implicit rewards, β (log π − log π_ref).
-      reference: "initial": the adapter that training begins with, as in the paper; "base" or None: the base without an
-        adapter; or the path of a saved adapter.
+      beta: coefficient β of the implicit rewards β (log π − log π_ref).
+      reference: "initial" for the adapter that training begins with, as in the paper; "base" or None for the base
+        without an adapter; or the path of a saved adapter.
       cache_reference: True computes the reference's log-probabilities once, before training, and keeps them in the
-        workdir; False computes them in every step.
+        workdir. False computes them in every step.
     """
 
     beta: float = number(0.1, above=0)
@@ -46,7 +46,7 @@ class PreferenceOptions(Options):
     def losses(
         self, policy_m2: Float[Array, "*m 2"], reference_m2: Float[Array, "*m 2"], counts_m2: Int[Array, "*m 2"]
     ) -> Float[Array, "*m"]:
-        """Returns the loss of each pair, from summed log-probabilities in nats and numbers of tokens; see `Answers`."""
+        """Returns the loss of each pair; the arguments are fields of `Answers`."""
         raise NotImplementedError
 
 
@@ -54,13 +54,13 @@ METRICS = ("chosen_reward", "rejected_reward", "margin", "accuracy", "kl")
 
 
 class Answers(NamedTuple):
-    """What is known of both answers of each pair; 0 where a unit has no pair.
+    """Sums over the tokens of both answers of each pair; 0 where a unit has no pair.
 
     Attributes:
-      policy_m2: log-probabilities under the policy in nats, summed over the answers' tokens.
-      reference_m2: the same under the reference.
-      counts_m2: the number of those tokens.
-      divergence_m2: how far the policy is from the reference, in nats; see `losses_and_metrics`.
+      policy_m2: log-probabilities under the policy, in nats.
+      reference_m2: log-probabilities under the reference, in nats.
+      counts_m2: number of tokens.
+      divergence_m2: estimate of the divergence of the policy from the reference, in nats; see `losses_and_metrics`.
     """
 
     policy_m2: Float[Array, "*m 2"]
@@ -70,17 +70,18 @@ class Answers(NamedTuple):
 
 
 def losses_and_metrics(answers: Answers, *, options: PreferenceOptions) -> dict[str, Float[Array, "*m"]]:
-    """The "loss" of each pair, and the `METRICS`, of which every one is reported as its mean over pairs.
+    """Returns the "loss" and the `METRICS` of each pair; metrics are reported as means over pairs.
 
-    - chosen_reward, rejected_reward: the implicit rewards β (log π − log π_ref) of the two answers.
-    - margin: the difference between them.
-    - accuracy: 1 if it is positive, 0 if it is negative, ½ if it is 0, as for a policy that is its own reference. It
-      is rounding that decides while the two hardly differ.
-    - kl: an estimate of KL(π_ref ‖ π) in nats an answer, mean of the two answers: the sum over an answer's tokens of
-      r − 1 − log r with r = π / π_ref of the token after those before it (Schulman's estimator "k3"). It is never
-      negative, and 0 only where they agree on every token. Its expectation is the divergence of whole answers if the
-      answers are samples of the reference; those of the data are not, though a reference that was fine-tuned on
-      their like is near. So it says how far the policy has moved on these answers, and nothing of its own.
+    - chosen_reward, rejected_reward: implicit rewards β (log π − log π_ref) of the two answers.
+    - margin: chosen_reward − rejected_reward.
+    - accuracy: 1 if the margin is positive, 0 if it is negative, and ½ if it is 0, as for a policy that equals its
+      reference. If the two hardly differ, rounding decides the sign.
+    - kl: estimate of KL(π_ref ‖ π) in nats per answer, the mean of the two answers. It is the sum over an answer's
+      tokens of r − 1 − log r, where r = π / π_ref is the ratio of the token's conditional probabilities (Schulman's
+      estimator "k3"). It is never negative, and 0 only if policy and reference agree on every token. Its expectation
+      is the KL divergence of entire answers if these are samples of the reference. Answers of the data are not, but
+      are close for a reference that was fine-tuned on similar data. So the metric shows how far the policy has moved
+      on these answers, and does not cover answers that the policy would generate.
     """
     losses_m = options.losses(*answers[:3])
     rewards_m2 = options.beta * (answers.policy_m2 - answers.reference_m2)
@@ -104,13 +105,13 @@ def token_log_probs(
     remat: Remat = "none",
     dropout_key: Array | None = None,
 ) -> Float[Array, "b t"]:
-    """Log-probabilities in nats of the batch's target tokens, each at its own position; 0 elsewhere."""
+    """Returns log-probabilities in nats of the batch's target tokens, at the tokens' own positions; 0 elsewhere."""
     losses_bt, _ = sft.losses(params, adapter, batch, config=config, remat=remat, dropout_key=dropout_key)
     return -jnp.roll(losses_bt, 1, axis=1)
 
 
 def compare(policy_bt: Float[Array, "b t"], reference_bt: Float[Array, "b t"], batch: PairBatch) -> Answers:
-    """The answers of a batch, from the `token_log_probs` of policy and reference."""
+    """Returns the answers of a batch, from the `token_log_probs` of policy and reference."""
     units, most = batch.pairs_um.shape
     segments_ut = jnp.asarray(batch.segment_ids_bt).reshape(units, -1)
     add = jax.vmap(lambda x_t, segments_t: jax.ops.segment_sum(x_t, segments_t, 2 * most + 1))
@@ -120,7 +121,7 @@ def compare(policy_bt: Float[Array, "b t"], reference_bt: Float[Array, "b t"], b
         return add(x_bt.reshape(units, -1), segments_ut)[:, 1:].reshape(units, most, 2)
 
     ratios_bt = policy_bt - reference_bt
-    # Those positions come one before their targets, but in the same document.
+    # The mask is at positions one before their targets, which are in the same document.
     _, mask_bt = sft.targets(batch)
     return Answers(
         of_documents(policy_bt),
@@ -141,10 +142,10 @@ def sums(
     remat: Remat = "none",
     dropout_key: Array | None = None,
 ) -> tuple[Float[Array, ""], Totals]:
-    """Sum of the pairs' losses, with the number of pairs and sums of the `METRICS`.
+    """Returns the sum of the pairs' losses, the number of pairs, and sums of the `METRICS`.
 
-    The reference's log-probabilities are those that the batch carries; where it carries none they are computed here,
-    with the reference adapter (None: none) over the same base.
+    The reference's log-probabilities are read from the batch. If the batch has none, they are computed with the
+    reference adapter over the same base; a reference of None is the base alone.
     """
     policy_bt = token_log_probs(params, adapter, batch, config=config, remat=remat, dropout_key=dropout_key)
     if batch.reference_bt is not None:

@@ -1,4 +1,4 @@
-"""The frozen reference of a preference objective: an adapter over the same base, and what it thinks of the answers."""
+"""The frozen reference of a preference objective (an adapter over the base), and tables of its log-probabilities."""
 
 import dataclasses
 import functools
@@ -38,11 +38,13 @@ def _log_probs(params, adapter, batch, *, config):
 
 
 def load_reference(name: str | None, base: Base, initial: Adapter) -> Adapter | None:
-    """The adapter that `config.objective.reference` names; None is the base alone.
+    """Returns the adapter that `config.objective.reference` names; None for the base alone.
 
     Args:
-      name: "initial": the adapter that training begins with; "base" or None: no adapter; or a saved adapter's path.
-      initial: that adapter.
+      name: "initial" for the adapter that training begins with; "base" or None for no adapter; or the path of a saved
+        adapter.
+      base: the base of the run.
+      initial: the adapter that training begins with.
 
     Raises:
       InputError: the saved adapter is missing, damaged or of another base.
@@ -55,8 +57,11 @@ def load_reference(name: str | None, base: Base, initial: Adapter) -> Adapter | 
 def token_log_probs(
     params: Params, adapter: Adapter | None, batch: PairBatch, *, config: LlamaConfig
 ) -> Float[Array, "b t"]:
-    """That of `preference`, compiled: one program for policies and references, so that equal ones give equal bits."""
-    # What a batch may carry besides makes another structure, hence another program.
+    """Compiles and calls `preference.token_log_probs`.
+
+    Policies and references share one program, so that equal adapters have bit-identical log-probabilities.
+    """
+    # Optional arrays change the batch's structure, which would compile another program.
     return _log_probs(params, adapter, dataclasses.replace(batch, reference_bt=None), config=config)
 
 
@@ -68,7 +73,15 @@ def table(
     *,
     config: LlamaConfig,
 ) -> Float32[np.ndarray, " t"]:
-    """Log-probabilities of all pairs' tokens in the order of `pair_rows.offsets`, from batches that hold each once."""
+    """Returns log-probabilities of all pairs' tokens, in the order of `pair_rows.offsets`.
+
+    Args:
+      params: parameters of the base.
+      adapter: the reference; None for the base alone.
+      batches: batches that contain every pair exactly once.
+      pairs: the pairs.
+      config: configuration of the base.
+    """
     starts = offsets(pairs)
     found_t = np.full(starts[-1], np.nan, np.float32)
     for batch in batches:
@@ -83,7 +96,7 @@ def table(
 
 
 def fingerprint(base: Base, adapter: Adapter | None, pairs: Sequence[Pair]) -> dict[str, str]:
-    """Returns the identities of all that a table depends on: the base, the adapter, and the tokenized pairs."""
+    """Returns the identities of a table's inputs: the base, the adapter, and the tokenized pairs."""
     return {
         "base": base.identity,
         "reference adapter": adapter_digest(adapter),
@@ -92,7 +105,7 @@ def fingerprint(base: Base, adapter: Adapter | None, pairs: Sequence[Pair]) -> d
 
 
 def adapter_digest(adapter: Adapter | None) -> str:
-    """SHA-256 of an adapter's method, options and arrays; of nothing where there is none."""
+    """Returns the SHA-256 of an adapter's method, options and arrays; of no bytes if the adapter is None."""
     digest = hashlib.sha256()
     if adapter is not None:
         digest.update(adapter.identity.encode())
@@ -103,10 +116,10 @@ def adapter_digest(adapter: Adapter | None) -> str:
 
 
 def save_table(path: Path, table_t: Float32[np.ndarray, " t"], made_from: dict[str, str]) -> None:
-    """Writes a table with its fingerprint as .npz, whole or not at all.
+    """Writes a table and its fingerprint as .npz, atomically.
 
     Raises:
-      InputError: it cannot be written.
+      InputError: the file cannot be written.
     """
     content = io.BytesIO()
     np.savez(content, log_probs_t=table_t, fingerprint=json.dumps(made_from))
@@ -116,17 +129,17 @@ def save_table(path: Path, table_t: Float32[np.ndarray, " t"], made_from: dict[s
 def load_table(
     path: Path, made_from: dict[str, str], pairs: Sequence[Pair]
 ) -> tuple[Float32[np.ndarray, " t"] | None, str]:
-    """Returns a saved table of these pairs if it was made from the same.
+    """Loads a table if its fingerprint is `made_from`.
 
     Returns:
-      The table, or None and the reason in words ("" where there is no file): then it is to be computed anew.
+      The table and "", or None and the reason why it must be recomputed ("" if the file does not exist).
     """
     if not exists(path):
         return None, ""
     try:
         with open_file(path) as file:
             table_t, was = _read_table(file, int(offsets(pairs)[-1]))
-    except Exception as error:  # Of zipfile or NumPy, of whose kinds a damaged file raises a dozen.
+    except Exception as error:  # zipfile and NumPy raise a dozen types for damaged files.
         return None, one_line(f"{path} is damaged ({error})")
     different = [name for name, digest in made_from.items() if was.get(name) != digest]
     if different:
@@ -137,7 +150,7 @@ def load_table(
 
 
 def _read_table(file: BinaryIO, num_tokens: int) -> tuple[np.ndarray, dict[str, object]]:
-    # Before NumPy, which makes of an entry as much as it says.
+    # Sizes are checked before NumPy allocates what an entry declares.
     with zipfile.ZipFile(file) as archive:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
     if any(size > 4 * num_tokens + _MOST_OVERHEAD for size in sizes.values()):

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: next-token cross-entropy on the tokens that count as targets."""
+"""Supervised fine-tuning: next-token cross-entropy over the target tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,10 @@ def losses(
     remat: Remat = "none",
     dropout_key: Array | None = None,
 ) -> tuple[Float[Array, "b t"], Bool[Array, "b t"]]:
-    """Losses in nats of every position's next token, and the mask of positions where that token is a target.
+    """Returns the loss in nats of every position's next token, and the mask of positions whose next token is a target.
 
-    A document's first token is never one: nothing precedes it. Where the batch says which adapter each row has
-    (adapter_b), the adapter is a stack of many (`peft.rows`).
+    A document's first token is never a target, since nothing precedes it. If the batch has adapter_b, the index of each
+    row's adapter, `adapter` is a stack (`peft.rows`).
     """
     targets_bt, mask_bt = targets(batch)
     hidden_btd, params = hidden_states(
@@ -42,7 +42,7 @@ def losses(
 
 
 def targets(batch: Batch) -> tuple[Int[Array, "b t"], Bool[Array, "b t"]]:
-    """The token that follows each position, and where it counts: in the mask, and of the same document."""
+    """Returns the token that follows each position, and True where it is in the loss mask and in the same document."""
     tokens_bt, segments_bt = jnp.asarray(batch.tokens_bt), jnp.asarray(batch.segment_ids_bt)
     follows_bt = jnp.concatenate(
         [segments_bt[:, 1:] == segments_bt[:, :-1], jnp.zeros_like(segments_bt[:, :1], bool)], 1
@@ -59,9 +59,9 @@ def loss_sum(
     remat: Remat = "none",
     dropout_key: Array | None = None,
 ) -> tuple[Float[Array, "*a"], Int[Array, "*a"]]:
-    """Sum of the losses in nats, and the number of targets: their quotient is the loss, over any number of batches.
+    """Returns the sum of the losses in nats and the number of targets; one value per adapter of a stack.
 
-    Of a stack of adapters, each one's own.
+    The loss over any number of batches is the quotient of their totals.
     """
     losses_bt, mask_bt = losses(params, adapter, batch, config=config, remat=remat, dropout_key=dropout_key)
     if adapter is None or batch.adapter_b is None:
@@ -82,7 +82,7 @@ def sums(
     remat: Remat = "none",
     dropout_key: Array | None = None,
 ) -> tuple[Float[Array, "*a"], Totals]:
-    """Returns `loss_sum` as the step takes it; the objective has no options, reference or metrics of its own."""
+    """Returns `loss_sum` as `loss.Sums`; the objective has no options, reference or metrics."""
     loss, count = loss_sum(params, adapter, batch, config=config, remat=remat, dropout_key=dropout_key)
     return loss, Totals(count, {})
 

@@ -1,4 +1,4 @@
-"""The training step: what is differentiated, accumulated and updated. Only the adapter is; the base is an argument."""
+"""The training step: gradient of the adapter, accumulation, and update. The base is an argument and stays frozen."""
 
 import dataclasses
 from typing import Any, NamedTuple, Protocol, cast
@@ -19,7 +19,7 @@ from aligner_jax.peft import Adapter
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training changes. A checkpoint holds this and the position in the data, and nothing else."""
+    """State that training changes. A checkpoint holds only this and the position in the data."""
 
     trainable: dict[str, Array]
     optimizer: optax.OptState
@@ -27,10 +27,13 @@ class TrainState:
 
 
 class StepMetrics(NamedTuple):
-    """Of one optimizer step: the loss before the update, the gradient's global norm, and the objective's own metrics.
+    """Metrics of one optimizer step; one value per adapter of a stack.
 
-    All but the norm are means over what the objective counts: target tokens, or preference pairs. Of many adapters,
-    each one's own. Where the loss or the norm is not finite, the step is skipped.
+    Attributes:
+      loss: loss before the update, a mean over target tokens or preference pairs.
+      grad_norm: global norm of the gradient.
+      skipped: True if the step was skipped, since loss or norm is not finite.
+      others: the objective's metrics by name, means like the loss.
     """
 
     loss: Float[Array, "*a"]
@@ -39,12 +42,12 @@ class StepMetrics(NamedTuple):
     others: dict[str, Float[Array, "*a"]]
 
     def as_dict(self) -> dict[str, Float[Array, "*a"]]:
-        """All numbers by name; `skipped` is none."""
+        """Returns all metrics by name, except `skipped`."""
         return {"loss": self.loss, "grad_norm": self.grad_norm, **self.others}
 
 
 class Step(Protocol):
-    """One optimizer step. The reference is a frozen adapter that some objectives compare with, over the same base."""
+    """Runs one optimizer step; `reference` is a frozen adapter over the same base, which some objectives need."""
 
     def __call__(
         self, state: TrainState, params: Params, batch: Batch, reference: Adapter | None = None
@@ -52,7 +55,7 @@ class Step(Protocol):
 
 
 def init_state(adapter: Adapter, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state at step 0. All arrays are copies, since the step donates its state: optax may give one array twice."""
+    """Returns the state at step 0. Arrays are copied, since the step donates them and optax may share one array."""
     trainable = jax.tree.map(jnp.copy, adapter.trainable)
     state = jax.tree.map(jnp.copy, optimizer.init(trainable))
     return TrainState(trainable=trainable, optimizer=state, step=jnp.int32(0))
@@ -69,20 +72,23 @@ def make_step(
     seed: int = 0,
     num_adapters: int | None = None,
 ) -> Step:
-    """A pure function of (state, params, batch, reference). The caller jits it and donates the state.
+    """Returns the training step, a pure function; the caller compiles it with `jax.jit` and donates the state.
 
-    A step whose loss or gradient is not finite is skipped: of the state only the step's number changes. Of many
-    adapters each is skipped on its own.
+    A step whose loss or gradient is not finite is skipped: only `TrainState.step` changes. Adapters of a stack are
+    skipped separately.
 
     Args:
-      adapter: says what method is trained, with what options; its arrays are not used.
-      accumulate: the batch's rows are taken in this many parts, one after the other; losses and gradients are summed
-        over all parts' targets (or pairs) and then divided, so that the step is the same as in one part.
-      remat: see `llama.forward`.
-      loss: what is minimised, from `Objective.loss` of a run's objective.
-      seed: of the dropout, where the method has any; what is dropped depends on it, the step and the part.
-      num_adapters: of a stack of adapters (`peft.rows`) that are trained at once, each as if alone, with an optimizer
-        from `make_sweep_optimizer`. All have the batch's rows, or each the rows that the batch's adapter_b gives it.
+      adapter: adapter with the method and options to train; its arrays are not used.
+      optimizer: optimizer of the trained arrays.
+      config: configuration of the base.
+      accumulate: number of parts that the batch's rows are split into. Losses and gradients are summed over all parts
+        and then divided by the number of targets (or pairs), so the result equals that of one part.
+      remat: name of a `layers.remat_policy`.
+      loss: the loss to minimize (`Objective.loss`).
+      seed: seed of the dropout, if the method has any; the dropout also depends on the step and the part.
+      num_adapters: size of a stack of adapters (`peft.rows`) that are trained together, each as if alone, with an
+        optimizer from `make_sweep_optimizer`. The batch's adapter_b assigns rows to adapters; without it, every adapter
+        has all rows. None trains a single adapter.
     """
     of_adapters = () if num_adapters is None else (num_adapters,)
 
@@ -93,7 +99,7 @@ def make_step(
         losses, totals = loss.sums(
             params, policy, reference, batch, config=config, remat=remat, dropout_key=dropout_key
         )
-        # Each adapter's loss knows nothing of the others, so the sum's gradient is that of each.
+        # An adapter's loss does not depend on the others, so the gradient of the sum has every adapter's gradient.
         return jnp.sum(losses), (losses, totals)
 
     def step(
@@ -116,7 +122,7 @@ def make_step(
         updated = optax.apply_updates(state.trainable, updates), optimizer_state
         norm = optax.tree.norm if num_adapters is None else jax.vmap(optax.tree.norm)
         mean_loss, grad_norm = losses / count, norm(gradient)
-        # optax.apply_if_finite does not look at the loss, and lets what is not finite through after so many.
+        # optax.apply_if_finite does not check the loss, and applies updates that are not finite after a limit.
         finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
         trainable, optimizer_state = jax.tree.map(
             lambda new, old: jnp.where(_along(finite, new), new, old), updated, (state.trainable, state.optimizer)
@@ -129,24 +135,24 @@ def make_step(
 
 
 def _in_parts(x: Array, accumulate: int) -> Array:
-    """The rows in parts on a leading axis; each device's in so many, so that none has to move."""
+    """Splits the rows into parts on a leading axis, within each device's rows, so that no row moves."""
     devices = num_parts("batch")
     x = x.reshape(devices, accumulate, -1, *x.shape[1:]).swapaxes(0, 1)
     return constrain(x.reshape(accumulate, -1, *x.shape[3:]), None, "batch", *(None,) * (x.ndim - 3))
 
 
 def _for_each(batch: Batch, num_adapters: int) -> Batch:
-    """The batch's rows once for every adapter."""
+    """Repeats the batch's rows for every adapter."""
     rows = len(batch.tokens_bt)
     tiled = jax.tree.map(lambda x: jnp.tile(x, (num_adapters,) + (1,) * (x.ndim - 1)), batch)
     return dataclasses.replace(tiled, adapter_b=jnp.repeat(jnp.arange(num_adapters), rows))
 
 
 def _divided(leaf: Array, count: Array) -> Array:
-    """The leaf over the count, divided in float32: bfloat16 has no 257, and would divide by 256."""
+    """Divides a leaf by the count in float32, since bfloat16 would round a count such as 257."""
     return (leaf.astype(jnp.float32) / _along(count, leaf).astype(jnp.float32)).astype(leaf.dtype)
 
 
 def _along(values: Array, leaf: Array) -> Array:
-    """The adapters' values, each beside its adapter's part of the leaf."""
+    """Reshapes a value per adapter to broadcast along the leaf's leading axis."""
     return values.reshape(values.shape + (1,) * (leaf.ndim - values.ndim)) if values.ndim else values

@@ -1,4 +1,4 @@
-"""Metrics of the steps between two lines of a run's log."""
+"""Metrics of the steps between two lines of a run's metrics."""
 
 import contextlib
 import math
@@ -20,12 +20,12 @@ class Window:
     def __init__(
         self, peak_flops: float | None, rates: Mapping[str, optax.Schedule], updates: Int[np.ndarray, "*a"]
     ) -> None:
-        """Begins with no step.
+        """Begins without steps.
 
         Args:
-          peak_flops: of all devices a second; None where it is not known.
-          rates: schedules by metric. Of a sweep `learning_rate_i` is adapter i's, and `learning_rate` adapter 0's.
-          updates: that the optimizer has made, from `optim.updates_made`.
+          peak_flops: peak FLOPs per second of all devices together; None if not known.
+          rates: schedules by metric. In a sweep, `learning_rate_i` is adapter i's, and `learning_rate` adapter 0's.
+          updates: number of updates that the optimizer has made, from `optim.updates_made`.
         """
         self._began = time.monotonic()
         self._steps: list[StepMetrics] = []
@@ -34,29 +34,37 @@ class Window:
         self._rates_at = jax.jit(lambda counts: {name: rate(counts[name]) for name, rate in rates.items()})
 
     def add(self, metrics: StepMetrics, tokens: int, model_flops: float) -> None:
-        """Takes the next step, with its tokens that are not padding and the FLOPs of its rows."""
+        """Adds a step.
+
+        Args:
+          metrics: metrics of the step.
+          tokens: number of tokens in its batch, without padding.
+          model_flops: model FLOPs of its rows, with padding.
+        """
         self._steps.append(metrics)
         self._tokens += tokens
         self._model_flops += model_flops
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves out the time of work between the steps that is not theirs."""
+        """Excludes the time of the work inside the context, which is not part of the steps."""
         jax.block_until_ready(self._steps)
         paused = time.monotonic()
         yield
         self._began += time.monotonic() - paused
 
     def close(self, ended: float | None = None) -> dict[str, float]:
-        """Returns the metrics of the steps, and begins anew.
+        """Returns the metrics of the steps, and begins a new window.
 
         Args:
-          ended: when the last step ended, on the clock of `time.monotonic`; None waits for it, and takes the time then.
+          ended: end of the last step in seconds of `time.monotonic`; None waits for the step and reads the clock.
 
-        These are means over the steps that were not skipped (of a sweep, over the adapters too, and each one's loss by
-        its number), the number of skipped ones, tokens a second that are not padding, and the rate of the last step.
-        That is the schedule's at the optimizer's own count, which a skipped step does not change. On known chips there
-        is also mfu: model FLOPs a second (of all positions of the rows, padding too) over the peak.
+        Returns:
+          Metrics by name. Loss, gradient norm and the objective's metrics are means over the steps that were not
+          skipped; in a sweep, means over the adapters too, with loss_i for adapter i. "skipped" is the number of
+          skipped steps. "tokens_per_second" excludes padding. Learning rates are those of the last step, at the
+          optimizer's own count, which a skipped step does not change. On known chips, "mfu" is model FLOPs per second
+          (padding included) divided by the peak.
         """
         steps = jax.device_get(self._steps)
         now = time.monotonic() if ended is None else ended

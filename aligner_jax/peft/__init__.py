@@ -1,4 +1,4 @@
-"""Adapters: one method a file (`methods.METHODS`), and the model with an adapter of any of them."""
+"""Adapters, one module per method (`methods.METHODS`), and the forward pass of an adapted model."""
 
 from collections.abc import Sequence
 
@@ -29,12 +29,20 @@ def hidden_states(
     dropout_key: Array | None = None,
     adapter_b: Int[Array, " b"] | None = None,
 ) -> tuple[Float[Array, "b t d"], Params]:
-    """Hidden states after the final norm of the adapted model, and the parameters whose head belongs to them.
+    """Returns hidden states of the adapted model after its final norm, and the parameters for `unembed`.
 
-    The arguments are those of `llama.forward`, `bind` and, where the adapter is a stack of many, `bind_rows`.
+    Args:
+      params: parameters of the base.
+      adapter: an adapter, several that are applied together, a stack (with adapter_b), or None for the base alone.
+      tokens_bt: token ids.
+      config: configuration of the base.
+      segment_ids_bt, positions_bt, remat: options of `llama.forward`.
+      dropout_key: a `jax.random.key` of this training step; None applies no dropout.
+      adapter_b: index of each row's adapter in the stack (`bind_rows`).
 
     Raises:
-      InputError: adapter_b is given with adapters that are applied together.
+      InputError: adapter_b is given with adapters that are applied together, or rows cannot have adapters of this
+        method.
     """
     if adapter is not None and adapter_b is not None:
         if not isinstance(adapter, Adapter):
@@ -68,17 +76,20 @@ def apply(
     segment_ids_bt: Int[Array, "b t"] | None = None,
     positions_bt: Int[Array, "b t"] | None = None,
 ) -> Float[Array, "b t v"]:
-    """Next-token logits in float32 of the base with an adapter, or with several; with None, of the base alone.
+    """Returns float32 next-token logits of the adapted model.
 
-    A pure function of params, adapter.trainable and tokens: `jax.grad`, `jax.vmap` and `jax.jit` work on it.
+    This is a pure function of params, adapter.trainable and tokens_bt: `jax.grad`, `jax.vmap` and `jax.jit` work on it.
 
     Args:
-      tokens_bt: token ids. Within `jax.jit` they cannot be checked, and ids beyond the embedding are others' there.
-      segment_ids_bt: document numbers of packed rows; give positions_bt with them.
-      positions_bt: rotary positions; default 0, 1, … along the row.
+      params: parameters of the base.
+      adapter: an adapter, several that are applied together, or None for the base alone.
+      tokens_bt: token ids. They are not checked within `jax.jit`, where ids out of range read other embeddings.
+      config: configuration of the base.
+      segment_ids_bt: document ids of packed rows, which also need positions_bt.
+      positions_bt: rotary positions; by default 0, 1, … along the row.
 
     Raises:
-      InputError: a token is negative or has no embedding.
+      InputError: a token id is negative or has no embedding.
     """
     _check_tokens(tokens_bt, config)
     hidden_btd, params = hidden_states(

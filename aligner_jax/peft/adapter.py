@@ -1,4 +1,4 @@
-"""Adapters and the records of their methods: `Adapter`, `Method`, and the typed `Options` that both hold."""
+"""`Adapter`, the trained arrays of one method, and `Method`, the record of a method, with its typed `Options`."""
 
 import dataclasses
 import math
@@ -20,21 +20,21 @@ from aligner_jax.runtime.roofline import AdapterCost
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a method: a frozen dataclass whose fields `runtime.fields.parse_section` reads.
+    """Options of a method: a frozen dataclass that `runtime.fields.parse_section` reads.
 
-    A field that holds a number is declared by `runtime.fields.number`, which gives its bounds. Instances are hashable,
-    so that an `Adapter` has a static structure.
+    Numeric fields are declared with `runtime.fields.number`, which sets their bounds. Instances are hashable, so that
+    the structure of an `Adapter` is static.
     """
 
     def check(self, config: LlamaConfig | None) -> None:
-        """Raises InputError for options that contradict each other, or the model.
+        """Raises InputError if options contradict each other or the model.
 
         Args:
-          config: of the model; None where an adapter's file is read without its base.
+          config: configuration of the model; None if an adapter's file is read without its base.
         """
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the options by name, in the order of their names."""
+        """Returns the options by name, sorted by name."""
         return {name: getattr(self, name) for name in sorted(field.name for field in dataclasses.fields(self))}
 
     def __getitem__(self, name: str) -> Any:
@@ -43,10 +43,10 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerOptions(Options):
-    """Options of a method that adapts the layers from one on.
+    """Options of a method that adapts all layers from start_layer.
 
     Attributes:
-      start_layer: the first adapted layer.
+      start_layer: index of the first adapted layer.
     """
 
     start_layer: int = number(2, least=0, below=MOST_INTEGER)
@@ -59,7 +59,7 @@ class LayerOptions(Options):
             )
 
     def adapted(self, config: LlamaConfig) -> range:
-        """Returns the adapted layers."""
+        """Returns the indices of the adapted layers."""
         return range(self.start_layer, config.num_layers)
 
     def num_adapted(self, config: LlamaConfig) -> int:
@@ -68,12 +68,12 @@ class LayerOptions(Options):
 
 
 class Adapter(flax.struct.PyTreeNode):
-    """The trained arrays of one method, as a pytree whose only leaves are those arrays.
+    """Trained arrays of one method. The arrays are the only leaves of this pytree.
 
     Attributes:
       trainable: arrays by name; for "aligner" tokens_pd and gates_ln (l counts adapted layers only), float32.
       method: a key of `aligner_jax.peft.METHODS`.
-      options: of the method, defaults filled in.
+      options: complete options of the method.
     """
 
     trainable: dict[str, Array]
@@ -82,12 +82,12 @@ class Adapter(flax.struct.PyTreeNode):
 
     @property
     def num_params(self) -> int:
-        """The number of trained parameters."""
+        """Number of trained parameters."""
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.trainable))
 
     @property
     def identity(self) -> str:
-        """Text of method and options for digests: `str` of the adapter without `later` options at their defaults."""
+        """Method and options as text for digests: `str` of the adapter without `later` options at their defaults."""
         return _described(self.method, dict(sorted(identity(self.options).items())))
 
     def __str__(self) -> str:
@@ -100,20 +100,20 @@ def _described(method: str, options: dict[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method[O: Options]:
-    """One method of fine-tuning; `docs/extending.md` writes one.
+    """One method of fine-tuning; `docs/extending.md` shows how to write one.
 
     Attributes:
-      options: dataclass of the method's options; `options()` are the defaults.
-      shapes: (options, config) to the shapes of the trained arrays by name. A name ends in an underscore and one letter
-        for each axis (legend in `model/llama.py`).
-      init: (options, config, key) to fresh arrays of these shapes, float32.
-      bind: (trainable, options, params, config, dropout_key) to what the model takes. The key is one of a training
-        step, for methods with dropout; None drops nothing.
-      cost: (options, config) to what the method adds to a training step.
-      with_strength: (adapter, strength) to the adapter whose effect on every layer is multiplied by the strength, see
-        `scaled`; None for a method whose effect is not linear in any of its arrays.
-      per_row: True if the rows of a batch can have adapters of their own (`rows.bind_rows`).
-      trains_base: True if weights of the base have a gradient, for which they cannot be quantized.
+      options: dataclass of the method's options; `options()` has the defaults.
+      shapes: maps (options, config) to the shapes of the trained arrays by name. A name ends in an underscore and one
+        letter per axis (legend in `model/llama.py`).
+      init: maps (options, config, key) to initial float32 arrays of these shapes.
+      bind: maps (trainable, options, params, config, dropout_key) to a `Bound`. The key belongs to one training step;
+        None applies no dropout.
+      cost: maps (options, config) to the cost that the method adds to a training step.
+      with_strength: maps (adapter, strength) to the adapter with its effect on every layer multiplied by the strength,
+        see `scaled`; None if the effect is not linear in any of the arrays.
+      per_row: True if the rows of a batch can have different adapters (`rows.bind_rows`).
+      trains_base: True if the base's weights have gradients, so that the base cannot be quantized.
     """
 
     options: type[O]
@@ -127,7 +127,7 @@ class Method[O: Options]:
 
 
 def scaled(*prefixes: str) -> Callable[[Adapter, float], Adapter]:
-    """Returns a `Method.with_strength` that multiplies the trained arrays whose names begin with one of these."""
+    """Returns a `Method.with_strength` that multiplies the trained arrays with these name prefixes."""
 
     def with_strength(adapter: Adapter, strength: float) -> Adapter:
         trained = {name: x * strength if name.startswith(prefixes) else x for name, x in adapter.trainable.items()}

@@ -1,6 +1,6 @@
-"""The bytes of an adapter's file: safetensors with a digest of everything in it, the same for equal adapters.
+"""Adapter files: safetensors with a digest of their content. Equal adapters have equal bytes.
 
-Safetensors have no checksum, so that without the digest a flipped bit would be another adapter.
+Safetensors files have no checksum, so without the digest a flipped bit would go unnoticed.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class AdapterFile(NamedTuple):
     """Content of an adapter file.
 
     Attributes:
-      metadata: texts by name, without the digest.
+      metadata: metadata of the safetensors header, without the digest.
       tensors: finite arrays by name, float32, bfloat16 or float16.
     """
 
@@ -41,17 +41,17 @@ class AdapterFile(NamedTuple):
 
 
 def adapter_bytes(content: AdapterFile) -> bytes:
-    """Returns the file of these metadata and tensors: the same bytes for equal ones, their digest among them.
+    """Serializes an adapter file and adds its digest. Equal contents have equal bytes.
 
     Raises:
-      InputError: a tensor is of a dtype that is not read back.
+      InputError: a tensor has a dtype other than float32, bfloat16 and float16.
     """
     for name, numbers in content.tensors.items():
         if str(numbers.dtype) not in _ENCODINGS:
             raise InputError(f"{name} is of {numbers.dtype}, but an adapter's arrays are {', '.join(_ENCODINGS)}")
     metadata = {**content.metadata, DIGEST: _digest(content.metadata, content.tensors)}
     data = safetensors.numpy.save(content.tensors, metadata)
-    # The library writes the metadata in a random order.
+    # The safetensors library writes the metadata in random order.
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -60,11 +60,11 @@ def adapter_bytes(content: AdapterFile) -> bytes:
 
 
 def read_adapter_file(path: Path) -> AdapterFile:
-    """Returns the content of a file that `adapter_bytes` made, or one of before there were digests.
+    """Reads and checks an adapter file. Files of early releases, which have no digest, are read too.
 
     Raises:
-      InputError: there is no such file, it is no whole safetensors file or none of this project, it has metadata or
-        dtypes that no release writes, its digest is not that of its content, or a number is not finite.
+      InputError: the file does not exist, is not a complete safetensors file, or is not an adapter of this project; it
+        has unknown metadata or dtypes; the digest does not match; or a value is not finite.
     """
     if not is_file(path):
         raise InputError(f"{path} does not exist, or is not a file")
@@ -83,7 +83,7 @@ def read_adapter_file(path: Path) -> AdapterFile:
     tensors = {}
     for source in sources:
         FORMAT.check_encoding(source)
-        # Finite or not is for later: damage is the better reason.
+        # Values are checked after the digest, since damage is the better explanation of one that is not finite.
         numbers = FORMAT.decoders[source.encoding](source.read().reshape(-1))
         tensors[source.name] = numbers.reshape(source.shape)
     recorded = metadata.pop(DIGEST, None)
@@ -95,7 +95,7 @@ def read_adapter_file(path: Path) -> AdapterFile:
 
 
 def _digest(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> str:
-    """Returns the SHA-256 of metadata, names, dtypes and shapes as sorted JSON, and of the tensors' bytes by name."""
+    """Returns the SHA-256 of metadata, names, dtypes and shapes (as sorted JSON), then the tensors sorted by name."""
     described = {name: [_ENCODINGS[str(x.dtype)], list(x.shape)] for name, x in tensors.items()}
     text = json.dumps([dict(metadata), described], sort_keys=True, separators=(",", ":"))
     sha256 = hashlib.sha256(text.encode())

@@ -1,4 +1,4 @@
-"""Aligner (arXiv 2312.05503): one set of tokens shared by every adapted layer, and a gate per layer and head."""
+"""Aligner (arXiv 2312.05503): prefix tokens that all adapted layers share, and a gate per layer and head."""
 
 import dataclasses
 from typing import Literal
@@ -22,16 +22,16 @@ class AlignerOptions(GatedOptions):
     """Options of an Aligner; the defaults are the paper's.
 
     Attributes:
-      gates: see `gated.gate_shape`.
-      tokens: as wide as the "model", or as one "head" and the same for all heads (the authors' code names the
-        combination of "head" tokens with a "global" gate).
+      gates: sharing of gates, see `gated.gate_shape`.
+      tokens: width of a token: "model" for d_model, or "head" for head_dim, with the same values for all heads (the
+        authors' code combines "head" tokens with a "global" gate).
     """
 
     gates: Literal["head", "kv_head", "layer", "shared_heads", "global"] = "head"
     tokens: Literal["model", "head"] = "model"
 
     def check(self, config: LlamaConfig | None) -> None:
-        """Raises InputError for a start_layer outside the model, or "head" tokens that do not fill its width."""
+        """Raises InputError if start_layer is not a layer, or if head_dim of "head" tokens does not divide d_model."""
         super().check(config)
         if config is not None and self.tokens == "head" and config.d_model % config.head_dim:
             raise InputError(
@@ -41,7 +41,7 @@ class AlignerOptions(GatedOptions):
 
 
 def shapes(options: AlignerOptions, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the trained arrays; by default p · d + (layers - start_layer) · heads numbers."""
+    """Returns the shapes of the trained arrays; by default p · d + (num_layers - start_layer) · n parameters."""
     width = config.d_model if options.tokens == "model" else config.head_dim
     return {
         "tokens_pd": (options.num_tokens, width),
@@ -50,7 +50,7 @@ def shapes(options: AlignerOptions, config: LlamaConfig) -> dict[str, tuple[int,
 
 
 def init(options: AlignerOptions, config: LlamaConfig, key: Array) -> dict[str, Array]:
-    """Returns tokens from N(0, 1) and gates at 0: at first the model is the base, and only gates have a gradient."""
+    """Returns tokens from N(0, 1) and gates 0, so that the model equals the base and only gates have a gradient."""
     shape = shapes(options, config)
     return {"tokens_pd": jax.random.normal(key, shape["tokens_pd"]), "gates_ln": jnp.zeros(shape["gates_ln"])}
 
@@ -62,9 +62,9 @@ def bind(
     config: LlamaConfig,
     dropout_key: Array | None = None,
 ) -> Bound:
-    """Returns the prefix of every adapted layer: the shared tokens through its own key and value projections.
+    """Projects the shared tokens with the key and value projections of every adapted layer.
 
-    Its leaves are [l, 1, p, k, h] and its gates [l, 1, n], l over the adapted layers.
+    Keys and values of the prefix are [l, 1, p, k, h] and its gates [l, 1, n], where l counts adapted layers only.
     """
     tokens_pd = trainable["tokens_pd"].astype(params.embed_vd.dtype)
     tokens_pd = jnp.tile(tokens_pd, (1, config.d_model // tokens_pd.shape[1]))

@@ -1,6 +1,6 @@
-"""The file an adapter ships as: one safetensors file that says what it is and which base it belongs to.
+"""Saves and loads adapters as one safetensors file, which records the method, its options and the base.
 
-Adapters of other projects are read by the same function, and have no such file.
+`read_artifact` also reads adapters in the formats of other projects.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from aligner_jax.weights.finite import check_finite
 
 
 class FingerprintedBase(Protocol):
-    """What an artifact records of a base, and checks."""
+    """Fields of a base that an artifact records and checks."""
 
     @property
     def config(self) -> LlamaConfig: ...
@@ -43,23 +43,22 @@ def save_adapter(
     *,
     prompt_format: dict[str, str | None] | None = None,
 ) -> None:
-    """Writes an adapter as safetensors, whole or not at all; the same adapter gives the same bytes.
+    """Writes an adapter as a safetensors file, atomically. Equal adapters have equal bytes.
 
-    The metadata are format_version, method, options (JSON), base_config (JSON), base_fingerprint and the digest of all
-    else in the file; base_config and base_fingerprint are left out without a base, and the file is then accepted beside
-    any base it fits. Over a quantized base there is
-    base_quantization too, for the reader: the fingerprint is that of the base before, and fits it either way.
+    The metadata are format, format_version, method, options (JSON), base_config (JSON), base_fingerprint, and a digest
+    of everything else in the file. Without a base, base_config and base_fingerprint are omitted, and the file loads
+    with any base that it fits. If the base is quantized, base_quantization records that for information only; the
+    fingerprint is that of the base before quantization, so the adapter loads with both.
 
     Args:
-      adapter: of any method.
-      path: ends in .safetensors by custom.
-      base: the base it was trained on.
-      prompt_format: how its training data made prompts ({"template": "chat", "system": ""}), so that whoever generates
-        with it can do the same; `read_artifact` reads it back.
+      adapter: an adapter of any method.
+      path: path of the file, by convention with the suffix .safetensors.
+      base: the base that the adapter was trained on.
+      prompt_format: prompt format of the training data ({"template": "chat", "system": ""}), to be used for generation
+        too; `read_artifact` returns it.
 
     Raises:
-      InputError: the file cannot be written (the sentence names it and says why), or an array is of a dtype other than
-        float32, bfloat16 and float16.
+      InputError: the file cannot be written, or an array has a dtype other than float32, bfloat16 and float16.
     """
     metadata = {
         "format": "aligner_jax",
@@ -79,7 +78,7 @@ def save_adapter(
 
 
 class RecordedBase(NamedTuple):
-    """The base that an adapter was saved with, as far as its file describes it."""
+    """The base that an adapter was saved with, as its file describes it."""
 
     config: LlamaConfig
     fingerprint: str
@@ -91,8 +90,9 @@ class Artifact:
     """Content of an adapter's file.
 
     Attributes:
-      base: the base it was saved with; None where the file names none, as in other projects' adapters.
-      prompt_format: how its training data made prompts; None where the file does not say.
+      adapter: the adapter.
+      base: the base that it was saved with; None if the file does not name one, as in other projects' formats.
+      prompt_format: prompt format of its training data; None if the file does not record one.
     """
 
     adapter: Adapter
@@ -101,22 +101,23 @@ class Artifact:
 
 
 def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Adapter:
-    """Loads an adapter, without what else its file records; see `read_artifact`."""
+    """Returns the adapter that `read_artifact` reads, without the rest of the file's content."""
     return read_artifact(path, base).adapter
 
 
 def read_artifact(path: str | Path, base: FingerprintedBase | None = None) -> Artifact:
-    """Reads the file of an adapter that `save_adapter` wrote, or an adapter of another project.
+    """Reads an adapter that `save_adapter` wrote, or one in a format of another project.
 
-    These are .pth files of the paper's authors' Aligners and of lit-llama's LLaMA-Adapters (see `released`), and the
-    folders of Hugging Face PEFT (see `hf_peft`).
+    The other formats are .pth files of the Aligner authors and of lit-llama's LLaMA-Adapters (see `released`), and
+    folders of Hugging Face PEFT (see `hf_peft`). They do not name their base, so only their shapes are checked.
 
     Args:
-      path: the file or folder. Only our own names its base, so only shapes of the others are checked against one.
-      base: the base it is for; without one, and where the file names none, shapes are only checked against the options.
+      path: the file or folder.
+      base: the base to apply the adapter to. If it is None and the file does not name a base, shapes are checked
+        against the options only.
 
     Raises:
-      InputError: no such file, not an adapter, damaged, or trained on another base.
+      InputError: the file does not exist, is not an adapter, is damaged, or was trained on another base.
     """
     path = Path(path)
     if is_folder(path):

@@ -1,7 +1,8 @@
-"""A vector added to every layer's output or value projection: what one Aligner token is a small part of.
+"""A bias of every layer's output or value projection (BitFit, arXiv 2106.10199, for one bias).
 
-With one token an Aligner adds W_O (g ⊙ V_a) to each layer's attention, a vector of d numbers that its few thousand
-parameters can choose only together. This method chooses each layer's freely (BitFit, arXiv 2106.10199, for one bias).
+This method generalizes an Aligner of one token. Such an Aligner adds W_O (g ⊙ V_a), a vector of d elements, to the
+attention of each layer, and the vectors of all layers together have only a few thousand parameters. This method trains
+each layer's vector freely.
 """
 
 import dataclasses
@@ -22,14 +23,14 @@ class BiasOptions(LayerOptions):
     """Options of a bias.
 
     Attributes:
-      target: the projection whose output is shifted.
+      target: the projection that has the bias.
     """
 
     target: Literal["o", "v"] = "o"
 
 
 def shapes(options: BiasOptions, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of the trained array: d numbers, or kv heads · head dim, for each adapted layer."""
+    """Returns the shape of the trained array: d (target "o") or k · h (target "v") elements per adapted layer."""
     num_layers = options.num_adapted(config)
     if options.target == "o":
         return {"o_bias_ld": (num_layers, config.d_model)}
@@ -37,7 +38,7 @@ def shapes(options: BiasOptions, config: LlamaConfig) -> dict[str, tuple[int, ..
 
 
 def init(options: BiasOptions, config: LlamaConfig, key: Array) -> dict[str, Array]:
-    """Returns zeros: at first the model is the base."""
+    """Returns zeros, so that the model equals the base."""
     return {name: jnp.zeros(shape) for name, shape in shapes(options, config).items()}
 
 
@@ -48,12 +49,12 @@ def bind(
     config: LlamaConfig,
     dropout_key: Array | None = None,
 ) -> Bound:
-    """Returns the biases as updates of the fields of the same name."""
+    """Returns the biases as updates of the fields with the same names."""
     return Bound(adapted=(Adapted(options.adapted(config), updates=dict(trainable)),))
 
 
 def cost(options: BiasOptions, config: LlamaConfig) -> AdapterCost:
-    """Additions are not counted."""
+    """Returns the cost of the backward pass alone; additions are not counted."""
     return AdapterCost(start_layer=options.start_layer)
 
 

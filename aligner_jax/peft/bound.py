@@ -1,4 +1,4 @@
-"""An adapter as the model sees it: parts in ranges of layers, and parameters in place of the base's."""
+"""Adapters in the form that the model takes: prefixes and updates of layers, and replaced parameters."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ class Bound:
     """One or more adapters bound to a base.
 
     Attributes:
-      adapted: prefixes and updates, with the range of layers that each adapts.
-      parameters: fields of `Params` (but not of its layers) that take the place of the base's.
+      adapted: prefixes and updates, each for a range of layers.
+      parameters: replacements for fields of `Params` other than its layers.
       first_position: rotary position of a text's first token.
     """
 
@@ -25,5 +25,5 @@ class Bound:
     first_position: int = flax.struct.field(pytree_node=False, default=0)
 
     def on(self, params: Params) -> Params:
-        """Returns the base with these parameters in place of its own."""
+        """Returns the base with its parameters replaced by these."""
         return dataclasses.replace(params, **self.parameters)

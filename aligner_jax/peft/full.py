@@ -1,6 +1,6 @@
-"""Full fine-tuning: every parameter is trained, as a float32 difference to the base; for small models.
+"""Full fine-tuning: trains a float32 difference to every parameter of the base; for small models.
 
-Trained are differences and not copies, so that the base stays what it is, and weight decay pulls towards it.
+Training differences, not copies, leaves the base unchanged, and weight decay pulls towards the base.
 """
 
 import jax
@@ -19,20 +19,20 @@ _LAYERS = "layers."
 
 
 def shapes(options: Options, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of all parameters, by field of `Params`; fields of `Layers` come after "layers."."""
+    """Returns the shapes of all parameters by field of `Params`; names of fields of `Layers` begin with "layers."."""
     paths = jax.tree_util.tree_leaves_with_path(abstract_params(config))
     return {".".join(str(key.name) for key in path): leaf.shape for path, leaf in paths}
 
 
 def init(options: Options, config: LlamaConfig, key: Array) -> dict[str, Array]:
-    """Returns zeros: at first the model is the base."""
+    """Returns zeros, so that the model equals the base."""
     return {name: jnp.zeros(shape) for name, shape in shapes(options, config).items()}
 
 
 def bind(
     trainable: dict[str, Array], options: Options, params: Params, config: LlamaConfig, dropout_key: Array | None = None
 ) -> Bound:
-    """Returns the layers' differences as updates, and the sums for the other parameters. Sums are rounded once.
+    """Returns the differences of layers as updates, and the other parameters as sums, which are rounded once.
 
     Raises:
       InputError: the base is quantized.
@@ -53,7 +53,7 @@ def bind(
 
 
 def cost(options: Options, config: LlamaConfig) -> AdapterCost:
-    """Every layer has a backward pass; `Method.trains_base` says the rest."""
+    """Returns the cost of a backward pass of every layer; `Method.trains_base` adds that of the base's gradients."""
     return AdapterCost()
 
 

@@ -1,4 +1,4 @@
-"""Gates of the methods whose prefix has a softmax of its own: the shapes they come in, and how they weigh."""
+"""Gates of methods whose prefix has a softmax of its own."""
 
 import dataclasses
 
@@ -15,27 +15,28 @@ from aligner_jax.runtime.roofline import AdapterCost
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GatedOptions(LayerOptions):
-    """Options of a method with tokens before every adapted layer's text, and the gates `gates_ln` that weigh them.
+    """Options of a method with a prefix in every adapted layer, scaled by the gates `gates_ln`.
 
     Attributes:
-      num_tokens: p, tokens of the prefix.
+      num_tokens: p, the number of prefix tokens.
     """
 
     num_tokens: int = number(1, least=1, most=MOST_INTEGER)
 
     def weights[Gates: (Array, np.ndarray)](self, gates_ln: Gates) -> Gates:
-        """Returns the factors of the prefix's outputs, from the gates [l, n] as they are trained."""
+        """Returns the factors of the prefix's outputs for the trained gates [l, n]."""
         return gates_ln
 
 
 def gate_shape(kind: str, num_layers: int, config: LlamaConfig) -> tuple[int, int]:
-    """Returns the numbers of layers and of heads that have gates of their own.
+    """Returns the shape of the trained gates, (layers, heads); axes along which all share a gate have size 1.
 
     Args:
-      kind: one gate for each layer and "head"; for each layer and "kv_head" (its query heads tied, so that the fold
-        into a value bias is exact); for each "layer"; for each head and the same in all layers ("shared_heads"); or one
-        for all ("global").
-      num_layers: the number of adapted layers.
+      kind: "head" for one gate per layer and query head; "kv_head" for one per layer and kv head, so that the prefix
+        can be folded exactly into a value bias; "layer" for one per layer; "shared_heads" for one per query head, the
+        same in all layers; or "global" for one gate.
+      num_layers: number of adapted layers.
+      config: configuration of the model.
     """
     return {
         "head": (num_layers, config.num_heads),
@@ -47,13 +48,13 @@ def gate_shape(kind: str, num_layers: int, config: LlamaConfig) -> tuple[int, in
 
 
 def spread_gates(gates_ln: Float[Array, "l n"], num_layers: int, config: LlamaConfig) -> Float[Array, "l 1 n"]:
-    """Returns the gates as a `Prefix` has them: one for every layer and query head, the same for all rows."""
+    """Broadcasts gates to every layer and query head, the shape of `Prefix.gate_bn` with a layer axis."""
     repeated_ln = jnp.repeat(gates_ln, config.num_heads // gates_ln.shape[1], axis=1)
     return jnp.broadcast_to(repeated_ln, (num_layers, config.num_heads))[:, None]
 
 
 def gated_cost(options: GatedOptions, config: LlamaConfig) -> AdapterCost:
-    """Cost of tokens that go through the projections of every adapted layer: W_V alone for one, whose key cancels."""
+    """Returns the cost of a prefix that every adapted layer projects. One token needs W_V alone: its key cancels."""
     projections = 1 if options.num_tokens == 1 else 2
     return AdapterCost(
         start_layer=options.start_layer,

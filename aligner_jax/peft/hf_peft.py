@@ -1,4 +1,4 @@
-"""Hugging Face PEFT adapter folders, LoRA and AdaptionPrompt: adapter_config.json beside adapter_model.safetensors."""
+"""Reads and writes Hugging Face PEFT folders: adapter_config.json and adapter_model.safetensors."""
 
 import dataclasses
 import math
@@ -34,7 +34,7 @@ _WRITABLE = "PEFT has lora, and llama_adapter (or an aligner) with one gate a la
 
 
 class _Place(NamedTuple):
-    """A tensor of the folder: our array that it is a part of, the number of that part, its shape in the folder."""
+    """A tensor of the folder: its name, the trained array and the index in it that it maps to, and its shape."""
 
     name: str
     leaf: str
@@ -43,20 +43,21 @@ class _Place(NamedTuple):
 
 
 def load_peft(folder: str | Path, config: LlamaConfig | None = None) -> Adapter:
-    """A PEFT adapter as one of this project's, float32; the logits are those that PEFT computes.
+    """Loads a PEFT adapter in float32; its logits equal PEFT's.
 
     LoRA becomes `lora`: x ↦ W x + s · B A x with s = lora_alpha / r, or lora_alpha / √r with use_rslora. AdaptionPrompt
-    becomes `llama_adapter` with one gate a layer and no tanh, in the last adapter_layers layers. Source: PEFT 0.21,
-    tuners/lora/layer.py and tuners/adaption_prompt/layer.py. Of adapter_model.bin only tensors are built.
+    becomes `llama_adapter` with one gate per layer and no tanh, in the last adapter_layers layers. Source: PEFT 0.21,
+    tuners/lora/layer.py and tuners/adaption_prompt/layer.py.
 
     Args:
-      folder: has adapter_config.json, and adapter_model.safetensors or adapter_model.bin.
-      config: of the base. Without it an AdaptionPrompt's layers are taken to be the model's last, and LoRA asks the
-        folder that base_model_name_or_path names, if there is one.
+      folder: folder with adapter_config.json, and adapter_model.safetensors or adapter_model.bin. From the latter, a
+        pickle, only tensors are built.
+      config: configuration of the base. If it is None, the last layer of an AdaptionPrompt is taken to be the model's
+        last, and LoRA reads the configuration in the folder that base_model_name_or_path names.
 
     Raises:
-      InputError: a file is missing or damaged, the configuration asks for what is not supported (the field is named),
-        or a tensor is unknown, missing, of another shape, or not finite (it is named).
+      InputError: a file is missing or damaged, a field of the configuration is not supported, or a tensor is unknown,
+        missing, not finite, or of the wrong shape. The message names the field or tensor.
     """
     folder = Path(folder)
     found = PeftConfig(folder)
@@ -66,20 +67,20 @@ def load_peft(folder: str | Path, config: LlamaConfig | None = None) -> Adapter:
 
 
 def write_peft(adapter: Adapter, folder: str | Path, *, config: LlamaConfig, base_name: str | None = None) -> None:
-    """Writes an adapter as PEFT saves one, in the dtypes it has; the folder is there whole or not at all.
+    """Writes an adapter as a PEFT folder, atomically and with unchanged dtypes.
 
-    PEFT has no Aligner. But one whose gates are one a layer, or one for all, is exactly an AdaptionPrompt that has the
-    same tokens in every layer, and is written as that: so with gates "layer" and "global", tokens of either width.
-    A tanh of gates is written as its value.
+    PEFT has no Aligner. An `aligner` with gates "layer" or "global" (and tokens of either width) is equal to an
+    AdaptionPrompt with the same tokens in every layer, and is written as one. For gates with a tanh, the value of the
+    tanh is written.
 
     Args:
-      adapter: a `lora`; or a `llama_adapter` or `aligner` with one gate a layer.
-      folder: a new or empty one.
-      config: of the base.
-      base_name: what base_model_name_or_path shall say; PEFT's AutoPeftModel loads the base from there.
+      adapter: a `lora`, or a `llama_adapter` or `aligner` with one gate per layer.
+      folder: a new or empty folder.
+      config: configuration of the base.
+      base_name: value of base_model_name_or_path, from which PEFT's AutoPeftModel loads the base.
 
     Raises:
-      InputError: PEFT has nothing that computes the same, or the folder cannot be written.
+      InputError: PEFT has no equivalent of the adapter, or the folder cannot be written.
     """
     adapter.options.check(config)
     fitting = METHODS[adapter.method].shapes(adapter.options, config)
@@ -96,13 +97,13 @@ def write_peft(adapter: Adapter, folder: str | Path, *, config: LlamaConfig, bas
         text = adaption_prompt_config(num_tokens, num_layers, base_name)
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     tensors = {place.name: np.ascontiguousarray(_outward(arrays[place.leaf][place.part], place)) for place in places}
-    # The metadata that transformers asks of a file written for torch.
+    # transformers requires these metadata in files for torch.
     data = safetensors.numpy.save(tensors, {"format": "pt"})
     write_folder_atomically(folder, {_TENSORS: data, FILE: text})
 
 
 def _load_lora(folder: Path, found: PeftConfig, config: LlamaConfig, tensors: dict[str, np.ndarray]) -> Adapter:
-    # Every layer has two tensors at least: a number of layers that no file could have is not gone through.
+    # Every layer has at least two tensors, so an impossible num_layers is refused before any loop over layers.
     if config.num_layers > len(tensors):
         raise InputError(f"{folder} has {len(tensors)} tensors, too few for the {config.num_layers} layers of its base")
     given = found.lora_options(config.num_layers)
@@ -143,7 +144,7 @@ def _load_adaption_prompt(
 
 
 def _as_adaption_prompt(adapter: Adapter, config: LlamaConfig) -> dict[str, jnp.ndarray]:
-    """tokens_lpd and gates_ln [l, 1] of a prefix with one gate a layer."""
+    """Returns tokens_lpd and gates_ln [l, 1] of a prefix with one gate per layer."""
     options = adapter.options
     if not isinstance(options, AlignerOptions | LlamaAdapterOptions):
         raise InputError(f"an adapter of method {adapter.method!r} cannot be written for PEFT: {_WRITABLE}")
@@ -165,7 +166,7 @@ def _as_adaption_prompt(adapter: Adapter, config: LlamaConfig) -> dict[str, jnp.
 
 
 def _check_model(config: LlamaConfig, where: str) -> None:
-    """Refuses models on which PEFT's AdaptionPrompt is something else than a prefix in its own softmax."""
+    """Refuses models for which PEFT's AdaptionPrompt does not compute a prefix with a softmax of its own."""
     if config.o_bias:
         raise InputError(
             f"{where}: the model has a bias in o_proj, which PEFT's AdaptionPrompt adds a second time in adapted layers"
@@ -182,7 +183,7 @@ def _lora_places(options: LoraOptions, config: LlamaConfig) -> Iterator[_Place]:
     for target in options.targets:
         for side in "AB":
             leaf = next(name for name in shapes if name.startswith(f"{side.lower()}_{target}_"))
-            # A is [r, in], B is [out, r].
+            # PEFT's A is [r, in], its B is [out, r].
             size = math.prod(shapes[leaf][1:]) // options.rank
             shape = (options.rank, size) if side == "A" else (size, options.rank)
             for layer in range(config.num_layers):
@@ -197,12 +198,12 @@ def _adaption_prompt_places(num_layers: int, num_adapted: int, num_tokens: int, 
 
 
 def _outward(part: np.ndarray, place: _Place) -> np.ndarray:
-    """A part of one of our arrays as PEFT shapes it; matrices, LoRA's, are transposed."""
+    """Reshapes a part of a trained array to PEFT's shape; LoRA's matrices are transposed."""
     return part.reshape(place.shape[::-1]).T if len(place.shape) == 2 else part.reshape(place.shape)
 
 
 def _accounted(folder: Path, tensors: dict[str, np.ndarray], places: Iterator[_Place]) -> list[_Place]:
-    """The places, all of whose tensors are there as they should be, and no others."""
+    """Returns the places as a list, after checking that the folder has exactly their tensors."""
     found = {}
     for place in places:
         name = place.name
@@ -222,7 +223,7 @@ def _accounted(folder: Path, tensors: dict[str, np.ndarray], places: Iterator[_P
 
 
 def _seen_sizes(folder: Path, tensors: dict[str, np.ndarray]) -> tuple[int, int]:
-    """Layers and width of the model that an AdaptionPrompt is of, as far as its tensors tell."""
+    """Infers the number of layers and d_model of the base from an AdaptionPrompt's tensors."""
     found = {int(match[1]): tensors[name] for name in tensors if (match := _PROMPT.fullmatch(name))}
     if not found or found[max(found)].ndim != 3:
         raise InputError(f"{folder} has no tensor of an AdaptionPrompt, such as {_PREFIX.format(l=0)}{_AT}prompt")
@@ -241,12 +242,12 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
         tensors = {}
         for source in safetensors_sources(folder / _TENSORS):
             FORMAT.check_encoding(source)
-            # As one row: a tensor without axes has none to read along.
+            # Tensors are decoded as one row, since scalars have no axis to read along.
             row = FORMAT.decode(dataclasses.replace(source, shape=(1, -1)))
             tensors[source.name] = row.reshape(source.shape).astype(np.float32)
         return tensors
     if is_file(folder / _PICKLE):
-        # A float64 that is too large becomes infinite, which is refused by its name.
+        # A float64 beyond float32 becomes infinite, and `_accounted` refuses it.
         with np.errstate(over="ignore"):
             return {name: tensor.astype(np.float32) for name, tensor in read_torch_tensors(folder / _PICKLE).items()}
     raise InputError(f"{folder} has neither {_TENSORS} nor {_PICKLE}")

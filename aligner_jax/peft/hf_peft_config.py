@@ -1,4 +1,4 @@
-"""adapter_config.json of a Hugging Face PEFT folder: what it asks for, and refusal of what is not supported."""
+"""Reads, checks and writes adapter_config.json, the configuration file of Hugging Face PEFT."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -22,16 +22,15 @@ MODULES = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
-"""The targets of `lora`, as modules of a layer of transformers' LLaMA."""
+"""Module names of the targets of `lora`, within a layer of transformers' LLaMA."""
 LAYER = "model.layers.{l}."
-"""What comes before a module's name."""
+"""Name prefix of a layer's modules."""
 _NAMES = ", ".join(module.rpartition(".")[2] for module in MODULES.values())
 
 _KINDS = {"LORA": "lora", "ADAPTION_PROMPT": "llama_adapter"}
 _ATTENTION = "self_attn"
 
-# Fields that a reader may pass over: names and versions, how numbers were initialized, and the two that have a value
-# although nothing uses them.
+# Fields that do not change the result: names, versions, initialization, and two that are set although unused.
 _IDLE = {
     "peft_type", "peft_version", "task_type", "inference_mode", "auto_mapping", "base_model_name_or_path", "revision",
     "init_lora_weights", "eva_config", "loftq_config", "layers_pattern", "megatron_core", "qalora_group_size",
@@ -57,23 +56,23 @@ _REASONS = {
     "fan_in_fan_out": "the projections of a LLaMA are not transposed",
     "lora_bias": "biases of LoRA's factors are not supported",
 }
-# Other initializations change the base's own weights, which this project never does.
+# Other initializations change the base's weights, which this project never does.
 _INITIALIZATIONS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 class PeftConfig:
-    """The JSON object in a folder's adapter_config.json.
+    """Checked content of a folder's adapter_config.json.
 
     Attributes:
-      fields: of the file.
+      fields: fields of the JSON object.
       method: "lora" or "llama_adapter".
     """
 
     def __init__(self, folder: Path):
-        """Reads it and refuses fields that mean something this project does not compute.
+        """Reads the file, and refuses fields with a meaning that this project does not support.
 
         Raises:
-          InputError: there is no such file, it is not a JSON object, or a field asks for what is not supported.
+          InputError: the file does not exist, is not a JSON object, or has a field that is not supported.
         """
         file = folder / FILE
         if not is_file(file):
@@ -91,23 +90,23 @@ class PeftConfig:
             self.refuse("init_lora_weights", "that initialization changes the weights of the base")
 
     def refuse(self, name: str, reason: str) -> NoReturn:
-        """Raises InputError: file, field, its value and why it cannot be."""
+        """Raises InputError that names the file, the field, its value and the reason."""
         raise self.fields.error(name, f"is {shown(self.fields.get(name))}: {reason}")
 
     def lora_options(self, num_layers: int) -> dict[str, Any]:
         """Returns the options of `lora`; absent fields have PEFT's defaults.
 
         Args:
-          num_layers: of the base. The work is in proportion to it.
+          num_layers: number of layers of the base; the run time is proportional to it.
 
         Raises:
-          InputError: a field is of another type or out of range, the targets are not the same projections in all
-            layers, or there are none.
+          InputError: a field has the wrong type or is out of range, the targets differ between layers, or there are
+            none.
         """
         self.fields.number("lora_alpha", 8)
         return {
             "rank": self.fields.integer("r", 8),
-            # An integer stays one: so it is written again.
+            # An integer stays an integer, so that it is written back unchanged.
             "alpha": self.fields.get("lora_alpha") or 8,
             "dropout": self.fields.number("lora_dropout", 0.0, least=0, most=1),
             "rslora": self.fields.flag("use_rslora"),
@@ -115,12 +114,12 @@ class PeftConfig:
         }
 
     def check_attention(self) -> None:
-        """Raises InputError unless an AdaptionPrompt is at the attention of LLaMA's layers."""
+        """Raises InputError unless an AdaptionPrompt targets the attention of LLaMA's layers."""
         if self.fields.get("target_modules") not in (None, _ATTENTION):
             self.refuse("target_modules", f"in a LLaMA prompts are at {_ATTENTION!r}")
 
     def _targets(self, num_layers: int) -> tuple[str, ...]:
-        """Returns the projections that are adapted; PEFT passes over names of modules that the model lacks."""
+        """Returns the adapted projections; names of unknown modules are ignored, as in PEFT."""
         self._check_layers(num_layers)
         is_wanted, is_excluded = self._wanted(), self._excluded()
         targets = []
@@ -154,19 +153,19 @@ class PeftConfig:
             self.refuse("layers_pattern", "the layers of a LLaMA are in 'layers'")
 
     def _wanted(self) -> Callable[[str], bool]:
-        """Returns which modules target_modules names."""
+        """Returns a function that is True for the module names in target_modules."""
         wanted = self.fields.get("target_modules")
         if isinstance(wanted, str) and wanted.lower() == "all-linear":
             wanted = list(MODULES.values())
         return self._matching("target_modules", wanted)
 
     def _excluded(self) -> Callable[[str], bool]:
-        """Returns which modules exclude_modules takes out again."""
+        """Returns a function that is True for the module names in exclude_modules."""
         excluded = self.fields.get("exclude_modules")
         return self._matching("exclude_modules", excluded) if excluded else lambda name: False
 
     def _matching(self, field: str, value: object) -> Callable[[str], bool]:
-        """Returns which modules a value means. A text is a regular expression of whole names, a list has their ends."""
+        """Returns a predicate of module names: a regular expression of whole names, or a list of their suffixes."""
         if isinstance(value, str):
             try:
                 return NamePattern(value).matches
@@ -184,12 +183,12 @@ class PeftConfig:
 
 
 def _is_unset(value: object) -> bool:
-    """Returns True for a field that asks for nothing. A zero is not one: it may be a rate."""
+    """Returns True if a field's value turns nothing on. Zero is not such a value, since it may be a rate."""
     return value is None or value is False or value == "none" or (isinstance(value, list | dict) and not value)
 
 
 def lora_config(options: Mapping[str, Any], base_name: str | None) -> str:
-    """adapter_config.json for `lora` with these options."""
+    """Returns the text of adapter_config.json for a `lora` with these options."""
     return _text(
         base_name,
         peft_type="LORA",
@@ -206,7 +205,7 @@ def lora_config(options: Mapping[str, Any], base_name: str | None) -> str:
 
 
 def adaption_prompt_config(num_tokens: int, num_layers: int, base_name: str | None) -> str:
-    """adapter_config.json for an AdaptionPrompt in the last `num_layers` layers."""
+    """Returns the text of adapter_config.json for an AdaptionPrompt in the last `num_layers` layers."""
     return _text(
         base_name,
         peft_type="ADAPTION_PROMPT",

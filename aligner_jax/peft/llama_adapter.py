@@ -1,4 +1,4 @@
-"""LLaMA-Adapter (arXiv 2303.16199): tokens of its own for every adapted layer, and gates."""
+"""LLaMA-Adapter (arXiv 2303.16199): separate prefix tokens for every adapted layer, and gates."""
 
 import dataclasses
 from typing import Literal
@@ -24,8 +24,10 @@ class LlamaAdapterOptions(GatedOptions):
     """Options of a LLaMA-Adapter.
 
     Attributes:
-      gates: one a "head" of each layer, or one a "layer" as in Hugging Face PEFT's AdaptionPrompt.
-      tanh: True if the gate's hyperbolic tangent is what weighs, as in the original; Aligner's comparison has none.
+      num_tokens: p, the number of prefix tokens per layer.
+      gates: "head" for one gate per layer and query head, or "layer" for one per layer (Hugging Face PEFT's
+        AdaptionPrompt).
+      tanh: True to scale the prefix by tanh(gate), as in the original; the Aligner paper's comparison has no tanh.
     """
 
     num_tokens: int = number(10, least=1, most=MOST_INTEGER)
@@ -33,14 +35,14 @@ class LlamaAdapterOptions(GatedOptions):
     tanh: bool = False
 
     def weights[Gates: (Array, np.ndarray)](self, gates_ln: Gates) -> Gates:
-        """Returns the factors of the prefix's outputs, from the gates [l, n] as they are trained."""
+        """Returns the factors of the prefix's outputs for the trained gates [l, n]."""
         if not self.tanh:
             return gates_ln
         return np.tanh(gates_ln) if isinstance(gates_ln, np.ndarray) else jnp.tanh(gates_ln)
 
 
 def shapes(options: LlamaAdapterOptions, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the trained arrays: l · (p · d + heads) numbers, l counting adapted layers only."""
+    """Returns the shapes of the trained arrays: l · (p · d + gates) parameters, where l counts adapted layers only."""
     num_layers = options.num_adapted(config)
     return {
         "tokens_lpd": (num_layers, options.num_tokens, config.d_model),
@@ -49,7 +51,7 @@ def shapes(options: LlamaAdapterOptions, config: LlamaConfig) -> dict[str, tuple
 
 
 def init(options: LlamaAdapterOptions, config: LlamaConfig, key: Array) -> dict[str, Array]:
-    """Returns tokens from N(0, 1) and gates at 0: at first the model is the base."""
+    """Returns tokens from N(0, 1) and gates 0, so that the model equals the base."""
     shape = shapes(options, config)
     return {"tokens_lpd": jax.random.normal(key, shape["tokens_lpd"]), "gates_ln": jnp.zeros(shape["gates_ln"])}
 
@@ -61,7 +63,7 @@ def bind(
     config: LlamaConfig,
     dropout_key: Array | None = None,
 ) -> Bound:
-    """Returns the prefix of every adapted layer, stacked: its tokens through its own key and value projections."""
+    """Projects the tokens of every adapted layer with that layer's key and value projections."""
     tokens_lpd = trainable["tokens_lpd"].astype(params.embed_vd.dtype)
 
     def tokens_of(index):
@@ -74,7 +76,7 @@ def bind(
 
 
 def with_strength(adapter: Adapter, strength: float) -> Adapter:
-    """Returns the adapter with its gates multiplied, as they weigh: with a tanh, its value becomes the gate."""
+    """Returns the adapter with its gates multiplied. If options.tanh, tanh(gate) first replaces the gate."""
     options = adapter.options
     assert isinstance(options, LlamaAdapterOptions)
     if options.tanh and strength != 1:

@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685): a low-rank addition to any of a layer's projections."""
+"""LoRA (arXiv 2106.09685): a low-rank update of any of a layer's projections."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ TARGETS: dict[Target, str] = {
     "up": "up_ldf",
     "down": "down_lfd",
 }
-"""Projections, and the fields of `Layers` that hold them."""
+"""Fields of `Layers` by the name of the projection."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,26 +36,28 @@ class LoraOptions(Options):
     """Options of a LoRA; the defaults are the paper's baseline.
 
     Attributes:
-      targets: different projections.
-      dropout: share of a projection's inputs that its low-rank path does not see in training.
-      rslora: True if the scale is alpha / √rank (arXiv 2312.03732) and not alpha / rank.
+      rank: r, the rank of the update.
+      alpha: numerator of the scale.
+      targets: names of different projections.
+      dropout: dropout rate of the low-rank path's inputs in training.
+      rslora: True for scale alpha / √rank (arXiv 2312.03732), False for alpha / rank.
     """
 
     rank: int = number(8, least=1, most=MOST_INTEGER)
-    # An integer stays one: files that hold it do not change.
+    # An integer stays an integer, so that saved files do not change.
     alpha: int | float = number(16, above=0, most=MOST_NUMBER)
     targets: tuple[Target, ...] = ("q", "v")
     dropout: int | float = number(0.05, least=0, below=1)
     rslora: bool = False
 
     def check(self, config: LlamaConfig | None) -> None:
-        """Raises InputError where there are no targets, or one twice."""
+        """Raises InputError if targets is empty or has duplicates."""
         if not self.targets or len(set(self.targets)) < len(self.targets):
             raise InputError(f"targets is {self.targets}, but should be a list of different projections")
 
 
 def shapes(options: LoraOptions, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the trained arrays: rank · (inputs + outputs) numbers a layer and target."""
+    """Returns the shapes of the trained arrays: rank · (inputs + outputs) parameters per layer and target."""
     found = {}
     for target in options.targets:
         into, out = _sides(target, config)
@@ -65,7 +67,7 @@ def shapes(options: LoraOptions, config: LlamaConfig) -> dict[str, tuple[int, ..
 
 
 def init(options: LoraOptions, config: LlamaConfig, key: Array) -> dict[str, Array]:
-    """Returns A uniform between ±1 / √inputs (Kaiming's for a slope of √5), and B zero, where the model is the base."""
+    """Returns A uniform in ±1 / √inputs (Kaiming with a = √5) and B zero, so that the model equals the base."""
     trainable = {}
     for name, shape in shapes(options, config).items():
         key, own = jax.random.split(key)
@@ -82,10 +84,14 @@ def bind(
     config: LlamaConfig,
     dropout_key: Array | None = None,
 ) -> Bound:
-    """Returns the factors beside each target's weight.
+    """Returns the factors as updates of the targets' weights.
 
     Args:
-      dropout_key: in training, a key of this step; without one nothing is dropped.
+      trainable: trained arrays.
+      options: options of the LoRA.
+      params: parameters of the base; not used.
+      config: configuration of the base.
+      dropout_key: a `jax.random.key` of this training step; None applies no dropout.
     """
     scale = options.alpha / (math.sqrt(options.rank) if options.rslora else options.rank)
     dropout = options.dropout if dropout_key is not None else 0.0
@@ -106,13 +112,13 @@ def bind(
 
 
 def cost(options: LoraOptions, config: LlamaConfig) -> AdapterCost:
-    """Every layer has a backward pass, and each token goes through all factors."""
+    """Returns the cost of a backward pass of every layer, and of all factors for each token."""
     factors = sum(math.prod(shape[1:]) for shape in shapes(options, config).values())
     return AdapterCost(trained_weights=factors)
 
 
 def _letters(target: Target) -> tuple[str, str]:
-    """The axes that a projection sums over, and those of its result."""
+    """Returns the axes that a projection sums over, and those of its result."""
     axes = TARGETS[target].partition("_l")[2]
     return ("nh", "d") if target == "o" else (axes[0], axes[1:])
 

@@ -1,4 +1,4 @@
-"""The table of methods, and what is done with an adapter of any of them."""
+"""The table of methods, and functions of adapters of any method."""
 
 import dataclasses
 import difflib
@@ -34,14 +34,16 @@ METHODS: dict[str, Method[Any]] = {
 def complete_options(
     method: str, config: LlamaConfig | None, options: Mapping[str, Any], *, section: str = ""
 ) -> Options:
-    """Returns the method's options with its defaults filled in, checked against the model where there is one.
+    """Returns the complete options of a method: fills in defaults, and checks them.
 
     Args:
-      options: by name, as a config or a JSON file has them.
-      section: of a config that holds them, such as "config.adapter", for errors.
+      method: a key of `METHODS`.
+      config: configuration of the model to check against; may be None.
+      options: options by name, from a config or a JSON file.
+      section: section of the config that holds the options, such as "config.adapter", for error messages.
 
     Raises:
-      InputError: an unknown method or option, or a value that the method or the model cannot have.
+      InputError: the method or an option is unknown, or a value is invalid for the method or the model.
     """
     if method not in METHODS:
         raise InputError(f"adapter method {method!r} is not one of {', '.join(METHODS)}")
@@ -57,35 +59,40 @@ def complete_options(
 
 
 def option_names(method: str) -> tuple[str, ...]:
-    """Returns the names of a method's options; the method is a key of `METHODS`."""
+    """Returns the sorted names of a method's options; the method is a key of `METHODS`."""
     return tuple(sorted(field.name for field in dataclasses.fields(METHODS[method].options)))
 
 
 def init_adapter(method: str, config: LlamaConfig, key: int | Array = 0, **options: Any) -> Adapter:
-    """Returns a fresh adapter for models of this configuration, float32.
+    """Initializes an adapter for models of this configuration, in float32.
 
     Args:
       method: a key of `METHODS`.
+      config: configuration of the model.
       key: a seed, or a `jax.random.key`.
-      **options: of the method; for "aligner" num_tokens (default 1) and start_layer (default 2).
+      **options: options of the method, for example num_tokens (default 1) and start_layer (default 2) of "aligner".
 
     Raises:
-      InputError: an unknown method or option, or a value that the method or the model cannot have.
+      InputError: the method or an option is unknown, or a value is invalid for the method or the model.
     """
     return fresh_adapter(method, config, key, complete_options(method, config, options))
 
 
 def fresh_adapter(method: str, config: LlamaConfig, key: int | Array, options: Options) -> Adapter:
-    """Returns what `init_adapter` does, of options that `complete_options` made."""
+    """Initializes an adapter like `init_adapter`, with options from `complete_options`."""
     key = jax.random.key(key) if isinstance(key, int) else key
     return Adapter(trainable=METHODS[method].init(options, config, key), method=method, options=options)
 
 
 def with_strength(adapter: Adapter, strength: float) -> Adapter:
-    """Returns the adapter with its contribution to every layer multiplied: 0 is the base, 1 changes nothing.
+    """Multiplies an adapter's effect on every layer.
+
+    Args:
+      adapter: an adapter of any method.
+      strength: factor; 0 gives the base, 1 changes nothing.
 
     Raises:
-      InputError: the method has nothing to multiply, and the strength is not 1.
+      InputError: the method has no strength (`has_strength`), and the strength is not 1.
     """
     multiply = METHODS[adapter.method].with_strength
     if multiply is not None:
@@ -96,5 +103,5 @@ def with_strength(adapter: Adapter, strength: float) -> Adapter:
 
 
 def has_strength(adapter: Adapter) -> bool:
-    """Returns True if `with_strength` can change it: not for prompt and prefix tuning."""
+    """Returns True if `with_strength` can change the adapter, which it cannot for prompt and prefix tuning."""
     return METHODS[adapter.method].with_strength is not None

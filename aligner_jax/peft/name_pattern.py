@@ -1,8 +1,9 @@
-"""Regular expressions of module names, matched in bounded time: those of PEFT's `target_modules`.
+"""Matches regular expressions of module names (PEFT's `target_modules`) in bounded time.
 
-A pattern comes out of a file, and Python's `re` may need ages for one of twenty characters. Here sets of positions,
-which are bits of an integer, are followed through the pattern instead: nothing is ever tried twice, and a budget bounds
-the work. What a pattern accepts is what `re.fullmatch` accepts. Without capturing, greedy and lazy are the same.
+Patterns come from files, and Python's `re` can take exponential time for a pattern of twenty characters. This matcher
+instead propagates sets of positions, the bits of an integer, through the pattern. It never tries a position twice, and
+a budget bounds the work. A pattern accepts the same names as `re.fullmatch`. Without capturing, greedy and lazy repeats
+are equivalent.
 """
 
 import re
@@ -17,17 +18,18 @@ _SPECIAL = frozenset(".^$*+?{}[]\\|()")
 
 
 class PatternError(ValueError):
-    """A pattern that is wrong, that holds what is not supported, or that takes too much work; says which."""
+    """A pattern is invalid, is not supported, or takes too much work; the message says which."""
 
 
 class NamePattern:
     """A regular expression for whole names.
 
-    It may hold literals, `.`, classes, `|`, groups, `* + ? {m,n}` and their lazy forms, `^ $ \\A \\Z \\b`, look-aheads,
-    and `\\d \\w \\s` and their opposites; not back-references, look-behinds, possessive repeats or flags.
+    Supported are literals, `.`, classes, `|`, groups, `* + ? {m,n}` and their lazy forms, `^ $ \\A \\Z \\b`,
+    look-aheads, and `\\d \\w \\s` and their complements. Not supported are back-references, look-behinds, possessive
+    repeats and flags.
 
     Raises:
-      PatternError: the pattern is none of these.
+      PatternError: the pattern is invalid or not supported.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -37,15 +39,15 @@ class NamePattern:
         self._steps = 0
 
     def matches(self, name: str) -> bool:
-        """Returns what `re.fullmatch` says of a name.
+        """Returns True if the pattern matches the whole name.
 
         Raises:
-          PatternError: this and the calls before took more work than any pattern of use does.
+          PatternError: all calls together exceeded the budget, which no useful pattern does.
         """
         return bool(self._ends(self._root, 1, name) >> len(name) & 1)
 
     def _ends(self, node: "_Node", starts: int, name: str) -> int:
-        """Returns the positions that `node` may end at, from any of the positions `starts`."""
+        """Returns the end positions of `node` after any of the positions `starts`, both as bits."""
         self._steps += 1
         if self._steps > _MOST_STEPS:
             raise PatternError("it takes too much work to match")
@@ -73,7 +75,7 @@ class NamePattern:
                 for _ in range(least):
                     starts = self._ends(inner, starts, name)
                 ends = new = starts
-                # Only positions that are new are gone on from, so there are at most as many rounds as characters.
+                # Only new positions are followed, so there are at most as many rounds as characters.
                 while new and most != 0:
                     new = self._ends(inner, new, name) & ~ends
                     ends |= new
@@ -90,7 +92,7 @@ class _Character(NamedTuple):
 
 
 class _Where(NamedTuple):
-    """A position: its condition on the name and the place in it."""
+    """An assertion about a position in the name."""
 
     holds: Callable[[str, int], bool]
 
@@ -109,7 +111,7 @@ class _Choice(NamedTuple):
 
 
 class _Repeat(NamedTuple):
-    """`inner` at least `least` times, and then up to `most` times more; None: any number."""
+    """`inner` at least `least` times, and then up to `most` times more (None for any number of times)."""
 
     inner: "_Node"
     least: int
@@ -151,7 +153,7 @@ _PLACES: dict[str, Callable[[str, int], bool]] = {
 
 
 class _Parser:
-    """Recursive descent over one pattern."""
+    """Recursive-descent parser of one pattern."""
 
     def __init__(self, pattern: str) -> None:
         self.pattern, self.at, self.depth = pattern, 0, 0
@@ -174,7 +176,7 @@ class _Parser:
         while self.at < len(self.pattern) and self.pattern[self.at] not in "|)":
             atom = self._atom()
             node = self._repeated(atom)
-            # Names are mostly spelled out: one step for all letters of a text.
+            # Adjacent letters are merged into one text, which takes one step to match.
             if isinstance(node, _Text) and parts and isinstance(last := parts[-1], _Text):
                 parts[-1] = _Text(last.text + node.text)
             else:
@@ -256,7 +258,7 @@ class _Parser:
         return _Text(letter) if accepts is None else _Character(accepts)
 
     def _kind(self, letter: str) -> Callable[[str], bool] | None:
-        """Returns the characters that an escaped letter stands for; None for a character that stands for itself."""
+        """Returns a predicate for an escaped letter's class of characters; None if it stands for itself."""
         if letter.lower() in _KINDS and letter.isascii():
             accepts = _KINDS[letter.lower()]
             return accepts if letter.islower() else lambda c: not accepts(c)
@@ -282,12 +284,12 @@ class _Parser:
         return lambda c: negated != (any(k(c) for k in kinds) or any(low <= c <= high for low, high in ranges))
 
     def _member(self) -> str | Callable[[str], bool]:
-        """Returns a character of a class, or the characters that an escaped letter stands for."""
+        """Returns a character of a class, or the predicate of an escaped letter."""
         character = self._next()
         if character == "\\":
             letter = self._next()
             return self._kind(letter) or letter
-        # Python means to give these a meaning in classes.
+        # Python reserves these for set operations in classes.
         if character == "[" or self.pattern[self.at - 1 : self.at + 1] in ("--", "&&", "||", "~~"):
             raise self._error(f"{character!r} in a class of characters should be escaped")
         return character

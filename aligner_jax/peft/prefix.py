@@ -1,4 +1,4 @@
-"""Prefix tuning (arXiv 2101.00190): keys and values per layer, in one softmax with the text's."""
+"""Prefix tuning (arXiv 2101.00190): trained keys and values per layer, in one softmax with the text."""
 
 import dataclasses
 
@@ -20,11 +20,12 @@ from aligner_jax.runtime.roofline import AdapterCost
 class PrefixOptions(LayerOptions):
     """Options of prefix tuning.
 
-    There is no network that makes keys and values (the paper's reparametrization): they are trained as they are. Nor is
-    there a strength: a prefix takes attention from the text even where its values are zero.
+    Keys and values are trained directly, without the paper's reparametrization by a network. There is no strength: a
+    prefix takes attention from the text even if its values are zero.
 
     Attributes:
-      init_std: standard deviation of the keys' and values' initial normal distribution.
+      num_tokens: p, the number of prefix tokens.
+      init_std: standard deviation of the initial keys and values.
     """
 
     num_tokens: int = number(10, least=1, most=MOST_INTEGER)
@@ -33,13 +34,13 @@ class PrefixOptions(LayerOptions):
 
 
 def shapes(options: PrefixOptions, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the trained arrays: 2 · l · p · kv heads · head dim numbers, for the adapted layers."""
+    """Returns the shapes of the trained arrays: 2 · l · p · k · h parameters, where l counts adapted layers only."""
     shape = (options.num_adapted(config), options.num_tokens, config.num_kv_heads, config.head_dim)
     return {"keys_lpkh": shape, "values_lpkh": shape}
 
 
 def init(options: PrefixOptions, config: LlamaConfig, key: Array) -> dict[str, Array]:
-    """Returns normal numbers. The model is not the base at first."""
+    """Returns normally distributed keys and values. The initial model differs from the base."""
     keys = jax.random.split(key)
     found = shapes(options, config).items()
     return {name: options.init_std * jax.random.normal(k, shape) for k, (name, shape) in zip(keys, found, strict=True)}
@@ -52,7 +53,7 @@ def bind(
     config: LlamaConfig,
     dropout_key: Array | None = None,
 ) -> Bound:
-    """Returns the prefix as it is trained; its keys are not rotated."""
+    """Returns the trained keys, which are not rotated, and values as a joint prefix."""
     dtype = params.embed_vd.dtype
     k_lbpkh, v_lbpkh = (trainable[name][:, None].astype(dtype) for name in ("keys_lpkh", "values_lpkh"))
     gates_lbn = jnp.ones((k_lbpkh.shape[0], 1, config.num_heads))
@@ -61,7 +62,7 @@ def bind(
 
 
 def cost(options: PrefixOptions, config: LlamaConfig) -> AdapterCost:
-    """Each query of the adapted layers attends to the keys, which nothing has to make."""
+    """Returns the cost of attending to the prefix in the adapted layers; nothing is projected."""
     return AdapterCost(start_layer=options.start_layer, num_tokens=options.num_tokens)
 
 

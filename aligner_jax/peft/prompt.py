@@ -1,8 +1,8 @@
 """Prompt tuning (arXiv 2104.08691): trained embeddings before the input.
 
-Nothing before them depends on the text, so every layer's keys and values of them are the same for all documents. They
-are computed once, from the embeddings alone, and every document attends to them as a prefix in its own softmax, at
-positions after theirs: what it would have in front of each document, also in packed rows and while decoding.
+The embeddings do not depend on the text, so their keys and values are the same for all documents. They are computed
+once, and every document attends to them as a prefix that shares its softmax, at positions before the text's. This is
+equivalent to prepending the embeddings to each document, also in packed rows and in decoding.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ from aligner_jax.runtime.roofline import AdapterCost, layer_weights
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptOptions(Options):
-    """Options of prompt tuning, which has no strength: nothing in it is linear.
+    """Options of prompt tuning. It has no strength, since its effect is not linear.
 
     Attributes:
-      num_tokens: p, embeddings before the text.
-      init_std: standard deviation of their initial normal distribution.
+      num_tokens: p, the number of trained embeddings.
+      init_std: standard deviation of the initial embeddings.
     """
 
     num_tokens: int = number(20, least=1, most=MOST_INTEGER)
@@ -36,12 +36,12 @@ class PromptOptions(Options):
 
 
 def shapes(options: PromptOptions, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of the trained array: p · d numbers."""
+    """Returns the shape of the trained array: p · d parameters."""
     return {"tokens_pd": (options.num_tokens, config.d_model)}
 
 
 def init(options: PromptOptions, config: LlamaConfig, key: Array) -> dict[str, Array]:
-    """Returns normal numbers. The model is not the base at first."""
+    """Returns normally distributed embeddings. The initial model differs from the base."""
     return {"tokens_pd": options.init_std * jax.random.normal(key, shapes(options, config)["tokens_pd"])}
 
 
@@ -52,7 +52,7 @@ def bind(
     config: LlamaConfig,
     dropout_key: Array | None = None,
 ) -> Bound:
-    """Returns keys (rotated) and values of the embeddings in every layer, as a prefix in one softmax with the text."""
+    """Returns every layer's keys (rotated) and values of the embeddings, as a joint prefix."""
     x_1pd = trainable["tokens_pd"].astype(params.embed_vd.dtype)[None]
     cos_sin = rotation(jnp.arange(options.num_tokens, dtype=jnp.int32)[None], config)
 
@@ -75,7 +75,7 @@ def bind(
 
 
 def cost(options: PromptOptions, config: LlamaConfig) -> AdapterCost:
-    """The embeddings go through all weights of every layer, and each query attends to their keys."""
+    """Returns the cost of running the embeddings through all layers, and of attending to their keys."""
     return AdapterCost(num_tokens=options.num_tokens, bind_weights=layer_weights(config))
 
 

@@ -1,8 +1,8 @@
-"""Adapters in .pth files of lit-llama and its forks, read as adapters of this project.
+"""Loads adapters from .pth files of lit-llama and its forks.
 
-The paper's authors released their Aligners as such files, and lit-llama saves its LLaMA-Adapters in the same form,
-without the shared tokens. Both compute what this project's methods do: gates without a tanh, tokens without a norm or a
-rotation. (That lit-llama has rotary pairs side by side, and not half a head apart, concerns the base alone.)
+The Aligner authors released their adapters as such files. lit-llama saves its LLaMA-Adapters in the same format, but
+without shared tokens. Both compute the same as this project's methods: gates have no tanh, and tokens are neither
+normed nor rotated. lit-llama's layout of rotary pairs (adjacent, not half a head apart) concerns the base alone.
 """
 
 import re
@@ -18,7 +18,7 @@ from aligner_jax.peft import METHODS, Adapter
 from aligner_jax.weights.torch_file import read_torch_tensors
 
 _TOKENS = "global_value_embedding.weight"
-# One way to write each layer: 2 and 02 would be the same one.
+# Leading zeros are refused, since 2 and 02 would be the same layer.
 _LAYER = r"transformer\.h\.(0|[1-9][0-9]{0,3})\.attn\."
 _GATE = re.compile(_LAYER + "gating_factor")
 _OWN = "transformer.h.{}.attn.adapter_wte.weight"
@@ -26,15 +26,15 @@ _OWN_PATTERN = re.compile(_LAYER + r"adapter_wte\.weight")
 
 
 def load_released(path: str | Path) -> Adapter:
-    """An Aligner or a LLaMA-Adapter from a .pth file; bfloat16 numbers become float32 unchanged.
+    """Loads an Aligner or a LLaMA-Adapter from a .pth file, in float32.
 
-    An Aligner's file holds the tokens once as `global_value_embedding.weight` [p, d], a copy of them in every adapted
-    layer (checked to be equal, and dropped), and a gate vector per adapted layer, shaped [1, 1, n, 1] or alike. Without
-    those shared tokens the layers' are their own, and it is a `llama_adapter`; its gates may be one a layer, as in
-    lit-llama's first versions. Source: github.com/Lightning-AI/lit-llama, lit_llama/adapter.py.
+    A file of an `aligner` has the shared tokens `global_value_embedding.weight` [p, d], a copy of them per adapted
+    layer (checked to be equal, and dropped), and a gate vector per adapted layer, of shape [1, 1, n, 1] or similar. A
+    file without shared tokens is a `llama_adapter`, whose tokens differ between layers. Its gates may be one per layer,
+    as in lit-llama's first versions. Source: github.com/Lightning-AI/lit-llama, lit_llama/adapter.py.
 
     Raises:
-      InputError: not such a file; unknown, missing or unequal tensors are named.
+      InputError: the file has another format, or tensors are unknown, missing or unequal; the message names them.
     """
     path = Path(path)
     tensors = read_torch_tensors(path)

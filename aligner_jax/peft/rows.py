@@ -1,4 +1,4 @@
-"""Many adapters in one batch: a leading axis a on the trained arrays, and an adapter's number for every row."""
+"""Batches whose rows have different adapters of a stack: trained arrays have a leading axis a."""
 
 import dataclasses
 
@@ -19,10 +19,10 @@ from aligner_jax.runtime.global_batch import replicate
 
 
 def stack_adapters(adapters: list[Adapter]) -> Adapter:
-    """One adapter whose arrays have a leading axis a, of adapters of one method with the same options.
+    """Stacks adapters of the same method and options on a new leading axis a of their arrays.
 
     Raises:
-      InputError: there is none, or they differ in method or options.
+      InputError: the list is empty, or the adapters differ in method or options.
     """
     if not adapters:
         raise InputError("there are no adapters to stack")
@@ -35,7 +35,7 @@ def stack_adapters(adapters: list[Adapter]) -> Adapter:
 
 
 def unstack_adapter(adapter: Adapter, index: int) -> Adapter:
-    """The adapter of that number out of a stack."""
+    """Returns the adapter at `index` of a stack."""
     return adapter.replace(trainable=_entry(adapter.trainable, replicate(np.int32(index))))
 
 
@@ -45,7 +45,7 @@ def _entry(trainable: dict[str, Array], index: Array) -> dict[str, Array]:
 
 
 def num_stacked(adapter: Adapter) -> int:
-    """The number of adapters in a stack."""
+    """Returns the number of adapters in a stack."""
     return next(iter(adapter.trainable.values())).shape[0]
 
 
@@ -57,12 +57,19 @@ def bind_rows(
     *,
     dropout_key: Array | None = None,
 ) -> Bound:
-    """What the model needs to know where row i has the adapter adapter_b[i] of a stack.
+    """Binds a stack of adapters, so that row b has the adapter adapter_b[b].
 
-    Every adapter is bound once, however many rows it has. A row's output does not depend on the other rows' adapters.
+    Every adapter is bound once, whatever its number of rows. A row's output does not depend on other rows' adapters.
+
+    Args:
+      adapter: a stack of adapters (`stack_adapters`).
+      params: parameters of the base.
+      config: configuration of the base.
+      adapter_b: index of each row's adapter in the stack.
+      dropout_key: a `jax.random.key` of this training step; None applies no dropout.
 
     Raises:
-      InputError: rows cannot have adapters of this method of their own.
+      InputError: rows cannot have different adapters of this method.
     """
     method = METHODS[adapter.method]
     if not method.per_row:
@@ -76,7 +83,7 @@ def bind_rows(
     bound = jax.vmap(bind_one)(adapter.trainable)
 
     def rows(leaf_al):
-        """[a, l, …] to [l, b, …]."""
+        """Maps [a, l, …] to [l, b, …]."""
         return jnp.swapaxes(leaf_al[adapter_b], 0, 1)
 
     def update_rows(update: Update) -> Update:
@@ -89,7 +96,7 @@ def bind_rows(
     def part_rows(part: Adapted) -> Adapted:
         prefix = part.prefix
         if prefix is not None:
-            # Within one adapter all rows share its prefix: [a, l, 1, …] to [l, b, …].
+            # All rows of an adapter share its prefix, so its batch axis has size 1: [a, l, 1, …] to [l, b, …].
             leaves = (rows(x[:, :, 0]) for x in (prefix.k_bpkh, prefix.v_bpkh, prefix.gate_bn))
             prefix = Prefix(*leaves, joint=prefix.joint)
         updates = {name: update_rows(update) for name, update in part.updates.items()}

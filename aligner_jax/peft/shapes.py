@@ -1,4 +1,4 @@
-"""The arrays that an adapter should have, also where its model is not known."""
+"""Checks the shapes of an adapter's arrays, even if its model is not known."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,15 +14,18 @@ from aligner_jax.peft.methods import METHODS
 def check_shapes(
     path: Path, tensors: Mapping[str, np.ndarray], method: str, options: Options, config: LlamaConfig | None
 ) -> None:
-    """Refuses arrays that an adapter of this method with these options does not have.
+    """Refuses arrays that do not match the method and its options.
 
     Args:
-      path: where they are from.
-      config: of the base. Without one, sizes that are the model's may be any, but those of one axis are equal: "l" in
-        `tokens_lpd` and in `gates_ln`.
+      path: path of the adapter, for error messages.
+      tensors: arrays by name.
+      method: a key of `METHODS`.
+      options: complete options of the method.
+      config: configuration of the base. If it is None, sizes of the model may have any value, but one value per axis:
+        "l" of `tokens_lpd` equals "l" of `gates_ln`.
 
     Raises:
-      InputError: an array is missing, unknown, empty, or of another shape; names it.
+      InputError: an array is missing, unknown, empty, or of the wrong shape; the message names it.
     """
     known, optional = (METHODS[method].shapes(options, config), set()) if config else _without_model(method, options)
     for name in sorted((tensors.keys() ^ known.keys()) - (optional - tensors.keys())):
@@ -40,7 +43,7 @@ def check_shapes(
 
 
 def _without_model(method: str, options: Options) -> tuple[dict[str, tuple[int | None, ...]], set[str]]:
-    """Returns shapes with None for sizes that are the model's, and the names that only some models have."""
+    """Returns shapes with None for sizes of the model, and the names of arrays that only some models have."""
     first, second, bare = (METHODS[method].shapes(options, config) for config in _models(options))
     shapes = {
         name: tuple(one if one == other else None for one, other in zip(first[name], second[name], strict=True))
@@ -50,7 +53,7 @@ def _without_model(method: str, options: Options) -> tuple[dict[str, tuple[int |
 
 
 def _models(options: Options) -> tuple[LlamaConfig, LlamaConfig, LlamaConfig]:
-    """Returns models that have these options: two in which every size differs, and one without what may be absent."""
+    """Returns two models that differ in every size, and one without the optional parameters."""
     start = options.start_layer if isinstance(options, LayerOptions) else 0
     return (
         LlamaConfig(11, 24, 13, start + 2, 6, 3, 4, qkv_bias=True, o_bias=True),

@@ -1,4 +1,4 @@
-"""Adapters bound to a base: one, or several at the same time."""
+"""Binds one adapter, or several that are applied together, to a base."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,11 +22,13 @@ def bind(
     *,
     dropout_key: Array | None = None,
 ) -> Bound:
-    """Returns an adapter bound to a base; of None, a `Bound` that changes nothing.
+    """Binds an adapter to a base.
 
     Args:
-      adapter: several are applied together, see `bind_together`.
-      dropout_key: a `jax.random.key` of this training step, for methods with dropout; None drops nothing.
+      adapter: an adapter, several that are applied together (`bind_together`), or None for a `Bound` without effect.
+      params: parameters of the base.
+      config: configuration of the base.
+      dropout_key: a `jax.random.key` of this training step; None applies no dropout.
     """
     if adapter is None:
         return Bound()
@@ -36,10 +38,12 @@ def bind(
 
 
 def first_position(adapter: Adapter, params: Params, config: LlamaConfig) -> int:
-    """Returns the rotary position of a text's first token; those before it are the adapter's, as in prompt tuning.
+    """Returns the rotary position of a text's first token. Positions before it belong to the adapter (prompt tuning).
 
     Args:
-      adapter: one, or a stack of them (`rows.stack_adapters`); its arrays are not read.
+      adapter: an adapter or a stack of adapters (`rows.stack_adapters`); its arrays are not read.
+      params: parameters of the base.
+      config: configuration of the base.
     """
 
     def bound(params: Params) -> Bound:
@@ -51,10 +55,16 @@ def first_position(adapter: Adapter, params: Params, config: LlamaConfig) -> int
 def bind_together(
     adapters: Sequence[Adapter], params: Params, config: LlamaConfig, *, dropout_key: Array | None = None
 ) -> Bound:
-    """Returns the adapters bound as one, each over the base with the weights that those before it changed.
+    """Binds adapters that are applied together, each to the base with the updates of the preceding adapters.
 
-    An Aligner after a LoRA is the Aligner over the merged weights; before it, its prefix is that of the base alone.
-    At most one of them may have a prefix at any layer, which `run_layers` checks.
+    For example, an Aligner after a LoRA projects its tokens with the updated weights; an Aligner before a LoRA uses the
+    base's weights. At most one adapter may have a prefix at any layer, which `run_layers` checks.
+
+    Args:
+      adapters: the adapters in order.
+      params: parameters of the base.
+      config: configuration of the base.
+      dropout_key: a `jax.random.key` of this training step; None applies no dropout.
     """
     all_bound = Bound()
     for index, adapter in enumerate(adapters):
@@ -72,7 +82,7 @@ def bind_together(
 
 
 def _changed(layers: Layers, part: Adapted, num_layers: int) -> Layers:
-    """The stacked layers with the part's updates in them; factors stay beside the weights."""
+    """Applies the part's updates to the stacked layers; factors stay beside the weights."""
 
     def pad(leaf: Array) -> Array:
         widths = [(part.layers.start, num_layers - part.layers.stop), *[(0, 0)] * (leaf.ndim - 1)]

@@ -1,1 +1,1 @@
-"""Flash attention for TPUs with the gated prefix fused into it (Pallas, lowered by Mosaic)."""
+"""Implementations of attention: a Pallas kernel for TPUs, XLA's operations, and the reference."""

@@ -1,8 +1,8 @@
-"""The arithmetic that the forward and the backward program share.
+"""Arithmetic that the forward and the backward program share.
 
-Scores are transposed: keys along sublanes (rows of a vector register), queries along lanes. So the softmax over keys
-is a reduction over registers, its statistics are one lane a query, a prefix of p tokens costs p rows (padded to 16)
-and not 128 lanes, and no matrix as large as the scores is ever transposed.
+Scores are transposed: keys lie along sublanes (rows of a vector register), queries along lanes. This has four effects:
+the softmax over keys is a reduction over registers; its statistics take one lane per query; a prefix of p tokens costs
+p rows (padded to 16) and not 128 lanes; and no matrix as large as the scores is ever transposed.
 """
 
 import functools
@@ -15,11 +15,11 @@ from aligner_jax.model.kernels.blocks import LANES
 
 LOG2_E = 1.4426950408889634
 MASKED = -1e30
-"""The score of a pair that may not attend. Finite, so that the difference of two is defined."""
+"""Score of a masked pair. Finite, so that the difference of two masked scores is defined."""
 
 
 def dot(a: jax.Array, b: jax.Array, *, contract: tuple[int, int]) -> jax.Array:
-    """a · b over one axis of each, summed in float32; float32 operands are multiplied as float32."""
+    """Contracts one axis of a with one of b, summed in float32; float32 operands are multiplied in full precision."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     numbers = (((contract[0],), (contract[1],)), ((), ()))
     return lax.dot_general(a, b, numbers, precision=precision, preferred_element_type=jnp.float32)
@@ -30,12 +30,12 @@ matmul_transposed = functools.partial(dot, contract=(1, 1))
 
 
 def scores(k_sh: jax.Array, q_th: jax.Array) -> jax.Array:
-    """k qᵀ · log₂ e / √h, [s, t] in float32: the softmax is then taken with powers of 2, which the hardware has."""
+    """Returns k qᵀ · log₂ e / √h, [s, t] in float32, for a softmax with powers of 2, which the hardware computes."""
     return matmul_transposed(k_sh, q_th) * (q_th.shape[1] ** -0.5 * LOG2_E)
 
 
 def prefix_weights(k_ph: jax.Array, q_th: jax.Array, num_tokens: int) -> jax.Array:
-    """Softmax over the prefix's first `num_tokens` rows (the others are padding), [p, t] in float32."""
+    """Returns the softmax over the prefix's first `num_tokens` rows (the others are padding), [p, t] in float32."""
     scores_pt = scores(k_ph, q_th)
     if scores_pt.shape[0] > num_tokens:
         rows_pt = lax.broadcasted_iota(jnp.int32, scores_pt.shape, 0)
@@ -45,12 +45,13 @@ def prefix_weights(k_ph: jax.Array, q_th: jax.Array, num_tokens: int) -> jax.Arr
 
 
 def masked(x_st: jax.Array, other: float, segments: tuple[jax.Array, jax.Array] | None, *, causal: bool) -> jax.Array:
-    """x where key and query may meet, `other` elsewhere.
+    """Returns x for pairs that may attend, `other` for masked pairs.
 
     Args:
-      x_st: a number for each pair.
-      segments: of the keys [1, s] and of the queries [1, t]; None: all the same.
-      causal: the keys begin where the queries do, and later ones may not be seen.
+      x_st: values of pairs of a key and a query.
+      other: value of masked pairs.
+      segments: segment ids of the keys [1, s] and of the queries [1, t]; None if rows are not packed.
+      causal: True masks keys after the query; keys and queries then begin at the same position.
     """
     if segments is not None:
         segments_1s, segments_1t = segments

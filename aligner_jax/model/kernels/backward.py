@@ -1,7 +1,7 @@
-"""The backward program: the gradients of queries, keys, values and prefix in one pass over the scores.
+"""Backward program: gradients of queries, keys, values and prefix in one pass over the scores.
 
-Keys, values and the sums of their gradients stay in VMEM while the queries pass by, so each block of scores is
-recomputed once, for all gradients.
+Keys, values and the sums of their gradients stay in VMEM while the program loops over queries. So each block of scores
+is recomputed once, for all gradients.
 """
 
 import functools
@@ -32,7 +32,7 @@ from aligner_jax.model.kernels.operands import (
 
 
 class Gradients[T](NamedTuple):
-    """As the operands are; those of the prefix in float32, for each row and query head."""
+    """Gradients in the operands' shapes and dtypes; the prefix's are float32, per row and query head."""
 
     q: T
     k: T
@@ -50,11 +50,16 @@ def backward(
     prefix_tokens: int,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> Gradients[Array]:
-    """The gradients of the operands.
+    """Computes the gradients of the operands.
 
     Args:
-      text_o_bnth, log_bn1t: what `forward` returned; without a prefix, its o_bnth.
-      do_bnth: the gradient of the output, in the operands' dtype.
+      operands: inputs of the forward pass.
+      text_o_bnth: `Outputs.text_o` of `forward`, or `Outputs.o` without a prefix.
+      log_bn1t: `Outputs.log` of `forward`.
+      do_bnth: cotangent of the output, in the operands' dtype.
+      blocks: block sizes; they must divide the rows.
+      prefix_tokens: number of the prefix's rows that are not padding.
+      interpret: option of `pl.pallas_call`.
     """
     b, k, t, h = operands.k_bksh.shape
     spans = t // blocks.backward_span
@@ -65,9 +70,9 @@ def backward(
     def add(sums, j):
         dq_bnth, d_prefix = sums
         d = of_span(j, *arguments)
-        # Blocks of queries before the span do not see it, and were not written.
+        # The program does not write dq of queries before the span, since they do not see it.
         sees_t1 = (jnp.arange(t) >= j * blocks.backward_span)[:, None]
-        # The first span meets all queries, and so has the prefix's whole gradient.
+        # All queries see the first span, so its pass computes the prefix's whole gradient.
         d_prefix = jax.tree.map(lambda new, old: jnp.where(j == 0, new, old), d.prefix, d_prefix)
         return (dq_bnth + jnp.where(sees_t1, d.q, 0), d_prefix), (d.k, d.v)
 
@@ -86,16 +91,16 @@ def _of_span(
     j, first_bi, operands: Operands, text_o_bnth, log_bn1t, do_bnth,
     *, blocks: BlockSizes, prefix_tokens: int, interpret: bool | pltpu.InterpretParams,
 ) -> Gradients[Array]:  # fmt: skip
-    """What the keys of span j add to dq, in float32 where there are several spans, and their own gradients.
+    """Returns the gradients of the keys of span j, and their part of dq, in float32 if there are several spans.
 
-    A program has one row, kv head, query head of the group and block of queries.
+    Each program instance has one row, kv head, query head of the group and block of queries.
     """
     (b, n, t, h), k, group = operands.q_bnth.shape, operands.k_bksh.shape[1], operands.group
     span, query = blocks.backward_span, blocks.query
     spans = t // span
 
     def where(b, k, g, i, _, j_ref):
-        # Blocks before the span have nothing to do with it; the index stays at the first that has.
+        # Blocks before the span do not see it. They keep the index of the first that does, so nothing is fetched.
         return b, k * group + g, jnp.maximum(i, j_ref[0] * (span // query)), j_ref[0]
 
     specs = in_specs(operands, query, span, where)
@@ -129,7 +134,7 @@ def _of_span(
 
 
 class _Queries(NamedTuple):
-    """What every block of keys needs of a block of queries; the logarithms to base 2, as the scores."""
+    """Values of a block of queries that every block of keys reads; log_1t is to base 2, like the scores."""
 
     q_th: jax.Array
     do_th: jax.Array
@@ -172,7 +177,7 @@ def _program(
         def _():
             for offset in range(0, blocks.query, blocks.diagonal):
                 keys = chunk_of(position - begin + offset, blocks.diagonal)
-                # With one query head a kv head, these queries are the first that the keys meet.
+                # If the group is 1, no earlier queries have added to the gradients of these keys.
                 add(keys, slice(offset, blocks.query), causal=True, fresh=group == 1)
 
         def block(index, _):
@@ -204,7 +209,7 @@ def _add_keys(
     causal: bool,
     fresh: bool,
 ):
-    """Adds these keys' and queries' part to the gradients. `fresh`: those of the keys hold nothing yet."""
+    """Adds the part of these keys and queries to the gradients. `fresh`: overwrites the gradients of the keys."""
     k_sh, v_sh = refs.k[keys, :], refs.v[keys, :]
     q_th, do_th = queries.q_th[lanes], queries.do_th[lanes]
     weights_st = jnp.exp2(scores(k_sh, q_th) - queries.log_1t[:, lanes])
@@ -218,7 +223,7 @@ def _add_keys(
 
 
 def _add_prefix(prefix: PrefixPair[Ref], queries: _Queries, out: PrefixPair[Ref], num_tokens: int, *, first):
-    """Adds to the prefix's gradients; returns its part of dqᵀ. `first`: of this head's blocks."""
+    """Adds to the prefix's gradients; returns its part of dqᵀ. `first`: overwrites, as the head's first block does."""
     k_ph, v_ph = prefix.k[...], prefix.v[...]
     weights_pt = prefix_weights(k_ph, queries.q_th, num_tokens)
     d_weights_pt = matmul_transposed(v_ph, queries.do_th)

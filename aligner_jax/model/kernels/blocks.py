@@ -1,4 +1,4 @@
-"""Which shapes the kernel takes, and how it cuts them."""
+"""Block sizes of the kernel, and the shapes that it supports."""
 
 import dataclasses
 
@@ -9,22 +9,24 @@ from aligner_jax.errors import InputError
 from aligner_jax.model.kernels.kernel import Inputs, Unsupported
 
 LANES = 128
-"""Lengths and blocks are multiples of a vector register's lanes."""
+"""Lanes of a vector register; row lengths and block sizes are multiples of it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockSizes:
-    """How a row is cut. All are numbers of positions; each divides the one before it, and `query` divides the row.
+    """Block sizes, in positions. Both spans divide the row, `query` divides the spans, and `key` divides `query`.
 
     Attributes:
-      forward_span, backward_span: keys and values of one head that stay in VMEM together. The longer, the fewer times
-        they are fetched; the backward pass also holds their float32 gradients. Each divides the row.
-      query: queries a program.
-      key: keys an iteration of a program's inner loop.
-      forward_chunk, backward_chunk: keys whose scores are computed at a time within an iteration. Short chunks let
-        the matrix units work on one while the vector units do the softmax of another; long ones push weights less.
-      diagonal: the block on the diagonal is computed in steps of so many keys, each against the queries from there on.
-      vmem_bytes: how much VMEM the compiler may use.
+      forward_span, backward_span: keys and values of one head that VMEM holds at a time. Longer spans are fetched
+        fewer times. The backward pass also holds their float32 gradients.
+      query: queries per program instance.
+      key: keys per iteration of the inner loop.
+      forward_chunk, backward_chunk: keys per matrix product; they divide `key`. With short chunks the matrix units
+        compute one chunk while the vector units compute the softmax of another. Long chunks load weights into the
+        matrix units less often.
+      diagonal: keys per step of the block on the diagonal, each step against its own and later queries; it divides
+        `query`.
+      vmem_bytes: limit of the compiler's use of VMEM.
     """
 
     forward_span: int
@@ -55,7 +57,7 @@ class BlockSizes:
                 )
 
     def check_length(self, length: int) -> None:
-        """Raises InputError where a span does not divide the row."""
+        """Raises InputError if a span does not divide the row."""
         for name in ("forward_span", "backward_span"):
             if length % getattr(self, name):
                 raise InputError(
@@ -65,7 +67,7 @@ class BlockSizes:
 
 @dataclasses.dataclass(frozen=True)
 class _Tuning:
-    """What takes the fewest static bundles on a generation (scripts/bench/attention.py), and its VMEM a core."""
+    """VMEM per core of a TPU generation, and the chunks with the fewest static bundles (scripts/bench/attention.py)."""
 
     vmem_mib: int
     forward_chunk: int = 128
@@ -73,25 +75,26 @@ class _Tuning:
     diagonal: int = 256
 
 
-# VMEM: as jax's pallas.tpu.get_tpu_info has it.
+# Sizes of VMEM are those of jax's `pallas.tpu.get_tpu_info`.
 TUNINGS = {"v4": _Tuning(16), "v5e": _Tuning(128), "v5p": _Tuning(64), "v6e": _Tuning(128), "tpu7x": _Tuning(64)}
 _SMALLEST = TUNINGS["v4"]
 _QUERY = 512
 
 
 def default_blocks(length: int, dtype: jnp.dtype, generation: str | None = None) -> BlockSizes:
-    """Block sizes for rows of this many positions.
+    """Returns block sizes for rows of `length` positions.
 
     Args:
-      length: a multiple of 128.
-      generation: "v4", "v5e", "v5p", "v6e" or "tpu7x"; by default that of the mesh in context or of the attached TPU,
-        and, where neither says, sizes that fit all of them.
+      length: length of the rows, a multiple of 128.
+      dtype: dtype of queries, keys and values.
+      generation: "v4", "v5e", "v5p", "v6e" or "tpu7x"; by default that of the mesh in context or of the attached TPU.
+        If neither is known, the sizes fit all generations.
     """
     tuning = TUNINGS.get(generation or _generation_in_context() or "", _SMALLEST)
-    # Scores and their products take VMEM too, of float32 more.
+    # Scores and their products take VMEM too, and more of it in float32.
     query = _largest_divisor(length, LANES, _QUERY if dtype.itemsize == 2 else _QUERY // 2)
-    # Of a span of the backward pass VMEM holds, for keys and for values: the span and its gradient twice each (one is
-    # worked on while the next is fetched), and the gradient's float32 sum. Half of VMEM is for all the rest.
+    # VMEM holds, for keys and for values, two buffers of the backward pass's span, two of its gradient, and the
+    # gradient's float32 sum. Half of VMEM is left for everything else.
     bytes_a_position = 2 * LANES * (4 * dtype.itemsize + 4)
     longest = tuning.vmem_mib * 2**20 // 2 // bytes_a_position
     span = _largest_divisor(length, query, max(longest, query))
@@ -108,7 +111,7 @@ def default_blocks(length: int, dtype: jnp.dtype, generation: str | None = None)
 
 
 def check_supported(inputs: Inputs) -> None:
-    """Raises Unsupported, with the reason, where the kernel cannot take these inputs."""
+    """Raises Unsupported, with the reason, if the kernel does not support these inputs."""
     _, t, n, h = inputs.q_btnh.shape
     s, k = inputs.k_bskh.shape[1:3]
     prefix_tokens = 0 if inputs.prefix_k_bpkh is None else inputs.prefix_k_bpkh.shape[1]
@@ -128,13 +131,13 @@ def check_supported(inputs: Inputs) -> None:
 
 
 def _largest_divisor(whole: int, step: int, limit: int) -> int:
-    """The largest multiple of `step`, of at most `limit`, that divides `whole`, itself a multiple of `step`."""
+    """Returns the largest multiple of `step` up to `limit` that divides `whole`, which is a multiple of `step`."""
     return next(size for size in range(min(limit, whole) // step * step, 0, -step) if whole % size == 0)
 
 
 def _generation_in_context() -> str | None:
     try:
         version = pltpu.get_tpu_info().chip_version
-    except ValueError:  # neither a TPU here nor one that a mesh in context names
+    except ValueError:  # There is no TPU here, and no mesh in context names one.
         return None
     return {"7x": "tpu7x"}.get(str(version), str(version))

@@ -1,12 +1,15 @@
 """Flash attention for TPUs with the gated prefix fused into it (Pallas, lowered by Mosaic).
 
-Flash attention (arXiv 2205.14135; its backward pass, arXiv 2307.08691) keeps scores on the chip. Here the prefix's
-scores stay there too: a program that has a block of queries in VMEM computes their few prefix scores as well, and
-adds the prefix's output to its own before it writes it. The backward pass needs delta = Σ_h o · do
-of the text's softmax alone, so for training the text's own output is written as well. (To subtract the prefix's delta
-from that of the sum would do in exact arithmetic; in bfloat16 a loud prefix drowns the difference.)
+Flash attention (arXiv 2205.14135; backward pass: arXiv 2307.08691) keeps scores on the chip. Here the prefix's scores
+stay there too: the program that holds a block of queries in VMEM also computes their few prefix scores, and adds the
+prefix's output to the text's before writing it.
 
-These functions take positions first, as the model has them; XLA fuses the transpositions into what surrounds them.
+The backward pass needs delta = Σ_h o · do of the text's softmax alone, so for training the text's own output is written
+as well. In exact arithmetic one could subtract the prefix's delta from that of the sum. In bfloat16 that difference is
+lost if the prefix's output is large.
+
+These functions take positions before heads, as in the model; XLA fuses the transpositions with the surrounding
+operations.
 """
 
 import jax.numpy as jnp
@@ -20,7 +23,7 @@ from aligner_jax.model.kernels.kernel import Gradients, Inputs, Kernel, Outputs
 from aligner_jax.model.kernels.operands import Operands, PrefixPair
 
 PREFIX_ROWS = 16
-"""Prefixes are padded to a multiple of this: the sublanes of a register of bfloat16."""
+"""Prefixes are padded to a multiple of this, the sublanes of a bfloat16 register."""
 
 
 def forward(
@@ -35,17 +38,24 @@ def forward(
     blocks: BlockSizes | None = None,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n h"] | None, Float[Array, "b n t"] | None]:
-    """The fused output; with `residuals` also the text's part of it and the logarithm of its softmax's denominators.
+    """Computes attention with a gated prefix.
 
     Args:
-      q_btnh, k_bskh: already rotated.
-      prefix_k_bpkh: the prefix's keys; a leading axis of 1 is shared by all rows.
-      gated_v_bpnh: its values for each query head, times the head's gate.
-      blocks: by default `default_blocks`.
-      interpret: True runs the arithmetic alone on any platform; InterpretParams simulates the TPU's memories too.
+      q_btnh, k_bskh: queries and keys, already rotated.
+      v_bskh: values.
+      segment_ids_bt: positions attend only to positions with the same segment id.
+      prefix_k_bpkh: keys of the prefix; a leading axis of 1 is shared by all rows.
+      gated_v_bpnh: values of the prefix for each query head, multiplied by the head's gate.
+      residuals: True also returns the residuals of the backward pass.
+      blocks: block sizes; by default `default_blocks`.
+      interpret: True runs the arithmetic on any platform; InterpretParams also simulates the TPU's memories.
+
+    Returns:
+      The output, and the residuals or None: the text's part of the output, and the logarithms of the denominators of
+      the text's softmax.
 
     Raises:
-      InputError: blocks that do not divide the row.
+      InputError: the blocks do not divide the row.
     """
     operands, num_tokens = _operands(q_btnh, k_bskh, v_bskh, segment_ids_bt, prefix_k_bpkh, gated_v_bpnh)
     blocks = _blocks(operands, blocks)
@@ -69,11 +79,16 @@ def backward(
     blocks: BlockSizes | None = None,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> tuple[Array, Array, Array, Array | None, Array | None]:
-    """The gradients of q_btnh, k_bskh, v_bskh, prefix_k_bpkh and gated_v_bpnh, each in its dtype.
+    """Returns the gradients of q_btnh, k_bskh, v_bskh, prefix_k_bpkh and gated_v_bpnh, each in its dtype.
 
     Args:
-      text_o_btnh, log_bnt: what `forward` returned of the same inputs.
-      do_btnh: the gradient of the output.
+      text_o_btnh, log_bnt: residuals of `forward` for the same inputs.
+      do_btnh: cotangent of the output.
+      q_btnh, k_bskh, v_bskh, segment_ids_bt, prefix_k_bpkh, gated_v_bpnh: inputs of `forward`.
+      blocks, interpret: options of `forward`.
+
+    Raises:
+      InputError: the blocks do not divide the row.
     """
     operands, num_tokens = _operands(q_btnh, k_bskh, v_bskh, segment_ids_bt, prefix_k_bpkh, gated_v_bpnh)
     blocks = _blocks(operands, blocks)
@@ -114,7 +129,7 @@ def _blocks(operands: Operands, blocks: BlockSizes | None) -> BlockSizes:
 
 
 def _like(x_bpkh, d_bkph):
-    """A gradient for each row, summed where the rows share one prefix, without the padding."""
+    """Removes the padding from the rows' gradients, and sums them if the rows share one prefix."""
     if x_bpkh.shape[0] == 1:
         d_bkph = jnp.sum(d_bkph, axis=0, keepdims=True)
     return _swap(d_bkph)[:, : x_bpkh.shape[1]].astype(x_bpkh.dtype)
@@ -125,7 +140,7 @@ def _swap(x):
 
 
 def kernel(*, blocks: BlockSizes | None = None, interpret: bool | pltpu.InterpretParams = False) -> Kernel:
-    """Returns the record of these functions, with their options."""
+    """Returns these functions as a `Kernel`, with the given options."""
     options = {"blocks": blocks, "interpret": interpret}
 
     def run_forward(inputs: Inputs, residuals: bool) -> Outputs:

@@ -1,4 +1,4 @@
-"""The forward program: causal flash attention of a block of queries, and the gated prefix added to it."""
+"""Forward program: causal flash attention of a block of queries, plus the gated prefix."""
 
 import functools
 from typing import NamedTuple
@@ -27,12 +27,12 @@ from aligner_jax.model.kernels.operands import (
 
 
 class Outputs[T](NamedTuple):
-    """What a forward pass gives; the last two for the backward pass.
+    """Results of a forward pass; `text_o` and `log` are residuals of the backward pass.
 
     Attributes:
-      o: text and prefix together, [b, n, t, h].
-      text_o: the text's part, where the two differ.
-      log: the logarithm of the denominators of the softmax over the text, [b, n, 1, t] in float32.
+      o: output of text and prefix together, [b, n, t, h].
+      text_o: the text's part of the output; None if there is no prefix.
+      log: logarithms of the denominators of the text's softmax, [b, n, 1, t] in float32.
     """
 
     o: T
@@ -48,13 +48,18 @@ def forward(
     residuals: bool,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> Outputs[Array]:
-    """The output, and with `residuals` what `backward` needs.
+    """Computes the output and, with `residuals`, the residuals of `backward`.
 
-    A program has one row, query head, block of queries and span of keys. A block of queries visits the span of its
-    diagonal first, then those before it from the first that its segments need; of the others nothing is fetched.
+    Each program instance has one row, query head, block of queries and span of keys. A block of queries visits the span
+    of its diagonal first, then the spans before it, from the first that holds keys of its segments. The other spans are
+    not fetched.
 
     Args:
-      prefix_tokens: of the prefix's rows, how many are not padding.
+      operands: inputs of the forward pass.
+      blocks: block sizes; they must divide the rows.
+      prefix_tokens: number of the prefix's rows that are not padding.
+      residuals: True for training.
+      interpret: option of `pl.pallas_call`.
     """
     b, n, t, h = operands.q_bnth.shape
     span, query = blocks.forward_span, blocks.query
@@ -92,16 +97,16 @@ def forward(
 
 
 def _span(first, i, j, blocks: BlockSizes):
-    """The j-th span that block i of the queries visits, and whether there is anything to do in it."""
+    """Returns the j-th span that block i of the queries visits, and True if that span has keys for it."""
     span = blocks.forward_span
     last, before = lax.div(i * blocks.query, span), lax.div(first, span) + j - 1
-    # Where there is nothing to do the index stays what it was, so that nothing is fetched.
+    # A span without keys for the block repeats the preceding index, so that nothing is fetched.
     visited = jnp.where(j == 0, last, jnp.minimum(before, jnp.maximum(last - 1, lax.div(first, span))))
     return visited, (j == 0) | (before < last)
 
 
 class _Sums(NamedTuple):
-    """Of the keys seen so far, for each query: the largest score, and relative to it the denominator and the output."""
+    """Running sums of the online softmax per query; denominator and output are relative to the largest score."""
 
     largest_1t: Ref
     denominator_1t: Ref
@@ -133,7 +138,7 @@ def _program(
         keys = [chunk_of(index * blocks.key + offset, blocks.forward_chunk) for offset in offsets]
         _add_keys(refs, keys, [slice(0, blocks.query)] * len(keys), sums, diagonal=False)
 
-    # In the diagonal's span up to the diagonal, in those before it to their end.
+    # The diagonal's span is visited up to the diagonal, the spans before it to their ends.
     start = lax.div(jnp.maximum(first - begin, 0), blocks.key)
     end = lax.div(jnp.minimum(position - begin, blocks.forward_span), blocks.key)
     lax.fori_loop(start, jnp.where(to_do, end, start), block, None)
@@ -151,8 +156,8 @@ def _program(
 
 
 def _add_keys(refs: Refs[Ref], key_chunks: list[pl.Slice], query_chunks: list[slice], sums: _Sums, *, diagonal: bool):
-    """Online softmax (arXiv 1805.02867) over the chunks; those of the diagonal are the first of all."""
-    # All products come first: the matrix units go on with those of a later chunk during the softmax of an earlier one.
+    """Adds chunks to the online softmax (arXiv 1805.02867). Chunks of the diagonal come first and set the sums."""
+    # All products come first, so that the matrix units compute a later chunk during the softmax of an earlier one.
     all_scores = [
         masked(scores(refs.k[keys, :], refs.q[queries, :]), MASKED, refs.segments(keys, queries), causal=diagonal)
         for keys, queries in zip(key_chunks, query_chunks, strict=True)

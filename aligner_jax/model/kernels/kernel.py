@@ -1,4 +1,4 @@
-"""The record of an attention implementation, and its inputs (shape legend: llama.py)."""
+"""`Kernel`, the record of an attention implementation, and its inputs and outputs (shape legend: llama.py)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,18 +10,19 @@ from aligner_jax.errors import InputError
 
 
 class Unsupported(InputError):
-    """The kernel cannot take these shapes or types; the message says why."""
+    """The kernel does not support the inputs' shapes or dtypes; the message says why."""
 
 
 class Inputs(NamedTuple):
-    """One attention, with queries and keys already rotated.
-
-    Keys and values may have s - t positions more than the queries, ahead of the text: those of a prefix in one softmax
-    with the text, which every query sees.
+    """Inputs of attention; queries and keys are already rotated.
 
     Attributes:
-      prefix_k_bpkh: the keys of a prefix in a softmax of its own; a leading axis of 1 is shared by all rows.
-      gated_v_bpnh: its values for each query head, times the head's gate.
+      q_btnh: queries.
+      k_bskh, v_bskh: keys and values. If s > t, the first s - t positions are a prefix that shares the text's softmax;
+        every query attends to them.
+      segment_ids_bt: positions attend only to positions with the same segment id.
+      prefix_k_bpkh: keys of a prefix with a softmax of its own; a leading axis of 1 is shared by all rows.
+      gated_v_bpnh: values of that prefix for each query head, multiplied by the head's gate.
     """
 
     q_btnh: Float[Array, "b t n h"]
@@ -33,11 +34,12 @@ class Inputs(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The heads' outputs, and, where the backward pass asks for them, its residuals.
+    """Outputs of the heads, and optionally the residuals of the backward pass.
 
     Attributes:
-      text_o_btnh: the text's part of the output.
-      log_bnt: the logarithms of its softmax's denominators, float32.
+      o_btnh: output of text and prefix together.
+      text_o_btnh: residual; the text's part of the output.
+      log_bnt: residual; logarithms of the denominators of the text's softmax, float32.
     """
 
     o_btnh: Float[Array, "b t n h"]
@@ -46,7 +48,7 @@ class Outputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The gradients of the arrays of `Inputs`, each in its dtype."""
+    """Gradients of the arrays of `Inputs`, each in its dtype."""
 
     q_btnh: Float[Array, "b t n h"]
     k_bskh: Float[Array, "b s k h"]
@@ -57,12 +59,12 @@ class Gradients(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One implementation of attention. All leave the same residuals, so a platform may choose each pass's.
+    """One implementation of attention. All have the same residuals, so forward and backward may be different kernels.
 
     Attributes:
-      check_supported: raises `Unsupported`, with the reason, where the kernel cannot take the inputs' shapes or types.
-      forward: maps inputs and `residuals` (True: wanted) to outputs.
-      backward: maps inputs, text_o_btnh, log_bnt and the output's gradient to gradients.
+      check_supported: raises `Unsupported`, with the reason, if the kernel does not support the inputs.
+      forward: maps inputs and a flag to outputs; True returns the residuals.
+      backward: maps inputs, text_o_btnh, log_bnt and the output's cotangent to gradients.
     """
 
     check_supported: Callable[[Inputs], None]
@@ -70,7 +72,7 @@ class Kernel:
     backward: Callable[[Inputs, Array, Array, Array], Gradients]
 
     def supports(self, inputs: Inputs) -> bool:
-        """Returns True if the kernel takes these inputs."""
+        """Returns True if the kernel supports these inputs."""
         try:
             self.check_supported(inputs)
         except Unsupported:

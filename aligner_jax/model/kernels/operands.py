@@ -1,4 +1,4 @@
-"""What the programs work on, how it is cut, and which spans of keys a block of queries visits."""
+"""Operands of the programs, their block specs, and the first keys that each block of queries visits."""
 
 from typing import Any, NamedTuple
 
@@ -8,14 +8,14 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 Ref = Any
-"""A part of an array in the TPU's memory, read and written by indexing; JAX's own class is not typed as such."""
+"""A reference to a block in the TPU's memory, read and written by indexing; JAX's own class is not typed for that."""
 
 
 class PrefixPair[T](NamedTuple):
-    """Of a prefix padded to 16 tokens, or of its gradient.
+    """Keys and values of a prefix padded to a multiple of 16 tokens, or their gradients.
 
     Attributes:
-      k: keys [b, k, p, h], b being 1 (shared by all rows) or the batch; their gradients are [b, n, p, h].
+      k: keys [b, k, p, h], where b is 1 (shared by all rows) or the batch; their gradients are [b, n, p, h].
       v: values for each query head, multiplied by the head's gate, [b, n, p, h].
     """
 
@@ -24,7 +24,7 @@ class PrefixPair[T](NamedTuple):
 
 
 class Operands(NamedTuple):
-    """The inputs of one attention, heads first; queries and keys are rotated. segments: document numbers."""
+    """Inputs of attention with heads before positions; queries and keys are already rotated."""
 
     q_bnth: Float[Array, "b n t h"]
     k_bksh: Float[Array, "b k s h"]
@@ -34,12 +34,12 @@ class Operands(NamedTuple):
 
     @property
     def group(self) -> int:
-        """Query heads a kv head."""
+        """Query heads per kv head."""
         return self.q_bnth.shape[1] // self.k_bksh.shape[1]
 
 
 class Refs[T](NamedTuple):
-    """The operands once more, but with the segments of queries and of keys apart, since they are cut differently."""
+    """The operands with separate segment ids of queries and of keys, which have different block specs."""
 
     q: T
     k: T
@@ -49,17 +49,20 @@ class Refs[T](NamedTuple):
     k_segments: T | None
 
     def segments(self: "Refs[Ref]", keys: pl.Slice, queries: slice) -> tuple[Array, Array] | None:
-        """Of these keys [1, s] and queries [1, t]; None where rows are not packed."""
+        """Returns the segment ids of keys [1, s] and of queries [1, t]; None if rows are not packed."""
         if self.k_segments is None or self.q_segments is None:
             return None
         return self.k_segments[:, keys], self.q_segments[:, queries]
 
 
 def in_specs(operands: Operands, query: int, span: int, where) -> Refs[pl.BlockSpec]:
-    """The blocks of the operands for a program.
+    """Returns the block specs of the operands.
 
     Args:
-      where: from the program's indices (and the prefetched scalars) to (row, query head, query block, span).
+      operands: inputs of the program.
+      query: queries per block.
+      span: keys per block.
+      where: maps the program's indices and prefetched scalars to (row, query head, query block, span).
     """
     group, h = operands.group, operands.q_bnth.shape[3]
 
@@ -85,20 +88,26 @@ def in_specs(operands: Operands, query: int, span: int, where) -> Refs[pl.BlockS
 
 
 def block_spec(shape: tuple[int | None, ...], where, index) -> pl.BlockSpec:
-    """The block of this shape at `index` of what `where` makes of a program's indices."""
+    """Returns the spec of a block of this shape; its index map is `index` after `where`."""
     return pl.BlockSpec(shape, lambda *ids: index(*where(*ids)))
 
 
 def arrays(operands: Operands) -> Refs[Array]:
-    """The operands in the order of `in_specs`."""
+    """Returns the operands in the order of `in_specs`."""
     return Refs(*operands, operands.segments_b1t)
 
 
 def first_keys(segments_b1t: Int[Array, "b 1 t"] | None, batch: int, length: int, block: int) -> Int[Array, "b i"]:
-    """For each block of queries, the first position that one of them may see, rounded down to a block.
+    """Returns the first key position that each block of queries may see, rounded down to a block.
 
-    Blocks of keys before it share no segment with the queries. Segments need not be in order: a block of keys is
-    passed over only where the ranges of numbers are apart, for it and for all blocks before it.
+    Blocks of keys before that position share no segment with the queries. Segment ids need not be sorted: leading
+    blocks of keys are skipped as long as their range of ids does not overlap that of the queries.
+
+    Args:
+      segments_b1t: segment ids; None if rows are not packed.
+      batch: number of rows.
+      length: length of the rows.
+      block: positions per block.
     """
     num_blocks = length // block
     if segments_b1t is None:
@@ -110,10 +119,12 @@ def first_keys(segments_b1t: Int[Array, "b 1 t"] | None, batch: int, length: int
 
 
 def cost(operands: Operands, *, products: int, passes: int) -> pl.CostEstimate:
-    """What XLA's scheduler is told of a call: causal pairs in so many products of matrices, and each operand once.
+    """Returns the cost estimate of a call for XLA's scheduler.
 
     Args:
-      passes: tensors of the queries' shape that are read and written for each such tensor among the operands.
+      operands: inputs of the call.
+      products: number of matrix products over the causal pairs.
+      passes: arrays that the call reads and writes, as a multiple of the operands and outputs of the forward pass.
     """
     b, n, t, h = operands.q_bnth.shape
     p = 0 if operands.prefix is None else operands.prefix.k.shape[2]
@@ -126,10 +137,10 @@ def cost(operands: Operands, *, products: int, passes: int) -> pl.CostEstimate:
 
 
 def chunk_of(start, size: int) -> pl.Slice:
-    """`size` positions from `start` on, a multiple of `size`."""
+    """Returns the slice of `size` positions from `start`, a multiple of `size`."""
     return pl.ds(pl.multiple_of(start, size), size)
 
 
 def when(condition, *, always: bool):
-    """`pl.when`, without a branch where the condition is known to hold."""
+    """Returns `pl.when`, without a branch if the condition is `always` true."""
     return (lambda do: do()) if always else pl.when(condition)

@@ -1,4 +1,4 @@
-"""Attention as the formula reads: the reference that every kernel is tested against (shape legend: llama.py)."""
+"""Reference attention, written as the formula, that every kernel is tested against (shape legend: llama.py)."""
 
 import jax
 import jax.numpy as jnp

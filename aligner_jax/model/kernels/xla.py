@@ -1,6 +1,6 @@
-"""Attention as XLA compiles it, for every platform and shape (shape legend: llama.py).
+"""Attention in XLA's operations, for every platform and shape (shape legend: llama.py).
 
-The backward pass recomputes the weights, so that nothing of the size t · s is kept for it.
+The backward pass recomputes the attention weights, so that no residual has size t · s.
 """
 
 import jax
@@ -10,20 +10,22 @@ from jaxtyping import Array, Bool, Float, Int
 from aligner_jax.model.kernels.kernel import Gradients, Inputs, Kernel, Outputs
 
 MAX_BLOCK_DIAGONAL_TOKENS = 16
-"""Up to this many shared prefix tokens, one dense product over all heads is faster than a product per head."""
+"""Most shared prefix tokens for which one dense product over all heads is faster than a product per head."""
 
 
 MIN_BLOCK = 128
-"""Queries a block has at least where a row is cut, so that products stay large."""
+"""Fewest queries per block when a row is split into blocks, so that products stay large."""
 
 _MASKED = jnp.finfo(jnp.float32).min
 
 
 def causal_mask(length: int, segment_ids_bt: Int[Array, "b t"] | None, before: int = 0) -> Bool[Array, "#b t s"]:
-    """Returns True where a query t may attend to a key s: s ≤ t, and in the same segment.
+    """Returns a mask that is True where query t may attend to key s: s ≤ t, and both in the same segment.
 
     Args:
-      before: positions ahead of the text's, which every query sees.
+      length: length of the rows.
+      segment_ids_bt: segment ids; None if rows are not packed.
+      before: number of keys before the text's, which every query attends to.
     """
     positions_t = jnp.arange(length)
     mask_bts = (positions_t[:, None] >= positions_t[None, :])[None]
@@ -38,7 +40,7 @@ def attend_text(
     v_bksh: Float[Array, "b k s h"],
     mask_bts: Bool[Array, "#b t s"],
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b n t"]]:
-    """Attention with an explicit mask (True: may attend), and the logarithm of its softmax's denominators (float32)."""
+    """Returns attention with an explicit mask (True: may attend), and the log-denominators of its softmax, float32."""
     (b, t, n, _), k = q_btnh.shape, k_bksh.shape[1]
     scores_bkgts = _masked_scores(_by_kv_head(q_btnh, k), k_bksh, mask_bts)
     largest_bkgt = jnp.max(scores_bkgts, axis=-1, keepdims=True)
@@ -58,14 +60,16 @@ def attend_text_backward(
     delta_bnt: Float[Array, "b n t"],
     do_btnh: Float[Array, "b t n h"],
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b k s h"], Float[Array, "b k s h"]]:
-    """The gradients of queries, keys and values, those of keys and values in float32.
+    """Returns the gradients of queries, keys and values; those of keys and values are float32.
 
     Args:
-      log_bnt: what `attend_text` returned of the same inputs.
-      delta_bnt: Σ_h o · do, o being what it returned; float32.
+      q_btnh, k_bksh, v_bksh, mask_bts: inputs of `attend_text`.
+      log_bnt: log-denominators that `attend_text` returned.
+      delta_bnt: Σ_h o · do in float32, where o is the output of `attend_text`.
+      do_btnh: cotangent of that output.
     """
-    # Scores are transposed, keys before queries, and so are the keys of dq's product: XLA's CPU backend takes five
-    # times as long for a product over the first axis of its left side. Barriers keep it from writing one after all.
+    # XLA's CPU backend takes five times as long for a product over the first axis of its left operand. So scores are
+    # transposed (keys before queries), and so are the keys of dq's product; barriers keep XLA from undoing that.
     k, scale = k_bksh.shape[1], q_btnh.shape[-1] ** -0.5
     q_bkxh, do_bkxh = _by_kv_head(q_btnh, k), _by_kv_head(do_btnh, k)
     statistic_bk1x = (*q_bkxh.shape[:2], 1, q_bkxh.shape[2])
@@ -88,9 +92,9 @@ def attend_causally(
     v_bskh: Float[Array, "b s k h"],
     segment_ids_bt: Int[Array, "b t"] | None,
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b n t"]]:
-    """`attend_text` of a row to itself, block by block of queries, without most of the pairs that causality masks.
+    """Computes causal self-attention in blocks of queries, and skips most of the masked pairs.
 
-    The s - t keys and values ahead of the row's own are seen by all.
+    Every query attends to the first s - t keys, which come before the row's own. Returns the same as `attend_text`.
     """
     t, before = q_btnh.shape[1], k_bskh.shape[1] - q_btnh.shape[1]
     mask_bts = causal_mask(t, segment_ids_bt, before)
@@ -111,7 +115,7 @@ def attend_causally_backward(
     log_bnt: Float[Array, "b n t"],
     do_btnh: Float[Array, "b t n h"],
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b s k h"], Float[Array, "b s k h"]]:
-    """The gradients of queries, keys and values, from the inputs and what `attend_causally` returned of them."""
+    """Returns the gradients of queries, keys and values, from the inputs and results of `attend_causally`."""
     t, before = q_btnh.shape[1], k_bskh.shape[1] - q_btnh.shape[1]
     mask_bts = causal_mask(t, segment_ids_bt, before)
     k_bksh, v_bksh = _heads_first(k_bskh), _heads_first(v_bskh)
@@ -128,7 +132,7 @@ def attend_causally_backward(
 
 
 def _causal_blocks(length: int, before: int) -> list[tuple[slice, slice]]:
-    """Blocks of queries, and the keys that they may see: of four blocks 5 / 8 of all pairs."""
+    """Returns blocks of queries, and the keys that they may see. Four blocks compute 5/8 of all pairs."""
     num_blocks = next(n for n in (4, 3, 2, 1) if length % n == 0 and (length // n >= MIN_BLOCK or n == 1))
     ends = range(length // num_blocks, length + 1, length // num_blocks)
     return [(slice(end - length // num_blocks, end), slice(0, before + end)) for end in ends]
@@ -136,7 +140,7 @@ def _causal_blocks(length: int, before: int) -> list[tuple[slice, slice]]:
 
 @jax.custom_vjp
 def add_everywhere(o_btnh: Float[Array, "b t n h"], x_b1nh: Float[Array, "#b 1 n h"]) -> Float[Array, "b t n h"]:
-    """o + x, x at every position. Its gradient of x is a product with ones: as a sum, CPUs take ten times as long."""
+    """Adds x at every position. The gradient of x is a product with ones, since CPUs are ten times slower at a sum."""
     return o_btnh + x_b1nh
 
 
@@ -153,11 +157,11 @@ add_everywhere.defvjp(lambda o_btnh, x_b1nh: (o_btnh + x_b1nh, x_b1nh.shape[0] =
 def attend_prefix(
     q_btnh: Float[Array, "b t n h"], k_bpkh: Float[Array, "#b p k h"], gated_v_bpnh: Float[Array, "#b p n h"]
 ) -> Float[Array, "b t n h"]:
-    """The gated prefix term alone, in q's dtype: softmax(q K_aᵀ / √h) (gate ⊙ V_a).
+    """Returns the gated prefix term softmax(q K_aᵀ / √h) (gate ⊙ V_a) in q's dtype.
 
-    A few shared tokens are done for all heads at once, as products with block-diagonal keys and values: compilers do
-    badly on a product per head whose inner size is p, and the wasted multiplications by zero are a few percent of the
-    query projection's.
+    For a few shared tokens, all heads are computed at once, as products with block-diagonal keys and values. Compilers
+    are slow at a product per head whose inner size is p, and the multiplications by zero cost only a few percent of the
+    query projection.
     """
     with jax.named_scope("prefix"):
         if k_bpkh.shape[0] == 1 and k_bpkh.shape[1] <= MAX_BLOCK_DIAGONAL_TOKENS:
@@ -168,7 +172,7 @@ def attend_prefix(
 def attend_prefix_per_head(
     q_btnh: Float[Array, "b t n h"], k_bpkh: Float[Array, "#b p k h"], gated_v_bpnh: Float[Array, "#b p n h"]
 ) -> Float[Array, "b t n h"]:
-    """`attend_prefix` with a product per head, for any p and any batch of prefixes."""
+    """Computes `attend_prefix` with a product per head, for any p and any batch of prefixes."""
     b, _, n, h = q_btnh.shape
     k_bpnh = jnp.repeat(k_bpkh, n // k_bpkh.shape[2], axis=2)
     k_bpnh, gated_v_bpnh = (jnp.broadcast_to(x, (b, *x.shape[1:])) for x in (k_bpnh, gated_v_bpnh))
@@ -191,7 +195,7 @@ def _attend_prefix_block_diagonal(q_btnh, k_bpkh, gated_v_bpnh):
 
 
 def _masked_scores(q_bkxh, k_bksh, mask_bts):
-    """[b, k, g, t, s] in float32."""
+    """Returns masked scores [b, k, g, t, s] in float32."""
     (b, k, _, h), t = q_bkxh.shape, mask_bts.shape[1]
     scores_bkxs = jnp.einsum("bkxh,bksh->bkxs", q_bkxh, k_bksh, preferred_element_type=jnp.float32) * h**-0.5
     scores_bkgts = scores_bkxs.reshape(b, k, -1, t, k_bksh.shape[2])
@@ -205,8 +209,8 @@ def _masked_keys(scores_bksx, mask_bts):
 
 
 def _by_kv_head(q_btnh, num_kv_heads: int):
-    # Heads first, and the queries of a group in one axis x = (g t): as plain batched products of matrices, forward and
-    # backward take CPUs half the time.
+    # Heads come first, and the queries of a group share one axis x = (g t): CPUs take half the time for the plain
+    # batched matrix products of this layout.
     b, t, n, h = q_btnh.shape
     q_btkgh = q_btnh.reshape(b, t, num_kv_heads, n // num_kv_heads, h)
     return q_btkgh.transpose(0, 2, 3, 1, 4).reshape(b, num_kv_heads, -1, h)
@@ -240,4 +244,4 @@ def _backward(inputs: Inputs, text_o_btnh, log_bnt, do_btnh) -> Gradients:
 
 
 KERNEL = Kernel(check_supported=lambda inputs: None, forward=_forward, backward=_backward)
-"""Takes every shape and type."""
+"""Supports every shape and dtype."""
