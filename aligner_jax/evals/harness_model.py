@@ -4,7 +4,7 @@ import collections
 import functools
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -69,132 +69,141 @@ def model_class() -> Any:
     """Returns the model class. It is defined at the first call, since its parent belongs to an optional package."""
     import_lm_eval()
     from lm_eval.api.model import TemplateLM
-    from lm_eval.models.utils import normalize_gen_kwargs
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    class AlignerLM(TemplateLM):
-        def __init__(self, subject: Subject, kept: Kept, console: Console, seed: int) -> None:
-            super().__init__()
-            self._subject, self._kept, self._console, self._seed = subject, kept, console, seed
-            tokenizer = subject.tokenizer
-            first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-            if first is None:
-                raise InputError("the base's tokenizer names neither a BOS nor an EOS token, of which one is needed")
-            self._prefix_id = first
-            self._bos = tokenizer.backend.token(first)
-            self._said: set[str] = set()
-
-        def _say_once(self, sentence: str) -> None:
-            if sentence not in self._said:
-                self._said.add(sentence)
-                self._console.out(sentence)
-
-        @property
-        def eot_token_id(self) -> int:
-            eos = self._subject.tokenizer.eos_id
-            return self._prefix_id if eos is None else eos
-
-        @property
-        def prefix_token_id(self) -> int:
-            return self._prefix_id
-
-        @property
-        def max_length(self) -> int:
-            return self._subject.base.config.context_length
-
-        @property
-        def tokenizer_name(self) -> str:
-            return f"aligner_jax {self._subject.tokenizer.chat_template}"
-
-        def chat_template(self, chat_template: bool | str = False) -> str | None:
-            return self._subject.tokenizer.chat_template if chat_template else None
-
-        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-            text, without_system = render_with_or_without_system(
-                self._subject.tokenizer, chat_history, add_generation_prompt=add_generation_prompt
-            )
-            if without_system:
-                self._say_once("the chat template refuses chats with a system message, which is left out of them")
-            return text
-
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-            tokenizer = self._subject.tokenizer
-            adds = tokenizer.add_bos and not string.startswith(self._bos)
-            return tokenizer.encode(string, bos=adds if add_special_tokens is None else add_special_tokens)
-
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-            for context, continuation in map(_texts, requests):
-                # The harness reads the first token of the continuation if the context is empty.
-                if not continuation or not (context or self.tok_encode(continuation, add_special_tokens=False)):
-                    raise InputError(f"the continuation of {_short(context)} is empty, and so has no likelihood")
-            return super().loglikelihood(requests, disable_tqdm=True)
-
-        def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
-            continuations = []
-            for (context, continuation), context_ids, ids in requests:
-                if not 0 < len(ids) <= self.max_length:
-                    raise InputError(
-                        f"the continuation {_short(continuation)} of {_short(context)} has {len(ids)} tokens, but "
-                        f"should have 1 to {self.max_length}, the model's context"
-                    )
-                # A context of white space has no tokens: the harness moves trailing white space to the continuation.
-                whole = [*(context_ids or [self._prefix_id]), *ids]
-                continuations.append(Continuation(tuple(whole[-(self.max_length + 1) :]), len(ids)))
-            scores = score(self._subject, continuations, self._kept, self._console)
-            return [(each.log_likelihood, each.is_greedy) for each in scores]
-
-        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-            windows: list[Continuation] = []
-            counts: list[int] = []
-            for (text,) in map(_texts, requests):
-                parts = get_rolling_token_windows(
-                    token_list=self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length,
-                    context_len=1,
-                )  # fmt: skip
-                pairs = [make_disjoint_window(pair) for pair in parts]
-                windows += [Continuation((*context, *ids), len(ids)) for context, ids in pairs]
-                counts.append(len(pairs))
-            scores = iter(score(self._subject, windows, self._kept, self._console))
-            return [sum(next(scores).log_likelihood for _ in range(count)) for count in counts]
-
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-            seen: collections.Counter[Prompt] = collections.Counter()
-            prompts = []
-            for context, wanted in (request.args for request in requests):
-                prompt = self._prompt(context, _options(wanted))
-                # A task that repeats a request wants different samples.
-                prompts.append(prompt._replace(number=seen[prompt]))
-                seen[prompt] += prompt.sampling.temperature > 0
-            return generate(self._subject, prompts, self._kept, self._console, seed=self._seed)
-
-        def _prompt(self, context: str, options: Fields) -> Prompt:
-            new = options.integer("max_gen_toks", least=0)
-            if not 0 < new < self.max_length:
-                raise InputError(f"a task generates {new} tokens, but the model's context holds {self.max_length}")
-            ids = self.tok_encode(_text(context))[-(self.max_length - new) :]
-            return Prompt(tuple(ids), new, _sampling(options), self._stops(options), alone=True)
-
-        def _stops(self, options: Fields) -> tuple[str, ...]:
-            """Returns the stop texts, which include the text of the EOS token."""
-            eos = self._subject.tokenizer.backend.token(self.eot_token_id)
-            stops = options.texts("until")
-            return tuple(stops if eos in stops else [*stops, eos])
-
-    def _options(wanted: object) -> Fields:
-        """Returns a task's generation_kwargs with the harness's defaults. Raises InputError if they are invalid."""
-        if not isinstance(wanted, dict):
-            raise InputError(f"{_WHERE} are {_short(str(wanted))}, and not an object")
-        unknown = sorted(str(name) for name in wanted.keys() - _GENERATION)
-        if unknown:
-            raise InputError(f"a task generates with {unknown[0]!r}, which this model does not have")
-        until = wanted.get("until")
-        try:
-            options = normalize_gen_kwargs({**wanted, "until": [] if until is None else until}, DEFAULT_NEW_TOKENS)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"{_WHERE} cannot be read: {error}") from None
-        return Fields(dict(options), _WHERE)
+    class AlignerLM(_Model, TemplateLM):
+        pass
 
     return AlignerLM
+
+
+class _Model:
+    """Methods of the model class that are this project's own."""
+
+    def __init__(self, subject: Subject, kept: Kept, console: Console, seed: int) -> None:
+        super().__init__()
+        self._subject, self._kept, self._console, self._seed = subject, kept, console, seed
+        tokenizer = subject.tokenizer
+        first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+        if first is None:
+            raise InputError("the base's tokenizer names neither a BOS nor an EOS token, of which one is needed")
+        self._prefix_id = first
+        self._bos = tokenizer.backend.token(first)
+        self._said: set[str] = set()
+
+    def _say_once(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            self._console.out(sentence)
+
+    @property
+    def eot_token_id(self) -> int:
+        eos = self._subject.tokenizer.eos_id
+        return self._prefix_id if eos is None else eos
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self._prefix_id
+
+    @property
+    def max_length(self) -> int:
+        return self._subject.base.config.context_length
+
+    @property
+    def tokenizer_name(self) -> str:
+        return f"aligner_jax {self._subject.tokenizer.chat_template}"
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        return self._subject.tokenizer.chat_template if chat_template else None
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        text, without_system = render_with_or_without_system(
+            self._subject.tokenizer, chat_history, add_generation_prompt=add_generation_prompt
+        )
+        if without_system:
+            self._say_once("the chat template refuses chats with a system message, which is left out of them")
+        return text
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        tokenizer = self._subject.tokenizer
+        adds = tokenizer.add_bos and not string.startswith(self._bos)
+        return tokenizer.encode(string, bos=adds if add_special_tokens is None else add_special_tokens)
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        for context, continuation in map(_texts, requests):
+            # The harness reads the first token of the continuation if the context is empty.
+            if not continuation or not (context or self.tok_encode(continuation, add_special_tokens=False)):
+                raise InputError(f"the continuation of {_short(context)} is empty, and so has no likelihood")
+        return cast(Any, super()).loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+        continuations = []
+        for (context, continuation), context_ids, ids in requests:
+            if not 0 < len(ids) <= self.max_length:
+                raise InputError(
+                    f"the continuation {_short(continuation)} of {_short(context)} has {len(ids)} tokens, but "
+                    f"should have 1 to {self.max_length}, the model's context"
+                )
+            # A context of white space has no tokens: the harness moves trailing white space to the continuation.
+            whole = [*(context_ids or [self._prefix_id]), *ids]
+            continuations.append(Continuation(tuple(whole[-(self.max_length + 1) :]), len(ids)))
+        scores = score(self._subject, continuations, self._kept, self._console)
+        return [(each.log_likelihood, each.is_greedy) for each in scores]
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        windows: list[Continuation] = []
+        counts: list[int] = []
+        for (text,) in map(_texts, requests):
+            parts = get_rolling_token_windows(
+                token_list=self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length,
+                context_len=1,
+            )  # fmt: skip
+            pairs = [make_disjoint_window(pair) for pair in parts]
+            windows += [Continuation((*context, *ids), len(ids)) for context, ids in pairs]
+            counts.append(len(pairs))
+        scores = iter(score(self._subject, windows, self._kept, self._console))
+        return [sum(next(scores).log_likelihood for _ in range(count)) for count in counts]
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        seen: collections.Counter[Prompt] = collections.Counter()
+        prompts = []
+        for context, wanted in (request.args for request in requests):
+            prompt = self._prompt(context, _options(wanted))
+            # A task that repeats a request wants different samples.
+            prompts.append(prompt._replace(number=seen[prompt]))
+            seen[prompt] += prompt.sampling.temperature > 0
+        return generate(self._subject, prompts, self._kept, self._console, seed=self._seed)
+
+    def _prompt(self, context: str, options: Fields) -> Prompt:
+        new = options.integer("max_gen_toks", least=0)
+        if not 0 < new < self.max_length:
+            raise InputError(f"a task generates {new} tokens, but the model's context holds {self.max_length}")
+        ids = self.tok_encode(_text(context))[-(self.max_length - new) :]
+        return Prompt(tuple(ids), new, _sampling(options), self._stops(options), alone=True)
+
+    def _stops(self, options: Fields) -> tuple[str, ...]:
+        """Returns the stop texts, which include the text of the EOS token."""
+        eos = self._subject.tokenizer.backend.token(self.eot_token_id)
+        stops = options.texts("until")
+        return tuple(stops if eos in stops else [*stops, eos])
+
+
+def _options(wanted: object) -> Fields:
+    """Returns a task's generation_kwargs with the harness's defaults. Raises InputError if they are invalid."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    if not isinstance(wanted, dict):
+        raise InputError(f"{_WHERE} are {_short(str(wanted))}, and not an object")
+    unknown = sorted(str(name) for name in wanted.keys() - _GENERATION)
+    if unknown:
+        raise InputError(f"a task generates with {unknown[0]!r}, which this model does not have")
+    until = wanted.get("until")
+    try:
+        options = normalize_gen_kwargs({**wanted, "until": [] if until is None else until}, DEFAULT_NEW_TOKENS)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{_WHERE} cannot be read: {error}") from None
+    return Fields(dict(options), _WHERE)
 
 
 def _sampling(options: Fields) -> Sampling:
