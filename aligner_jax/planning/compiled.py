@@ -13,7 +13,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.planning import program_cache
 from aligner_jax.planning.collectives import Collective, collectives
 from aligner_jax.planning.topology import without_a_cache_of_programs
-from aligner_jax.runtime import roofline
+from aligner_jax.runtime import chips
 from aligner_jax.runtime.config import BaseConfig
 
 _USED = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|\(([\d.]+)([KMGT])\) exceeds available HBM")
@@ -48,7 +48,7 @@ class Compiled:
         return self.sent is not None and self.peak_bytes <= self.hbm_bytes
 
 
-def compile_for(chip: roofline.Chip, jitted: Any, *arguments: Any, **static: Any) -> Compiled:
+def compile_for(chip: chips.Chip, jitted: Any, *arguments: Any, **static: Any) -> Compiled:
     """Compiles a jitted function for devices of a chip; mesh and rules are in context.
 
     Args:
@@ -109,11 +109,11 @@ def _shardings(lowered: jax.stages.Lowered, mesh: Mesh, specs: list[list]) -> An
     return jax.tree.unflatten(jax.tree.structure(lowered.out_info), leaves)
 
 
-def chip_of(device: Any) -> roofline.Chip:
+def chip_of(device: Any) -> chips.Chip:
     """Returns the chip of a device. Raises InputError if the device's kind is unknown."""
-    chip = roofline.CHIPS.get(device.device_kind)
+    chip = chips.CHIPS.get(device.device_kind)
     if chip is None:
-        raise InputError(f"{device.device_kind!r} is not a known chip; there are {', '.join(roofline.CHIPS)}")
+        raise InputError(f"{device.device_kind!r} is not a known chip; there are {', '.join(chips.CHIPS)}")
     return chip
 
 

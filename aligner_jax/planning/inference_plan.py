@@ -20,7 +20,7 @@ from aligner_jax.peft import Adapter, init_adapter
 from aligner_jax.planning.collectives import bytes_by_kind
 from aligner_jax.planning.compiled import Compiled, bits, chip_of, compile_for, compute_dtype, nbytes, weight_dtype
 from aligner_jax.planning.plan import refitted
-from aligner_jax.runtime import roofline, sharding
+from aligner_jax.runtime import chips, roofline, sharding
 from aligner_jax.runtime.config import BaseConfig
 from aligner_jax.tasks.program import quantization_of
 
@@ -177,7 +177,7 @@ class _Shapes:
 
 
 def _prompts(
-    chip: roofline.Chip, model: LlamaConfig, params: Params, adapter: Adapter, shapes: _Shapes
+    chip: chips.Chip, model: LlamaConfig, params: Params, adapter: Adapter, shapes: _Shapes
 ) -> tuple[Compiled, Any]:
     """Returns the prefill program and the shapes of its results; None for the shapes if it does not fit."""
     static = {"config": model, "slots": sampler.num_slots(shapes.tokens, shapes.new_tokens)}
@@ -195,7 +195,7 @@ def _token_seconds(
     config: EvaluateConfig,
     model: LlamaConfig,
     mesh: Mesh,
-    chip: roofline.Chip,
+    chip: chips.Chip,
     params: Params,
     shapes: _Shapes,
     new: Compiled | None,

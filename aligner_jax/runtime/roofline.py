@@ -13,11 +13,11 @@ Letters are those of model/llama.py.
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
+from aligner_jax.runtime.chips import Chip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,45 +126,20 @@ def train_step(
       InputError: an argument is out of range.
     """
     _check(batch_size=batch_size, sequence_length=sequence_length, chunk=chunk)
-    if not 0 <= adapter.start_layer < config.num_layers:
-        raise InputError(f"start_layer is {adapter.start_layer}, but the model has layers 0 to {config.num_layers - 1}")
-    if not 0 <= targets <= 1:
-        raise InputError(f"targets is {targets}, but a share lies between 0 and 1")
-    if accumulate < 1 or batch_size % accumulate:
-        raise InputError(f"batch_size is {batch_size}, which accumulate, {accumulate}, does not divide")
-    if remat not in ("full", "dots", "none"):
-        raise InputError(f"remat {remat!r} is not one of full, dots, none")
+    _check_step(config, batch_size, adapter, targets, accumulate, remat)
     head_bytes = weight_bytes if head_bytes is None else head_bytes
-    d, f, v, nh, kh = _sizes(config)
-    forward, backward = config.num_layers, config.num_layers - adapter.start_layer
+    d, _, v, _, _ = _sizes(config)
+    backward = config.num_layers - adapter.start_layer
     tokens, runs_again = batch_size * sequence_length, 1 if remat == "full" else 0
-
-    weights, moved = layer_weights(config), _moved(config)
-    # "full" recomputes all of a layer except its last product, whose result no gradient needs.
-    weights_again, moved_again = (weights - d * f, moved - (f + d)) if runs_again else (0, 0)
-    weights_passed = weights * (forward + backward) + weights_again * backward
-    layers = Part(
-        "layers",
-        model_flops=2 * tokens * weights * (forward + backward),
-        hardware_flops=2 * tokens * weights_passed,
-        hbm_bytes=tokens * activation_bytes * (moved * (forward + backward) + moved_again * backward),
-    )
+    layers, weights_passed = _layers(config, backward, tokens, runs_again, activation_bytes)
 
     # Target positions come first, and chunks without any are skipped. If the head is frozen, the forward pass also
     # computes the gradient of the hidden states, so that nothing is recomputed.
     target_tokens = targets * tokens
     chunks = accumulate * math.ceil(target_tokens / accumulate / chunk)
     head_flops = 4 * target_tokens * d * v
-    # Bytes per token and layer that the forward pass saves for the backward pass. "full": the layer's input. "dots":
-    # also the needed results of products with weights and of attention, with one float32 logarithm per head. "none":
-    # everything, with four float32 copies for the norms and five arrays as wide as the MLP.
-    saved = {
-        "full": activation_bytes * d,
-        "dots": activation_bytes * (2 * d + 2 * nh + 2 * kh + 2 * f) + 4 * config.num_heads,
-        "none": activation_bytes * (2 * nh + 2 * kh + 5 * f) + 4 * 4 * d,
-    }[remat]
-    bound = 2 * adapter.num_tokens * adapter.bind_weights * backward
     trained = 2 * tokens * adapter.trained_weights * backward
+    saved = _saved_bytes(config, remat, activation_bytes)
     of_base = (config, tokens, target_tokens, accumulate, weights_passed, activation_bytes)
     return Cost(
         (
@@ -173,14 +148,7 @@ def train_step(
             Part("layer weights", hbm_bytes=accumulate * weights_passed * weight_bytes),
             _attention(config, adapter, tokens, sequence_length, runs_again, activation_bytes),
             _prefix(config, adapter, tokens, runs_again, accumulate, activation_bytes),
-            # The backward pass, for the gradient of the tokens, costs as much as the forward pass. Both are repeated in
-            # every accumulation step.
-            Part(
-                "bind",
-                2 * bound,
-                2 * bound * accumulate,
-                2 * adapter.bind_weights * backward * accumulate * weight_bytes,
-            ),
+            _bind(adapter, backward, accumulate, weight_bytes),
             # One forward product, and two backward: the gradients of input and weights.
             Part("trained weights", 3 * trained, (3 + runs_again) * trained),
             # Hidden states are read and their gradients written.
@@ -194,6 +162,58 @@ def train_step(
             *([_trained_base(*of_base)] if trains_base else []),
         )
     )
+
+
+def _check_step(
+    config: LlamaConfig, batch_size: int, adapter: AdapterCost, targets: float, accumulate: int, remat: str
+) -> None:
+    if not 0 <= adapter.start_layer < config.num_layers:
+        raise InputError(f"start_layer is {adapter.start_layer}, but the model has layers 0 to {config.num_layers - 1}")
+    if not 0 <= targets <= 1:
+        raise InputError(f"targets is {targets}, but a share lies between 0 and 1")
+    if accumulate < 1 or batch_size % accumulate:
+        raise InputError(f"batch_size is {batch_size}, which accumulate, {accumulate}, does not divide")
+    if remat not in ("full", "dots", "none"):
+        raise InputError(f"remat {remat!r} is not one of full, dots, none")
+
+
+def _layers(
+    config: LlamaConfig, backward: int, tokens: int, runs_again: int, activation_bytes: float
+) -> tuple[Part, int]:
+    """Returns the products with weights of all layers, and the weights that one token passes."""
+    d, f, _, _, _ = _sizes(config)
+    forward = config.num_layers
+    weights, moved = layer_weights(config), _moved(config)
+    # "full" recomputes all of a layer except its last product, whose result no gradient needs.
+    weights_again, moved_again = (weights - d * f, moved - (f + d)) if runs_again else (0, 0)
+    weights_passed = weights * (forward + backward) + weights_again * backward
+    part = Part(
+        "layers",
+        model_flops=2 * tokens * weights * (forward + backward),
+        hardware_flops=2 * tokens * weights_passed,
+        hbm_bytes=tokens * activation_bytes * (moved * (forward + backward) + moved_again * backward),
+    )
+    return part, weights_passed
+
+
+def _bind(adapter: AdapterCost, backward: int, accumulate: int, weight_bytes: float) -> Part:
+    # The backward pass, for the gradient of the tokens, costs as much as the forward pass. Both are repeated in every
+    # accumulation step.
+    flops = 4 * adapter.num_tokens * adapter.bind_weights * backward
+    return Part("bind", flops, flops * accumulate, 2 * adapter.bind_weights * backward * accumulate * weight_bytes)
+
+
+def _saved_bytes(config: LlamaConfig, remat: str, activation_bytes: float) -> float:
+    """Returns the bytes per token and layer that the forward pass saves for the backward pass."""
+    d, f, _, nh, kh = _sizes(config)
+    # "full": the layer's input. "dots": also the needed results of products with weights and of attention, with one
+    # float32 logarithm per head. "none": everything, with four float32 copies for the norms and five arrays as wide as
+    # the MLP.
+    return {
+        "full": activation_bytes * d,
+        "dots": activation_bytes * (2 * d + 2 * nh + 2 * kh + 2 * f) + 4 * config.num_heads,
+        "none": activation_bytes * (2 * nh + 2 * kh + 5 * f) + 4 * 4 * d,
+    }[remat]
 
 
 def _attention(
@@ -326,47 +346,6 @@ def layer_weights(config: LlamaConfig) -> int:
     return d * (2 * nh + 2 * kh) + 3 * d * f
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Peak figures of one JAX device.
-
-    Attributes:
-      flops_per_second: bfloat16 FLOPs per second.
-      hbm_bytes_per_second: HBM bandwidth.
-      hbm_bytes: size of HBM.
-      network_bytes_per_second: bandwidth of receiving from devices of the same slice, over all links together.
-    """
-
-    name: str
-    flops_per_second: float
-    hbm_bytes_per_second: float
-    hbm_bytes: int
-    network_bytes_per_second: float
-
-
-# Figures per chip in TFLOP/s, GB/s and GiB from https://docs.cloud.google.com/tpu/docs/ v4, v5e and v6e, and for v5p
-# from the table at tpu7x. JAX's own table (jax/_src/tpu_info.py) agrees within 3 %, except for v5p's bandwidth,
-# 2460 GB/s. Links between chips are published in Gbit/s per chip: 2400, 1600, 4800, 3200, 9600.
-# On v4 and v5p the two cores of a chip form one device. On tpu7x a core is a device, with half of the chip's figures.
-_V4 = Chip("v4", 275e12, 1200e9, 32 << 30, 300e9)
-_V5E = Chip("v5e", 197e12, 819e9, 16 << 30, 200e9)
-_V5P = Chip("v5p", 459e12, 2765e9, 95 << 30, 600e9)
-_V6E = Chip("v6e", 918e12, 1638e9, 32 << 30, 400e9)
-_TPU7X = Chip("tpu7x", 2307e12 / 2, 7380e9 / 2, (192 << 30) // 2, 1200e9 / 2)
-
-CHIPS: dict[str, Chip] = {
-    "TPU v4": _V4,
-    "TPU v5 lite": _V5E,
-    "TPU v5e": _V5E,
-    "TPU v5": _V5P,
-    "TPU v5p": _V5P,
-    "TPU v6 lite": _V6E,
-    "TPU v6e": _V6E,
-    "TPU7x": _TPU7X,
-}
-"""Known chips by `jax.Device.device_kind`."""
-
-
 class Roofline(NamedTuple):
     """Least time of a step in seconds, and the resource that limits it."""
 
@@ -382,13 +361,6 @@ def roofline_seconds(cost: Cost, chip: Chip) -> Roofline:
     """
     compute, memory = cost.hardware_flops / chip.flops_per_second, cost.hbm_bytes / chip.hbm_bytes_per_second
     return Roofline(compute, "compute") if compute >= memory else Roofline(memory, "memory")
-
-
-def peak_flops(device_kinds: Iterable[str]) -> float | None:
-    """Returns the total peak bfloat16 FLOPs per second of devices, given their kinds; None if a kind is unknown."""
-    chips = [CHIPS.get(kind) for kind in device_kinds]
-    known = [chip.flops_per_second for chip in chips if chip is not None]
-    return sum(known) if len(known) == len(chips) else None
 
 
 def _sizes(config: LlamaConfig) -> tuple[int, int, int, int, int]:

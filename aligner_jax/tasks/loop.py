@@ -16,7 +16,7 @@ from aligner_jax.objectives.feed import Feed
 from aligner_jax.objectives.step import StepMetrics, TrainState
 from aligner_jax.objectives.window import Window
 from aligner_jax.peft import Adapter
-from aligner_jax.runtime import optim, roofline
+from aligner_jax.runtime import chips, optim
 from aligner_jax.runtime.checkpoint import Checkpoints
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.global_batch import global_batch
@@ -169,7 +169,7 @@ def _window(run: Run, updates: Int[np.ndarray, "*a"]) -> Window:
         name: optim.learning_rate(dataclasses.replace(run.config.optim, lr=lr), run.config.steps)
         for name, lr in logged_rates(run.config).items()
     }
-    peak_flops = roofline.peak_flops(device.device_kind for device in run.params.embed_vd.devices())
+    peak_flops = chips.peak_flops(device.device_kind for device in run.params.embed_vd.devices())
     return Window(peak_flops, rates, updates)
 
 

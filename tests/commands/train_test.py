@@ -23,7 +23,7 @@ from aligner_jax.evals import before_after
 from aligner_jax.peft import METHODS
 from aligner_jax.peft.aligner import AlignerOptions
 from aligner_jax.peft.artifact import load_adapter, read_artifact
-from aligner_jax.runtime import roofline
+from aligner_jax.runtime import chips, roofline
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.runtime.files import place
 from aligner_jax.tasks.sft import load_data
@@ -201,7 +201,7 @@ def test_data_of_named_fields_are_counted_and_split_by_prompt(settings: dict, tm
 
 def test_mfu_is_logged_on_known_chips(settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     peak, rows, length = 1e9, settings["data"]["batch_size"], settings["data"]["sequence_length"]
-    monkeypatch.setitem(roofline.CHIPS, "cpu", roofline.Chip("cpu", peak, 1e9, 1 << 30, 1e9))
+    monkeypatch.setitem(chips.CHIPS, "cpu", chips.Chip("cpu", peak, 1e9, 1 << 30, 1e9))
     settings |= {"steps": 2, "eval_every": 0}
     run(settings, tmp_path / "run")
     (line,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())

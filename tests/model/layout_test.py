@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from aligner_jax.model.layout import as_stored
 from aligner_jax.planning.compiled import compile_for
 from aligner_jax.planning.topology import topology_devices
-from aligner_jax.runtime import roofline, sharding
+from aligner_jax.runtime import chips, sharding
 
 LAYERS, D, F = 32, 4096, 4 * 1376
 
@@ -38,6 +38,6 @@ def test_a_stack_whose_rows_do_not_fill_the_lanes_is_not_copied(axes, copied: bo
     )
     x_bd = jax.ShapeDtypeStruct((8, D), jnp.bfloat16, sharding=sharding.replicated(mesh))
     with sharding.use(mesh):
-        compiled = compile_for(roofline.CHIPS["TPU v5 lite"], last, x_bd, stack, axes=axes)
+        compiled = compile_for(chips.CHIPS["TPU v5 lite"], last, x_bd, stack, axes=axes)
     assert compiled.temporary_bytes is not None
     assert (compiled.temporary_bytes >= LAYERS * D * F // 4 * 2) == copied

@@ -14,7 +14,7 @@ from aligner_jax.model.config import llama_config
 from aligner_jax.planning import inference_table
 from aligner_jax.planning.inference_plan import EvaluationPlan, ProgramPlan, make_evaluation_plan
 from aligner_jax.planning.topology import topology_devices
-from aligner_jax.runtime import roofline
+from aligner_jax.runtime import chips, roofline
 
 MODEL = llama_config("stories_260k")
 NEW = ProgramPlan("new tokens", 8 << 30, True, 4 << 30, {"all-gather": 98 << 30}, 9.0)
@@ -57,7 +57,7 @@ def test_the_command_plans_an_evaluation():
     # Of each array that is gathered by four devices a device receives three quarters; a call makes eight tokens.
     (kind, gathered), *others = plan["programs"][2]["collective_bytes"].items()
     assert (kind, others, plan["bound"]) == ("all-gather", [], "network")
-    network = roofline.CHIPS["TPU v5 lite"].network_bytes_per_second
+    network = chips.CHIPS["TPU v5 lite"].network_bytes_per_second
     assert plan["roofline_seconds"] == pytest.approx(gathered * 3 / 4 / 8 / network)
 
 
@@ -67,7 +67,7 @@ def test_on_one_device_nothing_is_sent_and_memory_bounds_a_token():
     assert [program.collective_bytes for program in plan.programs] == [{}, {}, {}]
     assert plan.fits
     assert plan.bound == "memory"
-    chip, cost = roofline.CHIPS["TPU v5 lite"], roofline.decode_step(MODEL, batch_size=4, length=192)
+    chip, cost = chips.CHIPS["TPU v5 lite"], roofline.decode_step(MODEL, batch_size=4, length=192)
     assert plan.roofline_seconds == pytest.approx(cost.hbm_bytes / chip.hbm_bytes_per_second)
     assert inference_table.advice(plan) is None
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from aligner_jax.planning import compiled, program_cache
 from aligner_jax.planning.compiled import Compiled, chip_of, compile_for
 from aligner_jax.planning.topology import topology_devices, without_a_cache_of_programs
-from aligner_jax.runtime import roofline
+from aligner_jax.runtime import chips
 
 pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
 
@@ -161,4 +161,4 @@ def test_a_program_that_is_too_large_is_remembered_with_what_it_would_need(folde
     assert first == second
     assert len(compilations) == 1
     assert not first.fits
-    assert first.peak_bytes >= 40 << 30 > roofline.CHIPS["TPU v5 lite"].hbm_bytes
+    assert first.peak_bytes >= 40 << 30 > chips.CHIPS["TPU v5 lite"].hbm_bytes

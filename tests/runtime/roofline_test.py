@@ -15,9 +15,9 @@ from aligner_jax.model.llama import abstract_params, forward, unembed
 from aligner_jax.objectives.cross_entropy import token_losses
 from aligner_jax.peft import METHODS, Adapter, bind, init_adapter
 from aligner_jax.peft.aligner import AlignerOptions
-from aligner_jax.runtime import roofline
+from aligner_jax.runtime import chips
+from aligner_jax.runtime.chips import CHIPS
 from aligner_jax.runtime.roofline import (
-    CHIPS,
     AdapterCost,
     Cost,
     Part,
@@ -335,9 +335,9 @@ def test_chips_are_as_jax_knows_them(kind, version, cores):
 
 
 def test_the_peak_of_devices_is_known_where_all_of_them_are():
-    assert roofline.peak_flops(["TPU v6 lite"] * 8) == 8 * 918e12
-    assert roofline.peak_flops(["cpu"]) is None
-    assert roofline.peak_flops(["TPU v4", "TPU v2"]) is None
+    assert chips.peak_flops(["TPU v6 lite"] * 8) == 8 * 918e12
+    assert chips.peak_flops(["cpu"]) is None
+    assert chips.peak_flops(["TPU v4", "TPU v2"]) is None
 
 
 @pytest.mark.parametrize(
