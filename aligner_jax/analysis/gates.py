@@ -12,7 +12,7 @@ from aligner_jax.peft.gated import GatedOptions
 
 @dataclasses.dataclass(frozen=True)
 class Gates:
-    """An adapter's gates, and their mean and spread over the heads of each layer.
+    """An adapter's gates, with mean and standard deviation over the heads, by layer.
 
     Attributes:
       layers_l: indices of the layers in the model; only the first one if all layers share the gates.

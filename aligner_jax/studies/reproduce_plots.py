@@ -27,7 +27,7 @@ def plot(title: str, measured: Sequence[Measured], base_loss: float, documents: 
     Raises:
       InputError: a file cannot be written.
     """
-    # Text as text can be searched; without random ids and dates, the same results give the same files.
+    # Text that is not drawn as outlines can be searched; without random ids and dates, equal results give equal files.
     with mpl.rc_context({"svg.hashsalt": "aligner_jax", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         FigureCanvasAgg(figure)

@@ -84,7 +84,7 @@ def split(
 def _prompts_held_out(
     examples: Sequence[Example], first: int, last: int
 ) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Returns the examples between first and last prompts, and one per last prompt (if `last` is 0, per first)."""
+    """Returns training examples, and one per held-out prompt: the last prompts, or the first if `last` is 0."""
     by_prompt: dict[tuple, list[Example]] = {}
     for example in without_repeats(examples):
         by_prompt.setdefault(prompt_of(example), []).append(example)

@@ -39,7 +39,7 @@ class Column(NamedTuple):
 
 
 class _Unpacked(NamedTuple):
-    """Decompressed bytes of a chunk, bytes of its longest text that may repeat, and number of values that may be it."""
+    """A chunk: its decompressed bytes, bytes of its longest text that may repeat, and number of values that may."""
 
     unpacked: int
     longest: int
