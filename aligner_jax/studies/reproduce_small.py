@@ -1,4 +1,4 @@
-"""Reproduces the paper's two claims on SmolLM2-135M: the share of LoRA's improvement that 1 to 300 tokens keep.
+"""Reproduces the paper's two claims on SmolLM2-135M: how much of LoRA's improvement Aligners of 1 to 300 tokens keep.
 
     bash scripts/reproduce_small.sh [DATA_FOLDER] [--large] [--out=DIR] [--steps=…] [--seeds=…] [--rates=…]
 
