@@ -1,4 +1,4 @@
-"""What can be said of adapters without their base: sections on gates, common entries, effective rank."""
+"""Builds the sections that need no base: gates, common entries, effective rank."""
 
 import itertools
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _MATRICES = {
 
 
 def sections(named: Sequence[Named]) -> list[Section]:
-    """All sections that need no base; one adapter has nothing in common with others."""
+    """Returns all sections that need no base; for a single adapter, without the comparison of pairs."""
     made = [_overview(named), _gates(named)]
     if len(named) > 1:
         made.append(_common(named))
@@ -48,12 +48,12 @@ def _overview(named: Sequence[Named]) -> Section:
 
 
 def _is_bfloat16(x: np.ndarray) -> np.ndarray:
-    """Entries whose float32 ends in the 16 zero bits that bfloat16 leaves out."""
+    """Returns True for entries that bfloat16 represents exactly: the last 16 bits of their float32 are zero."""
     return np.ascontiguousarray(x, np.float32).view(np.uint32) & 0xFFFF == 0
 
 
 def _chosen(adapter: Adapter) -> list[tuple[str, object]]:
-    """Options that are not the method's defaults, and how many tokens there are or which rank."""
+    """Returns the options that differ from the method's defaults, and always num_tokens, rank and start_layer."""
     defaults = METHODS[adapter.method].options().as_dict()
     always = ("num_tokens", "rank", "start_layer")
     return [

@@ -1,4 +1,4 @@
-"""What adapters do to their base: sections on shifts, tokens, hidden states, form against knowledge."""
+"""Builds the sections that need the base: shifts, tokens, hidden states, form against knowledge."""
 
 import dataclasses
 import itertools
@@ -36,15 +36,15 @@ _MOST_LINES = 10
 
 @dataclasses.dataclass(frozen=True)
 class Looking:
-    """How a base and its adapters are looked at.
+    """Settings of an analysis of adapters with their base.
 
     Attributes:
-      prompt_format: template and system prompt of prompts and answers; its template is not "none".
-      sequence_length: tokens of an example at most; of longer ones the end is cut, of longer prompts the beginning.
-      prompts: how many texts the shifts and hidden states are measured on.
-      opening: first tokens of an answer that count as its form.
-      top_tokens: promoted and demoted tokens that are shown.
-      seed: of t-SNE and PCA.
+      prompt_format: template and system prompt of prompts and answers; the template is not "none".
+      sequence_length: maximum tokens of an example; longer examples lose their end, longer prompts their beginning.
+      prompts: number of prompts on which shifts and hidden states are measured.
+      opening: number of first tokens of an answer that count as form.
+      top_tokens: number of promoted and of demoted tokens that are shown.
+      seed: seed of t-SNE and PCA.
     """
 
     prompt_format: PromptFormat
@@ -62,12 +62,15 @@ def sections(
     looking: Looking,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Section]:
-    """All sections that need the base.
+    """Returns all sections that need the base.
 
     Args:
-      examples: held-out ones, whose prompts are taken and whose answers are judged; None: default prompts, and form is
-        not told from knowledge.
-      say: is told what is done next, which with a large base takes its time.
+      base: base with its tokenizer.
+      named: adapters for this base.
+      examples: held-out examples, whose prompts are used and on whose answers the loss is measured; None uses default
+        prompts and leaves out the section on form against knowledge.
+      looking: settings of the analysis.
+      say: called with a line of progress before every slow step.
 
     Raises:
       InputError: the base has no tokenizer or no embedding of a token, an example does not fit the template, or a

@@ -1,4 +1,4 @@
-"""Figures of adapters alone: gates, what several have in common, singular values."""
+"""Figures of adapters without their base: gates, similarities, singular values."""
 
 import itertools
 import math
@@ -30,7 +30,7 @@ from aligner_jax.analysis.style import (
 
 @styled
 def gate_map(file: str, name: str, gates: Gates) -> Picture:
-    """The gates of one adapter by layer and head, and above them their mean and spread a layer."""
+    """Draws one adapter's gates by layer and head, and above them their mean and standard deviation by layer."""
     layers_l, gates_ln = gates.layers_l, gates.gates_ln
     height = 3.0 + min(max(0.12 * gates_ln.shape[1], 1.0), 5.5)
     made, (above, below) = figure(
@@ -43,7 +43,7 @@ def gate_map(file: str, name: str, gates: Gates) -> Picture:
     above.set_ylabel("gate")
     above.legend(fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
     above.set_title(plain(name), loc="right")
-    # A few large gates would leave all others pale.
+    # The colours saturate at a quantile, since a few large gates would leave all others pale.
     largest = float(np.abs(gates_ln).max())
     limit = float(np.quantile(np.abs(gates_ln), 0.995)) or largest or 1.0
     edges = (layers_l[0] - 0.5, layers_l[-1] + 0.5, gates_ln.shape[1] - 0.5, -0.5)
@@ -60,7 +60,11 @@ def gate_map(file: str, name: str, gates: Gates) -> Picture:
 
 @styled
 def gate_spreads(gates: Mapping[str, tuple[int, Gates]]) -> Picture:
-    """The spread a layer of all adapters that have gates; the number says which adapter it is."""
+    """Draws the standard deviation of the gates by layer, for all adapters that have gates.
+
+    Args:
+      gates: by the adapter's name, its index (which selects the line style) and its gates.
+    """
     made, axes = figure(3.4)
     for name, (number, found) in gates.items():
         axes.plot(found.layers_l, found.std_l, label=plain(name), marker="o", markersize=3, **line_of(number))
@@ -73,9 +77,9 @@ def gate_spreads(gates: Mapping[str, tuple[int, Gates]]) -> Picture:
 
 @styled
 def similarities(names: Sequence[str], matrices: Mapping[str, Float[np.ndarray, "a a"]]) -> Picture:
-    """Matrices over pairs of adapters, NaN where two cannot be compared; titles say what the numbers are.
+    """Draws matrices over pairs of adapters, by title; NaN marks pairs that cannot be compared.
 
-    A title that begins with "cosine" is of numbers from -1 to 1, any other of shares from 0 to 1.
+    A matrix whose title begins with "cosine" has values from -1 to 1, any other from 0 to 1.
     """
     columns = min(len(matrices), 3 if len(names) <= 4 else 2)
     rows = math.ceil(len(matrices) / columns)
@@ -95,13 +99,18 @@ def similarities(names: Sequence[str], matrices: Mapping[str, Float[np.ndarray, 
 
 @styled
 def spectra(lines: Mapping[str, tuple[int, Float[np.ndarray, " p"]]], fresh: Mapping[str, np.ndarray]) -> Picture:
-    """Singular values over the largest; `fresh` are those of tokens that nothing was learned into."""
+    """Draws singular values divided by the largest.
+
+    Args:
+      lines: by label, the adapter's index (which selects the line style) and its singular values.
+      fresh: by label, singular values of untrained tokens.
+    """
     made, axes = figure(3.4)
     drawn: Counter[int] = Counter()
     for label, (number, sigma_p) in lines.items():
         largest = sigma_p[0] or 1.0
         places = np.arange(1, len(sigma_p) + 1)
-        # An adapter's several matrices have its line, and are told apart by their points.
+        # All matrices of an adapter have the same line style; their markers differ.
         marker = marker_of(drawn[number])["marker"]
         drawn[number] += 1
         axes.plot(places, sigma_p / largest, label=plain(label), marker=marker, markersize=3.5, **line_of(number))

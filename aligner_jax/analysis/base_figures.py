@@ -1,4 +1,4 @@
-"""Figures of what adapters do to a base: shifts, tokens, hidden states, form against knowledge."""
+"""Figures of adapters with their base: shifts, tokens, hidden states, form against knowledge."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ from aligner_jax.analysis.style import BASE, figure, layer_axis, legend, line_of
 
 @styled
 def shifts(models: Mapping[str, Seen]) -> Picture:
-    """Size of what is added in each layer, and whether it is the same everywhere."""
+    """Draws the relative norm and the constancy of the adapters' shifts by layer."""
     made, (above, below) = figure(5.6, nrows=2, sharex=True, height_ratios=[3, 2])
     for number, (name, seen) in enumerate(models.items()):
         layers_l = np.flatnonzero(seen.adapted_l)
@@ -38,7 +38,7 @@ def shifts(models: Mapping[str, Seen]) -> Picture:
 
 @styled
 def directions(cosines: Mapping[str, Float[np.ndarray, " l"]]) -> Picture:
-    """Cosines a layer between what pairs of adapters add."""
+    """Draws the cosine between the mean shifts of pairs of adapters, by layer."""
     made, axes = figure(3.6)
     axes.axhline(0, color="#bbbbbb", linewidth=0.8)
     for number, (pair, cosine_l) in enumerate(cosines.items()):
@@ -52,7 +52,7 @@ def directions(cosines: Mapping[str, Float[np.ndarray, " l"]]) -> Picture:
 
 @styled
 def tokens(file: str, name: str, read: Moved, measured: Moved) -> Picture:
-    """Most promoted and demoted tokens: read from the adapter's vectors, and measured."""
+    """Draws the most promoted and demoted tokens: read from the adapter's vectors, and measured on prompts."""
     rows = max(len(read.promoted), len(measured.promoted)) * 2
     made, pair = figure(1.1 + 0.22 * rows, ncols=2)
     labels = ("logit of what is added, through the unembedding (nats)", "change of probability as the first token")
@@ -72,7 +72,14 @@ def tokens(file: str, name: str, read: Moved, measured: Moved) -> Picture:
 
 @styled
 def hidden_states(names: Sequence[str], maps: Sequence[Map]) -> Picture:
-    """Maps of the states at the prompts' ends; the base comes first. Lines lead from it to an only adapter."""
+    """Draws maps of the hidden states at the prompts' ends.
+
+    If there is only one adapter, lines connect the base's states with the adapter's in the PCA maps.
+
+    Args:
+      names: names of the models; the base is the first.
+      maps: one map per depth.
+    """
     made, grid = figure(6.6, nrows=2, ncols=len(maps), squeeze=False)
     for column, found in enumerate(maps):
         first, second = found.explained
@@ -94,7 +101,7 @@ def hidden_states(names: Sequence[str], maps: Sequence[Map]) -> Picture:
 
 @styled
 def displacements(models: Mapping[str, Displacement]) -> Picture:
-    """How far the states at the prompts' ends move, and whether all the same way."""
+    """Draws the distance that hidden states at the prompts' ends move, and the common part of the moves, by layer."""
     made, (above, below) = figure(4.6, nrows=2, sharex=True)
     for number, (name, found) in enumerate(models.items()):
         above.plot(found.relative_l, label=plain(name), marker="o", markersize=3, **line_of(number))
@@ -112,7 +119,7 @@ def displacements(models: Mapping[str, Displacement]) -> Picture:
 def form_and_knowledge(
     changes: Mapping[str, Mapping[str, Change | None]], places: Mapping[str, Float[np.ndarray, " places"]]
 ) -> Picture:
-    """Loss by kind of token and by place in the answer; the base is the first of `places`."""
+    """Draws the loss by kind of token and by place in the answer; the first entry of `places` is the base's."""
     made, (left, right) = figure(4.0, ncols=2, width_ratios=[3, 2])
     kinds = [*KINDS, "all"]
     first = next(iter(changes.values()))

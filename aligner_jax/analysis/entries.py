@@ -1,4 +1,4 @@
-"""What two adapters have in common, entry by entry and in direction; no base is needed for it."""
+"""Compares the arrays of two adapters, entry by entry and in direction; the base is not needed."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,19 +10,19 @@ from aligner_jax.peft import Adapter
 from aligner_jax.peft.lora import LoraOptions
 
 UPDATES = "weight updates"
-"""The array's name under which LoRA's products are compared: its factors may be turned without changing anything."""
+"""Name under which LoRA's products A B are compared. Its factors are unique only up to an invertible matrix."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """One array of two adapters.
+    """Comparison of one array of two adapters.
 
     Attributes:
-      array: its name in `Adapter.trainable`, or `UPDATES`.
-      entries: how many numbers of each were compared.
-      identical: share of the entries that are equal bit for bit; None of `UPDATES`, which are not stored.
-      by_chance: the same share after shifting one of them by one place, so what unrelated numbers of this kind have.
-      cosine: of the two arrays as vectors; None where one is zero.
+      array: name of the array in `Adapter.trainable`, or `UPDATES`.
+      entries: number of entries that were compared.
+      identical: share of entries that are bit-equal; None for `UPDATES`, which are not stored.
+      by_chance: the same share after one array is rolled by one entry: the share of unrelated entries of this kind.
+      cosine: cosine of the two arrays as vectors; None if one is zero.
     """
 
     array: str
@@ -33,9 +33,10 @@ class Shared:
 
 
 def compare(first: Adapter, second: Adapter) -> list[Shared]:
-    """All that can be compared: arrays of one name and shape.
+    """Compares all arrays that have the same name, shape and dtype in both adapters, and LoRA's updates.
 
-    Shared tokens (tokens_pd) of one width may differ in number: the first ones, which both have, are compared.
+    Of shared tokens (tokens_pd), one method's adapters may have different numbers; the first ones, which both have, are
+    compared.
     """
     found = []
     for name, x, y in _common(first, second):
@@ -46,7 +47,7 @@ def compare(first: Adapter, second: Adapter) -> list[Shared]:
 
 
 def cosine(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Of two arrays of one shape as vectors, in float64; None where one is zero."""
+    """Returns the cosine of two arrays of one shape as vectors, in float64; None if one is zero."""
     x, y = x.astype(np.float64).ravel(), y.astype(np.float64).ravel()
     norms = np.linalg.norm(x) * np.linalg.norm(y)
     return float(x @ y / norms) if norms else None
@@ -69,10 +70,10 @@ def _identical(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _updates(first: Adapter, second: Adapter) -> Shared | None:
-    """Tr(ΔWᵀ ΔW') of all common targets, from the factors: the products are never made."""
+    """Compares Tr(ΔWᵀ ΔW') over all common targets, from the factors, without computing the products."""
     ours, theirs = factors(first), factors(second)
     products, entries = np.zeros(3), 0
-    # In the targets' order: a set's is another in every process, and so would the sums' last digits be.
+    # In the order of the targets: that of a set differs between processes, and so would the sums' last digits.
     for name in (name for name in ours if name in theirs):
         (a, b), (c, d) = ours[name], theirs[name]
         if a.shape[:2] != c.shape[:2] or b.shape[2] != d.shape[2]:
@@ -86,12 +87,12 @@ def _updates(first: Adapter, second: Adapter) -> Shared | None:
 
 
 def _inner(a_lir, b_lro, c_lis, d_lso) -> float:
-    """Σ over layers of the inner product of A B and C D."""
+    """Returns the inner product of A B and C D, summed over layers."""
     return float(np.sum(np.einsum("lir,lis->lrs", a_lir, c_lis) * np.einsum("lro,lso->lrs", b_lro, d_lso)))
 
 
 def factors(adapter: Adapter) -> dict[str, tuple[Float[np.ndarray, "l i r"], Float[np.ndarray, "l r o"]]]:
-    """LoRA's factors by target, as matrices of every layer in float64; nothing of other methods."""
+    """Returns LoRA's factors A and B by target, in float64; empty for other methods."""
     if not isinstance(adapter.options, LoraOptions):
         return {}
     found = {}

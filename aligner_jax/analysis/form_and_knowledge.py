@@ -1,13 +1,13 @@
-"""Form against knowledge: whether an adapter makes an answer's shape more likely, or what the answer says.
+"""Measures form against knowledge: the change of loss on an answer's form, and on its content.
 
-Every token of the answers is of one kind, told from the data alone and the same for all models:
+Every answer token has one kind. The kinds depend only on the data, so they are the same for all models:
 
-- opening: the first tokens of an answer, in which its form is chosen;
-- marks: those without a letter or digit (punctuation, spaces, line breaks) and the tokens that end an answer;
-- common words: tokens of letters that occur in at least half of the answers (the keys of a JSON form, "the");
-- content: all others, and every token with a digit.
+- opening: the first tokens of an answer, which choose its form;
+- marks: tokens without a letter or digit (punctuation, spaces, line breaks), and tokens that end an answer;
+- common words: tokens without a digit that occur in at least half of the answers (the keys of a JSON form, "the");
+- content: all other tokens, and every token with a digit.
 
-The first three are form. Common words are told only where there are enough answers.
+The first three kinds are form. There are no common words if the data have fewer than `LEAST_ANSWERS` answers.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from aligner_jax.peft import Adapter
 
 KINDS = ("opening", "marks", "common words", "content")
 LEAST_ANSWERS = 8
-"""Fewer answers have words in common by chance, and none of theirs are common words."""
+"""Minimum number of answers for common words; fewer answers share words by chance."""
 _OPENING, _MARKS, _COMMON, _CONTENT = range(4)
 _ROWS, _MULTIPLE, _RESAMPLES = 8, 64, 2000
 
@@ -37,12 +37,12 @@ _losses = jax.jit(sft.losses, static_argnames=("config",))
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """All target tokens of all documents, one after the other (x).
+    """Target tokens of all documents, concatenated along axis x.
 
     Attributes:
-      document_x: the number of the document.
-      place_x: the token's place in its answer, from 0.
-      kind_x: the number of its kind in `KINDS`.
+      document_x: index of the token's document.
+      place_x: position of the token in its answer, from 0.
+      kind_x: index of the token's kind in `KINDS`.
     """
 
     document_x: Int[np.ndarray, " x"]
@@ -52,13 +52,13 @@ class Targets:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A model beside the base on one part of the targets.
+    """Loss of an adapted model and of its base on one part of the targets.
 
     Attributes:
-      tokens: how many.
-      base, adapted: mean loss in nats a token.
-      low, high: interval of 95 % of adapted - base, by drawing whole documents anew.
-      share: of the whole change of the summed loss, what this part contributes; None where nothing changed.
+      tokens: number of target tokens.
+      base, adapted: mean loss, in nats per token.
+      low, high: 95 % bootstrap interval of adapted - base, over documents.
+      share: this part's share of the total change of the summed loss; None if the total is 0.
     """
 
     tokens: int
@@ -70,7 +70,12 @@ class Change:
 
 
 def classify(documents: Sequence[Document], tokenizer: Tokenizer, *, opening: int) -> Targets:
-    """The targets of documents (see `tokenize_examples`) by kind. opening: so many first tokens of each answer.
+    """Returns the target tokens of documents with their kinds.
+
+    Args:
+      documents: documents from `tokenize_examples`.
+      tokenizer: tokenizer of the documents.
+      opening: number of first tokens of an answer that are its opening.
 
     Raises:
       InputError: no document has a target.
@@ -80,7 +85,7 @@ def classify(documents: Sequence[Document], tokenizer: Tokenizer, *, opening: in
     for number, document in enumerate(documents):
         place = 0
         for i, (token, counts) in enumerate(zip(document["tokens"], document["loss_mask"], strict=True)):
-            # Nothing precedes a document's first token.
+            # A document's first token is never a target, because nothing precedes it.
             if not counts or i == 0:
                 place = 0
                 continue
@@ -92,7 +97,7 @@ def classify(documents: Sequence[Document], tokenizer: Tokenizer, *, opening: in
 
 
 class _TokenKinds:
-    """A token's kind, apart from its place."""
+    """Returns a token's kind (except opening) when called with its id."""
 
     def __init__(self, documents: Sequence[Document], tokenizer: Tokenizer) -> None:
         counts = Counter(i for d in documents for i in set(d["tokens"][d["loss_mask"]].tolist()))
@@ -102,7 +107,7 @@ class _TokenKinds:
 
     def __call__(self, token: int) -> int:
         text = self._tokenizer.decode([token])
-        # A part of a character is a part of a word.
+        # A token that is only part of a character counts as a letter.
         if not any(c.isalnum() or c == "\N{REPLACEMENT CHARACTER}" for c in text):
             return _MARKS
         return _COMMON if token in self._common and not any(c.isdigit() for c in text) else _CONTENT
@@ -111,7 +116,7 @@ class _TokenKinds:
 def target_losses(
     params: Params, adapter: Adapter | None, documents: Sequence[Document], *, config: LlamaConfig
 ) -> Float[np.ndarray, " x"]:
-    """Losses in nats of the targets, in the order of `Targets`; None: of the base."""
+    """Returns the loss of every target in nats, in the order of `Targets`; adapter None means the base alone."""
     longest = max(len(document["tokens"]) for document in documents)
     length = -(-longest // _MULTIPLE) * _MULTIPLE
     found = []
@@ -124,7 +129,7 @@ def target_losses(
 def changes(
     targets: Targets, base_x: Float[np.ndarray, " x"], adapted_x: Float[np.ndarray, " x"]
 ) -> Mapping[str, Change | None]:
-    """By kind, and of "form", "knowledge" and "all"; None where there is no such token."""
+    """Returns the changes by kind, and those of "form", "knowledge" and "all"; None for parts without tokens."""
     parts = {name: np.isin(targets.kind_x, [i]) for i, name in enumerate(KINDS)}
     parts["form"] = targets.kind_x != _CONTENT
     parts["knowledge"] = targets.kind_x == _CONTENT
@@ -149,7 +154,7 @@ def _change(targets: Targets, base_x, adapted_x, part_x, total: float) -> Change
 
 
 def by_place(targets: Targets, losses_x: Float[np.ndarray, " x"], places: int) -> Float[np.ndarray, " places"]:
-    """Mean loss of an answer's first, second, … token, over the answers that are so long; NaN where none is."""
+    """Returns the mean loss by position in the answer, over the answers that are long enough; NaN if none is."""
     within = targets.place_x < places
     counts = np.bincount(targets.place_x[within], minlength=places)
     sums = np.bincount(targets.place_x[within], losses_x[within], minlength=places)

@@ -1,4 +1,4 @@
-"""Gates by layer and head: how much each head lets in of what the adapter adds."""
+"""Gates by layer and head, which weigh the adapter's contribution to a head."""
 
 import dataclasses
 
@@ -12,11 +12,12 @@ from aligner_jax.peft.gated import GatedOptions
 
 @dataclasses.dataclass(frozen=True)
 class Gates:
-    """An adapter's gates, and their mean and spread over the heads of each layer.
+    """An adapter's gates, with mean and standard deviation over the heads, by layer.
 
     Attributes:
-      layers_l: the layers' numbers in the model; of gates that all layers share, the first of them alone.
-      gates_ln: as they weigh: after the tanh where the method has one.
+      layers_l: indices of the layers in the model; only the first one if all layers share the gates.
+      gates_ln: effective weights, after tanh if the method has it.
+      mean_l: mean over the heads.
       std_l: standard deviation over the heads (n in the denominator, not n - 1).
     """
 
@@ -27,9 +28,9 @@ class Gates:
 
     @property
     def trend(self) -> float | None:
-        """Spearman's rank correlation of the spread with the depth: 1 where it grows from every layer to the next.
+        """Spearman's rank correlation of `std_l` with the layer: 1 if it grows from every layer to the next.
 
-        Layers of one spread share their rank. None where there are fewer than three layers, or all spreads are alike.
+        Layers with equal values share a rank. None if there are fewer than three layers, or all values are equal.
         """
         if len(self.layers_l) < 3 or not np.ptp(self.std_l):
             return None
@@ -37,7 +38,7 @@ class Gates:
 
 
 def gates_of(adapter: Adapter) -> Gates | None:
-    """The gates of an adapter whose method has them; None of the others."""
+    """Returns the gates of an adapter; None if its method has none."""
     options = adapter.options
     if not isinstance(options, GatedOptions):
         return None

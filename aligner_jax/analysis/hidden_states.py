@@ -1,4 +1,4 @@
-"""Hidden states at the prompts' ends with and without adapters, in two dimensions."""
+"""Maps hidden states at the prompts' ends to two dimensions, with and without adapters, and measures their moves."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from aligner_jax.analysis.shifts import Seen
 from aligner_jax.errors import InputError
 
 _LEAST = 4
-"""Prompts that two dimensions need, and t-SNE's neighbours."""
+"""Minimum number of prompts for two dimensions and for t-SNE's neighbours."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Map:
-    """States of all models (the base first) at one depth, in two dimensions; m counts models, b prompts.
+    """Hidden states at one depth in two dimensions, of m models (the base first) and b prompts.
 
     Attributes:
-      depth: in words.
+      depth: name of the depth, in words.
       pca_mb2: principal components of all states together.
-      explained: share of the variance in each component.
-      tsne_mb2: t-SNE of all states together; only who is near whom means anything.
+      explained: shares of the variance that the two components explain.
+      tsne_mb2: t-SNE of all states together; only neighbourhoods have a meaning.
     """
 
     depth: str
@@ -33,7 +33,7 @@ class Map:
 
 
 def maps(models: Sequence[Seen], *, seed: int = 0) -> list[Map]:
-    """At a third and at two thirds of the depth, and at the end (after the final norm).
+    """Returns maps at a third and two thirds of the depth, and after the final norm.
 
     Raises:
       InputError: there are fewer than four prompts.
@@ -60,11 +60,11 @@ def _map(depth: str, states_mbd: np.ndarray, seed: int) -> Map:
 
 @dataclasses.dataclass(frozen=True)
 class Displacement:
-    """How far an adapter moves the states at the prompts' ends, after each layer.
+    """Moves of the hidden states at the prompts' ends that an adapter causes, by layer.
 
     Attributes:
-      relative_l: mean length of the move over the mean distance of the base's states from their mean.
-      common_l: norm of the mean move over the mean norm: 1 where all prompts are moved alike; NaN where none is.
+      relative_l: mean norm of the moves, divided by the mean distance of the base's states from their mean.
+      common_l: norm of the mean move, divided by the mean norm: 1 if all prompts move alike; NaN if none moves.
     """
 
     relative_l: Float[np.ndarray, " l"]
@@ -72,7 +72,7 @@ class Displacement:
 
 
 def displacement(base: Seen, adapted: Seen) -> Displacement:
-    """Of the residual stream, of one adapted model from the base."""
+    """Returns the moves of the residual stream from the base to an adapted model."""
     base_lbd = base.last_lbd.astype(np.float64)
     moves_lbd = adapted.last_lbd - base_lbd
     lengths_l = np.linalg.norm(moves_lbd, axis=-1).mean(axis=1)

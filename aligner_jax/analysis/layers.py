@@ -1,4 +1,4 @@
-"""A walk through the layers of an adapted model: what each receives, and what the adapter adds to it there."""
+"""Walks through the layers of an adapted model and records the residual stream and the adapter's shifts."""
 
 import dataclasses
 import functools
@@ -21,15 +21,15 @@ _OF_MLP = ("mlp_norm_ld", "gate_ldf", "up_ldf", "down_lfd")
 
 @flax.struct.dataclass
 class Walk:
-    """What a model with an adapter does with a batch of texts; l counts all layers.
+    """Residual stream and shifts of an adapted model on a batch of texts; l counts all layers.
 
     Attributes:
-      stream_lbt: norm of the residual stream that each layer receives.
-      shift_lbt: norm of what the adapter adds to it there, see `walk`.
-      shift_sum_ld: the sum of what it adds over all tokens of all texts, without the padding.
-      last_lbd: the residual stream after each layer at each text's last token.
-      final_bd: the same after the final norm.
-      logits_bv: of the token that follows each text.
+      stream_lbt: norm of the residual stream at the layer's input.
+      shift_lbt: norm of the adapter's shift in the layer; see `walk`.
+      shift_sum_ld: sum of the shifts over all tokens of all texts, without padding.
+      last_lbd: residual stream after the layer, at the text's last token.
+      final_bd: residual stream after the final norm, at the text's last token.
+      logits_bv: logits of the token that follows the text.
     """
 
     stream_lbt: Float[Array, "l b t"]
@@ -49,16 +49,19 @@ def walk(
     *,
     config: LlamaConfig,
 ) -> Walk:
-    """One forward pass that keeps what `Walk` names.
+    """Runs one forward pass and returns its `Walk`.
 
-    What an adapter adds in a layer is the difference between what the layer's attention puts into the residual stream
-    with the adapter and without it, from the same input, plus the same difference of its MLP where the adapter changes
-    that. The input is that of the adapted model, and how the layer's MLP and later layers respond is no part of it. Of
-    an Aligner it is W_O (g_l ⊙ softmax(q K_aᵀ/√h) V_a), and with one token the constant W_O (g_l ⊙ V_a).
+    An adapter's shift in a layer is the difference of the attention's outputs with and without the adapter, for the
+    same input. If the adapter changes the MLP, the difference of the MLP's outputs is added. The input is the adapted
+    model's. The response of the layer's MLP and of later layers is not part of the shift. An Aligner's shift is
+    W_O (g_l ⊙ softmax(q K_aᵀ/√h) V_a); with one token it is the constant W_O (g_l ⊙ V_a).
 
     Args:
-      tokens_bt: texts, padded at their ends.
-      lengths_b: tokens of each; 0 of rows that are no text.
+      params: weights of the base.
+      adapter: adapter to apply; None runs the base alone.
+      tokens_bt: token ids of the texts, padded at their ends.
+      lengths_b: number of tokens of a text; 0 for rows that hold no text.
+      config: model config.
     """
     bound = bind(adapter, params, config)
     params = bound.on(params)
@@ -88,12 +91,12 @@ def walk(
 
 
 def _adapted_layer(x_btd, layer: Layer, *, segment_ids_bt, cos_sin, config: LlamaConfig):
-    """The layer's output, and what the adapter adds to the stream within it."""
+    """Returns the layer's output and the adapter's shift in it."""
     base, prefix, updates = layer.weights, layer.prefix, layer.updates
     heads: list[Array] = []
 
     def run(layer: Layers, prefix: Prefix | None) -> Array:
-        """The layer's output; the output of its heads is put into `heads`, and what of them the prefix gives."""
+        """Returns the layer's output; appends the heads' output and the prefix's part of it to `heads`."""
 
         def attention(q_btnh, k_bskh, v_bskh):
             o_btnh = attend(q_btnh, k_bskh, v_bskh, prefix, segment_ids_bt=segment_ids_bt)
@@ -107,9 +110,9 @@ def _adapted_layer(x_btd, layer: Layer, *, segment_ids_bt, cos_sin, config: Llam
     if prefix is None and not updates:
         return after_btd, jnp.zeros_like(x_btd)
     if prefix is not None and not prefix.joint and not updates:
-        # Not as a difference, of which little is left in bfloat16.
+        # Computed directly, since a difference would lose most digits in bfloat16.
         return after_btd, project("btnh,nhd->btd", heads[1], base.o_lnhd)
-    # The MLP of this run is used for nothing, and the compiler leaves it out.
+    # The MLP's output of this run is unused, so the compiler removes it.
     run(base, None)
     shift_btd = _put_out(heads[0], changed) - _put_out(heads[2], base)
     if any(name in _OF_MLP for part in updates for name in part):
@@ -119,7 +122,7 @@ def _adapted_layer(x_btd, layer: Layer, *, segment_ids_bt, cos_sin, config: Llam
 
 
 def _of_prefix(q_btnh, prefix: Prefix | None) -> Array:
-    """What a gated prefix adds to the heads' outputs; zeros where there is none."""
+    """Returns a gated prefix's part of the heads' outputs; zeros without a gated prefix."""
     if prefix is None or prefix.joint:
         return jnp.zeros_like(q_btnh)
     gated_v_bpnh = gated_values(prefix, q_btnh.shape[2])

@@ -1,4 +1,4 @@
-"""The adapters of an analysis, each under a name that tells it from the others."""
+"""Loads the adapters of an analysis and gives them short, distinct names."""
 
 import dataclasses
 import re
@@ -13,12 +13,12 @@ from aligner_jax.peft.artifact import read_artifact
 from aligner_jax.weights.base import Base
 
 BASE = "base"
-"""What figures call the base alone, and no adapter."""
+"""Name of the base in figures; no adapter has it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """An adapter, the file or folder it came from, what the figures call it, and the prompt format its file records."""
+    """An adapter with its name in figures, its file or folder, and the prompt format that its file records."""
 
     name: str
     path: Path
@@ -27,14 +27,14 @@ class Named:
 
 
 def load_named(paths: Sequence[str], base: Base | None = None) -> list[Named]:
-    """The adapters at these paths.
+    """Loads the adapters at these paths.
 
     Raises:
-      InputError: see `read_artifact`; or a path is given twice, or can be none.
+      InputError: see `read_artifact`; or a path is given twice or is not a valid path.
     """
     found = [Path(path) for path in paths]
     for path in found:
-        # Raises for a loop of links or an overlong name, of which no short name can be made.
+        # Raises for a loop of links or an overlong name, which `short_names` could not resolve.
         exists(path)
     names = short_names(found)
     named = []
@@ -45,9 +45,10 @@ def load_named(paths: Sequence[str], base: Base | None = None) -> list[Named]:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """For every path the shortest end of it that no other has, without what all end with, and without "adapter".
+    """Returns a name for every path: the shortest ends of the paths that are distinct.
 
-    So runs/a/adapter.safetensors and runs/b/adapter.safetensors are a and b.
+    Suffixes, a last part "adapter", and last parts that all paths share are left out: runs/a/adapter.safetensors and
+    runs/b/adapter.safetensors become a and b.
 
     Raises:
       InputError: a path is given twice.
@@ -60,7 +61,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     ends = [end[:-1] if end[-1] == "adapter" and len(end) > 1 else end for end in ends]
     while len(ends) > 1 and all(len(end) > 1 and end[-1] == ends[0][-1] for end in ends):
         ends = [end[:-1] for end in ends]
-    # Some may differ in what comes after the last dot alone.
+    # Paths may differ only in their suffixes, so whole paths are tried next.
     whole = [list(path.parts[1:]) for path in every]
     for parts, least in ((ends, 1), (whole, 2)):
         for length in range(least, max(map(len, parts)) + 1):
@@ -71,5 +72,5 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def file_names(prefix: str, named: Sequence[Named]) -> list[str]:
-    """A name for a file of each adapter: letters, digits, dots and dashes."""
+    """Returns a file name for every adapter, of letters, digits, dots, dashes and underscores."""
     return [f"{prefix}_{i}_{re.sub(r'[^A-Za-z0-9.-]+', '_', one.name).strip('_')}" for i, one in enumerate(named, 1)]

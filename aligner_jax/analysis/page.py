@@ -1,4 +1,4 @@
-"""One HTML page that holds an analysis whole: no script, no font and no picture is fetched."""
+"""Renders an analysis as one self-contained HTML page, which fetches no script, font or picture."""
 
 import base64
 import html
@@ -19,7 +19,7 @@ summary { cursor: pointer; } nav a { margin-right: 1rem; }
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
-    """The page as text; text of adapters and tokens is escaped, and figures are in it as SVG."""
+    """Returns the page as text. All text is escaped, and figures are embedded as SVG."""
     links = " ".join(f'<a href="#s{i}">{html.escape(section.title)}</a>' for i, section in enumerate(sections))
     parts = "\n".join(_section(i, section) for i, section in enumerate(sections))
     return (

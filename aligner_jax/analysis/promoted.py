@@ -1,4 +1,4 @@
-"""Which tokens an adapter makes more and less likely: read from its vectors, and measured on prompts."""
+"""Tokens that an adapter makes more and less likely, read from its vectors and measured on prompts."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from aligner_jax.model.llama import LlamaConfig, Params, unembed
 
 
 class Moved(NamedTuple):
-    """Tokens with the change of their logit (in nats) or of their probability, largest change first."""
+    """Promoted and demoted tokens with the change of their logit (in nats) or probability, largest change first."""
 
     promoted: list[tuple[str, float]]
     demoted: list[tuple[str, float]]
@@ -21,10 +21,11 @@ class Moved(NamedTuple):
 def logit_shift(
     params: Params, vector_d: Float[np.ndarray, " d"], seen: Seen, *, config: LlamaConfig
 ) -> Float[np.ndarray, " v"]:
-    """What a vector does to the logits if it reaches the last layer's output unchanged, in nats, with mean 0.
+    """Returns the change of the logits if a vector reaches the last layer's output unchanged, in nats, with mean 0.
 
-    The vector goes through the final norm's weights, over the norm's own scale (that of the adapted model at the
-    prompts' ends), and the unembedding: a logit lens (nostalgebraist, 2020) of what is added, and not of the stream.
+    The vector is divided by the final norm's scale (the adapted model's, averaged over the prompts' ends), multiplied
+    by the norm's weights, and unembedded. This is a logit lens (nostalgebraist, 2020) applied to the shift, not to the
+    residual stream.
     """
     scale = float(np.mean(np.sqrt(np.mean(np.square(seen.last_lbd[-1], dtype=np.float64), axis=-1) + config.norm_eps)))
     scaled_d = jnp.asarray(vector_d / scale, jnp.float32) * params.norm_d.astype(jnp.float32)
@@ -33,12 +34,12 @@ def logit_shift(
 
 
 def probability_shift(base: Seen, adapted: Seen) -> Float[np.ndarray, " v"]:
-    """Change of each token's probability of being an answer's first token, averaged over the prompts."""
+    """Returns the change of the probability that a token begins the answer, averaged over the prompts."""
     return np.mean(np.exp(adapted.log_probs_bv, dtype=np.float64) - np.exp(base.log_probs_bv, dtype=np.float64), axis=0)
 
 
 def moved(shift_v: Float[np.ndarray, " v"], tokenizer: Tokenizer, count: int) -> Moved:
-    """The `count` tokens at either end, among those that the vocabulary has."""
+    """Returns the `count` most promoted and most demoted tokens of the tokenizer's vocabulary."""
     size = min(len(shift_v), tokenizer.vocab_size)
     order = np.argsort(shift_v[:size], kind="stable")
     ends = order[::-1][:count], order[:count]
@@ -46,7 +47,10 @@ def moved(shift_v: Float[np.ndarray, " v"], tokenizer: Tokenizer, count: int) ->
 
 
 def token_text(token_id: int, tokenizer: Tokenizer) -> str:
-    """A token as it can be read: a space is ␣, a line break ⏎; of special tokens and parts of characters the name."""
+    """Returns a token as readable text.
+
+    A space becomes ␣, and a line break ⏎. Special tokens and parts of characters are shown by their name.
+    """
     text = tokenizer.decode([token_id])
     if not text or "\N{REPLACEMENT CHARACTER}" in text:
         return tokenizer.backend.token(token_id)

@@ -1,4 +1,4 @@
-"""The texts that a base with and without its adapters is looked at with."""
+"""Prompts on which a base is analysed with and without its adapters."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -45,13 +45,13 @@ QUESTIONS = (
     "Tell me a joke about computers.",
     "What is inflation?",
 )
-"""Requests of many kinds, for when there are no data; written for this project."""
+"""Requests of many kinds, written for this project and used if no data are given."""
 
 _MULTIPLE = 32
 
 
 class Texts(NamedTuple):
-    """Prompts as token ids, padded at their ends to one length for all."""
+    """Prompts as token ids, padded at their ends to one length."""
 
     questions: list[str]
     tokens_bt: Int32[np.ndarray, "b t"]
@@ -59,17 +59,20 @@ class Texts(NamedTuple):
 
 
 def default_examples() -> list[Example]:
-    """`QUESTIONS` as examples without answers."""
+    """Returns `QUESTIONS` as examples without answers."""
     return [Example(Instruction(question, "", ""), "the prompt") for question in QUESTIONS]
 
 
 def tokenize_prompts(
     examples: Sequence[Example], tokenizer: Tokenizer, prompt_format: PromptFormat, *, longest: int
 ) -> Texts:
-    """What precedes each example's (last) answer, as training and generation have it.
+    """Tokenizes the text before an example's (last) answer, as in training and generation.
 
     Args:
-      longest: tokens; of longer prompts the end is kept, to which the answer belongs.
+      examples: examples whose prompts are used.
+      tokenizer: tokenizer of the base.
+      prompt_format: template and system prompt.
+      longest: maximum tokens of a prompt; longer prompts keep their end, which the answer follows.
 
     Raises:
       InputError: an example does not fit the template.
@@ -77,7 +80,7 @@ def tokenize_prompts(
     template, system = prompt_format.template, prompt_format.system
     prompts = [render_example_prompt(example, tokenizer, template, system) for example in examples]
     ids = [tokenizer.encode(prompt, bos=tokenizer.add_bos)[-longest:] for prompt in prompts]
-    # Few lengths, so that what is compiled once is found again.
+    # Rounded up, so that there are few lengths and compiled programs are reused.
     length = -(-max(map(len, ids)) // _MULTIPLE) * _MULTIPLE
     tokens_bt = np.stack([np.pad(np.asarray(one, np.int32), (0, length - len(one))) for one in ids])
     return Texts([e.question for e in examples], tokens_bt, np.asarray([len(one) for one in ids], np.int32))

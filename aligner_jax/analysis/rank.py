@@ -1,4 +1,4 @@
-"""How many directions an adapter's tokens (or its low-rank updates) really use."""
+"""Effective rank of an adapter's tokens or low-rank updates: the number of directions that they use."""
 
 import numpy as np
 from jaxtyping import Float
@@ -8,9 +8,9 @@ from aligner_jax.peft import Adapter
 
 
 def entropy_rank(sigma_mp: Float[np.ndarray, "*m p"]) -> Float[np.ndarray, "*m"]:
-    """Effective rank by entropy: exp(−Σ qᵢ ln qᵢ) with qᵢ = σᵢ / Σ σ (Roy and Vetterli, EUSIPCO 2007).
+    """Returns the effective rank by entropy: exp(−Σ qᵢ ln qᵢ) with qᵢ = σᵢ / Σ σ (Roy and Vetterli, EUSIPCO 2007).
 
-    From 1 (one direction) to p (all alike); 0 of a matrix of zeros.
+    It ranges from 1 (one direction) to p (all singular values equal), and is 0 for a matrix of zeros.
     """
     total = sigma_mp.sum(axis=-1, keepdims=True)
     q = np.divide(sigma_mp, total, out=np.zeros_like(sigma_mp), where=total > 0)
@@ -19,17 +19,17 @@ def entropy_rank(sigma_mp: Float[np.ndarray, "*m p"]) -> Float[np.ndarray, "*m"]
 
 
 def participation_ratio(sigma_mp: Float[np.ndarray, "*m p"]) -> Float[np.ndarray, "*m"]:
-    """(Σ σᵢ²)² / Σ σᵢ⁴: as `entropy_rank`, but of squares, so that small directions count for less."""
+    """Returns (Σ σᵢ²)² / Σ σᵢ⁴. It has the range of `entropy_rank`, but small directions count for less."""
     squares = np.square(sigma_mp)
     top, bottom = np.square(squares.sum(axis=-1)), np.square(squares).sum(axis=-1)
     return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
 
 
 def spectra(adapter: Adapter) -> dict[str, Float[np.ndarray, "m p"]]:
-    """Singular values, largest first, of each matrix [p, width] of an adapter.
+    """Returns the singular values of an adapter's matrices [p, width], largest first, by the matrices' name.
 
-    Tokens shared by all layers are one matrix; LLaMA-Adapter's tokens, and keys and values of prefix tuning, are one a
-    layer. Of LoRA they are those of every layer's update A B, by target. Other methods have no such matrices.
+    Tokens that all layers share are one matrix. LLaMA-Adapter's tokens, and the keys and values of prefix tuning, are
+    one matrix per layer. LoRA has one matrix per layer and target, the update A B. Other methods have no matrices.
     """
     found = {}
     for name, leaf in adapter.trainable.items():
@@ -39,14 +39,14 @@ def spectra(adapter: Adapter) -> dict[str, Float[np.ndarray, "m p"]]:
             x = np.asarray(leaf)
             found[name.partition("_")[0]] = _singular(x.reshape(*x.shape[:2], -1))
     for target, (a_lir, b_lro) in factors(adapter).items():
-        # The singular values of A B are those of the small product of both triangles.
+        # A B has the singular values of the small product of the triangular factors of A and Bᵀ.
         ra, rb = np.linalg.qr(a_lir).R, np.linalg.qr(b_lro.swapaxes(1, 2)).R
         found[f"update of {target}"] = _singular(ra @ rb.swapaxes(1, 2))
     return found
 
 
 def fresh_spectrum(p: int, width: int) -> Float[np.ndarray, " p"]:
-    """Of tokens as an Aligner begins with them, N(0, 1): what training has not changed looks like this."""
+    """Returns the singular values of tokens as an Aligner initializes them, N(0, 1)."""
     return _singular(np.random.default_rng(0).standard_normal((1, p, width)))[0]
 
 

@@ -1,4 +1,4 @@
-"""What an analysis consists of: sections with pictures and tables, whatever they are then written as."""
+"""Parts of an analysis: sections with pictures and tables, independent of the output format."""
 
 import dataclasses
 import math
@@ -12,9 +12,9 @@ class Table:
     """Rows under column headings.
 
     Attributes:
-      name: of its CSV file and its place in the JSON.
-      title: in words.
-      brief: short enough for the terminal, and not folded away on the page.
+      name: name of the CSV file, and key in the JSON file.
+      title: title, in words.
+      brief: True if the table is short enough for the terminal; others are folded on the page.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A rendered figure; `name` is that of its files."""
+    """A rendered figure; `name` is the name of its files."""
 
     name: str
     caption: str
@@ -36,11 +36,11 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """One question and its answer.
+    """A section on one question.
 
     Attributes:
-      text: what was measured and how to read it.
-      sketch: lines for the terminal, which has no pictures.
+      text: explanation of the measurement and of its reading.
+      sketch: lines that replace the pictures in the terminal.
     """
 
     title: str
@@ -51,7 +51,7 @@ class Section:
 
 
 def shown(cell: Cell) -> str:
-    """A cell as a person reads it: four significant digits, a dash where there is nothing."""
+    """Returns a cell as text: four significant digits; a dash for None, NaN and infinity."""
     if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
         return "–"
     if isinstance(cell, float):

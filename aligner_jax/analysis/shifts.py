@@ -1,4 +1,4 @@
-"""What an adapter adds to the residual stream, layer by layer, and what that does to the next token."""
+"""Measures an adapter's shifts of the residual stream by layer, and its effect on the next token."""
 
 import dataclasses
 
@@ -12,20 +12,20 @@ from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.peft import Adapter
 
 _ROWS = 8
-"""Texts in one pass: what is kept of a pass grows with it."""
+"""Texts per forward pass; the memory of a pass grows with it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """A model on all texts; l counts all layers, and x all tokens of all texts.
+    """Measurements of a model on all texts; l counts all layers, and x all tokens of all texts.
 
     Attributes:
-      relative_lx: norm of what the adapter adds at a token, over the norm of the stream that the layer receives there.
-      norm_lx: norm of what it adds.
-      mean_ld: what it adds, as a vector, averaged over the tokens.
-      last_lbd: the residual stream after each layer at each text's last token.
-      final_bd: the same after the final norm.
-      log_probs_bv: of the token that follows each text, in nats.
+      relative_lx: norm of the adapter's shift at a token, divided by the norm of the layer's input there.
+      norm_lx: norm of the shift.
+      mean_ld: shift vector, averaged over the tokens.
+      last_lbd: residual stream after the layer, at the text's last token.
+      final_bd: residual stream after the final norm, at the text's last token.
+      log_probs_bv: log-probabilities of the token that follows the text, in nats.
     """
 
     relative_lx: Float[np.ndarray, "l x"]
@@ -37,29 +37,29 @@ class Seen:
 
     @property
     def is_finite(self) -> bool:
-        """True if no number of it is infinite or NaN, which figures cannot show."""
+        """True if all values are finite; figures cannot show others."""
         arrays = (getattr(self, field.name) for field in dataclasses.fields(self))
         return all(np.isfinite(array).all() for array in arrays)
 
     @property
     def adapted_l(self) -> Bool[np.ndarray, " l"]:
-        """Layers in which something is added."""
+        """True for layers in which the adapter adds a shift."""
         return self.norm_lx.any(axis=1)
 
     @property
     def constancy_l(self) -> Float[np.ndarray, " l"]:
-        """Norm of the mean over the mean of the norms: 1 where the same is added everywhere; NaN where nothing is."""
+        """Norm of the mean shift, divided by the mean norm: 1 if all tokens get the same shift; NaN without shifts."""
         norms_l = self.norm_lx.mean(axis=1)
         top_l = np.linalg.norm(self.mean_ld, axis=1)
         return np.divide(top_l, norms_l, out=np.full_like(norms_l, np.nan), where=norms_l > 0)
 
 
 def look(params: Params, adapter: Adapter | None, texts: Texts, *, config: LlamaConfig) -> Seen:
-    """The base with an adapter on all texts; None: the base alone, in which nothing is added."""
+    """Measures the base with an adapter on all texts; adapter None means the base alone, whose shifts are 0."""
     kept, shift_sum_ld = [], np.zeros((config.num_layers, config.d_model))
     count = len(texts.lengths_b)
     for start in range(0, count, _ROWS):
-        # The last pass is filled up with rows that are no text, so that all have one shape.
+        # The last pass is padded with empty rows, so that all passes have one shape.
         rows = min(_ROWS, count - start)
         tokens_bt = np.pad(texts.tokens_bt[start : start + rows], [(0, _ROWS - rows), (0, 0)])
         lengths_b = np.pad(texts.lengths_b[start : start + rows], (0, _ROWS - rows))
@@ -81,7 +81,7 @@ def look(params: Params, adapter: Adapter | None, texts: Texts, *, config: Llama
 
 
 def cosines(first: Seen, second: Seen) -> Float[np.ndarray, " l"]:
-    """Between the mean vectors that two adapters add in each layer; NaN where one adds none."""
+    """Returns the cosines between the mean shifts of two adapters, by layer; NaN if one of the shifts is 0."""
     x_ld, y_ld = first.mean_ld, second.mean_ld
     norms_l = np.linalg.norm(x_ld, axis=1) * np.linalg.norm(y_ld, axis=1)
     products_l = np.sum(x_ld * y_ld, axis=1)

@@ -1,4 +1,4 @@
-"""An analysis as a folder: the page, every figure as PNG and SVG, every table as CSV, and all numbers as JSON."""
+"""Writes an analysis to a folder: the page, figures as PNG and SVG, tables as CSV, and all numbers as JSON."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ PAGE, NUMBERS = "index.html", "analysis.json"
 
 
 def check_folder(folder: Path) -> None:
-    """Makes the folder, before anything is computed for it. Raises InputError where that cannot be."""
+    """Makes the folder, to be called before the analysis. Raises InputError if the folder cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -29,13 +29,13 @@ def check_folder(folder: Path) -> None:
 
 
 def write(folder: Path, title: str, sections: Sequence[Section]) -> list[Path]:
-    """Writes each file whole or not at all, the page last; files of the same names are replaced.
+    """Writes all files atomically, the page last; existing files are replaced.
 
     Returns:
-      What was written, in that order.
+      Paths of the files, in the order in which they were written.
 
     Raises:
-      InputError: a file cannot be written; names it and the system's reason.
+      InputError: a file cannot be written; the message names it and the system's reason.
     """
     contents: dict[str, bytes | str] = {}
     for section in sections:
@@ -52,7 +52,7 @@ def write(folder: Path, title: str, sections: Sequence[Section]) -> list[Path]:
 
 
 def numbers(sections: Sequence[Section]) -> dict[str, list[dict[str, Cell]]]:
-    """Every table by its name, as a list of its rows by column; what is not a number is null."""
+    """Returns the rows of all tables by the table's name, as objects by column; NaN and infinity become None."""
     return {
         table.name: [
             {column: _finite(cell) for column, cell in zip(table.columns, row, strict=True)} for row in table.rows
@@ -63,7 +63,7 @@ def numbers(sections: Sequence[Section]) -> dict[str, list[dict[str, Cell]]]:
 
 
 def show(sections: Sequence[Section], console: Console) -> None:
-    """Prints the brief tables, for those who have no browser."""
+    """Prints the brief tables and the sketches, for readers without a browser."""
     for section in sections:
         console.out(f"\n{section.title}", style="bold")
         for table in section.tables:
@@ -76,7 +76,7 @@ def show(sections: Sequence[Section], console: Console) -> None:
                     Text(column), justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
                 )
             for row in table.rows:
-                # Text, not markup: a token may be a square bracket.
+                # `Text` prevents markup: a token may be a square bracket.
                 drawn.add_row(*(Text(shown(cell)) for cell in row))
             console.print(drawn)
         for line in section.sketch:

@@ -1,4 +1,4 @@
-"""The config of one run of a cell, from the file that was written for it: --config=PATH/cell_config.py:FILE."""
+"""Loads the config of one run of a cell from its JSON file: --config=PATH/cell_config.py:FILE."""
 
 import json
 from pathlib import Path

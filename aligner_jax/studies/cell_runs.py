@@ -1,4 +1,4 @@
-"""A cell's runs of aligner_jax.train, each in a process of its own; its result, and what becomes of it when ended."""
+"""Runs the training runs of cells in processes of their own, and keeps the results, so that a study can be resumed."""
 
 import contextlib
 import json
@@ -22,18 +22,18 @@ from aligner_jax.runtime.same_run import differences
 CONFIG = Path(__file__).resolve().with_name("cell_config.py")
 ROOT = CONFIG.parents[2]
 Settings = dict[str, dict[str, Any]]
-"""The config of each of a cell's runs, by the run's name, in order."""
+"""Configs of a cell's runs by the run's name, in the order in which they run."""
 
 
 class Cell(Protocol):
-    """What is made once and kept: its name is that of its files, and it is said as str(cell)."""
+    """A unit of work whose result is kept. Its files have its `name`; messages show str(cell)."""
 
     @property
     def name(self) -> str: ...
 
 
 def main(work: Callable[[], int]) -> None:
-    """Ends the process with what `work` returns; errors of the user are a sentence, and no run outlives the script."""
+    """Calls `work` and exits with its status. Prints an InputError as one sentence; no run outlives the process."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sys.exit(work())
@@ -54,13 +54,19 @@ def make[C: Cell](
     line: Callable[[dict[str, Any]], str],
     after: Callable[[C], None] = lambda _: None,
 ) -> list[InputError]:
-    """Runs one cell after the other into `results`; returns what went wrong, which ends no other cell.
+    """Runs cells one after the other and adds their results to `results`. A failed cell does not stop the others.
 
     Args:
-      settings_of: asked when the cell's turn comes, so that it may depend on earlier results.
-      expected: seconds a cell.
-      line: a result in a few words.
-      after: called with each cell that was made.
+      missing: cells to run, in order.
+      settings_of: returns a cell's configs; called just before the cell runs, so that they may use earlier results.
+      expected: expected seconds, by cell.
+      results: results by cell; new ones are added.
+      out: folder of the study.
+      line: returns a result in a few words.
+      after: called with every cell that has succeeded.
+
+    Returns:
+      Errors of the cells that failed.
     """
     failures: list[InputError] = []
     took = should_have = 0.0
@@ -80,17 +86,17 @@ def make[C: Cell](
 
 
 def forecast(cells: Sequence[Cell], missing: Sequence[Cell], expected: Mapping[Any, float]) -> str:
-    """How long the missing cells will take, in a sentence."""
+    """Returns a sentence with the expected time of the missing cells."""
     minutes = sum(expected[cell] for cell in missing) / 60
     done = f", {len(cells) - len(missing)} of {len(cells)} being there" if len(missing) < len(cells) else ""
     return f"about {minutes:.0f} minutes on two cores for {len(missing)} cells{done}; finished cells are kept"
 
 
 def finished(cell: Cell, settings: Settings, out: Path) -> dict[str, Any] | None:
-    """The cell's result, or None where it has none yet.
+    """Returns the cell's result, or None if it has none yet.
 
     Raises:
-      InputError: it has one from other settings (named), or its file is damaged.
+      InputError: the result is from other settings, which the message names, or its file is damaged.
     """
     path = _path(cell, out)
     try:
@@ -106,16 +112,17 @@ def finished(cell: Cell, settings: Settings, out: Path) -> dict[str, Any] | None
 
 
 def run(cell: Cell, settings: Settings, out: Path) -> dict[str, Any]:
-    """Trains what the cell lacks, each run in a process of its own, and keeps the result.
+    """Makes the cell's unfinished runs, each in a process of its own, then writes and returns the cell's result.
 
     Raises:
-      InputError: a run ended with an error, or is there from other settings; the sentence names its log or those.
+      InputError: a run ended with an error, or a finished run has other settings; the message names the log or the
+        settings.
     """
     folder = out / "runs" / cell.name
     for name, config in settings.items():
         workdir, file = folder / name, folder / f"{name}.json"
         if (workdir / "finished").exists():
-            # The cell has no result yet that would say so.
+            # The cell has no result yet, so `finished` has not compared the settings.
             if changes := differences(json.loads(file.read_bytes()), config):
                 raise InputError(f"{workdir} was made with other settings ({changes}): use those, or remove it")
             continue
@@ -140,7 +147,7 @@ def _path(cell: Cell, out: Path) -> Path:
 
 @contextlib.contextmanager
 def _timed(path: Path) -> Iterator[Path]:
-    """Adds the seconds within to those in the file, which are of what was ended before."""
+    """Adds the seconds spent within to those in the file, which earlier, interrupted attempts spent."""
     before, began = float(path.read_text()) if path.exists() else 0.0, time.monotonic()
     try:
         yield path
@@ -178,7 +185,7 @@ def _killed_with_us(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
 
 
 def _with_nan(value: Any) -> Any:
-    """The same, with NaN for every null: all that a result holds are numbers, and JSON has no other word for it."""
+    """Replaces null by NaN: a result holds only numbers, and JSON has no NaN."""
     if isinstance(value, dict):
         return {name: _with_nan(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -187,11 +194,11 @@ def _with_nan(value: Any) -> Any:
 
 
 def _result(workdir: Path) -> dict[str, Any]:
-    """What the tables need of a run."""
+    """Returns the values of a run that the tables need."""
     report = json.loads((workdir / "report.json").read_text())
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     rates = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
-    # The first window holds the compilation.
+    # The first window includes the compilation.
     speed = {"tokens_per_second": statistics.median(rates[1:] or rates)}
     if "adapters" in report:
         losses = [{name: adapter[name] for name in ("lr", "heldout_loss")} for adapter in report["adapters"]]

@@ -1,4 +1,4 @@
-"""Cells of compare_methods.py and reproduce_small.py: the arms, what each trains, and about how long that takes."""
+"""Cells of compare_methods.py and reproduce_small.py: their arms, the configs of their runs, and expected seconds."""
 
 import dataclasses
 from pathlib import Path
@@ -11,7 +11,13 @@ from aligner_jax.studies.splits import Split
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """A method with its options, its learning rates, and how its step compares with an Aligner's in time."""
+    """A method with its options.
+
+    Attributes:
+      sft: learning rate of supervised training.
+      dpo: learning rate of DPO.
+      cost: time of a step, relative to an Aligner's.
+    """
 
     method: str
     options: dict[str, Any]
@@ -32,21 +38,23 @@ ARMS = {
     "bias_o": Arm("bias", {"target": "o"}, sft=1.5e-2, dpo=1e-3),
     "full": Arm("full", {}, sft=1.5e-4, dpo=1e-5, cost=4.0),
 }
-"""The supervised rates are the best of three to four by --tune, on examples of their own; see docs/comparison.md. They
-are for tens of steps of a few rows; the methods' own papers have smaller ones for thousands. Untried are the DPO rates
-of the arms that learn no preferences by default, and all of aligner_100 and aligner_300, whose supervised rates
-reproduce_small.py finds for itself. What "full" costs is to cover its checkpoints, which are gigabytes.
+"""Arms by name.
+
+The supervised rates are the best of three or four that --tune tried on separate examples; see docs/comparison.md. They
+suit tens of steps of a few rows; the methods' papers use smaller rates for thousands of steps. Not tuned are the DPO
+rates of arms that do not learn preferences by default, and all rates of aligner_100 and aligner_300, whose supervised
+rates reproduce_small.py tunes itself. The cost of "full" includes writing its checkpoints, which are gigabytes.
 """
 COMPARED = tuple(name for name in ARMS if name not in ("aligner_100", "aligner_300"))
-"""The arms of compare_methods.py unless others are asked for."""
+"""Default arms of compare_methods.py."""
 TASKS = ("alpaca", "gsm8k", "pku")
 TRAIN_RATE, EVAL_RATE, START_SECONDS = 420.0, 1000.0, 12.0
-"""Tokens a second of a 135M model in bfloat16 on two cores, and what a process needs to load and compile."""
+"""Tokens per second of a 135M model in bfloat16 on two cores, and seconds that a process needs to load and compile."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What all cells have in common."""
+    """Settings that all cells share: base, dtype, rows per step, tokens per row, and steps."""
 
     base: str
     dtype: str
@@ -77,12 +85,13 @@ class Cell:
 
 
 def configs(cell: Cell, sizes: Sizes, split: Split, runs: Path) -> Settings:
-    """The config of each of the cell's runs, by its name, in order.
+    """Returns the configs of the cell's runs by name, in the order in which they run.
 
-    Preferences take two: supervised on the preferred answers, and from that adapter, which is the reference, on pairs.
+    The task "pku" has two runs: supervised training on the preferred answers, then DPO on the pairs, which starts from
+    that adapter and has it as reference.
 
     Raises:
-      InputError: the sizes are such that no run can have them.
+      InputError: the sizes are not valid in a config.
     """
     arm = ARMS[cell.arm]
     if cell.task != "pku":
@@ -100,10 +109,10 @@ def configs(cell: Cell, sizes: Sizes, split: Split, runs: Path) -> Settings:
 def run_config(
     cell: Cell, sizes: Sizes, split: Split, *, rate: float, steps: int, **sections: dict[str, Any]
 ) -> dict[str, Any]:
-    """The config of one run of the cell's arm on its task's rows; `sections` add to those of the same name.
+    """Returns the config of one run of the cell. Fields in `sections` override those of the sections so named.
 
     Raises:
-      InputError: the sizes are such that no run can have them.
+      InputError: the sizes are not valid in a config.
     """
     arm = ARMS[cell.arm]
     made = {
@@ -127,9 +136,9 @@ def run_config(
 
 
 def seconds(cell: Cell, sizes: Sizes, split: Split) -> float:
-    """About how long the cell takes on the machine that `TRAIN_RATE` is of."""
+    """Returns the expected seconds of a cell on the machine of `TRAIN_RATE`."""
     cost, step = ARMS[cell.arm].cost, sizes.rows * sizes.length / TRAIN_RATE
-    # Each twice: for the base or the reference, and for the trained adapter.
+    # Held-out tokens are scored twice: with the base or the reference, and with the trained adapter.
     heldout = split.heldout.tokens / EVAL_RATE
     if cell.task != "pku":
         return START_SECONDS + cost * sizes.steps * step + 2 * heldout

@@ -1,4 +1,4 @@
-"""Every method on the same rows for the same steps: Alpaca, GSM8K, and two-stage DPO on PKU-SafeRLHF, in one table.
+"""Compares all methods, trained on the same rows for the same steps: Alpaca, GSM8K, and DPO on PKU-SafeRLHF.
 
     python -m aligner_jax.studies.compare_methods --data=FOLDER [--steps=…] [--dpo-steps=…] [--seeds=3] [--arms=…]
     python -m aligner_jax.studies.compare_methods --data=FOLDER --out=runs/tune --tune [--tasks=…]   # several rates
@@ -6,15 +6,16 @@
 FOLDER holds sft/alpaca_random_9k.json, reasoning/gsm8k/train.jsonl and pref/pku_saferlhf_dpo_5k.json; --alpaca, --gsm8k
 and --pku name files elsewhere. The default sizes take about an hour on two cores.
 
-A cell is a task, an arm and a seed, and a run of aligner_jax.train in a process of its own; of preferences it is two:
-supervised on the preferred answers, then DPO with that adapter as beginning and reference. A seed gives the order and
-packing of the rows, the same for all arms, and the adapter's first values. All cells of a task are judged by the same
-held-out examples, which share no prompt with those trained on; of preferences, by one pair a prompt. Rates fall as a
-cosine from the arm's own (see cells.py), without warm-up; weight decay is 0.02 for all.
+A cell is one task, arm and seed. It is one run of aligner_jax.train in a process of its own; on PKU-SafeRLHF it is two
+runs: supervised training on the preferred answers, then DPO, which starts from that adapter and has it as reference.
+The seed sets the order and packing of the rows, the same for all arms, and the adapter's initial values. All cells of a
+task are evaluated on the same held-out examples, which share no prompt with the training examples; PKU-SafeRLHF is
+evaluated on one pair per prompt. The learning rate follows a cosine schedule without warm-up from the arm's own rate
+(see cells.py); weight decay is 0.02 for all arms.
 
-The same command skips finished cells and goes on with the one that was ended. The tables are printed and are in
-OUT/table.md; every cell's result is in OUT/cells, its run in OUT/runs (one of "full" takes gigabytes). No text of the
-data is printed.
+Run the same command again to resume: finished cells are skipped. The tables are printed and written to OUT/table.md;
+results of cells are in OUT/cells, and runs are in OUT/runs (a run of "full" takes gigabytes). No text of the data is
+printed.
 """
 
 import argparse
@@ -80,7 +81,7 @@ def arguments() -> argparse.Namespace:
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Makes the cells that are missing and the tables; returns the exit status."""
+    """Runs the missing cells and writes the tables; returns the exit status."""
     sizes = Sizes(
         base=args.base, dtype=args.dtype, rows=args.rows, length=args.length,
         steps=args.steps, stage1_steps=args.stage1_steps, dpo_steps=args.dpo_steps,
@@ -104,7 +105,7 @@ def compare(args: argparse.Namespace) -> int:
     failures = cell_runs.make(
         missing, settings.__getitem__, expected, results, args.out, line=compare_table.line
     )  # fmt: skip
-    # In the plan's order, whichever were made first.
+    # Restores the plan's order, since some results were loaded and others made.
     results = {cell: results[cell] for cell in cells if cell in results}
     text = compare_table.tuning(args.tasks, results) if args.tune else compare_table.tables(args.tasks, results, sizes)
     write_atomically(args.out / "table.md", text)
@@ -115,7 +116,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace) -> list[Cell]:
-    """All cells, first seeds first, so that a table of all methods is there early."""
+    """Returns all cells, ordered by seed, so that a table of all methods is complete early."""
     if args.tune:
         return [
             Cell(task, arm, 0, scale)

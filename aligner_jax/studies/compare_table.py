@@ -1,4 +1,4 @@
-"""The tables of compare_methods.py, in Markdown."""
+"""Markdown tables of compare_methods.py."""
 
 import math
 import statistics
@@ -15,7 +15,7 @@ Results = Mapping[Cell, Mapping[str, Any]]
 
 
 def tables(tasks: Sequence[str], results: Results, sizes: Sizes) -> str:
-    """One table a task, of the cells that have a result."""
+    """Returns one table per task, with the cells that have a result."""
     made = []
     for task in tasks:
         of_task = {cell: result for cell, result in results.items() if cell.task == task}
@@ -25,7 +25,7 @@ def tables(tasks: Sequence[str], results: Results, sizes: Sizes) -> str:
 
 
 def answers(task: str, results: Results, sizes: Sizes) -> str:
-    """Held-out losses of a supervised task, lowest first."""
+    """Returns the table of held-out losses of a supervised task, lowest first."""
     by_arm = _by_arm(results)
     base = next(iter(results.values()))["base_loss"]
     rows = [["base", "0", f"{base:.4f}", "", "", ""]]
@@ -43,7 +43,7 @@ def answers(task: str, results: Results, sizes: Sizes) -> str:
 
 
 def preferences(results: Results, sizes: Sizes) -> str:
-    """Held-out accuracies of DPO, highest first, with the interval that so many prompts and seeds allow."""
+    """Returns the table of held-out DPO accuracies, highest first, with 95 % intervals over prompts and seeds."""
     by_arm = _by_arm(results)
     rows = []
     for arm in sorted(by_arm, key=lambda arm: _last_if_nan(-_mean(by_arm[arm], "accuracy"))):
@@ -62,7 +62,7 @@ def preferences(results: Results, sizes: Sizes) -> str:
 
 
 def tuning(tasks: Sequence[str], results: Results) -> str:
-    """Held-out loss of every arm at every rate that was tried, one table a task."""
+    """Returns one table per task with the held-out loss of every arm at every learning rate that was tried."""
     made = []
     for task in tasks:
         losses = {(cell.arm, cell.rate_scale): x["loss"] for cell, x in results.items() if cell.task == task}
@@ -80,7 +80,7 @@ def tuning(tasks: Sequence[str], results: Results) -> str:
 
 
 def line(result: Mapping[str, Any]) -> str:
-    """One cell's result in a few words."""
+    """Returns a cell's result in a few words."""
     if "accuracy" in result:
         low, high = result["accuracy_interval"]
         found = f"accuracy {result['accuracy']:.3f} [{low:.3f}, {high:.3f}], margin {result['margin']:+.3f}"
@@ -101,13 +101,13 @@ def _mean(results: Sequence[Mapping[str, Any]], name: str) -> float:
 
 
 def _last_if_nan(value: float) -> float:
-    """What diverged comes after all that did not."""
+    """Returns a sort key that puts diverged runs last."""
     return math.inf if math.isnan(value) else value
 
 
 def _interval(results: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Of the mean accuracy, with prompts, and seeds where there are several, as the sample."""
-    # All seeds are judged by the same pairs, in the same order.
+    """Returns the 95 % interval of the mean accuracy, over prompts and, if there are several, seeds."""
+    # All seeds are evaluated on the same pairs, in the same order.
     each_sm2 = np.array([result["each"] for result in results])
     prompt_m, right_sm = each_sm2[0, :, 0].astype(int), each_sm2[:, :, 1]
     if not np.isfinite(right_sm).all():
@@ -121,18 +121,18 @@ def _interval(results: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 
 def _spread(results: Sequence[Mapping[str, Any]], name: str, form: str) -> str:
-    """The mean, and the seeds' standard deviation where there are several."""
+    """Returns the mean and, for several seeds, the standard deviation over them."""
     values = [result[name] for result in results]
     text: Callable[[float], str] = form.format
     if len(values) == 1:
         return text(values[0])
-    # Of NaN, statistics.stdev raises.
+    # statistics.stdev raises for NaN.
     deviation = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
     return f"{text(statistics.fmean(values))} ± {text(deviation).lstrip('+')}"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are numbers."""
+    """Returns a Markdown table. The first column is text, and the others are numbers."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
 
     def padded(row: Sequence[str]) -> str:

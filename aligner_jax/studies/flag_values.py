@@ -1,11 +1,11 @@
-"""Argparse types and defaults that several commands share; a type's name stands in argparse's messages."""
+"""Argparse types and defaults that several commands share. A type's `__name__` appears in argparse's messages."""
 
 MODEL = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
-"""The model that scripts/quickstart.sh gets."""
+"""Path of the model that scripts/quickstart.sh downloads."""
 
 
 def names(known: tuple[str, ...]):
-    """Some of the known names, with commas between them."""
+    """Returns an argparse type for a comma-separated list of known names."""
 
     def parse(text: str) -> list[str]:
         chosen = text.split(",")
@@ -19,7 +19,7 @@ def names(known: tuple[str, ...]):
 
 
 def positive(text: str) -> int:
-    """A whole number above 0."""
+    """Parses an integer above 0."""
     value = int(text)
     if value < 1:
         raise ValueError

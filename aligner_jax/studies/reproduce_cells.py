@@ -1,4 +1,4 @@
-"""Cells of reproduce_small.py: the tuning of an arm, which is one run of several adapters, and an arm with a seed."""
+"""Cells of reproduce_small.py: the tuning of an arm's learning rate (one run of several adapters), and runs by seed."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,7 @@ Results = Mapping["Cell | Tuning", Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """One task learned by one arm at several learning rates from one seed, judged by held-out examples of its own."""
+    """One arm trained on one task at several learning rates from one seed, with its own held-out examples."""
 
     task: str
     arm: str
@@ -33,14 +33,15 @@ class Tuning:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """What the cells are made of.
+    """Settings from which all cells are derived.
 
     Attributes:
-      arms: of each task.
-      rates: the learning rates that every arm is tuned over.
-      splits: of each task.
-      tuning: of each task, with other examples held out; those of `splits` are in neither part.
-      template: the prompt's, "chat" or "alpaca".
+      arms: names of arms, by task.
+      seeds: number of seeds per arm.
+      rates: learning rates that are tried for every arm.
+      splits: training and held-out examples, by task.
+      tuning: training and held-out examples of the tuning, by task. They exclude the held-out examples of `splits`.
+      template: prompt template, "chat" or "alpaca".
     """
 
     arms: Mapping[str, list[str]]
@@ -52,8 +53,10 @@ class Grid:
     template: str
 
     def cells(self) -> list[Cell | Tuning]:
-        """Every arm's tuning and first seed after it, the reference's before all others', then the second seeds, and so
-        on: whenever it ends there are shares of what was made, of both tasks.
+        """Returns all cells in the order in which they run.
+
+        First come the tuning and the first seed of every arm, beginning with the reference, then all second seeds, and
+        so on. So an interrupted study has shares of both tasks for the arms that have run.
         """
         arms = {task: sorted(of, key=lambda arm: arm != REFERENCE) for task, of in self.arms.items()}
         rows = itertools.zip_longest(*([(task, arm) for arm in of] for task, of in arms.items()))
@@ -62,10 +65,11 @@ class Grid:
         return [*first, *(Cell(task, arm, seed) for seed in range(1, self.seeds) for task, arm in pairs)]
 
     def settings(self, cell: Cell | Tuning, results: Results) -> Settings:
-        """The config of the cell's run.
+        """Returns the config of the cell's run.
 
         Args:
-          results: the tunings', for the rate of a seed's run.
+          cell: cell to run.
+          results: results so far; a run with a seed takes its learning rate from the arm's tuning.
 
         Raises:
           InputError: the arm has not been tuned.
@@ -80,7 +84,7 @@ class Grid:
         return {"sft": run_config(of_run, self.sizes, split, rate=rate, steps=self.sizes.steps, **sections)}
 
     def seconds(self, cell: Cell | Tuning) -> float:
-        """About how long the cell takes on the machine that the rates are of."""
+        """Returns the expected seconds of a cell on the machine of `TRAIN_RATE`."""
         if isinstance(cell, Cell):
             return seconds(cell, self.sizes, self.splits[cell.task])
         sizes = self.sizes
@@ -90,10 +94,10 @@ class Grid:
 
 
 def best_rate(results: Results, task: str, arm: str) -> float:
-    """The learning rate of the lowest loss in the arm's tuning.
+    """Returns the learning rate with the lowest held-out loss in the arm's tuning.
 
     Raises:
-      InputError: there is no tuning, or no loss of it is finite.
+      InputError: the arm has no tuning, or none of its losses is finite.
     """
     result = results.get(Tuning(task, arm))
     if result is None:
@@ -105,13 +109,13 @@ def best_rate(results: Results, task: str, arm: str) -> float:
 
 
 def has_rate(results: Results, task: str, arm: str) -> bool:
-    """Whether the arm's tuning is there and has found a rate."""
+    """Returns True if the arm has been tuned and at least one loss is finite."""
     tried = results.get(Tuning(task, arm), {}).get("sweep", [])
     return any(math.isfinite(each["heldout_loss"]) for each in tried)
 
 
 def line(result: Mapping[str, Any]) -> str:
-    """One cell's result in a few words."""
+    """Returns a cell's result in a few words."""
     end = f"{result['tokens_per_second']:,.0f} tokens/s, {result['seconds']:.0f} s"
     if "sweep" in result:
         tried = ", ".join(f"{each['heldout_loss']:.4f} at {each['lr']:g}" for each in result["sweep"])

@@ -1,4 +1,4 @@
-"""The figures of reproduce_small.py: quality against trained parameters, with intervals, as PNG and SVG."""
+"""Figures of reproduce_small.py: quality against trained parameters, with intervals, as PNG and SVG."""
 
 import io
 import textwrap
@@ -19,15 +19,15 @@ _OTHER = "#666666"
 
 
 def plot(title: str, measured: Sequence[Measured], base_loss: float, documents: int, path: Path) -> list[Path]:
-    """Writes `path` with .png and .svg, and returns both.
+    """Writes the figure of a task to `path` with the suffixes .png and .svg, and returns both paths.
 
-    Left: held-out loss, with the interval of its distance to the base. Right: the share of the reference's improvement,
-    with its interval, and a dot for each seed.
+    The left plot shows the held-out loss, with the interval of its difference to the base. The right plot shows the
+    share of the reference's improvement, with its interval and one dot per seed.
 
     Raises:
       InputError: a file cannot be written.
     """
-    # No text as outlines, and no random ids or dates: the same results are the same files, which can be searched.
+    # Text that is not drawn as outlines can be searched; without random ids and dates, equal results give equal files.
     with mpl.rc_context({"svg.hashsalt": "aligner_jax", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
@@ -54,7 +54,7 @@ def _losses(axes: Axes, measured: Sequence[Measured], base_loss: float) -> None:
     axes.axhline(base_loss, color=_OTHER, linestyle="--", linewidth=1)
     axes.annotate("base", (0.01, base_loss), xycoords=("axes fraction", "data"), va="bottom", color=_OTHER)
     for number, each in enumerate(measured):
-        # The better by more, the lower the loss.
+        # A higher gain means a lower loss, so the interval's ends swap.
         _point(axes, number, each, each.loss, each.gain.high - each.gain.value, each.gain.value - each.gain.low)
     _finish(axes, measured, [each.loss for each in measured], "held-out loss (nats a token)")
 
@@ -71,7 +71,7 @@ def _shares(axes: Axes, measured: Sequence[Measured]) -> None:
         value, low, high = (100 * x for x in (each.share.value, each.share.low, each.share.high))
         _point(axes, number, each, value, value - low, high - value)
         dots = [100 * share for share in each.shares]
-        # Beside the interval, where they can be seen.
+        # Shifted to the left, so that the interval does not hide them.
         axes.plot([0.85 * each.parameters] * len(dots), dots, ".", color=_colour(each), alpha=0.6, markersize=4)
     values = [100 * each.share.value for each in shown if each.share is not None]
     _finish(axes, shown, values, f"share of {REFERENCE}'s improvement (%)")
@@ -82,7 +82,7 @@ def _point(axes: Axes, number: int, each: Measured, value: float, below: float, 
         each.parameters, value, yerr=[[below], [above]], fmt="o", color=_colour(each),
         markersize=5, capsize=3, linewidth=1.2,
     )  # fmt: skip
-    # Names in turn above and below the intervals: neighbours may be near each other.
+    # Names alternate above and below the intervals, so that near neighbours do not overlap.
     end, offset, side = (value - below, -5, "top") if number % 2 else (value + above, 5, "bottom")
     axes.annotate(
         each.arm, (each.parameters, end), xytext=(0, offset), textcoords="offset points", ha="center", va=side,
@@ -91,14 +91,14 @@ def _point(axes: Axes, number: int, each: Measured, value: float, below: float, 
 
 
 def _finish(axes: Axes, measured: Sequence[Measured], values: Sequence[float], label: str) -> None:
-    """The Aligners as a line, and the axes."""
+    """Connects the Aligners by a line, and sets up the axes."""
     line = [(each.parameters, v) for each, v in zip(measured, values, strict=True) if each.arm.startswith("aligner_")]
     if len(line) > 1:
         axes.plot(*zip(*line, strict=True), color=_COLOURS["aligner"], linewidth=0.8, alpha=0.6)
     axes.set_xscale("log")
     if measured:
         least, most = (bound(each.parameters for each in measured) for bound in (min, max))
-        # Room for the names.
+        # Leaves room for the names.
         axes.set_xlim(least / 3, most * 3)
     axes.margins(y=0.12)
     axes.set_xlabel("trained parameters")

@@ -1,7 +1,8 @@
-"""The share of LoRA's improvement that another arm keeps, with its interval; part of reproduce_small.py.
+"""Computes the share of LoRA's improvement that another arm keeps, with its interval; part of reproduce_small.py.
 
-Everything is paired: an example's improvement is against the base on that example, and a seed's share is of what LoRA
-gains with that seed, which had the same rows in the same order. estimates.py says how the intervals are made.
+All comparisons are paired: an example's gain is relative to the base on the same example, and a seed's share is
+relative to LoRA's gain with the same seed, which had the same rows in the same order. evals/estimates.py computes the
+intervals.
 """
 
 import dataclasses
@@ -14,21 +15,22 @@ from jaxtyping import Float
 from aligner_jax.evals.estimates import Estimate, ratio
 
 REFERENCE = "lora_8"
-"""The arm whose improvement is shared."""
+"""Arm whose improvement is the denominator of all shares."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One arm on the held-out examples.
+    """Results of one arm on the held-out examples.
 
     Attributes:
-      seeds: those it was trained with.
-      parameters: trained numbers.
-      rate: the learning rate that its tuning chose.
-      loss: nats a target token, mean over the seeds.
-      gain: by how much that is below the base's.
-      share: of the reference's gain; None where that is not above 0 for sure, or has no seed in common.
-      shares: the share of each seed.
+      seeds: seeds that the arm was trained with.
+      parameters: number of trained parameters.
+      rate: learning rate chosen by the tuning.
+      loss: nats per target token, averaged over the seeds.
+      gain: the base's loss minus `loss`, with its interval.
+      share: gain divided by the reference's gain; None if the interval of the reference's gain is not above 0, or if
+        the two arms have no seed in common.
+      shares: share by seed.
     """
 
     arm: str
@@ -42,12 +44,12 @@ class Measured:
 
 
 def measure(results: Mapping[str, Mapping[int, Mapping[str, Any]]], rates: Mapping[str, float]) -> list[Measured]:
-    """Every arm of one task, by its parameters.
+    """Measures every arm of one task; returns them sorted by number of parameters.
 
     Args:
-      results: of each arm and seed, on the same held-out documents: parameters, and base_documents and documents, which
-        are pairs of nats and targets a document.
-      rates: each arm's learning rate.
+      results: results by arm and seed, all on the same held-out documents. Each has `parameters`, `base_documents` and
+        `documents`; the last two are (nats, targets) per document.
+      rates: learning rate by arm.
     """
     gains = {arm: {seed: _gain_n(result) for seed, result in by_seed.items()} for arm, by_seed in results.items()}
     reference = gains.get(REFERENCE, {})
@@ -75,7 +77,7 @@ def measure(results: Mapping[str, Mapping[int, Mapping[str, Any]]], rates: Mappi
 
 
 def without_share(each: Measured, measured: Sequence[Measured]) -> str:
-    """Why an arm has no share, as the end of a sentence."""
+    """Returns the reason why an arm has no share, as the end of a sentence."""
     seeds = {seed for one in measured if one.arm == REFERENCE for seed in one.seeds}
     if not seeds & set(each.seeds):
         return f"{REFERENCE} was not trained with its seeds"
@@ -83,6 +85,6 @@ def without_share(each: Measured, measured: Sequence[Measured]) -> str:
 
 
 def _gain_n(result: Mapping[str, Any]) -> Float[np.ndarray, " n"]:
-    """By how many nats each document is better than with the base."""
+    """Returns the nats that a document gains over the base, by document."""
     base: Sequence[Sequence[float]] = result["base_documents"]
     return np.asarray(base, np.float64)[:, 0] - np.asarray(result["documents"], np.float64)[:, 0]

@@ -1,18 +1,19 @@
-"""The paper's two claims in small, on SmolLM2-135M: how much of LoRA's improvement Aligners of 1 to 300 tokens keep.
+"""Reproduces the paper's two claims on SmolLM2-135M: how much of LoRA's improvement Aligners of 1 to 300 tokens keep.
 
     bash scripts/reproduce_small.sh [DATA_FOLDER] [--large] [--out=DIR] [--steps=…] [--seeds=…] [--rates=…]
 
-Form is Alpaca and reasoning is GSM8K's training part. DATA_FOLDER (default data) holds sft/alpaca_random_9k.json and
-reasoning/gsm8k/train.jsonl; --alpaca and --gsm8k name files elsewhere. The default takes 60 to 90 minutes on two quiet
-cores; --large has longer runs, more arms and more held-out examples, in a folder of its own.
+The form task is Alpaca, and the reasoning task is GSM8K's training part. DATA_FOLDER (default data) holds
+sft/alpaca_random_9k.json and reasoning/gsm8k/train.jsonl; --alpaca and --gsm8k name files elsewhere. The default takes
+60 to 90 minutes on two idle cores. --large has longer runs, more arms and more held-out examples, and its own folder.
 
-Every arm is tuned alike: one run trains it at each of the same learning rates, judged by held-out examples of their
-own. Then it is trained at its best rate from each seed, which gives the order of the rows, the same for all arms, and
-the adapter's first values. All are judged by the same held-out examples, which share no prompt with those trained on.
+All arms are tuned alike: one run trains the arm at all of the learning rates, which are compared on separate held-out
+examples. Then the arm is trained at its best rate once per seed. The seed sets the order of the rows, the same for all
+arms, and the adapter's initial values. All arms are evaluated on the same held-out examples, which share no prompt with
+the training examples.
 
-The same command skips what is finished and goes on with what was ended. Tables are printed and are in OUT/table.md,
-figures are OUT/alpaca.png and OUT/gsm8k.png (and .svg), their numbers are in OUT/results.json; every cell's result is
-in OUT/cells and its run in OUT/runs. No text of the data is printed.
+Run the same command again to resume: finished runs are skipped. The tables are printed and written to OUT/table.md; the
+figures are OUT/alpaca.png and OUT/gsm8k.png (and .svg), and their numbers are in OUT/results.json. Results of cells are
+in OUT/cells, and runs are in OUT/runs. No text of the data is printed.
 """
 
 import argparse
@@ -49,7 +50,7 @@ LARGE = {
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        # The defaults below are those of --large as it is written out.
+        # The defaults below depend on "--large" in argv, so it must not be abbreviated.
         allow_abbrev=False,
     )  # fmt: skip
     add, arms = parser.add_argument, names(tuple(name for name, arm in ARMS.items() if arm.method != "full"))
@@ -81,12 +82,13 @@ def arguments() -> argparse.Namespace:
 
 
 def reproduce(args: argparse.Namespace) -> int:
-    """Makes the cells that are missing, the tables and the figures; returns the exit status."""
+    """Runs the missing cells and writes tables and figures; returns the exit status."""
     grid = grid_of(args)
     results: dict[Cell | Tuning, dict[str, Any]] = {}
     cells = grid.cells()
     for cell in cells:
-        # A seed's rate comes from its arm's tuning, which stands before it. Without one the cell says so in its turn.
+        # A seed's rate comes from its arm's tuning, which is earlier in the list. If that is missing, the cell reports
+        # it when it runs.
         known = isinstance(cell, Tuning) or has_rate(results, cell.task, cell.arm)
         found = cell_runs.finished(cell, grid.settings(cell, results), args.out) if known else None
         if found is not None:
@@ -114,10 +116,10 @@ def reproduce(args: argparse.Namespace) -> int:
 
 
 def grid_of(args: argparse.Namespace) -> Grid:
-    """The grid that was asked for.
+    """Returns the grid for the command line's arguments.
 
     Raises:
-      InputError: a file cannot be used, or has too few examples.
+      InputError: a data file cannot be used, or has too few examples.
     """
     arms = {"alpaca": args.form_arms, "gsm8k": args.reasoning_arms}
     files = {task: getattr(args, task) for task in arms}
@@ -131,7 +133,7 @@ def grid_of(args: argparse.Namespace) -> Grid:
 
 
 def write(grid: Grid, results: Results, out: Path) -> str:
-    """The tables and figures of what there is so far, and the tables' text."""
+    """Writes tables and figures of the results so far, and returns the text of the tables; "" without results."""
     parts, numbers = [], {}
     for task, arms in grid.arms.items():
         tried = {arm: results[Tuning(task, arm)] for arm in arms if Tuning(task, arm) in results}
@@ -164,7 +166,7 @@ def _plain(measured: Sequence[Measured]) -> list[dict[str, Any]]:
 
 
 def _several(text: str) -> int:
-    # One example has no spread, and without that there is no interval.
+    # An interval needs at least two examples.
     value = int(text)
     if value < 2:
         raise ValueError

@@ -1,4 +1,4 @@
-"""The tables of reproduce_small.py, in Markdown."""
+"""Markdown tables of reproduce_small.py."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ tables, and as many steps. "edge" marks an arm whose best rate is the smallest o
 
 
 def table(task: str, measured: Sequence[Measured], base_loss: float, documents: int, rates: Sequence[float]) -> str:
-    """One task's arms, by their parameters."""
+    """Returns the table of a task's arms, in the order of `measured`."""
     reference = next((each.parameters for each in measured if each.arm == REFERENCE), None)
     rows = [["base", "0", "", "", f"{base_loss:.4f}", "", "", ""]]
     for each in measured:
@@ -39,7 +39,7 @@ def table(task: str, measured: Sequence[Measured], base_loss: float, documents: 
 
 
 def tuning(task: str, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Held-out loss of every arm of the task at every rate that was tried; the lowest is bold."""
+    """Returns the table of held-out losses by arm and learning rate; an arm's lowest loss is bold."""
     rows, rates = [], []
     for arm, result in results.items():
         losses = [each["heldout_loss"] for each in result["sweep"]]
@@ -50,7 +50,7 @@ def tuning(task: str, results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def claims(task: str, measured: Sequence[Measured]) -> str:
-    """What the task says of the Aligners, in a sentence each."""
+    """Returns one sentence per Aligner with the share that it keeps."""
     said = []
     for each in (each for each in measured if each.arm.startswith("aligner_")):
         name = f"Aligner-{each.arm.removeprefix('aligner_')} ({each.parameters:,} parameters)"
@@ -62,12 +62,12 @@ def claims(task: str, measured: Sequence[Measured]) -> str:
 
 
 def about(sizes: Sizes) -> str:
-    """What all tables have in common."""
+    """Returns the introduction to all tables: base, steps, and how to read them."""
     return f"{sizes.base}, {sizes.steps} steps of {sizes.rows} × {sizes.length} tokens.\n\n{NOTE}"
 
 
 def percent(share: Estimate | None) -> str:
-    """A share with its interval."""
+    """Returns a share and its interval in percent, as text."""
     if share is None:
         return "not known"
     if share.low == share.high:
@@ -76,6 +76,6 @@ def percent(share: Estimate | None) -> str:
 
 
 def interval(estimate: Estimate, form: str) -> str:
-    """A number with its interval."""
+    """Returns a number and its interval as text."""
     value, low, high = (form.format(x) for x in (estimate.value, estimate.low, estimate.high))
     return f"{value} [{low}, {high}]"

@@ -1,4 +1,4 @@
-"""What is trained on and what is held out, the same for every arm; part of compare_methods.py."""
+"""Splits a task's examples into training and held-out files, the same for every arm; part of the studies' commands."""
 
 import dataclasses
 import hashlib
@@ -15,29 +15,29 @@ FILES = {
     "gsm8k": "reasoning/gsm8k/train.jsonl",
     "pku": "pref/pku_saferlhf_dpo_5k.json",
 }
-"""Each task's file in the folder --data."""
+"""Data file of a task, relative to the folder --data."""
 _CHARACTERS_A_TOKEN = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Examples as a file of their own, whose name holds a hash of its content: other examples are another file."""
+    """Examples in a file whose name includes a hash of its content, so that other examples get another file."""
 
     path: Path
     text: str
     examples: int
     tokens: float
-    """About how many all of them have, with the chat template's; of preferences, both documents of a pair."""
+    """Estimated number of tokens of all examples, with those of the chat template; a pair counts both documents."""
 
     def write(self) -> None:
-        """Puts the file in its place. Raises InputError: it cannot be written."""
+        """Writes the file unless it exists. Raises InputError if it cannot be written."""
         if not self.path.exists():
             write_atomically(self.path, self.text)
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A task's examples."""
+    """Training and held-out examples of a task."""
 
     train: Part
     heldout: Part
@@ -46,17 +46,25 @@ class Split:
 def split(
     task: str, file: Path, heldout: int, folder: Path, *, tuning: bool = False, tuning_heldout: int | None = None
 ) -> Split:
-    """The last examples held out, by prompt; for `tuning` others before those, and the last ones are left out.
+    """Splits a file's examples by prompt, so that training and held-out examples share none.
 
-    Preferences are counted by prompt: they repeat prompts and whole pairs, so that `heldout` prompts are held out and
-    judged by one pair each. These are the file's first prompts and those for `tuning` its last, so that no change of a
-    number lets the one reach into the other.
+    At least `heldout` examples are held out from the end. With `tuning`, these are left out entirely, and the examples
+    before them are held out instead.
+
+    Preference data repeat prompts and whole pairs, so they are counted by prompt: `heldout` prompts are held out, with
+    one pair each. These are the file's first prompts, and those for `tuning` are its last, so that neither set can
+    reach into the other when its size is changed.
 
     Args:
-      tuning_heldout: how many others; None: as many.
+      task: key of `FILES`.
+      file: data file of the task.
+      heldout: number of held-out examples, or of held-out prompts for "pku".
+      folder: folder of the files that `Part.write` writes.
+      tuning: True to hold out the examples for tuning.
+      tuning_heldout: number of examples that are held out for tuning; None means `heldout`.
 
     Raises:
-      InputError: the file cannot be read, is of another kind, or has too few examples.
+      InputError: the file cannot be read, holds another kind of records, or has too few examples.
     """
     examples = load_examples(file, "pku_saferlhf" if task == "pku" else "auto")
     for example in examples:
@@ -76,7 +84,7 @@ def split(
 def _prompts_held_out(
     examples: Sequence[Example], first: int, last: int
 ) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Examples of neither the first nor the last prompts, and one of each of the last; 0: of the first."""
+    """Returns training examples, and one per held-out prompt: the last prompts, or the first if `last` is 0."""
     by_prompt: dict[tuple, list[Example]] = {}
     for example in without_repeats(examples):
         by_prompt.setdefault(prompt_of(example), []).append(example)

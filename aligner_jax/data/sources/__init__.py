@@ -1,4 +1,4 @@
-"""Sources of training examples, one a file: published data sets and local files of any form."""
+"""Sources of training examples, one per module: published data sets and formats of local files."""
 
 from aligner_jax.data.sources.example import Conversation, Example, Instruction, Message, Preference
 from aligner_jax.data.sources.load import SOURCES, Dataset, find_source, load_dataset, load_examples

@@ -1,4 +1,4 @@
-"""Stanford Alpaca's records: instruction, input, output. Cleaned Alpaca has the same."""
+"""Stanford Alpaca's records: instruction, input, output. Cleaned Alpaca has the same fields."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from aligner_jax.data.sources.values import text_field
 
 
 def parse(record: dict, where: str) -> Instruction:
-    """Returns an Alpaca record; `input` may be missing.
+    """Parses an Alpaca record; `input` may be missing.
 
     Raises:
       InputError: `instruction` or `output` is missing, or a field is not text.
@@ -21,16 +21,16 @@ def parse(record: dict, where: str) -> Instruction:
 
 
 _OTHERS = {"response", "chosen"}
-"""Names of Dolly's answers, and of preferences'."""
+"""Answer fields of other sources: Dolly's, and that of preferences."""
 
 ALPACA = Source(
     name="alpaca",
     parse=parse,
-    # A missing answer is for `parse` to complain about.
+    # A record without an answer also fits, so that `parse` reports the missing field.
     fits=lambda record: "instruction" in record and ("output" in record or not _OTHERS & record.keys()),
     record=Instruction,
     uses=("instruction", "input", "output"),
-    # The whole prompt with its answer, as text.
+    # `text` repeats the prompt and the answer.
     ignores=("text",),
     about="52,002 instructions with answers by text-davinci-003.",
     homepage="https://github.com/tatsu-lab/stanford_alpaca",
@@ -42,7 +42,7 @@ ALPACA = Source(
 ALPACA_CLEANED = dataclasses.replace(
     ALPACA,
     name="alpaca_cleaned",
-    # Nothing in a record tells the two apart, and nothing need.
+    # Records look the same as Alpaca's and are parsed alike, so they need not be told apart.
     fits=lambda record: False,
     about="Alpaca with wrong, empty and merged records corrected or removed.",
     homepage="https://github.com/gururise/AlpacaDataCleaned",

@@ -6,9 +6,9 @@ from aligner_jax.data.sources.values import flag_field, text_field
 
 
 def parse(record: dict, where: str) -> Instruction:
-    """A prompt and its safe response; other fields are ignored.
+    """Parses a prompt and its safe response; other fields are ignored.
 
-    The evaluation set has prompts only, and so nothing to learn: its `response` is missing.
+    BeaverTails' evaluation set is refused: its records have no `response` to learn.
 
     Raises:
       InputError: `prompt`, `response` or `is_safe` is missing or of another type.

@@ -1,4 +1,4 @@
-"""Content of a data file in pieces, decompressed, within bounds that files made by people do not reach."""
+"""Reads and decompresses data files in pieces, and refuses files that decompress to far more than text does."""
 
 import contextlib
 import lzma
@@ -12,22 +12,26 @@ from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, open_file
 
 MOST_RECORD = 4 * MEBIBYTE
-"""Bytes of one record, row or line: a million tokens."""
+"""Maximum bytes of one record, row or line; about a million tokens."""
 MOST_RATIO, FREE = 100, 16 * MEBIBYTE
-"""A file may become so many times its size, and so many bytes more. Text compresses 3 to 30 times; files that are made
-to fill the memory, 200 to 10,000 times."""
+"""A file may decompress to `FREE` bytes plus `MOST_RATIO` times its size.
+
+Text compresses 3 to 30 times; files that are made to fill the memory, 200 to 10,000 times.
+"""
 _PIECE = MEBIBYTE
-# Each member copies the rest of the piece after it.
+# Small, because zlib copies the rest of the piece at the end of every gzip member.
 _GZIP_PIECE = 2**13
-# `xz -9` makes files that need 65 MiB to be read.
+# Decompressing the output of `xz -9` takes 65 MiB.
 _XZ_MEMORY = 128 * MEBIBYTE
 
 
 def content_pieces(path: Path) -> Iterator[bytes]:
-    """Yields a file's content in order, decompressed if it is gzip or xz; what a file is, its first bytes or name say.
+    """Yields a file's content in order, decompressed if it is gzip or xz.
+
+    The compression is detected by the first bytes or by the suffix.
 
     Raises:
-      InputError: the file cannot be read, is damaged or cut short, or becomes more than a file of its size should.
+      InputError: the file cannot be read, is damaged or truncated, or exceeds the bound of `check_ratio`.
     """
     with open_file(path) as file:
         size, begin = os.fstat(file.fileno()).st_size, file.read(len(_XZ))
@@ -42,7 +46,7 @@ def content_pieces(path: Path) -> Iterator[bytes]:
 
 
 def within_ratio(pieces: Iterator[bytes], size: int, path: Path) -> Iterator[bytes]:
-    """Yields the pieces of a file of `size` bytes. Raises InputError once they are too many."""
+    """Yields the pieces of a file of `size` bytes. Raises InputError if they exceed the bound of `check_ratio`."""
     total = 0
     for piece in pieces:
         total += len(piece)
@@ -51,10 +55,15 @@ def within_ratio(pieces: Iterator[bytes], size: int, path: Path) -> Iterator[byt
 
 
 def check_ratio(total: int, size: int, path: Path) -> None:
-    """Refuses what fills the memory: `total` bytes out of a file of `size` bytes.
+    """Refuses files that are made to fill the memory.
+
+    Args:
+      total: decompressed bytes so far.
+      size: size of the file, in bytes.
+      path: path of the file, for error messages.
 
     Raises:
-      InputError: they are more than any text's.
+      InputError: `total` exceeds `FREE + MOST_RATIO * size`.
     """
     if total > FREE + MOST_RATIO * size:
         raise InputError(
@@ -67,7 +76,7 @@ _XZ = b"\xfd7zXZ\x00"
 
 
 def _gunzip(file: BinaryIO) -> Iterator[bytes]:
-    """One member after the other; Python's own reader takes 20 µs for each, of which 20 bytes of a file are one."""
+    """Decompresses member by member: Python's own reader takes 20 µs per member, and 20 bytes can be a member."""
     given = file.read(_GZIP_PIECE)
     while given:
         if given[:2] not in (b"\x1f\x8b", b"\x1f"):
@@ -77,17 +86,17 @@ def _gunzip(file: BinaryIO) -> Iterator[bytes]:
             if piece := decompressor.decompress(given, _PIECE):
                 yield piece
             given = decompressor.unconsumed_tail
-            # After a piece there may be more without any input.
+            # After a full piece the decompressor may hold more output and need no input.
             if not (given or piece or decompressor.eof or (given := file.read(_GZIP_PIECE))):
                 raise EOFError
         given = decompressor.unused_data or file.read(_GZIP_PIECE)
-        # Members may be followed by zeros.
+        # Zero padding may follow a member.
         while given and not (given := given.lstrip(b"\0")):
             given = file.read(_GZIP_PIECE)
 
 
 def _unxz(file: BinaryIO) -> Iterator[bytes]:
-    """One stream after the other; Python's own reader takes a damaged second one for the file's end."""
+    """Decompresses stream by stream: Python's own reader takes a damaged second stream for the end of the file."""
     given = file.read(_PIECE)
     while given:
         decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
@@ -98,7 +107,7 @@ def _unxz(file: BinaryIO) -> Iterator[bytes]:
             if decompressor.needs_input and not decompressor.eof and not (given := file.read(_PIECE)):
                 raise EOFError
         given = decompressor.unused_data or file.read(_PIECE)
-        # Streams may be followed by zeros.
+        # Zero padding may follow a stream.
         while given and not (given := given.lstrip(b"\0")):
             given = file.read(_PIECE)
 

@@ -1,4 +1,4 @@
-"""Fields beside a record that come before its question: a system prompt, and earlier questions with their answers."""
+"""System prompts and earlier turns (history), which are put before a record's question."""
 
 from collections.abc import Sequence
 from typing import TypeGuard
@@ -9,20 +9,20 @@ from aligner_jax.data.sources.values import check_text
 
 
 def with_context(parsed: Record, record: dict, where: str, system: Sequence[str], history: Sequence[str]) -> Record:
-    """Returns the record with what its file's object has under `system` and `history` before it.
+    """Returns the record with its system prompt and history put before it.
 
-    LLaMA-Factory's names and forms: a system prompt is a text, and history a list of [question, answer], the earliest
-    first. An instruction that has either becomes a conversation, of which every answer is one to learn.
+    The formats are LLaMA-Factory's: a system prompt is a string, and history is a list of [question, answer] pairs,
+    the earliest first. An instruction with either becomes a conversation, and all its answers are targets.
 
     Args:
-      parsed: what the source has made of the object.
-      record: the object.
-      where: where it stands.
-      system: names of the fields that may hold a system prompt. Empty text is none.
-      history: names of the fields that may hold earlier turns. An empty list is none.
+      parsed: result of the source's `parse`.
+      record: JSON object that was parsed.
+      where: "file:line" of the object, for error messages.
+      system: names of the fields that may hold a system prompt; an empty string counts as none.
+      history: names of the fields that may hold earlier turns; an empty list counts as none.
 
     Raises:
-      InputError: a text has half a surrogate pair in it.
+      InputError: a text contains half a surrogate pair.
       Dropped: there are two different system prompts.
     """
     prompts = {text for name in system if isinstance(text := record.get(name), str) and text.strip()}
@@ -46,7 +46,7 @@ def with_context(parsed: Record, record: dict, where: str, system: Sequence[str]
 
 
 def is_history(value: object) -> TypeGuard[list[Sequence[str]]]:
-    """Returns True if a value is a list of pairs of texts."""
+    """Returns True if a value is a list of pairs of strings."""
     return isinstance(value, list) and all(
         isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
         for pair in value
@@ -54,7 +54,7 @@ def is_history(value: object) -> TypeGuard[list[Sequence[str]]]:
 
 
 def _turns(parsed: Record, where: str) -> list[Message]:
-    """Returns the turns that follow the context: the prompt's of a preference, else all."""
+    """Returns the turns that follow the context: a preference's prompt, or all turns of another record."""
     if isinstance(parsed, Preference):
         return list(parsed.prompt)
     return list(parsed.messages) if isinstance(parsed, Conversation) else Example(parsed, where).messages()

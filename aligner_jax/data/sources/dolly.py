@@ -6,7 +6,7 @@ from aligner_jax.data.sources.values import text_field
 
 
 def parse(record: dict, where: str) -> Instruction:
-    """A Dolly record; `context` may be missing. Other fields are ignored.
+    """Parses a Dolly record; `context` may be missing. Other fields are ignored.
 
     Raises:
       InputError: `instruction` or `response` is missing, or a field is not text.

@@ -1,4 +1,4 @@
-"""What every source yields."""
+"""Examples, as all sources yield them: instructions, conversations and preferences."""
 
 import dataclasses
 from typing import Literal, NotRequired, TypedDict
@@ -8,7 +8,7 @@ class Message(TypedDict):
     """One turn of a conversation.
 
     Attributes:
-      learned: False in a turn of the assistant that is no target; absent in all others.
+      learned: False in an assistant turn that is not a target; absent in all other turns.
     """
 
     role: str
@@ -18,7 +18,7 @@ class Message(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """An instruction, what it is about (may be ""), and the wanted answer."""
+    """An instruction, its input (may be ""), and the target answer."""
 
     instruction: str
     input: str
@@ -27,19 +27,19 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """Turns in order, at least one of them the assistant's."""
+    """Turns in order; at least one is the assistant's."""
 
     messages: tuple[Message, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-    """Two answers to one prompt, of which one is preferred.
+    """A prompt with a preferred and a rejected answer.
 
     Attributes:
-      prompt: the turns before the answer, the last of them the user's.
-      chosen: the preferred answer.
-      rejected: the other.
+      prompt: turns before the answer; the last is the user's.
+      chosen: preferred answer.
+      rejected: other answer.
     """
 
     prompt: tuple[Message, ...]
@@ -47,33 +47,36 @@ class Preference:
     rejected: str
 
     def conversation(self, answer: Literal["chosen", "rejected"]) -> Conversation:
-        """The prompt with one of the two answers."""
+        """Returns the prompt followed by one of the two answers."""
         return Conversation((*self.prompt, {"role": "assistant", "content": getattr(self, answer)}))
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A record and the "file:line" it came from. Of a preference, the answer is the chosen one."""
+    """A record and its "file:line". The answer of a preference is the chosen one."""
 
     record: Instruction | Conversation | Preference
     where: str
 
     @property
     def question(self) -> str:
-        """What was asked last, as a person would read it."""
+        """Text of the last user turn; of an instruction, the instruction and its input."""
         if isinstance(self.record, Instruction):
             return "\n\n".join(filter(None, (self.record.instruction, self.record.input)))
         return next((m["content"] for m in self.messages_before_answer()[::-1] if m["role"] == "user"), "")
 
     @property
     def answer(self) -> str:
-        """The wanted answer: the output, or the assistant's last turn."""
+        """Text of the last assistant turn; of an instruction, the output."""
         if isinstance(self.record, Instruction):
             return self.record.output
         return self.messages()[len(self.messages_before_answer())]["content"]
 
     def messages(self) -> list[Message]:
-        """As a conversation: an instruction is one user turn (its input after a blank line) and one assistant turn."""
+        """Returns the record as a conversation.
+
+        An instruction becomes a user turn (its input after a blank line) and an assistant turn.
+        """
         if isinstance(self.record, Conversation):
             return list(self.record.messages)
         if isinstance(self.record, Preference):
@@ -81,7 +84,7 @@ class Example:
         return [{"role": "user", "content": self.question}, {"role": "assistant", "content": self.record.output}]
 
     def messages_before_answer(self) -> list[Message]:
-        """The conversation up to the assistant's last turn."""
+        """Returns the conversation before the last assistant turn."""
         messages = self.messages()
         last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
         return messages[:last]

@@ -1,4 +1,4 @@
-"""Any file whose fields the config names."""
+"""A source for files whose field names the config gives."""
 
 import functools
 from collections.abc import Mapping
@@ -15,11 +15,12 @@ _CONTEXT = frozenset({"system", "history"})
 
 
 def fields_source(fields: Mapping[str, str]) -> Source:
-    """The source of files whose records have the fields that `fields` gives by their meaning.
+    """Returns a source for files with the given field names.
 
     Args:
-      fields: the file's name of `instruction` and `output`, perhaps of `input`; or of `prompt`, `chosen` and
-        `rejected`; or of `messages`. Of each perhaps also `system` and `history` (see `context.with_context`).
+      fields: field names of the file by their meaning. The keys are `instruction` and `output`, optionally with
+        `input`; or `prompt`, `chosen` and `rejected`; or `messages`. All of them allow `system` and `history` too
+        (see `context.with_context`).
 
     Raises:
       InputError: `fields` has other keys.
@@ -47,11 +48,11 @@ def fields_source(fields: Mapping[str, str]) -> Source:
 
 
 def parse(record: dict, where: str, fields: Mapping[str, str]) -> Record:
-    """A record by the file's own names of its fields, which errors use too; `input` may be missing.
+    """Parses a record by the field names in `fields`, which error messages use too; `input` may be missing.
 
     Raises:
-      InputError: a field is missing, or is not text (`messages`: not a list of objects with `role` and `content`; of
-        preferences see `preferences.parse`).
+      InputError: a field is missing or not text; for `messages`, is not a list of objects with `role` and `content`;
+        for preferences, see `preferences.parse`.
     """
     if "messages" in fields:
         return messages.parse(record, where, fields["messages"])

@@ -6,7 +6,7 @@ from aligner_jax.data.sources.values import text_field
 
 
 def parse(record: dict, where: str) -> Instruction:
-    """A question and its answer as published: with <<calculations>>, and "#### N" as its last line.
+    """Parses a question and its answer. The answer keeps its <<calculations>> and its last line "#### N".
 
     Raises:
       InputError: `question` or `answer` is missing or not text.

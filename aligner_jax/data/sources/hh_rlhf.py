@@ -1,4 +1,4 @@
-"""HH-RLHF's records: two dialogues as text, which differ in the assistant's last turn."""
+"""HH-RLHF's records: two dialogues as text, which differ in the last assistant turn."""
 
 import re
 
@@ -12,12 +12,12 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def parse(record: dict, where: str) -> Preference:
-    r"""The turns that both dialogues begin with, and the two last turns. White space round a turn is left out.
+    r"""Parses the turns that both dialogues share, and the last turn of each. White space around a turn is removed.
 
     Raises:
       InputError: `chosen` or `rejected` is missing, not text, or does not begin with "\n\nHuman:".
-      Dropped: in one dialogue the two do not take turns up to an answer of the assistant (the data have a few such),
-        or what precedes the answers is not the same.
+      Dropped: human and assistant do not alternate in a dialogue, or it does not end with the assistant (a few records
+        of the data); or the turns before the answers differ.
     """
     chosen, rejected = (_dialogue(text_field(record, name, where), name, where) for name in ("chosen", "rejected"))
     for turns in (chosen, rejected):

@@ -1,4 +1,4 @@
-"""Values of a JSON array or of JSON lines, each with the line it begins on, read a piece at a time."""
+"""Reads the values of a JSON array or of JSON lines piece by piece, with the line on which each begins."""
 
 import codecs
 import json
@@ -11,26 +11,26 @@ from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE
 from aligner_jax.files.json_text import check_values, parse_json, parse_value_at
 
-# Not str.splitlines: JSON strings may hold U+2028 and the like as they are. Blank lines are passed over at once: a file
-# of nothing else has a million in a piece.
+# Not str.splitlines, because JSON strings may contain U+2028 and the like. One match skips all blank lines before it: a
+# piece may consist of a million blank lines.
 _LINE = re.compile(rb"[^ \t\r\n][^\n]*")
 MOST_VALUES = 400_000
-"""Values of one record."""
+"""Maximum number of JSON values in one record."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def json_values(pieces: Iterator[bytes], path: Path) -> Iterator[tuple[object, int]]:
-    """Yields the elements of a text that is one JSON array, or else its lines, of which blank ones are skipped.
+    """Yields the elements of a JSON array, or else the values of JSON lines. Blank lines are skipped.
 
     Args:
-      pieces: of the UTF-8 text, in order.
-      path: for errors.
+      pieces: UTF-8 text in pieces, in order.
+      path: path of the file, for error messages.
 
     Yields:
-      The value, and the number of the line it begins on, from 1.
+      A value, and the line on which it begins, from 1.
 
     Raises:
-      InputError: the text is not JSON, or a value is longer than `MOST_RECORD`; names the file and the line.
+      InputError: the text is not JSON, or a value is longer than `MOST_RECORD`; the message names file and line.
     """
     begin = b""
     for piece in pieces:
@@ -49,7 +49,7 @@ def json_values(pieces: Iterator[bytes], path: Path) -> Iterator[tuple[object, i
 
 
 def lines(pieces: Iterator[bytes], path: Path) -> Iterator[tuple[bytes, int]]:
-    """Yields each line that is not blank, without its end, and its number from 1.
+    """Yields the lines that are not blank, without their line breaks, and their line numbers from 1.
 
     Raises:
       InputError: a line is longer than `MOST_RECORD`.
@@ -102,12 +102,12 @@ def _decoded(pieces: Iterator[bytes], path: Path) -> Iterator[str]:
 
 
 class _Array:
-    """Elements of an array whose text comes in pieces."""
+    """Iterates over the elements of a JSON array whose text comes in pieces."""
 
     def __init__(self, pieces: Iterator[str], path: Path) -> None:
         self._pieces, self._path = pieces, str(path)
         self._text, self._position = "", 0
-        # Line on which the text begins, and the place up to which lines are counted.
+        # Line number at `_counted`, column at which `_text` begins, and position up to which lines are counted.
         self._line, self._column, self._counted = 1, 0, 0
 
     def __iter__(self) -> Iterator[tuple[object, int]]:
@@ -131,7 +131,7 @@ class _Array:
             raise self._error(self._position, "something follows the array's end")
 
     def _more(self) -> bool:
-        """Puts the next piece behind what is left of the text; False at the end of all."""
+        """Drops the text that was read and appends the next piece. Returns False if there is none."""
         piece = next(self._pieces, None)
         if piece is None:
             return False
@@ -143,7 +143,7 @@ class _Array:
         return True
 
     def _after_space(self) -> str:
-        """Goes on to the next character that is no white space, and returns it; "" at the end of all."""
+        """Skips white space and returns the next character; "" at the end of the text."""
         while True:
             found = _SPACE.match(self._text, self._position)
             assert found is not None
@@ -165,7 +165,7 @@ class _Array:
                 return value
 
     def _twice(self, where: str) -> bool:
-        """Makes the value's text twice as long, so that it is parsed few times; False if there is no more of it."""
+        """Doubles the text that is held, so that a long value is parsed few times. Returns False if no text is left."""
         size = begun = len(self._text) - self._position
         while size < max(2 * begun, 1):
             if size > MOST_RECORD:
@@ -189,7 +189,7 @@ class _Array:
 
 
 def _goes_on(error: json.JSONDecodeError) -> bool:
-    """Returns True if the text may be well up to its end: the error is there, or in a string that has none."""
+    """Returns True if more text may complete the value: the error is at the end, or in an unterminated string."""
     return error.msg.startswith("Unterminated string") or error.pos > len(error.doc) - len("-Infinity")
 
 

@@ -1,4 +1,4 @@
-"""A file's examples, and what was left out of them."""
+"""Loads the examples of a file, and counts dropped records and unused fields."""
 
 import collections
 import dataclasses
@@ -51,12 +51,12 @@ SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Examples in their file's order, and what of the file is not in them.
+    """Examples in the order of their file, with counts of dropped records and unused fields.
 
     Attributes:
-      examples: what can be learned from.
-      dropped: how many records were left out, by the reason.
-      unused: how many records have a field that is not understood, by its name.
+      examples: examples with something to learn.
+      dropped: number of dropped records, by reason.
+      unused: number of records that have an unused field, by the field's name.
     """
 
     examples: list[Example]
@@ -64,31 +64,31 @@ class Dataset:
     unused: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Returns one line."""
+        """Returns a summary in one line."""
         return "; ".join(filter(None, (f"{len(self.examples):,} examples", _dropped(self.dropped), told(self.unused))))
 
 
 def load_examples(path: Path | str, format: str = "auto", fields: Mapping[str, str] | None = None) -> list[Example]:
-    """The examples of `load_dataset`, without the counts of what was dropped."""
+    """Loads examples as `load_dataset` does, and returns them without the counts."""
     return load_dataset(path, format, fields).examples
 
 
 def load_dataset(path: Path | str, format: str = "auto", fields: Mapping[str, str] | None = None) -> Dataset:
-    """The examples of a file, or of a folder that a TFDS builder prepared.
+    """Loads the examples of a file, or of a folder that a TFDS builder prepared.
 
-    Dropped and counted are records with an empty answer, pairs of equal answers, and what the source drops itself. A
-    system prompt and earlier turns beside a record come before it; see `context.with_context`. Fields that are not
-    understood are counted.
+    Records with an empty answer, pairs of equal answers, and records that the source refuses are dropped and counted.
+    A record's system prompt and earlier turns are put before it; see `context.with_context`. Unused fields are counted.
 
     Args:
-      path: a JSON array of objects, one object a line, or Parquet, each perhaps compressed (see `read_records`); or the
-        folder that holds dataset_info.json, of which the split "train" is read, or FOLDER/SPLIT.
-      format: one of `SOURCES`, "fields" with `fields`, or "auto": what the first record's fields tell.
-      fields: for "fields": the file's names of the fields, by their meaning (see `fields_source`).
+      path: file with a JSON array of objects, JSON lines, or Parquet, optionally compressed (see `read_records`); or
+        folder with a dataset_info.json, whose split "train" is read; or FOLDER/SPLIT.
+      format: one of `SOURCES`; "fields", together with `fields`; or "auto", which detects the source by the first
+        record's fields.
+      fields: for "fields", field names of the file by their meaning (see `fields_source`).
 
     Raises:
-      InputError: the format is unknown, no record is left, or the file cannot be read, is empty or has a record that
-        does not fit; the sentence names file and line.
+      InputError: the format is unknown, no example is left, the file cannot be read or is empty, or a record does not
+        fit; the message names file and line.
     """
     source = None if format == "auto" and not fields else find_source(format, fields)
     if prepared.is_prepared(path):
@@ -99,10 +99,10 @@ def load_dataset(path: Path | str, format: str = "auto", fields: Mapping[str, st
 
 
 def load_source(paths: Iterable[Path | str], source: Source) -> Dataset:
-    """The examples of several files of one source, one after the other.
+    """Loads several files of one source and concatenates their examples.
 
     Raises:
-      InputError: as `load_dataset`.
+      InputError: see `load_dataset`.
     """
     datasets = [_checked(path, _load_file(path, source)) for path in paths]
     dropped, unused = (
@@ -113,11 +113,7 @@ def load_source(paths: Iterable[Path | str], source: Source) -> Dataset:
 
 
 def _load_file(path: Path | str, source: Source | None) -> Dataset:
-    """The examples of a file; source None: what the first record's fields tell.
-
-    Raises:
-      InputError: the file cannot be read, or a record does not fit.
-    """
+    """Loads the examples of a file; source None detects the source by the first record's fields."""
     records = open_records(path, _columns(SOURCES.values() if source is None else [source]))
     examples: list[Example] = []
     dropped: collections.Counter[str] = collections.Counter()
@@ -147,10 +143,10 @@ def _columns(sources: Iterable[Source]) -> set[str]:
 
 
 def find_source(format: str, fields: Mapping[str, str] | None = None) -> Source:
-    """The source of that name.
+    """Returns the source that `format` names.
 
     Raises:
-      InputError: there is none, or `fields` is given without the format "fields" or does not fit it.
+      InputError: there is no such source, or `fields` is given without the format "fields" or has unknown keys.
     """
     if format == FIELDS:
         return fields_source(fields or {})

@@ -7,14 +7,14 @@ from aligner_jax.errors import InputError
 
 
 def parse(record: dict, where: str, name: str = "messages") -> Conversation:
-    """A conversation; which roles may follow each other is for the chat template to say. Other fields are ignored.
+    """Parses a conversation; other fields are ignored. The chat template checks the order of the roles.
 
-    What follows the last answer to learn is left out, for nothing in it is a target.
+    Turns after the last target answer are left out, because none of them is a target.
 
     Args:
-      record: the object.
-      where: where it stands.
-      name: the field that holds the turns.
+      record: JSON object.
+      where: "file:line" of the object, for error messages.
+      name: name of the field that holds the turns.
 
     Raises:
       InputError: the field is missing or not a list of objects with `role` and `content`, or no turn is the
@@ -28,7 +28,7 @@ def parse(record: dict, where: str, name: str = "messages") -> Conversation:
 
 
 def until_last_answer(messages: list[Message]) -> Conversation:
-    """Returns the messages up to the last answer to learn. Raises `Dropped` if there is none."""
+    """Returns the messages up to the last target answer. Raises `Dropped` if there is none."""
     answers = [i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("learned", True)]
     if not answers:
         raise Dropped("no answer")
@@ -36,11 +36,11 @@ def until_last_answer(messages: list[Message]) -> Conversation:
 
 
 def turns(record: dict, name: str, where: str) -> list[Message]:
-    """The turns under `name`.
+    """Returns the turns in the field `name`.
 
     Raises:
       InputError: the field is missing or not a list of objects with `role` and `content`; or see `turn_of`.
-      Dropped: a turn calls a tool, for which a message has no place.
+      Dropped: a turn calls a tool, which a `Message` cannot represent.
     """
     messages: list[Message] = []
     for number, turn in enumerate(list_field(record, name, where, "'role' and 'content'"), 1):
@@ -50,13 +50,13 @@ def turns(record: dict, name: str, where: str) -> list[Message]:
 
 
 def turn_of(turn: dict, role: str, content: str, where: str) -> Message:
-    """Returns one turn, whose text is in the field `content`: a text, or a list of parts that are texts.
+    """Returns one turn. The field `content` holds its text: a string, or a list of text parts.
 
-    The assistant's turns that have a `weight` of 0, as OpenAI's files do, or `train` false, are no targets.
+    An assistant turn with `weight` 0 (as in OpenAI's files) or `train` false is not a target.
 
     Raises:
-      InputError: the content is neither, or a weight is neither 0 nor 1.
-      Dropped: the turn calls a tool, beside its text or instead of it.
+      InputError: the content is neither a string nor text parts, or the weight is neither 0 nor 1.
+      Dropped: the turn calls a tool, with or without text.
     """
     if any(turn.get(name) for name in _CALLS):
         raise Dropped("calls of tools")
@@ -84,7 +84,7 @@ def _content(turn: dict, name: str, where: str) -> str:
 
 _CALLS = ("tool_calls", "function_call")
 TURN = ("role", "content", "weight", "train")
-"""The fields of a turn that are read."""
+"""Fields of a turn that are read."""
 
 MESSAGES = Source(
     name="messages",
@@ -93,7 +93,7 @@ MESSAGES = Source(
     record=Conversation,
     uses=("messages",),
     turn=TURN,
-    # The first turn once more.
+    # `prompt` repeats the first turn.
     ignores=("prompt",),
     about="Chats as lists of messages with role and content.",
 )

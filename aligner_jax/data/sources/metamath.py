@@ -6,7 +6,7 @@ from aligner_jax.data.sources.values import text_field
 
 
 def parse(record: dict, where: str) -> Instruction:
-    """A question and its answer; other fields are ignored.
+    """Parses a question and its answer; other fields are ignored.
 
     Raises:
       InputError: `query` or `response` is missing or not text.

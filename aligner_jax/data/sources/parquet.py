@@ -1,4 +1,4 @@
-"""Rows of a Parquet file."""
+"""Reads the rows of a Parquet file within bounded memory."""
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,13 +12,19 @@ from aligner_jax.data.sources.parquet_pages import Column, check_pages
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, open_file
 
-# Types of single values that records are made of; a day of the year 12,000 or a time zone of nowhere has no value.
+# Types that are read inside lists and structures. Dates and times are not among them: Python has no value for a date in
+# the year 12,000 or an unknown time zone.
 _PLAIN_TYPES = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE", "BYTE_ARRAY")
 _PLAIN_MEANINGS = ("NONE", "STRING", "INT", "ENUM", "JSON", "NULL", "UNKNOWN")
 
 
 class Table(NamedTuple):
-    """Rows with their numbers, from 1; and of each column that is not read, in how many rows it has a value."""
+    """Rows of a Parquet file.
+
+    Attributes:
+      rows: (row, row number from 1).
+      unread: number of rows with a value, by the name of each column that is not read.
+    """
 
     rows: Iterator[tuple[dict, int]]
     unread: Mapping[str, int]
@@ -27,26 +33,26 @@ class Table(NamedTuple):
 def open_parquet(path: Path, columns: Collection[str] | None = None) -> Table:
     """Returns the rows of a Parquet file as objects with named fields.
 
-    Only what is asked for is unpacked, some rows at a time. Values inside of lists and structures that are neither
-    text, numbers nor flags are left out.
+    Only the requested columns are decompressed, some rows at a time. Values inside lists and structures are left out
+    unless they are text, numbers or flags.
 
     Args:
-      path: the file.
+      path: Parquet file.
       columns: names of the columns to read; None reads all.
 
     Raises:
-      InputError: it is not Parquet, is damaged (the rows raise that too), or tells of more than a file of examples
-        has; names the file.
+      InputError: the file is not Parquet, is damaged (iterating over the rows may raise this too), or describes more
+        data than a file of examples has; the message names the file.
     """
     rows = _Rows(path, columns)
     return Table(iter(rows), rows.unread)
 
 
 class _Rows:
-    """Rows of one file."""
+    """Iterates over the rows of one file."""
 
     def __init__(self, path: Path, columns: Collection[str] | None) -> None:
-        # Here, because most runs read no Parquet and the import takes a while.
+        # Imported here, because most runs read no Parquet and the import is slow.
         import pyarrow
         import pyarrow.parquet
 
@@ -58,7 +64,7 @@ class _Rows:
     def _open(self, file: BinaryIO, columns: Collection[str] | None) -> None:
         pyarrow, path = self._pyarrow, self._path
         footer = read_footer(file, self._size, path)
-        # Bounds on what pyarrow allocates before it finds a list to be damaged.
+        # Bound the memory that pyarrow allocates before it notices that a list is damaged.
         limits: dict[str, Any] = {
             "thrift_string_size_limit": footer.size,
             "thrift_container_size_limit": max(footer.size // 6, 1000),
@@ -81,7 +87,7 @@ class _Rows:
             if layout.as_dictionary:
                 reader = pyarrow.OSFile(str(path))
                 table = pyarrow.parquet.ParquetFile(reader, read_dictionary=layout.as_dictionary, **limits)
-        except Exception as error:  # Whatever the reader raises for damaged files.
+        except Exception as error:  # The reader raises many types for damaged files.
             raise self._error(error, 0) from None
         self._table, self._rows = table, layout.rows
 
@@ -96,22 +102,22 @@ class _Rows:
                 for row in batch.to_pylist():
                     number += 1
                     yield row, number
-        except Exception as error:  # Whatever the reader raises for damaged files.
+        except Exception as error:  # The reader raises many types for damaged files.
             raise self._error(error, number) from None
 
     def _leaves(self, leaves: Sequence[Any], columns: Collection[str] | None) -> list[int]:
-        """Numbers of the leaf columns to read."""
+        """Returns the indices of the leaf columns to read."""
         found = []
         for number, leaf in enumerate(leaves):
             name, _, inside = leaf.path.partition(".")
             plain = leaf.physical_type in _PLAIN_TYPES and leaf.logical_type.type in _PLAIN_MEANINGS
             if (columns is None or name in columns or leaf.path in columns) and (plain or not inside):
                 found.append(number)
-        # A file that has none of them: its first row says so by the names that it has.
+        # If the file has none of the columns, all are read, so that the error can list the fields of its first row.
         return found or list(range(len(leaves)))
 
     def _unread(self, footer: Footer, fields: Sequence[Any], leaves: Sequence[Any]) -> dict[str, int]:
-        """Returns the rows that have a value in each column that is not read; refuses impossible times."""
+        """Returns the number of rows with a value, by unread column. Refuses impossible times."""
         read = {path.partition(".")[0] for path in self._paths} | set(self._paths)
         flat = {leaf.path: number for number, leaf in enumerate(leaves)}
         unread = {}
@@ -150,7 +156,7 @@ def _check_names(names: list[str], path: Path) -> None:
 
 
 def _text_bytes(pyarrow: Any, values: Any) -> int:
-    """Bytes of values as Python would hold them: a text in a dictionary counts wherever it is meant."""
+    """Returns the bytes of values as Python objects: a text in a dictionary counts once for every use."""
     if isinstance(values, pyarrow.RecordBatch):
         return sum(_text_bytes(pyarrow, column) for column in values.columns)
     if isinstance(values, pyarrow.DictionaryArray):
@@ -170,6 +176,6 @@ def _text_bytes(pyarrow: Any, values: Any) -> int:
 
 
 def _is_flat(pyarrow: Any, kind: Any) -> bool:
-    """Returns True if there is no dictionary in a type."""
+    """Returns True if a type contains no dictionary."""
     parts = [kind.field(i).type for i in range(kind.num_fields)]
     return not pyarrow.types.is_dictionary(kind) and all(_is_flat(pyarrow, part) for part in parts)

@@ -1,6 +1,6 @@
-"""A Parquet file's footer: its row groups and what they say of each column (parquet.thrift, `FileMetaData`).
+"""Reads a Parquet file's footer: row groups and the metadata of their columns (parquet.thrift, `FileMetaData`).
 
-pyarrow ends the process where it is asked for a column of which the footer is damaged, so it is not asked.
+pyarrow ends the process when it is asked for column metadata that are damaged, so this module reads them itself.
 """
 
 from pathlib import Path
@@ -18,15 +18,15 @@ _INT32, _INT64, _BYTE_ARRAY = 1, 2, 6
 
 
 class Chunk(NamedTuple):
-    """The values of a column in one row group.
+    """Metadata of a column in one row group.
 
     Attributes:
-      begin, end: of its pages, in the file.
-      num_values: with the nulls.
-      is_text: its values are bytes of any length.
-      codec: number of the compression.
-      nulls: how many values are null; None where the footer does not say it.
-      least, most: of whole numbers; None where the footer does not say it.
+      begin, end: byte offsets of the pages in the file.
+      num_values: number of values, including nulls.
+      is_text: True if the values are byte strings of any length.
+      codec: code of the compression (parquet.thrift, `CompressionCodec`).
+      nulls: number of null values; None if the footer lacks it.
+      least, most: least and greatest value of an integer column; None if the footer lacks it.
     """
 
     begin: int
@@ -40,14 +40,14 @@ class Chunk(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Some rows, with a chunk for each leaf column."""
+    """A row group, with one chunk per leaf column."""
 
     num_rows: int
     chunks: list[Chunk]
 
 
 class Footer(NamedTuple):
-    """Row groups, the rows of all, and the footer's size in bytes."""
+    """Total number of rows, row groups, and the footer's size in bytes."""
 
     num_rows: int
     groups: list[Group]
@@ -58,7 +58,7 @@ def read_footer(file: BinaryIO, size: int, path: Path) -> Footer:
     """Returns the footer of an open file of `size` bytes.
 
     Raises:
-      InputError: the file has none, or it is damaged, contradicts itself or tells of places outside of the file.
+      InputError: the file has no footer, or the footer is damaged, contradicts itself or has offsets outside the file.
     """
     file.seek(max(size - 8, 0))
     end = file.read(8)
@@ -70,7 +70,7 @@ def read_footer(file: BinaryIO, size: int, path: Path) -> Footer:
         raise InputError(f"{begin}its metadata should be {length:,} of its {size:,} bytes")
     file.seek(size - 8 - length)
     try:
-        # An element of a list of structures has some bytes.
+        # Bounds the elements by the length: a structure takes several bytes.
         fields = read_struct(file.read(length), most_elements=max(length // 6, 1000)).fields
         num_rows = _number(fields, 3)
         groups = [_group(each, size - 8 - length) for each in _structs(fields, 4)] if 4 in fields else []
@@ -93,7 +93,7 @@ def _chunk(fields: Struct, end_of_data: int, num_rows: int) -> Chunk:
     kind, statistics = described.get(1), described.get(12)
     known = statistics if isinstance(statistics, dict) else {}
     begin, num_values = _number(described, 9), _number(described, 5)
-    # A dictionary at 0 is none.
+    # Offset 0 means that there is no dictionary page.
     if described.get(11):
         begin = min(begin, _number(described, 11))
     end = begin + _number(described, 7)

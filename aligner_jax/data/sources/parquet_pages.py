@@ -1,7 +1,7 @@
-"""Layout of a Parquet file's pages, checked before a native reader unpacks them.
+"""Checks the page headers of a Parquet file before pyarrow decompresses the pages.
 
-A page of a hundred bytes may say that it becomes 2 GiB, and a text that a file holds once may be a million rows. Page
-headers tell both (parquet.thrift, `PageHeader`), and reading them costs nothing beside reading the pages.
+A page of a hundred bytes may claim to decompress to 2 GiB, and a text that is stored once may fill a million rows. The
+page headers show both (parquet.thrift, `PageHeader`), and reading them is cheap compared with reading the pages.
 """
 
 import itertools
@@ -25,21 +25,21 @@ _CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 
 
 class Layout(NamedTuple):
-    """Rows to read at once, and paths of the columns of which texts should stay in their dictionary."""
+    """Number of rows to read at once, and paths of the columns whose texts should stay dictionary-encoded."""
 
     rows: int
     as_dictionary: list[str]
 
 
 class Column(NamedTuple):
-    """A leaf column's path in the schema, and whether it is in a list."""
+    """A leaf column: its path in the schema, and True if it is inside a list."""
 
     path: str
     repeated: bool
 
 
 class _Unpacked(NamedTuple):
-    """Bytes of a column chunk once unpacked, its longest text that may repeat, and how many values may be that."""
+    """A chunk: its decompressed bytes, bytes of its longest text that may repeat, and number of values that may."""
 
     unpacked: int
     longest: int
@@ -47,17 +47,17 @@ class _Unpacked(NamedTuple):
 
 
 def check_pages(file: BinaryIO, size: int, footer: Footer, columns: Mapping[int, Column], path: Path) -> Layout:
-    """Walks the page headers of some columns, and tells how to read these within little memory.
+    """Checks the page headers of some columns, and returns the layout that reads them in little memory.
 
     Args:
-      file: the Parquet file.
-      size: of the file, in bytes.
-      footer: of the file.
-      columns: by number, the leaf columns to read.
-      path: for errors.
+      file: open Parquet file.
+      size: size of the file, in bytes.
+      footer: footer of the file.
+      columns: leaf columns to read, by index.
+      path: path of the file, for error messages.
 
     Raises:
-      InputError: headers are damaged, contradict the footer, or tell of more than a file of examples has.
+      InputError: headers are damaged, contradict the footer, or describe more data than a file of examples has.
     """
     most = MEBIBYTE + 16 * size
     if footer.num_rows > most:
@@ -113,7 +113,7 @@ def _chunk(file: BinaryIO, chunk: Chunk, repeated: bool) -> _Unpacked:
             encoding = _number(page, 2 if kind == _DATA else 4)
             if encoding == _DELTA_BYTE_ARRAY and repeated:
                 raise Malformed("has lists of texts in the encoding DELTA_BYTE_ARRAY, which is not read")
-            # A text of this encoding repeats the beginning of the one before it.
+            # In this encoding a text may share its prefix with the text before it.
             repeats = size if encoding == _DELTA_BYTE_ARRAY else in_dictionary if encoding in (2, 8) else 0
             longest, repeating = max(longest, repeats), repeating + (count if repeats else 0)
         at += packed
@@ -127,14 +127,14 @@ def _header(file: BinaryIO, at: int, end: int) -> tuple[dict[int, object], int]:
     try:
         read = read_struct(data)
     except Malformed:
-        # One with long statistics.
+        # A header with long statistics needs more than 256 bytes.
         read = read_struct(_at(file, at, min(end - at, _HEADER)))
     assert isinstance(read, Read)
     return read.fields, at + read.end
 
 
 def _longest(packed: bytes, size: int, count: int, chunk: Chunk) -> int:
-    """Bytes of the longest text in a dictionary page."""
+    """Returns the bytes of the longest text in a dictionary page."""
     import pyarrow
 
     if not chunk.is_text:
@@ -143,7 +143,7 @@ def _longest(packed: bytes, size: int, count: int, chunk: Chunk) -> int:
     try:
         data = bytes(pyarrow.Codec(codec).decompress(packed, size)) if codec else packed
     except (pyarrow.ArrowException, OSError, ValueError):
-        # Damage, which the reader will name.
+        # The page is damaged, and the reader will report it.
         return size
     if codec is None and chunk.codec != 0:
         return size

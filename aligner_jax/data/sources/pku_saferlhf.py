@@ -7,11 +7,11 @@ from aligner_jax.errors import InputError
 
 
 def parse(record: dict, where: str) -> Preference:
-    """The safer response is preferred. Other fields are ignored.
+    """Parses a prompt and two responses; the safer one is preferred. Other fields are ignored.
 
-    A record is as published (response_0, response_1, is_response_0_safe, is_response_1_safe, safer_response_id), or has
-    the responses as a list, the safer one first. Of the published ones, pairs with at least one safe response are
-    kept, as in the Aligner paper.
+    A record has the published fields (response_0, response_1, is_response_0_safe, is_response_1_safe,
+    safer_response_id), or a list `response` with the safer one first. A published pair is kept if at least one response
+    is safe, as in the Aligner paper.
 
     Raises:
       InputError: a field is missing or of another type.

@@ -10,20 +10,21 @@ NAMES = ("prompt", "chosen", "rejected")
 
 
 def parse(record: dict, where: str, names: tuple[str, str, str] = NAMES) -> Preference:
-    """Returns a prompt and two answers.
+    """Parses a prompt and two answers.
 
-    A text as prompt is the user's turn, and one as answer the assistant's. Messages under chosen and rejected are what
-    follows the prompt's; or else, where they begin with a turn of system or user, whole chats with the prompt in them.
+    A string is a user turn in the prompt field, and an assistant turn in the answer fields. A list of messages in an
+    answer field continues the prompt; if it begins with a system or user turn, it is a whole chat that includes the
+    prompt.
 
     Args:
-      record: the object.
-      where: where it stands.
-      names: the fields of prompt, chosen and rejected.
+      record: JSON object.
+      where: "file:line" of the object, for error messages.
+      names: names of the fields for prompt, chosen and rejected.
 
     Raises:
       InputError: a field is missing, or is neither text nor a list of objects with `role` and `content`; or the prompt
         does not end with the user's turn, or an answer is not the assistant's.
-      Dropped: what precedes the two answers is not the same.
+      Dropped: the turns before the two answers differ.
     """
     prompt, *answers = names
     before = _turns(record, prompt, "user", where)
@@ -36,13 +37,13 @@ def parse(record: dict, where: str, names: tuple[str, str, str] = NAMES) -> Pref
 
 
 def _chat(before: list[Message], record: dict, name: str, where: str) -> list[Message]:
-    """The prompt with one answer."""
+    """Returns the prompt followed by one answer."""
     answer = _turns(record, name, "assistant", where)
     if not answer or answer[-1]["role"] != "assistant":
         raise InputError(f"{where}: the field {name!r} does not end with a turn of 'assistant'")
     if answer[0]["role"] == "assistant":
         return [*before, *answer]
-    # A system turn may come before a prompt that is a text.
+    # A whole chat may have a system turn before the prompt.
     if not any(answer[i : i + len(before)] == before for i in range(2)):
         raise InputError(f"{where}: the field {name!r} is a whole chat, but does not begin with the prompt")
     return answer
@@ -60,7 +61,7 @@ def _fits(record: dict) -> bool:
     prompt, chosen, rejected = (record[name] for name in NAMES)
     if isinstance(chosen, str):
         return isinstance(rejected, str)
-    # Whole chats are UltraFeedback's.
+    # Whole chats beside a string as prompt are UltraFeedback's.
     first = chosen[0] if isinstance(chosen, list) and chosen else None
     return isinstance(prompt, list) or (isinstance(first, dict) and first.get("role") == "assistant")
 

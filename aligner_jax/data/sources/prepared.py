@@ -1,4 +1,4 @@
-"""Examples as TFDS keeps them: what is stored of each, and how Grain reads it."""
+"""Converts examples to and from TFDS features, and reads prepared folders through Grain."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,12 +18,12 @@ _CLASSES = "tensorflow_datasets.core.features."
 
 
 def is_prepared(path: Path | str) -> bool:
-    """Whether the path is a folder that a builder prepared, or FOLDER/SPLIT."""
+    """Returns True if the path is a folder that a TFDS builder prepared, or FOLDER/SPLIT."""
     return _place(Path(path)) is not None
 
 
 class Prepared(NamedTuple):
-    """Examples, and how many records were dropped for which reason and had which unused field; see `load.Dataset`."""
+    """Examples, with counts of dropped records by reason and of unused fields by name; see `load.Dataset`."""
 
     examples: list[Example]
     dropped: dict[str, int]
@@ -31,14 +31,14 @@ class Prepared(NamedTuple):
 
 
 def read_prepared(path: Path | str, name: str | None = None) -> Prepared:
-    """Returns the examples of a prepared split, and what was counted when it was prepared.
+    """Returns the examples of a prepared split, with the counts from its preparation.
 
     Args:
-      path: the folder (its split "train") or FOLDER/SPLIT.
-      name: of the source that should have been prepared; None takes any.
+      path: prepared folder, whose split "train" is read, or FOLDER/SPLIT.
+      name: expected name of the source; None accepts any.
 
     Raises:
-      InputError: as `prepared_examples`, or the folder holds another source.
+      InputError: see `prepared_examples`; or the folder holds another source, or an example cannot be read.
     """
     folder, split = _found(path)
     metadata = _metadata(folder)
@@ -49,7 +49,7 @@ def read_prepared(path: Path | str, name: str | None = None) -> Prepared:
     for number in range(len(examples)):
         try:
             read.append(examples[number])
-        except Exception as error:  # Whatever the readers raise for damaged files.
+        except Exception as error:  # The readers raise many types for damaged files.
             raise InputError(
                 f"{folder}: example {number + 1} of the split {split!r} cannot be read: {first_line(error)}"
             ) from error
@@ -57,10 +57,10 @@ def read_prepared(path: Path | str, name: str | None = None) -> Prepared:
 
 
 def prepared_examples(path: Path | str) -> "grain.MapDataset[Example]":
-    """The examples of a prepared split, read when they are asked for.
+    """Returns the examples of a prepared split, which are read on access.
 
     Raises:
-      InputError: the folder is damaged or of another program, or has no such split.
+      InputError: the folder is damaged, was written by another program, or has no such split.
     """
     tfds = import_tfds()
     folder, split = _found(path)
@@ -71,7 +71,7 @@ def prepared_examples(path: Path | str) -> "grain.MapDataset[Example]":
         builder = tfds.builder_from_directory(str(folder))
         splits = list(builder.info.splits)
         source: Any = builder.as_data_source(split) if split in splits else None
-    except Exception as error:  # Whatever the readers raise for damaged files.
+    except Exception as error:  # The readers raise many types for damaged files.
         raise InputError(f"{folder} cannot be read: {first_line(error)}") from error
     if source is None:
         raise InputError(f"{folder} has no split {split!r}; there are {', '.join(splits)}")
@@ -79,16 +79,16 @@ def prepared_examples(path: Path | str) -> "grain.MapDataset[Example]":
 
 
 def import_tfds() -> Any:
-    """TensorFlow Datasets, which is imported where it is used only: it takes a second, and most runs need it not.
+    """Imports TensorFlow Datasets. Called only on use, because the import takes a second and most runs do without.
 
     Raises:
-      InputError: it is not installed.
+      InputError: TensorFlow Datasets, or a package that it needs, is not installed.
     """
     try:
         import tensorflow_datasets
     except ImportError as error:
         raise InputError(_needs(first_line(error))) from error
-    # Where a package that it needs is missing, its import logs that, and succeeds with nothing inside.
+    # If a package that it needs is missing, its import only logs that, and the module is empty.
     if not hasattr(tensorflow_datasets, "core"):
         raise InputError(_needs("one that it needs is missing"))
     return tensorflow_datasets
@@ -99,7 +99,7 @@ def _needs(reason: str) -> str:
 
 
 def to_features(example: Example) -> dict[str, Any]:
-    """Returns what is stored of an example: its record's fields, and where it came from."""
+    """Returns an example as features: the fields of its record, and its "file:line"."""
     record = example.record
     if isinstance(record, Instruction):
         fields = {"instruction": record.instruction, "input": record.input, "output": record.output}
@@ -111,7 +111,7 @@ def to_features(example: Example) -> dict[str, Any]:
 
 
 def from_features(stored: Mapping[str, Any]) -> Example:
-    """Returns the example again."""
+    """Returns the example of stored features; the inverse of `to_features`."""
     if "messages" in stored and ("instruction" not in stored or len(stored["messages"]["role"])):
         record: Record = Conversation(_messages(stored["messages"]))
     elif "prompt" in stored:
@@ -126,7 +126,7 @@ def _stored(messages: Iterable[Message]) -> list[dict[str, Any]]:
 
 
 def _messages(stored: Mapping[str, Any]) -> tuple[Message, ...]:
-    # Folders that were prepared earlier lack the last.
+    # Folders prepared by earlier versions lack `learned`.
     learned = stored.get("learned", [True] * len(stored["role"]))
     turns: list[Message] = []
     for role, content, is_learned in zip(stored["role"], stored["content"], learned, strict=True):
@@ -163,17 +163,17 @@ def _metadata(folder: Path) -> Fields:
 
 
 def _counts(metadata: Fields, name: str, split: str) -> dict[str, int]:
-    """Numbers of records, which folders that were prepared earlier may lack."""
+    """Returns record counts; folders prepared by earlier versions may lack them."""
     section = metadata.section(name)
     counts = section.section(split) if section is not None else None
     return {} if counts is None else {reason: counts.integer(reason, least=0) for reason in counts.values}
 
 
 def _check_classes(features: object, path: Path) -> None:
-    """Refuses names of classes that are not TFDS's own, since it imports what is named."""
+    """Refuses feature classes from outside TFDS, because TFDS imports any class that the file names."""
     parts = features.values() if isinstance(features, dict) else features if isinstance(features, list) else ()
     if isinstance(features, dict):
-        # The last is of older versions.
+        # Older versions of TFDS write "type".
         for key in ("pythonClassName", "python_class_name", "type"):
             name = features.get(key, _CLASSES)
             if isinstance(name, str) and not name.startswith(_CLASSES):
@@ -183,5 +183,5 @@ def _check_classes(features: object, path: Path) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, on one line and not without end."""
+    """Returns an error's message on one line, at most 300 characters; the type's name if there is no message."""
     return " ".join(str(error).split())[:300] or type(error).__name__

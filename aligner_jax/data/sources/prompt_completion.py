@@ -8,13 +8,13 @@ from aligner_jax.errors import InputError
 
 
 def parse(record: dict, where: str) -> Instruction | Conversation:
-    """Returns two texts as instruction and output, and two lists of messages as one conversation.
+    """Parses two strings as instruction and output, or two lists of messages as one conversation.
 
-    Only the completion is learned, as in TRL: answers in the prompt are no targets.
+    Only answers in the completion are targets, as in TRL; answers in the prompt are not.
 
     Raises:
-      InputError: a field is missing or of another type than the other, or no message is the assistant's.
-      Dropped: the record has a `label`, as TRL's unpaired preferences do, and it is false.
+      InputError: a field is missing, the two fields differ in type, or the completion does not end with the assistant.
+      Dropped: the record has a false `label`, a field of TRL's unpaired preferences.
     """
     if "label" in record and not flag_field(record, "label", where):
         raise Dropped("unwanted answer")

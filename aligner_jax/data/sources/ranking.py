@@ -11,12 +11,14 @@ _ANSWERS = ("chosen", "rejected")
 
 
 def parse(record: dict, where: str) -> Preference:
-    """Returns the conversation, or the instruction with its input, and two answers: texts, or turns as ShareGPT's.
+    """Parses a prompt and two answers.
+
+    The prompt is a conversation, or an instruction with its input. Answers are strings, or turns in ShareGPT's format.
 
     Raises:
       InputError: a field is missing or of another type, the conversation does not end with the user's turn, or an
         answer is not the assistant's.
-      Dropped: tools take part.
+      Dropped: the record has tool calls or results.
     """
     if "conversations" in record:
         prompt = sharegpt.talk(record, where)

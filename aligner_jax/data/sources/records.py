@@ -1,4 +1,4 @@
-"""Records of a local file, each with the place it stands at: JSON, JSON lines or Parquet, compressed or not."""
+"""Reads the records of a local file and their places: JSON, JSON lines or Parquet, compressed or not."""
 
 import dataclasses
 import os
@@ -14,17 +14,18 @@ from aligner_jax.errors import InputError
 from aligner_jax.files.content import open_file
 
 _RECORD = 300
-"""Bytes that an example takes beside its text."""
+"""Bytes of memory that an example takes besides its text."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """The objects of a file.
+    """Objects of a file.
 
     Attributes:
-      rows: each object and where it begins: "file:line", of Parquet "file, row N". Read when they are asked for; raises
-        InputError where the file cannot be read, is damaged, or has something in it that is not an object.
-      unread: columns that were not asked for, and how many rows have something in them.
+      rows: (object, place), where the place is "file:line" or, for Parquet, "file, row N". The file is read during
+        iteration, which raises InputError if the file cannot be read, is damaged, or contains a value that is not an
+        object.
+      unread: number of rows with a value, by the name of each column that was not requested.
     """
 
     rows: Iterator[tuple[dict, str]]
@@ -32,23 +33,23 @@ class Records:
 
 
 def read_records(path: Path | str) -> Iterator[tuple[dict, str]]:
-    """Yields the objects of a file: a JSON array, a JSON object a line (blank lines are skipped), or Parquet.
+    """Yields the objects of a file: a JSON array, JSON lines (blank lines are skipped), or Parquet.
 
-    The file may be compressed by gzip or xz; lines are those of the text in it. What a file is, its first bytes say, so
-    that its name need not. It is read a piece at a time.
+    The file may be compressed with gzip or xz; lines are counted in the decompressed text. The format is detected by
+    the first bytes, whatever the file's name. The file is read piece by piece.
 
     Yields:
-      The object, and where it begins: "file:line", of Parquet "file, row N".
+      An object and its place: "file:line" or, for Parquet, "file, row N".
 
     Raises:
-      InputError: the file cannot be read, holds no record, has something in it that is not an object, or a record of
-        more than 4 MiB, or is far larger when decompressed than text can be.
+      InputError: the file cannot be read, has no record, contains a value that is not an object or a record of more
+        than 4 MiB, or decompresses to far more than text does.
     """
     return open_records(path).rows
 
 
 def open_records(path: Path | str, columns: Collection[str] | None = None) -> Records:
-    """Returns the objects of a file as `read_records`; of Parquet with these columns only.
+    """Opens a file as `read_records` does; of Parquet, only `columns` are read (None reads all).
 
     Raises:
       InputError: the file cannot be read.

@@ -12,20 +12,22 @@ _ROLES = {"human": "user", "user": "user", **dict.fromkeys(_ASSISTANTS, "assista
 
 
 def parse(record: dict, where: str) -> Conversation:
-    """A conversation. Turns of the assistant before the first of the user are left out, as FastChat does, for the data
-    are cut at a length and a part may begin in the middle; so is what follows the last answer to learn.
+    """Parses a conversation.
+
+    Assistant turns before the first user turn are left out, as in FastChat: the data are split by length, so a part may
+    begin in the middle of a conversation. Turns after the last target answer are left out too.
 
     Raises:
-      InputError: `conversations` is missing or not a list of objects with `from` and `value`, or a turn is from
-        somebody else than a human, an assistant that the data know, and system.
-      Dropped: there is no question with an answer to learn, or tools take part, which call and answer in forms that a
-        model's template has a place of its own for.
+      InputError: `conversations` is missing or not a list of objects with `from` and `value`, or a turn's speaker is
+        not a human, a known assistant or the system.
+      Dropped: no answer is a target, or there are tool calls or results, which need their own forms in a model's chat
+        template.
     """
     return until_last_answer(talk(record, where))
 
 
 def talk(record: dict, where: str) -> list[Message]:
-    """Returns the turns under `conversations`, from the first of the user on; see `parse`."""
+    """Returns the turns in `conversations`, without assistant turns before the first user turn; see `parse`."""
     messages: list[Message] = []
     for number, turn in enumerate(list_field(record, "conversations", where, "'from' and 'value'"), 1):
         message = said_by(turn, f"{where}, turn {number}")
@@ -35,7 +37,7 @@ def talk(record: dict, where: str) -> list[Message]:
 
 
 def said_by(turn: dict, where: str) -> Message:
-    """Returns one turn; see `parse`."""
+    """Returns one turn as a message; see `parse`."""
     by, said = ("role", "content") if "role" in turn and "from" not in turn else ("from", "value")
     speaker = text_field(turn, by, where)
     if speaker in _TOOLS:

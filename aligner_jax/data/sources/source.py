@@ -1,4 +1,4 @@
-"""What describes a source of examples: how its records are read, and where they come from."""
+"""Describes a source of examples: its fields, its parser and its published files."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -7,15 +7,15 @@ from aligner_jax.data.sources.example import Conversation, Instruction, Preferen
 
 type Record = Instruction | Conversation | Preference
 type Parse = Callable[[dict, str], Record]
-"""Makes a record of a file's object; the text says where it stands. Raises InputError or `Dropped`."""
+"""Parses a JSON object into a record; the string is the object's "file:line". Raises InputError or `Dropped`."""
 
 
 class Dropped(Exception):
-    """A record that is well formed but not to be learned from; `args[0]` is the reason, in a few words."""
+    """Raised for a well-formed record that is not to be trained on; `args[0]` is the reason, in a few words."""
 
 
 WANTED = "kto_tag"
-"""LLaMA-Factory's name of what is false where an answer is one that is not wanted."""
+"""LLaMA-Factory's field that is false if the answer is not wanted."""
 IGNORED = frozenset(
     {
         "id", "idx", "index", "uid", "uuid", "_id", "prompt_id", "conversation_id", "source", "dataset",
@@ -23,27 +23,26 @@ IGNORED = frozenset(
         "license", "model", "score", "scores", "rating", "timestamp", "date", "hash", "sha256",
     }
 )  # fmt: skip
-"""Fields that name, place or rate a record, in the data of many."""
+"""Common fields that identify, locate or rate a record; they are not reported as unused."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A published data set, or a form of local files.
+    """A published data set, or a format of local files.
 
     Attributes:
-      name: what `config.data.format` calls it.
-      parse: from a file's object to a record.
-      fits: whether an object looks like this source's, so that the format need not be named.
-      record: what `parse` makes of a record without system prompt and history.
-      about: a sentence on the data.
-      homepage: where they are described.
-      licence: of the data.
-      root: the address that the names in `files` follow; "" where there is nothing to download.
-      files: names of the published files by split.
-      uses: the fields that `parse` reads.
-      turn: where these are lists of turns: the fields of each that `parse` reads.
-      ignores: fields of the published data that say nothing to learn from, and are passed over without a word, as
-        `IGNORED` are.
+      name: value of `config.data.format` that selects the source.
+      parse: function from a JSON object to a record.
+      fits: function that returns True if an object looks like this source's; used to detect the format.
+      record: type that `parse` returns for records without system prompt and history.
+      about: one sentence about the data.
+      homepage: URL of the data's description.
+      licence: licence of the data.
+      root: URL prefix of the names in `files`; "" if there is nothing to download.
+      files: names of the published files, by split.
+      uses: fields that `parse` reads.
+      turn: fields that `parse` reads in a turn, if the fields in `uses` are lists of turns.
+      ignores: fields of the published data with nothing to learn; like `IGNORED`, they are not reported as unused.
       system: fields that may hold a system prompt; see `context.with_context`.
       history: fields that may hold earlier questions with their answers.
     """
@@ -65,9 +64,9 @@ class Source:
 
 
 def check_worth(record: Record) -> None:
-    """Raises `Dropped` if there is nothing to learn: an answer is empty, or both answers of a pair are the same.
+    """Raises `Dropped` if a record has nothing to learn: an empty answer, or a pair of equal answers.
 
-    White space at the ends of an answer does not count.
+    White space at the ends of an answer is ignored.
     """
     if isinstance(record, Preference):
         answers = [record.chosen.strip(), record.rejected.strip()]

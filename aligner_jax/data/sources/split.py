@@ -1,4 +1,4 @@
-"""Held-out examples whose prompts are not trained on, each of them once."""
+"""Splits examples into training and held-out ones that share no prompt, and removes repeats."""
 
 from collections.abc import Sequence
 
@@ -8,23 +8,23 @@ type _Prompt = tuple[tuple[str, str], ...]
 
 
 def prompt_of(example: Example) -> _Prompt:
-    """What two examples have in common that ask the same: role and content of every turn before the last answer."""
+    """Returns role and content of every turn before the last answer, by which prompts are compared."""
     return tuple((turn["role"], turn["content"]) for turn in example.messages_before_answer())
 
 
 def split_by_prompt(examples: Sequence[Example], heldout_rows: int) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples, such that no prompt is in both, each in the order of `examples`.
+    """Returns training and held-out examples that share no prompt, both in the order of `examples`.
 
-    Whole prompts are held out, from the end, until they have at least `heldout_rows` examples. So where no prompt
-    repeats, the held-out examples are the last `heldout_rows`; where prompts do, the examples of one that are further
-    up are held out with it.
+    Prompts are held out with all their examples, beginning with the last prompt, until at least `heldout_rows` examples
+    are held out. If no prompt repeats, these are the last `heldout_rows` examples. If a held-out prompt also occurs
+    earlier, its earlier examples are held out too.
 
     Args:
-      examples: of one file.
-      heldout_rows: at least how many to hold out; 0 holds out none.
+      examples: examples of one file.
+      heldout_rows: minimum number of held-out examples; 0 holds out none.
 
     Returns:
-      Both; the first is empty if the last `heldout_rows` examples touch every prompt.
+      Training and held-out examples. The first is empty if the last `heldout_rows` examples include every prompt.
     """
     prompts = [prompt_of(example) for example in examples]
     rows: dict[_Prompt, int] = {}
@@ -43,7 +43,7 @@ def split_by_prompt(examples: Sequence[Example], heldout_rows: int) -> tuple[lis
 
 
 def without_repeats(examples: Sequence[Example]) -> list[Example]:
-    """Every different record once, where it stands first: a repeated one says nothing more of who is judged by it."""
+    """Returns the first of every set of equal records, because repeats add nothing to an evaluation."""
     first: dict[tuple, Example] = {}
     for example in examples:
         rejected = example.record.rejected if isinstance(example.record, Preference) else None

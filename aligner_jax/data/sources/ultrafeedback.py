@@ -7,12 +7,12 @@ from aligner_jax.errors import InputError
 
 
 def parse(record: dict, where: str) -> Preference:
-    """The turns that both chats begin with, and the two last turns. Other fields are ignored, `prompt` among them.
+    """Parses the turns that both chats share, and the last turn of each. Other fields, also `prompt`, are ignored.
 
     Raises:
-      InputError: `chosen` or `rejected` is missing, is no list of objects with `role` and `content`, or does not end
-        with the assistant's answer to the user.
-      Dropped: what precedes the answers is not the same.
+      InputError: `chosen` or `rejected` is missing, is not a list of objects with `role` and `content`, or does not end
+        with a user turn and an assistant turn.
+      Dropped: the turns before the answers differ.
     """
     chosen, rejected = (_chat(record, name, where) for name in ("chosen", "rejected"))
     if chosen[:-1] != rejected[:-1]:
@@ -34,7 +34,7 @@ ULTRAFEEDBACK = Source(
     record=Preference,
     uses=("chosen", "rejected"),
     turn=TURN,
-    # Both chats begin with the prompt, and the preferred one is there once more.
+    # Both chats begin with `prompt`, and `messages` repeats the preferred one.
     ignores=("prompt", "messages", "score_chosen", "score_rejected"),
     about="63,135 prompts, each with two answers of four by language models: the one GPT-4 rated best, and another.",
     homepage="https://huggingface.co/datasets/HuggingFaceH4/ultrafeedback_binarized",

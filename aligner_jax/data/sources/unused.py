@@ -1,4 +1,4 @@
-"""Fields of records that are not understood: named once for a file, with the number of records that have them."""
+"""Counts fields that a source does not use, so that they are reported once per file."""
 
 import collections
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ _MOST_NAMES, _SHOWN = 100, 8
 
 
 class Unused:
-    """Counts the records of a file by the fields that are not used.
+    """Counts the records of a file by unused field.
 
     Attributes:
-      counts: records by field; of a turn's field "messages[].name". Empty values, which mean nothing, do not count.
+      counts: number of records by field; a field of a turn is named "messages[].name". Empty values do not count.
     """
 
     def __init__(self, source: Source, unread: Mapping[str, int]) -> None:
@@ -52,7 +52,7 @@ class Unused:
             self._count(f"{name}[].{field}")
 
     def _count(self, name: str) -> None:
-        # A file may have other names in each record.
+        # Bounded, because every record of a file may have other field names.
         self.counts[name if name in self.counts or len(self.counts) < _MOST_NAMES else "…"] += 1
 
 
@@ -60,7 +60,7 @@ _EMPTY = (None, "", "[]", "{}", [], {})
 
 
 def told(unused: Mapping[str, int]) -> str:
-    """Returns the names and numbers as they can stand in a line; "" where there are none."""
+    """Returns the field names and counts as one line; "" if there are none."""
     most = sorted(unused.items(), key=lambda item: (-item[1], item[0]))
     names = [f"{one_line(repr(name), 60)} ({count:,})" for name, count in most[:_SHOWN]]
     more = f" and {len(most) - _SHOWN} more" if len(most) > _SHOWN else ""

@@ -1,13 +1,13 @@
-"""Checked values of a record's fields."""
+"""Returns fields of a record after a check of their types."""
 
 from aligner_jax.errors import InputError
 
 
 def text_field(record: dict, name: str, where: str, default: str | None = None) -> str:
-    """The string under `name`; `default`, where there is one, stands for a missing field or null.
+    """Returns the string in the field `name`, or `default`, if given, for a missing field or null.
 
     Raises:
-      InputError: the field is missing, is not a string, or has half a surrogate pair in it.
+      InputError: the field is missing, is not a string, or contains half a surrogate pair.
     """
     value = record.get(name)
     if type(value) is str and value.isascii():
@@ -18,10 +18,10 @@ def text_field(record: dict, name: str, where: str, default: str | None = None) 
 
 
 def check_text(value: object, what: str, where: str) -> str:
-    """The value, if it is text.
+    """Returns the value if it is text.
 
     Raises:
-      InputError: it is not, or has half a surrogate pair in it; `what` names it in the sentence.
+      InputError: the value is not a string or contains half a surrogate pair; `what` names it in the message.
     """
     if not isinstance(value, str):
         raise InputError(f"{where}: {what} holds {kind(value)}, not text")
@@ -33,10 +33,10 @@ def check_text(value: object, what: str, where: str) -> str:
 
 
 def flag_field(record: dict, name: str, where: str) -> bool:
-    """The true or false under `name`.
+    """Returns the boolean in the field `name`.
 
     Raises:
-      InputError: the field is missing, or is something else.
+      InputError: the field is missing or is not a boolean.
     """
     value = _present(record, name, where)
     if not isinstance(value, bool):
@@ -45,10 +45,10 @@ def flag_field(record: dict, name: str, where: str) -> bool:
 
 
 def list_field(record: dict, name: str, where: str, of: str) -> list[dict]:
-    """The list of objects under `name`; `of` says in the error what they should be.
+    """Returns the list of objects in the field `name`; `of` names their fields in the error message.
 
     Raises:
-      InputError: the field is missing, or is something else.
+      InputError: the field is missing or is not a list of objects.
     """
     value = _present(record, name, where)
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
@@ -57,7 +57,7 @@ def list_field(record: dict, name: str, where: str, of: str) -> list[dict]:
 
 
 def kind(value: object) -> str:
-    """What a value is, in JSON's words where JSON has any."""
+    """Returns the name of a value's type, with JSON's name if it has one."""
     if value is None:
         return "null"
     if isinstance(value, bool):
