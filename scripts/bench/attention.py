@@ -5,13 +5,14 @@
     python -m scripts.bench.attention --compile
 
 --static prints, for each chip and shape, the static bundles issued for one query head and row (counted by
-static_bundles.py) and the bytes moved to and from HBM, of this project's kernel with a prefix of ten tokens and
+static_bundles.py) and the bytes moved to and from HBM: for this project's kernel with a prefix of ten tokens and
 without, of JAX's splash attention with the same blocks, and of splash attention with the prefix added by XLA. A
 bundle counts as often as it is issued: in a loop for each iteration, in a branch each time that it is entered. For
 XLA's part the count is a lower bound: loops inside an iteration of a fusion's grid count once. The bytes are block
 fetches times the bytes of a block; for XLA's part they come from its cost analysis.
 
---compile compiles attention and its gradients for every generation, head dim, length and prefix that the package promises.
+--compile compiles attention and its gradients for every generation, head dim, length and prefix that the package
+promises.
 """
 
 import argparse

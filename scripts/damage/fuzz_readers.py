@@ -3,10 +3,10 @@
     python -m scripts.damage.fuzz_readers --kind=adapter --cases=20000 [--seed=0] [--workers=2] [--keep=DIR]
     python -m scripts.damage.fuzz_readers --kind=adapter --seed=0 --case=1234 --keep=DIR      # one case again
 
-A case is a sample of its kind, damaged by a generator that kind, seed and number determine. It is read in a process of
-its own limits: seconds, address space, and the growth of its memory, which may be twice the input's size and 64 MB. A
-fault is a traceback, a crash, a hang, memory above that, a message that is not one printable line of at most 400
-characters, or an input that is accepted with another result although its format could have shown the difference.
+A case is a sample of its kind, damaged by a generator that kind, seed and case number determine. The process that reads
+it has limits on seconds, address space and memory growth (twice the input's size plus 64 MB). A fault is a traceback, a
+crash, a hang, memory above the limit, a message that is not one printable line of at most 400 characters, or an input
+that is accepted with another result although its format could have shown the difference.
 
 Prints a line for each fault, then the counts. Exit status 1 if there was a fault.
 """

@@ -2,16 +2,17 @@
 
     python -m scripts.damage.torture_resume [--kills=100] [--damage=200] [--jobs=1] [--out=runs/torture] [--seed=0]
 
-Kills: a tiny model is trained in a process that is killed, started again and killed again, by SIGKILL or SIGTERM, while
-it starts, between steps, during a save or as it ends. Every start has to go on, and the adapter has to be that of the
-run left alone, byte for byte. Each costs the start of a process, some 5 s of a core.
+Kills: a process trains a tiny model and is repeatedly killed by SIGKILL or SIGTERM and restarted: while it starts,
+between steps, during a save or as it ends. Every restart must resume, and the adapter must be byte-identical to that of
+the reference run, which is never killed. A kill costs the start of a process, about 5 s of a core.
 
-Damage: files of three checkpoints are changed, cut, emptied, swapped, renamed or deleted, or the checkpoints themselves
-are. What is then restored has to be one of the saved states, bit for bit, and none older than the newest that was left
-alone; or else the failure is one sentence. Some of it is done to a whole run's checkpoints, and the run started again.
+Damage: files of three checkpoints, or the checkpoints themselves, are changed, cut, emptied, swapped, renamed or
+deleted. The restored state must be bit-identical to one of the saved states, and not older than the newest undamaged
+one; otherwise the failure must be one sentence. Some cases damage copies of the reference run's checkpoints and restart
+the run.
 
-The same command goes on where it was ended. Exit status 0 if all went well; else 1 and one sentence, and the folder of
-the case stays.
+The same command resumes where it was stopped. Exit status 0 if all went well; otherwise 1 and one sentence, and the
+folder of the case stays.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python -m scripts.lib.place_smollm2 models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-The package is a data package to us: it is found by its metadata and never imported.
+The package serves as data only: its metadata locates the file, and it is never imported.
 """
 
 import os
