@@ -7,8 +7,9 @@
 
 The part after the colon is "lora" (the default) or "llama_adapter", optionally followed by ",metamath". The paper
 (arXiv 2312.05503) gives LoRA rank 8, α 16, dropout 0.05, a rate of 3e-4 and 5 epochs of batches of 64; LLaMA-Adapter
-has Aligner's settings. All other settings, and the number of epochs of MetaMathQA, come from configs/llama7b_alpaca.py and
-configs/llama7b_metamath.py. LoRA's rate is constant; LLaMA-Adapter's has the warm-up that the authors intended.
+has Aligner's settings. All other settings, and the number of epochs of MetaMathQA, come from
+configs/llama7b_alpaca.py and configs/llama7b_metamath.py. LoRA's rate is constant; LLaMA-Adapter's has the warm-up that
+the authors intended.
 """
 
 from pathlib import Path

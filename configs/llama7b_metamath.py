@@ -4,8 +4,8 @@
         --config.base.path=DIR_OR_HUB_NAME --config.data.path=MetaMathQA-395K.json
 
 The part after the colon is the number of tokens, 1 by default. The paper (arXiv 2312.05503) gives results for 1, 10,
-100 and 300 tokens, and no recipe but the one for Alpaca, which is used here: 3 epochs of 395,000 examples are 18,516 steps
-of 64. The rate rises over half an epoch, as the authors intended there, and then stays constant.
+100 and 300 tokens, and no recipe but the one for Alpaca, which is used here: 3 epochs of 395,000 examples are 18,516
+steps of 64. The rate rises over half an epoch, as the authors intended there, and then stays constant.
 """
 
 from pathlib import Path

@@ -56,8 +56,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def few_programs() -> Iterator[None]:
-    """Frees compiled programs if there are many. Each takes some of the 65,530 mappings that a process may have, and
-    without any left neither memory nor a thread is to be had."""
+    """Frees compiled programs if there are many.
+
+    Each takes some of the 65,530 mappings that a process may have; without free mappings neither memory nor a thread
+    can be allocated.
+    """
     yield
     if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()

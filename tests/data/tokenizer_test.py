@@ -121,7 +121,7 @@ def test_sentencepiece_of_a_gguf_is_that_of_the_model_it_came_from(files, senten
 
 
 def test_pieces_before_the_merges_differ_by_name(tmp_path, byte_level):
-    """LLaMA 3 merges up to three digits, Qwen none, GPT-2 any number; Tekken splits at capitals. All share a vocabulary."""
+    """LLaMA 3 merges up to three digits, Qwen none, GPT-2 any; Tekken splits at capitals. All share a vocabulary."""
     merged = json.loads(byte_level.to_str())
     for text in ("12", "123", "1234", "xY", "xYz"):
         merged["model"]["vocab"][text] = len(merged["model"]["vocab"])
