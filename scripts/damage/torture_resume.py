@@ -208,7 +208,7 @@ def killed_run(folder: Path, config: Path, seed: int, number: int, kills: int) -
     """Runs training that is killed at most `kills` times and then ends.
 
     Raises:
-      AssertionError: it does not go on, or ends with another adapter.
+      AssertionError: the run does not resume, or ends with another adapter.
     """
     chance, workdir = random.Random(f"{seed} {number}"), folder / f"killed_{seed}_{number}"
     shutil.rmtree(workdir, ignore_errors=True)
@@ -240,7 +240,7 @@ def check_ended(run: Run, whole: Path, what: str) -> None:
     """Waits for a run to end as the reference run did.
 
     Raises:
-      AssertionError: it did not.
+      AssertionError: it ended otherwise.
     """
     status, workdir = run.wait(), run.workdir
     assert status == 0, f"{what} did not go on, but ended with status {status}: {run.output}"
@@ -255,7 +255,7 @@ def damaged_runs(folder: Path, config: Path, number: int, seed: int) -> list[dic
     """Damages the checkpoints of copies of the reference run, and restarts each copy.
 
     Raises:
-      AssertionError: it neither ended as the whole run did nor with one sentence.
+      AssertionError: a run neither ended as the reference run did nor with one sentence.
     """
     found = []
     for case in range(number):

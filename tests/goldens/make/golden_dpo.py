@@ -9,9 +9,9 @@ here imports aligner_jax.
 
 The losses are those of `DPOTrainer._compute_loss`, in float64. Its models only return log-probabilities. For the plain
 numbers these are given; for the model they come from make_goldens' `Oracle`, with one Aligner as the policy and another
-as the reference over the same base. TRL's loss "sigmoid" no longer has label smoothing. "aot_unpaired" has it and is the
-same loss for a single pair, because it differs only by sorting within the batch. So every loss is computed one pair at a
-time, and losses that do not sort are checked against the whole batch.
+as the reference over the same base. TRL's loss "sigmoid" no longer has label smoothing. "aot_unpaired" has it and is
+the same loss for a single pair, because it differs only by sorting within the batch. So every loss is computed one pair
+at a time, and losses that do not sort are checked against the whole batch.
 
 Contents:
 

@@ -1,13 +1,13 @@
 """Writes adapter folders with Hugging Face PEFT over the tiny models of tests/goldens/, and PEFT's logits.
 
-    ENV/bin/pip install peft    # beside what make_goldens.py needs
+    ENV/bin/pip install peft    # in addition to make_goldens.py's packages
     ENV/bin/python tests/goldens/make/golden_peft.py                      # writes tests/goldens/peft/
     ENV/bin/python tests/goldens/make/golden_peft.py --check FOLDER …     # reads adapters that others wrote
 
 The committed files come from peft 0.21.2, torch 2.13.0 and transformers 5.23.0, in float32. A folder to check holds an
-adapter whose base_model_name_or_path is a model of tests/goldens/models, and an expected.npz of ids and logits, like the
-folders written here. The largest difference to PEFT's logits is printed, and must be below 1e-4. Nothing here imports
-aligner_jax.
+adapter whose base_model_name_or_path is a model of tests/goldens/models, and an expected.npz of ids and logits, like
+the folders written here. The largest difference to PEFT's logits is printed, and must be below 1e-4. Nothing here
+imports aligner_jax.
 """
 
 import argparse
