@@ -72,7 +72,7 @@ def write_tasks(data: Path, folder: Path, limit: int) -> None:
 
 
 def _pair(record: dict[str, str]) -> dict[str, str] | None:
-    """Returns the two last answers to one dialogue. None if they are equal, differ elsewhere too, or are too long."""
+    """Returns the two last answers to one dialogue. None if equal, empty, too long, or after different dialogues."""
     (prompt, _, chosen), (other, _, rejected) = (
         record[name].rpartition("\n\nAssistant:") for name in ("chosen", "rejected")
     )

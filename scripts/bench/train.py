@@ -178,7 +178,7 @@ def packed_rows(documents: list[dict[str, list[int]]]) -> int:
 
 
 def alternating(arms: list[str]) -> list[str]:
-    """Alternates ours and the peer's arms while both last."""
+    """Returns the arms, ours and the peer's alternating, and then the rest of the longer side."""
     sides = [[arm for arm in arms if arm in OURS], [arm for arm in arms if arm in PEERS]]
     return [arm for pair in itertools.zip_longest(*sides) for arm in pair if arm is not None]
 

@@ -36,7 +36,7 @@ def test_of_many_adapters_all_have_to_stand_still():
 
 
 def _poison(base: str) -> None:
-    """Makes the loss infinite by a finite weight, since a base with an infinite one is refused."""
+    """Makes the loss not finite with finite weights, since a base with other weights is refused."""
     weights = Path(base) / "model.safetensors"
     tensors = load_file(weights)
     tensors["model.norm.weight"][:] = 3e38

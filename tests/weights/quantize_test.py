@@ -1,4 +1,4 @@
-"""Quantization: its error, its memory use, and bases that are loaded quantized, without shardings."""
+"""Quantization: its error, its memory use, and whole bases that are loaded quantized."""
 
 import dataclasses
 import functools
