@@ -3,7 +3,7 @@
     python -m aligner_jax.train --config=configs/llama13b_alpaca.py \
         --config.base.path=DIR_OR_HUB_NAME --config.data.path=alpaca_data.json
 
-All else is as in configs/llama7b_alpaca.py, which tells of the learning rate.
+Everything else is as in configs/llama7b_alpaca.py, which explains the learning rate.
 """
 
 from pathlib import Path

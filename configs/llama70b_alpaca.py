@@ -1,4 +1,4 @@
-"""An Aligner on LLaMA-2 70B: 32 v5e chips, over which the base is split in 32 parts of 4 GiB.
+"""An Aligner on LLaMA-2 70B: the base is sharded over 32 v5e chips, 4 GiB on each.
 
     bash scripts/run_tpu_pod.sh --name=NAME --zone=ZONE --type=v5litepod-32 --create -- \
         python -m aligner_jax.train --config=configs/llama70b_alpaca.py --config.base.path=/mount/llama-2-70b \

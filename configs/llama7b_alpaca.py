@@ -3,9 +3,9 @@
     python -m aligner_jax.train --config=configs/llama7b_alpaca.py \
         --config.base.path=DIR_OR_HUB_NAME --config.data.path=alpaca_data.json
 
-Learning rate: the authors meant a linear warm-up over two epochs to 9e-3. In their code the warm-up compares a count of
-optimizer steps with a number of 12,500, so it never ends, and the rate reaches 4.5e-3 at step 6,250. "paper_as_run" is
-what ran; for what was meant, use --config.optim.schedule=warmup_constant --config.optim.warmup_steps=1562.
+Learning rate: the authors intended a linear warm-up over two epochs to 9e-3. Their code compares the count of optimizer
+steps with 12,500, so the warm-up never ends, and the rate reaches 4.5e-3 at step 6,250. "paper_as_run" is the schedule
+that ran; for the intended one, use --config.optim.schedule=warmup_constant --config.optim.warmup_steps=1562.
 """
 
 from ml_collections import ConfigDict

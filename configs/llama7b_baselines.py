@@ -5,10 +5,11 @@
     python -m aligner_jax.train --config=configs/llama7b_baselines.py:llama_adapter,metamath \
         --config.base.path=DIR_OR_HUB_NAME --config.data.path=MetaMathQA-395K.json
 
-What follows the colon is "lora" (the default) or "llama_adapter", and perhaps ",metamath". The paper (arXiv 2312.05503)
-gives LoRA rank 8, α 16, dropout 0.05, a rate of 3e-4 and 5 epochs of batches of 64; LLaMA-Adapter has what Aligner has.
-What it does not say, and all of MetaMathQA's epochs, is taken over from configs/llama7b_alpaca.py and
-configs/llama7b_metamath.py, with LoRA's rate constant, and LLaMA-Adapter's warmed up as was meant.
+The part after the colon is "lora" (the default) or "llama_adapter", optionally followed by ",metamath". The paper
+(arXiv 2312.05503) gives LoRA rank 8, α 16, dropout 0.05, a rate of 3e-4 and 5 epochs of batches of 64; LLaMA-Adapter
+has Aligner's settings. All other settings, and the number of epochs of MetaMathQA, come from
+configs/llama7b_alpaca.py and configs/llama7b_metamath.py. LoRA's rate is constant; LLaMA-Adapter's has the warm-up that
+the authors intended.
 """
 
 from pathlib import Path

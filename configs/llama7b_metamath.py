@@ -3,9 +3,9 @@
     python -m aligner_jax.train --config=configs/llama7b_metamath.py:100 \
         --config.base.path=DIR_OR_HUB_NAME --config.data.path=MetaMathQA-395K.json
 
-What follows the colon is the number of tokens; without it there is one. The paper (arXiv 2312.05503) gives results for
-1, 10, 100 and 300, and no recipe beside that for Alpaca, which is taken over: 3 epochs of 395,000 examples are 18,516
-steps of 64. The rate rises over half an epoch, as was meant there, and stays.
+The part after the colon is the number of tokens, 1 by default. The paper (arXiv 2312.05503) gives results for 1, 10,
+100 and 300 tokens, and no recipe but the one for Alpaca, which is used here: 3 epochs of 395,000 examples are 18,516
+steps of 64. The rate rises over half an epoch, as the authors intended there, and then stays constant.
 """
 
 from pathlib import Path

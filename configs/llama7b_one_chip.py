@@ -1,10 +1,10 @@
-"""The paper's Alpaca run on a single v5e chip of 16 GiB, as Colab has one: LLaMA-2 7B in int8.
+"""The paper's Alpaca run on a single v5e chip of 16 GiB, such as Colab's: LLaMA-2 7B in int8.
 
     python -m aligner_jax.train --config=configs/llama7b_one_chip.py \
         --config.base.path=DIR_OR_HUB_NAME --config.data.path=alpaca_data.json
 
-The 64 rows of a step are taken eight at a time. Unquantized, a step of eight rows fits too, but only in one part:
---config.base.quantization=none --config.optim.accumulate=1 --config.data.batch_size=8.
+The 64 rows of a step are accumulated eight at a time. Without quantization a step of eight rows fits too, but without
+accumulation: --config.base.quantization=none --config.optim.accumulate=1 --config.data.batch_size=8.
 """
 
 from pathlib import Path

@@ -4,9 +4,9 @@
         --config.data.path=PKU_SAFERLHF_TRAIN --config.adapter.init_from=runs/pku_sft/adapter.safetensors
 
 Policy and frozen reference both begin as that Aligner. 64 sequences a step are 32 pairs; 3 epochs of 160,000 sequences
-are 7,500 steps. The rate is what ran: the authors meant a warm-up of half an epoch, 1,250 steps, to 1e-4, but their
-code divides by 10,000, so it ends at 7.5e-5. For what was meant, use --config.optim.schedule=warmup_constant
---config.optim.warmup_steps=1250.
+are 7,500 steps. The rate is the one that ran: the authors intended a warm-up of half an epoch, 1,250 steps, to 1e-4,
+but their code divides by 10,000, so it ends at 7.5e-5. For the intended rate, use
+--config.optim.schedule=warmup_constant --config.optim.warmup_steps=1250.
 """
 
 from ml_collections import ConfigDict

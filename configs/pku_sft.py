@@ -1,11 +1,12 @@
-"""Preferences, stage 1 of 2: fine-tune an Aligner on the safer responses of PKU-SafeRLHF, on LLaMA-2 7B.
+"""Preferences, stage 1 of 2: fine-tunes an Aligner on the safer responses of PKU-SafeRLHF, on LLaMA-2 7B.
 
     python -m aligner_jax.train --config=configs/pku_sft.py \
         --config.base.path=DIR_OR_HUB_NAME --config.data.path=PKU_SAFERLHF_TRAIN
 
-Then configs/pku_dpo.py begins with runs/pku_sft/adapter.safetensors. The paper (arXiv 2312.05503) trains on the safer
-responses first and says no more of this stage than that. So what is not about the data is its Alpaca recipe: batches of
-64, 9e-3, weight decay 0.02; 3 epochs of 80,000 responses are 3,750 steps, and the warm-up is half an epoch, as meant.
+configs/pku_dpo.py then begins with runs/pku_sft/adapter.safetensors. The paper (arXiv 2312.05503) says of this stage
+only that it trains on the safer responses first. All settings but the data are therefore those of its Alpaca recipe:
+batches of 64, 9e-3, weight decay 0.02. 3 epochs of 80,000 responses are 3,750 steps; the warm-up is half an epoch, as
+the authors intended.
 """
 
 from ml_collections import ConfigDict

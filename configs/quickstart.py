@@ -1,4 +1,4 @@
-"""Teach a 135M model a house style on a laptop: every answer one JSON object with a topic and a sentence.
+"""Teaches a 135M model a house style on a laptop: every answer one JSON object with a topic and a sentence.
 
 bash scripts/quickstart.sh                                                  # installs, finds the model, runs this
 python -m aligner_jax.train --config=configs/quickstart.py                  # one token

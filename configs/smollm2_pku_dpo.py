@@ -3,8 +3,8 @@
     python -m aligner_jax.train --config=configs/smollm2_pku_dpo.py --config.data.path=PKU_SAFERLHF_TRAIN
 
 It begins with the Aligner of configs/smollm2_pku_sft.py, in runs/smollm2_pku_sft. A row holds both answers of a pair,
-so pairs that have more than 256 tokens together are left out; the run says how many. The rate is larger than the
-paper's for so few steps, and so few need no reference computed for all pairs beforehand.
+so pairs longer than 256 tokens in total are left out; the run reports how many. Because there are so few steps, the
+rate is larger than the paper's, and the reference is not computed for all pairs beforehand.
 """
 
 from ml_collections import ConfigDict

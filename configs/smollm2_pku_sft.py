@@ -2,7 +2,7 @@
 
     python -m aligner_jax.train --config=configs/smollm2_pku_sft.py --config.data.path=PKU_SAFERLHF_TRAIN
 
-Then configs/smollm2_pku_dpo.py. It shows that the two stages work, not what they can do for a model.
+Next comes configs/smollm2_pku_dpo.py. The two show that the stages work, not how much they can improve a model.
 """
 
 from ml_collections import ConfigDict

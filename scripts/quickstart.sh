@@ -4,7 +4,7 @@
 #   bash scripts/quickstart.sh                                   # everything, in a few minutes
 #   bash scripts/quickstart.sh --config.adapter.num_tokens=10    # arguments go to aligner_jax.train
 #
-# Interrupted, it goes on where it stopped when it is started again. Paths in arguments count from the repository's root.
+# If interrupted and started again, it resumes. Paths in arguments are relative to the repository's root.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib/environment.sh"
 source scripts/lib/smollm2.sh

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# The paper's two claims in small, on SmolLM2-135M-Instruct and two CPU cores: tables and figures in runs/reproduce.
+# Reproduces the paper's two claims in small, on SmolLM2-135M-Instruct and two CPU cores: tables and figures in runs/reproduce.
 #
 #   bash scripts/reproduce_small.sh [DATA_FOLDER]            # 60 to 90 minutes, which it says first
 #   bash scripts/reproduce_small.sh [DATA_FOLDER] --large    # hours; --help tells of further arguments
 #
 # DATA_FOLDER (default data) holds sft/alpaca_random_9k.json and reasoning/gsm8k/train.jsonl, unless --alpaca=FILE and
-# --gsm8k=FILE name them; files and folders after DATA_FOLDER are counted from the repository. Interrupted, it goes on
-# where it stopped when it is started again.
+# --gsm8k=FILE name them; files and folders after DATA_FOLDER are relative to the repository. If interrupted and started
+# again, it resumes.
 set -euo pipefail
 
 data=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)/data
 case ${1:--} in
   -*) ;;
-  # Before environment.sh goes elsewhere.
+  # Before environment.sh changes the folder.
   /*) data=$1 && shift ;;
   *) data=$PWD/$1 && shift ;;
 esac

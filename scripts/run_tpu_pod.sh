@@ -35,12 +35,12 @@ source "$root/scripts/lib/tpu_slice.sh"
 name='' zone='' project='' create='' type='' version='' spot='' queued='' wait=720 repo='' rev='' workdir=''
 resume='' delete='' poll=30 dry_run=''
 with_create=() with_ssh=()
-# What there is to clean up, or to tell of, when the script ends.
+# Resources to clean up, or to report, when the script ends.
 there='' made='' launched='' status='' interrupted='' attempts=0
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
 
-# What the user is told; beside pasteable commands it is a comment.
+# Prints a note for the user; in a dry run it is a comment between pasteable commands.
 note() { if [ -n "$dry_run" ]; then echo "# $*"; else echo "$*" >&2; fi; }
 
 fail() {
@@ -120,13 +120,13 @@ check_flags() {
   esac
 }
 
-# Sets repo and rev, which the workers can get, to what is checked out here unless they were given.
+# Sets repo and rev to the commit that is checked out here, in a form that workers can fetch, unless they were given.
 find_revision() {
   if [ -z "$repo" ]; then
     repo=$(git -C "$root" remote get-url origin 2>/dev/null) ||
       fail "$root has no git remote named origin that the workers could clone: give --repo=URL"
   fi
-  # The workers have no keys of the user's.
+  # Workers do not have the user's keys.
   case $repo in
     git@*:*) repo=${repo#git@} && repo=https://${repo%%:*}/${repo#*:} ;;
     ssh://git@*) repo=https://${repo#ssh://git@} ;;
@@ -144,7 +144,7 @@ on() { # on WORKERS SCRIPT
   run gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker="$1" ${with_ssh[@]+"${with_ssh[@]}"} --command="$2"
 }
 
-# Sets status to the command's; leaves it empty when the workers cannot be reached or cannot start the command.
+# Sets status to the command's, or to nothing if the workers cannot be reached or cannot start the command.
 attempt() {
   local ended worker code
   status=''
@@ -177,7 +177,7 @@ finish() {
   trap - EXIT
   rm -f "$scratch"
   if [ -n "$launched" ]; then note "The command goes on on the workers; the same line follows it again."; fi
-  # Not under somebody's command: one that still runs, or that was there first.
+  # The slice stays while a command still runs on it, this one or an earlier one.
   if [ -n "$there" ] && [ -n "$delete" ] && [ -z "$launched$interrupted" ] && [ -n "$status$made" ]; then
     delete_slice || code=1
   elif [ -n "$there" ]; then
@@ -210,7 +210,7 @@ while :; do
   make_ready
   attempt
   [ "$status" != 0 ] || exit 0
-  # A worker that is taken away makes the others fail before the slice itself is said to be gone.
+  # A preempted worker makes the others fail before gcloud reports the slice as preempted.
   [ -z "$resume" ] || sleep "$poll"
   state=$(state_of tpu-vm)
   is_gone "$state" || break

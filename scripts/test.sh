@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, lint, types and tests, in an environment that is made where there is none; stops at the first that fails.
+# Runs format, lint, type checks and tests, and stops at the first failure. Makes the environment if there is none.
 #
 #   bash scripts/test.sh                                     # everything
 #   bash scripts/test.sh tests/model/rope_test.py -k llama3  # arguments go to pytest

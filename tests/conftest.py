@@ -1,4 +1,4 @@
-"""A tiny model, adapters for it and packed batches: what most tests of the core share."""
+"""A tiny model, adapters for it and packed batches, which most tests of the core share."""
 
 import dataclasses
 import functools
@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-# Set before JAX is imported, and inherited by the processes that tests start. Compiling is most of what tests cost, and
-# a program that is small for its user is one of thousands here.
+# Set before JAX is imported, and inherited by the processes that tests start. Compilation is most of the cost of tests,
+# and thousands of programs are compiled that are small for a user.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -41,22 +41,26 @@ from aligner_jax.weights.base import load_base
 from scripts.lib.tiny_llama import write_tiny_llama
 
 MAPPINGS = Path("/proc/self/maps")
-# A shell that starts the tests in the background has them, and all that they start, ignore SIGINT.
+# A shell that starts the tests in the background makes them, and the processes they start, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiling is most of what these tests cost, and takes half the time so; `optimized` is for what must hold either way.
+# Compilation is most of the cost of these tests, and takes half the time without most optimizations. `optimized` is for
+# properties that must hold either way.
 jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Lets a test go on where another process is just writing, or was killed while writing, an entry of JAX's cache."""
+    """Lets a test continue if another process is writing an entry of JAX's cache or was killed while writing it."""
     config.addinivalue_line("filterwarnings", "ignore:Error (reading|writing) persistent compilation cache entry")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def few_programs() -> Iterator[None]:
-    """Frees compiled programs where there are many: each is some of the 65,530 mappings that a process may have, and
-    without any left neither memory nor a thread is to be had."""
+    """Frees compiled programs if there are many.
+
+    Each takes some of the 65,530 mappings that a process may have; without free mappings neither memory nor a thread
+    can be allocated.
+    """
     yield
     if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
@@ -65,7 +69,7 @@ def few_programs() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def config() -> LlamaConfig:
-    """Grouped queries, and a head_dim that is not d / n, so that swapped axes cannot go unnoticed."""
+    """A config with grouped queries and a head_dim that is not d / n, so that swapped axes are noticed."""
     return LlamaConfig(
         vocab_size=40, d_model=16, d_mlp=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6, context_length=64
     )
@@ -73,7 +77,7 @@ def config() -> LlamaConfig:
 
 @pytest.fixture(scope="session")
 def random_params() -> Callable[[LlamaConfig], Params]:
-    """Random weights with norms that are not one, and a residual stream that every layer changes a lot."""
+    """Random weights with norms that are not one, and a residual stream that every layer changes much."""
 
     def make(config: LlamaConfig) -> Params:
         rng = np.random.default_rng(1)
@@ -93,7 +97,7 @@ def params(config: LlamaConfig, random_params) -> Params:
 
 @pytest.fixture(scope="session")
 def randomized() -> Callable[..., Adapter]:
-    """An adapter as after training: every array random. Takes the adapter and a key."""
+    """Returns an adapter with random arrays, like a trained one. Takes the adapter and a key."""
 
     def make(adapter: Adapter, key: int = 4) -> Adapter:
         rng = np.random.default_rng(key)
@@ -105,7 +109,7 @@ def randomized() -> Callable[..., Adapter]:
 
 @pytest.fixture(scope="session")
 def trained_adapter(config: LlamaConfig) -> Callable[..., Adapter]:
-    """Aligners as after training: gates that are not zero. Takes num_tokens, start_layer and key."""
+    """Returns Aligners with nonzero gates, like trained ones. Takes num_tokens, start_layer and key."""
 
     def make(num_tokens: int = 1, start_layer: int = 1, key: int = 3) -> Adapter:
         fresh = init_adapter("aligner", config, key, num_tokens=num_tokens, start_layer=start_layer)
@@ -118,7 +122,7 @@ def trained_adapter(config: LlamaConfig) -> Callable[..., Adapter]:
 
 @pytest.fixture(scope="session")
 def pack() -> Callable[..., Batch]:
-    """Packed rows as data makes them, out of rows of documents (token ids, loss mask), zero-padded to a length."""
+    """Packs documents (token ids, loss mask) into rows as data makes them, zero-padded to a length."""
 
     def make(rows: list[list[tuple[list[int], list[int]]]], length: int) -> Batch:
         names = ("tokens_bt", "segment_ids_bt", "positions_bt", "loss_mask_bt")
@@ -138,14 +142,14 @@ def pack() -> Callable[..., Batch]:
 
 @pytest.fixture(scope="session")
 def optimized() -> Callable[..., Callable]:
-    """`jax.jit` with all of XLA's optimizations, as in a real run."""
+    """Compiles like `jax.jit`, with all of XLA's optimizations, as in a real run."""
     options = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
     return functools.partial(jax.jit, compiler_options=options)
 
 
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> Path:
-    """A Hugging Face folder of a random Llama with 4 layers, and a tokenizer of its own."""
+    """A Hugging Face folder of a random Llama with 4 layers and its own tokenizer."""
     folder = tmp_path / "tiny"
     write_tiny_llama(folder)
     return folder
@@ -153,7 +157,7 @@ def tiny_model(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_subject(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Subject]:
-    """The model of `tiny_model` as evaluations have it. Takes an adapter and a batch size."""
+    """The model of `tiny_model` in the form that evaluations take. Takes an adapter and a batch size."""
     folder = tmp_path_factory.mktemp("subject") / "tiny"
     write_tiny_llama(folder)
     base = load_base(folder)
@@ -166,8 +170,11 @@ def tiny_subject(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Subj
 
 @pytest.fixture
 def asked(tiny_subject: Callable[..., Subject], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
-    """Runs an evaluation whose model answers with given texts: takes its module, options and these, and any fields of
-    the config. Gives the scores, the prompts and the seed."""
+    """Runs an evaluation whose model gives the given answers.
+
+    Takes the evaluation's module, options and answers, and any fields of the config. Returns the scores, the prompts
+    and the seed.
+    """
 
     def run(module: ModuleType, options: object, texts: list[str], **config: object):
         given = {}
@@ -178,7 +185,7 @@ def asked(tiny_subject: Callable[..., Subject], tmp_path: Path, monkeypatch: pyt
 
         monkeypatch.setattr(responses if not hasattr(module, "generate") else module, "generate", generate)
         parsed = parse_evaluate_config({"evaluation": {"name": "any"}, **config})
-        # Names may have brackets, which are no markup of the table's.
+        # Brackets in a name must not be read as the table's markup.
         subject = dataclasses.replace(tiny_subject(), name="[/tiny]")
         outcome = module.evaluate(Run(parsed, subject, tmp_path, Console(quiet=True), {}), options)
         Console(file=io.StringIO()).print(outcome.table)
@@ -189,7 +196,7 @@ def asked(tiny_subject: Callable[..., Subject], tmp_path: Path, monkeypatch: pyt
 
 @pytest.fixture
 def tiny_run(tiny_model: Path, tmp_path: Path) -> dict:
-    """A config, as nested dicts, of a run that takes a second and judges nothing at its end."""
+    """A config, as nested dicts, of a run that takes a second and has no evaluation at its end."""
     rows = [{"instruction": f"Name number {i}.", "output": f"It is {'very ' * (i % 4)}{i}."} for i in range(12)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
@@ -207,20 +214,20 @@ def tiny_run(tiny_model: Path, tmp_path: Path) -> dict:
 
 @pytest.fixture
 def pod(tmp_path: Path) -> Pod:
-    """A clone, gcloud and workers of no slice yet."""
+    """A clone, gcloud and workers, without a slice."""
     return Pod(tmp_path)
 
 
 @pytest.fixture
 def ready(pod: Pod) -> Pod:
-    """A slice that is there."""
+    """A slice that exists."""
     pod.states("tpu-vm", "READY")
     return pod
 
 
 @pytest.fixture
 def judge_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key of `judge_server.config_of`, where it is read from."""
+    """The judge's key, in the variable that `judge_server.config_of` names."""
     monkeypatch.setenv("TEST_JUDGE_KEY", judge_server.KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
@@ -233,7 +240,7 @@ def console() -> Console:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives even a tiny model's leaves several blocks in Orbax's form."""
+    """Gives even a tiny model's leaves several blocks in Orbax's format."""
     monkeypatch.setattr(orbax, "_BLOCK_BYTES", 1)
 
 
@@ -247,13 +254,13 @@ def hf_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def orbax_base(hf_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in Orbax's form and float32; not to be changed."""
+    """The same model in Orbax's format and float32; not to be changed."""
     return orbax_folders.write(hf_base, tmp_path_factory.mktemp("orbax") / "model")
 
 
 @pytest.fixture
 def peft_folder(tmp_path: Path):
-    """Copies of the golden folders, to be spoiled; `change` is of adapter_config.json."""
+    """Copies the golden folders, so that tests can damage them; `change` edits adapter_config.json."""
 
     def make(name: str, /, **change) -> Path:
         copy = tmp_path / name

@@ -1,4 +1,4 @@
-"""Messages: one printable line of at most 400 characters, whatever the input held."""
+"""Messages are one printable line of at most 400 characters, whatever the input holds."""
 
 import pickle
 

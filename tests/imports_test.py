@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "analysis": MIDDLE | {"objectives", "decoding", "evals", "analysis"},
     "studies": MIDDLE | {"objectives", "evals", "tasks", "studies"},
 }
-"""What each folder may import of the package; `errors` is a file that all may. Verbs may import every folder."""
+"""Folders that each folder may import; all may import the file `errors`, and verbs may import every folder."""
 
 NOWHERE = {"torch", "transformers", "peft", "trl"}
 FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
@@ -40,7 +40,7 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
 def imported(source: str) -> Iterator[str]:
-    """Dotted names of all that a file imports, inside functions and under TYPE_CHECKING too."""
+    """Returns dotted names of all imports of a file, inside functions and under TYPE_CHECKING too."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -50,7 +50,7 @@ def imported(source: str) -> Iterator[str]:
 
 
 def offences(file: pathlib.Path, source: str) -> list[str]:
-    """The imports of a file, by its path in the package, that its place forbids."""
+    """Returns the imports that a file may not have, given its path in the package."""
     part = file.parts[0].removesuffix(".py")
     allowed = set(FOLDERS) | {"errors"} if part in VERBS else MAY_IMPORT[part]
     found = []
@@ -58,7 +58,7 @@ def offences(file: pathlib.Path, source: str) -> list[str]:
         library, _, rest = name.partition(".")
         if library in NOWHERE or (library == "aligner_jax" and rest.partition(".")[0] not in allowed):
             found.append(name)
-        # NumPy is what data is made of: a JAX array there would start the backend, and copy.
+        # Data is made of NumPy arrays: a JAX array would start the backend, and copy.
         if part == "data" and library == "jax":
             found.append(name)
     return found
@@ -94,13 +94,13 @@ def test_an_import_that_points_up_is_seen(file, source):
 
 
 def test_nobody_imports_the_package_from_within():
-    """`aligner_jax/__init__` gathers everything; importing it from inside makes circles."""
+    """`aligner_jax/__init__` imports everything, so importing it from inside is circular."""
     for file in FILES:
         assert "aligner_jax" not in imported((PACKAGE / file).read_text()), file
 
 
 def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
-    """The modules that each module imports, by dotted names; imports inside functions and under TYPE_CHECKING count.
+    """Returns the modules that each module imports, by dotted names, inside functions and under TYPE_CHECKING too.
 
     `from package import name` imports the module `package.name` if there is one, and else the package.
     """
@@ -112,7 +112,7 @@ def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """Modules that import each other, the first again as the last; empty where there is no circle."""
+    """Returns a circle of modules that import each other, the first again as the last; empty if there is none."""
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:

@@ -1,4 +1,4 @@
-"""The notebook, executed on a model small enough for a test, with its install cell left out."""
+"""The notebook, executed on a model small enough for a test, without its install cell."""
 
 import json
 import os
@@ -22,7 +22,7 @@ sequence_length = 160
 num_answers = 2
 max_new_tokens = 4
 """
-# Read by the test at the end, out of the same interpreter that ran the notebook.
+# The test reads these at the end, in the same interpreter that ran the notebook.
 RESULTS = """
 import json
 print(json.dumps({"losses": losses, "before": before, "after": after, "num_params": loaded.num_params, "same": same,
@@ -63,7 +63,7 @@ def test_it_trains_and_plots(tiny_model: Path, tmp_path: Path, monkeypatch: pyte
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # most of the time goes into compiling
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # compilation takes most of the time
     monkeypatch.setenv("PYTHONPATH", str(REPO))
 
     notebook = _read()

@@ -1,4 +1,4 @@
-"""Workdirs that older versions began still go on; what `tests/goldens/README.md` says is in each."""
+"""Workdirs of older versions resume; `tests/goldens/README.md` describes each."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def settings(place: None) -> dict:
-    """The config of the samples that are older than the others; their data are the same under another name."""
+    """The config of the oldest samples; their data is the same under another name."""
     Path("sft.jsonl").rename("data.jsonl")
     found = settings_of("sft")
     found["data"]["path"] = "data.jsonl"
@@ -57,7 +57,7 @@ def test_a_run_that_an_older_version_began_ends_as_that_would_have_ended_it(sett
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert (lines[-1]["learning_rate"] == 0) == (schedule == "cosine")
-    # The same again, from the checkpoint of this version.
+    # The run resumes again, from the checkpoint of this version.
     shutil.rmtree(workdir / "checkpoints" / "3")
     (workdir / "adapter.safetensors").unlink()
     _, text = run(settings, workdir)
@@ -94,7 +94,7 @@ def test_a_run_of_version_0_1_0_goes_on_and_its_adapter_belongs_to_its_base(kind
     assert "made with another" not in text
     check_adapter(workdir, kind)
     assert {path.name: path.read_bytes() for path in workdir.glob("*.npz")} == tables
-    # The same metadata, the fingerprint of the base among them, and loads over it.
+    # The metadata is the same, including the base's fingerprint, and the adapter loads over the base.
     headers = [read_header(path)[0] for path in (WORKDIRS / f"{kind}.safetensors", workdir / "adapter.safetensors")]
     old, new = ({name: text for name, text in header.items() if name != "digest"} for header in headers)
     assert new == old

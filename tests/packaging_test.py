@@ -1,4 +1,4 @@
-"""What pip installs is what the package needs: its dependencies, its data, its own folders."""
+"""The installed package: its dependencies, its data, its own folders."""
 
 import ast
 import re
@@ -22,7 +22,7 @@ def _name(requirement: str) -> str:
 
 
 def _ranges(requirements: list[str]) -> dict[str, str]:
-    """Version range and marker by normalised name, without spaces and with one kind of quotes."""
+    """Returns version range and marker by normalised name, without spaces and with one kind of quotes."""
     lines = [re.split(r"\s+#|^#", line)[0].strip() for line in requirements]
     return {_name(line): re.sub(r"^[A-Za-z0-9._-]+|\s", "", line).replace('"', "'") for line in lines if line}
 
@@ -47,7 +47,7 @@ def test_every_range_has_two_ends():
 
 
 def _imports(tree: ast.AST, *, lazily: bool = False) -> Iterator[tuple[str, bool]]:
-    """Top-level names of imported packages, and whether the import waits inside a function."""
+    """Returns top-level names of imported packages, and True for imports inside a function."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name.partition(".")[0], lazily) for alias in node.names)

@@ -1,4 +1,4 @@
-"""The names that are called from outside the repository: their arguments, defaults, shapes and published counts."""
+"""The names that users call: their arguments, defaults, shapes and published parameter counts."""
 
 import inspect
 import math

@@ -1,9 +1,9 @@
-"""A model's answers to BeaverTails-Evaluation, 700 questions in 14 categories of harm, for a judge.
+"""Answers to BeaverTails-Evaluation, 700 questions in 14 categories of harm, for a judge.
 
     python -m aligner_jax.evaluate --config=configs/eval/beavertails.py --adapter=A.safetensors \
         --config.evaluation.path=beavertails_evaluation_700.json --out=runs/answers/A
 
-Then configs/eval/safety.py. The questions are offensive, and so may be the answers: nothing prints them.
+Next comes configs/eval/safety.py. The questions are offensive, and the answers may be: nothing prints them.
 """
 
 from ml_collections import ConfigDict

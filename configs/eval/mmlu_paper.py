@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "base": {"path": "meta-llama/Llama-2-7b-hf", "model": "llama2_7b"},
-            # Every device computes with its own part of the weights; gathering them all for each token takes longer.
+            # Tensor parallelism: gathering all weights for each token, as fsdp does, takes longer.
             "mesh": {"fsdp": 1, "tensor": -1, "topology": "v5e:2x4"},
             "evaluation": {"name": "mmlu_generated", "path": "data/mmlu.zip"},
             "batch_size": 32,

@@ -1,4 +1,4 @@
-"""Three subjects of MMLU, ten questions each, on a 135M model: a minute, to see that everything works.
+"""Three subjects of MMLU, ten questions each, on a 135M model: a check of one minute.
 
 python -m aligner_jax.evaluate --config=configs/eval/quick.py --config.evaluation.mmlu=mmlu.zip
 python -m aligner_jax.evaluate --config=configs/eval/quick.py --config.evaluation.mmlu=mmlu.zip \\

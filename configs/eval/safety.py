@@ -5,7 +5,7 @@
         --config.evaluation.endpoint.url=https://…/v1 --config.evaluation.endpoint.model=NAME \
         --config.evaluation.responses.files='["runs/answers/A/responses.jsonl"]'
 
-Answers that carry verdicts already, true or false or a number, need no endpoint: --config.evaluation.by=scores
+Responses that already have verdicts (true, false or a number) need no endpoint: --config.evaluation.by=scores
 --config.evaluation.score_field=is_safe. Nothing prints a question or an answer.
 """
 

@@ -6,8 +6,9 @@
         --config.evaluation.endpoint.url=https://…/v1 --config.evaluation.endpoint.model=NAME \
         --config.evaluation.responses.files='["runs/vicuna/A/responses.jsonl", "runs/vicuna/B/responses.jsonl"]'
 
-Of several files the first model is compared with each other; `pairs` names others. An endpoint without a key (a server
-of one's own): --config.evaluation.endpoint.key_variable=None. Prices, limits and prompts: docs/judging.md.
+With several files the first model is compared with every other one; `pairs` names other pairs. For an endpoint without
+a key, such as your own server, use --config.evaluation.endpoint.key_variable=None. docs/judging.md describes prices,
+limits and prompts.
 """
 
 from ml_collections import ConfigDict

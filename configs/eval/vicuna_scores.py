@@ -4,8 +4,8 @@
         --config.evaluation.responses.files='["vicuna80_responses_armorm.csv"]' \
         [--config.evaluation.scores.field=argilla-overall_quality]
 
-The file holds the 80 responses of eight models that the paper's authors released, each with ArmoRM's attributes. Beside
-the rates are those of the paper, where GPT-4 judged. docs/judging.md says why this column, and what comes out.
+The file holds the 80 responses of eight models that the paper's authors released, each with ArmoRM's attributes. The
+table also gives the paper's rates, where GPT-4 judged. docs/judging.md explains the choice of column and the results.
 """
 
 from ml_collections import ConfigDict

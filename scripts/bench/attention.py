@@ -1,17 +1,18 @@
-"""Attention kernels beside each other, by what the TPU compiler makes of them; no TPU is needed.
+"""Compares attention kernels by the programs that the TPU compiler makes of them; no TPU is needed.
 
     python -m scripts.bench.attention --static
     python -m scripts.bench.attention --static --chips v5e --lengths 4096 --head-dims 128 --json attention.json
     python -m scripts.bench.attention --compile
 
 --static prints, for each chip and shape, the static bundles issued for one query head and row (counted by
-static_bundles.py) and the bytes moved to and from HBM, of this project's kernel with a prefix of ten tokens and
-without, of JAX's splash attention with the same blocks, and of splash attention with the prefix added by XLA. Each
-bundle counts as often as it is issued: those of a loop for each iteration, those of a branch for each time that it is
-entered. XLA's part is counted from below: loops inside an iteration of a fusion's grid count once. The bytes are block
-fetches times the bytes of a block, and for XLA's part what its cost analysis says.
+static_bundles.py) and the bytes moved to and from HBM: for this project's kernel with a prefix of ten tokens and
+without, of JAX's splash attention with the same blocks, and of splash attention with the prefix added by XLA. A
+bundle counts as often as it is issued: in a loop for each iteration, in a branch each time that it is entered. For
+XLA's part the count is a lower bound: loops inside an iteration of a fusion's grid count once. The bytes are block
+fetches times the bytes of a block; for XLA's part they come from its cost analysis.
 
---compile compiles attention and its gradients for every generation, head dim, length and prefix that are promised.
+--compile compiles attention and its gradients for every generation, head dim, length and prefix that the package
+promises.
 """
 
 import argparse
@@ -53,7 +54,7 @@ HEADS, BLOCK, TOKENS = 8, 512, 10
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """Of one arm and pass: static bundles and HBM bytes a head."""
+    """Counts of one arm and pass: static bundles and HBM bytes per head."""
 
     bundles: float
     hbm_bytes: float
@@ -64,7 +65,7 @@ class Count:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A causal attention of one row; t is a multiple of the block."""
+    """The shape of causal attention over one row; t is a multiple of the block."""
 
     t: int
     h: int
@@ -75,12 +76,12 @@ class Shape:
 
     @property
     def visited(self) -> int:
-        """Pairs of blocks on or under the diagonal."""
+        """Returns the number of pairs of blocks on or under the diagonal."""
         return self.blocks * (self.blocks + 1) // 2
 
     @property
     def tensor(self) -> int:
-        """Bytes of one head's queries, in HBM padded to 128 lanes."""
+        """Returns the bytes of one head's queries, padded to 128 lanes as in HBM."""
         return self.t * 128 * 2
 
     @property
@@ -89,7 +90,7 @@ class Shape:
 
 
 class Compiler:
-    """Compiles for one device of a topology, into an emptied dump folder."""
+    """Compiles for one device of a topology; the dump folder is emptied first."""
 
     def __init__(self, chip: str):
         with quiet():
@@ -97,7 +98,7 @@ class Compiler:
         self.mesh = Mesh(np.array(devices[:1]), ("x",))
 
     def array(self, *shape: int, dtype=jnp.bfloat16) -> Any:
-        """An abstract array, which stands for one in a program's arguments."""
+        """Returns an abstract array for a program's arguments."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, PartitionSpec()))
 
     def __call__(self, function, *arguments):
@@ -108,7 +109,7 @@ class Compiler:
 
 @contextlib.contextmanager
 def quiet():
-    """Without the warnings about metadata that libtpu writes past Python, also when a topology is made."""
+    """Silences the warnings about metadata that libtpu writes past Python, also when a topology is made."""
     sys.stderr.flush()
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -121,14 +122,14 @@ def quiet():
 
 
 def text_of(compiled: jax.stages.Compiled) -> str:
-    """The program's HLO, which the TPU compiler always gives."""
+    """Returns the program's HLO, which the TPU compiler always gives."""
     text = compiled.as_text()
     assert text is not None
     return text
 
 
 def issued(name: str, times: Mapping[str, Sequence[float]]) -> float:
-    """Bundles a head of the program just compiled; `times` for each structure that it may have."""
+    """Returns the bundles per head of the program just compiled; `times` has an entry for each possible structure."""
     program = static_bundles.read(DUMP, name)
     if program.kinds not in times:
         sys.exit(f"error: {name} compiles to {program.regions}, which this script cannot weigh")
@@ -136,7 +137,7 @@ def issued(name: str, times: Mapping[str, Sequence[float]]) -> float:
 
 
 def ours(compile_: Compiler, chip: str, shape: Shape, tokens: int) -> dict[str, Count]:
-    """Forward with what the backward pass needs, and backward; programs are (head, block of queries)."""
+    """Counts our forward pass, with residuals, and our backward pass; programs are (head, block of queries)."""
     t, h, programs = shape.t, shape.h, HEADS * shape.blocks
     blocks = default_blocks(t, jnp.dtype("bfloat16"), chip)
     assert blocks.forward_span == blocks.backward_span == t, "this script weighs kernels of one span"
@@ -146,7 +147,8 @@ def ours(compile_: Compiler, chip: str, shape: Shape, tokens: int) -> dict[str, 
     compile_(lambda q, k, v, pk, pv: forward(q, k, v, None, pk, pv), *text, *prefix)
     below = shape.visited - shape.blocks
     entered, inner = programs - HEADS, HEADS * below
-    # The loop over programs and its body; those with keys before their diagonal; the loop over blocks of keys.
+    # Regions: the loop over programs and its body; programs with keys before their diagonal; the loop over blocks of
+    # keys.
     forward_bundles = issued("aligner_attention_forward", {"loop if if loop": [programs, programs, entered, inner]})
 
     log = compile_.array(1, HEADS, t, dtype=jnp.float32)
@@ -155,8 +157,8 @@ def ours(compile_: Compiler, chip: str, shape: Shape, tokens: int) -> dict[str, 
         lambda o, log, do, q, k, v, pk, pv: backward(o, log, do, q, k, v, None, pk, pv),
         text[0], log, text[0], *text, *prefix,
     )  # fmt: skip
-    # The prefix's gradients are set by a head's first block of queries and added to by the others; at the end the keys'
-    # are written by a head's last block. The transfers may be a branch before the body.
+    # A head's first block of queries sets the prefix's gradients and the others add to them; its last block writes the
+    # keys' gradients. The transfers may be a branch before the body.
     inside = [*([HEADS, entered] if tokens else []), entered, inner, HEADS]
     branches = "if if " if tokens else ""
     times = {
@@ -164,7 +166,7 @@ def ours(compile_: Compiler, chip: str, shape: Shape, tokens: int) -> dict[str, 
     }
     backward_bundles = issued("aligner_attention_backward", times)
 
-    # Keys and values of a head stay in VMEM: all is read and written once.
+    # Keys and values of a head stay in VMEM, so each array is read and written once.
     prefix_bytes = -(-tokens // flash.PREFIX_ROWS) * flash.PREFIX_ROWS * 128
     log_bytes = t * 4
     outputs = 2 if tokens else 1
@@ -175,7 +177,7 @@ def ours(compile_: Compiler, chip: str, shape: Shape, tokens: int) -> dict[str, 
 
 
 def splash_attention(compile_: Compiler, shape: Shape) -> dict[str, Count]:
-    """JAX's own kernel, with residuals forward; programs are (head, block of queries, block of keys)."""
+    """Counts JAX's splash attention, forward with residuals; programs are (head, block of queries, block of keys)."""
     t, h = shape.t, shape.h
     sizes = splash.BlockSizes(
         block_q=BLOCK, block_kv=BLOCK, block_kv_compute=BLOCK, block_q_dkv=BLOCK, block_kv_dkv=BLOCK,
@@ -190,11 +192,13 @@ def splash_attention(compile_: Compiler, shape: Shape) -> dict[str, Count]:
 
     compile_(gradients, *[compile_.array(HEADS, t, h)] * 4)
     programs, once, run = HEADS * shape.blocks**2, HEADS * shape.blocks, HEADS * shape.visited
-    # The loop over programs and its body; the first block of a row of blocks, those under the diagonal, the last.
+    # Regions: the loop over programs and its body; the first block of a row of blocks; blocks under the diagonal; the
+    # last.
     times = {"loop if if if if": [programs, programs, once, run, once]}
     bundles = {name: issued(f"splash_mha_{name}", times) for name in _SPLASH_PROGRAMS}
-    # Blocks of the outer loop are fetched once; of the inner, those on and under the diagonal. The logarithms, and
-    # delta in the backward pass, are one float32 a query; delta is a reduction of o and do by XLA.
+    # Blocks of the outer loop are fetched once; blocks of the inner loop only on and under the diagonal. The
+    # logarithms, and delta in the backward pass, are one float32 per query. XLA computes delta as a reduction of o and
+    # do.
     row, inner = t * 4, shape.visited * shape.block
     return {
         "forward": Count(bundles["fwd_residuals"], 2 * shape.tensor + 2 * inner + row),
@@ -211,7 +215,7 @@ _SPLASH_PROGRAMS = ("fwd_residuals", "dq_no_residuals", "dkv_no_residuals")
 
 
 def unfused_prefix(compile_: Compiler, shape: Shape) -> dict[str, Count]:
-    """The prefix by XLA, added to the output of another kernel. Bundles are the least that it can issue."""
+    """Counts the prefix by XLA, added to the output of another kernel. The bundles are a lower bound."""
     q, prefix = compile_.array(1, shape.t, HEADS, shape.h), compile_.array(1, TOKENS, HEADS, shape.h)
 
     def add(o, q, k, v):
@@ -272,7 +276,7 @@ def show(row: dict) -> None:
 
 
 def compile_all(chips: list[str]) -> None:
-    """Raises where a shape does not compile; prints a line a shape."""
+    """Compiles every promised shape and prints a line for each. Raises if one does not compile."""
     for chip in chips:
         compile_ = Compiler(chip)
         for h in (64, 128):

@@ -1,15 +1,15 @@
-"""Our greedy decoding beside that of transformers: the same weights, the same prompts, in turns.
+"""Compares our greedy decoding with that of transformers: same weights, same prompts, alternating turns.
 
     PEER_PYTHON=ENV/bin/python python -m scripts.bench.generate [--batch=1,8] [--dtype=bfloat16,float32] [--json=FILE]
 
 ENV is an environment of Python 3.11 with `pip install torch==2.13.0 peft transformers`.
 
-Ours is the sampler behind `aj.sample`; the peer's is `generate(do_sample=False, use_cache=True)`. Each side has a
-process of its own that uses all cores, and only one is at work. All prompts have the same length and no token ends a
-text, so both make as many tokens. A turn is a prefill and all new tokens; the tokens a second are new tokens over all
-of that time. Compilation is not in it: both sides generate once before the first turn. Turns during which other
-processes took more than 5 % of the cores do not count, unless a side has no others. In float32 the two must make the
-same tokens, up to a tie here and there that rounding decides.
+Ours is the sampler behind `aj.sample`; the peer's is `generate(do_sample=False, use_cache=True)`. Each side has its own
+process, which uses all cores, and only one works at a time. All prompts have the same length and no token ends a text,
+so both sides generate equally many tokens. A turn is a prefill and all new tokens; tokens a second are the new tokens
+over the time of the whole turn. Compilation is excluded: both sides generate once before the first turn. Turns during
+which other processes took more than 5 % of the cores do not count, unless a side has no others. In float32 both must
+generate the same tokens, except for rare ties that rounding decides.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def arguments() -> argparse.Namespace:
 
 
 def sizes(text: str) -> list[int]:
-    """An argparse type: positive numbers with commas between them."""
+    """Parses positive numbers with commas between them, for argparse."""
     found = [int(part) for part in text.split(",")]
     if min(found) < 1:
         raise ValueError
@@ -63,7 +63,7 @@ def sizes(text: str) -> list[int]:
 
 
 def prompts_of(documents: list[dict[str, list[int]]], count: int, length: int) -> list[list[int]]:
-    """Beginnings of the first examples that are long enough."""
+    """Returns the first `length` tokens of the first `count` examples that are long enough."""
     long_enough = [document["tokens"][:length] for document in documents if len(document["tokens"]) >= length]
     if len(long_enough) < count:
         sys.exit(f"error: the data has {len(long_enough)} examples of {length} tokens or more, and {count} are needed")
@@ -73,7 +73,7 @@ def prompts_of(documents: list[dict[str, list[int]]], count: int, length: int) -
 def measure(
     args: argparse.Namespace, folder: str, dtype: str, prompts: list[list[int]], scratch: Path
 ) -> list[dict[str, Any]]:
-    """All batch sizes in one dtype."""
+    """Measures all batch sizes in one dtype."""
     measured = []
     for batch in args.batch:
         with Worker.ours(scratch / "compiled") as ours, Worker.peer() as peer:
@@ -93,7 +93,7 @@ def measure(
 
 
 def agreement(ours: list[list[int]], peer: list[list[int]]) -> float:
-    """The share of places that hold the same token; of a row that has parted ways, hardly any do."""
+    """Returns the share of positions that hold the same token. A row that has diverged hardly ever agrees again."""
     if [len(row) for row in ours] != [len(row) for row in peer]:
         sys.exit("error: the two sides made different numbers of tokens")
     pairs = [pair for rows in zip(ours, peer, strict=True) for pair in zip(*rows, strict=True)]
@@ -101,7 +101,7 @@ def agreement(ours: list[list[int]], peer: list[list[int]]) -> float:
 
 
 def as_table(measured: list[dict[str, Any]]) -> str:
-    """A line for each dtype and batch size."""
+    """Formats one line per dtype and batch size."""
     header = [
         "dtype, batch",
         "ours tokens/s (least..most)",

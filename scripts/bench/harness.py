@@ -1,4 +1,4 @@
-"""Five tasks of lm-evaluation-harness with this project's model class and with the harness's own, on the same weights.
+"""Compares this project's model class with lm-evaluation-harness's own on five tasks and the same weights.
 
     PEER_PYTHON=ENV/bin/python python -m scripts.bench.harness --data=DATA_FOLDER [--limit=100] [--out=DIR]
 
@@ -6,8 +6,8 @@ ENV is an environment of its own, made by
 python3.11 -m venv ENV && ENV/bin/pip install torch==2.13.0 transformers accelerate lm-eval
 for which the base is exported as a Hugging Face folder, in float32. The data folder holds eval/mmlu/mmlu.zip,
 reasoning/gsm8k/test.jsonl, text/tinystories_197k.txt and pref/hh_rlhf/helpful-base.test.jsonl.gz; no hub is asked.
-Fails where an accuracy differs, or a log-likelihood by more than 1e-3. What is computed is kept in DIR. hf's softmax in
-float32 is about 1e-5 too high a token, which long texts add up; its own option for that is --peer-softmax=float64.
+Fails if an accuracy differs, or a log-likelihood by more than 1e-3. Results are kept in DIR. hf's softmax in float32 is
+about 1e-5 too high per token, which adds up in long texts; --peer-softmax=float64 avoids it.
 """
 
 import argparse
@@ -39,12 +39,12 @@ TOLERANCE = 1e-3
 SUBJECT, FEWSHOT_SUBJECT = "mmlu_anatomy", "mmlu_global_facts"
 TASKS = (SUBJECT, FEWSHOT_SUBJECT, "gsm8k_solutions", "tinystories", "hh_helpful")
 LONGEST_DIALOGUE = 800
-"""Characters: a hundred longer ones would take most of the time."""
+"""Length in characters; a hundred longer dialogues would take most of the time."""
 PEER = Path(__file__).with_name("peers") / "harness.py"
 
 
 def write_tasks(data: Path, folder: Path, limit: int) -> None:
-    """Task files for the five: two subjects of MMLU, one of them with five examples, and three written here.
+    """Writes the task files of the five tasks: two subjects of MMLU, one with five examples, and three written here.
 
     gsm8k_solutions scores each solution after its problem, tinystories whole texts, and hh_helpful asks which of two
     answers is likelier, the chosen or the rejected one.
@@ -72,7 +72,7 @@ def write_tasks(data: Path, folder: Path, limit: int) -> None:
 
 
 def _pair(record: dict[str, str]) -> dict[str, str] | None:
-    """Two last answers to one dialogue; None where they are equal or not all that differs, or it is long."""
+    """Returns the two last answers to one dialogue. None if equal, empty, too long, or after different dialogues."""
     (prompt, _, chosen), (other, _, rejected) = (
         record[name].rpartition("\n\nAssistant:") for name in ("chosen", "rejected")
     )
@@ -95,7 +95,7 @@ def _write(folder: Path, name: str, records: list[dict], *, metric: str, **field
 
 
 def export(base_path: str, folder: Path) -> None:
-    """The base as a Hugging Face folder with its tokenizer, which `lm_eval --model hf` reads."""
+    """Exports the base as a Hugging Face folder with its tokenizer, which `lm_eval --model hf` reads."""
     base = load_base(base_path, "float32")
     if base.tokenizer is None or not isinstance(base.tokenizer.backend, HFBackend):
         raise InputError(f"{base_path} has no byte-level BPE vocabulary, which is what can be exported")
@@ -111,19 +111,19 @@ def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def read_documents(file: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """Lines of documents.jsonl by task and number."""
+    """Returns the lines of documents.jsonl by task and number."""
     lines = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
     return {(line["task"], line["document"]): line for line in lines}
 
 
 def log_likelihoods(document: dict[str, Any]) -> list[float]:
-    """Of each of a document's requests."""
+    """Returns the log-likelihood of each of a document's requests."""
     flat = [repeat for request in document["responses"] for repeat in request]
     return [float(each[0] if isinstance(each, list) else each) for each in flat]
 
 
 def compare(ours: dict, peers: dict) -> list[dict[str, Any]]:
-    """A row a task: documents, the accuracy of both where there is one, and the largest difference."""
+    """Returns one row per task: documents, both accuracies if there are any, and the largest difference."""
     if ours.keys() != peers.keys():
         sys.exit(f"error: the two sides have other documents: {len(ours)} of ours and {len(peers)} of the peer's")
     rows = []

@@ -1,4 +1,4 @@
-"""This package's worker of scripts.bench.train and generate, which start it and speak to it through its stdin."""
+"""The worker of this package; scripts.bench.train and generate start it and speak to it through its stdin."""
 
 import itertools
 import time
@@ -28,7 +28,7 @@ CONFIG = protocol.ROOT / "configs" / "quickstart.py"
 
 
 class Ours:
-    """One model, and the training of one adapter over it."""
+    """A model, and the training of one adapter over it."""
 
     base: Base
     step: Step
@@ -36,12 +36,12 @@ class Ours:
     batches: Iterator[pipeline.Batch]
 
     def about(self) -> dict[str, Any]:
-        """What this package has, and how its quickstart trains the model that is measured here."""
+        """Returns the quickstart's remat, which is measured here, and the versions of JAX."""
         versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
         return {"remat": command.load_config(CONFIG)["remat"], "versions": versions}
 
     def tokenize(self, base: str, data: str, sequence_length: int, count: int) -> dict[str, Any]:
-        """The first examples of a file in the Alpaca template, loss on the answers; longer ones are left out."""
+        """Tokenizes a file's first examples in the Alpaca template, loss on the answers; leaves out longer ones."""
         tokenizer = aj.load_base(base).tokenizer
         if tokenizer is None:
             raise ValueError(f"{base} has no tokenizer")
@@ -58,7 +58,7 @@ class Ours:
         return {"num_layers": loaded.config.num_layers}
 
     def logits(self, base: str, rows: list[list[int]], to: str) -> dict[str, Any]:
-        """Writes the float32 logits of equally long rows to a file, from the original model, not from its export."""
+        """Writes the float32 logits of equally long rows to a file, from the original model and not its export."""
         loaded = aj.load_base(base)
         np.save(to, np.asarray(aj.apply(loaded.params, None, jnp.asarray(rows, jnp.int32), config=loaded.config)))
         return {}
@@ -70,11 +70,11 @@ class Ours:
     def train(
         self, documents: list[dict], rows: dict[str, Any], method: str, options: dict[str, Any], remat: Any
     ) -> dict[str, Any]:
-        """Readies the step and the batches as aligner_jax.train does.
+        """Prepares the step and the batches as aligner_jax.train does.
 
         Args:
-          rows: batch_size, sequence_length and packing. Packed rows come shuffled from the endless training stream;
-            others in the order given, again and again, so that both sides see the same ones.
+          rows: batch_size, sequence_length and packing. Packed rows come shuffled from the endless training stream.
+            Other rows repeat in the given order, so that both sides see the same ones.
         """
         config = OptimConfig()
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
@@ -97,7 +97,7 @@ class Ours:
         return {"parameters": adapter.num_params}
 
     def steps(self, count: int) -> dict[str, Any]:
-        """A turn: time, tokens that are not padding, and losses. Batches are made within the time, as in training."""
+        """Runs a turn; returns its time, tokens without padding, and losses. The time includes making the batches."""
         began, tokens, all_metrics = time.perf_counter(), 0, []
         for _ in range(count):
             batch = next(self.batches)
@@ -109,7 +109,7 @@ class Ours:
         return {"seconds": time.perf_counter() - began, "tokens": tokens, "losses": losses}
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
-        """Greedy continuations of all prompts at once, none of which a stop token ends."""
+        """Continues all prompts at once, greedily; stop tokens end none of them."""
         began = time.perf_counter()
         steps = continue_ids(
             self.base.params, None, prompts, config=self.base.config, max_new_tokens=new_tokens, sampling=Sampling()

@@ -1,10 +1,10 @@
-"""What the training step of each model needs on each chip, from one chip to 256: the planner's table in docs/tpu.md.
+"""Plans the training step of each model on each chip, from one chip to 256: the planner's table in docs/tpu.md.
 
     python -m scripts.bench.plan_scales [--models=…] [--chips=v5e,v5p,v6e] [--devices=1,8,32] [--rows=8] [--out=FILE]
 
 Every device has the same number of rows of 512 tokens, so the batch grows with the devices. Where weights in bfloat16
-do not fit, int8 and then int4 are planned too. Needs no TPU; a plan takes about 40 seconds. Finished plans are kept in
-FILE, a JSON object a line, and the same command goes on after them.
+do not fit, int8 and then int4 are planned too. No TPU is needed; a plan takes about 40 seconds. Finished plans are kept
+in FILE, one JSON object per line, and the same command continues after them.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def arguments() -> argparse.Namespace:
 
 
 def make_plans(args: argparse.Namespace, kept: dict[tuple, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Plans as dicts, each with its model, in order; those that are not kept yet are made and kept."""
+    """Returns plans as dicts with their model, in order. Plans that are not kept yet are made and kept."""
     for model in args.models:
         for chip in args.chips:
             for count in map(int, args.devices):
@@ -87,7 +87,7 @@ def _kept(path: Path) -> dict[tuple, dict[str, Any]]:
 
 
 def table(plans: list[dict[str, Any]]) -> list[str]:
-    """Lines of Markdown."""
+    """Returns the lines of a Markdown table."""
     headings = "model", "topology", "devices", "weights", "peak, GiB a device", "roofline, ms", "bound by", "tokens/s"
     lines = [f"| {' | '.join(headings)} |", "|---|---|---:|---|---:|---:|---|---:|"]
     for plan in plans:

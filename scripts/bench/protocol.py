@@ -27,7 +27,7 @@ _NOT_INHERITED = ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")
 
 
 def peer_python() -> str:
-    """The interpreter of the peer's environment; without one, ends the program with the way to make it."""
+    """Returns the interpreter of the peer's environment. Ends the program if there is none and says how to make it."""
     python = os.environ.get(PEER_VARIABLE, "")
     if not os.access(python, os.X_OK) or Path(python).is_dir():
         sys.exit(HOW_TO_MAKE_A_PEER)
@@ -35,7 +35,7 @@ def peer_python() -> str:
 
 
 class Worker:
-    """A child process of an interpreter, given a script or `-m` and a module, that serves its commands."""
+    """A child process of an interpreter, which runs a script or `-m` and a module and serves its commands."""
 
     def __init__(self, python: str, *script: str, **variables: str):
         self.began = time.perf_counter()
@@ -52,17 +52,17 @@ class Worker:
 
     @classmethod
     def ours(cls, cache: Path) -> "Worker":
-        """A worker of this package, on the CPU, whose compiled programs are kept under `cache` and nowhere else."""
+        """Starts a worker of this package on the CPU; compiled programs are cached under `cache` only."""
         return cls(sys.executable, "-m", "scripts.bench.ours", XDG_CACHE_HOME=str(cache), JAX_PLATFORMS="cpu")
 
     @classmethod
     def peer(cls) -> "Worker":
-        """A worker of torch, transformers and PEFT. It asks no hub for anything."""
+        """Starts a worker of torch, transformers and PEFT, without access to any hub."""
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         return cls(peer_python(), "-m", "scripts.bench.peers.training", **offline)
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """The worker's answer. Where it fails or dies, ends the program with what it said last."""
+        """Returns the worker's answer. Ends the program with the worker's last output if it fails or dies."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -77,10 +77,10 @@ class Worker:
         return reply
 
     def turn(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """The answer to `ask`, and `others`: what share of the cores was not the worker's and yet busy meanwhile.
+        """Returns the answer of `ask`, and `others`: the share of the cores that other processes used meanwhile.
 
         Threads that wait for each other lose much more than that share to a third process, and torch's more than
-        XLA's, so turns beside other work compare nothing.
+        XLA's. So turns beside other work are not comparable.
         """
         began, busy = time.perf_counter(), _busy_seconds()
         reply = self.ask(command, **arguments)
@@ -88,11 +88,11 @@ class Worker:
         return {**reply, "others": max(0.0, busy - reply["cpu_seconds"]) / (seconds * cores())}
 
     def seconds_since_start(self) -> float:
-        """Wall time since the process was asked for."""
+        """Returns the wall time since the process was requested."""
         return time.perf_counter() - self.began
 
     def close(self) -> None:
-        """Lets the worker end, and ends it where it does not."""
+        """Asks the worker to end, and kills it if it does not."""
         try:
             self._process.communicate(timeout=30)
         except subprocess.TimeoutExpired:
@@ -114,14 +114,14 @@ class Worker:
 
 
 def _environment() -> dict[str, str]:
-    """This process's variables, with the repository on the path and no cache of compiled programs."""
+    """Returns this process's variables, with the repository on the path and no cache of compiled programs."""
     kept = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {**kept, "PYTHONPATH": path}
 
 
 def serve(handlers: Mapping[str, Callable[..., Mapping[str, Any]]]) -> None:
-    """The worker's side: answers requests until stdin ends. Whatever else is printed goes to stderr."""
+    """Answers requests until stdin ends; this is the worker's side. All other output goes to stderr."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -137,8 +137,8 @@ def serve(handlers: Mapping[str, Callable[..., Mapping[str, Any]]]) -> None:
 
 
 def peak_memory() -> dict[str, int]:
-    """The most memory this process has had resident, in bytes."""
-    # Not getrusage where it can be helped: it begins with what the parent held when it started this process.
+    """Returns this process's peak resident memory, in bytes."""
+    # getrusage is the fallback only: its peak includes the parent's memory when it started this process.
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -148,12 +148,12 @@ def peak_memory() -> dict[str, int]:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Returns the number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _busy_seconds() -> float:
-    """What all cores together have worked since the machine started, for this system or, if virtual, for another."""
+    """Returns seconds that all cores worked since boot, for this system or, if it is virtual, for others."""
     try:
         user, nice, system, _, _, *interrupts_and_steal = map(int, Path("/proc/stat").read_text().split()[1:9])
     except OSError:

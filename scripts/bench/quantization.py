@@ -1,12 +1,11 @@
-"""What quantizing the base costs: bytes of weights, held-out loss and tokens a second of a training step.
+"""Measures quantized bases: bytes of weights, held-out loss and tokens a second of a training step.
 
     python -m scripts.bench.quantization --data=alpaca_data.json [--base=PATH] [--dtype=bfloat16] [--examples=64]
 
-The loss is that of the base alone, on the answers of a file's last examples in the Alpaca template. The step is that of
-an Aligner of ten tokens over four packed rows of 512 with full rematerialization, as quick as the fastest of its turns.
-Every way of holding the base has its turn in one process, so these are no figures of memory in use. A base whose file
-is itself of four bits in blocks of 32 (the quickstart's is) flatters int4 in groups of 32, which come to lie on its
-blocks; --group_size=64 does not.
+The loss is that of the base alone, on the answers of a file's last examples in the Alpaca template. The step trains an
+Aligner of ten tokens on four packed rows of 512 with full rematerialization; its fastest turn counts. All quantizations
+take turns in one process, so memory in use is not measured. A base file that itself has four bits in blocks of 32 (such
+as the quickstart's) flatters int4 in groups of 32, which coincide with its blocks; --group_size=64 does not.
 """
 
 import argparse
@@ -31,7 +30,7 @@ ROWS = 4
 
 
 class Row(NamedTuple):
-    """Of one way of holding the base."""
+    """Figures of one quantization."""
 
     held: str
     nbytes: int
@@ -67,20 +66,20 @@ def arguments() -> argparse.Namespace:
 
 
 def documents(base, data: str, length: int) -> list[Any]:
-    """The examples that are no longer than a row, as tokens."""
+    """Returns the examples that fit in a row, as tokens."""
     return pipeline.tokenize_examples(
         load_examples(data), base.tokenizer, "alpaca", sequence_length=length, overlong="drop"
     )[0]
 
 
 def nbytes(base) -> int:
-    """Of the parameters as a TPU holds them: two int4 a byte."""
+    """Returns the bytes of the parameters on a TPU, which packs two int4 values in a byte."""
     bits = {"int4": 4}
     return sum(x.size * bits.get(x.dtype.name, 8 * x.dtype.itemsize) // 8 for x in jax.tree.leaves(base.params))
 
 
 def speed(base, batches: list[pipeline.Batch], turns: int) -> float:
-    """Tokens that are not padding a second of the fastest training step."""
+    """Returns the tokens a second, without padding, of the fastest training step."""
     config = OptimConfig()
     adapter = aj.init_adapter("aligner", base.config, num_tokens=10)
     optimizer = optim.make_optimizer(config, steps=1000)
@@ -90,7 +89,7 @@ def speed(base, batches: list[pipeline.Batch], turns: int) -> float:
         began = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, base.params, batch))
         tokens = int(np.count_nonzero(batch.segment_ids_bt))
-        if turn:  # The first compiles.
+        if turn:  # The first turn compiles.
             fastest = max(fastest, tokens / (time.perf_counter() - began))
     return fastest
 
@@ -101,7 +100,7 @@ def _again(batches: list[pipeline.Batch]) -> Iterator[pipeline.Batch]:
 
 
 def table(rows: list[Row]) -> list[str]:
-    """Lines, the losses beside the first row's."""
+    """Formats the rows, with losses relative to the first row's."""
     lines = [f"{'held as':26}{'bytes':>14}{'held-out loss':>16}{'difference':>12}{'tokens/s':>10}"]
     for row in rows:
         difference = row.loss / rows[0].loss - 1

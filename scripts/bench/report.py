@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 MOST_FOR_OTHERS = 0.05
-"""The share of the cores that other processes may take in a turn that counts."""
+"""Largest share of the cores that other processes may use in a turn that counts."""
 
 
 class Spread(NamedTuple):
-    """Of some measurements."""
+    """Median and range of some measurements."""
 
     median: float
     least: float
@@ -22,7 +22,7 @@ class Spread(NamedTuple):
 
 
 def quiet(turns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The turns during which other processes took little."""
+    """Returns the turns during which other processes took little."""
     return [turn for turn in turns if turn["others"] <= MOST_FOR_OTHERS]
 
 
@@ -31,19 +31,19 @@ def quiet_text(turns: Sequence[Mapping[str, Any]]) -> str:
 
 
 def warn(all_turns: Iterable[Sequence[Mapping[str, Any]]]) -> None:
-    """Says so where an arm had no quiet turn, and its figures are therefore of no use."""
+    """Warns of arms without a quiet turn, whose figures are of no use."""
     if not all(map(quiet, all_turns)):
         print(f"Not a result: other processes took over {MOST_FOR_OTHERS:.0%} of the cores in all turns of some arm.")
 
 
 def rates(turns: Sequence[Mapping[str, Any]]) -> Spread:
-    """Tokens a second of each quiet turn, or of all if none was; a turn has numbers of tokens and of seconds."""
+    """Returns the tokens a second of the quiet turns, or of all turns if none was quiet."""
     values = [turn["tokens"] / turn["seconds"] for turn in quiet(turns) or turns]
     return Spread(statistics.median(values), min(values), max(values))
 
 
 def ratio(ours: float, peers: Sequence[float], best: Callable[[Sequence[float]], float]) -> float | None:
-    """Ours over the best of the peer's arms, which is `max` for speeds and `min` for costs; None without a peer."""
+    """Returns ours over the peer's best arm, None without a peer. `best` is `max` for speeds, `min` for costs."""
     return ours / best(peers) if peers else None
 
 
@@ -52,7 +52,7 @@ def ratio_text(value: float | None) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side: the first to the left, the others to the right."""
+    """Formats columns side by side, the first left-aligned and the others right-aligned."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:

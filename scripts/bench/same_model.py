@@ -1,4 +1,4 @@
-"""The same model for both sides, and the proof that it is the same; part of scripts.bench.train and generate."""
+"""Exports one model to both sides and checks that both compute the same; part of scripts.bench.train and generate."""
 
 import sys
 from pathlib import Path
@@ -12,11 +12,11 @@ from scripts.bench.protocol import ROOT, Worker
 DATA = ROOT / "aligner_jax" / "data" / "quickstart" / "train.jsonl"
 DTYPES = ("bfloat16", "float32")
 TOLERANCE = 1e-3
-"""The most by which logits of the two sides may differ in float32."""
+"""Largest difference of float32 logits allowed between the two sides."""
 
 
 def add_arguments(parser) -> None:
-    """The options that both scripts have."""
+    """Adds the options that both scripts have."""
     parser.add_argument(
         "--base", default=MODEL, help="the model, anything that aj.load_base reads (default %(default)s)"
     )
@@ -26,7 +26,7 @@ def add_arguments(parser) -> None:
 
 
 def prepare(base: str, data: str, dtypes: list[str], scratch: Path, *, examples: int, peer: bool) -> dict[str, Any]:
-    """Exports the model, tokenizes examples and, where there is a peer, checks that it computes the same logits.
+    """Exports the model, tokenizes examples and, if there is a peer, checks that it computes the same logits.
 
     Returns:
       The answers of both `about` commands, num_layers, documents, and folders by dtype.
@@ -55,14 +55,14 @@ def prepare(base: str, data: str, dtypes: list[str], scratch: Path, *, examples:
 
 
 def check_rows(documents: list[dict[str, list[int]]]) -> list[list[int]]:
-    """Beginnings of the first examples, equally long."""
+    """Returns the first tokens of the first examples, equally long."""
     chosen = documents[:4]
     length = min(48, *(len(document["tokens"]) for document in chosen))
     return [document["tokens"][:length] for document in chosen]
 
 
 def check_logits(ours_btv: np.ndarray, peer_btv: np.ndarray) -> float:
-    """The largest difference; ends the program where the two sides are not the same model."""
+    """Returns the largest difference. Ends the program if the two sides are not the same model."""
     if ours_btv.shape != peer_btv.shape:
         sys.exit(f"error: our logits have shape {ours_btv.shape} and the peer's {peer_btv.shape}")
     difference = float(np.max(np.abs(ours_btv - peer_btv)))

@@ -1,7 +1,7 @@
-"""Reads what libtpu's compiler writes of a program: its bundles (VLIW instructions), and the loops and branches in it.
+"""Reads the TPU compiler's dump of a program: its bundles (VLIW instructions), loops and branches.
 
-A bundle takes about one cycle when nothing stalls, so bundles times the number of times each is issued is a count of
-work that is exact and repeatable. It is not a time: waiting for memory is not in it.
+A bundle takes about one cycle when nothing stalls. So the number of issued bundles is an exact and repeatable count of
+work. It is not a time: waiting for memory is not included.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ _BRANCH = re.compile(r"sbr\.rel (?:\(!?%\w+\) )?target = \$region(\d+)")
 
 
 def dump_to(folder: Path) -> None:
-    """Makes the compiler write its passes to this folder; called before JAX is imported."""
+    """Makes the compiler write its passes to this folder; must be called before JAX is imported."""
     assert "LIBTPU_INIT_ARGS" not in os.environ, "LIBTPU_INIT_ARGS is set already"
     os.environ["LIBTPU_INIT_ARGS"] = (
         f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_hlo_text=true "
@@ -27,7 +27,7 @@ def dump_to(folder: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """Bundles from `start` up to `end`: the body of a loop, or what a branch may pass over."""
+    """A range of bundles from `start` up to `end`: a loop's body, or the bundles that a branch may skip."""
 
     kind: str
     start: int
@@ -36,7 +36,7 @@ class Region:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program. Regions are in the order of their beginnings, outer before inner."""
+    """A compiled program. Regions are ordered by their start, outer before inner."""
 
     bundles: int
     regions: tuple[Region, ...]
@@ -46,29 +46,29 @@ class Program:
         return " ".join(region.kind for region in self.regions)
 
     def issued(self, times: Sequence[float]) -> float:
-        """Bundles issued, where each region is entered so many times in all, and what is in none once."""
+        """Returns the bundles issued if regions are entered `times` times. Bundles in no region count once."""
         assert len(times) == len(self.regions), (self.kinds, times)
         total = 0.0
         for bundle in range(self.bundles):
-            # Sorted outer before inner, the last region that holds a bundle is the innermost.
+            # Regions are sorted outer before inner, so the last that holds a bundle is the innermost.
             inside = [n for region, n in zip(self.regions, times, strict=True) if region.start <= bundle < region.end]
             total += inside[-1] if inside else 1
         return total
 
 
 def read(folder: Path, name: str) -> Program:
-    """The program of the only custom call of that name, which the compiler may have numbered."""
+    """Returns the program of the only custom call of that name, to which the compiler may add a number."""
     files = [path for own, path in _listings(folder) if re.fullmatch(rf"{re.escape(name)}(\.\d+)?", own)]
     assert len(files) == 1, (name, [path.name for path in files])
     return _program(files[0])
 
 
 def issued_by_xla(folder: Path, hlo: str) -> float:
-    """Bundles issued by XLA's own fusions and copies, at the least: loops inside an iteration count once."""
+    """Returns a lower bound of the bundles of XLA's fusions and copies: loops inside an iteration count once."""
     total = 0.0
     for name, path in _listings(folder):
         bounds = re.search(rf'%{re.escape(name)} = .*"iteration_bounds":\[([^]]*)\]', hlo)
-        # What starts and ends the program has no instruction in the HLO.
+        # The program's start and end have no instruction in the HLO.
         if f"%{name} = " in hlo:
             program = _program(path)
             times = math.prod(int(bound) for bound in re.findall(r"\d+", bounds.group(1))) if bounds else 1
@@ -95,10 +95,10 @@ def _program(listing: Path) -> Program:
         branches += [(last, region) for region in _BRANCH.findall(line)]
     regions = []
     for bundle, target in branches:
-        # On chips with two cores, one that has no part in the grid leaves at once, for an end that is not marked.
+        # On chips with two cores, a core without a part of the grid jumps to an end that is not marked.
         if target not in begins:
             continue
         begin = begins[target]
-        # A branch back closes a loop; a branch forward passes over what lies between.
+        # A backward branch closes a loop; a forward branch skips the bundles between.
         regions.append(Region("loop", begin, bundle + 1) if begin <= bundle else Region("if", bundle + 1, begin))
     return Program(last + 1, tuple(sorted(regions, key=lambda region: (region.start, -region.end))))

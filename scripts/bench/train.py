@@ -1,25 +1,25 @@
-"""Our training step beside Hugging Face PEFT's: the same weights, the same examples, in turns.
+"""Compares our training step with Hugging Face PEFT's: same weights, same examples, alternating turns.
 
     PEER_PYTHON=ENV/bin/python python -m scripts.bench.train --data=alpaca_data.json [--json=FILE]
     python -m scripts.bench.train --arms=aligner_1,aligner_10 --workload=fixed --remat=dots    # ours alone
 
 ENV is an environment of Python 3.11 with `pip install torch==2.13.0 peft transformers`.
 
-Every arm has a process of its own, in which only its own turn happens; turns go ours, peer's, ours, peer's, … and all
-use all cores. Both sides train with AdamW what the adapter has and nothing else. Workloads:
+Every arm has its own process. Turns alternate (ours, peer's, ours, peer's, …), and each uses all cores. Both sides
+train the adapter's parameters alone, with AdamW. Workloads:
 
-  fixed  4 rows of 256 tokens out of the examples' text, every position a target.
+  fixed  4 rows of 256 tokens of the examples' text, every position a target.
   mixed  Alpaca examples of all lengths up to 512 tokens, 16 a step, loss on the answers. Ours come packed into rows of
-         512 from the package's own pipeline, as many rows a step as hold about 16 examples. The peer pads 16 to the
-         longest of them; the arm peft_lora_8_padding_free puts them one after the other into one row without padding
-         (what TRL calls padding-free), after a check that the loss stays the same.
+         512 from the package's own pipeline, as many rows a step as hold about 16 examples. The peer pads 16 examples
+         to the longest; the arm peft_lora_8_padding_free joins them in one row without padding (TRL's padding-free),
+         after a check that the loss stays the same.
 
-Tokens a second count tokens of examples, on both sides: no padding. The peak is of resident memory, from the start of
-the process. The first step is the time from the start of the process to the end of its first step: import, load,
-compile, run; with an empty and with a filled cache of compiled programs (the peer compiles nothing and has one time).
-Turns during which other processes took more than 5 % of the cores do not count, unless an arm has no others.
-What a run has besides steps, such as checkpoints and logs, is on neither side. Every ratio is ours over the best that
-any of the peer's arms has in that column, so speeds are better above 1, and memory and times below.
+Tokens a second count the examples' tokens on both sides, without padding. The peak is that of resident memory since the
+start of the process. The first step is the time from the start of the process to the end of its first step: import,
+load, compile, run; with an empty and with a filled cache of compiled programs (the peer compiles nothing and has one
+time). Turns during which other processes took more than 5 % of the cores do not count, unless an arm has no others.
+Checkpoints, logs and other work of a run are excluded on both sides. A ratio is ours over the best of the peer's arms
+in that column, so speeds are better above 1, and memory and times below.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def describe(workload: str) -> str:
 def measure(
     args: argparse.Namespace, model: dict[str, Any], workload: str, dtype: str, scratch: Path
 ) -> dict[str, dict[str, Any]]:
-    """Starts one worker after the other, each up to the end of its first step; then all take their turns."""
+    """Starts one worker after the other, each to the end of its first step; then all alternate."""
     chosen = [arm for arm in args.arms if workload == "mixed" or not arm.endswith("padding_free")]
     documents = documents_of(workload, model["documents"])
     workers: dict[str, Worker] = {}
@@ -162,7 +162,7 @@ def first_step(worker: Worker, made: dict[str, Any]) -> dict[str, Any]:
 
 
 def documents_of(workload: str, documents: list[dict[str, list[int]]]) -> list[dict[str, list[int]]]:
-    """The examples themselves, or their text cut into full rows, a whole number of batches."""
+    """Returns the examples themselves, or their text cut into full rows that fill whole batches."""
     if workload == "mixed":
         return documents
     tokens = list(itertools.chain.from_iterable(document["tokens"] for document in documents))
@@ -172,25 +172,25 @@ def documents_of(workload: str, documents: list[dict[str, list[int]]]) -> list[d
 
 
 def packed_rows(documents: list[dict[str, list[int]]]) -> int:
-    """How many packed rows hold about as many examples as the peer's batches."""
+    """Returns the number of packed rows that hold about as many examples as the peer's batches."""
     mean = sum(len(document["tokens"]) for document in documents) / len(documents)
     return max(1, round(EXAMPLES_A_STEP * mean / PACKED_LENGTH))
 
 
 def alternating(arms: list[str]) -> list[str]:
-    """Ours and the peer's in turn, as far as there are both."""
+    """Returns the arms, ours and the peer's alternating, and then the rest of the longer side."""
     sides = [[arm for arm in arms if arm in OURS], [arm for arm in arms if arm in PEERS]]
     return [arm for pair in itertools.zip_longest(*sides) for arm in pair if arm is not None]
 
 
 def check_first_losses(losses: dict[str, float]) -> None:
-    """No adapter changes the model before its first update, so all arms begin at one loss."""
+    """Fails unless all arms begin at one loss: no adapter changes the model before its first update."""
     if max(losses.values()) - min(losses.values()) > FIRST_LOSS_TOLERANCE * min(losses.values()):
         raise SystemExit(f"error: on the same rows the arms begin at different losses: {losses}")
 
 
 def as_table(arms: dict[str, dict[str, Any]]) -> str:
-    """Every arm's figures, and ours beside the best of the peer's."""
+    """Formats every arm's figures, and ours relative to the best of the peer's."""
     header = [
         "arm",
         "trained",

@@ -1,12 +1,12 @@
-"""Damage files of every kind that the project reads, and see that each is refused in one sentence or read as it is.
+"""Damages files of every kind that the project reads; each must be refused in one sentence or read correctly.
 
     python -m scripts.damage.fuzz_readers --kind=adapter --cases=20000 [--seed=0] [--workers=2] [--keep=DIR]
     python -m scripts.damage.fuzz_readers --kind=adapter --seed=0 --case=1234 --keep=DIR      # one case again
 
-A case is a sample of its kind, damaged by a generator that kind, seed and number determine. It is read in a process of
-its own limits: seconds, address space, and the growth of its memory, which may be twice the input's size and 64 MB. A
-fault is a traceback, a crash, a hang, memory above that, a message that is not one printable line of at most 400
-characters, or an input that is accepted with another result although its format could have shown the difference.
+A case is a sample of its kind, damaged by a generator that kind, seed and case number determine. The process that reads
+it has limits on seconds, address space and memory growth (twice the input's size plus 64 MB). A fault is a traceback, a
+crash, a hang, memory above the limit, a message that is not one printable line of at most 400 characters, or an input
+that is accepted with another result although its format could have shown the difference.
 
 Prints a line for each fault, then the counts. Exit status 1 if there was a fault.
 """
@@ -47,14 +47,14 @@ def kind_of(name: str) -> Kind:
 
 
 def damaged(kind: Kind, samples: list[Files], seed: int, case: int) -> tuple[int, Files]:
-    """Returns the sample's index and its damaged copy: the same ones for the same seed and case."""
+    """Returns the sample's index and its damaged copy, which seed and case determine."""
     rng = random.Random(f"{kind.name} {seed} {case}")
     chosen = rng.randrange(len(samples))
     return chosen, kind.mutate(rng, samples[chosen])
 
 
 def write(files: Files, folder: pathlib.Path) -> None:
-    """Writes the files into a folder that is made anew."""
+    """Writes the files into a new folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, content in files.items():
@@ -63,7 +63,7 @@ def write(files: Files, folder: pathlib.Path) -> None:
 
 
 def outcome(kind: Kind, folder: pathlib.Path, expected: str, free: bool, most: int) -> tuple[str, str]:
-    """Returns what became of an input, and the details of a fault.
+    """Returns the outcome of an input, and the details of a fault.
 
     Args:
       expected: the result of the undamaged sample.
@@ -90,7 +90,7 @@ def outcome(kind: Kind, folder: pathlib.Path, expected: str, free: bool, most: i
 
 
 def _resident(*, reset: bool = False) -> int:
-    """Returns the process's memory in bytes: its peak since the last reset, or, of a reset, what it has now."""
+    """Returns the process's memory in bytes: the peak since the last reset, or the current size if it is reset now."""
     if reset:
         pathlib.Path("/proc/self/clear_refs").write_text("5")
     name = "VmRSS:" if reset else "VmHWM:"
@@ -99,13 +99,13 @@ def _resident(*, reset: bool = False) -> int:
 
 
 class Worker:
-    """A process that reads cases one after the other, and says when it begins and ends each.
+    """A process that reads cases one after the other and reports when it begins and ends each.
 
     Attributes:
-      cases: all that it has been given.
+      cases: all cases it has been given.
       running: the case that it has begun and not ended; None between two.
-      begun: when that was, by `time.monotonic`.
-      spent: seconds of processor time that it had taken by then.
+      begun: start of the running case, by `time.monotonic`.
+      spent: processor time used by then, in seconds.
     """
 
     def __init__(self, arguments: argparse.Namespace, kind: Kind, samples: list[Files], cases: list[int]) -> None:
@@ -126,17 +126,17 @@ class Worker:
         os.close(end)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Returns what the process has said since; nothing once it has ended."""
+        """Returns the lines printed since the last call; none once the process has ended."""
         self._rest += os.read(self.pipe, 2**16)
         *whole, self._rest = self._rest.split(b"\n")
         return [json.loads(line) for line in whole]
 
     def note(self, line: dict[str, Any]) -> None:
-        """Takes a line of the process: it has begun a case, or ended one."""
+        """Handles a line of the process: it has begun a case, or ended one."""
         self.begun, self.spent, self.running = time.monotonic(), self._processor_seconds(), line.get("begins")
 
     def is_late(self, seconds: float) -> bool:
-        """Returns True if a case has used more than these seconds of a processor, or waited ten times as long.
+        """Returns True if a case has used more than these seconds of processor time, or ten times as many of wall time.
 
         On a machine with other work a case of a tenth of a second may take a minute.
         """
@@ -150,7 +150,7 @@ class Worker:
         return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
     def end(self, *, kill: bool) -> int:
-        """Waits for the process, and returns its exit status, or the number of the signal that ended it, negated."""
+        """Waits for the process and returns its exit status, or the negated number of the signal that ended it."""
         if kill:
             os.kill(self.pid, signal.SIGKILL)
         _, status = os.waitpid(self.pid, 0)
@@ -189,7 +189,7 @@ def _read_cases(arguments: argparse.Namespace, kind: Kind, samples: list[Files],
 
 
 def run(arguments: argparse.Namespace, name: str) -> collections.Counter[str]:
-    """Returns how often each outcome was, after a printed line for each fault."""
+    """Returns the count of each outcome; prints a line for each fault."""
     kind = kind_of(name)
     samples = kind.samples()
     cases = [arguments.case] if arguments.case is not None else list(range(arguments.cases))
@@ -202,7 +202,7 @@ def run(arguments: argparse.Namespace, name: str) -> collections.Counter[str]:
         counts[what] += 1
         if what not in FAULTS:
             return
-        # A fault of one place in the code a thousand times is one fault to mend.
+        # A thousand faults of one place in the code are one fault to fix.
         shown[same := f"{what} {why[:60]}"] += 1
         if shown[same] > arguments.most_alike:
             return

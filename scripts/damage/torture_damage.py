@@ -1,4 +1,4 @@
-"""Damage to checkpoints, for torture_resume.py: what may happen to files, and what may then be restored."""
+"""Damages checkpoints and checks what may then be restored; part of torture_resume.py."""
 
 import json
 import random
@@ -19,7 +19,7 @@ STEPS = (3, 6, 9)
 
 
 def state_of(step: int) -> TrainState:
-    """A state as of an Aligner's training, another for each step."""
+    """Returns a state like that of an Aligner's training, another for each step."""
     draw = np.random.default_rng(step)
     trainable = {name: jnp.asarray(draw.standard_normal(shape), jnp.float32) for name, shape in _SHAPES.items()}
     moments = optax.adamw(1e-3).init(trainable)
@@ -31,14 +31,14 @@ _SHAPES = {"tokens_pd": (2, 32), "gates_ln": (3, 4)}
 
 
 def save_all(folder: Path) -> None:
-    """Whole checkpoints of `STEPS`."""
+    """Saves undamaged checkpoints of `STEPS`."""
     with Checkpoints(folder, keep=len(STEPS)) as checkpoints:
         for step in STEPS:
             checkpoints.save(step, state_of(step), {"position": step})
 
 
 def damage(folder: Path, chance: random.Random) -> tuple[str, set[int]]:
-    """Does one thing to a folder of checkpoints; returns what, and the steps whose checkpoints it touched."""
+    """Damages a folder of checkpoints in one way; returns a description and the affected steps."""
     name = chance.choice(sorted(DAMAGES))
     touched = DAMAGES[name](folder, chance)
     return name, {int(step) for path in touched for step in [path.relative_to(folder).parts[0]] if step.isdecimal()}
@@ -151,7 +151,7 @@ DAMAGES: dict[str, Callable[[Path, random.Random], list[Path]]] = {
 
 
 def damaged_case(good: Path, folder: Path, chance: random.Random) -> tuple[str, str]:
-    """Damages a copy of the good checkpoints and restores; returns what was done and what came of it.
+    """Damages a copy of the good checkpoints and restores; returns the damage and the outcome.
 
     Raises:
       AssertionError: something other than a saved state was restored, an untouched newer one was passed over, or the
@@ -187,10 +187,10 @@ def damaged_case(good: Path, folder: Path, chance: random.Random) -> tuple[str, 
 
 
 def damage_restores(folder: Path, number: int, seed: int, record: Path) -> list[dict[str, str]]:
-    """So many cases, each a line of the record; those there already are not done again.
+    """Runs this many cases and writes a line of the record for each; cases in the record are not run again.
 
     Raises:
-      AssertionError: as `damaged_case`, with the case's number; its folder stays.
+      AssertionError: the error of `damaged_case`, with the case's number; its folder stays.
     """
     results = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     good = folder / f"good_{seed}"

@@ -1,17 +1,18 @@
-"""Kills training at random moments and damages its checkpoints, and sees whether it goes on as if nothing had been.
+"""Kills training at random moments, damages its checkpoints, and checks that it resumes to the same result.
 
     python -m scripts.damage.torture_resume [--kills=100] [--damage=200] [--jobs=1] [--out=runs/torture] [--seed=0]
 
-Kills: a tiny model is trained in a process that is killed, started again and killed again, by SIGKILL or SIGTERM, while
-it starts, between steps, during a save or as it ends. Every start has to go on, and the adapter has to be that of the
-run left alone, byte for byte. Each costs the start of a process, some 5 s of a core.
+Kills: a process trains a tiny model and is repeatedly killed by SIGKILL or SIGTERM and restarted: while it starts,
+between steps, during a save or as it ends. Every restart must resume, and the adapter must be byte-identical to that of
+the reference run, which is never killed. A kill costs the start of a process, about 5 s of a core.
 
-Damage: files of three checkpoints are changed, cut, emptied, swapped, renamed or deleted, or the checkpoints themselves
-are. What is then restored has to be one of the saved states, bit for bit, and none older than the newest that was left
-alone; or else the failure is one sentence. Some of it is done to a whole run's checkpoints, and the run started again.
+Damage: files of three checkpoints, or the checkpoints themselves, are changed, cut, emptied, swapped, renamed or
+deleted. The restored state must be bit-identical to one of the saved states, and not older than the newest undamaged
+one; otherwise the failure must be one sentence. Some cases damage copies of the reference run's checkpoints and restart
+the run.
 
-The same command goes on where it was ended. Exit status 0 if all went well; else 1 and one sentence, and the folder of
-the case stays.
+The same command resumes where it was stopped. Exit status 0 if all went well; otherwise 1 and one sentence, and the
+folder of the case stays.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.out.resolve()
     platform.prepare()
-    # Each damage is logged when it is found.
+    # Orbax and this project log each damage that they detect.
     logging.getLogger().setLevel(logging.ERROR)
     try:
         config = prepare(folder)
@@ -94,7 +95,7 @@ def table(title: str, counts: collections.Counter[str]) -> None:
 
 
 def prepare(folder: Path, steps: int = STEPS) -> Path:
-    """The model, the data, the config and the run left alone, unless they are there; returns the config's path."""
+    """Makes the model, data, config and reference run unless they exist; returns the config's path."""
     config = folder / "config.py"
     if not config.exists():
         shutil.rmtree(folder / "model", ignore_errors=True)
@@ -109,7 +110,7 @@ def prepare(folder: Path, steps: int = STEPS) -> Path:
 
 
 class Run:
-    """One process of a training run, and what it has printed so far."""
+    """A process of a training run, and its output so far."""
 
     def __init__(self, config: Path, workdir: Path) -> None:
         command = [sys.executable, "-m", "aligner_jax.train", f"--config={config}", f"--workdir={workdir}"]
@@ -140,7 +141,7 @@ class Run:
         return status
 
     def wait_for(self, moment: str, chance: random.Random) -> None:
-        """Until the moment, or until the process has ended."""
+        """Waits until the moment, or until the process has ended."""
         if moment == "starting":
             self._sleep(chance.uniform(0, 4))
             return
@@ -162,7 +163,7 @@ class Run:
             time.sleep(0.0005)
 
     def kill(self, number: int, again: float | None) -> int:
-        """Sends the signal, and perhaps again after so many seconds; returns the exit status."""
+        """Sends the signal, and perhaps again after `again` seconds; returns the exit status."""
         self._process.send_signal(number)
         if again is not None:
             self._sleep(again)
@@ -171,7 +172,7 @@ class Run:
 
 
 def unfinished(workdir: Path, since: float = 0) -> bool:
-    """Whether a checkpoint is half-written, begun after that time of the clock."""
+    """Returns True if there is an unfinished checkpoint that was begun after this clock time."""
     for path in (workdir / "checkpoints").glob("*orbax-checkpoint-tmp*"):
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime >= since:
@@ -180,7 +181,7 @@ def unfinished(workdir: Path, since: float = 0) -> bool:
 
 
 def killed_runs(folder: Path, config: Path, kills: int, seed: int, jobs: int) -> list[dict[str, str | bool]]:
-    """Runs until so many kills are survived, each run a line of the record; those there already are not done again."""
+    """Runs until this many kills are survived; each run is a line of the record, and recorded runs are not repeated."""
     record = folder / f"kills_{seed}.jsonl"
     done = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     found = [kill for run in done for kill in run["kills"]]
@@ -204,10 +205,10 @@ def killed_runs(folder: Path, config: Path, kills: int, seed: int, jobs: int) ->
 
 
 def killed_run(folder: Path, config: Path, seed: int, number: int, kills: int) -> list[dict[str, str | bool]]:
-    """One run that is killed at most so many times and then ends.
+    """Runs training that is killed at most `kills` times and then ends.
 
     Raises:
-      AssertionError: it does not go on, or ends with another adapter.
+      AssertionError: the run does not resume, or ends with another adapter.
     """
     chance, workdir = random.Random(f"{seed} {number}"), folder / f"killed_{seed}_{number}"
     shutil.rmtree(workdir, ignore_errors=True)
@@ -222,7 +223,7 @@ def killed_run(folder: Path, config: Path, seed: int, number: int, kills: int) -
         status = run.kill(signal.Signals[name], again)
         if ended and not found:
             raise AssertionError(f"{what} ended before it was killed, with status {status}: {run.output}")
-        # After SIGTERM it may have been at its end already.
+        # After SIGTERM the run may have ended by itself.
         wanted = {"SIGKILL": (-9,), "SIGTERM": (143, -15, 0)}[name] + ((0,) if ended else ())
         assert status in wanted, f"{what}: status {status} after {name}, {moment}: {run.output}"
         assert "Traceback" not in run.output, f"{what}: {run.output}"
@@ -236,10 +237,10 @@ def killed_run(folder: Path, config: Path, seed: int, number: int, kills: int) -
 
 
 def check_ended(run: Run, whole: Path, what: str) -> None:
-    """Waits for a run to end as the whole one did.
+    """Waits for a run to end as the reference run did.
 
     Raises:
-      AssertionError: it did not.
+      AssertionError: it ended otherwise.
     """
     status, workdir = run.wait(), run.workdir
     assert status == 0, f"{what} did not go on, but ended with status {status}: {run.output}"
@@ -251,10 +252,10 @@ def check_ended(run: Run, whole: Path, what: str) -> None:
 
 
 def damaged_runs(folder: Path, config: Path, number: int, seed: int) -> list[dict[str, str]]:
-    """Damages the checkpoints of copies of the whole run, and starts each again.
+    """Damages the checkpoints of copies of the reference run, and restarts each copy.
 
     Raises:
-      AssertionError: it neither ended as the whole run did nor with one sentence.
+      AssertionError: a run neither ended as the reference run did nor with one sentence.
     """
     found = []
     for case in range(number):

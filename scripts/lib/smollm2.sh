@@ -1,5 +1,5 @@
-# Sourced by the scripts in the folder above, after environment.sh: gets SmolLM2-135M-Instruct where it is missing, and
-# leaves its path, from the repository's root, in $model.
+# Fetches SmolLM2-135M-Instruct if it is missing, and sets $model to its path, relative to the repository's root. The
+# scripts in the folder above source this file after environment.sh.
 
 model=models/SmolLM2-135M-Instruct.Q4_1.gguf
 if [ ! -e "$model" ]; then

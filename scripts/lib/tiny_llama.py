@@ -1,4 +1,4 @@
-"""A random Llama of 4 layers with a tokenizer of its own, as a Hugging Face folder: for tests and for torture."""
+"""A random Llama of 4 layers with its own tokenizer, as a Hugging Face folder; for tests and torture_resume."""
 
 import json
 from importlib.resources import files
@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 
 def write_tiny_llama(folder: Path) -> None:
-    """Writes it into the folder, which is made; always the same bytes."""
+    """Writes the model into the folder, which is made; the bytes are always the same."""
     folder.mkdir(parents=True)
     vocab, d, f, n, k, h, num_layers = _tokenizer(folder), 32, 48, 4, 2, 8, 4
     config = {
@@ -35,7 +35,7 @@ def write_tiny_llama(folder: Path) -> None:
 
 
 def _tokenizer(folder: Path) -> int:
-    """A byte-level BPE of the quickstart's data with a small chat template; returns the size of its vocabulary."""
+    """Writes a byte-level BPE of the quickstart's data with a small chat template; returns its vocabulary size."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

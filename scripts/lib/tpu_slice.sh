@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # variables are shared with the script that sources this
-# Sourced by run_tpu_pod.sh: a slice that is made, waited for, looked at and deleted.
+# Makes, awaits, inspects and deletes a slice; run_tpu_pod.sh sources this file.
 
 create_slice() {
   local flags=("${place[@]}" "--accelerator-type=$type" ${spot:+--spot} ${with_create[@]+"${with_create[@]}"})
@@ -14,7 +14,7 @@ create_slice() {
 
 delete_slice() { run "${delete_command[@]}"; }
 
-# state_of KIND: of the slice (tpu-vm) or the request for it (queued-resources); NONE where there is none.
+# state_of KIND: prints the state of the slice (tpu-vm) or of its request (queued-resources); NONE if there is none.
 state_of() {
   local format=state state
   [ "$1" = tpu-vm ] || format=state.state
@@ -30,7 +30,7 @@ state_of() {
 
 is_gone() { case $1 in PREEMPTED | TERMINATED | STOPPING | STOPPED | DELETING | NONE) ;; *) return 1 ;; esac }
 
-# await KIND STATE: returns 1 when the slice was taken away meanwhile.
+# await KIND STATE: waits for the state; returns 1 if the slice was preempted meanwhile.
 await() {
   local state last='' deadline=$((SECONDS + wait * 60)) describe
   describe=$(quoted gcloud compute tpus "$1" describe "$name" "${place[@]}")
@@ -50,7 +50,7 @@ await() {
   done
 }
 
-# Returns when the slice is ready: one that is there, or a new one.
+# Waits until the slice is ready, an existing or a new one.
 make_ready() {
   local state request=NONE
   while :; do

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Sourced by run_tpu_pod.sh: what the workers of a slice are asked to do, as text for their shells. gcloud repeats a
-# request whose connection was lost, so each can run twice. The lock on file descriptor 9, which the command inherits,
-# tells that it is running; it is in a process group of its own, so that all of it can be ended.
+# Scripts for the workers of a slice, as text for their shells; run_tpu_pod.sh sources this file. gcloud repeats a request
+# whose connection was lost, so a script can run twice. The command inherits the lock on file descriptor 9, which shows
+# that it is running. It has its own process group, so that all of it can be killed.
 
-# The words as a shell reads them. Any shell: a worker's login shell need not be this one.
+# Quotes words for any shell: a worker's login shell may be another one.
 quoted() {
   local word words=() quote=\'\"\'\"\'
   for word; do
@@ -15,7 +15,7 @@ quoted() {
   printf '%s' "${words[*]}"
 }
 
-# set_up_script URL REVISION: the code at that revision, a Python and the environment.
+# set_up_script URL REVISION: checks out that revision, and installs a Python and the environment.
 set_up_script() {
   local url revision
   url=$(quoted "$1") revision=$(quoted "$2")
@@ -41,7 +41,7 @@ bash -c 'set -euo pipefail; source scripts/lib/environment.sh'
 EOF
 }
 
-# launch_script ID WORD…: starts the command unless this was asked before, or it is running already.
+# launch_script ID WORD…: starts the command unless this ID has started it before or it is already running.
 launch_script() {
   local id text
   id=$(quoted "$1")
@@ -69,14 +69,14 @@ echo $id >~/aligner_jax_run/id
 EOF
 }
 
-# The output from here on, until the command ends.
+# Prints the output from now on, until the command ends.
 follow_script() {
   cat <<'EOF'
 cd ~/aligner_jax_run && tail -n 50 -f -s 0.3 --pid="$(cat pid)" log
 EOF
 }
 
-# A line "ended HOST STATUS". Where one process has ended, JAX ends the others within two minutes.
+# Prints a line "ended HOST STATUS". If one process has ended, JAX ends the others within two minutes.
 collect_script() {
   cat <<'EOF'
 cd ~/aligner_jax_run || exit

@@ -1,4 +1,4 @@
-"""The sections on adapters without their base: what their tables say, and what is handed to the figures."""
+"""The sections on adapters without their base: contents of their tables, and the arguments of their figures."""
 
 import math
 from pathlib import Path
@@ -17,7 +17,7 @@ from aligner_jax.peft import Adapter, init_adapter
 
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple]]:
-    """What each figure was given; none is drawn."""
+    """Records the arguments of each figure; none is drawn."""
     found: dict[str, list[tuple]] = {}
 
     def note(name: str):
@@ -43,7 +43,7 @@ def _aligner(config, tokens_pd, gates_ln) -> Adapter:
 
 
 def test_what_bfloat16_has_is_told(config):
-    # Of 1 + 2⁻⁷ it has the last bit, of 1 + 2⁻⁸ it does not.
+    # Bfloat16 has the last bit of 1 + 2⁻⁷ but not of 1 + 2⁻⁸.
     tokens_pd = [[1 + 2**-7] * 8 + [1 + 2**-8] * 8]
     (row,) = _tables(a=_aligner(config, tokens_pd, np.zeros((2, 4))))["adapters"]
     assert row["trained numbers"] == 24

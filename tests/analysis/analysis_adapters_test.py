@@ -1,4 +1,4 @@
-"""What is said of adapters without their base: gates, common entries, effective rank, names."""
+"""Statistics of adapters without their base: gates, common entries, effective rank, names."""
 
 import math
 from pathlib import Path
@@ -22,7 +22,7 @@ needs_released = pytest.mark.skipif(not RELEASED.is_dir(), reason="the released 
 
 @pytest.fixture
 def aligner(config):
-    """An Aligner with these arrays."""
+    """Returns an Aligner with these arrays."""
 
     def make(tokens_pd, gates_ln=None):
         fresh = init_adapter("aligner", config, num_tokens=len(tokens_pd), start_layer=1)
@@ -55,7 +55,7 @@ def test_gates_are_as_they_weigh(config, randomized):
     ("spreads", "trend"),
     [
         ([1, 2, 5], 1), ([5, 2, 1], -1), ([1, 3, 2], 0.5), ([0, 0, 0], None),
-        # Layers of one spread do not grow from each to the next.
+        # Ties between layers count as neither growth nor decline.
         ([0, 0, 1], math.sqrt(3) / 2), ([1, 1, 1], None),
     ],
 )  # fmt: skip
@@ -152,7 +152,7 @@ def test_effective_ranks():
 
 def test_fresh_tokens_span_nearly_all_directions():
     sigma_p = fresh_spectrum(10, 4096)
-    # Those of normal numbers are within √4096 ± √10, and their squares add up to as many as there are.
+    # Singular values of normal numbers are within √4096 ± √10, and their squares add up to about the number of entries.
     assert math.sqrt(4096) - math.sqrt(10) < sigma_p[-1] < sigma_p[0] < math.sqrt(4096) + math.sqrt(10)
     assert np.square(sigma_p).sum() == pytest.approx(10 * 4096, rel=0.03)
     assert 9.99 < entropy_rank(sigma_p) < 10

@@ -1,4 +1,4 @@
-"""What is said of adapters over their base: shifts, tokens, hidden states."""
+"""Statistics of adapters over their base: shifts, tokens, hidden states."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def texts() -> Texts:
-    """Ten texts, so that there are two passes, padded to 8 tokens."""
+    """Returns ten texts, which need two passes, padded to 8 tokens."""
     rng = np.random.default_rng(0)
     lengths_b = np.asarray([8, 3, 1, 5, 8, 2, 4, 6, 7, 5], np.int32)
     tokens_bt = np.where(np.arange(8)[None] < lengths_b[:, None], rng.integers(1, 40, (10, 8)), 0)
@@ -75,7 +75,7 @@ def test_a_bias_adds_itself(params, config, randomized, texts):
 
 @pytest.mark.parametrize("target", ["v", "down"])
 def test_what_a_weight_adds_is_for_the_same_input(params, config, randomized, texts, target):
-    """In the last layer an MLP's change is the whole difference of the outputs; attention's is all but the response."""
+    """The MLP's change in the last layer is the whole difference of the outputs; attention's lacks the response."""
     adapter = randomized(init_adapter("lora", config, rank=2, targets=(target,)))
     trainable = {name: x.at[:2].set(0) if name.startswith("b_") else x for name, x in adapter.trainable.items()}
     adapter = adapter.replace(trainable=trainable)
@@ -85,7 +85,7 @@ def test_what_a_weight_adds_is_for_the_same_input(params, config, randomized, te
     shift_d = adapted.mean_ld[2]
     difference_d = adapted.last_lbd[2, 0] - alone.last_lbd[2, 0]
     if target == "v":
-        # Then the MLP responds: both outputs without it are reached by layers whose MLP puts out nothing.
+        # The MLP responds next: both outputs without it come from layers whose MLP outputs zero.
         layer = layer_at(params.layers, jnp.int32(2))
         layer = layer.replace(down_lfd=jnp.zeros_like(layer.down_lfd))
         cos_sin = rotation(jnp.zeros((1, 1), jnp.int32), config)
@@ -110,7 +110,7 @@ ONLY_THE_LAST = {
 
 @pytest.mark.parametrize("method", ONLY_THE_LAST)
 def test_what_is_added_is_what_the_output_lacks_without_it(params, config, randomized, texts, method):
-    """In a last layer without an MLP; of all beginnings of one text, so that each token is one's last."""
+    """The last layer has no MLP. All prefixes of one text are rows, so that each token is the last of a row."""
     adapter = randomized(init_adapter(method, config, **ONLY_THE_LAST[method]))
     trainable = {name: x.at[:2].set(0) if name.startswith("b_") else x for name, x in adapter.trainable.items()}
     adapter = adapter.replace(trainable=trainable)
@@ -118,7 +118,7 @@ def test_what_is_added_is_what_the_output_lacks_without_it(params, config, rando
     lengths_b = np.arange(1, 9, dtype=np.int32)
     beginnings = Texts([""] * 8, np.where(np.arange(8) < lengths_b[:, None], texts.tokens_bt[0], 0), lengths_b)
     alone, adapted = (look(params, which, beginnings, config=config) for which in (None, adapter))
-    # All tokens of all beginnings, by their places.
+    # All tokens of all prefixes, by position.
     place_x = np.concatenate([np.arange(length) for length in lengths_b])
     added_xd = (adapted.last_lbd[2] - alone.last_lbd[2])[place_x]
     norm_x, received_x = np.linalg.norm(added_xd, axis=1), np.linalg.norm(alone.last_lbd[1], axis=1)[place_x]
@@ -161,7 +161,7 @@ def test_a_token_is_promoted_by_its_own_direction(params, config, texts, tiny_mo
     assert found.demoted[0][1] == shift_v.min()
     assert [len(end) for end in found] == [3, 3]
     assert [value for _, value in found.demoted] == sorted(value for _, value in found.demoted)
-    # Rows that a model has beyond its vocabulary are no tokens.
+    # Rows of the embedding beyond the vocabulary are no tokens.
     padded_v = np.pad(np.eye(tokenizer.vocab_size)[3], (0, 2), constant_values=9)
     assert moved(padded_v, tokenizer, 1).promoted == [(token_text(3, tokenizer), 1)]
 
@@ -189,7 +189,7 @@ def test_prompts_are_wrapped_and_cut_at_their_beginning(tiny_model):
     whole = tokenizer.encode("<|im_start|>user\n" + texts.questions[0] + "<|im_end|>\n<|im_start|>assistant\n")
     assert texts.tokens_bt.shape[1] % 32 == 0
     assert texts.tokens_bt[0, : texts.lengths_b[0]].tolist() == whole[-10:]
-    # The template begins with the token that is BOS here, and there is one of it whoever puts it there.
+    # The template begins with BOS, and BOS occurs once, whether the template or the tokenizer adds it.
     assert whole[0] == tokenizer.bos_id
     for add_bos in (False, True):
         asking = dataclasses.replace(tokenizer, add_bos=add_bos)
@@ -202,7 +202,7 @@ def test_hidden_states_are_mapped_and_their_moves_measured(params, config, train
     alone, adapted = (look(params, which, texts, config=config) for which in (None, adapter))
     found = maps([alone, adapted])
     assert [one.depth for one in found] == ["after layer 0", "after layer 1", "after the final norm"]
-    # Nothing is adapted in layer 0, so there both models' states are in the same places.
+    # Layer 0 is not adapted, so both models' states have the same coordinates there.
     np.testing.assert_allclose(found[0].pca_mb2[0], found[0].pca_mb2[1], atol=1e-6)
     assert np.abs(found[2].pca_mb2[0] - found[2].pca_mb2[1]).max() > 0.1
     again = maps([alone, adapted])

@@ -1,4 +1,4 @@
-"""What the figures of an analysis show: lines, bars and maps are the numbers that they are of."""
+"""Figures of an analysis: lines, bars and maps show the numbers they were given."""
 
 import numpy as np
 import pytest
@@ -15,19 +15,19 @@ from aligner_jax.analysis.style import BASE
 
 @pytest.fixture(autouse=True)
 def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures come as they were drawn: rendering takes most of their time."""
+    """Returns figures without rendering them, which would take most of the time."""
     for module in (adapter_figures, base_figures):
         monkeypatch.setattr(module, "picture", lambda file, caption, made: made)
 
 
 def _lines(axes) -> list[tuple[str, list, list]]:
-    """Label, x and y of every line that has points."""
+    """Returns label, x and y of every line that has points."""
     found = [line for line in axes.lines if line.get_marker() not in ("None", "")]
     return [(line.get_label(), *(np.asarray(x).tolist() for x in line.get_data())) for line in found]
 
 
 def _band(axes) -> tuple[list, list]:
-    """Lower and upper edge of the filled band, by x."""
+    """Returns the lower and upper edge of the filled band, by x."""
     points = axes.collections[0].get_paths()[0].vertices
     by_x = [points[points[:, 0] == x, 1] for x in np.unique(points[:, 0])]
     return [y.min() for y in by_x], [y.max() for y in by_x]
@@ -45,7 +45,7 @@ def test_the_map_of_gates_has_layers_across_and_heads_down():
     np.testing.assert_array_equal(image.get_array(), gates.gates_ln.T)
     assert image.get_extent() == [1.5, 4.5, 3.5, -0.5]
     low, high = image.get_clim()
-    # White is 0, and the half percent of largest gates saturates.
+    # White is 0, and the largest half percent of the gates saturates.
     assert -low == high == np.quantile(np.abs(gates.gates_ln), 0.995) < 9
     assert _lines(above) == [("mean over the heads", [2, 3, 4], [3, 1, -2])]
     for edge, sign in zip(_band(above), (-1, 1), strict=True):
@@ -82,7 +82,7 @@ def test_singular_values_are_over_the_largest_and_an_adapters_matrices_are_told_
 
 
 def _seen(relative_lx, mean_ld=None) -> Seen:
-    """Norms are ten times as large as they are over the stream's."""
+    """Norms are ten times those relative to the stream."""
     relative_lx = np.asarray(relative_lx, float)
     layers, empty = len(relative_lx), np.zeros(0)
     mean_ld = np.zeros((layers, 2)) if mean_ld is None else np.asarray(mean_ld, float)
@@ -96,7 +96,7 @@ def test_shifts_are_those_over_the_stream_in_the_layers_that_are_adapted():
     for edge, share in zip(_band(above), (0.1, 0.9), strict=True):
         np.testing.assert_allclose(edge, [10 * share, 30 * share], rtol=1e-12)
     assert [(x, y) for _, x, y in _lines(below)] == [([1, 2], [1, 0.5])]
-    # An adapter has its colour in all figures, whoever else is in them.
+    # An adapter has the same colour in all figures, whichever others are drawn.
     assert above.lines[0].get_color() == below.lines[0].get_color() == base_figures.line_of(1)["color"]
 
 

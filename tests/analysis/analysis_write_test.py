@@ -1,4 +1,4 @@
-"""An analysis as files: what is written of it and in which form, and how cells, names and lines look."""
+"""Files of an analysis: their contents and formats, and the look of cells, names and lines."""
 
 import base64
 import csv

@@ -1,4 +1,4 @@
-"""Form against knowledge: what kind each token of an answer is, and whose loss an adapter lowers."""
+"""Form and knowledge: the kind of each token of an answer, and the kinds whose loss an adapter lowers."""
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ def _documents(tokenizer, answers):
 
 
 def _kinds(targets: Targets, documents, tokenizer) -> dict[str, set[str]]:
-    """The texts of the tokens of each kind."""
+    """Returns the texts of the tokens of each kind."""
     tokens = [int(i) for d in documents for i, counts in zip(d["tokens"], d["loss_mask"], strict=True) if counts]
     texts = [tokenizer.decode([i]) or tokenizer.backend.token(i) for i in tokens]
     return {kind: {t for t, k in zip(texts, targets.kind_x, strict=True) if k == n} for n, kind in enumerate(KINDS)}
@@ -106,7 +106,7 @@ def test_a_change_of_form_is_told_from_one_of_knowledge():
 
 
 def test_the_interval_is_that_of_documents():
-    """Two tokens of a document say no more than one where both change alike."""
+    """Two tokens of a document say no more than one if both change alike."""
     rng = np.random.default_rng(0)
     by_document = rng.standard_normal(200)
     once = Targets(np.arange(200), np.zeros(200, int), np.full(200, 3))
@@ -119,7 +119,7 @@ def test_the_interval_is_that_of_documents():
     half = 1.96 * by_document.std() / np.sqrt(200)
     assert (one.high - one.low) / 2 == pytest.approx(half, rel=0.1)
     assert one.low < by_document.mean() < one.high
-    # A change that is the same at every token is so of whatever documents are drawn, long ones and short ones.
+    # A change that is equal at every token stays the same for any resampled documents, long and short.
     lengths = np.arange(1, 21)
     unlike = Targets(np.repeat(np.arange(20), lengths), np.zeros(210, int), np.full(210, 3))
     same = changes(unlike, np.zeros(210), np.full(210, -1.0))["all"]

@@ -1,4 +1,4 @@
-"""The command that looks into adapters, run in one process for all cases."""
+"""The command that analyzes adapters, run in one process for all cases."""
 
 import base64
 import csv
@@ -23,9 +23,9 @@ from aligner_jax.weights.base import load_base
 from scripts.lib.tiny_llama import write_tiny_llama
 
 NAME = "[bold] <b>&$x$"
-"""What a user may call a folder; nothing of it may be taken for markup."""
+"""A possible folder name; no part of it may be read as markup."""
 
-# Reads lines of JSON, each a command's arguments, and answers each with its exit and output.
+# Reads lines of JSON, one command's arguments each, and answers with its exit and output.
 PROGRAM = """
 import contextlib, io, json, sys, warnings
 import jax
@@ -51,7 +51,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def analyze() -> Iterator[Callable[..., tuple[int | str, str]]]:
-    """Runs the command with these arguments: its exit (0, or the sentence of its refusal) and what it printed."""
+    """Runs the command with these arguments. Returns its exit (0, or the sentence of its refusal) and its output."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -69,7 +69,7 @@ def analyze() -> Iterator[Callable[..., tuple[int | str, str]]]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
-    """A tiny base, three adapters for it (one under a name full of markup), and held-out data."""
+    """A tiny base, three adapters for it (one with a name full of markup), and held-out data."""
     folder = tmp_path_factory.mktemp("files")
     write_tiny_llama(folder / "base")
     base, rng = load_base(folder / "base"), np.random.default_rng(0)
@@ -92,7 +92,7 @@ def _adapters(files: Path, *names: str) -> list[str]:
 
 
 def _norms_of_one_token(files: Path) -> dict[int, float]:
-    """What the Aligner with one token adds in each of its layers, by its formula: the norm of W_O (g ⊙ V_a)."""
+    """Returns the norm of W_O (g ⊙ V_a) in each layer: the output of an Aligner with one token, by its formula."""
     base, adapter = load_base(files / "base"), load_adapter(files / "one" / "adapter.safetensors")
     token_d, gates_ln = adapter.trainable["tokens_pd"][0], adapter.trainable["gates_ln"]
     v_lkh = jnp.einsum("d,ldkh->lkh", token_d, base.params.layers.v_ldkh[2:])
@@ -102,7 +102,7 @@ def _norms_of_one_token(files: Path) -> dict[int, float]:
 
 
 def _check_page(folder: Path) -> str:
-    """The page's text; every figure is in it, and nothing is fetched."""
+    """Returns the page's text after checks that every figure is in it and that nothing is fetched."""
     page = (folder / "index.html").read_text()
     assert not re.search(r"<script|<link|<iframe|@import|url\(|https?:", page)
     sources = re.findall(r'\bsrc="([^"]*)"', page)
@@ -181,7 +181,7 @@ def test_with_the_base_and_data(analyze, files: Path, tmp_path: Path):
     assert [row["place"] for row in numbers["loss_by_place"]][:2] == [1, 2]
     moves = {row["layer"]: row for row in numbers["hidden_states_by_layer"] if row["adapter"] == "one"}
     assert list(moves) == [0, 1, 2, 3]
-    # One token is added from layer 2 on; there all states are moved alike, but for what the MLP makes of it.
+    # One token is added from layer 2 on. There all states move alike, except for the MLP's response.
     assert max(moves[layer]["move over spread"] for layer in (0, 1)) < 1e-5 < moves[2]["move over spread"]
     assert 0.5 < moves[2]["common part"] <= 1
     assert [row["move over spread"] for row in numbers["hidden_states"] if row["adapter"] == "one"] == [

@@ -1,4 +1,4 @@
-"""The config files: each is one, and those of preferences are the paper's two stages."""
+"""The config files: all are valid, and those for preferences are the paper's two stages."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The command that writes an adapter in another form, run in one process for all cases."""
+"""The command that writes an adapter in another format, run in one process for all cases."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from aligner_jax.weights.hf_config import hf_config
 
 MODEL = GOLDENS / "models" / "llama3"
 
-# Reads lines of JSON, each a command's arguments, and answers each with its exit, output and errors.
+# Reads lines of JSON, one command's arguments each, and answers with its exit, output and errors.
 PROGRAM = """
 import contextlib, io, json, sys
 from absl import flags
@@ -51,7 +51,7 @@ class ShapedBase(NamedTuple):
 
 @pytest.fixture(scope="module")
 def convert() -> Iterator[Callable[..., tuple[int | str, str]]]:
-    """Runs the command with these arguments: its exit (0, or the sentence of its refusal) and what it printed."""
+    """Runs the command with these arguments. Returns its exit (0, or the sentence of its refusal) and its output."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -1,4 +1,4 @@
-"""The command's flags: which adapter, which config, which folder."""
+"""The command's flags: adapter, config and folder."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import places
 
 REPO = places.ROOT
-# What the command asks for, in a process of its own: flags are of a process.
+# Prints the evaluation that the command requests. It has its own process, since flags belong to a process.
 CODE = """
 import json, sys
 from aligner_jax import evaluate

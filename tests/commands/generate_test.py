@@ -1,4 +1,4 @@
-"""The command's flags: how prompts are wrapped, and what it does not guess."""
+"""The command's flags: the format of prompts, and settings that must be given."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from aligner_jax.peft.artifact import save_adapter
 from aligner_jax.weights.base import load_base
 
 REPO = places.ROOT
-# What the model is asked, in a process of its own: flags are of a process.
+# Prints the model's inputs. It has its own process, since flags belong to a process.
 CODE = """
 import json, sys
 from aligner_jax import generate
@@ -35,7 +35,7 @@ for arguments in json.loads(sys.argv[1]):
 
 @pytest.fixture
 def adapters(tiny_model: Path, tmp_path: Path) -> dict[str, Path]:
-    """An adapter of this project's training, and one that records nothing of its own."""
+    """An adapter that this project trained, and one without recorded settings."""
     base = load_base(tiny_model)
     adapter = init_adapter("aligner", base.config, start_layer=0)
     adapter = adapter.replace(trainable={**adapter.trainable, "gates_ln": jnp.ones((4, 4))})

@@ -1,4 +1,4 @@
-"""Training in two processes on loopback: stopped, damaged, killed, started again, and as if nothing had been."""
+"""Training in two processes on loopback: stopped, damaged, killed, restarted; it ends like an undisturbed run."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a model, data of both kinds, and a config of each."""
+    """A folder with a model, data of both kinds, and a config for each kind."""
     folder = tmp_path_factory.mktemp("processes")
     write_tiny_llama(folder / "model")
     answers = [f"It is {'very ' * (i % 5)}{i}." for i in range(44)]
@@ -78,7 +78,7 @@ class Run:
         last: tuple[str, ...] = (),
         cwd: Path | None = None,
     ) -> None:
-        """Starts them. The last has flags of its own; each has a folder of its own under `cwd`, where one is given."""
+        """Starts the processes. The last one has extra flags; each has its own folder under `cwd`, if one is given."""
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         self.workdir, self.processes = workdir, []
@@ -97,7 +97,7 @@ class Run:
             )  # fmt: skip
 
     def send(self, number: int, which: signal.Signals, lines: int) -> None:
-        """A signal to one of them, shortly after so many lines of metrics are there."""
+        """Sends a signal to one process, shortly after `lines` lines of metrics are there."""
         reached = logged(lines)
         while not reached(self.workdir):
             assert all(process.poll() is None for process in self.processes), self.end()
@@ -106,8 +106,8 @@ class Run:
         if which != signal.SIGTERM:
             self.processes[number].send_signal(which)
             return
-        # JAX's service looks for SIGTERM once a second and then asks all. Till then the others are held back, since
-        # the steps that are left may take less.
+        # JAX's service looks for SIGTERM once a second and then asks all processes. The others are held back till then,
+        # since the remaining steps may take less.
         others = [process for process in self.processes if process is not self.processes[number]]
         for pulse in range(10):
             for process in others:
@@ -120,17 +120,17 @@ class Run:
             time.sleep(0.005)
 
     def end(self) -> list[tuple[int, str, str]]:
-        """Of each the exit status, and what it said on stdout and on stderr."""
+        """Returns the exit status, stdout and stderr of each process."""
         found = []
         for process in self.processes:
             output, errors = process.communicate(timeout=300)
-            # What JAX's CPU backend prints of its connections, past Python.
+            # JAX's CPU backend prints its connections past Python.
             lines = [line for line in output.splitlines(keepends=True) if not line.startswith("[Gloo]")]
             found.append((process.returncode, "".join(lines), errors))
         return found
 
     def metrics(self) -> dict[int, dict[str, float]]:
-        """By step; what is logged twice of a step has to be of two kinds."""
+        """Returns metrics by step; two lines of one step must be of different kinds."""
         found: dict[int, dict[str, float]] = {}
         for line in (self.workdir / "metrics.jsonl").read_text().splitlines():
             values = json.loads(line)
@@ -141,7 +141,7 @@ class Run:
 
 
 def check_same(found: Run, wanted: Run) -> None:
-    """All that a run leaves: the adapter within 1e-5, all losses, and the report."""
+    """Compares everything that a run leaves: the adapter within 1e-5, all losses, and the report."""
     of_found, of_wanted = (load_file(run.workdir / "adapter.safetensors") for run in (found, wanted))
     assert of_found.keys() == of_wanted.keys()
     for name, array in of_wanted.items():
@@ -178,7 +178,7 @@ def test_two_processes_survive_what_one_does(folder: Path, alone: Run):
     config, workdir = folder / "sft.py", folder / "together"
     checkpoints = workdir / "checkpoints"
 
-    # The second is asked to stop, and both do, at the same step.
+    # The second process is asked to stop, and both stop at the same step.
     run = Run(config, workdir, 2)
     run.send(1, signal.SIGTERM, random.randrange(12, 16))
     ends = run.end()
@@ -189,7 +189,7 @@ def test_two_processes_survive_what_one_does(folder: Path, alone: Run):
         assert f"stopped by SIGTERM after step {last} of {STEPS}, which is saved" in errors
     assert (checkpoints / str(last)).is_dir()
 
-    # What they saved is damaged: both go on from the one before. Then one of them is killed, and the other ends.
+    # Their last checkpoint is damaged, so both resume from the one before. Then one is killed, and the other ends.
     earlier = max(int(name) for name in os.listdir(checkpoints) if name != str(last))
     (checkpoints / str(last) / "run" / "metadata").write_text("{}")
     run = Run(config, workdir, 2)
@@ -203,12 +203,12 @@ def test_two_processes_survive_what_one_does(folder: Path, alone: Run):
     assert status == 124, errors
     sentences = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(sentences) == 1
-    # Its connection breaks in the middle of a step, or is not in use.
+    # The connection of the process that is left breaks in the middle of a step, or is not in use.
     gone = "error: process 0 of 2 cannot go on, since another is gone (" in sentences[0]
     assert gone or f"was waited for longer than {STALL} s (config.stall.seconds), so the run ends" in sentences[0]
     assert sentences[0].endswith("; the same command goes on from the last checkpoint")
 
-    # Both again, up to the end.
+    # Both start again and run to the end.
     run = Run(config, workdir, 2)
     (status, output, errors), (other, silent, _) = run.end()
     assert (status, other, silent) == (0, 0, ""), errors
@@ -231,7 +231,7 @@ def test_a_mistake_ends_both_with_one_sentence_each(folder: Path):
 
 
 def check_told_alike(run: Run, sentence: str) -> None:
-    """Each process ends with 1, and says the same."""
+    """Checks that each process ends with 1 and prints the same sentence."""
     for status, output, errors in run.end():
         assert status == 1, errors
         assert errors == f"error: {sentence}\n"

@@ -1,4 +1,4 @@
-"""Runs that go on: finished, killed, without their checkpoints, or with something else than they began with."""
+"""Resumed runs: finished, killed, without their checkpoints, or with changed inputs."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from aligner_jax.runtime.workdir import Workdir
 
 @pytest.fixture
 def settings(tiny_run: dict) -> dict:
-    """A config, as nested dicts, of a run that is judged on the way."""
+    """A config, as nested dicts, of a run with evaluations between its steps."""
     return {
         **tiny_run, "data": {**tiny_run["data"], "heldout_rows": 3}, "optim": {"lr": 0.01, "accumulate": 2},
         "eval_every": 4, "checkpoint": {"every": 2},
@@ -43,7 +43,7 @@ def test_a_run_is_not_cut_short_after_the_fact(settings: dict, tmp_path: Path):
 
 
 def test_killed_at_random_moments_the_adapter_is_byte_identical(settings: dict, tmp_path: Path):
-    # Far more steps than the last moment, for the time a signal takes.
+    # Many more steps than the last moment, since a signal takes time.
     settings |= {"steps": 150, "log_every": 1, "eval_every": 0, "report": {"form": None}}
     settings["checkpoint"] = {"every": 3}
     config = config_file(settings, tmp_path)
@@ -91,11 +91,11 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tiny_run: dict, tmp_pa
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **told},
         capture_output=True,
         text=True,
-        # Threads of the failed save wait for each other for ten minutes, which the run must not.
+        # Threads of the failed save wait ten minutes for each other; the run must not.
         timeout=180,
     )
     assert ended.returncode == 1, ended.stderr
-    # TensorStore's threads may print traces of their own before it.
+    # TensorStore's threads may print their own traces before it.
     assert re.search(rf"error: a checkpoint in .*{workdir.name}/checkpoints cannot be written: \w", ended.stderr)
     assert not (workdir / "adapter.safetensors").exists()
 
@@ -138,7 +138,7 @@ def test_a_run_does_not_go_on_with_a_base_that_is_held_otherwise(settings: dict,
     with pytest.raises(InputError, match=r"began with another form of the base: continue it with the"):
         run({**quantized, "steps": 4}, workdir)
     save_config(parse_config({**settings, "steps": 2}), workdir)
-    # Runs of earlier releases noted the fingerprint alone.
+    # Runs of earlier releases recorded the fingerprint alone.
     noted = json.loads((workdir / "inputs.json").read_text())
     assert noted.pop("form of the base") == "float32"
     (workdir / "inputs.json").write_text(json.dumps(noted))

@@ -1,4 +1,4 @@
-"""Whole runs on preferences: both stages, what a workdir holds, what a killed run comes to, what is refused."""
+"""Whole runs on preferences: both stages, contents of a workdir, resuming after a kill, refusals."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def settings(tiny_model: Path, tmp_path: Path) -> dict:
 
 
 def _saved(settings: dict, folder: Path, **options) -> str:
-    """An adapter with such options and gates that are not zero, saved for the settings' base."""
+    """Returns the path of a saved adapter with such options and nonzero gates for the settings' base."""
     base = load_base(settings["base"]["path"])
     adapter = init_adapter("aligner", base.config, **options)
     adapter = adapter.replace(trainable={**adapter.trainable, "gates_ln": adapter.trainable["gates_ln"] + 0.1})
@@ -65,7 +65,7 @@ def _lines(workdir: Path) -> list[dict]:
 
 
 def test_both_stages(settings: dict, tmp_path: Path):
-    """Stage 2 begins with the Aligner of stage 1 and measures itself by it, as in the paper."""
+    """Stage 2 begins with the Aligner of stage 1 and uses it as the reference, as in the paper."""
     first = {**settings, "objective": {"name": "sft"}, "optim": {"lr": 0.05}, "steps": 4}
     run(first, tmp_path / "sft")
     path = tmp_path / "sft" / "adapter.safetensors"
@@ -83,7 +83,7 @@ def test_both_stages(settings: dict, tmp_path: Path):
     assert {"heldout_accuracy", "heldout_accuracy_low", "heldout_accuracy_high", "heldout_margin"} <= heldout[0].keys()
 
     report = json.loads((tmp_path / "dpo" / "report.json").read_text())
-    # The policy begins as its own reference: nothing is told apart yet, exactly.
+    # The policy begins as its own reference, so no margin differs from zero.
     assert report["before"]["loss"] == pytest.approx(np.log(2))
     assert (report["before"]["margin"], report["before"]["accuracy"], report["before"]["kl"]) == (0, 0.5, 0)
     assert report["after"]["margin"] > 0
@@ -116,7 +116,7 @@ def test_a_reference_kept_on_disk_and_one_computed_in_the_steps_train_alike(sett
 
 
 def test_what_the_reference_said_is_used_again_or_computed_anew_with_a_word(settings: dict, tmp_path: Path):
-    """Of two tables one is damaged."""
+    """One of two tables is damaged."""
     workdir = tmp_path / "run"
     settings |= {"objective": {"name": "dpo", "reference": None}, "eval_every": 0}
     run({**settings, "steps": 2}, workdir)
@@ -137,7 +137,7 @@ def test_a_run_is_not_cut_short_after_the_fact(settings: dict, tmp_path: Path):
 
 
 def test_a_reference_may_be_any_adapter_of_the_base(settings: dict, tmp_path: Path):
-    """Even one of other options; the policy begins elsewhere, so it is told from it before the first step."""
+    """The reference may even have other options. The policy begins elsewhere, so they differ before the first step."""
     settings["objective"]["reference"] = _saved(settings, tmp_path, num_tokens=1)
     run({**settings, "steps": 1, "eval_every": 0}, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "report.json").read_text())["before"]["kl"] > 0
@@ -148,7 +148,7 @@ def test_killed_at_random_moments_the_adapter_is_byte_identical(settings: dict, 
     config = config_file(settings, tmp_path)
     seed = int.from_bytes(os.urandom(4))
     chance = random.Random(seed)
-    # Once between the two tables of the reference, once in the steps.
+    # One kill comes between the reference's two tables, one within the steps.
     moments = [lambda workdir: (workdir / "reference_train.npz").exists(), logged(chance.randrange(1, 15))]
     workdirs = check_killed_run(config, tmp_path, moments, chance, f"seed {seed}")
     assert len({(workdir / "reference_train.npz").read_bytes() for workdir in workdirs}) == 1

@@ -1,4 +1,4 @@
-"""Whole runs on a tiny model: what a workdir holds, what is reported, and what a user can get wrong."""
+"""Whole runs on a tiny model: contents of a workdir, reports, and user errors."""
 
 import dataclasses
 import io
@@ -146,7 +146,7 @@ def test_an_adapter_is_trained_over_a_quantized_base(settings: dict, tmp_path: P
     base = load_base(settings["base"]["path"])
     count = sum(leaf.size for leaf in jax.tree.leaves(base.params))
     assert f"{count:,} parameters in float32, projections in {held}, frozen" in text
-    # The adapter is one of the base, however that was held.
+    # The adapter belongs to the base in any quantization.
     assert load_adapter(path, base).num_params == adapter.num_params
     recorded = read_artifact(path).base
     assert recorded is not None
@@ -211,7 +211,8 @@ def test_mfu_is_logged_on_known_chips(settings: dict, tmp_path: Path, monkeypatc
         roofline.train_step(config, batch_size=rows, sequence_length=length, adapter=cost, targets=share).model_flops
         for share in (0.0, 1.0)
     )
-    # FLOPs for each token that is not padding: those of all positions, of which packing fills more than half.
+    # FLOPs of the whole padded batch count; tokens count without padding, and packing fills more than half of the
+    # batch.
     flops = line["mfu"] * peak / line["tokens_per_second"]
     assert least / (rows * length) < flops < 2 * most / (rows * length)
 
@@ -349,7 +350,7 @@ def test_a_config_for_another_base_trains_and_says_that_the_weights_decide(setti
 
 
 class Later:
-    """A number of a step that runs on: it takes until the end of the step to read it."""
+    """A metric of a step that is still running: reading it waits for the end of the step."""
 
     def __init__(self, value, end: float) -> None:
         self._value, self._end = value, end
@@ -370,7 +371,7 @@ class Later:
 def test_the_last_line_of_a_log_counts_the_time_of_its_own_steps(
     settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ):
-    """Eleven steps that take a quarter of a second each, within the call or while the next is dispatched."""
+    """Eleven steps take a quarter of a second each, within the call or while the next step is dispatched."""
     settings |= {"steps": 11, "log_every": 5, "eval_every": 0, "checkpoint": {"every": 50}}
     settings["report"]["form"] = None
     make, ends = command_train.make_program, [0.0]
@@ -399,7 +400,7 @@ def test_the_last_line_of_a_log_counts_the_time_of_its_own_steps(
 
 
 def test_all_that_a_run_writes_it_writes_while_it_holds_its_workdir(pairs_run: dict, tmp_path: Path):
-    """The tables of a reference, which take longest, come before the first step."""
+    """The reference's tables, which take longest, are written before the first step."""
     workdir = tmp_path / "run"
     told = {"WORKDIR": str(workdir), "SETTINGS": json.dumps(pairs_run)}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **told}

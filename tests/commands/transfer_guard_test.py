@@ -1,4 +1,4 @@
-"""From the first step to the last nothing moves between host and devices but by device_put and device_get."""
+"""Between the first step and the last only device_put and device_get move data between host and devices."""
 
 import dataclasses
 import json

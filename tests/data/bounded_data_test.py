@@ -1,4 +1,4 @@
-"""Data files that try to fill the memory or to stop the reader, and what is read of files with other columns."""
+"""Data files that try to fill the memory or to stop the reader, and files with other columns."""
 
 import contextlib
 import gzip
@@ -29,7 +29,7 @@ def written(path: Path, content: bytes) -> Path:
 
 @contextlib.contextmanager
 def less_than(most: int) -> Iterator[None]:
-    """The process's memory grows by less than so many bytes."""
+    """Fails if the process's memory grows by `most` bytes or more."""
 
     def resident(name: str) -> int:
         status = Path("/proc/self/status").read_text().splitlines()
@@ -102,7 +102,7 @@ def test_a_disk_that_fails_is_one_sentence(tmp_path):
 
 @pytest.mark.parametrize("pieces", [1, 7, 64, MEBIBYTE])
 def test_pieces_do_not_show_in_what_is_read(tmp_path, monkeypatch, pieces):
-    """Texts, lines and errors are the same wherever the text is cut."""
+    """Texts, lines and errors do not depend on where the text is cut."""
     monkeypatch.setattr("aligner_jax.data.sources.bounded._PIECE", pieces)
     records = [{**RECORD, "output": f"é😀\u2028 {i}", "id": [i, -1.5e3, True]} for i in range(5)]
     for number, text in enumerate((
@@ -184,7 +184,7 @@ def repeated(rows: int, size: int) -> pyarrow.DictionaryArray:
 
 
 def test_texts_that_a_table_holds_once_are_counted_where_they_are_meant(tmp_path):
-    """100 MB in a file of a few kilobytes: as a column, as the turns of one row, and as one page."""
+    """A file of a few kilobytes stands for 100 MB: as a column, as the turns of one row, and as one page."""
     path = tmp_path / "a.parquet"
     for store_schema in (True, False):
         options = {"compression": "zstd", "store_schema": store_schema}
@@ -210,7 +210,7 @@ def test_page_headers_and_footers_that_contradict_each_other(tmp_path):
     content = table(tmp_path / "a.parquet", columns, compression="none").read_bytes()
     header = read_struct(content, 4)
     assert header.fields[1] == 2
-    # The size of the unpacked dictionary page, in its header.
+    # Offset of the size of the decompressed dictionary page, in its header.
     at = content.index(b"\x15\x04\x15")
     for damaged, says in (
         (content[: at + 3] + b"\xfe\xff\xff\xff\x0f" + content[at + 4 :], " is damaged: its column 'instruction' "),
@@ -242,7 +242,7 @@ def test_structures_of_every_type():
 
 
 def test_lines_of_a_large_file_are_all_read(tmp_path):
-    """More than a piece, with lines that cross the borders of pieces."""
+    """The file is longer than a piece, and some lines cross the borders of pieces."""
     records = [{**RECORD, "output": f"{i} " * 200} for i in range(2000)]
     path = lines(tmp_path / "a.jsonl", *records)
     assert path.stat().st_size > MEBIBYTE

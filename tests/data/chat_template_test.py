@@ -1,4 +1,4 @@
-"""Chat templates: honest ones render as transformers renders them, and all others end soon with one sentence."""
+"""Chat templates: benign ones render as transformers renders them, and all others end soon with one sentence."""
 
 import json
 import time
@@ -132,7 +132,7 @@ def test_no_template_runs_long_or_raises_anything_else(template):
 
 
 def test_a_longer_conversation_may_cost_more():
-    """Quadratic in the messages, as some published templates are; the same template refuses nothing that is honest."""
+    """The cost is quadratic in the messages, as in some published templates; no benign conversation is refused."""
     template = (
         "{% set ns = namespace(out='') %}{% for m in messages %}{% for n in messages[loop.index0:] %}"
         "{% if n.role == m.role and n is mapping %}{% endif %}{% endfor %}"

@@ -1,4 +1,4 @@
-"""System prompts, histories and fields that are not understood; the forms of TRL's records."""
+"""System prompts, histories and unknown fields; the formats of TRL's records."""
 
 import json
 

@@ -24,7 +24,7 @@ WITHOUT_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' 
 
 
 def make(template=None, add_bos=True, prefix_space=False):
-    """One token a byte, but for `:{`, which is one token where nothing keeps its halves apart."""
+    """Returns a tokenizer with a token per byte, except for `:{`: one token unless its halves are kept apart."""
     specials = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     pieces = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet()), ":{"]
     model = models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[(":", "{")])
@@ -46,7 +46,7 @@ TALK = Example(
 
 
 def targets(document, tokenizer):
-    """The targets as text, special tokens as names."""
+    """Returns the targets as text, special tokens as names."""
     ids = document["tokens"][document["loss_mask"]].tolist()
     return "".join(tokenizer.backend.token(i) for i in ids)
 
@@ -197,7 +197,7 @@ SYSTEM_DROPPED = "{% for m in messages if m['role'] in ('user', 'assistant') %}"
 
 
 def test_documents_longer_than_the_context_are_refused_cut_or_dropped():
-    """A row may be longer, as long as no document in it is."""
+    """A row may be longer than the context, as long as no document in it is."""
     tokenizer = make()
     length = len(one(PINE, tokenizer)["tokens"])
     options = {"sequence_length": 4 * length}

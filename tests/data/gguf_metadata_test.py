@@ -1,4 +1,4 @@
-"""Headers of GGUF files: damage is named, and none takes more time or memory than the file gives cause for."""
+"""Headers of GGUF files: damage is named, and reading is bounded in time and memory by the file's size."""
 
 import re
 import struct
@@ -118,7 +118,7 @@ def test_no_header_takes_more_memory_than_twice_its_size_and_64_mb(tmp_path, fie
     try:
         with pytest.raises(InputError, match=r"its metadata (take more memory|go on beyond)"):
             read_gguf_header(tmp_path / "model.gguf")
-        # One size is for the pages of the file itself, which are counted elsewhere.
+        # One file size is for the pages of the file itself, which count elsewhere.
         assert tracemalloc.get_traced_memory()[1] < len(content) + 64 * MEBIBYTE
     finally:
         tracemalloc.stop()

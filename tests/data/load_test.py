@@ -1,4 +1,4 @@
-"""Every source: what its records become, what is dropped and counted, and what is refused in one sentence."""
+"""Every source: its examples, the records that are dropped and counted, and those refused in one sentence."""
 
 import json
 from collections.abc import Iterator
@@ -130,7 +130,7 @@ def test_empty_answers_and_equal_pairs_are_counted(tmp_path, name):
 
 
 def bad_records(name: str) -> Iterator[tuple[object, str]]:
-    """Objects that are not the source's, and words that the refusal of each must have."""
+    """Returns records that the source refuses, and words that each refusal must have."""
     record, _ = SAMPLES[name]
     for field in REQUIRED[name]:
         yield {key: value for key, value in record.items() if key != field}, f"{field!r}"
@@ -228,7 +228,7 @@ def test_field_maps_that_make_no_record(tmp_path):
 )
 def test_published_files_have_the_rows_they_are_known_to_have(file, examples, prompts, dropped):
     dataset = load_dataset(SHARED / file)
-    # Numbers only, and no assertion on lists: the texts of some are not to be printed.
+    # Only numbers are compared, since a failed assertion on lists would print texts that must not be printed.
     assert len(dataset.examples) == examples
     assert len({prompt_of(example) for example in dataset.examples}) == prompts
     assert dataset.dropped == dropped

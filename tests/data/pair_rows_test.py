@@ -1,4 +1,4 @@
-"""Rows of pairs: whole pairs in every batch, each once an epoch, in the same order again after a resume."""
+"""Rows of pairs: every batch holds whole pairs, each once an epoch, in the same order after a resume."""
 
 import collections
 import itertools
@@ -23,7 +23,7 @@ DTYPES = {
 
 
 def make_pairs(number, seed=0, longest=14):
-    """Pairs whose chosen documents begin with 1000 and the pair's number, the rejected ones with 2000 and it."""
+    """Returns pairs: chosen documents begin with 1000 and the pair's index, rejected ones with 2000 and the index."""
     random = np.random.default_rng(seed)
 
     def document(first):
@@ -35,7 +35,7 @@ def make_pairs(number, seed=0, longest=14):
 
 
 def unpack(batch, packing):
-    """The pairs of a batch by number, checking that rows and numbers are what they say."""
+    """Returns the pairs of a batch by index, and checks rows and indices."""
     for name, dtype in DTYPES.items():
         assert getattr(batch, name).dtype == dtype, name
     assert batch.tokens_bt.shape == (BATCH, LENGTH)
@@ -123,7 +123,7 @@ def test_evaluation_sees_every_pair_once_and_can_be_repeated(packing, number):
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_the_reference_goes_with_its_pair(packing):
-    """Here it says of each token its own number, so that it can be told from the tokens."""
+    """The reference of each token is the token itself here, so that the two can be compared."""
     pairs = make_pairs(30)
     reference_t = np.concatenate([d["tokens"] for pair in pairs for d in (pair["chosen"], pair["rejected"])])
     reference_t = reference_t.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Preferences as pairs of documents: what counts as a target, and what becomes of those that do not fit."""
+"""Preferences as pairs of documents: their targets, and the handling of pairs that do not fit."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ CHATML = (
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """One token a byte."""
+    """A tokenizer with a token per byte."""
     specials = ["<s>", "<|im_end|>", "<|im_start|>"]
     pieces = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     bytewise = tokenizers.Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
@@ -96,7 +96,7 @@ def test_what_is_not_a_preference_is_named(tokenizer):
     ],
 )
 def test_a_pair_that_does_not_fit_is_cut_where_it_is_longer(tokenizer, packing: bool, answers, kept):
-    """The prompt and the end take so much; of a row, what is left is 60 for the answers of both, or of one."""
+    """The prompt and EOS take their share of a row; 60 tokens are left for one answer, or for both together."""
     (base,), _ = tokenize([preference("", "b")], tokenizer)
     frame = lengths(base)[0]
     row = 2 * frame + 60 if packing else frame + 60
@@ -127,7 +127,7 @@ def test_a_pair_of_which_nothing_of_an_answer_is_left_is_left_out(tokenizer):
 
 
 def test_pairs_that_are_the_same_tokens_once_they_are_cut_are_left_out(tokenizer):
-    """Their gradient is rounding alone, which Adam would scale to whole steps."""
+    """The gradient of such a pair is rounding alone, which Adam would scale to full steps."""
     alike, other = preference("a" * 90 + "b", "a" * 90 + "c"), preference("a" * 90, "b" * 90)
     (frame,), _ = tokenize([preference("x", "y")], tokenizer)
     for packing, row in ((False, lengths(frame)[0] + 60), (True, 2 * lengths(frame)[0] + 120)):
@@ -137,7 +137,7 @@ def test_pairs_that_are_the_same_tokens_once_they_are_cut_are_left_out(tokenizer
         assert len(tokenize([alike], tokenizer, 1000)[0]) == 1
         with pytest.raises(InputError, match=r"none of the 1 preferences is left: .* of 1 both answers are the same"):
             tokenize([alike], tokenizer, row, packing=packing, overlong="truncate")
-    # One of another length is not equal: what it has beyond the other is compared.
+    # Answers of different lengths differ: the loss compares the longer one's rest.
     pairs, summary = tokenize([preference("a" * 90, "a" * 50)], tokenizer, 1000)
     assert (len(pairs), summary.equal) == (1, 0)
 

@@ -15,7 +15,7 @@ NAMES = {"tokens_bt": np.int32, "segment_ids_bt": np.int32, "positions_bt": np.i
 
 
 def make_documents(number, seed=0, longest=20):
-    """Documents that their first token names (from 100 on); masks are random."""
+    """Returns documents with distinct first tokens (from 100 on) and random masks."""
     random = np.random.default_rng(seed)
     documents = []
     for i in range(number):
@@ -26,7 +26,7 @@ def make_documents(number, seed=0, longest=20):
 
 
 def unpack(batch):
-    """The documents of a batch in order, checking that rows are what they say."""
+    """Returns the documents of a batch in order, and checks the rows."""
     found = []
     for name, dtype in NAMES.items():
         assert getattr(batch, name).dtype == dtype
@@ -78,7 +78,7 @@ def test_rows_hold_whole_documents(packing):
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("number", [1, 7, 101, 400])
 def test_every_document_comes_once_an_epoch(packing, number):
-    """Rows are packed in windows, so at any time a document is at most two windows ahead of or behind the others."""
+    """Rows are packed in windows, so a document is never more than two windows ahead of or behind the others."""
     documents = make_documents(number)
     batches = make_iterator(documents, packing)
     counts = collections.Counter()
@@ -93,7 +93,7 @@ def test_every_document_comes_once_an_epoch(packing, number):
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_epochs_are_whole_and_in_new_orders(packing):
-    """Documents as long as a row, in as many rows as are packed together: then epochs are seen packed, too."""
+    """Documents are as long as a row, and an epoch fills whole windows. So epochs are whole after packing, too."""
     number = 64
     documents = make_documents(number)
     for document in documents:
@@ -120,7 +120,7 @@ def test_another_seed_gives_an_unrelated_order():
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("number", [3, 40, 700])
 def test_a_resumed_iterator_goes_on_bit_for_bit(packing, number):
-    """Within and at the border of windows (16 batches for the larger sets) and of epochs, through JSON."""
+    """Checkpoints lie within and on borders of windows (16 batches for the larger sets) and epochs, and pass JSON."""
     documents = make_documents(number)
     batches = make_iterator(documents, packing)
     states, expected = [json.dumps(batches.get_state())], []

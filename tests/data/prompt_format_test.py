@@ -68,8 +68,8 @@ def test_options_have_the_names_of_the_command():
         PromptFormat.resolve("auto", None, {"a": None}, option="--config.evaluation.", others=("chat",))
 
 
-# Runs a command with each list of arguments, and prints as JSON the first prompt that it makes, or its refusal. In a
-# process of its own for each command: their flags have the same names.
+# Runs a command with each list of arguments, and prints the first prompt it makes, or its refusal, as JSON. Each
+# command has its own process, since their flags have the same names.
 PROGRAM = """
 import importlib, json, sys
 from absl import flags
@@ -122,7 +122,7 @@ CASES = [
     ("nothing", {"template": "alpaca"}, ALPACA_PROMPT),
     ("nothing", {"template": "chat"}, CHAT),
 ]
-"""What the adapter's file records, the options that are given, and the prompt or a part of the refusal."""
+"""Settings in the adapter's file, options, and the prompt or a part of the refusal."""
 
 
 @pytest.mark.parametrize("verb", ["generate", "evaluate", "analyze"])

@@ -1,4 +1,4 @@
-"""Files of every kind: JSON, JSON lines and Parquet, compressed, damaged and cut short."""
+"""Files of every kind: JSON, JSON lines and Parquet, compressed, damaged and truncated."""
 
 import datetime
 import gzip
@@ -100,7 +100,7 @@ def test_damaged_files_are_refused_by_file_and_line(tmp_path, name):
 
 @every_source
 def test_whatever_is_done_to_a_file_it_is_read_or_refused_in_a_sentence(tmp_path, name):
-    """Bytes are cut out, doubled and overwritten at random; nothing but an InputError may come of it."""
+    """Bytes are removed, doubled and overwritten at random; only an InputError may be raised."""
     record, _ = SAMPLES[name]
     originals = [
         lines(tmp_path / "a.jsonl", record, record).read_bytes(),

@@ -111,7 +111,7 @@ def test_formats_and_files_that_are_not_there(tmp_path):
 def test_published_files():
     examples = load_examples(SHARED / "sft" / "alpaca_random_9k.json")
     records = [example.record for example in examples]
-    # Of 9,229 rows, 3,666 have an input; of the four without output, one.
+    # 3,666 of 9,229 rows have an input; so does one of the four without output.
     assert len(records) == 9229 - 4
     assert sum(bool(record.input) for record in records) == 3666 - 1
     with pytest.raises(InputError, match=r"self_instruct_seed_tasks\.jsonl:1: the record has no field 'output'"):

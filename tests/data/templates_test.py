@@ -21,7 +21,7 @@ LLAMA2 = (
     "{{ ' ' + message['content'] | trim + eos_token }}{% else %}{{ raise_exception('only user and assistant') }}"
     "{% endif %}{% endfor %}"
 )
-# What Qwen3 and others do: earlier turns lose a part once more turns follow.
+# Like Qwen3 and others: earlier turns lose a part once more turns follow.
 FORGETFUL = (
     "{% for m in messages %}{{ m['role'] }}:{% if m['role'] == 'assistant' and not loop.last %}"
     "{{ m['content'].split('|')[-1] }}{% else %}{{ m['content'] }}{% endif %}\n{% endfor %}"
@@ -30,7 +30,7 @@ FORGETFUL = (
 
 
 def byte_tokenizer(template=None, add_bos=False):
-    """One token a byte, so that what is encoded is plain to see; ids 0 to 3 are <s>, </s>, <|im_start|>, <|im_end|>."""
+    """Returns a tokenizer with a token per byte, for readable ids; 0 to 3 are <s>, </s>, <|im_start|>, <|im_end|>."""
     specials = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     vocabulary = {token: i for i, token in enumerate([*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -43,7 +43,7 @@ def byte_tokenizer(template=None, add_bos=False):
 
 
 def chat(*contents, first="user"):
-    """Turns of user and assistant by turns."""
+    """Returns alternating turns of user and assistant."""
     roles = ["user", "assistant"] if first == "user" else ["system", "user", "assistant"]
     turns = [
         {"role": roles[min(i, 2)] if len(roles) == 3 else roles[i % 2], "content": c} for i, c in enumerate(contents)
@@ -132,7 +132,7 @@ def test_bos_is_added_where_a_text_does_not_begin_with_it(text, count):
     assert ids.count(0) == count
 
 
-# As DeepSeek-R1's: the generation prompt opens a thought, of which a finished turn keeps nothing.
+# Like DeepSeek-R1: the generation prompt opens a thought, which finished turns do not keep.
 THINKING = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ 'U:' + m['content'] }}{% else %}"
     "{{ 'A:' + m['content'].split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"

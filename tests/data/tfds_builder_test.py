@@ -1,4 +1,4 @@
-"""Sources as TFDS builders: what is prepared is read back as it was, and nothing half-prepared is left."""
+"""Sources as TFDS builders: data is read back as it was prepared, and a failed preparation leaves nothing."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def lines(path: Path, *records: object) -> Path:
 
 
 def many(record: dict, count: int = 30) -> list[dict]:
-    """Records that differ, so that their order shows."""
+    """Returns distinct records, so that their order shows."""
     return [
         json.loads(json.dumps(record).replace("Hello", f"Hello {i}").replace("Pine", f"Pine {i}")) for i in range(count)
     ]

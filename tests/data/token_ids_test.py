@@ -1,4 +1,4 @@
-"""Tokens that a base has no embedding of: every way from text to numbers refuses them."""
+"""Token ids without an embedding in the base: every path from text to ids refuses them."""
 
 import dataclasses
 import io
@@ -37,7 +37,7 @@ MARK = "<|extra|>"
 
 
 class Grown:
-    """A vocabulary with one token more, as one that was given chat marks after the base was trained."""
+    """A vocabulary with an added token, like one that was given chat markers after the base was trained."""
 
     def __init__(self, backend) -> None:
         self._backend, self._extra = backend, backend.vocab_size
@@ -154,7 +154,7 @@ def test_a_tokenizer_with_more_tokens_serves_while_none_is_used(grown: Subject, 
     assert sample(grown.base, None, ["Why?"], max_new_tokens=3) == sample(
         tiny_subject().base, None, ["Why?"], max_new_tokens=3
     )
-    # A stop text is no input of the model.
+    # A stop text is not an input of the model.
     wanted = {"until": [MARK], "max_gen_toks": 3}
     assert harness_model(grown, Kept(tmp_path / "kept", {}), QUIET).generate_until(requests("Why?", wanted))
     check_ids([], 1)

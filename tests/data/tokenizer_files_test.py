@@ -1,4 +1,4 @@
-"""Files of tokenizers that are damaged, contradict themselves or are hostile: each is refused in one sentence."""
+"""Tokenizer files that are damaged, contradictory or hostile: each is refused in one sentence."""
 
 import base64
 import json
@@ -87,7 +87,7 @@ def test_names_that_are_empty_count_as_none(tmp_path):
 
 
 def test_a_number_that_the_files_give_is_kept(tmp_path):
-    """The tokenizers package would number it 400."""
+    """The tokenizers package would assign the id 400."""
     tokenizer = load_tokenizer(folder(tmp_path, added_tokens={"<|im_end|>": 600}))
     assert tokenizer is not None
     ids = tokenizer.encode("one<|im_end|>", bos=True)
@@ -110,7 +110,7 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "
 NOTHING = {"type": "Sequence", "pretokenizers": []}
 PREPEND = {"type": "Prepend", "prepend": "a" * 500}
 PIECE = {"Sequence": {"id": "A", "type_id": 0}}
-# A trie of which every unit leads far beyond its end.
+# A trie whose units all point far beyond its end.
 LOST = base64.b64encode((1024).to_bytes(4, "little") + b"\x00\xff\xff\x7f" * 256 + b"a\0").decode()
 REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 
@@ -239,7 +239,7 @@ def spm_gguf(path, pieces, marks, **fields):
 
 
 def test_marks_of_a_sentencepiece_gguf_are_control_or_user_defined(tmp_path, pieces):
-    """llama.cpp cuts a text at both, and puts a space after each."""
+    """llama.cpp splits a text at both kinds, and adds a space after each marker."""
     text = "<|im_start|>user\none[X]two<|im_end|>\n"
     control, defined = ({"<|im_start|>": kind, "<|im_end|>": kind, "[X]": kind} for kind in (3, 4))
     first = spm_gguf(tmp_path / "3.gguf", pieces, control)

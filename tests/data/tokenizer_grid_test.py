@@ -1,4 +1,4 @@
-"""Every tokenizer file and setting against transformers: `golden_tokenizer_grid.py` wrote what is expected."""
+"""Every tokenizer file and setting against transformers; `golden_tokenizer_grid.py` wrote the expected results."""
 
 import json
 import shutil

@@ -38,7 +38,7 @@ def byte_level():
 
 @pytest.fixture(scope="module")
 def sentencepiece_bytes():
-    """A LLaMA-style SentencePiece model: BPE, byte fallback, dummy prefix, single digits."""
+    """Returns a LLaMA-style SentencePiece model: BPE, byte fallback, dummy prefix, single digits."""
     return train_sentencepiece(remove_extra_whitespaces=False)
 
 
@@ -121,7 +121,7 @@ def test_sentencepiece_of_a_gguf_is_that_of_the_model_it_came_from(files, senten
 
 
 def test_pieces_before_the_merges_differ_by_name(tmp_path, byte_level):
-    """The same vocabulary: LLaMA 3 merges up to three digits, Qwen none, GPT-2 any; Tekken cuts at capitals."""
+    """LLaMA 3 merges up to three digits, Qwen none, GPT-2 any; Tekken splits at capitals. All share a vocabulary."""
     merged = json.loads(byte_level.to_str())
     for text in ("12", "123", "1234", "xY", "xYz"):
         merged["model"]["vocab"][text] = len(merged["model"]["vocab"])
@@ -190,7 +190,7 @@ def test_a_folder_is_read_with_its_settings(tmp_path, byte_level, sentencepiece_
 
 
 def test_a_null_bos_is_none_whatever_the_config_numbers(tmp_path, byte_level):
-    """As Qwen 2.5 has it; the harness scores a text without context after EOS then, as its hf backend does."""
+    """Qwen 2.5 has a null BOS. The harness then scores a text without context after EOS, as its hf backend does."""
     byte_level.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": 0, "eos_token_id": 2}))
     for settings, bos_id in (({}, 0), ({"bos_token": None}, None), ({"bos_token": "<|im_start|>"}, 1)):
@@ -203,7 +203,7 @@ def test_tokens_a_folder_adds_to_a_sentencepiece_model(tmp_path, sentencepiece_b
     added = {"400": {"content": "<|im_end|>", "special": True}, "401": {"content": "[TOOL]", "special": False}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
     tokenizer = load(tmp_path)
-    # A legacy SentencePiece vocabulary puts a space after every mark, special or not, as transformers does.
+    # A legacy SentencePiece vocabulary adds a space after every marker, special or not, as transformers does.
     ids = tokenizer.encode("Blue[TOOL]year<|im_end|>")
     assert (ids[-1], ids.count(401), tokenizer.vocab_size) == (400, 1, 402)
     assert tokenizer.decode(ids) == "Blue[TOOL] year"
@@ -220,7 +220,7 @@ def test_tokens_a_folder_adds_to_a_sentencepiece_model(tmp_path, sentencepiece_b
     ],
 )
 def test_the_ways_tokenizer_json_adds_a_space(tmp_path, normalizer, pre_tokenizer, after_special):
-    """Both of LLaMA's published forms: the legacy one also puts a space after a special token."""
+    """LLaMA has published both forms; the legacy one also adds a space after a special token."""
     vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a", "▁b"])}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[("▁", "a"), ("▁", "b")], unk_token="<unk>"))
     tokenizer.add_special_tokens([tokenizers.AddedToken(t, normalized=False) for t in ("<unk>", "<s>", "</s>")])
@@ -287,7 +287,7 @@ def test_files_cut_off_are_refused_by_name(tmp_path, files, kind, share):
 
 
 def test_a_sentencepiece_model_cut_off_between_two_pieces(tmp_path, sentencepiece_bytes):
-    """What is left is a valid message of its format: only the settings at its end are missing."""
+    """The rest is a valid message of its format: only the settings at its end are missing."""
     end = sentencepiece_bytes.index(b"\x0a", 200)
     while True:
         path = tmp_path / "tokenizer.model"

@@ -1,4 +1,4 @@
-"""Choosing a token: the exact distribution that temperature, top-k and top-p leave, by many draws with fixed keys."""
+"""Choosing a token: the exact distribution under temperature, top-k and top-p, by many draws with fixed keys."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def choose_jit(logits_bv, keys_b, sampling: Sampling):
 
 
 def chosen_alone(logits_v, key, sampling: Sampling):
-    """The reference: one row under one rule, with k and p as constants."""
+    """Chooses for one row under one rule, with k and p as constants: the reference."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_v)
     temperature = np.float32(min(sampling.temperature, float(np.finfo(np.float32).max)))
@@ -138,7 +138,7 @@ def test_a_rows_draw_does_not_depend_on_its_neighbours():
 def test_a_mix_of_rules_gives_each_row_the_token_of_its_own_rule(seed: int):
     rng = np.random.default_rng(seed)
     rows_bv = (rng.normal(size=(len(MIX), 50)) * 4).astype(np.float32)
-    # Ties of the largest, and of what the cuts are at.
+    # The largest logits, and those at the cuts, have ties.
     rows_bv = np.where(rng.random(rows_bv.shape) < 0.5, np.round(rows_bv), rows_bv)
     keys_b = jax.random.split(jax.random.key(seed), len(MIX))
     alone = [int(chosen_alone(*each)) for each in zip(jnp.asarray(rows_bv), keys_b, MIX, strict=True)]

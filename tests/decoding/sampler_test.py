@@ -1,4 +1,4 @@
-"""Sampling: what the model itself would say, for each row as if it were alone."""
+"""Sampling: each row gets the tokens that the model gives it alone."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ NEW = 12
 
 
 class Letters(NamedTuple):
-    """A tokenizer with a token a character; the last id of the 40 is the beginning of the sequence."""
+    """A tokenizer with a token per character; the last of the 40 ids is BOS."""
 
     stop_ids: frozenset[int] = frozenset()
     add_bos: bool = False

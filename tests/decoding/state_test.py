@@ -1,4 +1,4 @@
-"""The decoding loop's parts: rows of a state come and go, and each says what it would say alone."""
+"""Parts of the decoding loop: rows enter and leave a state, and each gets the tokens it gets alone."""
 
 import functools
 
@@ -24,7 +24,7 @@ step_jit = jax.jit(step, static_argnames=("config",))
 
 
 def _begun(params: Params, bound, rows: list[int], config: LlamaConfig, slots: int = 8) -> State:
-    """The prompts of those numbers, each with the key that it has as that row of a batch."""
+    """Returns a state after prefill of these prompts; each has the key of that row of a batch."""
     tokens_bt = np.zeros((len(rows), 8), np.int32)
     for i, row in enumerate(rows):
         tokens_bt[i, : len(PROMPTS[row])] = PROMPTS[row]
@@ -41,7 +41,7 @@ def adapter(request, config: LlamaConfig, randomized) -> Adapter:
 
 @pytest.fixture(scope="module")
 def alone(config: LlamaConfig, params: Params, adapter: Adapter) -> list[list[int]]:
-    """Each prompt's new tokens by its own rule, out of a batch with one rule."""
+    """Returns each prompt's new tokens by its own rule, from a batch with one rule."""
     found = []
     for row, rule in enumerate(RULES):
         steps = continue_ids(params, adapter, PROMPTS, config=config, max_new_tokens=NEW, sampling=rule)
@@ -52,7 +52,7 @@ def alone(config: LlamaConfig, params: Params, adapter: Adapter) -> list[list[in
 def test_rows_inserted_at_different_times_say_what_they_say_alone(config, params, adapter, alone):
     bound = bind(adapter, params, config)
     state = empty_state(config, 3, SLOTS, jnp.float32, first_position=bound.first_position)
-    # Row 1 of the state has two prompts, one after the other; prompts come in at steps 0, 2 and 6.
+    # Row 1 of the state decodes two prompts, one after the other; prompts arrive at steps 0, 2 and 6.
     arrivals = {0: [(1, 0)], 2: [(0, 1), (2, 2)], 6: [(1, 3)]}
     serving: dict[int, int] = {}
     said: list[list[int]] = [[] for _ in PROMPTS]
@@ -84,7 +84,7 @@ def test_a_row_that_has_ended_stays_as_it_is(config: LlamaConfig, params: Params
         state = step_jit(params, bound, state, STOPS, config=config)
     np.testing.assert_array_equal(state.cache.lengths_b, [3, 10])
     assert state.token_b[0] == begun.token_b[0]
-    # Slots that hold the row's text are as they were.
+    # Slots that hold the row's text are unchanged.
     np.testing.assert_array_equal(state.cache.k_lbksh[:, 0, :, :3], begun.cache.k_lbksh[:, 0, :, :3])
 
 

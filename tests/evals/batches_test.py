@@ -1,4 +1,4 @@
-"""Buckets and batches: few lengths, little padding, always the same."""
+"""Buckets and batches: few lengths, little padding, a deterministic order."""
 
 import pytest
 

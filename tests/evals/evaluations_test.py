@@ -1,4 +1,4 @@
-"""Whole evaluations on a tiny model: results, resuming, and what a user can get wrong."""
+"""Whole evaluations on a tiny model: results, resuming, and user errors."""
 
 import csv
 import io
@@ -134,7 +134,7 @@ def test_the_command_goes_on_after_a_real_kill(settings: dict, adapter: str, tmp
 
     whole, kept = start("whole"), tmp_path / "killed" / "generated.jsonl"
     process = start("killed")
-    # The first line says what the others are made from; the second is the first finished batch.
+    # The first line is the header; the second is the first finished batch.
     while process.poll() is None and not (kept.exists() and kept.read_bytes().count(b"\n") >= 2):
         time.sleep(0.001)
     process.kill()
@@ -207,7 +207,7 @@ def test_results_are_written_whether_or_not_anybody_reads_the_table(settings: di
         ({"base": None}, "config.base is not set"),
         ({"batch": 3}, "did you mean config.batch_size"),
         ({"base": {"path": "none"}}, "there is no base model at none"),
-        # Before the base, which takes longer.
+        # The check comes before the base is loaded, which takes longer.
         (
             {"base": {"path": "none"}, "evaluation": {"name": "vicuna", "path": "no.jsonl"}},
             r"^config.evaluation.path is no.jsonl, which does not exist$",
@@ -237,7 +237,7 @@ def test_prompts_that_an_adapter_does_not_record_are_not_guessed(settings: dict,
     settings["evaluation"] = {"name": "gsm8k", "path": str(problems), "protocol": "template"}
     with pytest.raises(InputError, match="foreign does not record how"):
         _evaluate(settings, str(path), tmp_path / "problems")
-    # Its other protocols have prompts of their own.
+    # The other protocols of GSM8K have their own prompts.
     settings["evaluation"] |= {"protocol": "authors", "max_new_tokens": 4}
     assert "prompts:" not in _evaluate(settings, str(path), tmp_path / "problems")
 

@@ -1,4 +1,4 @@
-"""The form of the quickstart's answers: what passes, and every rule by an answer that breaks only that rule."""
+"""The form of the quickstart's answers: passing answers, and for every rule an answer that breaks only that rule."""
 
 import json
 

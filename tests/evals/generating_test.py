@@ -1,4 +1,4 @@
-"""Answers in batches: those of `sample`, cut where they should be, and never twice."""
+"""Answers in batches: equal to those of `sample`, stopped correctly, and never computed twice."""
 
 import dataclasses
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def test_a_prompt_begins_with_a_bos_where_the_tokenizer_adds_one(tiny_subject: C
 
 def test_an_answer_ends_before_the_first_of_its_stops(tiny_subject: Callable[..., Subject], kept: Kept):
     subject = tiny_subject(batch_size=2)
-    # Greedily the model says the same over and over.
+    # Greedy answers would repeat themselves.
     prompt = Prompt(encoded(subject, TEXTS[0]), 12, Sampling(20.0))
     (whole,) = generate(subject, [prompt], kept, QUIET)
     # Both are among the tokens of one call.

@@ -1,4 +1,4 @@
-"""How each protocol reads an answer, and what is no problem."""
+"""GSM8K: how each protocol parses an answer, and records that are refused."""
 
 from pathlib import Path
 
@@ -93,5 +93,5 @@ def test_problems_are_asked_and_counted(asked, tiny_subject, tmp_path: Path, opt
     tokenizer = tiny_subject().tokenizer
     assert [tokenizer.decode(each.ids) for each in prompts] == [prompt] * 3
     assert [each[1:4] for each in prompts] == [way] * 3
-    # The same problem three times is three samples.
+    # Three samples of one problem have different numbers.
     assert ([each.number for each in prompts], seed) == ([0, 1, 2], 5)

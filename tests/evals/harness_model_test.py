@@ -1,4 +1,4 @@
-"""The harness's model class beside its `hf` backend: what golden_harness.py wrote of the same tiny models."""
+"""The harness's model class against its `hf` backend, whose results golden_harness.py wrote for the same models."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ HF = json.loads((GOLDENS / "hf.json").read_text(encoding="utf-8"))
 
 def load(folder: Path, name: str, template: str = "chatml", console: Console | None = None):
     base = load_base(write_folder(folder / f"{name}_{template}", name, template))
-    # Several rows at once, where hf had one: no row depends on another.
+    # hf had one row at a time, this class has several: no row depends on another.
     return harness_model(Subject(base, None, name, None, 4), Kept(folder / "kept", {}), console or Console(quiet=True))
 
 
@@ -42,7 +42,7 @@ def requests(*arguments):
 
 
 def or_none(make):
-    """What hf fails on is an error here too."""
+    """Returns None where hf fails; it is an error here too."""
     try:
         return make()
     except InputError:

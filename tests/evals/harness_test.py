@@ -1,4 +1,4 @@
-"""lm-evaluation-harness with the project's model class: tasks of local files, as the harness would see any model."""
+"""lm-evaluation-harness with the project's model class: tasks from local files, run as for any model."""
 
 import csv
 import dataclasses
@@ -46,7 +46,7 @@ def mmlu(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's own folder of tasks: one that is rolling, and one that generates."""
+    """A user's own folder of tasks: one rolling, one generating."""
     folder = tmp_path_factory.mktemp("tasks")
     data = folder / "texts.jsonl"
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("Ice floats on water.", "It is " * 400)))
@@ -105,7 +105,7 @@ def test_what_a_group_has_is_asked_once_and_examples_are_of_the_other_split(mmlu
         _, (group,) = load_tasks(HarnessOptions(tasks=names, mmlu=str(mmlu)), tmp_path / "tasks")
         assert group.name == "mmlu"
         written.append({path: path.stat().st_mtime_ns for path in (tmp_path / "tasks").glob("*.*")})
-    # The harness reads a file that is newer into its cache anew.
+    # The harness reads a newer file again into its cache.
     assert written[0] == written[1]
     tasks = {task.task_name: task for task in group.get_all_tasks()}
     assert set(tasks) == {f"mmlu_{subject}" for subject in SUBJECTS}
@@ -116,7 +116,7 @@ def test_what_a_group_has_is_asked_once_and_examples_are_of_the_other_split(mmlu
         examples = [document["question"] for document in task.fewshot_docs()]
         assert examples == [f"{subject}, dev {i}?" for i in range(count + 1)]
         assert f"(with answers) about {subject.replace('_', ' ')}.\n\n" in task.config.description
-    # Without their group members stand for themselves.
+    # Without their group, its members are tasks of their own.
     _, alone = load_tasks(HarnessOptions(tasks=("mmlu_*",), mmlu=str(mmlu)), tmp_path / "tasks")
     assert [task.task_name for task in alone] == list(tasks)
 
@@ -185,7 +185,7 @@ def test_a_bos_is_added_where_the_tokenizer_adds_one_and_none_is_there(tiny_subj
 def test_a_pair_is_encoded_together_and_scored_as_apply_says(model, tiny_subject):
     subject = tiny_subject()
     encode = subject.tokenizer.encode
-    # The model's context holds the longest continuation, and the token before it.
+    # The model's context holds the longest continuation and the token before it.
     longest = "over and " * 400
     while len(encode(longest)) > 512:
         longest = longest[:-1]
@@ -199,7 +199,7 @@ def test_a_pair_is_encoded_together_and_scored_as_apply_says(model, tiny_subject
         whole = encode(context + continuation)
         whole = whole if stripped else [subject.tokenizer.bos_id, *whole]
         before = len(encode(stripped)) if stripped else 1
-        # The model's context is 512 tokens, and the last one is only predicted.
+        # The model's context is 512 tokens; the last token is only predicted.
         ids, count = whole[-513:], len(whole) - before
         logits_tv = apply(subject.base.params, None, jnp.asarray([ids[:-1]]), config=subject.base.config)[0]
         log_probs_tv = np.asarray(jax.nn.log_softmax(logits_tv), np.float64)
@@ -274,13 +274,13 @@ def test_a_prompt_is_what_a_task_asks_for_and_fits(model, tiny_subject, monkeypa
     assert asked[0].ids == tuple(tiny_subject().tokenizer.encode(long)[-12:])
     eos = ("<|im_end|>",)
     assert [each[1:] for each in asked] == [
-        # The EOS's text ends answers, as with hf, and so does an empty one.
+        # EOS's text ends answers, as with hf, and so does an empty one.
         (500, Sampling(), ("\n", "", "<|im_end|>"), 0, True),
         (256, Sampling(0.5, 7, 0.9), eos, 0, True),
-        # Transformers' own 50, where a task names none; 0 is all.
+        # Transformers' default of 50 if a task names none; 0 is no limit.
         (256, Sampling(1.0, 50), eos, 0, True),
         (256, Sampling(0.5), eos, 0, True),
-        # Greedy answers to one prompt are one.
+        # Greedy answers to the same prompt are computed once.
         *[(256, Sampling(), eos, 0, True)] * 2,
     ]
 
@@ -293,7 +293,7 @@ def test_a_chat_template_leaves_a_last_message_open(model):
 
 def test_mistakes_in_tasks_are_one_sentence(mmlu: Path, tmp_path: Path, monkeypatch):
     manager = importlib.import_module("lm_eval.tasks").TaskManager
-    # Its own thousands of tasks take seconds to read.
+    # The harness's thousands of own tasks take seconds to read.
     monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda **given: manager(**{**given, "include_defaults": False}))
     with pytest.raises(InputError, match=r"has 'mmlu_virolgy', which is no task; did you mean mmlu_virology\?"):
         load_tasks(HarnessOptions(tasks=("mmlu_virolgy",), mmlu=str(mmlu)), tmp_path / "tasks")
@@ -334,7 +334,7 @@ def test_a_bomb_of_aliases_is_refused_before_it_unfolds(tmp_path: Path):
 
 
 def _task(folder: Path, **fields) -> HarnessOptions:
-    """Options of a task `t` over one record."""
+    """Returns options of a task `t` over one record."""
     folder.mkdir()
     (folder / "data.jsonl").write_text('{"q": "Why?", "a": "So."}\n')
     task = {

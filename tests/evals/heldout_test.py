@@ -1,4 +1,4 @@
-"""Held-out losses: a document's own is that of the document alone, wherever it is packed."""
+"""Held-out losses: a packed document has the loss of the document alone, in any row."""
 
 import jax
 import numpy as np

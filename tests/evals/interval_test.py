@@ -55,7 +55,7 @@ def test_values_that_repeat_others_of_their_group_make_it_no_narrower():
 def test_where_no_spread_is_seen_a_group_is_one_trial():
     assert grouped_interval(np.ones(12), np.repeat(np.arange(3), 4)) == wilson_interval(3, 3)
     assert grouped_interval(np.array([1.0, 0.0, 1.0, 0.0]), np.zeros(4, int)) == wilson_interval(0.5, 1)
-    # Groups more alike than chance would have them are not worth more than their values.
+    # Groups that are more alike than by chance do not count more than their values.
     assert grouped_interval(np.full(10, 0.5), np.arange(10)) == wilson_interval(5, 10)
     barely = np.array([0.4, 0.6] * 5)
     assert grouped_interval(barely, np.arange(10)) == pytest.approx(wilson_interval(5, 10))
@@ -65,7 +65,7 @@ def test_the_share_is_within_as_often_as_is_said():
     generator, within, ignoring = np.random.default_rng(1), 0, 0
     for _ in range(1000):
         sizes = generator.integers(1, 12, 30)
-        # Beta of mean 0.6: a prompt's own share.
+        # A prompt's own share follows a beta distribution of mean 0.6.
         own = np.repeat(generator.beta(0.9, 0.6, 30), sizes)
         value_n = (generator.random(len(own)) < own).astype(float)
         low, high = grouped_interval(value_n, np.repeat(np.arange(30), sizes))

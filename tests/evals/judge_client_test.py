@@ -1,4 +1,4 @@
-"""Answers of a judge that are too long, too late, packed, malformed or full of secrets."""
+"""Answers of a judge that are too long, too late, compressed, malformed or full of secrets."""
 
 import contextlib
 import gzip
@@ -106,7 +106,7 @@ def _packed(body: bytes, encoding: str = "gzip") -> Reply:
 def test_an_answer_is_read_up_to_a_limit(reply: Reply, says: str, tmp_path: Path, console: Console):
     with judge_server(lambda request, number: reply) as server, pytest.raises(InputError, match=says):
         ask_all(ASKS[:1], config_of(server.url), tmp_path, console)
-    # The next would be no shorter.
+    # The next attempt would be no shorter.
     assert len(server.requests) == 1
     assert server.requests[0].headers["accept-encoding"] == "identity"
 

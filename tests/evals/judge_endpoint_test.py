@@ -1,4 +1,4 @@
-"""A judge asked over real HTTP on loopback."""
+"""A judge over real HTTP on loopback."""
 
 import dataclasses
 import json
@@ -98,7 +98,7 @@ def test_a_full_endpoint_is_asked_again_after_as_long_as_it_says(tmp_path: Path,
         answers, _ = ask_all(ASKS[:1], config_of(server.url), tmp_path, console)
     assert answers[0].text == TEXTS[0]
     first, second = server.requests
-    # Without the header it would be half a second at most.
+    # Without the header the wait would be half a second at most.
     assert second.at - first.at >= 1.2
 
 
@@ -152,7 +152,7 @@ def test_requests_are_spaced_and_those_that_are_asked_again_too(tmp_path: Path, 
 
     with judge_server(full_once) as server:
         ask_all(ASKS[:4], config_of(server.url, requests_per_minute=300, concurrency=1), tmp_path, console)
-    # Turns are given to what is sent; the first also has a connection to make before it arrives.
+    # The rate limit applies to sending; the first request also opens a connection before it arrives.
     times = [request.at for request in server.requests][1:]
     assert len(times) == 4
     assert times[-1] - times[0] >= 3 * 0.2 - 0.05

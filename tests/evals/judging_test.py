@@ -1,4 +1,4 @@
-"""Answers of a tiny model, judged by the command over HTTP on loopback, and the configs of that."""
+"""Answers of a tiny model, judged by the command over HTTP on loopback, and the configs for that."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(name: str, folder: Path, **overrides: object) -> str:
-    """What the command shows for one of the configs with these overrides, dots written as "__"."""
+    """Returns the command's output for a config with these overrides, dots written as "__"."""
     given = [(field.replace("__", "."), str(value)) for field, value in overrides.items()]
     config = load_config(REPO / f"configs/eval/{name}.py", given)
     screen = io.StringIO()
@@ -127,7 +127,7 @@ def test_the_authors_responses_by_their_scores_beside_the_paper(tmp_path: Path):
     run("vicuna_scores", tmp_path, evaluation__responses__files=[str(ARMORM)])
     pairs = scores(tmp_path)["pairs"]
     found = [tuple(pair["rate"][kind] for kind in ("wins", "losses", "ties")) for pair in pairs]
-    # Counted apart from this code.
+    # Counted independently of this code.
     assert found[:2] == [(29, 49, 2), (24, 54, 2)]
     assert all(sum(counts) == 80 for counts in found)
     assert [pair["model"] for pair in pairs] == ["aligner1_7B"] * 2 + ["aligner10_7B"] * 2 + [

@@ -1,4 +1,4 @@
-"""What is finished stays finished: torn lines, other runs, damage."""
+"""Finished results stay: truncated lines, other runs, damage."""
 
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def test_a_folder_in_the_way_is_one_sentence(tmp_path: Path):
 
 
 def test_halves_of_surrogate_pairs_are_kept(tmp_path: Path):
-    """A path that is not UTF-8 holds them, and older versions wrote them as three bytes."""
+    """A path that is not UTF-8 has surrogates, and older versions wrote them as three bytes."""
     path = tmp_path / "kept.jsonl"
     Kept(path, {"path": "w\udcff"}).add({"1": "\ud800"})
     path.read_text(encoding="utf-8")

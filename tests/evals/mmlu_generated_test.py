@@ -1,4 +1,4 @@
-"""The authors' MMLU: what is asked and what counts."""
+"""The authors' MMLU: its prompts and its scores."""
 
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def test_questions_are_asked_and_counted(asked, tiny_subject, tmp_path: Path):
     assert scores["mean_over_subjects"] == 2 / 3
     whole = encoded(tiny_subject(), PROMPTS["base"].format(subject="virology", question="Which?", choices=list("abcd")))
     assert [each[1:] for each in prompts] == [(100, Sampling(0.1, 200), ("###",), i, False) for i in range(4)]
-    # Its last tokens are what the model must not miss, and its context is 512.
+    # The model must see the prompt's last tokens, and its context is 512.
     room = 512 - 100
     assert prompts[1].ids == whole[-room:]
     assert scores["prompts_cut_at_their_beginning"] == 4 * (len(whole) > room)

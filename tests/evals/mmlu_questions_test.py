@@ -1,4 +1,4 @@
-"""MMLU's own files, in a zip and in a folder, and what is wrong with them."""
+"""MMLU's own files, in a zip and in a folder, and errors in them."""
 
 import os
 import zipfile
@@ -128,7 +128,7 @@ def test_names_in_archives(tmp_path: Path):
     )
     assert list(found) == ["a"]
     content = zipped(path, {"test/a_test.csv": row, "test/b_test.csv": row}).read_bytes()
-    # A damaged name in the directory would leave a subject out.
+    # A damaged name in the directory would drop a subject.
     at = content.rindex(b"test/b_test.csv")
     path.write_bytes(content[:at] + b"tesT" + content[at + 4 :])
     with pytest.raises(InputError, match=r"tesT/b_test.csv cannot be read: File name in directory"):

@@ -20,7 +20,7 @@ from aligner_jax.runtime.fields import parse_section
 
 
 def cells(console: Console) -> list[list[str]]:
-    """Of the rows of the table that was printed."""
+    """Returns the cells of the printed table, by row."""
     lines = [line for line in console.export_text().splitlines() if line.startswith("│")]
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
 
@@ -32,7 +32,7 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def responses(tmp_path: Path) -> ResponsesConfig:
-    """Of two models; "mine" is good at 0 and 1, "theirs" at 2, neither at 3."""
+    """Responses of two models; "mine" is good at 0 and 1, "theirs" at 2, neither at 3."""
     for model, good in (("mine", (0, 1)), ("theirs", (2,))):
         lines = [
             {"model": model, "prompt": f"q{i}", "response": "good" if i in good else "bad", "score": i in good}
@@ -81,7 +81,7 @@ def test_verdicts_that_cannot_be_read_are_counted_and_not_guessed(responses: Res
     (pair,) = result.pairs
     assert pair.outcomes == ["unparsable", "unparsable", "loss", "tie"]
     assert (pair.rate.wins, pair.rate.unparsable, pair.rate.rate) == (0, 2, 0.25)
-    # Whether the order would have changed a verdict that is not there is not known.
+    # A missing verdict does not count as changed by the order.
     assert pair.changed_with_order == 0
     (pair,) = judged(mumbles, responses, tmp_path, unparsable="tie").pairs
     assert (pair.rate.unparsable, pair.rate.rate) == (2, 0.375)

@@ -53,7 +53,7 @@ def test_the_measures_are_means_over_all_pairs(config: LlamaConfig, params: Para
     assert found.each == list(zip(prompts_m, [one["accuracy"] for one in each], strict=True))
     assert 0 < found.accuracy < 1
     assert found.accuracy_interval == grouped_interval(np.array([one["accuracy"] for one in each]), prompts_m)
-    # In the pairs' order, in whatever order the batches come.
+    # Results are in the pairs' order, for any order of the batches.
     assert preference.measure(params, policy, reference, batches[::-1], **options).each == found.each
     assert found.as_metrics()["heldout_accuracy_low"] == found.accuracy_interval[0]
 

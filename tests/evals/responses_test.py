@@ -1,4 +1,4 @@
-"""Files of responses: what is written is what a judge reads."""
+"""Files of responses: a judge reads them as they were written."""
 
 from pathlib import Path
 

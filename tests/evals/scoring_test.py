@@ -1,4 +1,4 @@
-"""Log-likelihoods: what `apply` gives for each row alone, whatever the batch, and never twice."""
+"""Log-likelihoods: equal to those of `apply` for each row alone in any batch, and never computed twice."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ METHODS = [None, "aligner", "full"]
 
 @pytest.fixture(scope="module")
 def continuations() -> list[Continuation]:
-    """Of lengths on both sides of the buckets' ends, and four that share a row."""
+    """Continuations of lengths on both sides of the buckets' ends, and four that share a row."""
     draw = np.random.default_rng(0)
     lengths = [(2, 1), (9, 4), (33, 3), (34, 20), (49, 1), (31, 30), (49, 48)]
     made = [Continuation(tuple(draw.integers(0, 380, length).tolist()), count) for length, count in lengths]
@@ -95,7 +95,7 @@ def test_finished_batches_are_not_repeated_and_an_unfinished_one_gives_the_same_
     monkeypatch.setattr(scoring, "_scored", counted)
     with pytest.raises(KeyboardInterrupt):
         score(subject, continuations, Kept(path, {}), QUIET)
-    # The kill came inside the second batch's lines: its first document is there and its last is torn.
+    # The kill came within the second batch's lines: its first document is complete, its last is truncated.
     path.write_bytes(path.read_bytes()[:-20])
     batches[:] = [0] * 10
     assert score(subject, continuations, Kept(path, {}), QUIET) == whole

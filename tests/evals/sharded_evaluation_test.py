@@ -1,4 +1,4 @@
-"""Scores and answers over four devices, which a process of its own has, are those of one device."""
+"""Scores and answers over four devices, in a separate process, equal those of one device."""
 
 import json
 import os
@@ -31,7 +31,7 @@ MESHES = {"one": (1, 1, 1), "split": (1, 2, 2)}
 
 
 def measure(folder: Path) -> dict[str, dict[str, list]]:
-    """By mesh: log-likelihoods, and which answers."""
+    """Returns log-likelihoods and answers by mesh."""
     write_tiny_llama(folder / "tiny")
     base = load_base(folder / "tiny")
     adapter = init_adapter("aligner", base.config, num_tokens=2, start_layer=1)

@@ -1,4 +1,4 @@
-"""What is asked of Vicuna-bench and of a file of questions, and how; the model's answers are given."""
+"""Prompts of Vicuna-bench and of a file of questions; the model's answers are given."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Typed fields: the right types and ranges pass, and every other value is one sentence."""
+"""Typed fields: valid types and ranges pass, and every other value is refused in one sentence."""
 
 import pytest
 

@@ -138,7 +138,7 @@ def test_bfloat16_is_the_float32_result_of_the_same_inputs_rounded(num_tokens: i
         prefix = jax.tree.map(lambda x: x.astype(jnp.bfloat16), prefix)
     o_btnh = attend_jit(*inputs, prefix)
     assert o_btnh.dtype == jnp.bfloat16
-    # Weights and outputs of two sums are rounded to 8 bits each; the outputs reach 6.
+    # Weights and outputs of two sums are rounded to 8 bits each; outputs are as large as 6.
     np.testing.assert_allclose(o_btnh.astype(jnp.float32), _oracle(*inputs, prefix), atol=0.06)
 
 

@@ -1,4 +1,4 @@
-"""Decoding from the cache gives what the uncached forward pass gives, however the tokens arrive."""
+"""Decoding from the cache equals the uncached forward pass, for any split of the tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from aligner_jax.peft import Bound, bind, init_adapter
 SLOTS = 16
 TOKENS = np.random.default_rng(0).integers(0, 40, (2, 10)).astype(np.int32)
 LENGTHS = np.asarray([6, 3], np.int32)
-"""Of what is prefilled, where something is."""
+"""Lengths of the prefilled rows."""
 FIRST_POSITION = 5
 
 forward_jit = jax.jit(forward, static_argnames=("config",))
@@ -29,7 +29,7 @@ def _prefilled(params: Params, config: LlamaConfig, adapted) -> tuple[np.ndarray
 
 
 def _continued(params: Params, config: LlamaConfig, adapted, cache: KVCache, pieces: list[int]):
-    """Hidden states and cache after each row's next tokens went in piece by piece."""
+    """Returns hidden states and cache after each row's next tokens were fed in pieces."""
     outs = []
     for piece in pieces:
         starts_b = np.asarray(cache.lengths_b)

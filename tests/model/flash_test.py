@@ -1,4 +1,4 @@
-"""Every kernel against plain attention in float32: outputs and gradients over a grid of shapes, packed rows too."""
+"""Every kernel against plain attention in float32: outputs and gradients over a grid of shapes and packed rows."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ class Case:
 
     Attributes:
       before: tokens of a joint prefix, ahead of the text's keys.
-      tokens: of a gated prefix; with `rows` each row has its own.
+      tokens: length of a gated prefix; with `rows` each row has its own prefix.
       segments: lengths of the documents of each row.
     """
 
@@ -81,12 +81,12 @@ KERNELS_TRIED: dict[str, Callable[[Case], Kernel]] = {
     "xla": lambda case: xla.KERNEL,
     "pallas": lambda case: flash.kernel(blocks=case.blocks, interpret=True),
 }
-"""Each is tried with every case that it supports: a new implementation takes one line."""
+"""Kernels under test; each runs every case that it supports."""
 TEXT, PREFIX = ("q_btnh", "k_bskh", "v_bskh"), ("prefix_k_bpkh", "gated_v_bpnh")
 
 
 def make(case: Case):
-    """Inputs as flash takes them, and a gradient of the output; the numbers are those the dtype can hold."""
+    """Returns inputs as flash takes them, and a gradient of the output, with values that the dtype represents."""
     draw = np.random.default_rng(0).standard_normal
     b, p = 2, case.tokens
     rows = b if case.rows else 1
@@ -101,7 +101,7 @@ def make(case: Case):
     arrays = {name: jnp.asarray(draw(shape), case.dtype) for name, shape in shapes.items()}
     segments_bt = None
     if case.segments is not None:
-        # A negative length: the first document goes on.
+        # A negative length continues the first document.
         rows_of_ids = [[(1 if n < 0 else i + 1, abs(n)) for i, n in enumerate(row)] for row in case.segments]
         segments_bt = jnp.asarray([[i for i, n in row for _ in range(n)] for row in rows_of_ids], jnp.int32)
     return arrays, segments_bt, jnp.asarray(draw(shapes["q_btnh"]), case.dtype)
@@ -112,14 +112,14 @@ def as_float32(tree):
 
 
 def expected(case: Case):
-    """The output and the gradients, named, in float32 and of the numbers that the case's dtype can hold."""
+    """Returns the output and the gradients by name, in float32, of values that the case's dtype represents."""
     arrays, segments_bt, do = as_float32(make(case)[0]), make(case)[1], as_float32(make(case)[2])
     o, pull = jax.vjp(lambda arrays: plain.attend(Inputs(**arrays, segment_ids_bt=segments_bt)), arrays)
     return {"o": o, **pull(do)[0]}
 
 
 def by_kernel(case: Case, kernel: Kernel):
-    """The same by a kernel, and its output without residuals."""
+    """Returns the kernel's output and gradients by name, and its output without residuals."""
     arrays, segments_bt, do = make(case)
     inputs = Inputs(**arrays, segment_ids_bt=segments_bt)
     out = kernel.forward(inputs, True)
@@ -132,7 +132,7 @@ def by_kernel(case: Case, kernel: Kernel):
 
 
 def supported() -> list[tuple[str, str]]:
-    """Kernels and names of the cases that they take."""
+    """Returns kernels and the names of the cases that they support."""
 
     def inputs(case: Case) -> Inputs:
         arrays, _, _ = jax.eval_shape(lambda: make(dataclasses.replace(case, segments=None)))
@@ -142,7 +142,7 @@ def supported() -> list[tuple[str, str]]:
 
 
 def error(actual, wanted) -> float:
-    """The largest difference, relative to the largest number."""
+    """Returns the largest difference, relative to the largest expected value."""
     return float(jnp.max(jnp.abs(actual.astype(jnp.float32) - wanted)) / jnp.max(jnp.abs(wanted)))
 
 
@@ -174,7 +174,7 @@ def test_bfloat16_is_no_further_from_float32_than_twice_what_xla_is(name: str, l
 
         def xla(arrays):
             prefix_k, gated_v = (arrays[name] for name in PREFIX)
-            # Each query head as a kv head of its own, so that the gated values need no gate.
+            # Each query head is its own kv head, so that the gated values need no gate.
             group = case.heads // case.kv_heads
             k, v, prefix_k = (jnp.repeat(x, group, 2) for x in (arrays["k_bskh"], arrays["v_bskh"], prefix_k))
             prefix = Prefix(prefix_k, gated_v, jnp.ones((gated_v.shape[0], case.heads)))
@@ -204,7 +204,7 @@ def test_bfloat16_is_no_further_from_float32_than_twice_what_xla_is(name: str, l
 
 @pytest.mark.parametrize("name", ["groups of 2", "spans, packed"])
 def test_with_the_tpus_memories_simulated(name: str):
-    """Transfers, semaphores and what was never written: uninitialized memory is NaN, and races are detected."""
+    """The interpreter simulates transfers and semaphores, fills uninitialized memory with NaN, and detects races."""
     case = CASES[name]
     parameters = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
     actual, _ = jax.jit(lambda: by_kernel(case, flash.kernel(blocks=case.blocks, interpret=parameters)))()
@@ -273,7 +273,7 @@ def test_a_joint_softmax_is_left_to_xla():
 
 
 def numbers_kept(length: int, head_dim: int, before: int = 0) -> tuple[int, int]:
-    """The elements that attention keeps for its backward pass, and those of its inputs, output and denominators."""
+    """Returns the sizes of attention's residuals, and of its inputs, output and denominators together."""
     q, kv = (jax.ShapeDtypeStruct((1, length, heads, head_dim), jnp.float32) for heads in (4, 2))
     prefix = None
     if before:
@@ -303,7 +303,7 @@ def test_the_kernel_is_that_of_the_platform_of_the_lowering(platform: str, lengt
 
 def test_blocks_of_keys_that_no_query_may_see_are_passed_over():
     segments_b1t = jnp.repeat(jnp.asarray([[1, 1, 2, 2, 3, 0], [2, 1, 2, 2, 1, 1]]), 128, axis=1)[:, None]
-    # In the second row the blocks between two of one document are computed, and masked.
+    # In the second row, blocks between two of the same document are computed and masked.
     wanted = [[0, 0, 256, 256, 512, 640], [0, 128, 0, 0, 128, 128]]
     np.testing.assert_array_equal(first_keys(segments_b1t, 2, 768, 128), wanted)
     np.testing.assert_array_equal(first_keys(None, 2, 256, 128), [[0, 0], [0, 0]])

@@ -1,4 +1,4 @@
-"""On TPUs a layer's weights are read where the stack lies, also where a device's part of an axis fills no register."""
+"""TPU programs read a layer's weights in place in the stack, even if a device's part of an axis fills no register."""
 
 import functools
 
@@ -24,7 +24,7 @@ def last(x_bd, stack_ldf, axes):
     def all_layers(x_bd, _):
         return jax.lax.scan(one, x_bd, jnp.arange(LAYERS))
 
-    # With a loop around it, as decoding has, the compiler orders the whole stack once, ahead of both.
+    # In a loop, as in decoding, the compiler would copy the whole stack into another layout once, ahead of the loop.
     return jax.lax.scan(all_layers, x_bd, None, length=8)[0]
 
 

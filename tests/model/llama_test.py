@@ -1,4 +1,4 @@
-"""The base model: equal to transformers, causal, and the same whatever the backward pass recomputes."""
+"""The base model: equal to transformers, causal, and the same under every remat."""
 
 import dataclasses
 import functools
@@ -70,7 +70,7 @@ def test_packing_needs_positions_of_each_document(config: LlamaConfig, params: P
     packed_btd = forward_jit(
         params, TOKENS_BT[:1], config=config, segment_ids_bt=segments_bt, positions_bt=positions_bt
     )
-    # The second document moved to the front; what follows a document does not reach it.
+    # The second document moved to the front; later documents do not affect it.
     alone_btd = forward_jit(params, jnp.stack([TOKENS_BT[0], jnp.roll(TOKENS_BT[0], -5)]), config=config)
     np.testing.assert_allclose(packed_btd[0, :5], alone_btd[0, :5], atol=1e-5)
     np.testing.assert_allclose(packed_btd[0, 5:], alone_btd[1, :7], atol=1e-5)
@@ -116,7 +116,7 @@ def _gradient(params: Params, adapter, *, config: LlamaConfig, remat):
 
 
 def _saved_shapes(params: Params, adapter, config: LlamaConfig, remat) -> list[tuple[int, ...]]:
-    """Shapes of all that the forward pass leaves for the backward pass, in which the weights themselves count once."""
+    """Returns shapes of the residuals of the forward pass; the weights count once."""
     pull = functools.partial(_pullback, adapter=adapter, config=config, remat=remat)
     return [x.shape for x in jax.tree.leaves(jax.eval_shape(lambda *args: pull(*args)[1], adapter.trainable, params))]
 

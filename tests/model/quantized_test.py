@@ -1,4 +1,4 @@
-"""Quantized weights: their products, gradients and residuals, and what their declaration says of them."""
+"""Quantized weights: their products, gradients, residuals and declarations."""
 
 import functools
 import math
@@ -33,7 +33,7 @@ apply_jit = jax.jit(apply, static_argnames="config")
 
 @pytest.fixture(scope="module")
 def quantized(config: LlamaConfig, params: Params):
-    """The shared model, its projections in the kind given; groups of four, so that every axis has several."""
+    """The shared model with quantized projections, in groups of four, so that every axis has several groups."""
 
     @functools.cache
     def make(kind: str) -> Params:
@@ -45,7 +45,7 @@ def quantized(config: LlamaConfig, params: Params):
 
 
 def plain(params: Params, dtype=jnp.float32) -> Params:
-    """The same model with arrays in place of quantized weights."""
+    """Returns the same model with arrays in place of quantized weights."""
     is_quantized = lambda leaf: isinstance(leaf, Quantized)  # noqa: E731
     to_array = lambda leaf: dequantized(leaf, dtype) if is_quantized(leaf) else leaf  # noqa: E731
     return jax.tree.map(to_array, params, is_leaf=is_quantized)
@@ -160,7 +160,7 @@ def test_the_backward_pass_keeps_no_weights(quantized, trained_adapter, config: 
         return jax.vjp(function, trainable)[1]
 
     kept = jax.tree.leaves(jax.eval_shape(residuals, adapter.trainable, params))
-    # The stacks themselves are there once; of the two adapted layers nothing of that size may be beside them.
+    # The stacks are residuals once; no slice of two adapted layers may be a residual.
     shapes = {getattr(params.layers, name).values.shape[1:] for name in PROJECTIONS}
     assert [x for x in kept if x.shape[1:] in shapes and x.shape[0] == 2] == []
     assert [x for x in kept if x.shape[1:] in shapes and x.dtype not in (jnp.int8, jnp.int4)] == []
@@ -207,7 +207,7 @@ def test_scales_are_split_as_their_values_are_or_whole():
     assert shardings[2].layers.q_ldnh.values.spec == PartitionSpec(None, "fsdp", "tensor", None)
     assert shardings[2].layers.q_ldnh.scales.spec == PartitionSpec(None, "fsdp", "tensor", None)
     assert shardings[2].layers.down_lfd.scales.spec == PartitionSpec(None, "tensor", "fsdp")
-    # Two groups of 32 do not go on four devices.
+    # Two groups of 32 cannot be split over four devices.
     assert shardings[4].layers.q_ldnh.values.spec == PartitionSpec(None, "fsdp", "tensor", None)
     assert shardings[4].layers.q_ldnh.scales.spec == PartitionSpec()
     for split in shardings.values():

@@ -1,4 +1,4 @@
-"""What the real TPU compiler makes of attention, for chips that need not be here."""
+"""Attention compiled by the real TPU compiler, without TPUs."""
 
 import functools
 
@@ -24,7 +24,7 @@ def devices(chip: str):
 
 
 def structs(tree, split):
-    """Shapes and dtypes with shardings: one for all, or one for each."""
+    """Returns shapes and dtypes with shardings: one sharding for all leaves, or one for each."""
     if isinstance(split, jax.sharding.Sharding):
         split = jax.tree.map(lambda _: split, tree)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, split)

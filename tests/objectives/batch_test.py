@@ -68,7 +68,7 @@ def test_axes_have_one_length_in_all_arrays():
 @pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rewarded(Batch):
-    """A batch of an objective that is not one of the package's."""
+    """A batch of an objective outside the package."""
 
     rewards_b: Any = array("b", "float32")
 

@@ -1,4 +1,4 @@
-"""Chunked cross-entropy: the plain one's values and gradients, without the plain one's logits."""
+"""Chunked cross-entropy: values and gradients of the plain one, without materializing all logits."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""Preference objectives: TRL's losses and gradients, the same however pairs lie in rows and however a batch is cut."""
+"""Preference objectives: TRL's losses and gradients, for any layout of pairs in rows and any split of a batch."""
 
 import dataclasses
 import functools
@@ -68,14 +68,14 @@ def pairs() -> list[dict]:
 
 
 def batch_of(pairs: list[dict], layout: str = "packed", **options) -> PairBatch:
-    """All pairs in one batch."""
+    """Returns all pairs in one batch."""
     (batch,) = eval_pair_batches(pairs, batch_size=ROWS, sequence_length=LENGTH, packing=LAYOUTS[layout], **options)
     return jax.tree.map(jnp.asarray, batch)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def log_probs_and_gradient(params, adapter, batch, slopes_bt, *, config):
-    """Log-probabilities of tokens, and the adapter's gradient where the loss has such slopes of them."""
+    """Returns token log-probabilities, and their vector-Jacobian product with the slopes for the adapter."""
 
     def of(trainable):
         return preference.token_log_probs(params, adapter.replace(trainable=trainable), batch, config=config)
@@ -85,7 +85,7 @@ def log_probs_and_gradient(params, adapter, batch, slopes_bt, *, config):
 
 
 def loss_and_gradient(model, policy: Adapter, reference: Adapter, batch: PairBatch, options: PreferenceOptions):
-    """Means over the pairs: the loss, its gradient, the metrics. The model is compiled once for all objectives."""
+    """Returns means over the pairs: loss, gradient and metrics. The model is compiled once for all objectives."""
     config, params = model
     run = functools.partial(log_probs_and_gradient, params, config=config)
     policy_bt, reference_bt = (run(adapter, batch, jnp.zeros((ROWS, LENGTH)))[0] for adapter in (policy, reference))
@@ -123,7 +123,7 @@ def test_a_models_loss_and_gradient_are_those_of_trl(model, policy, reference, p
     np.testing.assert_allclose(loss, golden[f"model/{case}/loss"], rtol=1e-5)
     for new, old in LEAVES.items():
         expected = golden[f"model/{case}/grad_{old}"]
-        # 1e-5 of the largest entry: an IPO gradient is larger than one.
+        # The tolerance is 1e-5 of the largest entry, since an IPO gradient is larger than one.
         np.testing.assert_allclose(gradient[new], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     if case == "dpo":
         theirs = {"chosen_reward": "chosen", "rejected_reward": "rejected", "margin": "margins"}
@@ -135,7 +135,7 @@ def test_a_models_loss_and_gradient_are_those_of_trl(model, policy, reference, p
 def test_a_step_in_parts_has_the_gradient_of_the_batch_and_training_widens_the_margin(
     model, policy, reference, pairs, case: str, layout: str
 ):
-    """Three pairs in four parts, so that an average of averages is not the average."""
+    """Three pairs are split in four parts, so that a mean of means differs from the mean."""
     config, params = model
     options, batch = CASES[case], batch_of(pairs[:3], layout)
     in_parts = np.sum(np.asarray(batch.pairs_um).reshape(4, -1) >= 0, 1)
@@ -183,7 +183,7 @@ def test_references_from_a_table_give_the_losses_of_those_computed_in_the_step(m
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_answers_are_compared_over_their_own_tokens(model, policy, reference, pairs, layout: str):
-    """Against the logits of each document alone; of the divergence, against its definition."""
+    """Log-probabilities are checked against each document's own logits, the divergence against its definition."""
     config, params = model
     pairs = pairs[:2]
     batch = batch_of(pairs, layout)

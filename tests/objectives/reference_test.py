@@ -1,4 +1,4 @@
-"""What a reference thinks of all answers: computed once, kept on disk, and never taken for another's."""
+"""A reference's log-probabilities of all answers: computed once, kept on disk, never used for another reference."""
 
 import dataclasses
 import io
@@ -95,7 +95,7 @@ def test_a_table_is_taken_again_only_for_what_it_was_made_from(base: Base, train
     masked[1]["rejected"]["loss_mask"] = ~masked[1]["rejected"]["loss_mask"]
     other_base = base.replace(params=base.params.replace(norm_d=base.params.norm_d + 1))
     coarse = base.replace(params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), base.params))
-    # As `load_base` makes them: the fingerprint is that of the weights before.
+    # `load_base` keeps the fingerprint of the weights before quantization, too.
     quantized = [
         base.replace(quantization=quantization, loaded_fingerprint=base.fingerprint)
         for quantization in (Quantization("int8"), Quantization("int4"), Quantization("int4", 16))

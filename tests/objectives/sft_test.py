@@ -1,4 +1,4 @@
-"""The SFT objective: which tokens count, and that neither packing nor padding changes what a document's loss is."""
+"""The SFT objective: the tokens that count, and losses that do not depend on packing or padding."""
 
 import dataclasses
 import functools

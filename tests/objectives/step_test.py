@@ -1,4 +1,4 @@
-"""The training step: only the adapter moves, in the same way however the batch is cut, and the loss goes down."""
+"""The training step: only the adapter changes, the split of the batch does not matter, and the loss decreases."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ LENGTH = 12
 
 @pytest.fixture(scope="module")
 def batch(pack):
-    """Four rows with 0, 1, 9 and 5 targets, so that an average of averages is not the average."""
+    """Four rows with 0, 1, 9 and 5 targets, so that a mean of means differs from the mean."""
     rows = []
     for length, targets in ((6, 0), (8, 1), (10, 9), (7, 5)):
         mask = [0] * (length - targets) + [1] * targets
@@ -30,7 +30,7 @@ def batch(pack):
 
 @pytest.fixture(scope="module")
 def first_gradient(config: LlamaConfig, params: Params, batch):
-    """The gradient and the metrics of an adapter's first step, with each step function compiled once."""
+    """Returns gradient and metrics of an adapter's first step; each step function is compiled once."""
     optimizer = optax.trace(decay=0.0)
 
     @functools.cache
@@ -81,7 +81,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_bit_for_bit(config: LlamaC
     assert all(not np.array_equal(trained[name], fresh[name]) for name in fresh)
     jax.tree.map(np.testing.assert_array_equal, train(), (losses, trained))
 
-    # Gates at zero have no decay, so a first batch without targets leaves them there.
+    # Zero gates do not decay, so a first batch without targets leaves them at zero.
     empty = dataclasses.replace(batch, loss_mask_bt=jnp.zeros_like(batch.loss_mask_bt))
     state, metrics = step(init_state(adapter, optimizer), params, empty)
     assert metrics.loss == metrics.grad_norm == 0
@@ -98,7 +98,7 @@ POISON = 39
 
 @pytest.fixture(scope="module")
 def poisoned(params: Params) -> Params:
-    """The base with one token of the vocabulary whose embedding is not a number."""
+    """The base, with NaN as the embedding of one token."""
     return dataclasses.replace(params, embed_vd=params.embed_vd.at[POISON].set(jnp.nan))
 
 
@@ -117,7 +117,7 @@ def test_a_step_that_is_not_finite_changes_the_number_alone(
     assert not np.isfinite(metrics.loss)
     assert after.step == 2
     assert same_bits(after.replace(step=state.step), state)
-    # As if the skipped step had never been.
+    # The result is that of a run without the skipped step.
     again, _ = step(after, poisoned, clean)
     without, _ = step(state, poisoned, clean)
     assert same_bits(again.replace(step=without.step), without)
@@ -128,7 +128,7 @@ def test_a_gradient_that_is_not_finite_is_seen_where_the_loss_is(config: LlamaCo
     adapter = init_adapter("aligner", config, 0, num_tokens=2, start_layer=0)
 
     def sums(params, policy, reference, batch, **_):
-        # √|x| has no slope at 0, where the gates begin.
+        # √|x| has no finite slope at 0, where the gates begin.
         gates_ln = policy.trainable["gates_ln"]
         return jnp.sum(jnp.sqrt(jnp.abs(gates_ln))), Totals(jnp.int32(1), {})
 

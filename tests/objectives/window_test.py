@@ -1,4 +1,4 @@
-"""Rates that are logged are those of the optimizer's own count, whatever was skipped."""
+"""Logged rates are those of the optimizer's own count, whatever steps were skipped."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from aligner_jax.runtime.config import OptimConfig
 
 
 def step(*skipped: bool) -> StepMetrics:
-    """Of a sweep, or of one adapter."""
+    """The step of a sweep, or of one adapter."""
     values = np.array(skipped) if len(skipped) > 1 else np.array(skipped[0])
     zeros = jnp.zeros(values.shape)
     return StepMetrics(zeros, zeros, jnp.asarray(values), {})
@@ -65,7 +65,7 @@ def test_the_count_of_an_optimizer_is_found(changes: dict):
 
 
 def test_a_run_logs_what_its_optimizer_did_also_after_it_went_on(tiny_run: dict, tmp_path: Path):
-    """A token whose embedding overflows is in every third row."""
+    """Every third row has a token whose embedding overflows."""
     weights = load_file(Path(tiny_run["base"]["path"]) / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].copy()
     tokenizer = json.loads((Path(tiny_run["base"]["path"]) / "tokenizer.json").read_text())

@@ -1,4 +1,4 @@
-"""Aligner: the published mathematics, by float64 goldens and by the properties that it promises."""
+"""Aligner: the paper's formulas, by float64 goldens and by the properties that it guarantees."""
 
 import dataclasses
 import functools

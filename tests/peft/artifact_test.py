@@ -1,4 +1,4 @@
-"""The adapter's file: exact and reproducible, small, bound to its base, and refused in one sentence when damaged."""
+"""The adapter's file: exact, reproducible, small, bound to its base, and refused in one sentence when damaged."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ from aligner_jax.weights.base import Base
 
 
 class NamedBase(NamedTuple):
-    """A base that says its fingerprint instead of computing it."""
+    """A base with a given fingerprint in place of a computed one."""
 
     config: LlamaConfig
     fingerprint: str = "0123456789abcdef" * 4
@@ -52,7 +52,7 @@ def _parts(path: Path) -> tuple[dict, bytes]:
 
 
 def _write(path: Path, header: dict, body: bytes, *, keep_digest: bool = False) -> None:
-    """A file as before there were digests, so that its content is what is looked at."""
+    """Writes a file without a digest, as before digests existed, so that the reader checks its content."""
     if not keep_digest:
         header["__metadata__"].pop("digest", None)
     text = json.dumps(header).encode()
@@ -296,7 +296,7 @@ def test_every_flipped_bit_is_damage(saved: Path, base: NamedBase):
         except InputError:
             refused += 1
             continue
-        # A space of the header may be another kind of white space.
+        # The damage may turn a space of the header into other white space.
         assert loaded.options == expected.options
         jax.tree.map(np.testing.assert_array_equal, loaded.trainable, expected.trainable)
     assert refused > 0.99 * (len(data) - 8)

@@ -1,4 +1,4 @@
-"""The method of docs/extending.md works as it stands there, in one file and one line."""
+"""The method of docs/extending.md works as printed there, in one file and one line."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""PEFT's folders that cannot be read: each field and each tensor is refused by its name."""
+"""PEFT folders that cannot be read: each unsupported field and tensor is named in the refusal."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""PEFT's folders: its own logits out of what it saved, the same bytes out of what we save, refusals by name."""
+"""PEFT's folders: PEFT's logits from its files, PEFT's bytes from ours, refusals by name."""
 
 import dataclasses
 import json
@@ -61,7 +61,7 @@ def test_what_is_written_is_what_peft_writes(name: str, tmp_path: Path):
     ours["target_modules"] = sorted(ours["target_modules"])
     theirs["target_modules"] = sorted(theirs["target_modules"])
     assert {field: theirs[field] for field in ours} == ours
-    # The rest of theirs has its defaults, none of which means anything.
+    # Their other fields have defaults, which change nothing.
     left = {field: value for field, value in theirs.items() if field not in ours and value not in (None, False, {}, [])}
     assert left.items() <= {"peft_version": "0.21.2", "megatron_core": "megatron.core", "qalora_group_size": 16}.items()
 
@@ -218,7 +218,7 @@ def test_targets_may_be_written_in_all_of_pefts_ways(wanted, peft_folder):
         ["q_proj", "v_proj", "query_key_value", "c_attn", "", "lm_head", "embed_tokens"],
         r".*\.(q_proj|v_proj|c_attn)",
         r"^(?!.*(visual|lm_head)).*(?:q_proj|v_proj)$",
-        # Unsloth's way of writing it.
+        # Unsloth writes this pattern.
         r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp).*?(?:q_proj|v_proj).*?)"
         r"|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|attn)\.(?:(?:q_proj|v_proj)))",
     ],

@@ -1,4 +1,4 @@
-"""What all methods promise (`method_contract`), and each method against the formula or arrays it stands for."""
+"""All methods: the contract (`method_contract`), and each method against its formula or equivalent arrays."""
 
 import dataclasses
 import functools
@@ -39,15 +39,15 @@ VARIANTS: dict[str, tuple[str, dict]] = {
     "full": ("full", {}),
 }
 CASES = {name: (name, {}) for name in METHODS} | VARIANTS
-"""A method that has no variants here is tried with its defaults."""
+"""Variants by method; a method without variants here runs with its defaults."""
 
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, config: LlamaConfig, random_params, randomized, pack) -> Case:
-    """A method as after training, and a model that has it."""
+    """A method with random arrays, like a trained one, and a model that supports it."""
     method, options = CASES[request.param]
     if options.get("tokens") == "head":
-        # The width is a multiple of a head's.
+        # The method's width must be a multiple of a head's.
         config = dataclasses.replace(config, head_dim=4)
     adapter = randomized(init_adapter(method, config, **options))
     return Case(config, random_params(config), adapter, randomized, pack)

@@ -1,4 +1,4 @@
-"""Patterns of module names: Python's `re` on what both accept, and an end for those that `re` never finishes."""
+"""Patterns of module names: equal to Python's `re` where both accept, and finite where `re` never finishes."""
 
 import contextlib
 import random
@@ -44,7 +44,7 @@ def test_what_peft_users_write_means_what_re_says(pattern: str):
 
 
 def drawn(rng: random.Random, depth: int) -> str:
-    """A random pattern, most of which are ones."""
+    """Returns a random text, usually a valid pattern."""
 
     def inner() -> str:
         return drawn(rng, depth - 1)
@@ -150,5 +150,5 @@ def test_nothing_hangs(pattern: str):
         found = NamePattern(pattern)
         for name in NAMES * 100:
             found.matches(name)
-    # It takes 3 s here, beside other work.
+    # It takes 3 s on this machine, beside other work.
     assert time.monotonic() - begun < 60

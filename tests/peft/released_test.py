@@ -1,4 +1,4 @@
-"""The authors' released Aligners, lit-llama's LLaMA-Adapters, and what is neither."""
+"""The authors' released Aligners, lit-llama's LLaMA-Adapters, and files that are neither."""
 
 import io
 import pickle
@@ -30,7 +30,7 @@ class ShapedBase(NamedTuple):
 
 
 def _rewritten(path: Path, change) -> Path:
-    """The golden file with `change(name, bytes) -> bytes or None` applied to each member."""
+    """Returns the golden file with `change(name, bytes) -> bytes or None` applied to each member."""
     with zipfile.ZipFile(GOLDEN) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
             data = change(name, old.read(name))
@@ -108,7 +108,7 @@ def test_another_zip(tmp_path: Path):
 
 
 def _lit_llama(gate_shape: tuple[int, ...], start_layer: int = 1) -> dict[str, np.ndarray]:
-    """Tensors of a LLaMA-Adapter of 2 tokens on the last two layers of the llama3 golden."""
+    """Returns tensors of a LLaMA-Adapter of 2 tokens on the last two layers of the llama3 golden."""
     rng, tensors = np.random.default_rng(5), {}
     for layer in range(start_layer, 3):
         attention = f"transformer.h.{layer}.attn."

@@ -1,4 +1,4 @@
-"""Many adapters in one batch; that each row is as if its adapter were the only one is in `method_contract`."""
+"""Batches with an adapter per row; `method_contract` checks that each row equals its adapter alone."""
 
 import jax.numpy as jnp
 import pytest

@@ -1,4 +1,4 @@
-"""Several adapters at the same time, each over the weights that those before it changed."""
+"""Several adapters at once, each over the weights that the ones before it changed."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What a compiled program sends: read from its text, checked against programs whose collectives are known."""
+"""Collectives of compiled programs: read from the program's text, checked against programs with known ones."""
 
 import json
 import os
@@ -18,7 +18,7 @@ LAYERS, WIDTH = 5, 64
 
 
 def in_a_loop() -> list[Collective]:
-    """A scan over layers whose weights are split for storage: one gather of each layer's weights."""
+    """Returns the collectives of a scan over sharded layers: one gather of each layer's weights."""
     mesh = sharding.make_mesh(data=2, fsdp=4)
     weights_ldf = jax.ShapeDtypeStruct(
         (LAYERS, WIDTH, WIDTH), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(None, "fsdp"))
@@ -88,10 +88,10 @@ ENTRY %main (x: bf16[8,4]) -> bf16[8,4] {
 def test_the_text_of_the_tpu_compiler():
     text = TPU.replace("GROUPS", "replica_groups=mesh['data'=2,'fsdp'=8] {'fsdp'}, dimensions={1}")
     gather, reduce, start, permute = sorted(collectives(text), key=lambda c: -c.nbytes * c.runs)
-    # Both halves of an asynchronous gather are one, and the loop's trips stand in its condition.
+    # Both halves of an asynchronous gather count as one, and the loop's trip count is in its condition.
     assert gather == Collective("all-gather", 4096 * 11008 * 2, 8, 30)
     assert reduce == Collective("all-reduce", 13 * 4, 4, 30)
-    # Of a start the result is the larger of the arrays, the other being its argument.
+    # A start's outputs are its argument and the result; the larger one counts.
     assert start == Collective("all-gather", 256, 8, 1)
     assert permute == Collective("collective-permute", 64, 2, 1)
     assert gather.received == 4096 * 11008 * 2 * 30 * 7 / 8

@@ -1,4 +1,4 @@
-"""What an evaluation would need on TPUs: the programs that run are those that are planned."""
+"""Plans of evaluations on TPUs: the planned programs are those that run."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def test_the_command_plans_an_evaluation():
     assert 4 * plan["weights_bytes"] == pytest.approx(2 * 260_032, rel=0.02)
     assert [program["name"] for program in plan["programs"]] == ["scores", "prompts", "new tokens"]
     assert all(program["fits"] and program["collective_bytes"]["all-gather"] > 0 for program in plan["programs"])
-    # Of each array that is gathered by four devices a device receives three quarters; a call makes eight tokens.
+    # A device receives three quarters of an array that four devices gather; a call makes eight tokens.
     (kind, gathered), *others = plan["programs"][2]["collective_bytes"].items()
     assert (kind, others, plan["bound"]) == ("all-gather", [], "network")
     network = chips.CHIPS["TPU v5 lite"].network_bytes_per_second

@@ -1,4 +1,4 @@
-"""The planner: what it compiles is what training runs, and its figures are the compiler's."""
+"""The planner: it compiles the program that training runs, and its figures are the compiler's."""
 
 import dataclasses
 import json
@@ -61,7 +61,7 @@ def test_the_search_finds_the_largest_batch_that_fits(most: int, calls_at_most: 
     def plan(config: TrainConfig) -> Plan:
         rows = config.data.batch_size // 8
         calls.append(rows)
-        # Memory that is not quite linear in the rows.
+        # Memory is not quite linear in the rows.
         peak = int((2 << 30) + (14 << 30) * (rows / (most + 0.5)) ** 0.9)
         return dataclasses.replace(PLAN, batch=8 * rows, peak_bytes=peak, fits=peak <= 16 << 30, remat=config.remat)
 
@@ -151,7 +151,7 @@ def test_the_command_prints_one_object_a_line():
     assert plans[0]["collective_bytes"]["all-gather"] > 0
     assert plans[0]["peak_bytes"] < plans[0]["hbm_bytes"]
     assert plans[0]["fits"]
-    # The compiler talks to itself on loading; a user need not read it.
+    # The compiler prints messages on loading, which must not reach the user.
     assert run.stderr == ""
 
 

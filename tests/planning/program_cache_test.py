@@ -28,7 +28,7 @@ def devices(topology: str) -> list[Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path):
-    """An empty cache of this test's own."""
+    """An empty cache for one test."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     compilation_cache.reset_cache()
@@ -39,7 +39,7 @@ def folder(tmp_path: Path):
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[jax.stages.Lowered]:
-    """Every program that is given to the compiler."""
+    """Records every program that is given to the compiler."""
     seen, original = [], compiled._compile
 
     def compile_and_count(lowered: jax.stages.Lowered, mesh: Mesh) -> Any:
@@ -51,7 +51,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[jax.stages.Lowered]:
 
 
 def product(factor: int = 2, *, topology: str = "v5e:2x2", name: str = "times", width: int = 512) -> Compiled:
-    """Compiles a small function of rows that are split over four devices."""
+    """Compiles a small function of rows that are sharded over four devices."""
     mesh = Mesh(np.array(devices(topology)).reshape(2, 2), ("a", "b"))
     rows_bd = jax.ShapeDtypeStruct(
         (8, width), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(("a", "b"), None))

@@ -1,4 +1,4 @@
-"""What the real TPU compiler makes of the training step of every config, for chips that need not be here."""
+"""The training step of every config, compiled by the real TPU compiler without TPUs."""
 
 import re
 
@@ -31,7 +31,7 @@ def test_every_config_compiles_for_its_topology_and_fits(name: str):
     assert plan.fits, table.advice(plan)
     if plan.devices > 1:
         assert plan.collective_bytes is not None
-        # Each layer's weights once forward and once backward; the rows stay where they are.
+        # Each layer's weights are gathered once forward and once backward; the rows stay sharded.
         assert plan.collective_bytes["all-gather"] <= 2 * plan.weights_bytes * plan.devices
         assert plan.collective_bytes.keys() <= {"all-gather", "all-reduce"}
 

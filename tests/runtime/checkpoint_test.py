@@ -183,7 +183,7 @@ def test_a_process_killed_while_saving_leaves_whole_checkpoints(tmp_path):
         process = start([sys.executable, "-c", SAVE_UNTIL_KILLED, tmp_path])
         first = process.stdout.readline()
         assert first, process.communicate()[1]
-        # At most the save that was under way and the one before, not yet renamed, are lost.
+        # At most the save in progress and the one before, not yet renamed, are lost.
         assert int(first) >= last - 1
         time.sleep(chance.uniform(0.05, 0.8))
         process.send_signal(signal.SIGKILL)
@@ -193,7 +193,7 @@ def test_a_process_killed_while_saving_leaves_whole_checkpoints(tmp_path):
     step, state, data_state = restored(tmp_path, {"a": jnp.zeros(5000), "b": jnp.int32(0)})
     np.testing.assert_array_equal(state["a"], step)
     assert (int(state["b"]), data_state) == (step, {"position": step})
-    # The last may be there before the oldest is removed.
+    # The newest may exist before the oldest is removed.
     kept = {int(name) for name in os.listdir(tmp_path)}
     assert {step - 1, step} <= kept <= {step - 2, step - 1, step}
 

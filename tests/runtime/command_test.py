@@ -66,7 +66,7 @@ def command(tmp_path, config_file):
     environment = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
     environment |= {"PYTHONPATH": places.PYTHONPATH, "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
-    # A shell starts what it puts in the background with SIGINT ignored, and children inherit that.
+    # A shell starts background commands with SIGINT ignored, and children inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.ExitStack() as processes:
 
@@ -85,7 +85,7 @@ def command(tmp_path, config_file):
 
 
 def run_here(arguments, monkeypatch):
-    """What a command of this process exits with, and the config it got."""
+    """Returns the exit of a command in this process, and the config that it got."""
     seen = []
     monkeypatch.setattr(sys, "argv", ["verb", *arguments])
     monkeypatch.setattr(platform, "prepare", lambda: None)
@@ -137,7 +137,7 @@ CHOICE = Choice("optim", "name", "adam", {"adam": ("b1", "b2", "decay"), "sgd": 
         ({"b1": 0, "decay": 1, "lr": 2}, {"name": "sgd"}, {"decay": 1, "lr": 2, "name": "sgd"}, "config.optim.b1"),
         ({"b1": 0, "b2": 1}, {"name": "sgd", "b2": "3"}, {"b2": 3, "name": "sgd"}, "config.optim.b1"),
         ({"name": "sgd", "momentum": 1}, {"name": "adam"}, {"name": "adam"}, "config.optim.momentum"),
-        # A mistake of the file's stays, and so does everything where no known value takes another's place.
+        # A mistake in the file stays, and so does everything for which no known value is substituted.
         ({"momentum": 1}, {"name": "sgd"}, {"momentum": 1, "name": "sgd"}, None),
         ({"name": "adam", "momentum": 1}, {"name": "adam"}, {"momentum": 1, "name": "adam"}, None),
         ({"b1": 0}, {"name": "none"}, {"b1": 0, "name": "none"}, None),
@@ -251,7 +251,7 @@ def test_overrides_are_written_as_flags_are(config_file, arguments, monkeypatch)
 
 
 def test_commands_are_quiet_and_their_ends_are_clean(command, config_file):
-    """One test, so that the processes start side by side."""
+    """All commands are in one test, so that the processes run side by side."""
     right = command(f"--config={config_file}", "--config.steps=3")
     wrong = command("--workdri=x")
     interrupted = command(f"--config={config_file}", "--workdir=wait")

@@ -26,7 +26,7 @@ SLICE = {"TPU_WORKER_HOSTNAMES": "t0,t1,t2", "TPU_WORKER_ID": "2"}
 
 @pytest.fixture
 def joined(monkeypatch):
-    """The calls of jax.distributed.initialize; with a clean environment on a machine without a TPU."""
+    """Records the calls of jax.distributed.initialize, with a clean environment on a machine without a TPU."""
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append((*args, options)))
     monkeypatch.setattr(distributed, "_PATIENCE_SECONDS", 0)
@@ -47,7 +47,7 @@ def environment(monkeypatch):
 
 @pytest.fixture
 def tpu(monkeypatch, joined):
-    """A machine with a TPU, which JAX is free to use."""
+    """A machine with a TPU that JAX is free to use."""
     monkeypatch.setattr(platform, "has_tpu", lambda: True)
     monkeypatch.setattr(distributed, "_on_tpu", lambda: True)
     return joined
@@ -67,7 +67,7 @@ def free_port():
 
 @pytest.fixture
 def metadata_server(environment):
-    """A machine's metadata: the paths that were asked for, and what it tells of each attribute."""
+    """Serves a machine's metadata; yields the requested paths, and the dict of the attributes that it serves."""
     asked, told = [], {}
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -38,7 +38,7 @@ def test_the_file_has_the_usual_permissions(tmp_path):
 def test_the_processs_umask_is_never_set(tmp_path, monkeypatch):
     before = os.umask(0o027)
     try:
-        # Another thread that makes a file in between would make it with the wrong permissions.
+        # A file that another thread makes in between would have the wrong permissions.
         with monkeypatch.context() as patch:
             patch.setattr(os, "umask", lambda _: pytest.fail("the umask is set, for all threads"))
             write_atomically(tmp_path / "file", "")

@@ -1,4 +1,4 @@
-"""Rows over one, two and four devices, each as if of a process of its own: together they are the batches of one."""
+"""Rows over one, two and four devices, each as if in its own process: together they equal one device's batches."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ COUNTS = (1, 2, 4)
 
 
 def make_documents() -> list[dict]:
-    """As long as a row, so that an epoch is a whole number of batches; their first token names them."""
+    """Returns documents as long as a row, so that batches fill an epoch; their first tokens are distinct."""
     tokens = [np.concatenate([[100 + i], np.full(LENGTH - 1, 7)]).astype(np.int32) for i in range(DOCUMENTS)]
     return [{"tokens": each, "loss_mask": np.ones(LENGTH, bool)} for each in tokens]
 
@@ -38,7 +38,7 @@ def make_batches(kind: str):
 
 
 def documents_by_device(kind: str) -> dict[str, list[list[list[int]]]]:
-    """Of every number of devices: for each step and device, the documents in its rows."""
+    """Returns the documents in the rows of each step and device, by the number of devices."""
     found, middle = {}, {}
     for count in COUNTS:
         mesh = sharding.make_mesh(data=count, fsdp=1, devices=jax.devices()[:count])
@@ -46,7 +46,7 @@ def documents_by_device(kind: str) -> dict[str, list[list[list[int]]]]:
         batches, rows = make_batches(kind), []
         for step in range(STEPS):
             if step == RESUME:
-                # Goes on where the run with another number of devices was.
+                # Resumes from the state of the run with the first number of devices.
                 middle[count] = json.dumps(batches.get_state())
                 batches = make_batches(kind)
                 batches.set_state(json.loads(next(iter(middle.values()))))
@@ -102,7 +102,7 @@ def test_processes_have_every_document_once_between_them(count: int):
     ]  # fmt: skip
     ends = [child.communicate(timeout=300) for child in children]
     assert [child.returncode for child in children] == [0] * count, ends
-    # What JAX's CPU backend prints of its connections comes before.
+    # JAX's CPU backend prints its connections first.
     of_processes = [json.loads(output.splitlines()[-1]) for output, _ in ends]
     assert all(len(rows) == ROWS // count for steps in of_processes for rows in steps)
     together = [list(itertools.chain(*rows)) for rows in zip(*of_processes, strict=True)]
@@ -120,7 +120,7 @@ def test_rows_that_the_mesh_does_not_divide_are_named():
 
 
 def documents_of_this_process() -> list[list[int]]:
-    """For each step the documents in the rows that this process holds."""
+    """Returns the documents in this process's rows of each step."""
     distributed.initialize()
     split, batches = sharding.batch_sharding(sharding.make_mesh()), make_batches("alone")
     arrays = [global_batch(next(batches), split).tokens_bt for _ in range(STEPS)]

@@ -16,7 +16,7 @@ def lines(workdir):
 
 
 def events(workdir):
-    """(step, name, value) of every scalar, and (step, "restart") of every restart, in the order of writing."""
+    """Returns (step, name, value) of every scalar, and (step, "restart") of every restart, in the order of writing."""
     found = []
     for path in sorted(workdir.glob("events.out.tfevents.*")):
         content = path.read_bytes()
@@ -38,7 +38,7 @@ def write(workdir, *steps, resume_step=0):
 def test_metrics_are_lines_of_json_and_points_in_tensorboard(tmp_path):
     with MetricsWriter(tmp_path / "new" / "run", resume_step=0) as writer:
         writer.write(10, loss=1.5, learning_rate=0.25)
-        # Written when it is given, not when the writer is closed.
+        # Lines are written at once, not when the writer is closed.
         assert lines(tmp_path / "new" / "run") == [{"step": 10, "loss": 1.5, "learning_rate": 0.25}]
         writer.write(20, heldout_loss=2.0)
         assert events(tmp_path / "new" / "run")[-1] == (20, "heldout_loss", 2.0)

@@ -1,4 +1,4 @@
-"""Runs whose loss is not finite: they say so, end, and keep what was learned before."""
+"""Runs whose loss is not finite report it, end, and keep the result of the steps before."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def test_of_many_adapters_all_have_to_stand_still():
 
 
 def _poison(base: str) -> None:
-    """Makes the loss not finite by a weight that is finite, since a base with another is refused."""
+    """Makes the loss not finite with finite weights, since a base with other weights is refused."""
     weights = Path(base) / "model.safetensors"
     tensors = load_file(weights)
     tensors["model.norm.weight"][:] = 3e38
@@ -82,7 +82,7 @@ def test_the_run_ends_with_one_sentence_and_its_state_is_saved(tiny_run: dict, t
     screen = io.StringIO()
     with pytest.raises(InputError) as error:
         train(parse_config(tiny_run), tmp_path / "run", Console(width=100, file=screen))
-    # The fourth step was under way when the third was seen.
+    # The fourth step was running when the third's loss was read.
     assert str(error.value).startswith(
         "the loss or its gradient was not finite in 3 steps in a row (config.nonfinite.max_skipped is 3), "
         "so the run ends at step 4, where"
@@ -91,6 +91,6 @@ def test_the_run_ends_with_one_sentence_and_its_state_is_saved(tiny_run: dict, t
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"], line["skipped"]) for line in lines] == [(i, None, 1) for i in (1, 2, 3, 4)]
     assert (tmp_path / "run" / "checkpoints" / "4").is_dir()
-    # The same command goes on there, with what the run began with.
+    # The same command resumes there, with the run's original inputs.
     with pytest.raises(InputError, match="so the run ends at step 8"):
         train(parse_config(tiny_run), tmp_path / "run", Console(width=100, file=screen))

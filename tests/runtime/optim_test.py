@@ -16,7 +16,7 @@ def rates(counts, steps, **optim):
 
 
 def trained(optim: OptimConfig, params, gradients):
-    """Parameters after one update a gradient, as a training step makes them."""
+    """Returns the parameters after one update per gradient, as a training step makes them."""
     transformation = make_optimizer(optim, len(gradients))
 
     @jax.jit
@@ -129,7 +129,7 @@ def test_in_bfloat16_small_updates_leave_normal_entries_bit_identical(rng):
 
 
 def test_clipping_scales_the_gradient_to_the_norm(rng):
-    # With eps this large Adam is linear in the gradient, so that its size shows.
+    # At this large eps Adam is linear in the gradient, so the gradient's size shows.
     optim = OptimConfig(lr=1.0, weight_decay=0.0, eps=1e6)
     gradient = {"a": jnp.asarray([3.0, 4.0])}
     moved = {

@@ -47,7 +47,7 @@ def test_brackets_in_names_of_figures_are_no_markup():
 
 
 def test_a_file_that_fails_while_it_is_read_is_named():
-    # The kernel reads of no memory at address 0.
+    # The kernel refuses to read from address 0.
     with (
         open_file("/proc/self/mem") as file,
         pytest.raises(InputError, match=r"^/proc/self/mem cannot be read: In"),

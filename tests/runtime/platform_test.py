@@ -10,7 +10,7 @@ from aligner_jax.runtime import platform
 AMX = frozenset({"amx_tile", "amx_bf16"})
 READ_BY_JAX = ("JAX_PLATFORMS", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
 
-# A fresh process for each case: what JAX reads when it starts cannot be read again.
+# Each case has a fresh process, since JAX reads its settings only when it starts.
 REPORT = """
 import os, sys, warnings
 from aligner_jax.runtime import platform
@@ -35,7 +35,7 @@ def prepared(features="", accelerators="none", **environment):
 
 
 def test_jax_is_told_what_fits_the_machine_and_never_over_the_user(tmp_path):
-    """One test, so that the processes start side by side."""
+    """All cases are in one test, so that the processes run side by side."""
     cache, onednn = str(tmp_path), platform._AMX_FLAGS
     plain = prepared(XDG_CACHE_HOME=cache)
     amx = prepared("amx_tile amx_bf16", XDG_CACHE_HOME="/proc/nowhere")

@@ -1,4 +1,4 @@
-"""Runs that are asked to stop: at the end of a step, saved, and going on as if never stopped."""
+"""Runs that are asked to stop finish the step, save, and resume to the same result."""
 
 import contextlib
 import io
@@ -179,7 +179,7 @@ def test_a_reference_pass_stops_between_two_batches(tiny_run: dict, tmp_path: Pa
     def counted(*arguments, **options):
         taken.append(1)
         if len(taken) == 2:
-            # As if it were lost in a library's callback: the check between two batches sees it all the same.
+            # A library's callback could lose the exception; the check between two batches still sees the signal.
             with contextlib.suppress(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(1)

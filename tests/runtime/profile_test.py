@@ -1,4 +1,4 @@
-"""A trace of a few steps lies in the workdir, is found by XProf and TensorBoard, and holds the step's named scopes."""
+"""A trace of a few steps is in the workdir, where XProf and TensorBoard look, with the step's named scopes."""
 
 import gzip
 import json
@@ -16,12 +16,12 @@ from aligner_jax.runtime.workdir import Workdir
 
 
 def traces(workdir: Path) -> list[Path]:
-    """Files where TensorBoard's profile plugin looks for them."""
+    """Returns the files where TensorBoard's profile plugin looks for them."""
     return sorted((workdir / "profile").glob("plugins/profile/*/*.xplane.pb"))
 
 
 def traced_steps(trace: Path) -> list[int]:
-    """Numbers of the steps that a trace has annotations of."""
+    """Returns the steps that a trace has annotations of."""
     content = gzip.decompress(trace.with_name(trace.name.replace(".xplane.pb", ".trace.json.gz")).read_bytes())
     events = json.loads(content)["traceEvents"]
     return sorted(int(event["args"]["step_num"]) for event in events if event.get("name") == "train")
@@ -54,7 +54,7 @@ def test_a_run_that_goes_on_traces_its_own_steps_also_in_an_older_workdir(tiny_r
     old = json.loads(path.read_text())
     del old["profile"]
     path.write_text(json.dumps(old))
-    # More than there are.
+    # More steps than the run has.
     run({**tiny_run, "profile": {"steps": 100, "after": 2}}, tmp_path / "run")
     assert traced_steps(*traces(tmp_path / "run")) == [6, 7, 8]
 

@@ -11,7 +11,7 @@ METRICS = {"loss": 1.2344, "tokens_per_second": 1812.3, "learning_rate": 9e-3, "
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that pass when the test says so."""
+    """A clock that the test advances, in seconds."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
 
@@ -22,7 +22,7 @@ def clock(monkeypatch):
 
 
 def shown(clock, *, terminal, steps=120, first=0, every=10, logs=2):
-    """The text of a run whose first step takes 50 s longer than the others' 1 s."""
+    """Returns the text of a run whose first step takes 50 s longer than the others' 1 s."""
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=200, color_system=None)
     with Progress(console, steps=steps, first=first) as display:
@@ -56,7 +56,7 @@ def test_a_terminal_gets_a_bar_too_which_is_gone_at_the_end(clock):
     assert "20/120" in text
     assert "━" in text
     assert "step 20/120  loss 1.234" in text
-    # The cursor is shown again and the bar's line erased.
+    # The cursor is shown again and the bar's line is erased.
     assert text.rstrip("\n").endswith("\x1b[2K")
 
 
@@ -83,7 +83,7 @@ def counted(clock, *, terminal):
 
 
 def test_a_count_is_a_line_every_half_minute_and_one_at_the_end(clock):
-    # 800 done in 35 s, 1600 in all.
+    # 800 answers took 35 s, and 1600 are to be made in total.
     assert counted(clock, terminal=False) == ("answers: 1,200 of 2,000, 0:35 left\nanswers: 2,000 of 2,000 in 4:05\n")
 
 

@@ -1,4 +1,4 @@
-"""FLOPs against XLA's own count, bytes and the published sizes of LLaMA-7B against arithmetic by hand."""
+"""FLOPs against XLA's own count; bytes and the published sizes of LLaMA-7B against arithmetic by hand."""
 
 import dataclasses
 import math
@@ -29,20 +29,20 @@ from aligner_jax.runtime.roofline import (
 
 L7B = llama_config("llama_7b")
 N7B = 6_607_077_376
-"""Of 6,738,415,616 parameters those that are multiplied with: all but the embedding and the norms."""
+"""Parameters in matrix products: all 6,738,415,616 but the embedding and the norms."""
 
-# Grouped queries, n · h that is not d, and wide enough that norms and softmaxes are a few percent of the FLOPs.
+# Grouped queries, n · h unequal to d, and wide enough that norms and softmaxes are a few percent of the FLOPs.
 SMALL = LlamaConfig(
     vocab_size=512, d_model=128, d_mlp=384, num_layers=4, num_heads=8, num_kv_heads=4, head_dim=32, context_length=512
 )
 B, T = 2, 128
 TOKENS = jax.ShapeDtypeStruct((B, T), jnp.int32)
 SQUARE = 2 * B * T * T * SMALL.num_heads * SMALL.head_dim
-"""FLOPs of one product of all queries with all keys in one layer: the reference masks half of them after computing."""
+"""FLOPs of one product of all queries with all keys in one layer. The reference computes all and then masks half."""
 
 
 def xla_flops(function, *arguments) -> float:
-    """XLA's count. It counts the body of a loop once: one layer, whatever the number of layers."""
+    """Returns XLA's count. It counts the body of a loop once: one layer, for any number of layers."""
     analysis = jax.jit(function).lower(*arguments).compile().cost_analysis()
     assert analysis is not None
     return analysis["flops"]
@@ -64,7 +64,7 @@ def test_weights_of_7b_are_the_published_ones():
 
 @pytest.mark.parametrize("name", ["llama3_8b", "smollm2_135m", "llama3_2_1b"])
 def test_weights_are_those_of_the_parameters(name):
-    """Grouped queries and tied embeddings."""
+    """The config has grouped queries and tied embeddings."""
     config = llama_config(name)
     layers = abstract_params(config).layers
     matrices = [leaf.size for leaf in jax.tree.leaves(layers) if leaf.ndim > 2]
@@ -82,9 +82,9 @@ def test_forward_is_what_xla_counts():
     assert 2 * xla_flops(unembed, abstract_params(one), hidden) == cost["head"].model_flops
 
 
-# Attention that JAX differentiates has two products over all pairs forward and four backward, and here one more; it
-# repeats the scores under "dots" and both products under "full". The kernels, which are what is costed, leave all that
-# their backward pass needs under "dots".
+# JAX's derivative of attention has two products over all pairs forward and four backward, and one more here. It repeats
+# the scores under "dots" and both products under "full". The cost is that of the kernels, which keep all residuals of
+# their backward pass under "dots".
 @pytest.mark.parametrize(("remat", "reference_products"), [("none", 7), ("dots", 8), ("full", 9)])
 def test_a_training_step_is_what_xla_counts(remat, reference_products):
     adapter = init_adapter("aligner", SMALL, num_tokens=1, start_layer=0)
@@ -108,13 +108,13 @@ def test_layers_below_the_first_adapted_one_have_a_forward_pass_only():
         return jnp.sum(forward(params, tokens, config=SMALL, adapted=adapted, remat="dots", implementation="xla"))
 
     flops = xla_flops(jax.grad(loss), adapter.trainable, abstract_params(SMALL), TOKENS)
-    # A loop below and a loop above, of two layers each and counted once each.
+    # One loop below and one above, of two layers each, are counted once each.
     cost = aligner_step(SMALL, batch_size=B, sequence_length=T, start_layer=2, remat="dots")
     assert flops - 9 * SQUARE == pytest.approx(cost["layers"].hardware_flops / 2, rel=0.05)
 
 
 def test_the_head_is_computed_where_there_is_a_target():
-    """Two products a target: the gradient of the hidden states is all that is needed."""
+    """Two products per target: only the hidden states have a gradient."""
     params, tokens = abstract_params(SMALL), 64
     hidden = jax.ShapeDtypeStruct((1, tokens, SMALL.d_model), jnp.float32)
 
@@ -147,7 +147,7 @@ def test_training_over_a_frozen_base_costs_four_flops_a_weight_and_token():
     assert cost["layers"].model_flops + cost["head"].model_flops == 4 * N7B * tokens
     assert cost.model_flops == pytest.approx(4 * N7B * tokens, rel=0.01)
     assert cost.model_flops > 4 * N7B * tokens
-    # Of 32 layers 30 have a backward pass; the head has one always.
+    # 30 of 32 layers have a backward pass; the head always has one.
     fewer = train_7b(start_layer=2)["layers"].model_flops
     assert fewer == (32 + 30) / 64 * cost["layers"].model_flops
 
@@ -158,8 +158,8 @@ def test_a_trained_base_costs_six_flops_a_weight_and_token():
     weights = sum(cost[name].model_flops for name in ("layers", "head", "trained base"))
     assert weights == 6 * N7B * tokens
     assert cost.model_flops == weights + cost["attention"].model_flops
-    # Float32: differences are read three times (but for the last product, which runs twice) and the head's once,
-    # gradients are written, and AdamW reads four arrays and writes three.
+    # In float32, cotangents are read three times (twice for the last product, which runs twice), the head's once;
+    # gradients are written; AdamW reads four arrays and writes three.
     down, parameters = 32 * 4096 * 11_008, N7B + 32_000 * 4096
     activations = frozen["layers"].hbm_bytes / 3
     moved = cost["trained base"].hbm_bytes - 4 * (3 * 32 * layer_weights(L7B) - down + 32_000 * 4096)
@@ -172,7 +172,7 @@ def test_a_trained_base_costs_six_flops_a_weight_and_token():
 
 
 def step_flops(adapter: Adapter) -> float:
-    """XLA's count of the gradient of the layers of SMALL with an adapter."""
+    """Returns XLA's count of the gradient of the layers of SMALL with an adapter."""
 
     def loss(trainable, params, tokens):
         bound = bind(adapter.replace(trainable=trainable), params, SMALL)
@@ -197,7 +197,7 @@ def test_trained_weights_are_what_xla_counts(method: str, options: dict):
     parts = [part for part in cost.parts if part.name in ("layers", "trained weights", "trained base")]
     expected = sum(part.hardware_flops for part in parts)
     if record.trains_base:
-        # Without the head: its logits again, and the gradient of its weights.
+        # The head is left out: its recomputed logits, and the gradient of its weights.
         expected -= 4 * B * T * SMALL.d_model * SMALL.vocab_size
     assert step_flops(adapter) - 8 * SQUARE == pytest.approx(expected / SMALL.num_layers, rel=0.05)
 
@@ -248,7 +248,7 @@ def test_one_prefix_token_is_a_constant():
 
 
 def test_binding_takes_the_tokens_through_the_projections():
-    """One token needs its values only; each micro-step binds again."""
+    """One token needs only its values; each micro-step binds again."""
     projection = 2 * 4096 * 4096
     assert train_7b(num_tokens=1, start_layer=2)["bind"].model_flops == 2 * 30 * projection
     ten = train_7b(num_tokens=10, start_layer=2, accumulate=4)["bind"]
@@ -269,7 +269,7 @@ def test_training_reads_weights_for_each_pass_and_micro_step(weight_bytes):
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_saved_activations_are_what_jax_saves(remat):
-    small = dataclasses.replace(SMALL, num_heads=4, num_kv_heads=2, head_dim=64)  # a head dim that the kernel has
+    small = dataclasses.replace(SMALL, num_heads=4, num_kv_heads=2, head_dim=64)  # a head dim that the kernel supports
     adapter, layers = init_adapter("aligner", small, start_layer=1), small.num_layers - 1
 
     def pull(trainable, params, tokens):
@@ -326,7 +326,7 @@ def test_what_binds():
     ],
 )
 def test_chips_are_as_jax_knows_them(kind, version, cores):
-    """JAX counts a core, and a device has as many as are given; one of its bandwidths is 12 % below the published."""
+    """JAX counts per core; a device has `cores` of them. One of JAX's bandwidths is 12 % below the published one."""
     chip, core = CHIPS[kind], pltpu.get_tpu_info_for_chip(pltpu.ChipVersion[version], cores)
     assert chip.flops_per_second == pytest.approx(cores * core.bf16_ops_per_second, rel=0.01)
     assert chip.hbm_bytes == pytest.approx(cores * core.hbm_capacity_bytes, rel=0.02)

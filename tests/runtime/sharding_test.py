@@ -1,4 +1,4 @@
-"""A step split over eight devices, which a process of its own has, is the step of one device."""
+"""A step sharded over eight devices, in a separate process, equals the step on one device."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ CONFIG = LlamaConfig(
 TIED = dataclasses.replace(CONFIG, tied_embeddings=True)
 ROWS, LENGTH = 16, 128
 DEVICES = 8
-# Eight devices on two cores may wait long for each other where other work goes on.
+# Eight devices on two cores may wait long for each other beside other work.
 PATIENT = (
     "--xla_cpu_collective_call_terminate_timeout_seconds=1200 --xla_cpu_collective_call_warn_stuck_timeout_seconds=1200"
 )
@@ -48,20 +48,20 @@ CASES += [(name, shape) for name in ("one token", "full") for shape in [(1, 8, 1
 
 
 def differences(name: str, shapes: list[tuple[int, int, int]]) -> dict[str, dict[str, float]]:
-    """Between a step on each mesh and on one device: of the loss and of each gradient, relative to its largest."""
+    """Returns differences between a step on each mesh and on one device: of the loss and of each gradient, relative."""
     draw = np.random.default_rng(0)
-    # The head that is tied and differentiated is another path of the cross-entropy.
+    # The cross-entropy has another path for a head that is tied and differentiated.
     model = TIED if name == "full" else CONFIG
     params = init_params(model, dtype="float32")
     adapter = init_adapter(
         ADAPTERS[name]["method"], model, **{k: v for k, v in ADAPTERS[name].items() if k != "method"}
     )
     if name != "full":
-        # Large factors of LoRA would make the model itself magnify rounding.
+        # Large LoRA factors would make the model itself magnify rounding.
         size = 0.1 if name == "lora" else 0.3
         noise = {key: draw.standard_normal(x.shape) * size for key, x in adapter.trainable.items()}
         adapter = adapter.replace(trainable={key: jnp.asarray(x, jnp.float32) for key, x in noise.items()})
-    # From one target in the first rows to many in the last, so that an average of averages is not the average.
+    # Rows have one target to many, so that a mean of means differs from the mean.
     mask = np.arange(LENGTH)[None] < np.arange(2, 2 + 7 * ROWS, 7)[:, None]
     batch = Batch(
         tokens_bt=draw.integers(0, 64, (ROWS, LENGTH)).astype(np.int32),

@@ -1,4 +1,4 @@
-"""Commands that are interrupted, or have nobody to print to, before their libraries are even imported."""
+"""Commands that are interrupted, or whose output is closed, before their libraries are imported."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from whole_runs import config_file
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([places.PYTHONPATH, *sys.path])}
 COMMANDS = ("train", "evaluate", "generate", "convert", "compile", "analyze")
-# Stops the import of what takes longest, so that the moment is the same on every machine.
+# Stops the slowest import, so that the moment is the same on every machine.
 SLOW_JAX = "print('importing', flush=True)\nimport time\ntime.sleep(60)\n"
 
 
@@ -70,7 +70,7 @@ def test_a_library_leaves_signals_alone():
 
 @pytest.fixture
 def train(tiny_run: dict, tmp_path: Path):
-    """Starts a run of seconds in a shell that redirects what it prints."""
+    """Starts a run of seconds in a shell that redirects its output."""
     config = config_file(tiny_run, tmp_path)
 
     def start(redirection: str, workdir: str = "run") -> subprocess.CompletedProcess:

@@ -1,4 +1,4 @@
-"""Runs that wait too long: what for is said, and nothing is lost."""
+"""Runs that wait too long report the reason, and nothing is lost."""
 
 import io
 import json
@@ -23,7 +23,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 @pytest.fixture
 def ends(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What would have ended the process."""
+    """Records the exits that would have ended the process."""
     found = []
     monkeypatch.setattr(watchdog_module, "at_once", lambda *ended: found.append(ended))
     return found

@@ -1,4 +1,4 @@
-"""A run's folder: gone, emptied, damaged file by file, mixed up with another's, or not the same for all processes."""
+"""A run's folder: missing, emptied, damaged file by file, mixed with another's, or different between processes."""
 
 import hashlib
 import json
@@ -64,7 +64,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
 
 
 def _cases(good: Path, folder: Path, name: str) -> Iterator[tuple[str, Path]]:
-    """Copies of a workdir in which one file is damaged, each with the kind of damage."""
+    """Yields copies of a workdir with one damaged file, and the kind of damage."""
     for kind, damage in DAMAGES.items():
         workdir = Path(shutil.copytree(good, folder / kind.replace(" ", "_")))
         (workdir / name).write_bytes(damage((workdir / name).read_bytes()))
@@ -76,7 +76,7 @@ def test_a_damaged_config_json_is_one_sentence(whole: tuple[dict, Path], tmp_pat
     assert check_same_run(config, whole[1]) == config
     for kind, workdir in _cases(whole[1], tmp_path, "config.json"):
         if kind == "a bit":
-            continue  # which may be one of a name of the run's own
+            continue  # the name may be the run's own
         with pytest.raises(InputError, match=rf"^{workdir}/config.json cannot be used: .*or choose another --workdir$"):
             check_same_run(config, workdir)
 
@@ -144,7 +144,7 @@ def test_checkpoints_without_what_they_were_made_from_are_not_trusted(whole, tmp
     settings, good = whole
     workdir = Path(shutil.copytree(good, tmp_path / "run"))
     (workdir / name).unlink()
-    # With another rate it would have gone on as if nothing were.
+    # Without the check, a run with another rate would resume silently.
     for changed in (settings, {**settings, "optim": {"lr": 1.0}, "steps": 9}):
         with pytest.raises(InputError, match=rf"^.*/{name} is missing, .*: put it back, or choose another --workdir$"):
             run(changed, workdir) if name == "config.json" else run(settings, workdir)
@@ -191,7 +191,7 @@ def test_a_checkpoint_of_another_workdir_is_refused_by_name(whole, tmp_path: Pat
 
 
 class _Screen:
-    """A console's file that does something once a text is printed."""
+    """A console's file that calls a function once a text is printed."""
 
     def __init__(self, text: str, act: Callable[[], object]) -> None:
         self._text, self._act = text, act

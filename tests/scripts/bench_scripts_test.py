@@ -1,4 +1,4 @@
-"""The benchmarks' parts that are not measurements: the protocol, the arithmetic, the messages."""
+"""The benchmarks without measurements: the protocol, the arithmetic, the messages."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The comparison with the harness's own model class, without that: task files, the exported folder, the arithmetic."""
+"""The comparison with the harness's own model class, without running it: task files, export, arithmetic."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""A small share of the damaged files that `scripts.damage.fuzz_readers` makes, and that it sees every kind of fault."""
+"""A small share of the cases of `scripts.damage.fuzz_readers`, and a check that it detects every kind of fault."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""scripts/run_tpu_pod.sh: what it takes, the command on all workers, and what is told of it."""
+"""scripts/run_tpu_pod.sh: its flags, the command on all workers, and its messages."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def test_a_dry_run_prints_what_can_be_pasted_and_runs_nothing(ready: Pod):
     shutil.rmtree(ready.fake / "worker-0")
     (ready.fake / "calls.jsonl").unlink()
     ready.run(*NEW, "--", *ODD)
-    # The second request holds an id of its own.
+    # The second request has an id of its own.
     assert [ready.calls("ssh")[i] for i in (0, 2, 3)] == [pasted[i] for i in (2, 4, 5)]
 
 
@@ -66,7 +66,7 @@ def test_a_command_that_is_killed_with_all_around_it_has_not_succeeded(ready: Po
 
 def test_a_worker_that_hangs_when_the_first_has_ended_is_ended_too(ready: Pod):
     flock = (ready.bin / "flock").readlink()
-    # Waiting for the others is cut short.
+    # The wait for the other processes is shortened.
     ready.program("flock", f'[ "$1" != -w ] || exit "$WORKER"; exec {flock} "$@"')
     result = ready.run(*SLICE, *LINE, ACT='[ "$WORKER" = 0 ] || sleep 600')
     assert result.returncode == 137
@@ -94,7 +94,7 @@ def test_an_interrupted_line_follows_the_command_again_and_another_is_refused(re
     first = ready.start(*SLICE, "--delete", *LINE, ACT=wait)
     assert first.stdout is not None
     assert first.stdout.readline() == "output of worker 0\n"
-    # As on a terminal, where it reaches gcloud too.
+    # On a terminal, the interrupt reaches gcloud too.
     os.killpg(first.pid, signal.SIGINT)
     _, err = first.communicate(timeout=120)
     assert first.returncode == 130

@@ -1,4 +1,4 @@
-"""The shell scripts, run for real beside an interpreter that notes what it is asked to do instead of doing it."""
+"""The shell scripts, run for real with an interpreter that records its arguments and does nothing else."""
 
 import os
 import shutil
@@ -14,8 +14,8 @@ SCRIPTS = sorted([*(REPO / "scripts").rglob("*.sh"), REPO / ".ci" / "run"])
 MODEL = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
 STUDY = "aligner_jax.studies.reproduce_small"
 
-# Answers -c with the real interpreter under the version it is given, makes environments of itself, and notes the rest
-# in $CALLS, one argument a line; a -m module (or script) named in $FAILS fails with status 7.
+# Answers -c with the real interpreter under the given version, makes environments of itself, and records other calls in
+# $CALLS, one argument per line. A -m module (or script) named in $FAILS fails with status 7.
 FAKE_PYTHON = """\
 #!/bin/sh
 if [ "$1" = -c ]; then
@@ -34,7 +34,7 @@ exit 0
 
 
 class Clone:
-    """A copy of the scripts in a folder with a space in its name, and a PATH with nothing but what is put there."""
+    """A copy of the scripts in a folder with a space in its name, and a PATH with added programs only."""
 
     def __init__(self, tmp_path: Path):
         self.root = tmp_path / "a clone"
@@ -61,7 +61,7 @@ class Clone:
         return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=60)
 
     def calls(self) -> list[list[str]]:
-        """What was asked of the interpreter since `run` began, leaving out questions with -c."""
+        """Returns the calls of the interpreter since `run` began, without those with -c."""
         blocks = self.calls_file.read_text().split("call\n")[1:]
         return [[line[2:] for line in block.splitlines()] for block in blocks]
 
@@ -201,7 +201,7 @@ def _data(tmp_path: Path) -> Path:
 def test_reproduction_gets_the_model_and_hands_on_its_folder_and_arguments(clone: Clone, tmp_path: Path):
     clone.add_python()
     data = _data(tmp_path)
-    # Counted from where the user is, which here is /.
+    # The path is relative to the user's folder, which is / here.
     result = clone.run("scripts/reproduce_small.sh", str(data)[1:], "--large", "--out=my runs")
     assert result.returncode == 0, result.stderr
     assert clone.modules()[-3:] == ["pip", "scripts.lib.place_smollm2", STUDY]

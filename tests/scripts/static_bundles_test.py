@@ -1,4 +1,4 @@
-"""Counting bundles in the compiler's listings."""
+"""Counts of bundles in the compiler's listings."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_bundles_count_as_often_as_the_innermost_region_that_holds_them_is_enter
     Region = static_bundles.Region
     assert program.bundles == 11
     assert program.regions == (Region("loop", 1, 9), Region("if", 3, 7), Region("loop", 4, 6))
-    # Three bundles are outside and eight in the outer loop: four behind the branch, of which two are in the inner loop.
+    # Three bundles are outside and eight in the outer loop; four are behind the branch, two of these in the inner loop.
     assert program.issued([10, 5, 100]) == 3 * 1 + 4 * 10 + 2 * 5 + 2 * 100
 
 
@@ -49,5 +49,5 @@ def test_of_xlas_programs_the_grid_is_counted_as_the_hlo_bounds_it(tmp_path: Pat
       %fusion.1 = f32[8] fusion(%p), backend_config={"window_config":{"iteration_bounds":["4","1","2"]}}
       %fusion.12 = f32[8] fusion(%p), backend_config={"flag_configs":[]}
     """
-    # Three bundles outside the loop and eight in it, each eight times; the other without a grid.
+    # Three bundles are outside the loop and eight in it, each issued eight times; the other program has no grid.
     assert static_bundles.issued_by_xla(tmp_path, hlo) == (3 + 8 * 8) + 11

@@ -1,4 +1,4 @@
-"""The torture of scripts/damage/torture_resume.py, a little of it; and that it would notice."""
+"""scripts/damage/torture_resume.py: a few cases, and a check that it detects faults."""
 
 import random
 import shutil
@@ -17,7 +17,7 @@ def test_damaged_checkpoints_are_never_taken_for_whole_ones(tmp_path: Path):
     outcomes = {result["outcome"] for result in results}
     assert outcomes <= {"the newest", "an earlier one", "nothing whole is left", "one sentence"}
     assert {"the newest", "an earlier one"} <= outcomes
-    # Cases that were done are not done again.
+    # Recorded cases do not run again.
     shutil.rmtree(tmp_path / "good_0")
     assert damage_restores(tmp_path, 20, 0, tmp_path / "record.jsonl") == results
 
@@ -33,7 +33,7 @@ def test_every_kind_of_damage_changes_what_it_says(tmp_path: Path, name: str):
         }
 
     before, touched = content(), set()
-    # One may hit an empty file, or swap two that are the same.
+    # A case may hit an empty file, or swap two equal ones.
     for seed in range(20):
         touched |= set(DAMAGES[name](tmp_path / "checkpoints", random.Random(seed)))
         if content() != before:

@@ -1,4 +1,4 @@
-"""scripts/lib/tpu_slice.sh: slices that are made, waited for, taken away and made again."""
+"""scripts/lib/tpu_slice.sh: slices that are made, awaited, preempted and made again."""
 
 from pathlib import Path
 
@@ -98,7 +98,7 @@ def test_each_type_has_its_runtime(pod: Pod, type, version):
     assert "'--version=my own'" in named.stdout
 
 
-# In order: the slice is there; worker 0 is lost; the slice is gone; gone; the new one is ready.
+# In order: the slice is ready; worker 0 is lost; the slice is preempted, twice; the new one is ready.
 TAKEN = ("READY", "PREEMPTED", "PREEMPTED", "PREEMPTED", "READY")
 
 
@@ -129,7 +129,7 @@ def test_a_slice_that_is_taken_away_is_made_again_and_the_command_runs_again(pod
 
 def test_a_command_that_fails_because_its_slice_is_taken_away_runs_again(pod: Pod, tmp_path: Path):
     pod.states("tpu-vm", "READY")
-    # Only after a while is the slice said to be gone.
+    # gcloud reports the preemption only after a while.
     later = f"[ -e '{tmp_path}/later' ] || printf 'PREEMPTED\\nPREEMPTED\\nREADY' >'{pod.fake}/states/tpu-vm'"
     pod.program("sleep", f"{later}; : >'{tmp_path}/later'")
     fails_once = f"[ -e '{tmp_path}/once'$WORKER ] || {{ : >'{tmp_path}/once'$WORKER; exit 134; }}"

@@ -1,4 +1,4 @@
-"""aligner_jax/studies/cell_runs.py: cells of runs that are pretended."""
+"""aligner_jax/studies/cell_runs.py: cells with simulated runs."""
 
 import dataclasses
 import json
@@ -36,22 +36,22 @@ def test_a_cell_is_made_of_its_runs_and_of_no_others(tmp_path: Path, monkeypatch
     assert runs.finished(cell, settings, tmp_path) is None
     with pytest.raises(InputError, match="it ended"):
         runs.run(cell, settings, tmp_path)
-    # Its first run is there, but not from these settings.
+    # Its first run exists, but with other settings.
     with pytest.raises(InputError, match=r"a/first was made with other settings \(steps is 3 and was 1\)"):
         runs.run(cell, {**settings, "first": {"steps": 3}}, tmp_path)
     assert begun == ["first", "second"]
     folder = tmp_path / "runs" / "a"
     (folder / "first" / "finished").write_text("12.5\n")
-    # What was ended took time as well.
+    # Interrupted runs count in the time, too.
     assert float((folder / "second.seconds").read_text()) < 5
     (folder / "second.seconds").write_text("100.0\n")
     result = runs.run(cell, settings, tmp_path)
     assert begun == ["first", "second", "second"]
-    # The first window holds the compilation.
+    # The first window includes compilation.
     assert result["tokens_per_second"] == 50
     assert 112.5 <= result["seconds"] < 120
     assert [path.name for path in tmp_path.rglob("checkpoints")] == []
-    # What is not finite is null in reports and in what is kept, and a number again where it is read.
+    # Values that are not finite are null in reports and kept results, and numbers again when read.
     assert math.isnan(result["loss"])
     assert "NaN" not in (tmp_path / "cells" / "a.json").read_text()
     kept = runs.finished(cell, settings, tmp_path)
@@ -84,6 +84,6 @@ def test_what_is_left_is_told_by_what_was_taken(tmp_path: Path, monkeypatch: pyt
     )
     assert [str(failure) for failure in failures] == ["it ended"]
     assert made == ["a", "c", "d"]
-    # Twice as long as was expected of those that were made.
+    # Finished cells took twice as long as expected, so the forecast doubles.
     said = [line.partition("]")[2].partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
     assert said == ["done; about 30 minutes left", "failed", "done; about 6 minutes left", "done"]

@@ -1,4 +1,4 @@
-"""The comparison on a tiny model: whole cells, what is done again and what is refused, and the tables."""
+"""The comparison on a tiny model: whole cells, resuming, refusals, and the tables."""
 
 import io
 import json
@@ -24,7 +24,7 @@ FRUITS = ("apple", "pear", "plum", "fig")
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder with ten short examples of Alpaca and of PKU-SafeRLHF's form each."""
+    """A folder with ten short examples in the format of Alpaca and of PKU-SafeRLHF."""
     folder = tmp_path / "data"
     for name in ("sft", "pref"):
         (folder / name).mkdir(parents=True)
@@ -43,7 +43,7 @@ SMALL = [*SIZES, "--heldout-pairs=3", "--dtype=float32", "--seeds=1"]
 
 def test_the_command_runs_the_package_and_a_run_that_fails_ends_no_other(tiny_model: Path, data: Path):
     out = data.parent / "out"
-    # In the way of the first cell's workdir.
+    # This folder is in the way of the first cell's workdir.
     (out / "runs" / "alpaca-bias_o-0").mkdir(parents=True)
     (out / "runs" / "alpaca-bias_o-0" / "sft").write_text("")
     study = "aligner_jax.studies.compare_methods"
@@ -59,7 +59,7 @@ def test_the_command_runs_the_package_and_a_run_that_fails_ends_no_other(tiny_mo
     assert done.stderr.count("\n") == 1
     assert [path.name for path in (out / "cells").iterdir()] == ["alpaca-aligner_1-0.json"]
     assert (out / "table.md").read_text() in done.stdout
-    # A run of the package made it, and left what a run leaves but for the checkpoints.
+    # A real run made it and left all of its files except the checkpoints.
     result = json.loads((out / "cells" / "alpaca-aligner_1-0.json").read_text())["result"]
     workdir = out / "runs" / "alpaca-aligner_1-0" / "sft"
     report = json.loads((workdir / "report.json").read_text())
@@ -69,7 +69,7 @@ def test_the_command_runs_the_package_and_a_run_that_fails_ends_no_other(tiny_mo
 
 
 def test_a_table_cell_by_cell(tiny_model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """In this process, where programs are compiled once; a run is killed where the second stage would begin."""
+    """All runs share this process, so that programs are compiled once; one is killed before the second stage."""
     runs, methods, out, begun = cell_runs, compare_methods, data.parent / "out", []
 
     def run_here(file: Path, workdir: Path, cell) -> None:
@@ -126,7 +126,7 @@ def test_what_is_held_out_is_trained_on_by_no_arm(data: Path, tmp_path: Path):
 def test_of_preferences_prompts_are_held_out_at_one_end_and_tuned_by_at_the_other(tmp_path: Path):
     pairs = [{"prompt": f"P{i}", "response": [f"yes {j}", "no"]} for i in range(8) for j in (0, 1, 1)]
     file = tmp_path / "pairs.json"
-    # Each prompt at both ends of the file.
+    # Each prompt occurs at both ends of the file.
     file.write_text(json.dumps(pairs[::3] + pairs[1:2] + pairs))
 
     def prompts(part) -> list[str]:
@@ -134,7 +134,7 @@ def test_of_preferences_prompts_are_held_out_at_one_end_and_tuned_by_at_the_othe
 
     last = splits.split("pku", file, 3, tmp_path)
     assert prompts(last.heldout) == ["P0", "P1", "P2"]
-    # Two different pairs of each, of which the first is judged by.
+    # Each prompt has two different pairs, and the first one is used for evaluation.
     assert prompts(last.train) == [f"P{i}" for i in range(3, 8) for _ in range(2)]
     tuning = splits.split("pku", file, 3, tmp_path, tuning=True, tuning_heldout=2)
     assert prompts(tuning.heldout) == ["P6", "P7"]
@@ -161,11 +161,12 @@ def test_an_accuracy_is_as_sure_as_prompts_and_seeds_allow():
         return table.preferences(results, sizes)
 
     assert "200 held-out pairs of 100 prompts" in text(60)
-    # As of 100 trials, not of 200 pairs or of 600: Wilson's is [0.502, 0.691], and Student's quantile is a little more.
+    # 100 trials count, not 200 pairs or 600. Wilson's interval is [0.502, 0.691]; Student's quantile is a little
+    # larger.
     assert "| 0.600 | [0.500, 0.692] |" in " ".join(text(60).split())
     half = stats.t.ppf(0.975, 99) * math.sqrt(0.24 / 99)
     assert f"0.600 ± 0.000 | [{0.6 - half:.3f}, {0.6 + half:.3f}]" in " ".join(text(60, 60, 60).split())
-    # Seeds that differ are less sure: their variance is added to that over the prompts' means.
+    # Seeds that differ widen the interval: their variance is added to that over the prompts' means.
     of_seeds, of_prompts = 0.1**2 / 3, np.var([1.0] * 50 + [2 / 3] * 10 + [1 / 3] * 10 + [0.0] * 30) / 99
     variance = of_seeds + of_prompts
     half = stats.t.ppf(0.975, variance**2 / (of_seeds**2 / 2 + of_prompts**2 / 99)) * math.sqrt(variance)

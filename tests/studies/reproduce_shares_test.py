@@ -1,4 +1,4 @@
-"""aligner_jax/studies/reproduce_shares.py, and the tables and figures of what it measures."""
+"""aligner_jax/studies/reproduce_shares.py, with the tables and figures of its results."""
 
 import math
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_shares_are_of_what_lora_gains_with_the_same_seed():
     assert small.loss == pytest.approx(2.0 - 0.15, rel=1e-12)
     assert small.gain.value == pytest.approx(0.15, rel=1e-12)
     assert small.gain.low < 0.15 < small.gain.high
-    # Examples differ by as much with either arm, which a comparison in pairs does not see.
+    # Examples differ equally with either arm, which a paired comparison cancels.
     one_seed = {arm: {0: by_seed[0]} for arm, by_seed in results.items()}
     assert shares.measure(one_seed, {"lora_8": 1e-2, "aligner_1": 3e-3})[0].share == Estimate(0.5, 0.5, 0.5)
 
@@ -40,7 +40,7 @@ def test_a_share_of_an_improvement_that_may_be_none_is_not_given():
     assert [each.share for each in measured] == [None, None]
     assert "not known" in table.table("alpaca", measured, 2.0, 4, (1e-3, 1e-2, 1e-1))
     assert "no share, since lora_8's own improvement is not known to be above 0" in table.claims("alpaca", measured)
-    # Beside no LoRA at all, or one of other seeds.
+    # Results without any LoRA, or with LoRA of other seeds.
     better = {"aligner_1": {0: made_up([1, 2, 1, 2])}, "lora_8": {1: made_up([1, 2, 1, 2])}}
     for results in ({"aligner_1": better["aligner_1"]}, better):
         measured = shares.measure(results, dict.fromkeys(results, 1e-2))
@@ -66,7 +66,7 @@ def test_the_tables_say_which_rates_were_best_and_which_are_at_an_edge():
     assert cells["aligner_1"][4] == f"0.1500 [{gain.low:.4f}, {gain.high:.4f}]"
     tried = {"aligner_1": {"sweep": [{"lr": 1e-3, "heldout_loss": 1.75}, {"lr": 1e-2, "heldout_loss": 1.5}]}}
     assert "| 1.7500 | **1.5000** |" in table.tuning("gsm8k", tried)
-    # A rate at which it did not learn at all hides none at which it did.
+    # A rate with which training diverged must not hide a better one.
     tried["aligner_1"]["sweep"].insert(0, {"lr": 1e-4, "heldout_loss": math.nan})
     assert "| nan | 1.7500 | **1.5000** |" in " ".join(table.tuning("gsm8k", tried).split())
 
@@ -87,7 +87,7 @@ def test_figures_are_pictures_that_name_every_arm_and_come_out_the_same_again(tm
     text = svg.decode()
     for word in (*results, "trained parameters", "3 seeds, 4 held-out examples"):
         assert f">{word}<" in text or word in text.partition("<defs>")[2], word
-    # Six bars of errors: three arms, and each on both sides.
+    # Six error bars: three arms, on both sides.
     assert text.count("LineCollection") == 6
     assert [file.read_bytes() for file in plots.plot("Form", measured, 2.0, 4, tmp_path / "again")] == [png, svg]
     (tmp_path / "taken.png").mkdir()

@@ -1,4 +1,4 @@
-"""The reproduction with runs that are pretended: its cells, what is done again, the files, the forecast."""
+"""The reproduction with simulated runs: its cells, resuming, the files, the forecast."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from aligner_jax.studies import cell_runs, reproduce_cells, reproduce_small, spl
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder with 30 examples of either task's form."""
+    """A folder with 30 examples in the format of each task."""
     folder = tmp_path / "data"
     for name in ("sft", "reasoning/gsm8k"):
         (folder / name).mkdir(parents=True)
@@ -30,7 +30,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def reproduce(data: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs the script with flags, and with runs that end at once with what was to be trained in place of a result."""
+    """Runs the script with flags and simulated runs, which end at once with results derived from their settings."""
     runs, small = cell_runs, reproduce_small
     begun: list[str] = []
     ends: dict[str, BaseException] = {}
@@ -44,7 +44,7 @@ def reproduce(data: Path, monkeypatch: pytest.MonkeyPatch):
         (workdir / "metrics.jsonl").write_text(json.dumps({"step": 1, "tokens_per_second": 400.0}) + "\n")
         rates, rank = config["sweep"]["lr"], 2.0 if config["adapter"]["method"] == "lora" else 1.0
         if rates:
-            # The best is the second for LoRA and the third for Aligners.
+            # The best rate is the second for LoRA and the third for Aligners.
             best = rates[1] if rank == 2 else rates[2]
             losses = [{"lr": rate, "heldout_loss": 2 + abs(np.log(rate / best))} for rate in rates]
             report = {"adapters": losses, "best": 0}
@@ -78,7 +78,7 @@ def test_every_arm_is_tuned_and_then_trained_at_its_best_rate(reproduce, data: P
     out = data.parent / "out"
     status, begun = reproduce()
     assert status == 0
-    # LoRA, which shares are of, comes first.
+    # LoRA comes first, since shares are relative to it.
     pairs = [f"{task}-{arm}" for arm in ("lora_8", "aligner_1") for task in ("alpaca", "gsm8k")]
     assert begun == [f"{pair}-{what}" for pair in pairs for what in ("rates", 0)] + [f"{pair}-1" for pair in pairs]
     settings = {p.stem: json.loads(p.read_text())["settings"]["sft"] for p in (out / "cells").iterdir()}
@@ -86,7 +86,7 @@ def test_every_arm_is_tuned_and_then_trained_at_its_best_rate(reproduce, data: P
     assert {settings[f"{pair}-rates"]["steps"] for pair in pairs} == {settings[f"{pair}-1"]["steps"] for pair in pairs}
     assert [settings[f"alpaca-{arm}-1"]["optim"]["lr"] for arm in ("aligner_1", "lora_8")] == [0.01, 0.003]
     assert settings["alpaca-lora_8-1"]["seed"] == 1
-    # What the tables are judged by is neither trained on nor tuned by.
+    # Evaluation data of the tables is used neither for training nor for tuning.
     judged, tuned = ({settings[f"alpaca-lora_8-{kind}"]["data"]["heldout_path"]} for kind in (1, "rates"))
     rows = {path: set(Path(path).read_text().splitlines()) for path in judged | tuned}
     trained = {kind: settings[f"alpaca-lora_8-{kind}"]["data"]["path"] for kind in (1, "rates")}
@@ -108,7 +108,7 @@ def test_what_is_finished_is_kept_and_shown_early(reproduce, data: Path, capsys)
     out = data.parent / "out"
     with pytest.raises(KeyboardInterrupt):
         reproduce(**{"gsm8k-aligner_1-rates": KeyboardInterrupt()})
-    # What there is of the first seed is in tables already, and Alpaca's share with it.
+    # The tables hold the finished cells of the first seed, and Alpaca's share.
     form, reasoning = (out / "table.md").read_text().split("## Reasoning")
     assert "Aligner-1 (828 parameters) keeps 50% [" in form
     assert "| lora_8 " in reasoning
@@ -159,7 +159,7 @@ def test_the_default_is_made_within_ninety_minutes_by_its_forecast(monkeypatch: 
         monkeypatch.setattr(sys, "argv", ["reproduce_small.py", *flags])
         args = small.arguments()
         arms = {"alpaca": args.form_arms, "gsm8k": args.reasoning_arms}
-        # Tokens an example, as the two have.
+        # Tokens per example of the two tasks.
         length = {"alpaca": 90, "gsm8k": 180}
 
         def split_of(task: str, examples: int):
@@ -176,7 +176,7 @@ def test_the_default_is_made_within_ninety_minutes_by_its_forecast(monkeypatch: 
 
     assert 45 < minutes() < 85
     assert minutes("--large") > 2 * minutes()
-    # A tuning trains as many adapters as there are rates, in one process.
+    # A tuning trains one adapter per rate, in one process.
     tuning = cells.Tuning("gsm8k", "aligner_1")
     one, four = (grid(f"--rates={rates}").seconds(tuning) for rates in ("0.1", "0.1,0.2,0.3,0.4"))
     assert four - cells.START_SECONDS == pytest.approx(4 * (one - cells.START_SECONDS), rel=1e-12)

@@ -1,6 +1,6 @@
 """Runs commands in this process, with their own flags; returns exit status and output.
 
-Importing the libraries takes a process seconds, so only what needs a real process (signals, streams) starts one.
+Importing the libraries takes seconds, so only tests of signals and streams start a real process.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from aligner_jax.runtime import command
 
 
 class Ended(NamedTuple):
-    """Result of a command: its exit status, standard output and standard error."""
+    """The result of a command: exit status, standard output and standard error."""
 
     status: int
     out: str
@@ -39,13 +39,13 @@ def run_command(name: str, *arguments: str, folder: Path | None = None) -> Ended
         contextlib.redirect_stderr(err),
     ):
         try:
-            # A test may have imported it; here it begins anew, with its flags.
+            # A test may have imported the module; it is imported again, with its flags.
             warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning)
             runpy.run_module(f"aligner_jax.{name}", run_name="__main__", alter_sys=True)
             raise AssertionError(f"the command {name} has not exited")
         except SystemExit as end:
             if isinstance(end.code, str):
-                # Python does the same where a program exits with a text.
+                # Python does the same if a program exits with a text.
                 print(end.code, file=sys.stderr)
             status = end.code if isinstance(end.code, int) else 1
     return Ended(status, out.getvalue(), err.getvalue())
@@ -53,7 +53,7 @@ def run_command(name: str, *arguments: str, folder: Path | None = None) -> Ended
 
 @contextlib.contextmanager
 def _state() -> Iterator[None]:
-    """Restores afterwards what a command changes of its process, and begins with none of the package's flags."""
+    """Starts without the package's flags, and restores the process's state afterwards."""
     formatters = [(handler, handler.formatter) for handler in logging.root.handlers]
     with (
         mock.patch.dict(os.environ),

@@ -1,7 +1,8 @@
-"""A gcloud that notes what it is asked and plays a slice back: states from files, workers as folders of this machine.
+"""A gcloud that records its calls and simulates a slice: states from files, workers as folders of this machine.
 
-In $FAKE are calls.jsonl (what was asked), states/KIND (a state a line; each is told once, the last one for ever),
-failures (exit statuses of the next ssh calls, a line each; "-" lets one through) and the workers' home folders.
+$FAKE holds calls.jsonl (the recorded calls), states/KIND (one state per line; each is returned once, the last one
+forever), failures (exit statuses of the next ssh calls, one per line; "-" lets a call through) and the workers' home
+folders.
 """
 
 import json
@@ -63,7 +64,7 @@ def main() -> int:
         status = ssh(flags)
         if "TWICE" not in os.environ:
             return status
-        # As when a connection is lost at the very end, and what was asked is long done when it is asked again.
+        # A connection may be lost at the very end, so that the request is repeated long after it was done.
         wait_for_commands()
         return ssh(flags)
     if verb == "delete":

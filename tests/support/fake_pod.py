@@ -1,4 +1,4 @@
-"""A pod for scripts/run_tpu_pod.sh: a gcloud that notes what it is asked, and workers that run what they are told."""
+"""A pod for scripts/run_tpu_pod.sh: a gcloud that records its calls, and workers that run their commands."""
 
 import json
 import shutil
@@ -17,13 +17,13 @@ TOOLS = (
 MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
 needs_tools = pytest.mark.skipif(bool(MISSING), reason=f"the workers' tools are not all here: {', '.join(MISSING)}")
 
-# Flags of a slice that is there and of one to be made, and a command to run.
+# Flags of an existing slice and of one to be made, and a command to run.
 SLICE = ("--name=pod", "--zone=us-west4-a")
 NEW = (*SLICE, "--type=v5litepod-16", "--poll=0")
 LINE = ("--", "python", "-m", "train")
 
-# What a repository's scripts/lib/environment.sh leaves behind: here, a python that notes its arguments, and then
-# does what the variable ACT says.
+# The environment that a repository's scripts/lib/environment.sh makes. Its python records its arguments, then evaluates
+# the variable ACT.
 ENVIRONMENT = """\
 mkdir -p .venv/bin
 echo "PATH=$PWD/.venv/bin:\\$PATH" >.venv/bin/activate
@@ -38,7 +38,7 @@ chmod +x .venv/bin/python
 
 
 class Pod:
-    """A clone of a repository whose origin the workers can reach, and a PATH with nothing but what is put there."""
+    """A clone of a repository whose origin the workers can reach, and a PATH with added programs only."""
 
     def __init__(self, tmp_path: Path):
         self.root, self.bin, self.fake = tmp_path / "a clone", tmp_path / "bin", tmp_path / "fake"
@@ -66,7 +66,7 @@ class Pod:
         self.git("push", "--quiet", "--set-upstream", "origin", "main")
 
     def program(self, name: str, text: str) -> None:
-        # It may be a link to the machine's own.
+        # The file may be a link to the machine's own program.
         (self.bin / name).unlink(missing_ok=True)
         (self.bin / name).write_text(f"#!{self.bin / 'bash'}\n{text}\n")
         (self.bin / name).chmod(0o755)
@@ -97,7 +97,7 @@ class Pod:
         return subprocess.CompletedProcess([], process.returncode, out, err)
 
     def calls(self, *verbs: str) -> list[list[str]]:
-        """What gcloud was asked, all of it or of these verbs, without the words that are always the same."""
+        """Returns gcloud's calls, all or only those of these verbs, without the constant arguments."""
         path = self.fake / "calls.jsonl"
         calls = [json.loads(line)[2:] for line in path.read_text().splitlines()] if path.exists() else []
         return [call for call in calls if not verbs or call[1] in verbs]
@@ -106,11 +106,11 @@ class Pod:
         return [" ".join(call[:2]) for call in self.calls() if call[1] not in ("describe", "ssh")]
 
     def ran(self, worker: int) -> list[list[str]]:
-        """The arguments that python was called with on a worker, after the folder it was called in."""
+        """Returns a list for each call of python on a worker: the folder, and then the arguments."""
         path = self.fake / f"worker-{worker}" / "argv.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def sentence(result: subprocess.CompletedProcess[str]) -> str:
-    """The last line but what is told when there is a slice left."""
+    """Returns the last line, not counting the note that a slice is left."""
     return [line for line in result.stderr.splitlines() if not line.startswith("pod is still there")][-1]

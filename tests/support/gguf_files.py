@@ -1,4 +1,4 @@
-"""GGUF files for tests: what llama.cpp's converter makes of a Hugging Face folder, and files written by hand."""
+"""GGUF files for tests: those that llama.cpp's converter makes of a Hugging Face folder, and hand-written ones."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def converted(folder: Path) -> tuple[dict[str, float | int], Tensors]:
-    """Returns the metadata (without its prefix) and tensors that llama.cpp's converter makes of a folder of HF's."""
+    """Returns metadata (without its prefix) and tensors as llama.cpp's converter makes them of an HF folder."""
     config = json.loads((folder / "config.json").read_text())
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads", heads)
@@ -94,7 +94,7 @@ def write_gguf(
 
 
 def rope_factors(base: float, head_dim: int, factor: float, context: int) -> np.ndarray:
-    """Returns llama.cpp's rope_freqs.weight, which divides the rotary frequencies; written by wavelengths, as there."""
+    """Returns llama.cpp's rope_freqs.weight, which divides the rotary frequencies, from wavelengths as there."""
     factors = []
     for i in range(head_dim // 2):
         wavelength = 2 * math.pi * base ** (2 * i / head_dim)
@@ -109,7 +109,7 @@ def rope_factors(base: float, head_dim: int, factor: float, context: int) -> np.
 
 
 def text(content: bytes) -> bytes:
-    """Returns a string as a header has it, after its length."""
+    """Returns a string as in a header, after its length."""
     return struct.pack("<Q", len(content)) + content
 
 
@@ -125,7 +125,7 @@ def entry(name: bytes, axes: Iterable[int], kind: int = 0, offset: int = 0) -> b
 
 
 def header(fields: Iterable[bytes] = (), tensors: Iterable[bytes] = (), counts: tuple[int, int] | None = None) -> bytes:
-    """Returns a header; `counts` are those of tensors and fields that it names, where they are not the true ones."""
+    """Returns a header; `counts` replace the true counts of tensors and fields."""
     fields, tensors = list(fields), list(tensors)
     said = counts or (len(tensors), len(fields))
     return b"GGUF" + struct.pack("<IQQ", 3, *said) + b"".join(fields) + b"".join(tensors)

@@ -1,4 +1,4 @@
-"""An adapted model against a golden file: logits, loss and gradients of an implementation independent of this one."""
+"""Checks an adapted model against a golden file: logits, loss and gradients of an independent implementation."""
 
 import functools
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def check_golden(
 
     Args:
       golden: ids, loss_mask, logits, base_logits and loss.
-      gradients: of the loss, for the adapter's arrays.
+      gradients: gradients of the loss with respect to the adapter's arrays.
     """
     tokens_bt = golden["ids"].astype(np.int32)
     batch = Batch(

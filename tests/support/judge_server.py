@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint on loopback, whose replies a test decides."""
+"""An OpenAI-compatible endpoint on loopback, whose replies are given by a test."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ from aligner_jax.evals.judge_endpoint import Ask, EndpointConfig
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What is sent; hang_up: the connection is closed in the middle of it."""
+    """A reply. With `hang_up` the connection is closed in the middle of it."""
 
     body: bytes
     status: int = 200
@@ -24,7 +24,7 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What arrived, and when; the headers' names in lower case."""
+    """A request and its time of arrival; names of headers are in lower case."""
 
     at: float
     path: str
@@ -33,20 +33,20 @@ class Request:
 
     @property
     def user(self) -> str:
-        """The user's message."""
+        """Returns the user's message."""
         return self.body["messages"][-1]["content"]
 
 
 @dataclasses.dataclass
 class Server:
-    """Where it listens, and every request so far."""
+    """The server's address, and every request so far."""
 
     url: str
     requests: list[Request] = dataclasses.field(default_factory=list)
 
 
 def completion(text: str | None, *, prompt_tokens: int = 200, completion_tokens: int = 10, **reply) -> Reply:
-    """A chat completion as an endpoint sends it."""
+    """Returns a chat completion as an endpoint sends it."""
     message = {"role": "assistant", "content": text}
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
     body = {
@@ -58,7 +58,7 @@ def completion(text: str | None, *, prompt_tokens: int = 200, completion_tokens:
 
 
 def failure(status: int, message: str = "no", **headers: str) -> Reply:
-    """An error as an endpoint sends it; headers are written with underscores."""
+    """Returns an error as an endpoint sends it; names of headers have underscores."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     body = json.dumps({"error": {"message": message, "type": "x", "code": None}}).encode()
     return Reply(body, status, {"Content-Type": "application/json", **named})
@@ -66,7 +66,7 @@ def failure(status: int, message: str = "no", **headers: str) -> Reply:
 
 @contextlib.contextmanager
 def judge_server(reply: Callable[[Request, int], Reply], port: int = 0) -> Iterator[Server]:
-    """Serves until the block ends, on a free port by default; `reply` gets each request and its number from 0."""
+    """Serves until the block ends, on a free port by default. `reply` gets each request and its index from 0."""
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -91,13 +91,13 @@ def judge_server(reply: Callable[[Request, int], Reply], port: int = 0) -> Itera
             self.close_connection = self.close_connection or answer.hang_up
 
         def log_message(self, format: str, *args: object) -> None:
-            """Says nothing."""
+            """Logs nothing."""
 
     class Listener(ThreadingHTTPServer):
         daemon_threads = True
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """A client that hung up is what some tests are about."""
+            """Ignores clients that hung up, which some tests do."""
 
     with Listener(("127.0.0.1", port), Handler) as listener:
         server = Server(f"http://127.0.0.1:{listener.server_address[1]}/v1")
@@ -116,10 +116,10 @@ TEXTS = [f"about question {i}" for i in range(5)]
 
 
 def config_of(url: str, **fields) -> EndpointConfig:
-    """A judge at this address, whose key is in the variable that the fixture `judge_key` sets."""
+    """Returns the config of a judge at this address; the fixture `judge_key` sets its key's variable."""
     return EndpointConfig(url=url, model="judge", key_variable="TEST_JUDGE_KEY", **fields)
 
 
 def echo(request: Request, number: int) -> Reply:
-    """Answers with what was asked."""
+    """Answers with the question."""
     return completion(f"about {request.user}")

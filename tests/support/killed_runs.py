@@ -1,4 +1,4 @@
-"""A training run killed at given moments and started again, beside the same run left alone."""
+"""Kills a training run at given moments and restarts it, and compares it with an undisturbed run."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 
 def logged(lines: int) -> Callable[[Path], bool]:
-    """A moment: so many lines of metrics are in the workdir."""
+    """Returns the moment at which this many lines of metrics are in the workdir."""
 
     def reached(workdir: Path) -> bool:
         metrics = workdir / "metrics.jsonl"
@@ -32,19 +32,19 @@ def check_killed_run(
     what: str,
     signals: Sequence[int] = (signal.SIGKILL,),
 ) -> tuple[Path, Path]:
-    """Kills the run shortly after each moment; asserts that it goes on and gives the same adapter, byte for byte.
+    """Kills the run shortly after each moment; asserts that it resumes and gives a byte-identical adapter.
 
     Args:
-      moments: what is waited for, a look at the workdir.
-      what: named in the assertions, to repeat a failure.
-      signals: what the run gets at each moment, over and over. After SIGTERM it has to stop in order.
+      moments: functions that return True once a workdir has reached the moment.
+      what: description for the assertions' messages, to repeat a failure.
+      signals: signals to send at the moments, repeated in order. After SIGTERM the run must stop in order.
 
     Returns:
-      The workdirs of the run left alone and of the run killed.
+      The workdirs of the undisturbed run and of the killed run.
     """
 
     def start(workdir: Path) -> subprocess.Popen:
-        """Returns the run once it has read its base: before, a signal ends Python in Python's own way."""
+        """Returns the run once it has read its base; before that, a signal ends Python in its default way."""
         command = [sys.executable, "-m", "aligner_jax.train", f"--config={config}", f"--workdir={workdir}"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         said = list(itertools.takewhile(lambda line: not line.startswith("base: "), process.stdout or ()))

@@ -1,4 +1,4 @@
-"""What every method promises: each function takes a method as after training, and a folder for files."""
+"""The contract of every method. Each function takes a method with random arrays and a folder for files."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ apply_jit = jax.jit(apply, static_argnames=("config",))
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A method as after training, a model that has it, and fixtures of `conftest`."""
+    """A method with random arrays, a model that supports it, and fixtures of `conftest`."""
 
     config: LlamaConfig
     params: Params

@@ -1,4 +1,4 @@
-"""One random LLaMA with grouped queries, written in each form that a base comes in."""
+"""A random LLaMA with grouped queries, written in every format of a base."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ type Tensors = dict[str, np.ndarray]
 
 
 def draw(config: LlamaConfig = CONFIG, seed: int = 0) -> Tensors:
-    """Random float32 tensors under Hugging Face's names; norms are near one, so that logits are of a fair size."""
+    """Returns random float32 tensors under Hugging Face's names; norms near one keep logits at a usual scale."""
     random = np.random.default_rng(seed)
     d, f, h = config.d_model, config.d_mlp, config.head_dim
     nh, kh = config.num_heads * h, config.num_kv_heads * h
@@ -51,7 +51,7 @@ def draw(config: LlamaConfig = CONFIG, seed: int = 0) -> Tensors:
 
 
 def write_hf(folder: Path, config: LlamaConfig, tensors: Tensors, files: int = 1) -> Path:
-    """A Hugging Face folder of one or of several safetensors."""
+    """Writes a Hugging Face folder of one or of several safetensors."""
     folder.mkdir(parents=True)
     fields = {
         "model_type": "llama", "vocab_size": config.vocab_size, "hidden_size": config.d_model,
@@ -73,7 +73,7 @@ def write_hf(folder: Path, config: LlamaConfig, tensors: Tensors, files: int = 1
 
 
 def meta_params(config: LlamaConfig) -> dict[str, object]:
-    """The fields of params.json, without those that LLaMA 2 leaves out."""
+    """Returns the fields of params.json, without those that LLaMA 2 omits."""
     return {
         "dim": config.d_model, "n_layers": config.num_layers, "n_heads": config.num_heads,
         "n_kv_heads": config.num_kv_heads, "multiple_of": 16, "norm_eps": config.norm_eps, "vocab_size": -1,
@@ -81,7 +81,7 @@ def meta_params(config: LlamaConfig) -> dict[str, object]:
 
 
 def meta_parts(config: LlamaConfig, tensors: Tensors, parts: int = 1, embedding_axis: int = 1) -> list[Tensors]:
-    """What each file of a model split over that many holds; q and k have the halves of a head interleaved."""
+    """Returns the tensors of each file of a split model; q and k have the halves of a head interleaved."""
     by_part: list[Tensors] = [{} for _ in range(parts)]
     for name, tensor in tensors.items():
         if name.endswith(("q_proj.weight", "k_proj.weight")):
@@ -97,7 +97,7 @@ def meta_parts(config: LlamaConfig, tensors: Tensors, parts: int = 1, embedding_
 
 
 def write_meta(folder: Path, params: dict[str, object], by_part: list[Tensors]) -> Path:
-    """A folder as Meta gives it out."""
+    """Writes a folder in Meta's format."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.json").write_text(json.dumps(params))
     for number, part in enumerate(by_part):

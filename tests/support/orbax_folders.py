@@ -1,4 +1,4 @@
-"""Bases in Orbax's form that tests write, and their comparison."""
+"""Writes bases in Orbax's format for tests, and compares them."""
 
 from pathlib import Path
 

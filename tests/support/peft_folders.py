@@ -1,4 +1,4 @@
-"""PEFT's golden folders and the models that they are of."""
+"""PEFT's golden folders and their models."""
 
 import functools
 

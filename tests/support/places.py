@@ -1,4 +1,4 @@
-"""Folders that tests look in, and the PYTHONPATH of the processes that they start."""
+"""Folders of the tests, and the PYTHONPATH of the processes that they start."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Small tokenizers, trained on the spot, and the files that hold them."""
+"""Small tokenizers, trained by the tests, and the files that hold them."""
 
 import io
 import json
@@ -18,7 +18,7 @@ SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def train_byte_level():
-    """A byte-level BPE cut as SmolLM2's is, with its special tokens first."""
+    """Returns a byte-level BPE with SmolLM2's pre-tokenizer, with its special tokens first."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -49,7 +49,7 @@ def train_sentencepiece(remove_extra_whitespaces):
 
 
 def write_gguf(path, **fields):
-    """A GGUF with vocabulary fields and no tensors."""
+    """Writes a GGUF with vocabulary fields and no tensors."""
     writer = gguf.GGUFWriter(path, "llama")
     for name, value in fields.items():
         key = f"tokenizer.ggml.{name}" if name != "chat_template" else "tokenizer.chat_template"

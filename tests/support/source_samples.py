@@ -1,4 +1,4 @@
-"""A record of every source, what it becomes, and files of such records."""
+"""A record of every source, its example, and files of such records."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files as `torch.save` writes them, by hand: tests have no torch."""
+"""Writes files like those of `torch.save` by hand, since tests do not have torch."""
 
 import struct
 import zipfile
@@ -10,7 +10,7 @@ _STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "B
 
 
 def write_torch_file(path: Path, tensors: dict[str, np.ndarray]) -> Path:
-    """A state dict; what is neither float16 nor bfloat16 becomes float32."""
+    """Writes a state dict; dtypes other than float16 and bfloat16 become float32."""
     stored = {name: x if x.dtype.name in _STORAGES else x.astype(np.float32) for name, x in tensors.items()}
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickled(stored))
@@ -20,7 +20,7 @@ def write_torch_file(path: Path, tensors: dict[str, np.ndarray]) -> Path:
 
 
 def pickled(tensors: dict[str, np.ndarray]) -> bytes:
-    """{name: _rebuild_tensor_v2(storage of that number, 0, shape, strides, False, {})} in opcodes of protocol 2."""
+    """Returns opcodes of {name: _rebuild_tensor_v2(storage i, 0, shape, strides, False, {})} in protocol 2."""
     entries = b""
     for number, (name, tensor) in enumerate(tensors.items()):
         strides = tuple(stride // tensor.itemsize for stride in np.empty(tensor.shape, tensor.dtype).strides)

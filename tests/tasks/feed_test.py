@@ -1,4 +1,4 @@
-"""Feeds: one that looks at the policy resumes bit for bit, and a batch that is not as declared ends the run."""
+"""Feeds: one that reads the policy resumes bit for bit, and a batch with undeclared fields or shapes ends the run."""
 
 import dataclasses
 import io
@@ -23,7 +23,7 @@ SEEN: list[tuple[int, float]] = []
 
 
 class ByPolicy:
-    """Chooses each row by the bits of the tokens that are trained, among batches that it keeps."""
+    """A feed that chooses among its batches by the trained tokens."""
 
     def __init__(self, batches: list[Batch]) -> None:
         self._batches, self._made = batches, 0
@@ -49,7 +49,7 @@ def by_policy(beginning: Beginning) -> Task:
 
 @pytest.fixture
 def with_feed(monkeypatch: pytest.MonkeyPatch):
-    """Adds an objective whose task is the given one, as a file of its own and a line would."""
+    """Adds an objective with the given task, like a new file and a line in the table."""
 
     def add(task) -> None:
         monkeypatch.setitem(objectives.OBJECTIVES, "other", dataclasses.replace(SFT, task=task))

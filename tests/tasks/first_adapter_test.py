@@ -1,4 +1,4 @@
-"""The adapter that a run begins with: what its method refuses, and a method that overrides the config file's."""
+"""The adapter that a run begins with: refusals of its method, and a method that overrides the config file's."""
 
 import subprocess
 import sys

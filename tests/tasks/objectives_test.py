@@ -1,4 +1,4 @@
-"""The contract of every objective: options, batches, sums and a run; and the config that asks for one."""
+"""The contract of every objective: options, batches, sums and a run; and the config that selects one."""
 
 import dataclasses
 import io
@@ -33,7 +33,7 @@ def config_of(**sections) -> object:
 
 
 def batch_of(objective: Objective, packing: bool, carrying: tuple[str, ...] = ()) -> Batch:
-    """Rows as the packer makes them, of documents that hold random tokens."""
+    """Returns rows as the packer makes them, from documents of random tokens."""
     rng = np.random.default_rng(0)
 
     def document() -> dict:
@@ -89,7 +89,7 @@ def test_options_are_written_out_and_read_again(name: str):
     assert parse_complete(written) == completed
     fields = {field.name: field.default for field in dataclasses.fields(OBJECTIVES[name].options)}
     assert written["objective"] == {"name": name, **fields}
-    # As the first versions wrote them, every objective's at their defaults.
+    # The first versions wrote the options of every objective, at their defaults.
     written["objective"] |= {"beta": 0.1, "label_smoothing": 0.0, "reference": "initial", "cache_reference": True}
     assert parse_complete(written) == completed
 

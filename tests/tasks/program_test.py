@@ -1,4 +1,4 @@
-"""The step as a program: training runs what the planner compiles, and rows and model must fit the mesh."""
+"""The step as a program: training runs the program that the planner compiles; rows and model must fit the mesh."""
 
 import dataclasses
 import io
@@ -67,7 +67,7 @@ def test_training_runs_what_the_planner_compiles(tiny_model: Path, tmp_path: Pat
         made = make(*args)
 
         def step(*arguments):
-            # As shapes: the step donates its state.
+            # Shapes stand for the arrays, since the step donates its state.
             as_shape = lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype)  # noqa: E731
             ran.append((made, jax.tree.map(as_shape, arguments)))
             return made.step(*arguments)

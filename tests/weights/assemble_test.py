@@ -1,4 +1,4 @@
-"""Assembling: host memory, buffers that JAX takes without a copy, and chunks that leave no seams."""
+"""Assembling: host memory, buffers that JAX takes without a copy, and chunks that join exactly."""
 
 import json
 import math
@@ -48,7 +48,7 @@ print(megabytes("VmHWM") - before)
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of LARGE in a Hugging Face file."""
+    """Returns names and shapes of the tensors of LARGE in a Hugging Face file."""
     d, f, nh = LARGE.d_model, LARGE.d_mlp, LARGE.num_heads * LARGE.head_dim
     matrices = {"q_proj": (nh, d), "k_proj": (nh, d), "v_proj": (nh, d), "o_proj": (d, nh)}
     layer = {f"self_attn.{name}": shape for name, shape in matrices.items()}

@@ -1,4 +1,4 @@
-"""`load_base`: what kinds of path it takes, and what it says of the others."""
+"""`load_base`: the kinds of path that it takes, and its refusals of others."""
 
 import re
 import shutil
@@ -120,7 +120,7 @@ def test_what_is_no_path(read, path, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as caught:
         read(path)
-    # The configuration alone is never a hub's, and its sentence shorter.
+    # A configuration alone never comes from a hub, so its refusal is shorter.
     assert sentence.rstrip(";") in str(caught.value)
     assert len(str(caught.value)) <= 400
 
@@ -141,7 +141,7 @@ def test_a_base_knows_its_tokenizer_and_refuses_what_it_has_no_embedding_of(tmp_
     assert base.tokenizer.num_embeddings == size
     assert base.replace(params=base.params).tokenizer is base.tokenizer
     assert jax.tree.map(lambda x: x, base).tokenizer is base.tokenizer
-    # Published models have more tokens than embeddings; such a tokenizer serves until one is used.
+    # Published models may have more tokens than embeddings; such a tokenizer works until one of these is used.
     other = tokenizers.Tokenizer.from_file(str(tmp_path / "base" / "tokenizer.json"))
     other.add_special_tokens(["<|extra|>"])
     grown = make_tokenizer(HFBackend(other), bos_id=0, eos_id=size, pad_id=size, add_bos=False)
@@ -210,7 +210,7 @@ def test_a_base_of_another_architecture_than_named_is_told():
 
 @pytest.fixture(scope="module")
 def of_each_form(hf_base: Path, orbax_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One model in every form, by the form's description."""
+    """The same model in every format, by the format's description."""
     folder, tensors = tmp_path_factory.mktemp("forms"), draw()
     one = write_hf(folder / "one", CONFIG, tensors)
     found = {

@@ -1,4 +1,4 @@
-"""The fingerprint: an independent computation of it, what must not change it and what must."""
+"""The fingerprint: an independent computation of it, and the changes that must and must not affect it."""
 
 import dataclasses
 import hashlib
@@ -53,7 +53,7 @@ def test_equals_a_plain_loop_over_the_bits(dtype):
 
 
 def test_stays_what_it_was():
-    # Adapters in the world carry fingerprints: if this changes, every one of them is refused by its own base.
+    # Published adapters record fingerprints: if this value changes, their own bases refuse all of them.
     expected = "d2cc482281af8e005a239b119323299676838418d265d6e31fc5e2e3cc857223"
     assert fingerprint(*load_hf(MODELS / "llama")) == expected
 

@@ -1,4 +1,4 @@
-"""NaN and infinity among the numbers of each dtype that readers give."""
+"""NaN and infinity among the values of every dtype that readers return."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -14,7 +14,7 @@ NAN, INF = math.nan, math.inf
 
 
 def config_of(folder: Path, changes: dict[str, object], architecture: str = "llama", tensors: Tensors | None = None):
-    """Returns the configuration of a golden model with other metadata; None takes a setting away."""
+    """Returns the configuration of a golden model with changed metadata; None removes a setting."""
     metadata, weights = converted(MODELS / "llama")
     metadata = {key: value for key, value in {**metadata, **changes}.items() if value is not None}
     return open_gguf(write_gguf(folder / "model.gguf", metadata, weights | (tensors or {}), architecture)).config

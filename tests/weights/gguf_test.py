@@ -1,4 +1,4 @@
-"""GGUF files: bit-equal to the Hugging Face folder of the same weights, whatever the layout and the quantization."""
+"""GGUF files: bit-equal to the Hugging Face folder of the same weights, for any layout and quantization."""
 
 import re
 import struct
@@ -70,7 +70,7 @@ def test_qwen2_keeps_the_halves_of_a_head_apart(write):
 
 
 def decoded_by_the_package() -> set[str]:
-    """Returns the names of all types that the gguf package has a decoder of."""
+    """Returns the names of all types that the gguf package can decode."""
     names = set()
     for kind, (_, size) in GGML_QUANT_SIZES.items():
         try:
@@ -86,7 +86,7 @@ def test_every_type_is_read_that_the_gguf_package_decodes():
 
 
 def random_blocks(shape: tuple[int, int], kind: GGMLQuantizationType, rng: np.random.Generator) -> np.ndarray:
-    """Returns random bytes, which are valid blocks where their scales are finite; other blocks are zeros."""
+    """Returns random bytes, which are valid blocks if their scales are finite; other blocks are zeros."""
     block, size = GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (shape[0] * shape[1] // block, size), np.uint8)
     with np.errstate(all="ignore"):
@@ -235,7 +235,7 @@ def test_a_tensor_that_is_there_twice_is_named(write):
 
 
 class Entry:
-    """One line of a file's tensor table, which can be written anew."""
+    """An entry of a file's tensor table, which can be rewritten."""
 
     def __init__(self, path: Path, name: str) -> None:
         content = path.read_bytes()
@@ -321,7 +321,7 @@ def aligned(path: Path, alignment: int) -> None:
 
 @pytest.mark.parametrize("alignment", [1, 32, 64, 4096])
 def test_the_alignment_says_where_tensors_begin(write, alignment):
-    # A header that ends 4 bytes beyond a multiple of 64, so that every alignment has the data begin elsewhere.
+    # The header ends 4 bytes beyond a multiple of 64, so that the data offset differs for every alignment.
     name = {"general.name": "x"}
     path = write(edit=lambda metadata, tensors: metadata.update(name), alignment=1)
     begin = path.stat().st_size - sum(tensor.nbytes for tensor in converted(MODELS / "llama")[1].values())

@@ -48,7 +48,7 @@ REFUSED = {
 
 
 def write_case(folder: Path, name: str) -> None:
-    """The folder that transformers would have loaded: what it asked for, cut out of the drawn weights."""
+    """Writes the folder that transformers would have loaded: the requested slices of the drawn weights."""
     case = CASES[name]
     (folder / "config.json").write_text(json.dumps(case["config"]))
     tensors = {}

@@ -1,4 +1,4 @@
-"""Hugging Face folders: goldens of transformers, the layout of every leaf, and one sentence for each broken folder."""
+"""Hugging Face folders: transformers' goldens, the layout of every leaf, and a sentence for each broken folder."""
 
 import json
 import re

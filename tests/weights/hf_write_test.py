@@ -1,4 +1,4 @@
-"""Exported Hugging Face folders are those that were loaded, byte for byte."""
+"""Exported Hugging Face folders are byte-identical to the ones that were loaded."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ MODELS = places.GOLDENS / "models"
 
 
 def _stored(file: Path) -> dict[str, tuple[str, bytes]]:
-    """What a safetensors file holds: dtype and bytes by name."""
+    """Returns dtype and bytes by name of the tensors of a safetensors file."""
     raw = file.read_bytes()
     size = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + size])
@@ -27,7 +27,7 @@ def _stored(file: Path) -> dict[str, tuple[str, bytes]]:
 
 @pytest.mark.parametrize(("name", "dtype"), [("llama", "F32"), ("wide_head", "F32"), ("bfloat16", "BF16")])
 def test_the_export_is_the_folder_that_was_loaded(tmp_path: Path, name: str, dtype: str):
-    """The goldens' tensors have transformers' names and layout, so an export must give back every one's bytes."""
+    """The goldens have transformers' names and layout, so an export must give back every tensor's bytes."""
     config, params = load_hf(MODELS / name, {"F32": "float32", "BF16": "bfloat16"}[dtype])
     hf_write.write_hf_folder(tmp_path, config, params)
     exported, original = _stored(tmp_path / "model.safetensors"), _stored(MODELS / name / "model.safetensors")
@@ -47,7 +47,7 @@ def test_the_export_keeps_rotary_scaling(tmp_path: Path):
 
 
 def test_queries_keep_their_heads_in_halves():
-    """Row n · h + i of q_proj is dimension i of head n, as rotate_half has it: nothing is interleaved."""
+    """Row n · h + i of q_proj is dimension i of head n, in rotate_half's layout: nothing is interleaved."""
     config, params = load_hf(MODELS / "llama")
     tensors = hf_write.hf_tensors(params)
     q_dnh = np.asarray(params.layers.q_ldnh[1])

@@ -1,4 +1,4 @@
-"""Bases loaded in parts by two processes of four devices each, and what `finish` is given."""
+"""Bases loaded in parts by two processes of four devices each, and the arguments of `finish`."""
 
 import contextlib
 import functools
@@ -38,7 +38,7 @@ RULES = [
 
 
 def wrong_leaves(path: Path, dtype: str, meshes: list[tuple[int, int]], rules: list) -> list[str]:
-    """The leaves that are not the parts of the whole, or not where they were asked to be, in this process."""
+    """Returns the leaves in this process whose parts, shapes, dtypes or shardings are wrong."""
     whole = load_base(path, dtype).params
     asked = [functools.partial(param_shardings, mesh=make_mesh(data=data, fsdp=fsdp)) for data, fsdp in meshes]
     local = make_mesh(data=2, fsdp=2, devices=jax.local_devices())
@@ -58,7 +58,7 @@ def wrong_leaves(path: Path, dtype: str, meshes: list[tuple[int, int]], rules: l
 
 
 def bytes_read(path: Path, data: int, fsdp: int) -> dict[str, int]:
-    """How much this process reads of each leaf's tensors of a Hugging Face folder for a mesh of all devices."""
+    """Returns the bytes that this process reads of each leaf's tensors of an HF folder, on a mesh of all devices."""
     read, plain = Counter(), Source.read
 
     def counting(source: Source, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -74,7 +74,7 @@ def bytes_read(path: Path, data: int, fsdp: int) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """What each of the two processes finds."""
+    """The results of the two processes."""
     folder, tensors = tmp_path_factory.mktemp("models"), draw()
     write_hf(folder / "hf", CONFIG, tensors, files=3)
     write_meta(folder / "meta", meta_params(CONFIG), meta_parts(CONFIG, tensors, 4))
@@ -108,10 +108,10 @@ def test_a_process_reads_the_rows_of_its_own_parts_and_each_once(found):
         whole[name.split(".")[-2]] += tensor.nbytes
     by_rows = {"o_proj", "down_proj"}
     for process in found:
-        # Of the axis that is split, this process has half: rows of two matrices, columns of the others.
+        # This process has half of the sharded axis: rows of two matrices, columns of the others.
         halves = {name: nbytes // (2 if name in by_rows else 1) for name, nbytes in whole.items()}
         assert process["read"]["1 8"] == halves
-        # Here it has all, and four of its devices the same.
+        # Here the process has all weights, replicated over its four devices.
         assert process["read"]["2 4"] == whole
         assert process["read"]["8 1"] == whole
 
@@ -159,7 +159,7 @@ def test_shardings_of_another_model_are_refused(model):
 
 
 def held_at_once() -> list[int]:
-    """How many numbers the host has at a time while an array is made of which each of four devices has 128."""
+    """Returns the numbers of values on the host while an array is made of which each of four devices has 128."""
     held = []
 
     def parts(indexes) -> list[np.ndarray]:
@@ -179,7 +179,7 @@ def test_a_host_has_one_parts_worth_at_a_time(found):
 
 def main(address: str, process: str, folder: Path) -> None:
     jax.config.update("jax_disable_most_optimizations", True)
-    # `runtime.distributed` does so too: cached programs of several processes wait for each other for ever.
+    # `runtime.distributed` does the same: with cached programs several processes wait for each other forever.
     jax.config.update("jax_enable_compilation_cache", False)
     jax.distributed.initialize(address, PROCESSES, int(process))
     assert (jax.device_count(), jax.local_device_count()) == (PROCESSES * DEVICES, DEVICES)

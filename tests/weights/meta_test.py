@@ -1,4 +1,4 @@
-"""Meta's folders: bit-equal to the Hugging Face folder of the same weights, however many files they are split over."""
+"""Meta's folders: bit-equal to the Hugging Face folder of the same weights, for any number of files."""
 
 import base64
 import dataclasses
@@ -67,7 +67,7 @@ def test_pairs_that_are_not_put_apart_would_be_another_model(tmp_path, of_hf):
 
 @pytest.mark.parametrize("chunk_bytes", [1, 700])
 def test_chunks_and_parts_leave_no_seams(monkeypatch, tmp_path, of_hf, chunk_bytes):
-    # Parts that end within a head, which no model has.
+    # These parts end within a head, as no model's do.
     config = dataclasses.replace(CONFIG, num_heads=2, num_kv_heads=1, head_dim=16)
     by_part = meta_parts(config, TENSORS | _narrow_keys(), 4)
     whole = load_hf(write_hf(tmp_path / "hf", config, TENSORS | _narrow_keys()))
@@ -183,7 +183,7 @@ def test_settings_that_are_left_out_as_null_or_false_are_no_settings():
 
 @pytest.fixture
 def refused(tmp_path) -> Callable[..., str]:
-    """What is said of a folder in two files after `edit(params, parts)`; `edit` may write files of its own."""
+    """Returns the refusal of a folder in two files after `edit(params, parts)` and the function it returns, if any."""
 
     def load(edit, parts: int = 2) -> str:
         folder, params, by_part = tmp_path / "meta", meta_params(CONFIG), meta_parts(CONFIG, TENSORS, parts)
@@ -303,7 +303,7 @@ def test_files_that_are_not_what_they_should_be(refused, tmp_path):
 
 
 def _saved_as(path: Path, name: str) -> None:
-    """Gives the folder in a file's archive the name that torch would have given it."""
+    """Renames the folder in a file's archive to the name that torch would have given it."""
     with zipfile.ZipFile(path) as old:
         members = {member.replace("archive", name): old.read(member) for member in old.namelist()}
     with zipfile.ZipFile(path, "w") as new:
@@ -347,7 +347,7 @@ def test_a_flipped_bit_of_any_tensor_is_refused(tmp_path, monkeypatch, chunk_byt
 
 @pytest.mark.parametrize("axis", [0, -1])
 def test_a_flipped_bit_is_refused_where_leaves_are_read_in_parts(tmp_path, axis: int):
-    """As one process reads them for several of its devices, here the last part first."""
+    """One process reads parts for several of its devices, here the last part first."""
     folder = write_meta(tmp_path, meta_params(CONFIG), meta_parts(CONFIG, TENSORS))
 
     def load() -> None:

@@ -1,4 +1,4 @@
-"""Damaged bases in Orbax's form: each turned byte and changed field is refused in one sentence."""
+"""Damaged bases in Orbax's format: every flipped byte and changed field is refused in one sentence."""
 
 import functools
 import json
@@ -104,7 +104,7 @@ def test_a_chunk_of_other_numbers_is_named(orbax_base, hf_base, tmp_path):
     one.rename(tmp_path / "one")
     other.rename(one)
     (tmp_path / "one").rename(other)
-    # The files' names are random, and are noticed first.
+    # The files' names are random, and a changed name is noticed first.
     content = json.loads((folder / "base.json").read_text())
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     content["files"] = {name: size for name, size in files.items() if name != "base.json"}
@@ -185,7 +185,7 @@ def test_numbers_that_are_not_finite_are_neither_written_nor_read(hf_base, tmp_p
     if np.isfinite(value):
         write_orbax(tmp_path / "out", checkpoint.config, spoilt, "float32", {})
         assert load_base(tmp_path / "out").params.norm_d[3] == np.float32(value)
-        # It is rounded to an infinity there.
+        # The value is rounded to infinity in that dtype.
         with pytest.raises(InputError, match="block 0 of leaf norm_d holds numbers that are not finite"):
             load_base(tmp_path / "out", "bfloat16")
         return

@@ -1,4 +1,4 @@
-"""Bases in Orbax's form: bit-equal to what they were written from, whole or absent."""
+"""Bases in Orbax's format: bit-equal to their source, complete or absent."""
 
 import concurrent.futures
 import dataclasses
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("small_blocks")
 LARGE = dataclasses.replace(
     CONFIG, vocab_size=4096, d_model=512, d_mlp=512, num_layers=32, num_heads=8, num_kv_heads=8, head_dim=64
 )
-"""251 MB in float32, of which a leaf of all layers is 34 MB and a matrix at most 8 MB."""
+"""A config of 251 MB in float32; a leaf of all layers has 34 MB and a matrix at most 8 MB."""
 
 MEASURE = """
 import sys
@@ -63,7 +63,7 @@ def test_what_is_read_is_what_was_written(orbax_base, hf_base, dtype):
 
 def test_leaves_have_blocks_of_layers_no_larger_than_the_largest_matrix(orbax_base):
     blocks = json.loads((orbax_base / "base.json").read_text())["blocks"]
-    # The largest matrix is the embedding's, of 64 × 32.
+    # The largest matrix is the embedding, of 64 × 32.
     assert blocks["embed_vd"] == [64]
     assert blocks["gate_ldf"] == [1, 1, 1]
     assert blocks["k_ldkh"] == [3]
@@ -138,7 +138,7 @@ def test_any_part_of_a_leaf_is_read_each_chunk_once(hf_base, tmp_path, monkeypat
         assert leaf[0][1].num_chunks > 20
         (whole,) = parts("gate_ldf", [[slice(None)] * 3])
         for _ in range(20):
-            # Layers of several blocks, and parts that share chunks.
+            # Layers have several blocks, and parts share chunks.
             indexes = [[slice(*sorted(rng.choice(n + 1, 2, replace=False))) for n in spec.shape] for _ in range(3)]
             read.clear()
             found = orbax._parts(leaf, spec.shape, np.dtype(np.float32), pool, indexes)
@@ -190,5 +190,5 @@ def test_the_host_has_room_for_a_few_matrices_only(hf_base, tmp_path):
     leaf = LARGE.num_layers * LARGE.d_model**2 * 4 / 1e6
     model = sum(x.nbytes for x in draw(LARGE).values()) / 1e6
     assert model > 7 * leaf
-    # Three times the largest block (16 MiB), and what TensorStore holds.
+    # Three times the largest block (16 MiB), and TensorStore's own memory.
     assert float(done.stdout.splitlines()[-1]) < 3 * leaf

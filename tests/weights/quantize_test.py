@@ -1,4 +1,4 @@
-"""Quantizing: how near it comes, what it holds meanwhile, and bases that are loaded so, whole."""
+"""Quantization: its error, its memory use, and whole bases that are loaded quantized."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ KINDS = ("int8", "int4")
 
 
 def through(config: LlamaConfig, kind: str, name: str, leaf: np.ndarray, dtype=jnp.float32, size: int = 4):
-    """The leaf's quantized form, and that as float32."""
+    """Returns the leaf quantized, and that as float32."""
     weight = quantizer(config, Quantization(kind, size))(name, jnp.asarray(leaf, dtype))
     return weight, np.asarray(dequantized(weight, jnp.float32))
 
@@ -74,7 +74,7 @@ def test_int4_is_the_best_of_what_was_tried(config: LlamaConfig, params):
     lowest, highest = grouped.min(axis=2, keepdims=True), grouped.max(axis=2, keepdims=True)
     step = (highest - lowest) / 15 + (highest == lowest)
     even = (np.round((grouped - lowest) / step) * step + lowest).reshape(leaf.shape)
-    # Four numbers a group leave much to a fit, whose scales and offsets are bfloat16 here and float32 there.
+    # At four values per group the fit matters most; its scales and offsets are bfloat16 here and float32 there.
     assert errors(found).sum() < 0.7 * errors(even).sum()
     assert (errors(found) <= 1.1 * errors(even) + 1e-4 * np.square(grouped).sum(axis=2)).all()
     np.testing.assert_array_equal(found[1, 4:8, 5], 0)
@@ -111,7 +111,7 @@ def test_one_layer_is_float32_at_a_time(config: LlamaConfig, optimized):
 
 @pytest.fixture
 def tiny_gguf(tmp_path: Path) -> Path:
-    """A GGUF of one model, all ones but for its projections."""
+    """A GGUF of a tiny model, all ones except for its projections."""
     path, d, f, vocab = tmp_path / "tiny.gguf", 32, 64, 48
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(2)

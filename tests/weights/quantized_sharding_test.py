@@ -1,4 +1,4 @@
-"""Over eight devices, which a process of its own has: quantizing is that of one device, and so is a step over it."""
+"""Quantization and a quantized step over eight devices, in a separate process, equal those on one device."""
 
 import json
 import os
@@ -28,14 +28,14 @@ KINDS = ("int8", "int4")
 
 
 def quantized(params: Params, kind: str, shardings: Params | None = None) -> Params:
-    """The parameters, quantized where they are."""
+    """Returns the parameters quantized, on the devices of `shardings`."""
     finish = quantizer(CONFIG, Quantization(kind), shardings)
     layers = {name: finish(name, jnp.copy(leaf)) for name, leaf in vars(params.layers).items() if leaf is not None}
     return params.replace(layers=Layers(**layers))
 
 
 def difference(kind: str) -> float:
-    """Of the loss on a mesh and on one device, relative; fails where the quantized parameters differ."""
+    """Returns the relative difference of the loss on a mesh and on one device. Fails if quantized parameters differ."""
     original = init_params(CONFIG)
     params, adapter = quantized(original, kind), init_adapter("aligner", CONFIG, num_tokens=2, start_layer=1)
     draw = np.random.default_rng(0)

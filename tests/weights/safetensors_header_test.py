@@ -1,4 +1,4 @@
-"""Headers of safetensors files: what the library's own writer writes is read, and everything that is off is refused."""
+"""Headers of safetensors files: those of the library's own writer are read, and all invalid ones are refused."""
 
 import json
 import random

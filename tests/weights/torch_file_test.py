@@ -1,4 +1,4 @@
-"""Torch files as places of tensors: whole, partly read, and refused where they are anything else."""
+"""Torch files as locations of tensors: read whole, read in part, and refused if they are anything else."""
 
 import os
 import pickle
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def rewritten(path: Path) -> Callable[..., Path]:
-    """The file with `change(name, bytes)` applied to each member, and written with these options."""
+    """Rewrites the file with `change(name, bytes)` applied to each member, and with these options."""
 
     def write(change=lambda name, data: data, more: dict[str, bytes] | None = None, **options: int) -> Path:
         with zipfile.ZipFile(path) as old:
@@ -61,7 +61,7 @@ def test_a_source_is_a_range_of_the_file(path):
 
 
 def test_members_may_be_padded_as_torch_does(path, tmp_path):
-    """Torch fills the extra field of a member's own header, but not of the archive's table, to align its bytes."""
+    """Torch aligns a member's bytes by padding the extra field of its own header, but not of the archive's table."""
     with zipfile.ZipFile(path) as old:
         members = {name: old.read(name) for name in old.namelist()}
     with zipfile.ZipFile(tmp_path / "padded.pth", "w") as new:
@@ -74,7 +74,7 @@ def test_members_may_be_padded_as_torch_does(path, tmp_path):
 
 
 def test_a_modules_state_dict_has_attributes_that_are_ignored(rewritten):
-    """An OrderedDict of {} with the attribute _metadata, as a module's state_dict() is pickled; then the same keys."""
+    """A module's state_dict() is pickled as an OrderedDict of {} with the attribute _metadata, and then the keys."""
 
     def with_attributes(name: str, data: bytes) -> bytes:
         if not name.endswith("data.pkl"):
@@ -107,7 +107,7 @@ def test_a_member_that_was_changed_is_refused(path):
     sentence = r"model\.pth is damaged: its member archive/data/0 does not match its checksum"
     with pytest.raises(InputError, match=sentence):
         read_torch_tensors(path)
-    # In parts, in any order: at the last row at the latest.
+    # Parts may be read in any order; the checksum is checked at the last row at the latest.
     for parts in ([(0, 6)], [(0, 2), (2, 5), (5, 6)], [(3, 6), (0, 3)], [(5, 6)]):
         source = torch_sources(path)["a"]
         with pytest.raises(InputError, match=sentence):
@@ -137,7 +137,7 @@ def test_processes_share_the_checks_of_storages(path):
 
 
 def test_tensors_of_one_storage(rewritten):
-    """Two tensors in one storage, as a view and what it is of: each is checked with all of it."""
+    """Two tensors share a storage, one as a view of the other: each is checked with the whole storage."""
 
     def share(name: str, data: bytes) -> bytes:
         if name.endswith("data.pkl"):

@@ -1,4 +1,4 @@
-"""Pickles of torch files: what torch writes is read, in every protocol; the rest is refused before it is built."""
+"""Pickles of torch files: torch's output is read in every protocol; everything else is refused before it is built."""
 
 import io
 import pickle
@@ -35,18 +35,18 @@ STORAGE = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text(
 
 
 def state(arguments: bytes) -> bytes:
-    """A dict of one tensor "a" with these arguments."""
+    """Returns the pickle of a dict of one tensor "a" with these arguments."""
     return b"\x80\x02}" + text("a") + b"ctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"tRs."
 
 
 def test_the_state_that_tests_write():
-    # NumPy's strides of an array without numbers are 0.
+    # NumPy's strides of an empty array are 0.
     assert read_state(pickled(TENSORS), PATH) == EXPECTED | {"none": EXPECTED["none"]._replace(strides=(0, 0))}
 
 
 @pytest.fixture
 def fake_torch(monkeypatch):
-    """A module of torch's name, so that Python's own pickler writes what torch's would."""
+    """Installs a module under torch's name, so that Python's own pickler writes torch's output."""
     torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
 
     def rebuild(*_):
@@ -64,7 +64,7 @@ def fake_torch(monkeypatch):
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("of_module", [False, True])
 def test_every_protocol(fake_torch, protocol: int, of_module: bool):
-    """As `torch.save` pickles a dict, and a module's state dict, which is an OrderedDict with an attribute."""
+    """`torch.save` pickles a dict, or a module's state dict, which is an OrderedDict with an attribute."""
     import collections
 
     torch, rebuild = fake_torch
@@ -128,7 +128,7 @@ def test_every_protocol(fake_torch, protocol: int, of_module: bool):
         (b"\x80\x02K\x01K\x01\x93.", "has a name that is no text"),
         (state(STORAGE + b"K\x00" + text("4") + b")\x89}"), "whose shape and place are not integers"),
         (state(STORAGE + b"K\x00(\x88K\x04t(K\x04K\x01t\x89}"), "whose shape and place are not integers"),
-        # Functions to call of gradients, and numbers that are to be negated when they are read.
+        # Backward hooks, and values that are negated lazily.
         (state(STORAGE + b"K\x00K\x04\x85K\x01\x85\x89}" + text("x") + b"Ns"), "in a way that torch does not"),
         (state(STORAGE + b"K\x00K\x04\x85K\x01\x85\x89}}" + text("neg") + b"\x88s"), "in a way that torch does not"),
     ],
@@ -169,7 +169,7 @@ def test_what_is_no_dict_of_tensors_is_refused(content: bytes, sentence: str):
 
 
 class _Reference(pickle.Unpickler):
-    """Python's unpickler, with stand-ins for what torch's names are."""
+    """Python's unpickler, with stand-ins for torch's names."""
 
     def find_class(self, module_name: str, global_name: str):
         if global_name == "OrderedDict":

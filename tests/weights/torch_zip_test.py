@@ -1,4 +1,4 @@
-"""Archives of torch files: one reading of every byte, or a refusal; checksums of what is read, in any order."""
+"""Archives of torch files: every byte has one meaning or is refused; checksums in any order of reading."""
 
 import struct
 import zipfile
@@ -19,7 +19,7 @@ TENSORS = {"a": np.arange(24, dtype=np.float32).reshape(6, 4), "b": np.arange(5)
 
 
 def of_torch(path: Path) -> Path:
-    """A copy of what torch wrote: sizes after each member, padding, and ends of 64 bits."""
+    """Returns a copy of torch's archive: sizes after each member, padding, and zip64 ends."""
     path.write_bytes(GOLDEN.read_bytes())
     return path
 
@@ -56,7 +56,7 @@ def test_no_changed_byte_is_read_as_other_numbers(tmp_path: Path, written):
 
 
 def entry_of(name: str):
-    """From an archive's bytes to where its directory's entry of a member begins."""
+    """Returns a function from an archive's bytes to the offset of the directory's entry of a member."""
     return lambda data: data.index(name.encode(), data.index(b"PK\1\2")) - 46
 
 
@@ -134,7 +134,7 @@ def test_ends_of_64_bits_must_agree(tmp_path: Path, mark: bytes, offset: int, va
 
 
 def test_numbers_beyond_32_bits_come_from_the_extra_field(tmp_path: Path):
-    """The entry of a member at 0xFFFFFFFF or later, as it is in files of bases; here the place is a small one."""
+    """Members of large bases lie at 0xFFFFFFFF or later; here the offset in the extra field is a small one."""
     path = of_python(tmp_path / "a.pth")
     data = path.read_bytes()
     at = entry_of(STORAGE)(data)
@@ -151,7 +151,7 @@ def test_numbers_beyond_32_bits_come_from_the_extra_field(tmp_path: Path):
 
 
 def test_members_may_not_overlap(tmp_path: Path):
-    """The header of a member inside the bytes of another one would give the same bytes two meanings."""
+    """A member's header inside another's bytes would give the same bytes two meanings."""
     header = b"PK\3\4" + struct.pack("<5H3L2H", 20, 0, 0, 0, 0, 0, 0, 0, len(VERSION), 0) + VERSION.encode()
     path = tmp_path / "a.pth"
     with zipfile.ZipFile(path, "w") as archive:

@@ -1,4 +1,4 @@
-"""The harness's own model class, `hf`, on task files; part of scripts.bench.harness, run by another interpreter.
+"""Runs the harness's own model class, `hf`, on task files: the other interpreter's part of scripts.bench.harness.
 
 Needs torch, transformers and lm-eval, and nothing of this project.
 """
@@ -37,7 +37,7 @@ def main() -> None:
             metrics = {name: document[name] for name in document["metrics"]}
             lines.append({"task": task, "document": document["doc_id"], "responses": document["resps"], **metrics})
     options.to.parent.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all: the comparison takes a file that is there for one that is finished.
+    # The comparison takes a file that exists for a finished one.
     temporary = options.to.with_suffix(".part")
     temporary.write_text("".join(json.dumps(line, default=float) + "\n" for line in lines))
     temporary.replace(options.to)

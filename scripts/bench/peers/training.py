@@ -1,9 +1,9 @@
 """The peer's worker of scripts.bench.train and generate: torch, transformers and PEFT, in their own environment.
 
-Written for transformers 5 and PEFT 0.21, with what is fastest for them on CPUs: sdpa attention, all cores, a fused
-AdamW over the trained parameters alone, no gradient checkpointing, no cache while training, no attention mask where
-nothing is padded, and adapters in the model's dtype (PEFT would make LoRA's float32, and convert in every layer). It
-is eager PyTorch, as PEFT's users run it; torch.compile is not tried.
+Written for transformers 5 and PEFT 0.21, with their fastest settings on CPUs: sdpa attention, all cores, a fused AdamW
+over the trained parameters alone, no gradient checkpointing, no cache while training, no attention mask where nothing
+is padded, and adapters in the model's dtype (PEFT would make LoRA's float32, and convert in every layer). It is eager
+PyTorch, as PEFT's users run it; torch.compile is not tried.
 """
 
 import itertools
@@ -27,7 +27,7 @@ _TRAINED_ADAPTERS = {
 
 
 class Peer:
-    """One model, and the training of one adapter over it."""
+    """A model, and the training of one adapter over it."""
 
     model: Any
     optimizer: torch.optim.Optimizer
@@ -52,7 +52,7 @@ class Peer:
     def train(
         self, documents: list[dict], batch_size: int, method: str, options: dict[str, Any], padding_free: bool
     ) -> dict[str, Any]:
-        """Puts the adapter in. Batches are the documents in the order given, again and again."""
+        """Adds the adapter to the model. Batches are the documents in the given order, repeated."""
         self.model.config.use_cache = False
         self.model = get_peft_model(self.model, _TRAINED_ADAPTERS[method](options), autocast_adapter_dtype=False)
         self.model.train()
@@ -65,7 +65,7 @@ class Peer:
         return {"parameters": sum(parameter.numel() for parameter in trained)}
 
     def steps(self, count: int) -> dict[str, Any]:
-        """A turn: time, tokens that are not padding, and losses."""
+        """Runs a turn; returns its time, tokens without padding, and losses."""
         began, tokens, losses = time.perf_counter(), 0, []
         for _ in range(count):
             batch = next(self.batches)
@@ -78,7 +78,7 @@ class Peer:
         return {"seconds": time.perf_counter() - began, "tokens": tokens, "losses": losses}
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
-        """Greedy continuations of equally long prompts, none of which a stop token ends."""
+        """Continues equally long prompts, greedily; stop tokens end none of them."""
         began = time.perf_counter()
         ids = torch.tensor(prompts)
         with torch.inference_mode():
@@ -90,7 +90,7 @@ class Peer:
         return {"seconds": time.perf_counter() - began, "tokens": tokens}
 
     def check_padding_free(self, documents: list[dict]) -> dict[str, Any]:
-        """Fails unless documents in one row do not see each other, that is, have the loss they have in padded rows."""
+        """Fails unless documents in one row have the loss that they have in padded rows, unseen by each other."""
         with torch.no_grad():
             losses = []
             for collate in (_padded, _joined):
@@ -103,7 +103,7 @@ class Peer:
 
 
 def _padded(documents: list[dict]) -> dict[str, Any]:
-    """Rows as long as the longest document; `tokens` counts what is not padding."""
+    """Pads documents to the longest one; `tokens` counts tokens without padding."""
     lengths = [len(document["tokens"]) for document in documents]
     shape = (len(documents), max(lengths))
     ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORED)
@@ -117,7 +117,7 @@ def _padded(documents: list[dict]) -> dict[str, Any]:
 
 
 def _joined(documents: list[dict]) -> dict[str, Any]:
-    """One row of all documents, whose positions start anew at each: transformers makes the mask from them."""
+    """Joins all documents in one row. Positions restart at each; transformers derives the mask from them."""
     labels = [_labels(document) for document in documents]
     for label in labels:
         label[0] = IGNORED

@@ -1,4 +1,4 @@
-"""Mutations of safetensors files, and what the safetensors library makes of one; for the kinds that hold such files."""
+"""Mutations and reference reading of safetensors files, for the kinds that hold such files."""
 
 import json
 import random
@@ -15,19 +15,19 @@ type Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 
 def split(content: bytes) -> tuple[dict, bytes]:
-    """Returns header and data of a whole file."""
+    """Returns header and data of an undamaged file."""
     (length,) = struct.unpack("<Q", content[:8])
     return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
 def joined(header: bytes | dict, data: bytes) -> bytes:
-    """Returns a file of a header, which may be any bytes, and data."""
+    """Returns a file with a header, which may be any bytes, and data."""
     text = json.dumps(header).encode() if isinstance(header, dict) else header
     return struct.pack("<Q", len(text)) + text + data
 
 
 def tensors_of(content: bytes) -> Tensors | None:
-    """Returns dtype, shape and bytes by name, as the safetensors library reads them; None where it refuses the file."""
+    """Returns dtype, shape and bytes by name, as the safetensors library reads them; None if it refuses the file."""
     try:
         found = safetensors.deserialize(content)
     except (safetensors.SafetensorError, ValueError, OverflowError):
@@ -36,7 +36,7 @@ def tensors_of(content: bytes) -> Tensors | None:
 
 
 def mutate(rng: random.Random, content: bytes) -> bytes:
-    """Returns a file with a changed byte, number, header, entry of the header or length."""
+    """Returns a file with a changed byte, number, header, header entry or length."""
     change = rng.randrange(8)
     if change < 2:
         return mutations.of_bytes(rng, content)

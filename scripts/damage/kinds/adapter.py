@@ -1,4 +1,4 @@
-"""This project's own adapter files: of every kind of option, with and without a recorded base, new and old ones."""
+"""This project's own adapter files: all kinds of options, with and without a recorded base, new and old."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from scripts.damage.kinds import _safetensors, mutations
 from scripts.damage.kinds.kind import Files, Kind, digest
 
 _NAME = "adapter.safetensors"
-# A file of the sample, which is never changed: the adapter is read beside its base where there is one.
+# A sample with this file is read beside its base. The file is never changed.
 _BESIDE = "beside_its_base"
 _TEXTS = ("options", "base_config", "prompt_format")
 
@@ -61,7 +61,7 @@ def _mutate(rng: random.Random, files: Files) -> Files:
     header, data = _safetensors.split(content)
     if rng.randrange(3) == 0:
         metadata = header["__metadata__"]
-        # Without its digest the reader comes further.
+        # Without its digest the file is read further.
         if rng.randrange(2):
             metadata.pop("digest", None)
         name = rng.choice([name for name in _TEXTS if name in metadata])
@@ -87,7 +87,7 @@ def _read(folder: Path) -> str:
 
 
 def _may_differ(_: Files, damaged: Files) -> bool:
-    # A file with its digest is what was saved; an old file has nothing that could tell.
+    # A file with its digest must read as it was saved; an old file has nothing to check.
     content = damaged[_NAME]
     if _safetensors.tensors_of(content) is None:
         return False

@@ -23,7 +23,7 @@ _TEXTS = ("", "ab c", "a\u00e9 \U0001f600\n<s>")
 
 
 class Tensor(NamedTuple):
-    """One tensor: name in bytes, axes as stored, ggml type, offset in the tensor data, and its bytes."""
+    """A tensor: name in bytes, axes as stored, ggml type, offset in the tensor data, and its bytes."""
 
     name: bytes
     axes: tuple[int, ...]
@@ -33,14 +33,14 @@ class Tensor(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """A GGUF file in parts: fields are (key, type, value), an array's value is (type of items, items)."""
+    """A GGUF file in parts. Fields are (key, type, value); an array's value is (type of items, items)."""
 
     fields: list[tuple[bytes, int, Any]]
     tensors: list[Tensor]
 
 
 def samples() -> list[Files]:
-    """Returns models of 2 layers: LLaMA and Qwen2, tied and not, of all block sizes; most without a vocabulary."""
+    """Returns models of 2 layers: LLaMA and Qwen2, tied and not, of all block sizes, most without a vocabulary."""
     return [
         {_NAME: _model(0, "llama", ["F32"], vocabulary=_sentencepiece())},
         {_NAME: _model(1, "llama", ["Q8_0", "Q4_0"], untied=True)},
@@ -124,7 +124,7 @@ def placed(tensors: list[Tensor], alignment: int = 32) -> list[Tensor]:
 
 
 def written(parts: Parts, counts: tuple[int, int] | None = None, version: int = 3, alignment: int = 32) -> bytes:
-    """Returns the bytes of a file, whose header may contradict its data."""
+    """Returns the bytes of a file; its header may contradict its data."""
     number_of_tensors, number_of_fields = counts or (len(parts.tensors), len(parts.fields))
     header = b"GGUF" + struct.pack("<IQQ", version, number_of_tensors, number_of_fields)
     for key, kind, value in parts.fields:
@@ -149,7 +149,7 @@ def _value(kind: int, value: Any) -> bytes:
 
 
 def parsed(content: bytes) -> Parts:
-    """Returns a file's parts. Raises ValueError, struct.error or KeyError unless it is as a writer leaves it."""
+    """Returns a file's parts. Raises ValueError, struct.error or KeyError unless a writer could have written it."""
     at = 4
 
     def take(code: str) -> Any:
@@ -218,7 +218,7 @@ _REALS = (0.0, -0.0, 1.0, 4.0, -1.0, 1e-30, 1e30, math.nan, math.inf, -math.inf,
 
 
 def _any_value(rng: random.Random) -> tuple[int, Any]:
-    """Returns the type and the value of a field that might be anything."""
+    """Returns the type and the value of an arbitrary field."""
     kind = rng.choice([*_SCALARS, _STRING, _ARRAY, _STRING, _ARRAY, _U32, _F32])
     if kind == _STRING:
         return kind, rng.choice((*_NAMES, b"linear", b"yarn", b"none", b"reference", b"qwen2", b"a\0b"))
@@ -328,14 +328,14 @@ def _of_layout(rng: random.Random, parts: Parts) -> bytes:
             if rng.random() < 0.5
             else content + bytes(rng.randrange(99))
         )
-    # One string's length: the eight bytes before its text.
+    # Eight bytes before its text hold a string's length.
     key = rng.choice(parts.fields)[0]
     at = content.index(key) - 8
     return content[:at] + struct.pack("<Q", rng.choice(_WHOLE_NUMBERS)) + content[at + 8 :]
 
 
 def mutate(rng: random.Random, files: Files) -> Files:
-    """Returns the file with its fields, its table or its layout changed, or with damaged bytes."""
+    """Returns the file with changed fields, table or layout, or with damaged bytes."""
     content = files[_NAME]
     parts = parsed(content)
     change = rng.randrange(10)
@@ -351,7 +351,7 @@ def mutate(rng: random.Random, files: Files) -> Files:
 
 
 def read(folder: Path) -> str:
-    """Returns a digest of configuration, parameters and what the tokenizer makes of some texts."""
+    """Returns a digest of the configuration, the parameters and the token ids of some texts."""
     import jax
 
     import aligner_jax as aj
@@ -366,8 +366,10 @@ def read(folder: Path) -> str:
 
 
 def may_differ(sample: Files, damaged: Files) -> bool:
-    """Returns True for files that a writer could have written of another model: finite numbers, settings of the right
-    types, and tensors in the places where the table has them."""
+    """Returns True if a writer could have written the file of another model.
+
+    Such a file has finite numbers, settings of the right types, and tensors at the offsets that the table gives.
+    """
     before = parsed(sample[_NAME])
     try:
         after = parsed(damaged[_NAME])

@@ -1,4 +1,4 @@
-"""Hugging Face folders: one file and several, tied and not, of each model type and dtype."""
+"""Hugging Face folders: one file and several, tied and not, every model type and dtype."""
 
 import json
 import random
@@ -80,7 +80,7 @@ def _read(folder: Path) -> str:
 
 
 def _may_differ(sample: Files, damaged: Files) -> bool:
-    """Settings and weights have no checksum, but what the library reads as the same weights has to be the same."""
+    """Returns True if the library reads other weights too: neither settings nor weights have a checksum."""
     if damaged["config.json"] != sample["config.json"]:
         return True
     read = [

@@ -1,4 +1,4 @@
-"""Replies of a judge's endpoint: bodies of answers and errors, and answers as they are kept."""
+"""Replies of a judge's endpoint: bodies of answers and errors, and cached answers."""
 
 import json
 import random
@@ -15,7 +15,7 @@ _KEY = "sk-0123456789abcdef"
 
 
 def samples() -> list[Files]:
-    """Returns a completion, an error that repeats the key, and a kept answer."""
+    """Returns a completion, an error that repeats the key, and a cached answer."""
     completion = {
         "id": "x", "object": "chat.completion", "created": 1, "model": "m",
         "choices": [{"index": 0, "message": {"role": "assistant", "content": "Because. [[A]]"}}],
@@ -28,7 +28,7 @@ def samples() -> list[Files]:
 
 
 def mutate(rng: random.Random, files: Files) -> Files:
-    """Changes one of the three: a value of it, its bytes, or what an answer says."""
+    """Changes one of the three: a value, its bytes, or an answer's text."""
     name = rng.choice(sorted(files))
     if rng.randrange(4):
         return one_file(rng, dict(files), of_json if rng.randrange(3) else of_bytes, name)
@@ -39,7 +39,7 @@ def mutate(rng: random.Random, files: Files) -> Files:
 
 
 def read(folder: Path) -> str:
-    """Returns what is understood of the three; fails where the key or a control character comes through."""
+    """Returns the parsed result of the three. Fails if the key or a control character passes through."""
     answer = read_completion((folder / "completion.json").read_bytes(), _KEY)
     said = read_error((folder / "error.json").read_bytes(), _KEY)
     assert said.isprintable() and len(said) <= 220 and _KEY not in said, said  # noqa: PT018

@@ -1,4 +1,4 @@
-"""A kind of file that `scripts.damage.fuzz_readers` damages: honest samples, mutations, and the reader under test."""
+"""The kinds of files that `fuzz_readers` damages: undamaged samples, mutations, and the reader under test."""
 
 import hashlib
 import random
@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 type Files = Mapping[str, bytes]
-"""Content by file name, with "/" for folders: what is written into an empty folder before the reader is called."""
+"""File contents by name, with "/" for folders. They are written into an empty folder before the reader is called."""
 
 
 class Kind(NamedTuple):
-    """One kind of input.
+    """A kind of input.
 
     Attributes:
-      name: of the kind, as given to `--kind`.
-      samples: returns honest inputs. Made once, without torch, of small random or fixed numbers.
-      mutate: returns a damaged copy of a sample; every choice is drawn from the generator that it is given.
-      read: reads the input in a folder with the project's own public or internal reader and returns a text that tells
-        apart all results that differ (a digest of every number, id or string that was read). Raises `InputError` where
-        it refuses.
-      may_differ: returns True if the format cannot show the difference of a sample and its damaged copy, so that a
-        reader may accept it with another result: the bytes of a weight in a format without checksums, or a value of a
-        setting that is as valid as the old one.
+      name: the kind's name, as given to `--kind`.
+      samples: returns undamaged inputs, made once, without torch, of small random or fixed numbers.
+      mutate: returns a damaged copy of a sample; every choice is drawn from the given generator.
+      read: reads the input in a folder with the project's own public or internal reader. Returns a text that differs
+        for all results that differ (a digest of every number, id or string that was read). Raises `InputError` if it
+        refuses.
+      may_differ: returns True if the format cannot show the difference between a sample and its damaged copy, so that
+        a reader may accept the copy with another result. Examples are the bytes of a weight in a format without
+        checksums, or a setting whose new value is as valid as the old one.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Kind(NamedTuple):
 
 
 def digest(*values: object) -> str:
-    """Returns a text that tells apart arrays, texts and numbers that differ; for the `read` of a kind."""
+    """Returns a text that differs for different arrays, texts and numbers; for the `read` of a kind."""
     sha256 = hashlib.sha256()
     for value in values:
         numbers = getattr(value, "tobytes", None)

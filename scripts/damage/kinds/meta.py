@@ -1,4 +1,4 @@
-"""Folders in Meta's form, of one or two files: damaged settings, damaged files, and files in each other's place."""
+"""Folders in Meta's format, of one or two files: damaged settings, damaged files, and swapped files."""
 
 import json
 import math
@@ -100,7 +100,7 @@ def _read(folder: Path) -> str:
 
 
 def _may_differ(sample: Files, damaged: Files) -> bool:
-    """Returns True for settings of the right types and files that torch might have saved under these very names."""
+    """Returns True for settings of the right types and files that torch might have saved under these names."""
     for name in damaged.keys() - {PARAMS}:
         if damaged[name] == sample.get(name):
             continue

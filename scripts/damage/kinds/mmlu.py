@@ -1,4 +1,4 @@
-"""MMLU's questions: zip archives of small CSV files, damaged as archives and as tables, and folders of them."""
+"""MMLU's questions: zip archives of small CSV files, and folders of them, damaged as archives and as tables."""
 
 import functools
 import io
@@ -36,7 +36,7 @@ _NAMES = (
 
 
 def samples() -> list[Files]:
-    """Returns archives of both kinds, one without the folder around, and a folder."""
+    """Returns archives of both kinds, one without an enclosing folder, and a folder."""
     bare = {name.removeprefix("data/"): content for name, content in _CONTENTS.items()}
     return [
         {"mmlu.zip": _zipped(_CONTENTS)},
@@ -47,7 +47,7 @@ def samples() -> list[Files]:
 
 
 def mutate(rng: random.Random, files: Files) -> Files:
-    """Returns the archive with damaged bytes, another directory, or a damaged table in it."""
+    """Returns the archive with damaged bytes, another directory, or a damaged table."""
     if "mmlu.zip" not in files:
         name = rng.choice(sorted(files))
         return {**files, name: _table(rng, files[name])}
@@ -56,7 +56,7 @@ def mutate(rng: random.Random, files: Files) -> Files:
     if change < 3:
         return {"mmlu.zip": mutations.of_bytes(rng, content)}
     if change < 7:
-        # Headers and the directory: fields at fixed places after a mark.
+        # Local headers and the directory hold fields at fixed offsets after a signature.
         data = bytearray(content)
         mark, size = rng.choice(((b"PK\x01\x02", 46), (b"PK\x03\x04", 30), (b"PK\x05\x06", 22)))
         places = [i for i in range(len(data) - 4) if data[i : i + 4] == mark]
@@ -84,7 +84,7 @@ def read(folder: Path) -> str:
 
 
 def may_differ(sample: Files, damaged: Files) -> bool:
-    """Returns True where all checksums hold, or there are none, and all files are there."""
+    """Returns True if no checksum fails and all files are there."""
     if "mmlu.zip" not in damaged:
         return True
     try:

@@ -10,11 +10,11 @@ VALUES: tuple[object, ...] = (
     float("-inf"), "", "x", "no", "nan", "0", "\x1b[2J", "\ud800", "a" * 5000, [], [1], ["x"], [[]], {}, {"x": 1},
     [None] * 3,
 )  # fmt: skip
-"""Values of every type that a field might wrongly hold."""
+"""Values of every type that a field might wrongly have."""
 
 
 def of_bytes(rng: random.Random, content: bytes) -> bytes:
-    """Returns the bytes with one to three random changes: a flip, a cut, a repetition, a swap, or a number written."""
+    """Returns the bytes with one to three random changes: a flip, a cut, a repetition, a swap, or a written number."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         if not data:
@@ -45,7 +45,7 @@ def of_bytes(rng: random.Random, content: bytes) -> bytes:
 
 
 def of_json(rng: random.Random, text: bytes) -> bytes:
-    """Returns a JSON text in which one value is another, gone, moved or twice, or the text itself is damaged."""
+    """Returns a JSON text with one value changed, removed, moved or duplicated, or with damaged characters."""
     change = rng.randrange(12)
     if change == 0:
         return of_bytes(rng, text)
@@ -71,7 +71,7 @@ def of_json(rng: random.Random, text: bytes) -> bytes:
         return _twice(json.dumps(value), str(key), json.dumps(rng.choice(VALUES))).encode()
     else:
         holder[key] = rng.choice(VALUES)
-    # Not json.dumps' own refusal of circles: a value may by chance be put into itself.
+    # json.dumps refuses circles with an error of its own; a value may by chance be put into itself.
     try:
         return json.dumps(value).encode()
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Bases in Orbax's form: a tiny model with its vocabulary, with digests and as earlier releases wrote it."""
+"""Bases in Orbax's format: a tiny model with its vocabulary, with digests and as earlier releases wrote it."""
 
 import json
 import logging
@@ -25,8 +25,8 @@ _CONFIG = LlamaConfig(
 
 
 def samples() -> list[Files]:
-    """Returns the same base with digests and without, in float32 and in bfloat16."""
-    # TensorStore's threads would not survive the driver's fork: a process of its own writes the samples.
+    """Returns the same base with and without digests, in float32 and in bfloat16."""
+    # A separate process writes the samples, since TensorStore's threads would not survive the driver's fork.
     with tempfile.TemporaryDirectory() as folder:
         child = os.fork()
         if child == 0:
@@ -44,7 +44,7 @@ def samples() -> list[Files]:
 
 
 def _write(folder: Path) -> int:
-    # Chunks as small as these are warned of.
+    # Orbax warns of chunks as small as these.
     logging.getLogger("absl").setLevel(logging.ERROR)
     rng = np.random.default_rng(0)
     orbax._BLOCK_BYTES, orbax._CHUNK_BYTES = 1, 256
@@ -67,7 +67,7 @@ def _tokenizer() -> bytes:
 
 
 def mutate(rng: random.Random, files: Files) -> Files:
-    """Changes the index, a file's bytes, which files there are, or which is where."""
+    """Changes the index, a file's bytes, the set of files, or their places."""
     names, change = sorted(files), rng.randrange(10)
     index = json.loads(files["base.json"])
     blocks = [name for name in names if name.startswith("params/")]
@@ -80,7 +80,7 @@ def mutate(rng: random.Random, files: Files) -> Files:
     if change < 6:
         return one_file(rng, dict(files), of_bytes, rng.choice(blocks))
     if change == 6:
-        # The bytes of an array and its small files, of which the name says nothing.
+        # The folder also has files whose names do not say their content: arrays' bytes and small files.
         return one_file(rng, dict(files), of_bytes, rng.choice(names))
     if change == 7:
         one, other = rng.sample(blocks, 2)
@@ -94,7 +94,7 @@ def mutate(rng: random.Random, files: Files) -> Files:
 
 
 def _swapped(rng: random.Random, files: Files) -> Files:
-    """Swaps two blocks' folders, or one folder of another leaf, and tells the index of their files, or does not."""
+    """Swaps the folders of two blocks, or of two leaves, with or without updating the index."""
     folders = sorted({"/".join(name.split("/")[:3]) + "/" for name in files if name.startswith("params/")})
     one, other = rng.sample(folders, 2)
     moved = {}
@@ -110,7 +110,7 @@ def _swapped(rng: random.Random, files: Files) -> Files:
 
 def read(folder: Path) -> str:
     """Returns a digest of the configuration, every parameter and some ids."""
-    # Not at the top: the driver is a script, and imports this file.
+    # Imported here because the driver is a script that imports this file.
 
     base = load_base(folder)
     ids = None if base.tokenizer is None else base.tokenizer.encode("ab ba")
@@ -121,7 +121,7 @@ def read(folder: Path) -> str:
 
 
 def may_differ(sample: Files, damaged: Files) -> bool:
-    """Returns True for a base without digests, of which only sizes and shapes can show a difference."""
+    """Returns True for a base without digests, whose sizes and shapes alone can show a difference."""
     return b'"digests"' not in sample["base.json"]
 
 

@@ -1,4 +1,4 @@
-"""Parquet tables of several sources: their pages, page headers, footers, types and compressions."""
+"""Parquet tables of several sources: their pages, page headers, footers, types and compression."""
 
 import io
 import random
@@ -38,7 +38,7 @@ def _written(table: pyarrow.Table, **options: Any) -> bytes:
 
 
 def samples() -> list[Files]:
-    """Returns each table in several of the ways to write it."""
+    """Returns each table, written in several ways."""
     found = []
     for number, columns in enumerate(_TABLES):
         for way in _WAYS[number % 2 :: 2] + _WAYS[:1]:
@@ -52,7 +52,7 @@ def samples() -> list[Files]:
 
 
 def mutate(rng: random.Random, files: Files) -> Files:
-    """Returns the file with damaged bytes, or a table with other types, names or values, or one that is a bomb."""
+    """Returns the file with damaged bytes, a table with other types, names or values, or a decompression bomb."""
     content = files["a.parquet"]
     footer = int.from_bytes(content[-8:-4], "little")
     begin = len(content) - 8 - footer
@@ -66,7 +66,7 @@ def mutate(rng: random.Random, files: Files) -> Files:
     if change < 15:
         damaged = mutations.of_bytes(rng, content[4:begin])
         if rng.randrange(2):
-            # The places that the footer tells still hold.
+            # Offsets in the footer stay valid.
             damaged = (damaged + bytes(begin))[: begin - 4]
         return {"a.parquet": content[:4] + damaged + content[begin:]}
     if change < 19:
@@ -75,7 +75,7 @@ def mutate(rng: random.Random, files: Files) -> Files:
 
 
 def read(folder: Path) -> str:
-    """Returns the records, their rows and what was counted."""
+    """Returns the records, their rows and the counts."""
     path = folder / "a.parquet"
     dataset = load_dataset(path)
     examples = [(example.record, example.where.removeprefix(str(path))) for example in dataset.examples]
@@ -83,12 +83,12 @@ def read(folder: Path) -> str:
 
 
 def may_differ(sample: Files, damaged: Files) -> bool:
-    """Returns True: footers and page headers have no checksum, and pages have one only where the writer added it."""
+    """Returns True: footers and page headers have no checksum, and pages have one only if the writer added it."""
     return True
 
 
 def _retyped(rng: random.Random, content: bytes) -> bytes:
-    """A column as another type, under another name, twice, gone, or with nulls."""
+    """Changes a column: another type or name, duplicated, removed, or with nulls."""
     table = parquet.read_table(io.BytesIO(content))
     at = rng.randrange(table.num_columns)
     name, rows = table.column_names[at], table.num_rows
@@ -136,7 +136,7 @@ def _retyped(rng: random.Random, content: bytes) -> bytes:
 
 
 def _bomb(rng: random.Random) -> bytes:
-    """A small file that tells of hundreds of megabytes."""
+    """Returns a small file that declares hundreds of megabytes."""
     rows, size = rng.choice(((200_000, 1000), (1, 300_000_000), (300, 1_000_000), (2_000_000, 1)))
     text = pyarrow.array(["a" * size])
     repeated = pyarrow.DictionaryArray.from_arrays(pyarrow.nulls(rows, pyarrow.int32()).fill_null(0), text)

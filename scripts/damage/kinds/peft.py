@@ -1,4 +1,4 @@
-"""Hugging Face PEFT's folders: LoRA and AdaptionPrompt, beside their base and without it."""
+"""Hugging Face PEFT's folders: LoRA and AdaptionPrompt, with and without their base."""
 
 import json
 import math
@@ -86,7 +86,7 @@ def _read(folder: Path) -> str:
 
 
 def _may_differ(sample: Files, damaged: Files) -> bool:
-    """Settings and weights have no checksum, but what the library reads as the same weights has to be the same."""
+    """Returns True if the library reads other weights too: neither settings nor weights have a checksum."""
     if sample[_CONFIG] != damaged[_CONFIG]:
         return True
     read = _safetensors.tensors_of(damaged[_TENSORS])

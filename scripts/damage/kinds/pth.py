@@ -1,4 +1,4 @@
-"""Adapters as torch saves them, a zip archive of a pickle and of storages: damaged as opcodes, as records, as bytes."""
+"""Adapters as torch saves them: a zip archive of a pickle and storages, damaged in opcodes, records and bytes."""
 
 import io
 import pickletools
@@ -21,7 +21,7 @@ _NUMBERS = (0, 1, 2, 7, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1, 2**6
 
 type Members = Sequence[tuple[str, bytes]]
 
-# Places of a record's fields from its signature on, and their lengths, in bytes.
+# Offsets of a record's fields from its signature, and their lengths, in bytes.
 _RECORDS = {
     b"PK\3\4": {4: 2, 6: 2, 8: 2, 10: 4, 14: 4, 18: 4, 22: 4, 26: 2, 28: 2, 30: 8},
     b"PK\1\2": {4: 4, 8: 2, 10: 2, 12: 4, 16: 4, 20: 4, 24: 4, 28: 2, 30: 2, 32: 2, 34: 2, 36: 2, 38: 4, 42: 4, 46: 8},
@@ -60,7 +60,7 @@ def tensors_of(kind: str) -> dict[str, np.ndarray]:
 
 
 def pickled(tensors: Mapping[str, np.ndarray], *, framed: bool = False) -> bytes:
-    """Returns the pickle of a state dict: of a dict in protocol 2, or of a module's state dict in protocol 4."""
+    """Returns the pickle of a state dict: a dict in protocol 2, or a module's state dict in protocol 4."""
     memo: dict[str, int] = {}
 
     def kept(key: str, made: bytes) -> bytes:
@@ -98,7 +98,7 @@ def pickled(tensors: Mapping[str, np.ndarray], *, framed: bool = False) -> bytes
     content += (ordered("state") if framed else kept("state", b"}")) + b"("
     for index, (key, tensor) in enumerate(tensors.items()):
         strides = [stride // tensor.itemsize for stride in np.empty(tensor.shape, tensor.dtype).strides]
-        # In the order in which they are written: the opcodes of protocol 4 number what is kept by themselves.
+        # In the order of writing: protocol 4's memo opcodes number their entries implicitly.
         content += text(key) + name("torch._utils", "_rebuild_tensor_v2") + b"("
         storage = b"(" + text("storage") + name("torch", STORAGES[tensor.dtype.name]) + text(str(index)) + text("cpu")
         content += kept(f"storage {index}", storage + number(tensor.size) + b"t") + b"Q" + number(0)
@@ -119,7 +119,7 @@ def members_of(tensors: Mapping[str, np.ndarray], folder: str = "archive", **opt
 
 
 def archived(members: Members, *, like_torch: bool = True) -> bytes:
-    """Returns an archive of stored members: with sizes after them, padding and long ends, as torch writes, or plain."""
+    """Returns an archive of stored members, plain or as torch writes it: trailing sizes, padding, zip64 ends."""
     content, directory, entries = bytearray(), bytearray(), len(members)
     for name, data in members:
         encoded, crc32, offset = name.encode(errors="surrogateescape"), zlib.crc32(data), len(content)
@@ -157,7 +157,7 @@ def mutated(rng: random.Random, content: bytes) -> bytes:
 
 
 def whole(content: bytes) -> Members | None:
-    """Returns the members of an archive whose headers and checksums Python's zipfile finds right, else None."""
+    """Returns the members of an archive whose headers and checksums Python's zipfile accepts, else None."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return None if archive.testzip() else [(name, archive.read(name)) for name in archive.namelist()]
@@ -166,13 +166,13 @@ def whole(content: bytes) -> Members | None:
 
 
 def may_differ(sample: bytes, damaged: bytes) -> bool:
-    """Returns True if the damaged file is a whole archive of other content: a file that somebody might have saved."""
+    """Returns True if the damaged file is a valid archive of other content, which somebody might have saved."""
     members = whole(damaged)
     return members is not None and dict(members) != dict(opened(sample))
 
 
 def _of_records(rng: random.Random, content: bytes) -> bytes:
-    """One to three fields of the archive's headers and ends are others."""
+    """Changes one to three fields of the archive's headers and end records."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 3))):
         signature = rng.choice([mark for mark in _RECORDS if mark in content])
@@ -186,14 +186,14 @@ def _of_records(rng: random.Random, content: bytes) -> bytes:
 
 
 def _of_storage(rng: random.Random, content: bytes) -> bytes:
-    """A bit of a storage is another, without its checksum."""
+    """Flips a bit of a storage without changing its checksum."""
     name, data = rng.choice([member for member in opened(content) if "/data/" in member[0]])
     at = content.index(data, content.index(name.encode())) + rng.randrange(len(data))
     return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
 
 
 def _of_members(rng: random.Random, content: bytes) -> bytes:
-    """A member is another, gone, twice, renamed or elsewhere; checksums are those of what there is."""
+    """Changes, removes, duplicates, renames or moves a member; checksums match the content."""
     members = list(opened(content))
     at = rng.randrange(len(members))
     name, data = members[at]
@@ -235,7 +235,7 @@ def _of_members(rng: random.Random, content: bytes) -> bytes:
 
 
 def _of_opcodes(rng: random.Random, content: bytes) -> bytes:
-    """One to three opcodes of the pickle are others, elsewhere, gone or more."""
+    """Changes, moves, removes or adds one to three opcodes of the pickle."""
     members = list(opened(content))
     at = next(i for i, (name, _) in enumerate(members) if name.endswith("data.pkl"))
     data = members[at][1]

@@ -27,7 +27,7 @@ _RECORDS: tuple[list[dict], ...] = (
 
 
 def samples() -> list[Files]:
-    """Returns each source's records in one of the forms."""
+    """Returns each source's records in one of the formats."""
     forms: list[Files] = []
     for number, records in enumerate(_RECORDS):
         array = json.dumps(records, indent=number % 3 or None).encode()
@@ -38,7 +38,7 @@ def samples() -> list[Files]:
 
 
 def mutate(rng: random.Random, files: Files) -> Files:
-    """Returns the file with a damaged text, or with damaged bytes, or another file that tries to fill the memory."""
+    """Returns the file with a damaged text or damaged bytes, or a file that tries to fill the memory."""
     ((name, content),) = files.items()
     pack, text = _unpacked(name, content)
     change = rng.randrange(20)
@@ -57,7 +57,7 @@ def mutate(rng: random.Random, files: Files) -> Files:
 
 
 def read(folder: Path) -> str:
-    """Returns the records, their lines and what was counted."""
+    """Returns the records, their lines and the counts."""
     (path,) = folder.iterdir()
     dataset = load_dataset(path)
     examples = [(example.record, example.where.removeprefix(str(path))) for example in dataset.examples]
@@ -65,7 +65,7 @@ def read(folder: Path) -> str:
 
 
 def may_differ(sample: Files, damaged: Files) -> bool:
-    """Returns True where the checksums of gzip and xz hold, or there are none."""
+    """Returns True if no checksum of gzip or xz fails."""
     ((name, content),) = damaged.items()
     try:
         _unpacked(name, content)
@@ -83,7 +83,7 @@ def _unpacked(name: str, content: bytes) -> tuple[Callable[[bytes], bytes], byte
 
 
 def _bombs() -> list[Callable[[], bytes]]:
-    """Small files that become 40 MB, and texts that become large values."""
+    """Returns small files that decompress to 40 MB, and texts that become large values."""
     repeated = (b" ", b"\n", b"[", b"[],", b'{"instruction":"a","output":"b"}\n', b'{"a":', b"0,", b"\0")
 
     def zipped(part: bytes, begin: bytes = b"") -> Callable[[], bytes]:

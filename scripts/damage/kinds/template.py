@@ -1,4 +1,4 @@
-"""Chat templates: published forms with damage of characters and of tokens, and with hostile constructs in them."""
+"""Chat templates: published ones with damaged characters and tokens, and with hostile constructs."""
 
 import json
 import pathlib
@@ -108,7 +108,7 @@ def samples() -> list[Files]:
 
 
 def mutate(rng: random.Random, files: Files) -> Files:
-    """Returns the template with damage of one or two kinds."""
+    """Returns the template with one or two kinds of damage."""
     text = files["t.jinja"].decode()
     for _ in range(rng.choice((1, 1, 2))):
         text = rng.choice((_characters, _tokens, _tokens, _hostile, _hostile))(rng, text)
@@ -170,7 +170,7 @@ def read(folder: pathlib.Path) -> str:
 
 
 def may_differ(before: Files, after: Files) -> bool:
-    """Any other text is another template."""
+    """Returns True if the text differs: any other text is another template."""
     return True
 
 

@@ -1,4 +1,4 @@
-"""Folders with a tokenizer.json or a tokenizer.model and their settings: values, names, numbers and bytes changed."""
+"""Folders with a tokenizer.json or tokenizer.model and their settings: changed values, names, numbers and bytes."""
 
 import json
 import pathlib
@@ -85,7 +85,7 @@ def samples() -> list[Files]:
 
 
 def mutate(rng: random.Random, files: Files) -> Files:
-    """Returns the folder with one or two of its files damaged, gone or swapped."""
+    """Returns the folder with one or two of its files damaged, removed or swapped."""
     changed = dict(files)
     for _ in range(rng.choice((1, 1, 2))):
         name = rng.choice(sorted(changed))
@@ -110,12 +110,12 @@ def _json(rng: random.Random, content: bytes) -> bytes:
     try:
         return mutations.of_json(rng, content)
     except (ValueError, RecursionError):
-        # Its first damage has left no JSON.
+        # The first damage has left no valid JSON.
         return mutations.of_bytes(rng, content)
 
 
 def _model(rng: random.Random, content: bytes) -> bytes:
-    """Returns a model with bytes, pieces or settings changed."""
+    """Returns a model with changed bytes, pieces or settings."""
     if rng.randrange(3) == 0:
         return mutations.of_bytes(rng, content)
     try:
@@ -152,7 +152,7 @@ def _model(rng: random.Random, content: bytes) -> bytes:
 
 
 def _steps(rng: random.Random, content: bytes) -> bytes:
-    """Returns a tokenizer.json with a part that is another."""
+    """Returns a tokenizer.json with one part replaced."""
     try:
         value = json.loads(content)
         name = rng.choice(
@@ -220,7 +220,7 @@ def read(folder: pathlib.Path) -> str:
 
 
 def may_differ(before: Files, after: Files) -> bool:
-    """No file of a tokenizer has a checksum, and every setting that is valid is as good as another."""
+    """Returns True: no file of a tokenizer has a checksum, and every valid setting is as good as another."""
     return True
 
 

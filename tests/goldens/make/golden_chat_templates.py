@@ -2,7 +2,7 @@
 
     PEER_PYTHON tests/goldens/make/golden_chat_templates.py
 
-The templates beside it have the form of published ones.
+The templates beside it are modelled on published ones.
 """
 
 import datetime

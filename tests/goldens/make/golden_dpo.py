@@ -1,4 +1,4 @@
-"""Writes tests/goldens/dpo.npz: what TRL's preference losses and gradients are, on plain numbers and on a tiny model.
+"""Writes tests/goldens/dpo.npz: TRL's preference losses and gradients, on plain numbers and on a tiny model.
 
     python3.11 -m venv ENV
     ENV/bin/pip install trl torch transformers safetensors numpy tokenizers sentencepiece gguf regex
@@ -7,16 +7,20 @@
 The committed file comes from trl 1.16.0, torch 2.13.0 and numpy 2.4.6, and a second run writes the same bytes. Nothing
 here imports aligner_jax.
 
-The losses are those of `DPOTrainer._compute_loss`, in float64. Its models only have to return log-probabilities: for
-the plain numbers they are given, for the model they are make_goldens' `Oracle`, with an Aligner as the policy and
-another as the reference over one base. TRL has given up label smoothing in its loss "sigmoid"; its "aot_unpaired",
-which has it, is the same loss for one pair at a time, because it differs by sorting within the batch. So everything is
-computed a pair at a time, and for losses that do not sort it is held against the whole batch.
+The losses are those of `DPOTrainer._compute_loss`, in float64. Its models only return log-probabilities. For the plain
+numbers these are given; for the model they come from make_goldens' `Oracle`, with one Aligner as the policy and another
+as the reference over the same base. TRL's loss "sigmoid" no longer has label smoothing. "aot_unpaired" has it and is
+the same loss for a single pair, because it differs only by sorting within the batch. So every loss is computed one pair
+at a time, and losses that do not sort are checked against the whole batch.
 
-Contents: `policy_m2`, `reference_m2`, `counts_m2`, for each case `<case>/losses_m` and `<case>/slopes_m2` (with respect
-to the policy's); `model/tokens_<i>` and `model/prompt_<i>`, document i being pair i // 2's chosen or rejected one, and
-the tokens of its prompt; `model/policy_<leaf>`, `model/reference_<leaf>`; and for each case `model/<case>/loss`,
-`model/<case>/grad_<leaf>` (means over the pairs) and TRL's metrics `model/rewards/…`.
+Contents:
+
+- `policy_m2`, `reference_m2`, `counts_m2`, and for each case `<case>/losses_m` and `<case>/slopes_m2` (derivatives with
+  respect to the policy's log-probabilities).
+- `model/tokens_<i>` and `model/prompt_<i>`: document i is the chosen or rejected one of pair i // 2; then the tokens of
+  its prompt.
+- `model/policy_<leaf>`, `model/reference_<leaf>`, and for each case `model/<case>/loss`, `model/<case>/grad_<leaf>`
+  (means over the pairs) and TRL's metrics `model/rewards/…`.
 """
 
 from collections import defaultdict
@@ -36,12 +40,12 @@ CASES = {
     "ipo": ("ipo", 0.1, 0.0),
     "ipo_steep": ("ipo", 0.7, 0.0),
 }
-"""Name: TRL's loss type, beta, label smoothing."""
+"""TRL's loss type, beta and label smoothing, by name."""
 START_LAYER = 1
 
 
 class Model(torch.nn.Module):
-    """What the trainer asks of a model: log-probabilities of the labels, and figures that it only logs."""
+    """A model as the trainer calls it: log-probabilities of the labels, and metrics that it only logs."""
 
     is_gradient_checkpointing = False
 
@@ -57,7 +61,7 @@ class Model(torch.nn.Module):
 
 
 def trl_loss(case: str, policy: Model, reference: Model, inputs: dict) -> tuple[torch.Tensor, dict]:
-    """The trainer's loss of one batch, and the metrics that it logs."""
+    """Returns the trainer's loss of one batch, and the metrics that it logs."""
     kind, beta, smoothing = CASES[case]
     accelerator = SimpleNamespace(
         device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x, unwrap_model=lambda model: model
@@ -78,7 +82,7 @@ def collate(pairs: list[dict]) -> dict:
 
 
 def plain_numbers() -> dict[str, np.ndarray]:
-    """Losses and slopes of sums of given log-probabilities a token; pairs from clearly right to clearly wrong."""
+    """Returns losses and slopes for given token log-probabilities of pairs from clearly right to clearly wrong."""
     rng = np.random.default_rng(11)
     sizes = rng.integers(1, 9, (8, 2))
     given = [[-rng.exponential(2.0, size) for size in pair] for pair in sizes]
@@ -102,7 +106,7 @@ def plain_numbers() -> dict[str, np.ndarray]:
             leaf, fixed = table(policy), table(reference)
             loss, _ = trl_loss(case, Model(lambda *_, x=leaf: x), Model(lambda *_, x=fixed: x), inputs)
             losses.append(loss.item())
-            # Every token of an answer has the slope of their sum.
+            # The slope of every token of an answer is that of their sum.
             slopes.append(torch.autograd.grad(loss, leaf)[0][:, 0].numpy())
         result |= {f"{case}/losses_m": np.array(losses), f"{case}/slopes_m2": np.stack(slopes)}
     return result

@@ -1,4 +1,4 @@
-"""Goldens of lm-evaluation-harness's own `hf` backend on tiny models: chats, ids, log-likelihoods, answers, tasks.
+"""Writes goldens of lm-evaluation-harness's own `hf` backend: chats, ids, log-likelihoods, answers, tasks.
 
     ENV/bin/pip install torch==2.13.0 transformers==5.24.0 accelerate lm-eval==0.4.13 sentencepiece
     ENV/bin/python tests/goldens/make/golden_harness.py                      # writes tests/goldens/harness/
@@ -75,7 +75,7 @@ def request(*arguments: Any) -> Any:
 
 
 def or_none(make: Callable[[], Any]) -> Any:
-    """The value, or null where `hf` fails."""
+    """Returns the value, or null if `hf` fails."""
     try:
         return make()
     except Exception:
@@ -83,7 +83,7 @@ def or_none(make: Callable[[], Any]) -> Any:
 
 
 def of_folder(model: HFLM) -> dict[str, Any]:
-    """Ids, log-likelihoods and answers; a request at a time, so that none depends on the others of its batch."""
+    """Returns ids, log-likelihoods and answers, one request at a time, so that none depends on others of its batch."""
     return {
         "ids": [[or_none(lambda t=t, s=s: model.tok_encode(t, s)) for s in (None, False)] for t in TEXTS],
         "pairs": [or_none(lambda pair=pair: model.loglikelihood([request(*pair)])[0]) for pair in PAIRS],
@@ -97,7 +97,7 @@ def of_folder(model: HFLM) -> dict[str, Any]:
 
 
 def of_chats(model: HFLM) -> list[list[str | None]]:
-    """Each chat that asks for an answer, and each left open."""
+    """Returns the ids of each chat, with and without the generation prompt."""
     return [
         [or_none(lambda c=chat, a=add: model.apply_chat_template(c, add_generation_prompt=a)) for add in (True, False)]
         for chat in CHATS
@@ -105,7 +105,7 @@ def of_chats(model: HFLM) -> list[list[str | None]]:
 
 
 def of_tasks(model: HFLM, folder: Path) -> dict[str, Any]:
-    """The prompt and the answer of each document."""
+    """Returns the prompt and the answer of each document."""
     found = {}
     for name, (_, arguments) in TASKS.items():
         write_task(folder, name)

@@ -1,7 +1,7 @@
-"""The tiny models, chats and requests that golden_harness.py gives lm-eval's `hf`, and the tests this project's class.
+"""The tiny models, chats and requests that golden_harness.py gives lm-eval's `hf`, and tests give this project's class.
 
-Needs numpy, safetensors and sentencepiece, and nothing of this project. The models are random, with heads that favour
-spaces, line breaks and special tokens, so that stop texts come in answers of some tokens.
+Needs numpy, safetensors and sentencepiece, and nothing of this project. The models are random. Their heads favour
+spaces, line breaks and special tokens, so that stop texts occur within short answers.
 """
 
 import json
@@ -40,7 +40,7 @@ TEMPLATES = {
     "hides_thoughts": CHATML.replace("m['content']", "m['content'].split('</think>')[-1]"),
     "upper": CHATML.replace("m['content']", "m['content'] | upper"),
 }
-# Each folder: its vocabulary, and what tokenizer_config.json says beside its template.
+# The vocabulary of each folder, and its tokenizer_config.json without the template.
 FOLDERS = {
     "bpe": ("bpe", {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}),
     "bpe_adds_bos": ("bpe_adds_bos", {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}),
@@ -104,7 +104,7 @@ RECORDS = [
     {"q": "Is fire cold? ", "shots": "", "a": "No"},
     {"q": "Two words", "shots": "", "a": " of\nmine"},
 ]
-# Each whole task: fields of its file, and arguments of simple_evaluate.
+# Fields of each task's file, and arguments of simple_evaluate.
 TASKS = {
     "prefilled": ({"gen_prefix": "The answer is: "}, {"apply_chat_template": True}),
     "prefilled_code": ({"gen_prefix": "```python\n"}, {"apply_chat_template": True, "num_fewshot": 2}),
@@ -119,7 +119,7 @@ WHOLE = [
     for folder in ("bpe", "sentencepiece")
     for template in ("chatml", "trims", "no_system", "no_system_first")
 ]
-"""Folders and templates that whole tasks are run with."""
+"""Folders and templates of the whole tasks."""
 
 
 def write_folder(folder: Path, name: str, template: str = "chatml") -> Path:
@@ -148,11 +148,11 @@ def write_folder(folder: Path, name: str, template: str = "chatml") -> Path:
         "self_attn.o_proj": (d, n * h), "mlp.gate_proj": (f, d), "mlp.up_proj": (f, d), "mlp.down_proj": (d, f),
     }  # fmt: skip
     head = random.normal(size=(vocab, d))
-    # The longer a token's row, the more often it is the likeliest.
+    # A longer row of the head makes its token the likeliest more often.
     head[:3] *= 2
     head[_often(folder / file)] *= 2
     if is_sentencepiece:
-        # Bytes but the line break: the two decoders differ in those that are no character.
+        # All bytes but the line break: the two decoders differ for invalid UTF-8.
         head[[3 + byte for byte in range(256) if byte != ord("\n")]] = 0
     weights = {"model.embed_tokens.weight": random.normal(size=(vocab, d)), "lm_head.weight": head}
     weights["model.norm.weight"] = np.ones(d)
@@ -166,7 +166,7 @@ def write_folder(folder: Path, name: str, template: str = "chatml") -> Path:
 
 
 def _often(file: Path) -> list[int]:
-    """Ids of line breaks and of words with a space before them."""
+    """Returns the ids of line breaks and of words that begin with a space."""
     if file.suffix == ".model":
         model = sentencepiece.SentencePieceProcessor(model_file=str(file))
         return [3 + ord("\n"), *(i for i in range(259, len(model)) if model.IdToPiece(i).startswith("▁"))][:30]

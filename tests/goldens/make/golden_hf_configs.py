@@ -1,10 +1,12 @@
-"""Logits that transformers gives for settings in config.json, absent and null ones too: tests/goldens/hf_configs.npz.
+"""Writes tests/goldens/hf_configs.npz: transformers' logits for settings in config.json, absent and null ones too.
 
     ENV/bin/python tests/goldens/make/golden_hf_configs.py    # the environment of make_goldens.py
 
-The committed file comes from transformers 5.24.0 and torch 2.13.0, in float64. It holds the weights of one tiny model,
-from which each case takes what its configuration asks for; `cases`, a JSON object from names to configurations and
-what transformers asked for (or the error it ended with); and by name the logits of the last token of `ids`.
+The committed file comes from transformers 5.24.0 and torch 2.13.0, in float64. It holds:
+
+- the weights of one tiny model, of which each case uses the slices that its configuration requires;
+- `cases`, a JSON object from names to configurations and the shapes that transformers requires (or its error);
+- by name, the logits of the last token of `ids`.
 """
 
 import json
@@ -26,7 +28,7 @@ SIZES = {
 }  # fmt: skip
 ABSENT = "absent"
 
-# Differences of each class from SIZES; ABSENT takes a field away.
+# Changes to SIZES by class; ABSENT removes a field.
 CASES = {
     "llama": {
         "plain": {},
@@ -121,7 +123,7 @@ CASES = {
 
 
 def weights() -> dict[str, np.ndarray]:
-    """The largest tensors that a case may ask for, by the ends of their names."""
+    """Returns the largest tensors that a case may need, by the suffixes of their names."""
     rng = np.random.default_rng(24)
     shapes = {
         "embed_tokens.weight": (VOCAB, 32), "lm_head.weight": (VOCAB, 32), "q_proj.weight": (N * H, 32),
@@ -137,7 +139,7 @@ def weights() -> dict[str, np.ndarray]:
 
 
 def logits_of(model: torch.nn.Module, drawn: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
-    """The logits of the last token, with every parameter cut out of the drawn ones."""
+    """Returns the logits of the last token; every parameter is a slice of the drawn ones."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             whole = drawn[".".join(name.split(".")[-2:])]
@@ -159,7 +161,7 @@ def main() -> None:
             cases[name] = {"config": json.loads(json.dumps(config))}
             try:
                 loaded = AutoConfig.for_model(**json.loads(json.dumps(config)))
-                # Attention by its formula: the faster ones take no mask that is not causal.
+                # Attention by its formula: faster implementations accept only causal masks.
                 model = AutoModelForCausalLM.from_config(loaded, attn_implementation="eager").double().eval()
                 logits[name] = logits_of(model, drawn, ids)
             except Exception as error:

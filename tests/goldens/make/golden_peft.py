@@ -1,12 +1,12 @@
-"""Adapter folders that Hugging Face PEFT saved over the tiny models of tests/goldens/, and the logits that it computes.
+"""Writes adapter folders with Hugging Face PEFT over the tiny models of tests/goldens/, and PEFT's logits.
 
-    ENV/bin/pip install peft    # beside what make_goldens.py needs
+    ENV/bin/pip install peft    # in addition to make_goldens.py's packages
     ENV/bin/python tests/goldens/make/golden_peft.py                      # writes tests/goldens/peft/
     ENV/bin/python tests/goldens/make/golden_peft.py --check FOLDER …     # reads adapters that others wrote
 
 The committed files come from peft 0.21.2, torch 2.13.0 and transformers 5.23.0, in float32. A folder to check holds an
-adapter whose base_model_name_or_path is a model of tests/goldens/models, and an expected.npz of ids and logits, as the
-folders written here do; the largest difference to PEFT's logits is printed, and must be below 1e-4. Nothing here
+adapter whose base_model_name_or_path is a model of tests/goldens/models, and an expected.npz of ids and logits, like
+the folders written here. The largest difference to PEFT's logits is printed, and must be below 1e-4. Nothing here
 imports aligner_jax.
 """
 
@@ -25,8 +25,8 @@ MODELS = "tests/goldens/models/"
 GOLDENS = ROOT / "tests" / "goldens" / "peft"
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-# All with grouped queries; wide_head has biases, and heads that together are wider than the model. Its AdaptionPrompt
-# PEFT cannot run.
+# All have grouped queries; wide_head has biases, and heads that are together wider than the model. PEFT cannot run
+# AdaptionPrompt on it.
 CASES = {
     "lora": ("wide_head", LoraConfig(r=3, lora_alpha=5, lora_dropout=0.1, target_modules=ALL, task_type="CAUSAL_LM")),
     "rslora": (
@@ -38,7 +38,7 @@ CASES = {
 
 
 def base_model(name: str) -> torch.nn.Module:
-    """The model at a path below the repository's root, in float32."""
+    """Returns the model at a path below the repository's root, in float32."""
     return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
 
 
@@ -48,7 +48,7 @@ def logits_of(model: torch.nn.Module, ids: np.ndarray) -> np.ndarray:
 
 
 def write(name: str, model_name: str, config: PeftConfig) -> None:
-    """A folder with the adapter, its numbers drawn at random, and expected.npz: ids, logits and the base's logits."""
+    """Writes a folder with a random adapter and expected.npz: ids, logits and the base's logits."""
     rng = np.random.default_rng(sorted(CASES).index(name) + 20)
     base = base_model(MODELS + model_name)
     ids = rng.integers(0, base.config.vocab_size, (2, 24))
@@ -62,8 +62,8 @@ def write(name: str, model_name: str, config: PeftConfig) -> None:
     logits = logits_of(model, ids)
     folder = GOLDENS / name
     model.save_pretrained(folder)
-    (folder / "README.md").unlink()  # A model card that says nothing yet.
-    # Sets are saved in whatever order they are in.
+    (folder / "README.md").unlink()  # The model card is an empty template.
+    # PEFT saves sets in arbitrary order.
     saved = json.loads((folder / "adapter_config.json").read_text())
     if isinstance(saved["target_modules"], list):
         saved["target_modules"].sort()
@@ -74,7 +74,7 @@ def write(name: str, model_name: str, config: PeftConfig) -> None:
 
 
 def check(folder: Path) -> None:
-    """Loads an adapter with PEFT and holds its logits against the folder's."""
+    """Loads an adapter with PEFT and compares its logits with the folder's."""
     expected = np.load(folder / "expected.npz")
     config = PeftConfig.from_pretrained(folder)
     model = PeftModel.from_pretrained(base_model(config.base_model_name_or_path), folder).eval()
@@ -89,7 +89,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folders = [folder.resolve() for folder in arguments.check or []]
-    os.chdir(ROOT)  # What base_model_name_or_path is relative to.
+    os.chdir(ROOT)  # base_model_name_or_path is relative to it.
     for folder in folders:
         check(folder)
     if not folders:

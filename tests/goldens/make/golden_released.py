@@ -1,4 +1,4 @@
-"""Small files like the authors' released Aligners and lit-llama's LLaMA-Adapters, by torch; part of make_goldens.py."""
+"""Writes small files like the authors' released Aligners and lit-llama's LLaMA-Adapters; part of make_goldens.py."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ TOKENS, D, HEADS, LAYERS = 2, 8, 4, (2, 3, 4)
 
 
 def write_released(path: Path) -> None:
-    """Bfloat16 tokens once and once a layer, gates [1, 1, heads, 1]; and the same numbers as float32 in an .npz."""
+    """Writes bfloat16 tokens, shared and per layer, gates [1, 1, heads, 1], and the same as float32 in an .npz."""
     rng = np.random.default_rng(9)
     tokens = torch.tensor(rng.standard_normal((TOKENS, D))).to(torch.bfloat16)
     gates = {layer: torch.tensor(rng.standard_normal((1, 1, HEADS, 1)) / 20).to(torch.bfloat16) for layer in LAYERS}
@@ -23,7 +23,7 @@ def write_released(path: Path) -> None:
 
 
 def write_lit_llama(path: Path, leaves: dict[str, np.ndarray], start_layer: int) -> None:
-    """Float32 tokens and gates [1, heads, 1, 1] of each adapted layer, from `tokens` [l, p, d] and `gates` [l, n]."""
+    """Writes adapted layers' float32 tokens and gates [1, heads, 1, 1], from `tokens` [l, p, d], `gates` [l, n]."""
     state = {}
     for index, (tokens, gates) in enumerate(zip(leaves["tokens"], leaves["gates"], strict=True)):
         attention = f"transformer.h.{start_layer + index}.attn."

@@ -2,8 +2,8 @@
 
     PEER_PYTHON tests/goldens/make/golden_tokenizer_grid.py
 
-PEER_PYTHON has transformers 5.24, tokenizers and sentencepiece. The vocabularies are trained here on a few sentences of
-`tests/support/small_tokenizers.py` and stay as they are once they exist, since other releases train others.
+PEER_PYTHON has transformers 5.24, tokenizers and sentencepiece. The vocabularies are trained on a few sentences of
+`tests/support/small_tokenizers.py`. Existing ones are kept, since other releases train other vocabularies.
 """
 
 import io
@@ -47,12 +47,12 @@ TEXTS = [
     "<unk>one",
 ]
 SIZES = {"byte_level.json": 360}
-"""Sizes of the vocabularies that have not 400 tokens."""
+"""Sizes of the vocabularies that do not have 400 tokens."""
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
 def sentencepiece_model(**options) -> bytes:
-    """Returns a model of 400 pieces as LLaMA's are made: BPE, bytes, single digits, nothing normalized."""
+    """Returns a model of 400 pieces like LLaMA's: BPE, bytes, single digits, no normalization."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS * 4), model_writer=model, model_type="bpe", vocab_size=400, byte_fallback=True,
@@ -62,7 +62,7 @@ def sentencepiece_model(**options) -> bytes:
 
 
 def byte_level() -> tokenizers.Tokenizer:
-    """Returns a byte-level BPE of 360 tokens, of which none is a mark."""
+    """Returns a byte-level BPE of 360 tokens without markers."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -73,7 +73,7 @@ def byte_level() -> tokenizers.Tokenizer:
 
 
 def from_pieces(model: bytes, prepends: bool) -> tokenizers.Tokenizer:
-    """Returns the tokenizer.json of a SentencePiece model, in either of the two forms that are published."""
+    """Returns the tokenizer.json of a SentencePiece model, in either of the two published forms."""
     with tempfile.TemporaryDirectory() as folder:
         (pathlib.Path(folder) / "tokenizer.model").write_bytes(model)
         settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False, **NAMES}
@@ -87,7 +87,7 @@ def from_pieces(model: bytes, prepends: bool) -> tokenizers.Tokenizer:
 
 
 def vocabularies() -> None:
-    """Writes the vocabularies that are not there yet."""
+    """Writes the vocabularies that do not exist yet."""
     OUT.mkdir(exist_ok=True)
     pieces = sentencepiece_model(remove_extra_whitespaces=False)
     made = {
@@ -104,12 +104,12 @@ def vocabularies() -> None:
 
 
 def numbered(vocabulary: str, *entries: dict) -> dict[str, dict]:
-    """Returns an `added_tokens_decoder` with the first numbers that the vocabulary leaves free."""
+    """Returns an `added_tokens_decoder` with the first ids that are free in the vocabulary."""
     return {str(i): entry for i, entry in enumerate(entries, SIZES.get(vocabulary, 400))}
 
 
 def with_numbers(vocabulary: str, mark: dict) -> dict:
-    """Returns the settings with a list of added tokens numbered."""
+    """Returns the settings with ids for a list of added tokens."""
     decoder = mark.get("added_tokens_decoder")
     return mark if decoder is None else {**mark, "added_tokens_decoder": numbered(vocabulary, *decoder)}
 
@@ -193,7 +193,7 @@ def main() -> None:
                 continue
             decoded = [tokenizer.decode(each, skip_special_tokens=True) for each in ids]
         rows.append({"vocabulary": vocabulary, "settings": settings, "ids": ids, "decoded": decoded})
-    # The same ids are of many settings: each list once.
+    # Many settings give the same ids, so each list is stored once.
     lists = sorted({json.dumps([row.pop("ids"), row.pop("decoded")]) for row in map(dict, rows)})
     lines = [
         json.dumps(

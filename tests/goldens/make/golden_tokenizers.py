@@ -12,7 +12,7 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# By tokenizer.ggml.pre: regular expressions applied one after another, each inside the pieces of the last.
+# Regular expressions by tokenizer.ggml.pre; each one splits the pieces of the one before.
 PRE = {"smollm": [r"\p{N}|\P{N}+", GPT2], "gpt-2": [GPT2], "llama-bpe": [LLAMA3]}
 
 TEXTS = [
@@ -50,14 +50,14 @@ TEXTS = [
 
 
 def byte_letters() -> list[str]:
-    """GPT-2's printable letter for each byte: itself where printable, else the next code point from 256 on."""
+    """Returns GPT-2's letter for each byte: the byte itself if printable, else the next code point from 256 on."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     shifted = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(shifted)) for byte in range(256)]
 
 
 class Bpe:
-    """Byte-level BPE in the plainest form: join the pair of lowest rank until none is left."""
+    """Byte-level BPE in its simplest form: merges the pair of lowest rank until no pair is left."""
 
     def __init__(self, tokens: list[str], merges: list[str], special: list[str], pre: str):
         self.ids = {token: i for i, token in enumerate(tokens)}
@@ -66,7 +66,7 @@ class Bpe:
         self.pre, self.letters = PRE[pre], byte_letters()
 
     def pieces(self, text: str) -> list[str]:
-        """Pre-tokenized pieces, in GPT-2's byte letters."""
+        """Returns pre-tokenized pieces, in GPT-2's byte letters."""
         found = [text]
         for pattern in self.pre:
             found = [match for piece in found for match in regex.findall(pattern, piece)]
@@ -100,7 +100,7 @@ def join(parts: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def train_bpe(special: list[str], count: int) -> tuple[list[str], list[str]]:
-    """A small vocabulary and its merges, learnt from TEXTS as each pre-tokenizer cuts them."""
+    """Learns a small vocabulary and its merges from TEXTS, split by each pre-tokenizer."""
     tokens, merges = [*special, *sorted(byte_letters())], []
     readers = [Bpe(tokens, [], special, pre) for pre in PRE]
     words = [list(piece) for reader in readers for text in TEXTS for piece in reader.pieces(text)]
@@ -118,7 +118,7 @@ def train_bpe(special: list[str], count: int) -> tuple[list[str], list[str]]:
 
 
 def check_with_tokenizers(bpe: Bpe, tokens: list[str], merges: list[str], special: list[str], name: str) -> None:
-    """A second opinion on the pure-Python ids, from the `tokenizers` package put together by hand."""
+    """Checks the pure-Python ids against a tokenizer of the `tokenizers` package that is built by hand."""
     from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -166,7 +166,7 @@ def write_tokenizers(path: Path, smollm2: Path | None) -> None:
 
 
 def smollm2_ids(path: Path) -> dict[str, list[int]]:
-    """Ids by text under the vocabulary and merges that the GGUF holds."""
+    """Returns ids by text under the GGUF's vocabulary and merges."""
     from gguf import GGUFReader
 
     fields = GGUFReader(path).fields

@@ -1,16 +1,16 @@
-"""Writes tests/goldens/: what implementations other than this package's own compute on tiny random models.
+"""Writes tests/goldens/: results of implementations other than this package's on tiny random models.
 
     python3.11 -m venv ENV
     ENV/bin/pip install torch transformers safetensors numpy tokenizers sentencepiece gguf regex
     ENV/bin/python tests/goldens/make/make_goldens.py [--smollm2 SmolLM2-135M-Instruct.Q4_1.gguf]
 
 The committed files come from Python 3.11.7, torch 2.13.0, transformers 5.23.0 and numpy 2.4.6, and a second run
-writes the same bytes. Without --smollm2, SmolLM2's ids are carried over from the tokenizers.json that is there.
+writes the same bytes. Without --smollm2, SmolLM2's ids are copied from the existing tokenizers.json.
 Nothing here imports aligner_jax: an error shared with the code under test would cancel out.
 
 Three independent parties: transformers (float64) for plain models, `Oracle` (float64 torch, written from the
 formulas of the Aligner paper, arXiv 2312.05503) for adapters, and a pure-Python BPE (golden_tokenizers.py) for token
-ids, held against the `tokenizers` package. `Oracle` is held against transformers on every model and, where
+ids, checked against the `tokenizers` package. `Oracle` is checked against transformers on every model and, if
 `../shared` exists, against the float64 goldens of stories260K there.
 """
 
@@ -33,7 +33,7 @@ SHARED = ROOT.parent / "shared"
 
 @dataclass(frozen=True)
 class Tiny:
-    """One tiny model: its sizes, the config.json keys beside them, and how its files are written."""
+    """A tiny model: its sizes, further keys of config.json, and the format of its files."""
 
     seed: int
     d: int
@@ -52,7 +52,7 @@ class Tiny:
     vocab: int = 64
 
     def config(self) -> dict:
-        """config.json as hub folders have it; `spelled` False omits what LLaMA-1's omit, to test the defaults."""
+        """Returns config.json as in hub folders. `spelled` False omits LLaMA-1's absent keys, to test defaults."""
         names = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
         sizes = {
             "architectures": [names[self.model_type]],
@@ -81,7 +81,7 @@ LLAMA3_SCALING = {
     "rope_type": "llama3",
 }
 
-# An epsilon far above the usual one in some, so that a loader which ignores the key is caught.
+# Some models have an epsilon far above the usual one, so that a loader that ignores the key is caught.
 MODELS = {
     "llama": Tiny(1, d=16, f=32, n=2, k=2, h=8, spelled=False, extra={"rms_norm_eps": 1e-2}),
     "llama3": Tiny(
@@ -107,7 +107,7 @@ MODELS = {
 
 
 def random_weights(tiny: Tiny) -> dict[str, torch.Tensor]:
-    """Random tensors under HF names; norms and biases too, and q, k large enough for attention to be far from flat."""
+    """Returns random tensors under HF names, norms and biases too; large q and k keep attention far from flat."""
     rng = np.random.default_rng(tiny.seed)
 
     def matrix(out: int, into: int, gain: float) -> torch.Tensor:
@@ -145,7 +145,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_model(name: str, tiny: Tiny) -> Path:
-    """Writes the folder's config and safetensors; "transformers5" lets transformers write the config itself."""
+    """Writes the folder's config and safetensors; for "transformers5" transformers writes the config itself."""
     from transformers import LlamaConfig, MistralConfig
 
     folder = GOLDENS / "models" / name
@@ -174,7 +174,7 @@ def write_model(name: str, tiny: Tiny) -> Path:
 
 
 class Oracle:
-    """A LLaMA with an optional adapter, in float64 all the way, read from an HF folder."""
+    """A LLaMA with an optional adapter, in float64 throughout, read from an HF folder."""
 
     def __init__(self, folder: Path):
         config = json.loads((folder / "config.json").read_text())
@@ -191,7 +191,7 @@ class Oracle:
             self.w |= {key: tensor.double() for key, tensor in load_file(file).items()}
 
     def frequencies(self) -> torch.Tensor:
-        """Angle per position of each half-split pair, [h/2]; Llama 3.1's piecewise scaling by wavelength."""
+        """Returns the angle per position of half-split pairs, [h/2]; Llama 3.1 scales piecewise by wavelength."""
         plain = [self.theta ** (-2 * i / self.h) for i in range(self.h // 2)]
         if self.scaling is None:
             return torch.tensor(plain, dtype=torch.float64)
@@ -216,7 +216,7 @@ class Oracle:
         return x @ self.w[name + ".weight"].T + self.w.get(name + ".bias", 0.0)
 
     def logits(self, ids: torch.Tensor, leaves: dict, start_layer: int = 0) -> torch.Tensor:
-        """Logits [b, t, vocab]; `leaves` as in the golden files, {} for the base model."""
+        """Returns logits [b, t, vocab]; `leaves` are named as in the golden files, {} is the base model."""
         b, t = ids.shape
         group = self.n // self.k
         future = torch.ones(t, t, dtype=torch.bool).triu(1)
@@ -253,7 +253,7 @@ class Oracle:
         return self.norm(x, "model.norm") @ head.T
 
     def golden(self, kind: str, ids: np.ndarray, mask: np.ndarray, leaves: dict[str, np.ndarray], start: int) -> dict:
-        """Every key of a golden file: inputs, logits, masked mean next-token loss and its gradient by leaf."""
+        """Returns every key of a golden file: inputs, logits, masked mean next-token loss and its gradient by leaf."""
         tensors = {key: torch.tensor(leaf, dtype=torch.float64, requires_grad=True) for key, leaf in leaves.items()}
         tokens = torch.tensor(ids)
         logits = self.logits(tokens, tensors, start)
@@ -276,7 +276,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def check_against_shared() -> None:
-    """Holds the oracle to the float64 goldens of stories260K, all three kinds."""
+    """Checks the oracle against the float64 goldens of stories260K, all three kinds."""
     files = sorted((SHARED / "goldens").glob("stories260k_*.npz"))
     if not files:
         print(f"no goldens in {SHARED}: the oracle is checked against transformers only")
@@ -325,7 +325,7 @@ def write_adapters() -> None:
     oracle, tiny = Oracle(GOLDENS / "models" / "llama3"), MODELS["llama3"]
     rng = np.random.default_rng(7)
     ids = rng.integers(0, tiny.vocab, (2, tiny.length))
-    # Prompts of different lengths, and a hole: a loss averaged by row, or not shifted, comes out different.
+    # Prompts of different lengths and a hole show a loss that is averaged by row or not shifted.
     mask = np.ones(ids.shape)
     mask[0, :7], mask[1, :19], mask[0, 15:18] = 0, 0, 0
     adapted, rank = tiny.layers - 1, 4
@@ -353,7 +353,7 @@ def write_adapters() -> None:
 
 
 def write_adamw() -> None:
-    """Five float32 steps of torch.optim.AdamW; one entry's gradient starts at zero, one is tiny."""
+    """Writes five float32 steps of torch.optim.AdamW; one entry's gradient starts at zero, one is tiny."""
     rng = np.random.default_rng(8)
     start = rng.standard_normal((2, 3)).astype(np.float32)
     grads = (rng.standard_normal((5, 2, 3)) * [1.0, 0.1, 1e-3]).astype(np.float32)
@@ -379,7 +379,7 @@ def main() -> None:
     write_adapters()
     write_adamw()
     write_released(GOLDENS / "released.pth")
-    # The numbers of llama_adapter_p4.npz, so that its logits are this file's too.
+    # The same weights as llama_adapter_p4.npz, so that its logits are this file's too.
     same = np.load(GOLDENS / "llama_adapter_p4.npz")
     write_lit_llama(GOLDENS / "lit_llama.pth", same, int(same["start_layer"]))
     write_tokenizers(GOLDENS / "tokenizers.json", arguments.smollm2)

@@ -16,7 +16,7 @@ from whole_runs import run
 
 
 def write_sample(kind: str, folder: Path) -> None:
-    """Trains, and writes KIND/ as it was after step 3 and KIND.safetensors as the run ended."""
+    """Trains, and writes KIND/ as it was after step 3 and KIND.safetensors at the end of the run."""
     run(settings_of(kind), Path("runs") / kind)
     workdir = folder / kind
     for path in (Path("runs") / kind).iterdir():
@@ -31,7 +31,7 @@ def write_sample(kind: str, folder: Path) -> None:
 
 
 def _forget_place(checkpoint: Path) -> None:
-    """Replaces the absolute paths that Orbax notes, and the checksums of those files."""
+    """Replaces the absolute paths that Orbax records, and the checksums of those files."""
     checksums = json.loads((checkpoint / "checksums.json").read_text())
     for path in checkpoint.rglob("commit_success.txt"):
         path.write_text(path.read_text().replace(f"{Path.cwd()}/", ""))
