@@ -39,8 +39,8 @@ CONFIG = command.config_flag()
 TOPOLOGY = flags.DEFINE_list("topology", None, "TPU topologies, such as v5e:2x4; default config.mesh.topology.")
 DEVICES = flags.DEFINE_integer("devices", None, "Plan for so many of the topology's devices.", lower_bound=1)
 SEARCH = flags.DEFINE_boolean("search", False, "Find the largest batch that fits, for each way of rematerialization.")
-TOKENS = flags.DEFINE_integer("tokens", 1024, "Of an evaluation's longest prompt or text.", lower_bound=1)
-NEW_TOKENS = flags.DEFINE_integer("new_tokens", 512, "That an evaluation's answers have at most.", lower_bound=1)
+TOKENS = flags.DEFINE_integer("tokens", 1024, "Tokens of an evaluation's longest prompt or text.", lower_bound=1)
+NEW_TOKENS = flags.DEFINE_integer("new_tokens", 512, "Tokens of an evaluation's answers at most.", lower_bound=1)
 JSON = flags.DEFINE_boolean("json", False, "Print one JSON object a plan and line.")
 
 

@@ -35,17 +35,17 @@ from aligner_jax.weights.orbax import write_orbax
 ADAPTER = flags.DEFINE_string(
     "adapter", None, "A .safetensors of this project, a .pth of an Aligner or of lit-llama, or a PEFT folder."
 )
-TO = flags.DEFINE_string("to", None, "Where to write it: a name that ends in .safetensors, or a folder for PEFT.")
+TO = flags.DEFINE_string("to", None, "Path to write: a name that ends in .safetensors, or a folder for PEFT.")
 BASE = flags.DEFINE_string(
     "base", None, "With --adapter: its base, against which shapes are checked. With --out: the base to write."
 )
 OUT = flags.DEFINE_string("out", None, "A new folder, for --base as an Orbax checkpoint.")
 DTYPE = flags.DEFINE_enum(
     "dtype", "stored", ["stored", "float32", "bfloat16"],
-    "Of what is written to --out; stored: bfloat16 if all of the base is stored so, else float32, which is exact.",
+    "Dtype of the weights in --out; stored: bfloat16 if all of the base is stored so, else float32, which is exact.",
 )  # fmt: skip
 FORMAT = flags.DEFINE_enum(
-    "format", "auto", ["auto", "aligner", "peft"], "Of what is written; auto: aligner if --to ends in .safetensors."
+    "format", "auto", ["auto", "aligner", "peft"], "Format to write; auto: aligner if --to ends in .safetensors."
 )
 
 

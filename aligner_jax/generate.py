@@ -24,11 +24,11 @@ BASE = flags.DEFINE_string(
 ADAPTER = flags.DEFINE_string(
     "adapter", None, "An adapter: a .safetensors, a .pth or a PEFT folder; without one, the base alone answers."
 )
-PROMPT = flags.DEFINE_multi_string("prompt", None, "What to continue or answer; may be given several times.")
+PROMPT = flags.DEFINE_multi_string("prompt", None, "Text to continue or answer; may be given several times.")
 STRENGTH = flags.DEFINE_float("strength", 1.0, "Multiplies what the adapter adds: 0 is the base, 1 the adapter.")
 TEMPLATE = flags.DEFINE_enum(
     "template", "auto", ["auto", "none", *TEMPLATES],
-    "How a prompt is wrapped. auto: as the adapter records of its training data; without an adapter, not at all.",
+    "Template of the prompt. auto: the one that the adapter records; without an adapter, none.",
 )  # fmt: skip
 SYSTEM = flags.DEFINE_string("system", None, "System prompt of the chat template, instead of the recorded one.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Tokens at most.", lower_bound=1)
@@ -37,11 +37,9 @@ TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among the k most probable token
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample among the fewest tokens with this much probability.")
 SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.", lower_bound=0)
 DTYPE = flags.DEFINE_enum(
-    "dtype", "auto", ["auto", "float32", "bfloat16"], "Of the base; auto: what the device does best."
+    "dtype", "auto", ["auto", "float32", "bfloat16"], "Dtype of the base; auto: what the device does best."
 )
-QUANTIZATION = flags.DEFINE_enum(
-    "quantization", "none", ["none", *KINDS], "What the base's projections are held in, instead of its dtype."
-)
+QUANTIZATION = flags.DEFINE_enum("quantization", "none", ["none", *KINDS], "Quantization of the base's projections.")
 GROUP_SIZE = flags.DEFINE_integer("group_size", 32, "Numbers that share a scale in int4.", lower_bound=2)
 
 

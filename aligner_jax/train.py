@@ -78,9 +78,9 @@ def _train_on(
 ) -> Adapter:
     base = _load_base(mesh, rules, config, console)
     adapter = first_adapter(config, base.config, base)
-    number = config.sweep.num_adapters
-    of_each = "" if number is None else f" in each of {number} adapters"
-    console.out(f"adapter: {adapter}, {adapter.num_params // (number or 1):,} trained parameters{of_each}")
+    num_adapters = config.sweep.num_adapters
+    of_each = "" if num_adapters is None else f" in each of {num_adapters} adapters"
+    console.out(f"adapter: {adapter}, {adapter.num_params // (num_adapters or 1):,} trained parameters{of_each}")
     stop_requests.check()
     objective, options = objective_of(config)
     task = objective.task(Beginning(config, options, base, adapter, workdir, stop_requests.check, console))
@@ -111,9 +111,9 @@ def _train_on(
         if restored is None:
             origin.note_inputs()
         else:
-            number, state, data_state = restored
+            restored_step, state, data_state = restored
             task.feed.set_state(data_state)
-            console.out(f"resuming after step {number} of {config.steps}")
+            console.out(f"resuming after step {restored_step} of {config.steps}")
             if config.optim.cosine_zero == "at_last":
                 console.out("the cosine is that of the version that began this run: its last update has rate 0")
         save_config(config, workdir.path)

@@ -50,7 +50,7 @@ class Batch:
     adapter_b: Int32[Any, " b"] | None = array("b", "int32", optional=True)
 
     @staticmethod
-    def rows_a_unit(packing: bool) -> int:
+    def rows_per_unit(packing: bool) -> int:
         """Returns the number of rows in a unit, which batches do not split."""
         return 1
 
@@ -74,7 +74,7 @@ class PairBatch(Batch):
     reference_bt: Float32[Any, "b t"] | None = array("b t", "float32", optional=True)
 
     @staticmethod
-    def rows_a_unit(packing: bool) -> int:
+    def rows_per_unit(packing: bool) -> int:
         """Returns 1 with packing. Returns 2 without: the chosen and the rejected document have a row each."""
         return 1 if packing else 2
 
@@ -83,7 +83,7 @@ class PairBatch(Batch):
         """Returns the length of each axis, by its letter."""
         # A document has at least two tokens, a target and one before it, so a pair has at least four.
         pairs = sequence_length // 4 if packing else 1
-        units = batch_size // PairBatch.rows_a_unit(packing)
+        units = batch_size // PairBatch.rows_per_unit(packing)
         return {"b": batch_size, "t": sequence_length, "u": units, "m": pairs}
 
 

@@ -88,7 +88,7 @@ def offsets(pairs: Sequence[Pair]) -> Int64[np.ndarray, " m+1"]:
 def _check(pairs: Sequence[Pair], batch_size: int, sequence_length: int, packing: bool) -> None:
     if not pairs:
         raise InputError("there are no preference pairs to make rows of")
-    if batch_size % PairBatch.rows_a_unit(packing):
+    if batch_size % PairBatch.rows_per_unit(packing):
         raise InputError(f"a batch of {batch_size} rows cannot hold whole pairs, since a pair is two rows")
     lengths = ((len(pair["chosen"]["tokens"]), len(pair["rejected"]["tokens"])) for pair in pairs)
     longest = max(sum(both) if packing else max(both) for both in lengths)

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from jinja2.utils import Namespace
 
-STEPS, STEPS_A_MESSAGE = 2_000_000, 10_000
+STEPS, STEPS_PER_MESSAGE = 2_000_000, 10_000
 """Limit of evaluated template nodes: a constant, and an addition per message.
 
 A loop iteration costs all nodes of its body. Published templates take some hundred steps per message.
 """
-BYTES, BYTES_A_BYTE = 12 * 2**20, 256
+BYTES, BYTES_PER_BYTE = 12 * 2**20, 256
 """Limit of the memory of all texts and lists made, in bytes: a constant, and an addition per byte of conversation."""
 MOST_WIDTH = 1000
 """Largest width, precision, indentation or count in formatting."""
@@ -242,4 +242,4 @@ def for_conversation(messages: Sequence[object]) -> Budget:
     """Returns a budget that grows with the number and the size of the messages."""
     whole = Budget(2**62, 2**62)
     size = whole.weigh(messages)
-    return Budget(STEPS + STEPS_A_MESSAGE * len(messages) + size // 16, BYTES + BYTES_A_BYTE * size)
+    return Budget(STEPS + STEPS_PER_MESSAGE * len(messages) + size // 16, BYTES + BYTES_PER_BYTE * size)

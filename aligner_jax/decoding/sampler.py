@@ -26,7 +26,7 @@ kernel supports; at most a fifth is padding."""
 SINGLE_ROW_COPIES = 2
 """A single bfloat16 row is decoded as this many copies. XLA's CPU backend converts the matrix to float32 for a product
 with one vector, but not with two. On TPUs, whose registers hold eight rows, the copies cost nothing."""
-TOKENS_A_CALL = 8
+TOKENS_PER_CALL = 8
 """Tokens decoded per call, after which the host checks if all rows have ended; 1 when text is streamed."""
 
 
@@ -70,7 +70,7 @@ def sample(
     stream = on_tokens is not None
     steps = continue_ids(
         base.params, adapter, prompt_ids, config=base.config, max_new_tokens=max_new_tokens, sampling=sampling,
-        stop_ids=tokenizer.stop_ids, seed=seed, tokens_a_call=1 if stream else TOKENS_A_CALL,
+        stop_ids=tokenizer.stop_ids, seed=seed, tokens_per_call=1 if stream else TOKENS_PER_CALL,
     )  # fmt: skip
     for tokens in steps:
         for row, token in zip(rows, tokens, strict=True):
@@ -91,7 +91,7 @@ def continue_ids(
     sampling: Sampling,
     stop_ids: frozenset[int] = frozenset(),
     seed: int = 0,
-    tokens_a_call: int = TOKENS_A_CALL,
+    tokens_per_call: int = TOKENS_PER_CALL,
     padded_length: int = 0,
 ) -> Iterator[list[int | None]]:
     """Continues prompts of token ids; yields one token per row after each step, None in rows that have ended.
@@ -105,7 +105,7 @@ def continue_ids(
       sampling: sampling options of all rows.
       stop_ids: token ids that end a row; they are not yielded.
       seed: seed of sampling. Row i has the same draws whatever the other rows are.
-      tokens_a_call: tokens decoded per call of the compiled program.
+      tokens_per_call: tokens decoded per call of the compiled program.
       padded_length: minimum length that prompts are padded to, so that batches of different lengths share a program.
 
     Raises:
@@ -116,23 +116,23 @@ def continue_ids(
     tokens_bt, lengths_b = _padded(prompt_ids, config, max_new_tokens, padded_length)
     slots = num_slots(max(padded_length, *map(len, prompt_ids)), max_new_tokens)
     stops = jnp.asarray(sorted(stop_ids) or [-1], jnp.int32)
-    bound, state = read_prompts(
+    bound, state = prefill_prompts(
         params, adapter, jnp.asarray(tokens_bt), jnp.asarray(lengths_b), RowSampling.of([sampling] * len(prompt_ids)),
         stops, jnp.uint32(seed), config=config, slots=slots,
     )  # fmt: skip
     done_b, made = np.zeros(len(prompt_ids), bool), 0
     while made < max_new_tokens and not done_b.all():
-        state, tokens_bt = make_tokens(params, bound, state, stops, config=config, count=tokens_a_call)
+        state, tokens_bt = decode_tokens(params, bound, state, stops, config=config, count=tokens_per_call)
         for tokens_b in np.asarray(tokens_bt).T[: max_new_tokens - made, : len(prompt_ids)]:
             done_b |= np.isin(tokens_b, np.asarray(stops))
             if done_b.all():
                 return
             yield [None if done else int(token) for done, token in zip(done_b, tokens_b, strict=True)]
-        made += tokens_a_call
+        made += tokens_per_call
 
 
 @functools.partial(jax.jit, static_argnames=("config", "slots"))
-def read_prompts(
+def prefill_prompts(
     params: Params,
     adapter: Adapter | None,
     tokens_bt: Int[Array, "b t"],
@@ -155,7 +155,7 @@ def read_prompts(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "count"), donate_argnames=("state",))
-def make_tokens(
+def decode_tokens(
     params: Params, bound: Bound, state: State, stops: Int[Array, " stops"], *, config: LlamaConfig, count: int
 ) -> tuple[State, Int[Array, "b count"]]:
     """Decodes `count` tokens per row. The first is `State.token_b`, which was chosen before the call."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from aligner_jax.decoding.choose import Sampling
-from aligner_jax.decoding.sampler import TOKENS_A_CALL, continue_ids, padded_size
+from aligner_jax.decoding.sampler import TOKENS_PER_CALL, continue_ids, padded_size
 from aligner_jax.errors import InputError
 from aligner_jax.evals.answer_text import AloneAnswer, ContinuedAnswer
 from aligner_jax.evals.batches import in_batches, length_bucket
@@ -123,7 +123,7 @@ def _generated(subject: Subject, prompts: Sequence[Prompt], seed: int) -> list[s
                 over[number] = True
             else:
                 answers[number].add(token)
-        if step % TOKENS_A_CALL == 0:
+        if step % TOKENS_PER_CALL == 0:
             over = [ended or answer.is_over() for ended, answer in zip(over, answers, strict=True)]
         if all(over):
             break

@@ -122,14 +122,14 @@ def unembed(params: Params | Head, hidden_btd: Float[Array, "*bt d"]) -> Float[A
         return jnp.einsum("...d,dv->...v", hidden_btd, params.head_dv, preferred_element_type=jnp.float32)
 
 
-def embed_logits(head: Head, x_cv: Float[Array, "*c v"]) -> Float[Array, "*c d"]:
+def unembed_vjp(head: Head, x_cv: Float[Array, "*c v"]) -> Float[Array, "*c d"]:
     """Vector-Jacobian product of `unembed` with respect to the hidden states, in float32."""
     if head.head_dv is None:
         return jnp.einsum("...v,vd->...d", x_cv, head.embed_vd, preferred_element_type=jnp.float32)
     return jnp.einsum("...v,dv->...d", x_cv, head.head_dv, preferred_element_type=jnp.float32)
 
 
-def column_of(head: Head, tokens_c: Int[Array, " c"]) -> Float[Array, "c d"]:
+def head_columns(head: Head, tokens_c: Int[Array, " c"]) -> Float[Array, "c d"]:
     """Returns the head's column for each token id; a logit is the product of the hidden state with its column."""
     if head.head_dv is not None:
         return head.head_dv[:, tokens_c].T
@@ -197,14 +197,14 @@ __all__ = [
     "Params",
     "Remat",
     "abstract_params",
-    "column_of",
     "embed",
-    "embed_logits",
     "forward",
+    "head_columns",
     "init_params",
     "keys_values",
     "param_specs",
     "rms_norm",
     "transform",
     "unembed",
+    "unembed_vjp",
 ]

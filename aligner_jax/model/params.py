@@ -53,7 +53,7 @@ class Spec:
     """Standard deviation of the initial normal distribution; None for ones (norms), 0.0 for zeros (biases)."""
     dtype: str | None = flax.struct.field(pytree_node=False, default=None)
     """Dtype of the parameter; None for the model's dtype."""
-    or_whole: bool = flax.struct.field(pytree_node=False, default=False)
+    or_replicated: bool = flax.struct.field(pytree_node=False, default=False)
     """True if a mesh that does not divide the array replicates it, as it does with scales."""
 
 

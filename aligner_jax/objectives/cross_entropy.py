@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from aligner_jax.model.llama import Head, Params, column_of, embed_logits, unembed
+from aligner_jax.model.llama import Head, Params, head_columns, unembed, unembed_vjp
 from aligner_jax.model.logical import mesh_axes, on_each_device
 
 MIN_CHUNK, MAX_CHUNK = 64, 512
@@ -64,7 +64,7 @@ def _token_losses(head: Head, hidden_btd, targets_bt, mask_bt, *, chunk: int | N
 
 def _frozen_losses(hidden, head: Head, targets, counts, chunk: int):
     def losses_of(hidden_cd, targets_c, counts_c):
-        return jnp.where(counts_c, _in_blocks(hidden_cd, head, targets_c, slopes=False)[0], 0.0)
+        return jnp.where(counts_c, _in_blocks(hidden_cd, head, targets_c, grads=False)[0], 0.0)
 
     return _scan(losses_of, _no_losses, (hidden, targets, counts), chunk).reshape(-1)
 
@@ -82,16 +82,16 @@ def _forward(hidden, head, targets, counts, chunk: int):
     if perturbed:
         return _plain_losses(hidden, head, targets, counts, chunk), (hidden, head, targets, counts)
 
-    def losses_and_slopes(hidden_cd, targets_c, counts_c):
-        losses_c, slopes_cd = _in_blocks(hidden_cd, head, targets_c, slopes=True)
-        assert slopes_cd is not None
-        return jnp.where(counts_c, losses_c, 0.0), jnp.where(counts_c[:, None], slopes_cd, 0.0).astype(hidden_cd.dtype)
+    def losses_and_grads(hidden_cd, targets_c, counts_c):
+        losses_c, grads_cd = _in_blocks(hidden_cd, head, targets_c, grads=True)
+        assert grads_cd is not None
+        return jnp.where(counts_c, losses_c, 0.0), jnp.where(counts_c[:, None], grads_cd, 0.0).astype(hidden_cd.dtype)
 
     def nothing(hidden_cd, targets_c, counts_c):
         return _no_losses(hidden_cd, targets_c, counts_c), jnp.zeros_like(hidden_cd)
 
-    losses, slopes = _scan(losses_and_slopes, nothing, (hidden, targets, counts), chunk)
-    return losses.reshape(-1), slopes.reshape(hidden.shape)
+    losses, grads = _scan(losses_and_grads, nothing, (hidden, targets, counts), chunk)
+    return losses.reshape(-1), grads.reshape(hidden.shape)
 
 
 def _backward(chunk: int, residuals, d_losses):
@@ -107,26 +107,26 @@ _chunked_losses.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 class _Sums(NamedTuple):
-    """Running sums of the online softmax, relative to the largest logit; slopes_cd sums the columns weighted by p."""
+    """Running sums of the online softmax, relative to the largest logit; grads_cd sums the columns weighted by p."""
 
     largest_c1: Float[Array, "c 1"]
     denominator_c1: Float[Array, "c 1"]
-    slopes_cd: Float[Array, "c d"] | None
+    grads_cd: Float[Array, "c d"] | None
 
 
-def _in_blocks(hidden_cd, head: Head, targets_c, *, slopes: bool):
-    """Returns losses and, with `slopes`, their gradients with respect to the hidden states, in float32."""
+def _in_blocks(hidden_cd, head: Head, targets_c, *, grads: bool):
+    """Returns losses and, with `grads`, their gradients with respect to the hidden states, in float32."""
 
     def add(sums: _Sums, block: Head) -> _Sums:
         logits_cv = unembed(block, hidden_cd)
         largest_c1 = jnp.maximum(sums.largest_c1, jnp.max(logits_cv, axis=-1, keepdims=True))
         shrink_c1, powers_cv = jnp.exp(sums.largest_c1 - largest_c1), jnp.exp(logits_cv - largest_c1)
         denominator_c1 = sums.denominator_c1 * shrink_c1 + jnp.sum(powers_cv, axis=-1, keepdims=True)
-        if sums.slopes_cd is None:
+        if sums.grads_cd is None:
             return _Sums(largest_c1, denominator_c1, None)
         # The powers are rounded to the head's dtype, so that the product is fast.
-        slopes_cd = sums.slopes_cd * shrink_c1 + embed_logits(block, powers_cv.astype(hidden_cd.dtype))
-        return _Sums(largest_c1, denominator_c1, slopes_cd)
+        grads_cd = sums.grads_cd * shrink_c1 + unembed_vjp(block, powers_cv.astype(hidden_cd.dtype))
+        return _Sums(largest_c1, denominator_c1, grads_cd)
 
     def step(sums: _Sums, start):
         return add(sums, head.block(start, size)), None
@@ -134,16 +134,16 @@ def _in_blocks(hidden_cd, head: Head, targets_c, *, slopes: bool):
     size = min(VOCAB_BLOCK, head.vocab_size)
     whole = head.vocab_size // size
     zeros_c1 = jnp.zeros((len(targets_c), 1))
-    sums = _Sums(zeros_c1 - jnp.inf, zeros_c1, jnp.zeros(hidden_cd.shape) if slopes else None)
+    sums = _Sums(zeros_c1 - jnp.inf, zeros_c1, jnp.zeros(hidden_cd.shape) if grads else None)
     sums = jax.lax.scan(step, sums, jnp.arange(whole) * size)[0]
     if rest := head.vocab_size - whole * size:
         sums = add(sums, head.block(whole * size, rest))
     sums = _over_all_parts(sums)
     # The gradient of the logits is p − 1 at the target and p elsewhere; subtracting the target's column applies the −1.
-    column_cd = _of_target(head, targets_c, lambda local_c: column_of(head, local_c).astype(jnp.float32))
+    column_cd = _of_target(head, targets_c, lambda local_c: head_columns(head, local_c).astype(jnp.float32))
     of_target_c = jnp.sum(hidden_cd.astype(jnp.float32) * column_cd, axis=-1)
     losses_c = (sums.largest_c1 + jnp.log(sums.denominator_c1))[:, 0] - of_target_c
-    return losses_c, None if sums.slopes_cd is None else sums.slopes_cd / sums.denominator_c1 - column_cd
+    return losses_c, None if sums.grads_cd is None else sums.grads_cd / sums.denominator_c1 - column_cd
 
 
 def _over_all_parts(sums: _Sums) -> _Sums:
@@ -154,9 +154,9 @@ def _over_all_parts(sums: _Sums) -> _Sums:
     largest_c1 = jax.lax.pmax(sums.largest_c1, split_over)
     shrink_c1 = jnp.exp(sums.largest_c1 - largest_c1)
     denominator_c1 = jax.lax.psum(sums.denominator_c1 * shrink_c1, split_over)
-    if sums.slopes_cd is None:
+    if sums.grads_cd is None:
         return _Sums(largest_c1, denominator_c1, None)
-    return _Sums(largest_c1, denominator_c1, jax.lax.psum(sums.slopes_cd * shrink_c1, split_over))
+    return _Sums(largest_c1, denominator_c1, jax.lax.psum(sums.grads_cd * shrink_c1, split_over))
 
 
 def _of_target(head: Head, targets_c, of_local):

@@ -51,7 +51,7 @@ class EvaluationPlan:
       weights_bytes: weights of the base.
       cache_bytes: keys and values of the device's rows; None if "prompts" does not fit.
       programs: "scores", which scores texts; "prompts", the prefill; "new tokens", the decode loop, which generates
-        `sampler.TOKENS_A_CALL` tokens per row in one call. If "prompts" does not fit, "new tokens" is left out.
+        `sampler.TOKENS_PER_CALL` tokens per row in one call. If "prompts" does not fit, "new tokens" is left out.
       roofline_seconds: least time of a decode step, which makes one token per row; None if "new tokens" is left out or
         does not fit.
       bound: the resource that limits the decode step: "compute", "memory" or "network"; None like `roofline_seconds`.
@@ -122,8 +122,8 @@ def make_evaluation_plan(
         if state is not None:
             bound, carried = state
             new = compile_for(
-                chip, sampler.make_tokens, params, bound, carried, shapes.stops(), config=model,
-                count=sampler.TOKENS_A_CALL,
+                chip, sampler.decode_tokens, params, bound, carried, shapes.stops(), config=model,
+                count=sampler.TOKENS_PER_CALL,
             )  # fmt: skip
     of_all = {"scores": scores, "prompts": prompts, **({"new tokens": new} if new is not None else {})}
     seconds, bound = _token_seconds(config, model, mesh, chip, params, shapes, new)
@@ -184,10 +184,10 @@ def _prompts(
     arguments = (
         params, adapter, shapes.prompts(), shapes.lengths(), shapes.sampling(), shapes.stops(), shapes.seed()
     )  # fmt: skip
-    compiled = compile_for(chip, sampler.read_prompts, *arguments, **static)
+    compiled = compile_for(chip, sampler.prefill_prompts, *arguments, **static)
     if compiled.sent is None:
         return compiled, None
-    state = jax.eval_shape(functools.partial(sampler.read_prompts, **static), *arguments)
+    state = jax.eval_shape(functools.partial(sampler.prefill_prompts, **static), *arguments)
     return compiled, jax.tree.map(_struct, state, compiled.output_shardings)
 
 
@@ -208,7 +208,7 @@ def _token_seconds(
         model, batch_size=config.batch_size // (mesh.size // tensor), length=shapes.tokens + shapes.new_tokens,
         weight_bytes=sum(bits(leaf.dtype) * leaf.size for leaf in leaves) / 8 / sum(leaf.size for leaf in leaves),
     )  # fmt: skip
-    calls = sampler.TOKENS_A_CALL
+    calls = sampler.TOKENS_PER_CALL
     seconds = {
         "compute": cost.hardware_flops / tensor / chip.flops_per_second,
         # Gathered weights are written to HBM before they are read.

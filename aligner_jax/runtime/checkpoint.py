@@ -91,7 +91,7 @@ class Checkpoints:
         self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, async_options=ocp.AsyncOptions(post_finalization_callback=self._seal)
+                max_to_keep=keep, async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums)
             ),
             item_handlers={"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
         )
@@ -128,7 +128,7 @@ class Checkpoints:
         Raises:
           InputError: the checkpoint is of another run, or its state does not match the template.
         """
-        step = self._newest_whole()
+        step = self._newest_intact()
         if step is None:
             return None
         folder = self.directory / str(step)
@@ -171,7 +171,7 @@ class Checkpoints:
         with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
             self.close()
 
-    def _newest_whole(self) -> int | None:
+    def _newest_intact(self) -> int | None:
         """Returns the step of the newest intact checkpoint; process 0 sets damaged newer ones aside and decides."""
         found, failure = _NO_STEP, None
         if jax.process_index() == 0:
@@ -193,7 +193,7 @@ class Checkpoints:
         self._manager.reload()
         return None if found == _NO_STEP else found
 
-    def _seal(self) -> None:
+    def _write_checksums(self) -> None:
         """Writes the checksums. Runs in Orbax's thread, after all files are written and before the rename."""
         if jax.process_index() == 0:
             self._check_place()

@@ -165,7 +165,7 @@ def param_shardings(
         try:
             named.shard_shape(spec.shape)
         except ValueError as error:
-            if spec.or_whole:
+            if spec.or_replicated:
                 return replicated(mesh)
             axes = ", ".join(f"{name} {size}" for name, size in zip(spec.axes, spec.shape, strict=True))
             raise InputError(f"a mesh of {dict(mesh.shape)} does not divide a parameter with axes {axes}") from error

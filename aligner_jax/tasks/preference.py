@@ -133,7 +133,7 @@ def check_preferences(config: TrainConfig) -> None:
     data = config.data
     if data.loss_on != "answers":
         raise InputError(f"config.data.loss_on is {data.loss_on!r}, but a preference is between answers")
-    if data.batch_size // config.optim.accumulate % PairBatch.rows_a_unit(data.packing):
+    if data.batch_size // config.optim.accumulate % PairBatch.rows_per_unit(data.packing):
         raise InputError(
             f"config.data.batch_size is {data.batch_size}, of which each of {config.optim.accumulate} parts would hold "
             "half a pair: without config.data.packing a pair is two rows"

@@ -125,7 +125,7 @@ def row_multiple(config: TrainConfig, mesh: Mesh, rules: sharding.Rules | None =
     """Returns the rows that `data.batch_size` must be a multiple of, to give all devices equal rows in every part."""
     shards = sharding.batch_sharding(mesh, rules or sharding.rules_of(config.mesh)).shard_shape((mesh.size,))
     objective, _ = objective_of(config)
-    return mesh.size // shards[0] * config.optim.accumulate * objective.batch.rows_a_unit(config.data.packing)
+    return mesh.size // shards[0] * config.optim.accumulate * objective.batch.rows_per_unit(config.data.packing)
 
 
 def _check_rows(config: TrainConfig, mesh: Mesh, rules: sharding.Rules) -> None:

@@ -46,15 +46,15 @@ def sft_task(beginning: Beginning) -> Task:
     def loss_of(adapter: Adapter) -> float:
         return heldout_loss(base.params, adapter, heldout_batches, config=base.config)
 
-    number = config.sweep.num_adapters
+    num_adapters = config.sweep.num_adapters
 
     def evaluate(adapter: Adapter) -> dict[str, float]:
-        if number is None:
+        if num_adapters is None:
             return {"heldout_loss": loss_of(adapter)}
-        return {f"heldout_loss_{i}": loss_of(unstack_adapter(adapter, i)) for i in range(number)}
+        return {f"heldout_loss_{i}": loss_of(unstack_adapter(adapter, i)) for i in range(num_adapters)}
 
     def write_report(adapter: Adapter, path: Path) -> None:
-        if number is not None:
+        if num_adapters is not None:
             sweep.report(config, list(evaluate(adapter).values()), path.with_name("report.json"), console)
             return
         report(config, base, adapter, data, heldout_batches, path, console)

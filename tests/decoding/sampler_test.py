@@ -83,7 +83,7 @@ def test_one_row_of_bfloat16_equals_the_same_row_among_others(base: LetterModel,
     ids = [half.tokenizer.encode(PROMPTS[0])]
     steps = list(
         sampler.continue_ids(
-            half.params, adapter, ids, config=half.config, max_new_tokens=NEW, sampling=Sampling(), tokens_a_call=5
+            half.params, adapter, ids, config=half.config, max_new_tokens=NEW, sampling=Sampling(), tokens_per_call=5
         )
     )
     assert [len(tokens) for tokens in steps] == [1] * NEW

@@ -72,7 +72,7 @@ def test_a_table_is_in_the_order_of_the_pairs(base: Base, trained_adapter, packi
     for first in (0, 4, 8):
         one = [all_pairs[first]]
         one_t = table(base.params, adapter, eval_pair_batches(one, **options), one, config=base.config)
-        np.testing.assert_allclose(one_t, whole_t[starts[first] : starts[number + 1]], atol=1e-5)
+        np.testing.assert_allclose(one_t, whole_t[starts[first] : starts[first + 1]], atol=1e-5)
         masks = [one[0][side]["loss_mask"] for side in ("chosen", "rejected")]
         np.testing.assert_array_equal(one_t < 0, np.concatenate(masks))
 

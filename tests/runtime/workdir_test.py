@@ -113,7 +113,7 @@ def test_damaged_metrics_are_one_sentence_or_lose_what_was_cut(whole: tuple[dict
 def test_a_checkpoint_with_a_damaged_file_is_set_aside(whole: tuple[dict, Path], tmp_path: Path, name: str):
     for _, workdir in _cases(whole[1], tmp_path, f"checkpoints/8/{name}"):
         with Checkpoints(workdir / "checkpoints") as checkpoints:
-            assert checkpoints._newest_whole() == 4
+            assert checkpoints._newest_intact() == 4
         assert sorted(os.listdir(workdir / "checkpoints")) == ["4", "damaged_8"]
 
 
@@ -127,7 +127,7 @@ def test_a_checkpoint_that_says_something_else_with_a_right_checksum_is_set_asid
     checksums["run/metadata"] = hashlib.sha256(content).hexdigest()
     (folder / "checksums.json").write_text(json.dumps(checksums))
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert checkpoints._newest_whole() == 4
+        assert checkpoints._newest_intact() == 4
 
 
 @pytest.mark.parametrize(

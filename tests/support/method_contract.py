@@ -94,7 +94,7 @@ def decoding_from_a_cache_says_what_the_whole_model_says(case: Case, folder: Pat
         tokens[0]
         for tokens in continue_ids(
             case.params, case.adapter, [prompt], config=case.config, max_new_tokens=new, sampling=Sampling(),
-            tokens_a_call=new,
+            tokens_per_call=new,
         )
     ]  # fmt: skip
     logits_btv = apply_jit(case.params, case.adapter, np.asarray([prompt + ids]), config=case.config)
