@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 WATCHED = """
 import fcntl, io, json, os, sys
 from pathlib import Path
@@ -45,6 +47,16 @@ sys.addaudithook(watch)
 train(parse_config(json.loads(os.environ["SETTINGS"])), Path(workdir), Console(file=io.StringIO()))
 print(json.dumps([written, free]))
 """
+
+
+@pytest.fixture
+def pairs_run(tiny_run: dict) -> dict:
+    """A config, as nested dicts, of a run on preferences with held-out pairs."""
+    rows = [{"prompt": f"Name {i}.", "chosen": f"It is {i}.", "rejected": f"No {i}."} for i in range(12)]
+    Path(tiny_run["data"]["path"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+    tiny_run["data"] |= {"format": "fields", "fields": fields, "heldout_rows": 4}
+    return {**tiny_run, "objective": {"name": "dpo"}}
 
 
 def test_all_that_a_run_writes_it_writes_while_it_holds_its_workdir(pairs_run: dict, tmp_path: Path):

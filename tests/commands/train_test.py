@@ -54,16 +54,6 @@ def settings(tiny_model: Path, tmp_path: Path) -> dict:
     }
 
 
-@pytest.fixture
-def pairs_run(settings: dict, tmp_path: Path) -> dict:
-    """A config, as nested dicts, of a run on preferences."""
-    rows = [{"prompt": f"Name {i}.", "chosen": f"It is {i}.", "rejected": f"No {i}."} for i in range(12)]
-    Path(settings["data"]["path"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fields = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
-    settings["data"] |= {"format": "fields", "fields": fields}
-    return {**settings, "objective": {"name": "dpo"}, "report": {}}
-
-
 def test_workdir_holds_what_the_design_promises(settings: dict, tmp_path: Path):
     workdir, model = tmp_path / "run", Path(settings["base"]["path"])
     before = {file.name: file.read_bytes() for file in model.iterdir()}
