@@ -102,7 +102,10 @@ def test_damaged_metrics_are_one_sentence_or_lose_what_was_cut(whole: tuple[dict
             outcomes[kind] = str(error)
     assert outcomes["empty"] == outcomes["zeros"] == outcomes["deep"] == outcomes["deep objects"] == []
     assert outcomes["more"] == list(range(1, 9))
-    assert outcomes["cut"] == [1, 2, 3, 4]
+    content = (whole[1] / "metrics.jsonl").read_bytes()
+    cut = content[: len(content) // 2].count(b"\n")
+    assert cut in (3, 4)
+    assert outcomes["cut"] == list(range(1, cut + 1))
     for kind in ("digits", "another type", "types within", "twice", "no numbers"):
         assert re.fullmatch(
             r".*/metrics\.jsonl:[18] is not a line of metrics; move the file away to go on", outcomes[kind]
