@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
@@ -118,7 +119,8 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     if config.sweep.num_adapters is None:
         return optim.make_optimizer(config.optim, config.steps)
     rates = config.sweep.lr or (config.optim.lr,) * config.sweep.num_adapters
-    return optim.make_sweep_optimizer(config.optim, config.steps, jax.numpy.asarray(rates))
+    # A constant of the step: one on a device would be copied back, implicitly, when the step is lowered.
+    return optim.make_sweep_optimizer(config.optim, config.steps, np.asarray(rates, np.float32))
 
 
 def row_multiple(config: TrainConfig, mesh: Mesh, rules: sharding.Rules | None = None) -> int:

@@ -125,3 +125,27 @@ def test_rows_that_the_mesh_does_not_divide_are_refused():
     config = config_of(data={"batch_size": 6})
     with pytest.raises(InputError, match=r"config.data.batch_size is 6, but on the mesh .* multiple of 4, such as 8"):
         program.make_program(config, llama_config("stories_260k"), None, abstract(2, 2, 1))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"sweep": {"lr": [0.1, 0.01]}}, {"sweep": {"seed": [0, 1]}}, {"adapter": {"method": "lora"}}, DPO],
+    ids=["sft", "sweep of rates", "sweep of seeds", "lora", "dpo"],
+)
+def test_lowering_the_step_reads_nothing_from_a_device(monkeypatch: pytest.MonkeyPatch, changed: dict):
+    """The loop's transfer guard sees such a read on accelerators only: on CPUs it is no copy."""
+    model = llama_config("stories_260k")
+    config = parse_config({
+        "base": {"path": "nowhere"}, "data": {"path": "nowhere", "sequence_length": 128, "batch_size": 4}, "steps": 1,
+        **changed,
+    })  # fmt: skip
+    mesh = sharding.mesh_of(config.mesh, jax.devices()[:1])
+    made = program.make_program(config, model, jax.eval_shape(lambda: first_adapter(config, model)), mesh)
+    arguments = program.abstract_arguments(config, model, made, "float32")
+
+    def refuse(array):
+        raise AssertionError("an array is read from its device")
+
+    monkeypatch.setattr(type(jax.numpy.zeros(())), "_value", property(refuse))
+    with made.use():
+        made.step.lower(*arguments)
