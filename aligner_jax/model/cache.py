@@ -76,8 +76,6 @@ def prefill_cache(
     """
     b, t = tokens_bt.shape
     cos_sin = rotation(first_position + jnp.arange(t, dtype=jnp.int32)[None], config)
-    # Only the compiler can split a batch that the mesh does not divide.
-    implementation = "xla" if b % num_parts("batch") else "auto"
 
     def step(carry, layer: Layer):
         x_btd, k_lbksh, v_lbksh = carry
@@ -90,7 +88,7 @@ def prefill_cache(
             # In another layout the compiler would copy the whole cache.
             k_lbksh, v_lbksh = as_stored(k_lbksh), as_stored(v_lbksh)
             # Causality masks the padding, which follows a row's tokens.
-            return attend(q_btnh, k_btkh, v_btkh, layer.prefix, implementation=implementation)
+            return attend(q_btnh, k_btkh, v_btkh, layer.prefix)
 
         x_btd = transform(x_btd, layer.updated(), attention, cos_sin=cos_sin, config=config)
         return (x_btd, k_lbksh, v_lbksh), None

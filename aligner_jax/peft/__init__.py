@@ -79,6 +79,7 @@ def apply(
     """Returns float32 next-token logits of the adapted model.
 
     This is a pure function of params, adapter.trainable and tokens_bt: `jax.grad`, `jax.vmap` and `jax.jit` work on it.
+    For forward-mode derivatives call `llama.forward` with `implementation="xla"`.
 
     Args:
       params: parameters of the base.

@@ -64,7 +64,7 @@ class Profile:
         if self._is_on:
             # An error that ends the run matters more than a failure of the trace.
             with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
-                self._stop()
+                self._stop(whole=kind is None)
 
     def _start(self) -> None:
         self._workdir.check()
@@ -75,10 +75,11 @@ class Profile:
             raise InputError(f"a trace cannot be written to {self.folder}: {reason(error)}") from error
         self._is_on = True
 
-    def _stop(self) -> None:
+    def _stop(self, *, whole: bool = True) -> None:
         self._is_on = False
         try:
             jax.profiler.stop_trace()
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"a trace cannot be written to {self.folder}: {reason(error)}") from error
-        self._console.out(f"profile: {self.folder}, steps {self._begin} to {self._end}")
+        last = f"to {self._end}" if whole else "on"
+        self._console.out(f"profile: {self.folder}, steps {self._begin} {last}")

@@ -1,4 +1,7 @@
-"""Between the first step and the last only device_put and device_get move data between host and devices."""
+"""Between the first step and the last no array moves to a device implicitly.
+
+JAX's CPU backend does not guard copies from a device, which are none there; `program_test` looks for those of lowering.
+"""
 
 import dataclasses
 import json
