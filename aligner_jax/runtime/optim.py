@@ -71,7 +71,9 @@ def make_optimizer(
     return adamw if optim.clip is None else optax.chain(optax.clip_by_global_norm(optim.clip), adamw)
 
 
-def make_sweep_optimizer(optim: OptimConfig, steps: int, rates_a: Float[Array, " a"]) -> optax.GradientTransformation:
+def make_sweep_optimizer(
+    optim: OptimConfig, steps: int, rates_a: Float[np.ndarray, " a"]
+) -> optax.GradientTransformation:
     """Returns `make_optimizer` mapped over a leading axis a of all arrays, with a learning rate per entry.
 
     Args:
