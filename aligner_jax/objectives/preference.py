@@ -4,6 +4,7 @@ Shapes: u unit of a batch and m pair of a unit, as in `data.pair_rows` (m alone 
 the rejected answer, in this order.
 """
 
+import abc
 import dataclasses
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from aligner_jax.runtime.fields import number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PreferenceOptions(Options):
+class PreferenceOptions(Options, abc.ABC):
     """Fields of `config.objective` that all preference objectives have.
 
     Attributes:
@@ -43,11 +44,11 @@ class PreferenceOptions(Options):
     def reference_in_steps(self) -> bool:
         return not self.cache_reference and self.reference not in (None, "base")
 
+    @abc.abstractmethod
     def losses(
         self, policy_m2: Float[Array, "*m 2"], reference_m2: Float[Array, "*m 2"], counts_m2: Int[Array, "*m 2"]
     ) -> Float[Array, "*m"]:
         """Returns the loss of each pair; the arguments are fields of `Answers`."""
-        raise NotImplementedError
 
 
 METRICS = ("chosen_reward", "rejected_reward", "margin", "accuracy", "kl")
