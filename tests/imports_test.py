@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "runtime": RUNTIME,
     "weights": MODEL | DATA | RUNTIME | {"weights"},
     "peft": MIDDLE,
+    "exports": MIDDLE | {"decoding", "exports"},
     "objectives": MIDDLE | {"objectives"},
     "decoding": MIDDLE | {"decoding"},
     "evals": MIDDLE | {"objectives", "decoding", "evals"},
