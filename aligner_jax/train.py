@@ -37,7 +37,7 @@ from aligner_jax.tasks.first_adapter import check_adapter, first_adapter, method
 from aligner_jax.tasks.loop import Run, run_steps
 from aligner_jax.tasks.objectives import complete, objective_of, parse_complete
 from aligner_jax.tasks.program import make_program
-from aligner_jax.tasks.task import Beginning
+from aligner_jax.tasks.task import TaskInputs
 from aligner_jax.weights.base import Base, load_base, locate, unused_model
 
 CONFIG = command.config_flag()
@@ -83,7 +83,7 @@ def _train_on(
     console.out(f"adapter: {adapter}, {adapter.num_params // (num_adapters or 1):,} trained parameters{of_each}")
     stop_requests.check()
     objective, options = objective_of(config)
-    task = objective.task(Beginning(config, options, base, adapter, workdir, stop_requests.check, console))
+    task = objective.task(TaskInputs(config, options, base, adapter, workdir, stop_requests.check, console))
     program = make_program(config, base.config, adapter, mesh)
     state = jax.device_put(init_state(adapter, program.optimizer), program.replicated)
 
@@ -98,7 +98,7 @@ def _train_on(
     def evaluate(state: TrainState) -> dict[str, float]:
         return task.evaluate(adapter.replace(trainable=state.trainable))
 
-    origin, folder = Origin(config, task.made_from, workdir.path, parse_complete), workdir.path / "checkpoints"
+    origin, folder = Origin(config, task.input_digests, workdir.path, parse_complete), workdir.path / "checkpoints"
     with (
         Watchdog(config.stall) as watchdog,
         Checkpoints(folder, keep=config.checkpoint.keep, origin=origin, check=workdir.check) as checkpoints,

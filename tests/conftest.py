@@ -179,7 +179,7 @@ def asked(tiny_subject: Callable[..., Subject], tmp_path: Path, monkeypatch: pyt
     def run(module: ModuleType, options: object, texts: list[str], **config: object):
         given = {}
 
-        def generate(subject, prompts, kept, console, *, seed, what=""):
+        def generate(subject, prompts, store, console, *, seed, what=""):
             given.update(prompts=prompts, seed=seed)
             return texts
 

@@ -23,7 +23,7 @@ from aligner_jax.evals.harness import HarnessOptions, evaluate, load_tasks
 from aligner_jax.evals.harness_model import harness_model
 from aligner_jax.evals.harness_tasks import write_gsm8k, write_mmlu
 from aligner_jax.evals.interface import Run, parse_evaluate_config
-from aligner_jax.evals.kept import Kept
+from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.subject import Subject
 from aligner_jax.evals.task_files import damaged_files
 from aligner_jax.peft import apply
@@ -66,7 +66,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(tiny_subject: Callable[..., Subject], tmp_path: Path):
-    return harness_model(tiny_subject(), Kept(tmp_path / "kept.jsonl", {}), QUIET)
+    return harness_model(tiny_subject(), ResultStore(tmp_path / "store.jsonl", {}), QUIET)
 
 
 class Request:
@@ -146,7 +146,7 @@ def test_gsm8k_is_asked_with_examples_of_the_training_split(tiny_subject, tmp_pa
         (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     given: dict = {}
 
-    def answer(subject, prompts, kept, console, *, seed):
+    def answer(subject, prompts, store, console, *, seed):
         given.update(prompts=prompts, seed=seed, texts=[tokenizer.decode(prompt.ids) for prompt in prompts])
         return [" It is\n#### 1200", " 9, or 7"]
 
@@ -175,7 +175,7 @@ def test_a_bos_is_added_where_the_tokenizer_adds_one_and_none_is_there(tiny_subj
     plain = tiny_subject()
     tokenizer = dataclasses.replace(plain.tokenizer, add_bos=True)
     adding = dataclasses.replace(plain, base=plain.base.replace(tokenizer=tokenizer))
-    model = harness_model(adding, Kept(tmp_path / "kept.jsonl", {}), QUIET)
+    model = harness_model(adding, ResultStore(tmp_path / "store.jsonl", {}), QUIET)
     bos, ids = tokenizer.bos_id, plain.tokenizer.encode("Why?")
     assert model.tok_encode("Why?") == [bos, *ids]
     assert model.tok_encode(tokenizer.backend.token(bos) + "Why?") == [bos, *ids]
@@ -370,6 +370,6 @@ def test_log_likelihoods_that_are_not_finite_are_refused(tiny_subject, tmp_path:
     subject = tiny_subject()
     params = subject.base.params
     huge = subject.base.replace(params=params.replace(norm_d=params.norm_d * 3e38))
-    model = harness_model(dataclasses.replace(subject, base=huge), Kept(tmp_path / "kept", {}), QUIET)
+    model = harness_model(dataclasses.replace(subject, base=huge), ResultStore(tmp_path / "store", {}), QUIET)
     with pytest.raises(InputError, match="gives log-likelihoods that are not finite"):
         model.loglikelihood([Request("Why?", " So")])
