@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tiny_runs
 from rich.console import Console
 from whole_runs import run
 
@@ -48,17 +49,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     """The config of a tiny run, and its workdir."""
     folder = tmp_path_factory.mktemp("whole")
     write_tiny_llama(folder / "tiny")
-    rows = [{"instruction": f"Name number {i}.", "output": f"It is {'very ' * (i % 4)}{i}."} for i in range(12)]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {
-        "base": {"path": str(folder / "tiny"), "dtype": "float32"},
-        "adapter": {"num_tokens": 2, "start_layer": 1},
-        "data": {"path": str(folder / "data.jsonl"), "template": "chat", "sequence_length": 128, "batch_size": 2},
-        "optim": {"lr": 0.01},
-        "steps": 8,
-        "log_every": 1,
-        "checkpoint": {"every": 4},
-    }
+    data = tiny_runs.write_rows(folder / "data.jsonl", tiny_runs.sft_rows())
+    settings = {**tiny_runs.settings_of(folder / "tiny", data), "checkpoint": {"every": 4}}
     run(settings, folder / "run")
     return settings, folder / "run"
 
