@@ -29,6 +29,7 @@ from aligner_jax.evals.task_files import damaged_files
 from aligner_jax.peft import apply
 
 QUIET = Console(quiet=True)
+apply_jit = jax.jit(apply, static_argnames=("config",))
 SUBJECTS = {"human_aging": 3, "virology": 2}
 
 
@@ -201,7 +202,7 @@ def test_a_pair_is_encoded_together_and_scored_as_apply_says(model, tiny_subject
         before = len(encode(stripped)) if stripped else 1
         # The model's context is 512 tokens; the last token is only predicted.
         ids, count = whole[-513:], len(whole) - before
-        logits_tv = apply(subject.base.params, None, jnp.asarray([ids[:-1]]), config=subject.base.config)[0]
+        logits_tv = apply_jit(subject.base.params, None, jnp.asarray([ids[:-1]]), config=subject.base.config)[0]
         log_probs_tv = np.asarray(jax.nn.log_softmax(logits_tv), np.float64)
         wanted = log_probs_tv[np.arange(len(ids) - 1 - count, len(ids) - 1), ids[-count:]].sum()
         assert log_likelihood == pytest.approx(wanted, rel=1e-5)
@@ -226,7 +227,7 @@ def test_a_rolling_likelihood_is_the_sum_over_windows_of_the_context(model, tiny
         count = min(512, len(ids) - predicted)
         end = predicted + count
         window = whole[max(0, end - 512) : end]
-        logits_tv = apply(subject.base.params, None, jnp.asarray([window]), config=subject.base.config)[0]
+        logits_tv = apply_jit(subject.base.params, None, jnp.asarray([window]), config=subject.base.config)[0]
         log_probs_tv = np.asarray(jax.nn.log_softmax(logits_tv), np.float64)
         total += log_probs_tv[np.arange(len(window) - count, len(window)), ids[predicted:end]].sum()
         predicted = end

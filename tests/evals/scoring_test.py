@@ -16,6 +16,7 @@ from aligner_jax.evals.subject import Subject
 from aligner_jax.peft import Adapter, apply, init_adapter
 
 QUIET = Console(quiet=True)
+apply_jit = jax.jit(apply, static_argnames=("config",))
 METHODS = [None, "aligner", "full"]
 
 
@@ -41,7 +42,7 @@ def adapted(tiny_subject: Callable[..., Subject], randomized: Callable[..., Adap
 
 def alone(subject: Subject, each: Continuation) -> tuple[float, bool]:
     tokens_bt = jnp.asarray([each.ids[:-1]])
-    logits_tv = apply(subject.base.params, subject.adapter, tokens_bt, config=subject.base.config)[0]
+    logits_tv = apply_jit(subject.base.params, subject.adapter, tokens_bt, config=subject.base.config)[0]
     targets = np.asarray(each.ids[-each.scored :])
     log_probs_cv = np.asarray(jax.nn.log_softmax(logits_tv), np.float64)[-each.scored :]
     return log_probs_cv[np.arange(each.scored), targets].sum(), bool((log_probs_cv.argmax(-1) == targets).all())
@@ -51,8 +52,9 @@ def alone(subject: Subject, each: Continuation) -> tuple[float, bool]:
 def test_scores_are_those_of_each_row_alone(method, adapted, continuations, tmp_path: Path):
     subject = adapted(method)
     greedy = Continuation(continuations[1].ids, 1)
-    logits_v = apply(subject.base.params, subject.adapter, jnp.asarray([greedy.ids[:-1]]), config=subject.base.config)
-    greedy = Continuation((*greedy.ids[:-1], int(jnp.argmax(logits_v[0, -1]))), 1)
+    tokens_bt = jnp.asarray([greedy.ids[:-1]])
+    logits_btv = apply_jit(subject.base.params, subject.adapter, tokens_bt, config=subject.base.config)
+    greedy = Continuation((*greedy.ids[:-1], int(jnp.argmax(logits_btv[0, -1]))), 1)
     found = score(subject, [*continuations, greedy], ResultStore(tmp_path / "store.jsonl", {}), QUIET)
     wanted = [alone(subject, each) for each in [*continuations, greedy]]
     np.testing.assert_allclose([s.log_likelihood for s in found], [w for w, _ in wanted], rtol=1e-5, atol=1e-5)
@@ -111,7 +113,7 @@ def test_greedy_is_what_every_token_is(adapted, tmp_path: Path):
 
     def greedy_after(ids: tuple[int, ...]) -> int:
         tokens_bt = jnp.zeros((1, 6), jnp.int32).at[0, : len(ids)].set(jnp.asarray(ids))
-        logits_btv = apply(subject.base.params, subject.adapter, tokens_bt, config=subject.base.config)
+        logits_btv = apply_jit(subject.base.params, subject.adapter, tokens_bt, config=subject.base.config)
         return int(jnp.argmax(logits_btv[0, len(ids) - 1]))
 
     start = (5, 6, 7, 8)
