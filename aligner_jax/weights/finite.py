@@ -59,7 +59,7 @@ def in_float16(name: str, leaf: jax.Array) -> jax.Array:
     if not finite:
         largest = float(jnp.finfo(jnp.float16).max)
         raise InputError(
-            f"leaf {name} of the base holds numbers beyond ±{largest:,.0f}, which float16 cannot hold: load the base in "
+            f"leaf {name} of the base holds numbers beyond ±{largest:,.0f}, which float16 cannot hold: load it in "
             "float32 (--dtype=float32 or config.base.dtype)"
         )
     return rounded

@@ -89,7 +89,7 @@ def test_weights_that_float16_cannot_hold_are_refused_by_name(tmp_path: Path):
     shutil.rmtree(folder)
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = 65_520
     write_hf(folder, CONFIG, tensors)
-    with pytest.raises(InputError, match="leaf up_ldf of the base holds numbers beyond ±65,504.*load the base in float32"):
+    with pytest.raises(InputError, match=r"leaf up_ldf of the base holds numbers beyond ±65,504.* load it in float32"):
         load_base(folder, "float16")
 
 
