@@ -32,6 +32,7 @@ from aligner_jax.runtime.config import BaseConfig, MeshConfig, TrainConfig, pars
 from aligner_jax.runtime.output import wide_console
 from aligner_jax.runtime.sharding import mesh_of
 from aligner_jax.tasks.first_adapter import method_choice
+from aligner_jax.tasks.objectives import objective_choice
 from aligner_jax.tasks.program import row_multiple
 from aligner_jax.weights.base import base_config, unused_model
 
@@ -77,7 +78,7 @@ def _check_flags(of_evaluation: bool) -> None:
 
 
 def _training_plans() -> Iterator[Plan]:
-    config = parse_config(CONFIG.load(method_choice()))
+    config = parse_config(CONFIG.load(method_choice(), objective_choice()))
     return make_plans(config, planned_model(config.base), TOPOLOGY.value, DEVICES.value, SEARCH.value)
 
 
