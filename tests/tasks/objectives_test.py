@@ -133,7 +133,7 @@ def test_commands_that_train_or_plan_take_the_name(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(
             verb.CONFIG, "load", lambda *choices, found=sections: found.extend(c.section for c in choices) or {}
         )
-        with pytest.raises(InputError, match="config.base"):
+        with pytest.raises(InputError, match=r"^config\.base"):
             verb.main() if verb is command_train else list(verb._training_plans())
         assert sections == ["adapter", "objective"]
 
