@@ -91,17 +91,14 @@ def test_one_row_of_bfloat16_equals_the_same_row_among_others(base: LetterModel,
     assert [half.tokenizer.decode(row) for row in zip(*steps, strict=True)] == pair[:1]
 
 
-@pytest.mark.parametrize(
-    ("lengths", "new", "programs"),
-    [(range(1, 65, 4), NEW, 4), (range(513, 641, 16), NEW, 1), (range(497, 769, 16), 1, 3)],
-)
+@pytest.mark.parametrize(("lengths", "new", "programs"), [(range(1, 65, 4), NEW, 4), (range(513, 641, 16), 200, 1)])
 def test_a_padded_length_has_one_program(lengths: range, new: int, programs: int, base: LetterModel):
-    """With slots that followed the prompts in steps of 16, there were 5, 8 and 17 programs of each kind."""
+    """With slots that follow the prompts in steps of 16, there are 8 programs that prefill, and 5 or 8 that decode."""
     config = dataclasses.replace(base.config, context_length=1024)
     jitted = (sampler.prefill_prompts, sampler.decode_tokens)
     before = [each._cache_size() for each in jitted]
     for length in lengths:
-        list(
+        next(
             sampler.continue_ids(
                 base.params, None, [[1] * length], config=config, max_new_tokens=new, sampling=Sampling()
             )
