@@ -7,14 +7,19 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import pytest
 from places import ROOT
 
 from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.data.templates import render_prompt
 from aligner_jax.errors import InputError
+from aligner_jax.evals.subject import load_subject
 from aligner_jax.peft import init_adapter
+from aligner_jax.peft.adapter_file import adapter_bytes, read_adapter_file
 from aligner_jax.peft.artifact import save_adapter
+from aligner_jax.runtime.config import BaseConfig, MeshConfig
+from aligner_jax.runtime.sharding import RULES, mesh_of
 from aligner_jax.weights.base import load_base
 
 
@@ -92,6 +97,18 @@ def test_formats_are_not_guessed(template, system, recorded, sentence):
 def test_options_have_the_names_of_the_command():
     with pytest.raises(InputError, match=r"config\.evaluation\.template=alpaca \(as the paper's were\) or chat$"):
         PromptFormat.resolve("auto", None, {"a": File(None)}, option="--config.evaluation.", others=("chat",))
+
+
+def test_an_adapter_with_an_odd_record_is_evaluated_with_a_named_template(tiny_model: Path, tmp_path: Path):
+    base, path = load_base(tiny_model), tmp_path / "odd.safetensors"
+    save_adapter(init_adapter("aligner", base.config, start_layer=0), path, base)
+    file = read_adapter_file(path)
+    path.write_bytes(adapter_bytes(file._replace(metadata={**file.metadata, "prompt_format": '{"template": 3}'})))
+    mesh = mesh_of(MeshConfig(), jax.devices()[:1])
+    subject = load_subject(BaseConfig(path=str(tiny_model)), str(path), mesh=mesh, rules=RULES, batch_size=2)
+    assert subject.prompt_format_of("alpaca", None) == ALPACA
+    with pytest.raises(InputError, match=r"odd\.safetensors: its metadata field 'prompt_format': template is 3"):
+        subject.prompt_format_of("auto", None)
 
 
 # Runs a command with each list of arguments, and prints the first prompt it makes, or its refusal, as JSON. Each
