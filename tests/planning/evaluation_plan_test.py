@@ -91,10 +91,11 @@ def test_7b_answers_on_one_chip_since_neither_cache_nor_weights_are_copied():
     model, devices = llama_config("llama2_7b"), topology_devices("v5e:2x2", 1)
     plan = make_evaluation_plan(config(), model, "v5e:2x2", devices, tokens=960, new_tokens=64)
     assert plan.fits
-    assert (plan.weights_bytes + (plan.cache_bytes or 0)) / 2**30 == pytest.approx(14.55, abs=0.01)
-    assert plan.programs[2].peak_bytes < 14.7 * 2**30
+    assert (plan.padded_tokens, plan.slots) == (1024, 1152)
+    assert (plan.weights_bytes + (plan.cache_bytes or 0)) / 2**30 == pytest.approx(14.80, abs=0.01)
+    assert plan.programs[2].peak_bytes < 14.85 * 2**30
     # Prompts of 960 tokens are padded to 1,024, which the attention kernel takes: no scores are in memory.
-    assert plan.programs[1].peak_bytes < 14.8 * 2**30
+    assert plan.programs[1].peak_bytes < 15.03 * 2**30
 
 
 class Planned(NamedTuple):
