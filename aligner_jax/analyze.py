@@ -97,7 +97,7 @@ def _check_flags() -> None:
 
 
 def _prompt_format(named: Sequence[Named]) -> PromptFormat:
-    recorded = {str(one.path): one.prompt_format for one in named}
+    recorded = {str(one.path): one for one in named}
     return PromptFormat.resolve(cast(str, TEMPLATE.value), SYSTEM.value, recorded, others=("chat",))
 
 

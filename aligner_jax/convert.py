@@ -89,8 +89,9 @@ def _write_adapter() -> None:
     # bfloat16 is enough: fingerprints use weights rounded to it, and otherwise only shapes matter.
     base = load_base(BASE.value, "bfloat16") if BASE.value else None
     artifact = read_artifact(source, base)
-    adapter, known, prompt_format = artifact.adapter, base or artifact.base, artifact.prompt_format
+    adapter, known = artifact.adapter, base or artifact.base
     if not to_peft:
+        prompt_format = artifact.prompt_format
         save_adapter(adapter, target, known, prompt_format=prompt_format and dataclasses.asdict(prompt_format))
     elif known is None:
         raise InputError(

@@ -50,7 +50,7 @@ def main() -> None:
     if ADAPTER.value:
         artifact = read_artifact(ADAPTER.value, base)
         adapter = with_strength(artifact.adapter, STRENGTH.value)
-        recorded = {ADAPTER.value: artifact.prompt_format}
+        recorded = {ADAPTER.value: artifact}
     prompt_format = PromptFormat.resolve(cast(str, TEMPLATE.value), SYSTEM.value, recorded)
     prompts = PROMPT.value
     if base.tokenizer is not None:

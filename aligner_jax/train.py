@@ -35,7 +35,7 @@ from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.runtime.workdir import Workdir
 from aligner_jax.tasks.first_adapter import check_adapter, first_adapter, method_choice
 from aligner_jax.tasks.loop import Run, run_steps
-from aligner_jax.tasks.objectives import complete, objective_of, parse_complete
+from aligner_jax.tasks.objectives import complete, objective_choice, objective_of, parse_complete
 from aligner_jax.tasks.program import make_program
 from aligner_jax.tasks.task import TaskInputs
 from aligner_jax.weights.base import Base, load_base, locate, unused_model
@@ -45,7 +45,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/
 
 
 def main() -> None:
-    config = parse_config(CONFIG.load(method_choice()))
+    config = parse_config(CONFIG.load(method_choice(), objective_choice()))
     train(config, place(WORKDIR.value or f"runs/{CONFIG.name}", "--workdir"), distributed.console())
 
 

@@ -107,9 +107,14 @@ def _check(subject: Subject, prompt: Prompt, number: int) -> None:
         )
 
 
-def _bucket(subject: Subject, prompt: Prompt) -> int:
+def prompt_bucket(length: int, max_new_tokens: int, context_length: int) -> int:
+    """Returns the padded length of a prompt of `length` tokens, which fits the context with its new tokens."""
     # The limit is a padded length, since the sampler pads the longest prompts too.
-    return length_bucket(len(prompt.ids), padded_size(subject.base.config.context_length - prompt.max_new_tokens))
+    return length_bucket(length, padded_size(context_length - max_new_tokens))
+
+
+def _bucket(subject: Subject, prompt: Prompt) -> int:
+    return prompt_bucket(len(prompt.ids), prompt.max_new_tokens, subject.base.config.context_length)
 
 
 def _generated(subject: Subject, prompts: Sequence[Prompt], seed: int) -> list[str]:

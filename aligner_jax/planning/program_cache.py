@@ -22,8 +22,8 @@ import jax
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.files import write_atomically
 
-_NAMES = re.compile(r'loc\("([^"]*)"[()]')
-"""Names of operations, which the compiled text repeats. Source files and line numbers are left out."""
+_LOCATION = re.compile(r'(?:^(#loc\d*) = )?loc\((?:"([^"]*)"[()]|(#loc\d*)\))', re.MULTILINE)
+"""A location in a lowered text: the definition of an alias, a name, or a use of an alias."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +62,11 @@ _KINDS = {"program": Program, "too large": TooLarge}
 
 def digest_of(lowered: jax.stages.Lowered, devices: Sequence[Any]) -> str:
     """Returns the SHA-256 of everything that the compiled program depends on."""
-    text = lowered.as_text(debug_info=True)
     client = devices[0].client
     return hashlib.sha256(
         "\n".join(
             [
-                lowered.as_text(), *dict.fromkeys(_NAMES.findall(text)),
+                lowered.as_text(), *_operation_names(lowered.as_text(debug_info=True)),
                 *map(str, devices), devices[0].device_kind, client.platform_version, str(client.device_count()),
                 *(f"{name} {importlib.metadata.version(name)}" for name in ("jaxlib", "libtpu")),
                 *(f"{name} {os.environ.get(name)}" for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")),
@@ -75,6 +74,16 @@ def digest_of(lowered: jax.stages.Lowered, devices: Sequence[Any]) -> str:
             ]
         ).encode()
     ).hexdigest()  # fmt: skip
+
+
+def _operation_names(text: str) -> list[str]:
+    """Returns the name of every operation in a lowered text, in order; "" for those without a name.
+
+    The compiled text repeats the names. Source files and line numbers are left out.
+    """
+    found = [match.groups(default="") for match in _LOCATION.finditer(text)]
+    names = {alias: name for alias, name, _ in found if alias}
+    return [name or names.get(used, "") for alias, name, used in found if not alias]
 
 
 def load(digest: str) -> Program | TooLarge | None:

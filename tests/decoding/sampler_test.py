@@ -1,5 +1,6 @@
 """Sampling: each row gets the tokens that the model gives it alone."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -88,6 +89,30 @@ def test_one_row_of_half_precision_equals_the_same_row_among_others(base: Letter
     )
     assert [len(tokens) for tokens in steps] == [1] * NEW
     assert [half.tokenizer.decode(row) for row in zip(*steps, strict=True)] == pair[:1]
+
+
+@pytest.mark.parametrize(("lengths", "new", "programs"), [(range(1, 65, 4), NEW, 4), (range(513, 641, 16), 200, 1)])
+def test_a_padded_length_has_one_program(lengths: range, new: int, programs: int, base: LetterModel):
+    """With slots that follow the prompts in steps of 16, there are 8 programs that prefill, and 5 or 8 that decode."""
+    config = dataclasses.replace(base.config, context_length=1024)
+    jitted = (sampler.prefill_prompts, sampler.decode_tokens)
+    before = [each._cache_size() for each in jitted]
+    for length in lengths:
+        next(
+            sampler.continue_ids(
+                base.params, None, [[1] * length], config=config, max_new_tokens=new, sampling=Sampling()
+            )
+        )
+    assert [each._cache_size() - size for each, size in zip(jitted, before, strict=True)] == [programs] * 2
+
+
+@pytest.mark.parametrize("context", [64, 500, 512, 1000, 2048])
+@pytest.mark.parametrize("new", [1, 12, 60, 480])
+def test_slots_hold_every_prompt_of_a_padded_length_and_never_exceed_the_context(new: int, context: int):
+    for length in range(1, context - new + 1):
+        padded = sampler.padded_size(length)
+        slots = sampler.num_slots(padded, new, context)
+        assert max(padded, length + new) <= slots <= max(padded, context)
 
 
 def test_the_adapter_is_used(base: LetterModel, adapter, greedy):

@@ -64,6 +64,22 @@ def product(factor: int = 2, *, topology: str = "v5e:2x2", name: str = "times", 
     return compile_for(chip_of(mesh.devices.flat[0]), jax.jit(function), rows_bd)
 
 
+def test_the_digest_has_the_name_of_every_operation_in_order():
+    def digest(names: str) -> str:
+        def function(x):
+            for name in names:
+                with jax.named_scope(name):
+                    x = jnp.tanh(x)
+            return x
+
+        where = NamedSharding(Mesh(np.array(devices("v5e:2x2")[:1]), ("a",)), PartitionSpec())
+        lowered = jax.jit(function).lower(jax.ShapeDtypeStruct((8,), jnp.float32, sharding=where))
+        return program_cache.digest_of(lowered, devices("v5e:2x2"))
+
+    assert digest("aba") == digest("aba")
+    assert len({digest("aba"), digest("abb"), digest("baa")}) == 3
+
+
 def test_a_program_is_compiled_once_and_its_record_is_the_compilers(folder: Path, compilations: list):
     first, second = product(), product()
     assert len(compilations) == 1
