@@ -18,7 +18,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.evals import scoring
 from aligner_jax.evals.generating import Prompt, generate
 from aligner_jax.evals.interface import parse_evaluate_config
-from aligner_jax.evals.kept import Kept
+from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.subject import Subject
 from aligner_jax.model.config import llama_config
 from aligner_jax.peft import init_adapter
@@ -135,7 +135,7 @@ def test_the_planned_programs_are_those_of_the_evaluation(
     assert subject.base.config.context_length == MODEL.context_length
     monkeypatch.setattr(scoring, "hidden", seen)
     monkeypatch.setattr(sampler, "prefill_prompts", seen)
-    ids, kept, quiet = (1,) * tokens, Kept(tmp_path / "kept.jsonl", {}), Console(quiet=True)
+    ids, kept, quiet = (1,) * tokens, ResultStore(tmp_path / "kept.jsonl", {}), Console(quiet=True)
     for run_it in (
         lambda: scoring.score(subject, [scoring.Continuation((*ids, 1), 1)], kept, quiet),
         lambda: generate(subject, [Prompt(ids, new_tokens)], kept, quiet),
