@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from aligner_jax.errors import InputError
-from aligner_jax.model.kernels import flash, xla
+from aligner_jax.model.kernels import flash, triton, xla
 from aligner_jax.model.kernels.kernel import Inputs, Kernel, Outputs
 from aligner_jax.model.logical import Axes, is_split, num_parts, on_each_device
 
@@ -24,7 +24,12 @@ RESIDUAL = "attention_residual"
 """Checkpoint name of attention's residuals, for the policies of `jax.checkpoint`."""
 KERNELS: dict[str, Kernel] = {"tpu": flash.kernel(), "cuda": xla.KERNEL}
 """Kernels by lowering platform. `xla.KERNEL` serves other platforms, and inputs that a kernel does not support."""
-_NAMED: dict[str, Kernel] = {"pallas": flash.kernel(), "pallas_interpret": flash.kernel(interpret=True)}
+_NAMED: dict[str, Kernel] = {
+    "pallas": flash.kernel(),
+    "pallas_interpret": flash.kernel(interpret=True),
+    "triton": triton.kernel(),
+    "triton_interpret": triton.kernel(interpret=True),
+}
 IMPLEMENTATIONS = ("auto", *_NAMED, "xla")
 
 
@@ -63,8 +68,9 @@ def attend(
       segment_ids_bt: positions attend only to positions with the same segment id.
       implementation: "auto" selects the platform's kernel (`KERNELS`) if it supports the inputs, and `kernels.xla`
         otherwise; neither stores attention weights for the backward pass. "pallas" is the TPU kernel
-        (`kernels.flash`), "pallas_interpret" its simulation. "xla" is differentiated by JAX: it stores the attention
-        weights, and is the only one with forward-mode derivatives.
+        (`kernels.flash`), "triton" a GPU kernel (`kernels.triton`); "pallas_interpret" and "triton_interpret" simulate
+        them. "xla" is differentiated by JAX: it stores the attention weights, and is the only one with forward-mode
+        derivatives.
 
     Returns:
       The heads' outputs in q's dtype, before the output projection. Softmaxes are computed in float32.
