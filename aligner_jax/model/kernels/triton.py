@@ -3,9 +3,13 @@
 Flash attention (arXiv 2205.14135; backward pass: arXiv 2307.08691) keeps scores on the chip. Rows have any length and
 segment ids any order; keys before the text's are a first loop over keys without a mask. The gated prefix stays outside:
 for one token it is a constant, and for a few one small product (`xla.with_gated_prefix`).
+
+Products are summed in float32. Those of float32 operands have JAX's default precision, as XLA's own have: TF32 on cards
+that have it, unless `jax.default_matmul_precision` says otherwise.
 """
 
 import jax.numpy as jnp
+from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from aligner_jax.model.kernels import triton_forward, xla
@@ -31,11 +35,11 @@ def kernel(*, interpret: bool = False) -> Kernel:
     def run_backward(*inputs: Array) -> tuple[Array, Array, Array]:
         return backward(*inputs, interpret=interpret)
 
-    return xla.with_gated_prefix(check_supported, run_forward, run_backward)
+    return xla.with_gated_prefix(check_supported if interpret else _check_compiled, run_forward, run_backward)
 
 
 def check_supported(inputs: Inputs) -> None:
-    """Raises Unsupported, with the reason, if the kernel does not support these inputs."""
+    """Raises Unsupported, with the reason, if the kernel's arithmetic does not support these inputs."""
     dtypes, head_dim = {x.dtype.name for x in inputs[:3]}, inputs.q_btnh.shape[3]
     if len(dtypes) > 1:
         raise Unsupported(
@@ -45,6 +49,18 @@ def check_supported(inputs: Inputs) -> None:
         raise Unsupported(f"the Triton attention kernel takes {', '.join(SHARED_BYTES)}, not {dtypes.pop()}")
     if head_dim > MAX_HEAD_DIM:
         raise Unsupported(f"the Triton attention kernel takes head dims up to {MAX_HEAD_DIM}, not {head_dim}")
+
+
+def _check_compiled(inputs: Inputs) -> None:
+    check_supported(inputs)
+    try:
+        plgpu.get_gpu_info()
+    except ValueError as error:
+        # Lowering would raise otherwise: Triton's programs depend on the card.
+        raise Unsupported(
+            "the Triton attention kernel is compiled for one kind of GPU: run it where there is one, or name its kind "
+            f"by the abstract device of the mesh in context ({error})"
+        ) from error
 
 
 def forward(
