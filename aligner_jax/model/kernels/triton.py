@@ -15,11 +15,13 @@ from jaxtyping import Array, Float, Int
 from aligner_jax.model.kernels import triton_forward, xla
 from aligner_jax.model.kernels.kernel import Inputs, Kernel, Unsupported
 from aligner_jax.model.kernels.triton_backward import key_gradients, query_gradient
-from aligner_jax.model.kernels.triton_blocks import SHARED_BYTES
 from aligner_jax.model.kernels.triton_tiles import operands_of
 
+DTYPES = ("float32", "bfloat16", "float16")
 MAX_HEAD_DIM = 256
-"""Largest size of a head whose tiles fit the registers of every GPU."""
+"""Largest size of a head whose tiles fit the registers of a GPU."""
+LEAST_CAPABILITY = 80
+"""XLA compiles Triton's programs for sm_80 (A100) and later, hence not for T4 and V100."""
 
 
 def kernel(*, interpret: bool = False) -> Kernel:
@@ -45,22 +47,27 @@ def check_supported(inputs: Inputs) -> None:
         raise Unsupported(
             f"the Triton attention kernel takes queries, keys and values of one dtype, not {', '.join(sorted(dtypes))}"
         )
-    if not dtypes <= set(SHARED_BYTES):
-        raise Unsupported(f"the Triton attention kernel takes {', '.join(SHARED_BYTES)}, not {dtypes.pop()}")
+    if not dtypes <= set(DTYPES):
+        raise Unsupported(f"the Triton attention kernel takes {', '.join(DTYPES)}, not {dtypes.pop()}")
     if head_dim > MAX_HEAD_DIM:
         raise Unsupported(f"the Triton attention kernel takes head dims up to {MAX_HEAD_DIM}, not {head_dim}")
 
 
 def _check_compiled(inputs: Inputs) -> None:
     check_supported(inputs)
+    # Lowering asks for the kind of the card. Without one it would fail, even in a branch for another platform.
     try:
-        plgpu.get_gpu_info()
+        capability = plgpu.get_gpu_info().compute_capability
     except ValueError as error:
-        # Lowering would raise otherwise: Triton's programs depend on the card.
         raise Unsupported(
-            "the Triton attention kernel is compiled for one kind of GPU: run it where there is one, or name its kind "
-            f"by the abstract device of the mesh in context ({error})"
+            "the Triton attention kernel is compiled for one kind of GPU, and neither is there one here, nor does the "
+            "abstract device of the mesh in context name one"
         ) from error
+    if capability < LEAST_CAPABILITY:
+        raise Unsupported(
+            f"the Triton attention kernel takes GPUs of compute capability {LEAST_CAPABILITY / 10} and up, not "
+            f"{capability / 10}"
+        )
 
 
 def forward(
