@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from aligner_jax.errors import InputError
-from aligner_jax.model.kernels import cudnn, flash, xla
+from aligner_jax.model.kernels import cudnn, flash, triton, xla
 from aligner_jax.model.kernels.kernel import Inputs, Kernel, Outputs
 from aligner_jax.model.kernels.trusted import trusted
 from aligner_jax.model.logical import Axes, is_split, num_parts, on_each_device
@@ -28,6 +28,8 @@ _NAMED: dict[str, Kernel] = {
     "pallas": flash.kernel(),
     "pallas_interpret": flash.kernel(interpret=True),
     "cudnn": cudnn.kernel(),
+    "triton": triton.kernel(),
+    "triton_interpret": triton.kernel(interpret=True),
 }
 IMPLEMENTATIONS = ("auto", *_NAMED, "xla")
 
@@ -41,8 +43,8 @@ class Order(NamedTuple):
 
 KERNELS: dict[str, Order] = {
     "tpu": Order(unpacked=("pallas",), packed=("pallas",)),
-    # cuDNN is the faster for one document; with a mask for packed rows it computes the pairs of different documents.
-    "cuda": Order(unpacked=("cudnn",), packed=("cudnn",)),
+    # For packed rows cuDNN takes a mask, and computes the pairs of different documents too; Triton's skips their blocks.
+    "cuda": Order(unpacked=("cudnn", "triton"), packed=("triton", "cudnn")),
 }
 """Kernels by lowering platform. `xla.KERNEL` serves other platforms, and inputs that none of the kernels supports."""
 CHECKED = ("cuda",)
@@ -85,8 +87,9 @@ def attend(
       implementation: "auto" selects the first of the platform's kernels (`KERNELS`) that supports the inputs, and
         `kernels.xla` otherwise; none stores attention weights for the backward pass. On an NVIDIA card it selects only
         kernels that agreed with XLA's attention on that card (`kernels.trusted`). "pallas" is the TPU kernel
-        (`kernels.flash`), "pallas_interpret" its simulation; "cudnn" (`kernels.cudnn`) is for NVIDIA cards. "xla" is
-        differentiated by JAX: it stores the attention weights, and is the only one with forward-mode derivatives.
+        (`kernels.flash`); "cudnn" (`kernels.cudnn`) and "triton" (`kernels.triton`) are GPU kernels, and are not
+        compared if they are named; "pallas_interpret" and "triton_interpret" simulate kernels. "xla" is differentiated
+        by JAX: it stores the attention weights, and is the only one with forward-mode derivatives.
 
     Returns:
       The heads' outputs in q's dtype, before the output projection. Softmaxes are computed in float32.
