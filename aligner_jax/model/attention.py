@@ -43,7 +43,7 @@ class Order(NamedTuple):
 
 KERNELS: dict[str, Order] = {
     "tpu": Order(unpacked=("pallas",), packed=("pallas",)),
-    # For packed rows cuDNN takes a mask, and computes the pairs of different documents too; Triton's skips their blocks.
+    # For packed rows cuDNN takes a mask, and computes pairs of different documents too; Triton's skips their blocks.
     "cuda": Order(unpacked=("cudnn", "triton"), packed=("triton", "cudnn")),
 }
 """Kernels by lowering platform. `xla.KERNEL` serves other platforms, and inputs that none of the kernels supports."""
