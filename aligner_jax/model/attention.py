@@ -43,8 +43,8 @@ class Order(NamedTuple):
 
 KERNELS: dict[str, Order] = {
     "tpu": Order(unpacked=("pallas",), packed=("pallas",)),
-    # cuDNN is the faster for one document; with a mask for packed rows it computes the pairs of different documents.
-    "cuda": Order(unpacked=("cudnn", "triton"), packed=("cudnn", "triton")),
+    # For packed rows cuDNN takes a mask, and computes pairs of different documents too; Triton's skips their blocks.
+    "cuda": Order(unpacked=("cudnn", "triton"), packed=("triton", "cudnn")),
 }
 """Kernels by lowering platform. `xla.KERNEL` serves other platforms, and inputs that none of the kernels supports."""
 CHECKED = ("cuda",)
@@ -87,9 +87,9 @@ def attend(
       implementation: "auto" selects the first of the platform's kernels (`KERNELS`) that supports the inputs, and
         `kernels.xla` otherwise; none stores attention weights for the backward pass. On an NVIDIA card it selects only
         kernels that agreed with XLA's attention on that card (`kernels.trusted`). "pallas" is the TPU kernel
-        (`kernels.flash`), "pallas_interpret" its simulation; "cudnn" (`kernels.cudnn`) and "triton" (`kernels.triton`)
-        are for NVIDIA cards, "triton_interpret" simulates the latter. "xla" is differentiated by JAX: it stores the
-        attention weights, and is the only one with forward-mode derivatives.
+        (`kernels.flash`); "cudnn" (`kernels.cudnn`) and "triton" (`kernels.triton`) are GPU kernels, and are not
+        compared if they are named; "pallas_interpret" and "triton_interpret" simulate kernels. "xla" is differentiated
+        by JAX: it stores the attention weights, and is the only one with forward-mode derivatives.
 
     Returns:
       The heads' outputs in q's dtype, before the output projection. Softmaxes are computed in float32.
