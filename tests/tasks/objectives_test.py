@@ -16,6 +16,7 @@ from aligner_jax import train as command_train
 from aligner_jax.data.pair_rows import eval_pair_batches
 from aligner_jax.data.pipeline import eval_batches
 from aligner_jax.errors import InputError
+from aligner_jax.model import attention, llama
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.objectives.batch import Batch, PairBatch, arrays_of
 from aligner_jax.objectives.step import init_state, make_step
@@ -60,8 +61,40 @@ def test_the_planned_batch_is_the_packed_one(name: str, packing: bool):
         objective={"name": name}, data={"batch_size": ROWS, "sequence_length": LENGTH, "packing": packing}
     )
     _, options = objective_of(config)
-    planned, packed = arrays_of(abstract_batch(config)), arrays_of(batch_of(objective, packing, options.carried))
+    abstract, made = abstract_batch(config), batch_of(objective, packing, options.carried)
+    assert jax.tree.structure(abstract) == jax.tree.structure(made)
+    assert abstract.packed == packing
+    planned, packed = arrays_of(abstract), arrays_of(made)
     assert {k: (x.shape, x.dtype) for k, x in planned.items()} == {k: (x.shape, x.dtype) for k, x in packed.items()}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_rows_of_one_document_have_the_same_loss_without_segments_in_attention(
+    name: str, config: LlamaConfig, params: Params, trained_adapter, monkeypatch
+):
+    """Padding comes last in such rows, so that no position of a text sees it."""
+    objective, seen = OBJECTIVES[name], []
+    batch = jax.tree.map(jnp.asarray, batch_of(objective, packing=False))
+    assert (np.asarray(batch.segment_ids_bt) == 0).any()
+
+    def recorded(*args, segment_ids_bt=None, **others):
+        seen.append(segment_ids_bt is not None)
+        return attention.attend(*args, segment_ids_bt=segment_ids_bt, **others)
+
+    monkeypatch.setattr(llama, "attend", recorded)
+
+    def loss(trainable, batch):
+        adapter = trained_adapter(2).replace(trainable=trainable)
+        sums = objective.loss(objective.options()).sums
+        return jnp.sum(sums(params, adapter, trained_adapter(1, key=9), batch, config=config)[0])
+
+    gradient = jax.jit(jax.value_and_grad(loss))
+    found = gradient(trained_adapter(2).trainable, batch)
+    assert not any(seen)
+    seen.clear()
+    expected = gradient(trained_adapter(2).trainable, dataclasses.replace(batch, packed=True))
+    assert any(seen)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), found, expected)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
