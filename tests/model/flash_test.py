@@ -80,7 +80,11 @@ CASES = {
     "513 positions, head dim 96": Case(length=513, head_dim=96, segments=((500, 13), (1, 512)), kv_heads=1),
     "joint of 300, 200 positions": Case(length=200, tokens=0, before=300, segments=((70, 130), (200,)), heads=4),
 }
-OF_BLOCKS = {"one block", "one block in chunks", "spans of one block", "three blocks"}
+OF_THE_TPU_KERNEL = {
+    "one block", "one block in chunks", "spans of one block", "spans of one block, groups of 2", "three blocks",
+    "2 tokens", "16 tokens", "prefixes of their own",
+}  # fmt: skip
+"""Cases of block sizes and of the gated prefix, which the GPU kernel does not have."""
 KERNELS_TRIED: dict[str, Callable[[Case], Kernel]] = {
     "xla": lambda case: xla.KERNEL,
     "pallas": lambda case: flash.kernel(blocks=case.blocks, interpret=True),
@@ -157,8 +161,7 @@ def supported() -> list[tuple[str, str]]:
         (kernel, name)
         for kernel, of in KERNELS_TRIED.items()
         for name, case in CASES.items()
-        # Cases that differ only in the TPU kernel's blocks are one case for the GPU kernel.
-        if of(case).supports(inputs(case)) and not (kernel == "triton" and name in OF_BLOCKS)
+        if of(case).supports(inputs(case)) and not (kernel == "triton" and name in OF_THE_TPU_KERNEL)
     ]
 
 
@@ -179,7 +182,7 @@ def test_float32_is_plain_attention(kernel: str, name: str):
 def test_the_grid_leaves_out_what_a_kernel_refuses_and_nothing_else():
     assert set(KERNELS) == {"tpu", "cuda"}
     assert {name for kernel, name in supported() if kernel == "xla"} == set(CASES)
-    assert {name for kernel, name in supported() if kernel == "triton"} == set(CASES) - OF_BLOCKS
+    assert {name for kernel, name in supported() if kernel == "triton"} == set(CASES) - OF_THE_TPU_KERNEL
     assert set(CASES) - {name for kernel, name in supported() if kernel == "pallas"} == {
         "1,000 positions, packed", "an odd length", "head dim 96", "head dim 256", "joint", "joint, packed",
         "200 positions, a document returns", "513 positions, head dim 96", "joint of 300, 200 positions",
@@ -193,7 +196,7 @@ def test_the_grid_leaves_out_what_a_kernel_refuses_and_nothing_else():
             ("pallas", name)
             for name in ("one head a group", "groups of 2", "head dim 128", "300 tokens", "spans, packed")
         ),
-        *(("triton", name) for name in ("groups of 2", "513 positions, head dim 96")),
+        *(("triton", name) for name in ("groups of 2", "200 positions, a document returns")),
     ],
 )
 @pytest.mark.parametrize("loud", [False, True], ids=["", "prefix louder than the text"])
