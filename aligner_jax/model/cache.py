@@ -188,7 +188,7 @@ def written_by_row(
 def written_at_once(
     x_lbksh: Float[Array, "l b k s h"], new_lbkth: Float[Array, "l b k t h"], starts_b: Int[Array, " b"]
 ) -> Float[Array, "l b k s h"]:
-    """Writes new slots into all rows as a scatter along the first axis, the only one that XLA does not transpose for."""
+    """Writes new slots into all rows as a scatter along the first axis; XLA would transpose for any other."""
     l, b, k, s, h = x_lbksh.shape
     t = new_lbkth.shape[3]
     slots_bt = jnp.clip(starts_b, 0, s - t)[:, None] + jnp.arange(t)[None]
