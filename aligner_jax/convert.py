@@ -41,8 +41,9 @@ BASE = flags.DEFINE_string(
 )
 OUT = flags.DEFINE_string("out", None, "A new folder, for --base as an Orbax checkpoint.")
 DTYPE = flags.DEFINE_enum(
-    "dtype", "stored", ["stored", "float32", "bfloat16"],
-    "Dtype of the weights in --out; stored: bfloat16 if all of the base is stored so, else float32, which is exact.",
+    "dtype", "stored", ["stored", "float32", "bfloat16", "float16"],
+    "Dtype of the weights in --out; stored: bfloat16 if all of the base is stored so, else float32, which is exact. "
+    "float16 is refused unless it is exact, too.",
 )  # fmt: skip
 FORMAT = flags.DEFINE_enum(
     "format", "auto", ["auto", "aligner", "peft"], "Format to write; auto: aligner if --to ends in .safetensors."

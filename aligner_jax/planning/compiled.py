@@ -113,7 +113,7 @@ def chip_of(device: Any) -> chips.Chip:
     """Returns the chip of a device. Raises InputError if the device's kind is unknown."""
     chip = chips.CHIPS.get(device.device_kind)
     if chip is None:
-        raise InputError(f"{device.device_kind!r} is not a known chip; there are {', '.join(chips.CHIPS)}")
+        raise InputError(f"{device.device_kind!r} is not a known chip; there are {', '.join(chips.TPUS)}")
     return chip
 
 

@@ -13,13 +13,18 @@ SEEDS = 2**32
 """Number of distinct seeds. Without 64-bit mode JAX truncates larger seeds, so that two of them would be equal."""
 
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""Dtype of a base's weights and of the computation with them; see `platform.compute_dtype` for "auto"."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseConfig:
     """The frozen model.
 
     Attributes:
       path: file, folder or hub name of the base.
-      dtype: dtype of weights and computation; "auto" is bfloat16 where the device has units for it, else float32.
+      dtype: dtype of weights and computation; "auto" is bfloat16 where the device has units for it, else float16 on
+        GPUs that have units for that, else float32.
       model: name of a published architecture (`aj.llama_config`), which the weights must have. Without weights, plans
         are made for it.
       quantization: format of the projections in place of `dtype`, see `model.quantized`.
@@ -27,7 +32,7 @@ class BaseConfig:
     """
 
     path: str
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     model: str | None = None
     quantization: Literal["none", "int8", "int4"] = "none"
     group_size: int = number(32, least=2)

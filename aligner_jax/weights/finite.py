@@ -1,5 +1,6 @@
-"""Refuses weights that are not finite, in the arrays of readers and quantizers."""
+"""Refuses weights that are not finite, in the arrays of readers and quantizers, or not in float16."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -41,3 +42,30 @@ def all_finite(numbers: np.ndarray) -> bool:
     largest_positive = int(numbers.view(f"i{size}").max())
     largest_negative = int(numbers.view(f"u{size}").max())
     return largest_positive < infinity and largest_negative < infinity | 1 << 8 * size - 1
+
+
+def in_float16(name: str, leaf: jax.Array) -> jax.Array:
+    """Returns a float32 leaf rounded to float16, to nearest even, and deletes the float32 array.
+
+    Args:
+      name: name of the leaf, for the error.
+      leaf: array of any shape and sharding; the result has the same.
+
+    Raises:
+      InputError: a value rounds to infinity.
+    """
+    rounded, finite = _rounded(leaf)
+    leaf.delete()
+    if not finite:
+        largest = float(jnp.finfo(jnp.float16).max)
+        raise InputError(
+            f"leaf {name} of the base holds numbers beyond ±{largest:,.0f}, which float16 cannot hold: load it in "
+            "float32 (--dtype=float32 or config.base.dtype)"
+        )
+    return rounded
+
+
+@jax.jit
+def _rounded(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
+    rounded = leaf.astype(jnp.float16)
+    return rounded, jnp.isfinite(rounded).all()

@@ -77,8 +77,9 @@ def test_a_batch_of_prompts_of_different_lengths_equals_the_prompts_alone(base: 
     assert len(set(greedy)) == len(greedy)
 
 
-def test_one_row_of_bfloat16_equals_the_same_row_among_others(base: LetterModel, adapter: Adapter):
-    half = base._replace(params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), base.params))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_one_row_of_half_precision_equals_the_same_row_among_others(base: LetterModel, adapter: Adapter, dtype: str):
+    half = base._replace(params=jax.tree.map(lambda x: x.astype(dtype), base.params))
     pair = sample(half, adapter, PROMPTS[:1] * 2, max_new_tokens=NEW, temperature=0.0)
     ids = [half.tokenizer.encode(PROMPTS[0])]
     steps = list(

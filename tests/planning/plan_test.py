@@ -94,6 +94,12 @@ def test_a_topology_that_is_none_is_refused():
         topology_devices("v5litepod-8")
 
 
+@pytest.mark.parametrize("name", ["H100", "h100:8", "nvidia-l4", "Tesla T4", "gpu:2"])
+def test_a_gpu_is_no_topology_and_it_says_what_there_is(name: str):
+    with pytest.raises(InputError, match=f"'{name}' is a GPU, and plans are made with the TPU compiler alone"):
+        topology_devices(name)
+
+
 def test_without_libtpu_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(InputError, match="pip install libtpu"):
