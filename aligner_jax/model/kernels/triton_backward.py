@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from aligner_jax.model.kernels.triton_blocks import end_query_blocks, padded
@@ -25,7 +26,6 @@ from aligner_jax.model.kernels.triton_tiles import (
     head_spec,
     load_tile,
     load_values,
-    matmul,
     positions,
     query_head_specs,
     row_spec,
@@ -82,8 +82,8 @@ def aligner_attention_backward_dq(
 
     def add_keys(k_sh: Array, v_sh: Array, mask_ts: Array | None, dq_th: Array) -> Array:
         weights_ts = jnp.exp2(masked_scores(q_th, k_sh, mask_ts, h) - log2_t[:, None])
-        d_scores_ts = weights_ts * (matmul(do_th, v_sh.T) - delta_t[:, None]) * h**-0.5
-        return dq_th + matmul(d_scores_ts.astype(k_sh.dtype), k_sh)
+        d_scores_ts = weights_ts * (plgpu.dot(do_th, v_sh.T) - delta_t[:, None]) * h**-0.5
+        return dq_th + plgpu.dot(d_scores_ts.astype(k_sh.dtype), k_sh)
 
     dq_th = visit_keys(refs, first_ref, i, sizes, add_keys, jnp.zeros((query, padded(h)), jnp.float32))
     store_tile(dq_ref, i, dq_th, t, h)
@@ -152,9 +152,9 @@ def aligner_attention_backward_dkv(
         if k_ids_s is not None:
             mask_st = both(mask_st, k_ids_s[:, None] == load_values(segments_ref, i, query, t)[None, :])
         weights_st = jnp.exp2(masked_scores(k_sh, q_th, mask_st, h) - (log_t * LOG2_E)[None, :])
-        dv_sh += matmul(weights_st.astype(do_th.dtype), do_th)
-        d_scores_st = weights_st * (matmul(v_sh, do_th.T) - delta_t[None, :]) * h**-0.5
-        return dk_sh + matmul(d_scores_st.astype(q_th.dtype), q_th), dv_sh
+        dv_sh += plgpu.dot(weights_st.astype(do_th.dtype), do_th)
+        d_scores_st = weights_st * (plgpu.dot(v_sh, do_th.T) - delta_t[None, :]) * h**-0.5
+        return dk_sh + plgpu.dot(d_scores_st.astype(q_th.dtype), q_th), dv_sh
 
     num_blocks = pl.cdiv(t, query)
     first = lax.div(j * key, query) if causal else 0

@@ -38,13 +38,12 @@ class Blocks:
 # These follow from the size of shared memory and are not tuned on a card. The first that fits is used.
 _SIZES = (Blocks(128, 64, 3), Blocks(128, 64, 2), Blocks(64, 64, 2), Blocks(64, 32, 2), Blocks(32, 32, 2),
           Blocks(32, 16, 2), Blocks(16, 16, 1))  # fmt: skip
-# A program may have 64 KiB on sm_75 (T4), 99 KiB on sm_86 and sm_89, 163 KiB on sm_80 and 227 KiB on sm_90. Triton has
-# bfloat16 from sm_80 on, so only the other dtypes must fit sm_75.
-SHARED_BYTES = {"bfloat16": 96 * 2**10, "float16": 64 * 2**10, "float32": 64 * 2**10}
+SHARED_BYTES = 96 * 2**10
+"""Shared memory of a program: a GPU has 99 KiB on sm_86, sm_89 and sm_120, 163 KiB on sm_80 and 227 KiB on sm_90."""
 
 
 def default_blocks(length: int, head_dim: int, dtype: jnp.dtype, *, tiles: int) -> Blocks:
-    """Returns block sizes that fit every GPU that has the dtype.
+    """Returns block sizes that fit every GPU.
 
     Args:
       length: length of the rows.
@@ -52,8 +51,8 @@ def default_blocks(length: int, head_dim: int, dtype: jnp.dtype, *, tiles: int) 
       dtype: dtype of queries, keys and values.
       tiles: number of tiles of its own rows that a program holds during its loop.
     """
-    width, limit, longest = padded(head_dim), SHARED_BYTES[dtype.name], padded(length)
-    blocks = next(x for x in _SIZES if x.shared_bytes(width, dtype.itemsize, tiles) <= limit)
+    width, longest = padded(head_dim), padded(length)
+    blocks = next(x for x in _SIZES if x.shared_bytes(width, dtype.itemsize, tiles) <= SHARED_BYTES)
     return dataclasses.replace(blocks, own=min(blocks.own, longest), streamed=min(blocks.streamed, longest))
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from aligner_jax.model.kernels.triton_blocks import first_key_blocks, padded
@@ -21,7 +22,6 @@ from aligner_jax.model.kernels.triton_tiles import (
     head_spec,
     load_tile,
     load_values,
-    matmul,
     positions,
     query_head_specs,
     row_spec,
@@ -66,7 +66,7 @@ def aligner_attention_forward(refs: Operands[Ref], first_ref: Ref | None, o_ref:
         scores_ts = masked_scores(q_th, k_sh, mask_ts, h)
         new_largest_t = jnp.maximum(largest_t, jnp.max(scores_ts, axis=1))
         shrink_t, powers_ts = jnp.exp2(largest_t - new_largest_t), jnp.exp2(scores_ts - new_largest_t[:, None])
-        o_th = o_th * shrink_t[:, None] + matmul(powers_ts.astype(v_sh.dtype), v_sh)
+        o_th = o_th * shrink_t[:, None] + plgpu.dot(powers_ts.astype(v_sh.dtype), v_sh)
         return o_th, new_largest_t, denominator_t * shrink_t + jnp.sum(powers_ts, axis=1)
 
     nothing = jnp.zeros((query, padded(h)), jnp.float32), jnp.full(query, -jnp.inf), jnp.zeros(query, jnp.float32)
@@ -126,5 +126,5 @@ def visit_keys[T](
 
 def masked_scores(a_xh: Array, b_yh: Array, mask_xy: Array | None, head_dim: int) -> Array:
     """Returns a bᵀ · log₂ e / √h in float32, for a softmax with powers of 2, which the hardware computes."""
-    scores_xy = matmul(a_xh, b_yh.T) * (head_dim**-0.5 * LOG2_E)
+    scores_xy = plgpu.dot(a_xh, b_yh.T) * (head_dim**-0.5 * LOG2_E)
     return scores_xy if mask_xy is None else jnp.where(mask_xy, scores_xy, MASKED)

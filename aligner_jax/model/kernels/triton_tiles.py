@@ -162,10 +162,5 @@ def both(mask: Array | None, other: Array) -> Array:
     return other if mask is None else mask & other
 
 
-def matmul(a: Array, b: Array) -> Array:
-    """Returns a b, summed in float32; float32 operands are multiplied in full precision, not as TF32."""
-    return plgpu.dot(a, b, precision=lax.Precision.HIGHEST if a.dtype == jnp.float32 else None)
-
-
 def _round_up(length: int) -> int:
     return pl.cdiv(length, _MULTIPLE) * _MULTIPLE
