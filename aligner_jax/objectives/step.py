@@ -100,6 +100,9 @@ def make_step(
             params, policy, reference, batch, config=config, remat=remat, dropout_key=dropout_key
         )
         # An adapter's loss does not depend on the others, so the gradient of the sum has every adapter's gradient.
+        # Sums over targets are divided in float32, after the gradient, so their number scales a float16 loss.
+        # Gradients of an Aligner on SmolLM2-135M are off by 0.2 % in float16 (2 % in bfloat16), and of LoRA by 0.6 %
+        # (5 %). Another factor of 64 or 1/64 changes neither, so there is none.
         return jnp.sum(losses), (losses, totals)
 
     def step(

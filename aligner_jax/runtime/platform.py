@@ -9,7 +9,7 @@ import re
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 
@@ -100,7 +100,7 @@ def compute_dtype(dtype: Dtype) -> Literal["float32", "bfloat16", "float16"]:
     return "float16" if major == 7 else "float32"
 
 
-def _compute_capability(device: jax.Device) -> tuple[int, int]:
+def _compute_capability(device: Any) -> tuple[int, int]:
     """Returns the compute capability of an NVIDIA GPU, and (0, 0) of another device."""
     found = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
     return (int(found[1]), int(found[2])) if found else (0, 0)

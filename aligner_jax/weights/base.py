@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
@@ -17,7 +18,7 @@ from aligner_jax.model.params import Params
 from aligner_jax.model.quantized import Quantization
 from aligner_jax.runtime.config import BaseConfig
 from aligner_jax.weights.fingerprint import LeafSums, digest, fingerprint, leaf_sums
-from aligner_jax.weights.finite import in_float16
+from aligner_jax.weights.finite import check_fits_float16
 from aligner_jax.weights.form import Form
 from aligner_jax.weights.gguf import GGUF
 from aligner_jax.weights.hf import HF
@@ -133,9 +134,12 @@ class _ConvertedLeaves:
 
     def finish(self, name: str, leaf: jax.Array) -> Any:
         self.sums[name] = leaf_sums(leaf)
+        if self._dtype == "float16":
+            check_fits_float16(leaf, name)
         held: Any = leaf if self._quantize is None else self._quantize(name, leaf)
-        if self._dtype == "float16" and isinstance(held, jax.Array):
-            held = in_float16(name, held)
+        if held is leaf and self._dtype == "float16":
+            held = jax.block_until_ready(leaf.astype(jnp.float16))
+            leaf.delete()
         return held if self._finish is None else self._finish(name, held)
 
 

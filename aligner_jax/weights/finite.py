@@ -44,28 +44,24 @@ def all_finite(numbers: np.ndarray) -> bool:
     return largest_positive < infinity and largest_negative < infinity | 1 << 8 * size - 1
 
 
-def in_float16(name: str, leaf: jax.Array) -> jax.Array:
-    """Returns a float32 leaf rounded to float16, to nearest even, and deletes the float32 array.
+def check_fits_float16(leaf: jax.Array, name: str) -> None:
+    """Refuses a leaf with values that float16 rounds to infinity.
 
     Args:
+      leaf: float32 array of any shape and sharding.
       name: name of the leaf, for the error.
-      leaf: array of any shape and sharding; the result has the same.
 
     Raises:
-      InputError: a value rounds to infinity.
+      InputError: a value is too large.
     """
-    rounded, finite = _rounded(leaf)
-    leaf.delete()
-    if not finite:
+    if not _fits_float16(leaf):
         largest = float(jnp.finfo(jnp.float16).max)
         raise InputError(
             f"leaf {name} of the base holds numbers beyond ±{largest:,.0f}, which float16 cannot hold: load it in "
             "float32 (--dtype=float32 or config.base.dtype)"
         )
-    return rounded
 
 
 @jax.jit
-def _rounded(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-    rounded = leaf.astype(jnp.float16)
-    return rounded, jnp.isfinite(rounded).all()
+def _fits_float16(leaf: jax.Array) -> jax.Array:
+    return jnp.isfinite(leaf.astype(jnp.float16)).all()

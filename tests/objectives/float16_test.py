@@ -44,7 +44,7 @@ def trained(method: str, config: LlamaConfig, params: Params, batch) -> tuple[di
     for _ in range(STEPS):
         state, metrics = step(state, params, batch)
         taken.append(metrics)
-    return state.trainable, *(np.asarray([getattr(each, key) for each in taken]) for key in ("loss", "skipped"))
+    return state.trainable, np.asarray([each.loss for each in taken]), np.asarray([each.skipped for each in taken])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -89,8 +89,10 @@ def test_weights_that_float16_cannot_hold_are_refused_by_name(tmp_path: Path):
     shutil.rmtree(folder)
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = 65_520
     write_hf(folder, CONFIG, tensors)
-    with pytest.raises(InputError, match=r"leaf up_ldf of the base holds numbers beyond ±65,504.* load it in float32"):
-        load_base(folder, "float16")
+    for quantization in ("none", "int4"):
+        sentence = r"leaf up_ldf of the base holds numbers beyond ±65,504.* load it in float32"
+        with pytest.raises(InputError, match=sentence):
+            load_base(folder, "float16", quantization=quantization)
 
 
 def touch(path: Path) -> Path:
