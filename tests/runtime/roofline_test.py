@@ -347,7 +347,7 @@ def test_the_peak_of_devices_is_known_where_all_of_them_are():
         ({"start_layer": 32}, "start_layer is 32, but the model has layers 0 to 31"),
         ({"targets": 1.5}, "targets is 1.5, but a share lies between 0 and 1"),
         ({"accumulate": 3}, "batch_size is 64, which accumulate, 3, does not divide"),
-        ({"remat": "some"}, "remat 'some' is not one of full, dots, none"),
+        ({"remat": "some"}, "remat 'some' is not one of full, dots, none, or dots:N with a number of layers"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, message):
