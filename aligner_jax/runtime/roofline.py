@@ -184,9 +184,7 @@ def _policies(config: LlamaConfig, adapter: AdapterCost, remat: Remat) -> list[s
     return of_each[adapter.start_layer :]
 
 
-def _layers(
-    config: LlamaConfig, backward: int, tokens: int, again: int, activation_bytes: float
-) -> tuple[Part, int]:
+def _layers(config: LlamaConfig, backward: int, tokens: int, again: int, activation_bytes: float) -> tuple[Part, int]:
     """Returns the products with weights of all layers, of which `again` run again; and the weights a token passes."""
     d, f, _, _, _ = _sizes(config)
     forward = config.num_layers
