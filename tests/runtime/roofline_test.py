@@ -85,6 +85,18 @@ def test_forward_is_what_xla_counts():
 # JAX's derivative of attention has two products over all pairs forward and four backward, and one more here. It repeats
 # the scores under "dots" and both products under "full". The cost is that of the kernels, which keep all residuals of
 # their backward pass under "dots".
+def test_layers_that_keep_their_products_cost_as_under_dots_and_the_others_as_under_full():
+    full, dots = (train_7b(remat=remat) for remat in ("full", "dots"))
+    for kept in (1, 20, 29):
+        mixed = train_7b(remat=f"dots:{kept}")
+        for figure in ("model_flops", "hardware_flops", "hbm_bytes"):
+            a, b, c = (getattr(cost, figure) for cost in (full, dots, mixed))
+            assert c == pytest.approx(a + (b - a) * kept / 30, rel=1e-12), figure
+    assert train_7b(remat="dots:30") == train_7b(remat="dots:32") == dots
+    with pytest.raises(InputError, match=r"^remat 'dots:33' keeps results of 33 layers, but there are 32: give fewer$"):
+        train_7b(remat="dots:33")
+
+
 @pytest.mark.parametrize(("remat", "reference_products"), [("none", 7), ("dots", 8), ("full", 9)])
 def test_a_training_step_is_what_xla_counts(remat, reference_products):
     adapter = init_adapter("aligner", SMALL, num_tokens=1, start_layer=0)
