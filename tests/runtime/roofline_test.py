@@ -86,13 +86,13 @@ def test_forward_is_what_xla_counts():
 # the scores under "dots" and both products under "full". The cost is that of the kernels, which keep all residuals of
 # their backward pass under "dots".
 def test_layers_that_keep_their_products_cost_as_under_dots_and_the_others_as_under_full():
-    full, dots = (train_7b(remat=remat) for remat in ("full", "dots"))
+    full, dots = (train_7b(remat=remat, start_layer=2) for remat in ("full", "dots"))
     for kept in (1, 20, 29):
-        mixed = train_7b(remat=f"dots:{kept}")
+        mixed = train_7b(remat=f"dots:{kept}", start_layer=2)
         for figure in ("model_flops", "hardware_flops", "hbm_bytes"):
             a, b, c = (getattr(cost, figure) for cost in (full, dots, mixed))
             assert c == pytest.approx(a + (b - a) * kept / 30, rel=1e-12), figure
-    assert train_7b(remat="dots:30") == train_7b(remat="dots:32") == dots
+    assert train_7b(remat="dots:30", start_layer=2) == train_7b(remat="dots:32", start_layer=2) == dots
     with pytest.raises(InputError, match=r"^remat 'dots:33' keeps results of 33 layers, but there are 32: give fewer$"):
         train_7b(remat="dots:33")
 
@@ -279,7 +279,7 @@ def test_training_reads_weights_for_each_pass_and_micro_step(weight_bytes):
     assert full["head weights"].hbm_bytes == 2 * 32 * 32_000 * 4096 * weight_bytes
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", "dots", "none"])
 def test_saved_activations_are_what_jax_saves(remat):
     small = dataclasses.replace(SMALL, num_heads=4, num_kv_heads=2, head_dim=64)  # a head dim that the kernel supports
     adapter, layers = init_adapter("aligner", small, start_layer=1), small.num_layers - 1
@@ -295,7 +295,11 @@ def test_saved_activations_are_what_jax_saves(remat):
     of_tokens = [leaf for leaf in jax.tree.leaves(residuals) if leaf.shape[0] == layers and T in leaf.shape]
     saved = sum(leaf.size * leaf.dtype.itemsize for leaf in of_tokens)
     cost = aligner_step(small, batch_size=B, sequence_length=T, start_layer=1, remat=remat)
-    assert cost["saved activations"].hbm_bytes == 2 * saved
+    if remat == "none":
+        # A bound: remat "auto" compiles nothing that saves more than a device has.
+        assert 1.5 * saved < cost["saved activations"].hbm_bytes <= 2 * saved
+    else:
+        assert cost["saved activations"].hbm_bytes == 2 * saved
 
 
 def test_decoding_7b_reads_the_weights_once_and_the_cache_once_a_row():
