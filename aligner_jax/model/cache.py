@@ -15,6 +15,7 @@ from aligner_jax.model.layers import Adapted, Layer, layer_as_stored, run_layers
 from aligner_jax.model.layout import as_stored
 from aligner_jax.model.llama import LlamaConfig, Params, embed, rms_norm, transform
 from aligner_jax.model.logical import constrain, mesh_axes, num_parts, on_each_device
+from aligner_jax.model.quantized import Quantized
 from aligner_jax.model.rope import rotation
 
 _AXES = (None, "batch", "kv_heads", None, None)
@@ -148,7 +149,8 @@ def forward_cached(
         range(config.num_layers),
         adapted,
         read=functools.partial(layer_as_stored, config=config),
-        unroll_on_gpu=True,
+        # XLA's GPU compiler would dequantize the weights of all unrolled layers at once.
+        unroll_on_gpu=not any(isinstance(leaf, Quantized) for leaf in vars(params.layers).values()),
     )
     new_cache = dataclasses.replace(
         cache,
@@ -189,7 +191,7 @@ def written_at_once(
     x_lbksh: Float[Array, "l b k s h"], new_lbkth: Float[Array, "l b k t h"], starts_b: Int[Array, " b"]
 ) -> Float[Array, "l b k s h"]:
     """Writes new slots into all rows as a scatter along the first axis; XLA would transpose for any other."""
-    l, b, k, s, h = x_lbksh.shape
+    l, b, k, s, h = x_lbksh.shape  # noqa: E741
     t = new_lbkth.shape[3]
     slots_bt = jnp.clip(starts_b, 0, s - t)[:, None] + jnp.arange(t)[None]
     rows_lbkt = jnp.arange(l * b * k).reshape(l, b, k, 1) * s + slots_bt[None, :, None]

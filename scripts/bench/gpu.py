@@ -8,9 +8,10 @@ package's requirements; torch, transformers and PEFT in this environment, or in 
 without bitsandbytes, the rows of the peer say so.
 
 The first row checks every implementation of attention against the plain reference on this card; those that fail are not
-timed. Then our programs are compiled side by side into a cache of programs, and all arms run one after another,
-each in a process of its own, so that memory is free when the next one starts. Times are medians of turns. An arm that
-fails is one line, and the others go on. The whole table is made for 8 minutes of an H100; --part splits it. A ratio is ours over the peer's best arm, and stands beside its target.
+timed. Then our programs are compiled side by side into a cache of programs, and all arms run one after another, each in
+a process of its own, so that memory is free when the next one starts. Times are medians of turns. An arm that fails is
+one line, and the others go on. The table is made for 8 minutes of an H100; --part splits it. A ratio is ours over the
+peer's best arm, and stands beside its target.
 """
 
 import argparse
@@ -24,24 +25,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from aligner_jax.runtime import platform
 from aligner_jax.studies.flag_values import names
 from scripts.bench import report
 from scripts.bench.gpu_arms import PARTS, TARGETS, Arm, arms
 from scripts.bench.gpu_peer import run_peer
 from scripts.bench.protocol import PEER_VARIABLE, Worker
 
+NO_GPU = "error: JAX finds no GPU, so nothing is measured; --smoke runs tiny shapes on a CPU"
 COMPILERS = 6
 """Programs compiled at the same time; each keeps buffers on the card while it tries its kernels."""
 
 
 def main() -> None:
     args = arguments()
+    if not args.smoke and not platform.has_gpu():
+        sys.exit(NO_GPU)
     with tempfile.TemporaryDirectory(prefix="bench_gpu_") as cache:
         found = about(cache, args.smoke)
-        if found["platform"] != "gpu" and not args.smoke:
-            sys.exit(
-                "error: JAX finds no GPU on this machine, so nothing is measured; --smoke runs tiny shapes on a CPU"
-            )
+        if not args.smoke and found["platform"] != "gpu":
+            sys.exit(NO_GPU)
         print(f"{found['device']}, jax {found['jax']}" + ("; a smoke test, not a measurement" if args.smoke else ""))
         results = run(args, cache)
     report.write_json(args.json, {"about": found, "smoke": args.smoke, "results": results})
@@ -122,7 +125,8 @@ def measure(arm: Arm, cache: str, args: argparse.Namespace) -> dict[str, Any]:
             return started.ask(arm.command, **arm.arguments)
     except SystemExit as error:
         # The last line of a traceback says what went wrong.
-        return {"error": str(error).strip().splitlines()[-1][:200]}
+        last = str(error).strip().splitlines()[-1][:200]
+        return {"error": f"not at hand: {last}" if "ModuleNotFoundError" in last else last}
 
 
 def line(arm: Arm, found: dict[str, Any]) -> str:

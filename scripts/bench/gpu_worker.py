@@ -109,15 +109,16 @@ def train(
     if only_compile:
         return result
     params, batch = random_params(config, dtype, quantization_of(quantization)), jax.device_put(batch)
-    tokens, seconds = int(np.count_nonzero(batch.segment_ids_bt)), []
+    tokens, seconds, losses = int(np.count_nonzero(batch.segment_ids_bt)), [], []
     for turn in range(TURNS + 1):
         began = time.perf_counter()
         for _ in range(STEPS if turn else WARM_UP):
             state, metrics = compiled(state, params, batch)
-        jax.block_until_ready(state)
+            losses.append(metrics.loss)
+        jax.block_until_ready((state, losses))
         seconds.append((time.perf_counter() - began) / STEPS)
-    if not np.isfinite(metrics.loss):
-        raise ValueError(f"the loss is {metrics.loss}")
+    if not np.isfinite(losses).all():
+        raise ValueError(f"the losses are {[float(loss) for loss in losses]}")
     return result | {
         "tokens_per_second": tokens / statistics.median(seconds[1:]),
         "fill": tokens / (rows * length),

@@ -13,7 +13,8 @@ from aligner_jax.model.cache import (
     written_at_once,
     written_by_row,
 )
-from aligner_jax.model.llama import LlamaConfig, Params, forward
+from aligner_jax.model.llama import LlamaConfig, Params, abstract_params, forward
+from aligner_jax.model.quantized import Quantization
 from aligner_jax.peft import Bound, bind, init_adapter
 
 SLOTS = 16
@@ -120,6 +121,13 @@ def test_on_gpus_a_step_reads_weights_and_writes_the_cache_without_loops(config:
     }
     # The layers, and the rows of keys and of values.
     assert loops == {"cpu": 3, "cuda": 0}
+
+
+def test_on_gpus_a_step_dequantizes_one_layer_at_a_time(config: LlamaConfig):
+    params = abstract_params(config, "float32", Quantization("int8"))
+    cache = empty_cache(config, 2, SLOTS, jnp.float32)
+    lowered = cached_jit.trace(params, TOKENS[:, :1], cache, config=config).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("stablehlo.while") == 1
 
 
 @pytest.mark.parametrize("length", [0, 3, SLOTS - 1, SLOTS])

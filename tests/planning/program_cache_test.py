@@ -1,6 +1,7 @@
 """The cache of programs compiled for TPUs: a hit equals the compilation; any change or damage compiles again."""
 
 import functools
+import importlib.metadata
 import json
 import zlib
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from aligner_jax.planning import compiled, program_cache
+from aligner_jax.planning import compiled
 from aligner_jax.planning.compiled import Compiled, chip_of, compile_for
 from aligner_jax.planning.topology import topology_devices, without_a_cache_of_programs
 from aligner_jax.runtime import chips
@@ -104,9 +105,9 @@ def test_flags_of_the_compiler_count(folder: Path, compilations: list, monkeypat
 def test_another_compiler_compiles_again(folder: Path, compilations: list, monkeypatch: pytest.MonkeyPatch):
     product()
     for name in ("jaxlib", "libtpu"):
-        installed = program_cache.importlib.metadata.version
+        installed = importlib.metadata.version
         monkeypatch.setattr(
-            program_cache.importlib.metadata, "version", lambda each, n=name, i=installed: "0" if each == n else i(each)
+            importlib.metadata, "version", lambda each, n=name, i=installed: "0" if each == n else i(each)
         )
         product()
     assert len(compilations) == 3

@@ -48,6 +48,9 @@ class Peer:
         self, sizes: dict[str, int], attention: str, checkpointing: bool = False, bits: int = 16, device: str = "cuda"
     ) -> dict[str, Any]:
         """Makes a model with random weights on a GPU, in bfloat16 or with bitsandbytes' integers."""
+        if bits != 16:
+            # A missing package is noticed before the model is made.
+            import bitsandbytes  # noqa: F401
         self.device = device
         with torch.device(device):
             config = LlamaConfig(**sizes, attn_implementation=attention)
