@@ -19,9 +19,9 @@ from aligner_jax.model.quantized import Quantization
 from aligner_jax.objectives.batch import Batch
 from aligner_jax.objectives.step import init_state, make_step
 from aligner_jax.peft import init_adapter
-from aligner_jax.planning.compiled import bits
 from aligner_jax.runtime import chips, optim, platform, roofline
 from aligner_jax.runtime.config import OptimConfig
+from aligner_jax.runtime.memory import bits
 from scripts.bench import gpu_attention, protocol
 from scripts.bench.gpu_arms import MODELS, packed_rows
 
