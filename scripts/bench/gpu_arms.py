@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-PARTS = ("attention", "training", "packed", "llama3", "decoding", "quantized")
+PARTS = ("attention", "training", "packed", "kernels", "llama3", "decoding", "quantized")
 MODELS: dict[str, dict[str, Any]] = {
     "7b": {"name": "llama2_7b"},
     "8b": {"name": "llama3_8b"},
@@ -87,12 +87,14 @@ def arms(implementations: tuple[str, ...], *, smoke: bool = False) -> list[Arm]:
     tiny = {"model": "tiny"} if smoke else {}
     found = [Arm("attention", "attention", "ours", "check_attention", {"length": 32 if smoke else 512})]
     found += _training("training", "8 x 512", {"model": "7b", "rows": 8, "length": 512, "remat": "dots"})
-    found += _training("training", "8 x 2048", {"model": "7b", "rows": 8, "length": 2048, "remat": "full"})
+    long = {"model": "7b", "rows": 8, "length": 2048, "remat": "full"}
+    found += _training("training", "8 x 2048", long)
     packed = {"model": "7b", "rows": 8, "length": 512, "remat": "dots", "packed": True}
     found += _training("packed", "packed", packed, methods={"aligner_1": ALIGNER})
     for name in implementations:
-        options = {**packed, "implementation": name, "method": ALIGNER[0], "options": ALIGNER[1]}
-        found.append(Arm(f"packed aligner_1, attention {name}", "packed", "ours", "train", options))
+        for label, shape in (("8 x 2048", long), ("packed", packed)):
+            options = {**shape, "implementation": name, "method": ALIGNER[0], "options": ALIGNER[1]}
+            found.append(Arm(f"{label} aligner_1, attention {name}", "kernels", "ours", "train", options))
     llama3 = {"model": "8b", "rows": 2, "length": 4096, "remat": "full"}
     found += _training(
         "llama3", "2 x 4096", llama3, methods={"aligner_1": ALIGNER, "lora_16_all": LORA_ALL}, peer=False
