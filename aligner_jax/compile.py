@@ -8,7 +8,7 @@ python -m aligner_jax.compile --config=configs/eval/gsm8k.py --topology=v5e:2x4 
 Prints the cost of the step per device: memory, collectives, FLOPs, HBM traffic, and the time that these bound. For an
 evaluation, prints the cost of the programs that score texts and that generate answers, with the named adapter or else
 with an Aligner of one token. The topology defaults to the config's. A plan takes half a minute, or seconds if the same
-program was compiled before; --search makes several plans.
+program was compiled before; --search makes several plans, and remat "auto" compiles up to six programs for one.
 """
 
 import dataclasses

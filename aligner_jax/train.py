@@ -33,10 +33,12 @@ from aligner_jax.runtime.preemption import StopRequests
 from aligner_jax.runtime.same_run import Origin, check_same_run, save_config
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.runtime.workdir import Workdir
+from aligner_jax.tasks.chosen_remat import with_least_remat
 from aligner_jax.tasks.first_adapter import check_adapter, first_adapter, method_choice
 from aligner_jax.tasks.loop import Run, run_steps
 from aligner_jax.tasks.objectives import complete, objective_choice, objective_of, parse_complete
 from aligner_jax.tasks.program import make_program
+from aligner_jax.tasks.remat import AUTO
 from aligner_jax.tasks.task import TaskInputs
 from aligner_jax.weights.base import Base, load_base, locate, unused_model
 
@@ -117,6 +119,11 @@ def _train_on(
             if config.optim.cosine_zero == "at_last":
                 console.out("the cosine is that of the version that began this run: its last update has rate 0")
         save_config(config, workdir.path)
+        if config.remat == AUTO:
+            watchdog.waiting_for("the search for the least recomputation that fits", compiles=True)
+            program = with_least_remat(
+                config, base.config, adapter, program, workdir, check=stop_requests.check, console=console
+            )
         run = Run(
             config, workdir, program, base.params, task.reference, task.feed, checkpoints, model_flops,
             evaluate if task.has_heldout else None, stop_requests, watchdog, console,

@@ -122,8 +122,8 @@ def continue_ids(
     )  # fmt: skip
     done_b, made = np.zeros(len(prompt_ids), bool), 0
     while made < max_new_tokens and not done_b.all():
-        state, tokens_bt = decode_tokens(params, bound, state, stops, config=config, count=tokens_per_call)
-        for tokens_b in np.asarray(tokens_bt).T[: max_new_tokens - made, : len(prompt_ids)]:
+        state, tokens_bt = _decode(params, bound, state, stops, config=config, count=tokens_per_call)
+        for tokens_b in tokens_bt.T[: max_new_tokens - made, : len(prompt_ids)]:
             done_b |= np.isin(tokens_b, np.asarray(stops))
             if done_b.all():
                 return
@@ -165,6 +165,22 @@ def decode_tokens(
 
     state, tokens_tb = jax.lax.scan(one, state, None, length=count)
     return state, replicated(tokens_tb.T)
+
+
+def _decode(
+    params: Params, bound: Bound, state: State, stops: Int[Array, " stops"], *, config: LlamaConfig, count: int
+) -> tuple[State, np.ndarray]:
+    """Calls `decode_tokens`; returns the tokens on the host."""
+    if next(iter(params.embed_vd.devices())).platform != "gpu":
+        state, tokens_bt = decode_tokens(params, bound, state, stops, config=config, count=count)
+        return state, np.asarray(tokens_bt)
+    # XLA's GPU compiler reads the weights of a layer in place only if they are arguments of the program, not values of
+    # a loop. Calls are asynchronous, so the device does not wait for the host.
+    tokens = []
+    for _ in range(count):
+        state, tokens_b1 = decode_tokens(params, bound, state, stops, config=config, count=1)
+        tokens.append(tokens_b1)
+    return state, np.concatenate(jax.device_get(tokens), axis=1)
 
 
 def padded_size(length: int) -> int:

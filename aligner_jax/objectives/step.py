@@ -83,7 +83,7 @@ def make_step(
       config: configuration of the base.
       accumulate: number of parts that the batch's rows are split into. Losses and gradients are summed over all parts
         and then divided by the number of targets (or pairs), so the result equals that of one part.
-      remat: name of a `layers.remat_policy`.
+      remat: rematerialization, see `model.remat.parts`.
       loss: the loss to minimize (`Objective.loss`).
       seed: seed of the dropout, if the method has any; the dropout also depends on the step and the part.
       num_adapters: size of a stack of adapters (`peft.rows`) that are trained together, each as if alone, with an

@@ -21,10 +21,11 @@ from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
 from aligner_jax.peft import METHODS, Adapter, init_adapter
 from aligner_jax.peft.artifact import read_shapes
 from aligner_jax.planning.collectives import bytes_by_kind
-from aligner_jax.planning.compiled import Compiled, bits, chip_of, compile_for, compute_dtype, nbytes, weight_dtype
+from aligner_jax.planning.compiled import Compiled, chip_of, compile_for, compute_dtype, weight_dtype
 from aligner_jax.planning.plan import refitted
 from aligner_jax.runtime import chips, roofline, sharding
 from aligner_jax.runtime.config import BaseConfig
+from aligner_jax.runtime.memory import bits, nbytes
 from aligner_jax.tasks.program import quantization_of
 
 STOPS = 2

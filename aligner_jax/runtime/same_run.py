@@ -24,6 +24,7 @@ MAY_DIFFER = (
     "profile.",
     "mesh.",
     "base.model",
+    "remat",
 )
 """Name prefixes of the fields that a resumed run may change. They do not alter the result of a step, except for
 rounding; another mesh also changes LoRA's dropout, whose masks depend on a row's place among the devices.
