@@ -50,9 +50,7 @@ SEQUENCE_LENGTH = flags.DEFINE_integer("sequence_length", 512, "Tokens of an exa
 OPENING = flags.DEFINE_integer("opening", 5, "First tokens of an answer that count as form.", lower_bound=0)
 TOP_TOKENS = flags.DEFINE_integer("top_tokens", 10, "Promoted and demoted tokens to show.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the maps of hidden states.", lower_bound=0)
-DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ["auto", "float32", "bfloat16"], "Dtype of the base; auto: what the device does best."
-)
+DTYPE = flags.DEFINE_enum("dtype", "float32", platform.DTYPES, "Dtype of the base; auto: what the device does best.")
 QUANTIZATION = flags.DEFINE_enum("quantization", "none", ["none", *KINDS], "Quantization of the base's projections.")
 GROUP_SIZE = flags.DEFINE_integer("group_size", 32, "Numbers that share a scale in int4.", lower_bound=2)
 
@@ -99,7 +97,7 @@ def _check_flags() -> None:
 
 
 def _prompt_format(named: Sequence[Named]) -> PromptFormat:
-    recorded = {str(one.path): one.prompt_format for one in named}
+    recorded = {str(one.path): one for one in named}
     return PromptFormat.resolve(cast(str, TEMPLATE.value), SYSTEM.value, recorded, others=("chat",))
 
 

@@ -41,8 +41,9 @@ BASE = flags.DEFINE_string(
 )
 OUT = flags.DEFINE_string("out", None, "A new folder, for --base as an Orbax checkpoint.")
 DTYPE = flags.DEFINE_enum(
-    "dtype", "stored", ["stored", "float32", "bfloat16"],
-    "Dtype of the weights in --out; stored: bfloat16 if all of the base is stored so, else float32, which is exact.",
+    "dtype", "stored", ["stored", "float32", "bfloat16", "float16"],
+    "Dtype of the weights in --out; stored: bfloat16 if all of the base is stored so, else float32, which is exact. "
+    "float16 is refused unless it is exact, too.",
 )  # fmt: skip
 FORMAT = flags.DEFINE_enum(
     "format", "auto", ["auto", "aligner", "peft"], "Format to write; auto: aligner if --to ends in .safetensors."
@@ -88,8 +89,9 @@ def _write_adapter() -> None:
     # bfloat16 is enough: fingerprints use weights rounded to it, and otherwise only shapes matter.
     base = load_base(BASE.value, "bfloat16") if BASE.value else None
     artifact = read_artifact(source, base)
-    adapter, known, prompt_format = artifact.adapter, base or artifact.base, artifact.prompt_format
+    adapter, known = artifact.adapter, base or artifact.base
     if not to_peft:
+        prompt_format = artifact.prompt_format
         save_adapter(adapter, target, known, prompt_format=prompt_format and dataclasses.asdict(prompt_format))
     elif known is None:
         raise InputError(

@@ -2,7 +2,7 @@
 
 import re
 
-MOST_CHARACTERS = 400
+MAX_CHARACTERS = 400
 _LONGEST_WORD = 160
 _CUT = " … "
 
@@ -10,7 +10,7 @@ _CUT = " … "
 class InputError(ValueError):
     """Invalid input; the message is one sentence that names the file, line, field or tensor.
 
-    The message is one line of at most `MOST_CHARACTERS`, whatever the input holds; see `one_line`. The commands print
+    The message is one line of at most `MAX_CHARACTERS`, whatever the input holds; see `one_line`. The commands print
     it and exit with status 1. Any other exception is a bug and keeps its traceback.
     """
 
@@ -18,7 +18,7 @@ class InputError(ValueError):
         super().__init__(one_line(str(message)))
 
 
-def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
+def one_line(text: str, most: int = MAX_CHARACTERS) -> str:
     """Returns `text` as one printable line of at most `most` characters.
 
     Runs of white space become one space. Control characters, bidirectional marks and lone surrogates are escaped, so

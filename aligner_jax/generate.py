@@ -36,9 +36,7 @@ TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.", lower_bound
 TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among the k most probable tokens; 0: all.", lower_bound=0)
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample among the fewest tokens with this much probability.")
 SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.", lower_bound=0)
-DTYPE = flags.DEFINE_enum(
-    "dtype", "auto", ["auto", "float32", "bfloat16"], "Dtype of the base; auto: what the device does best."
-)
+DTYPE = flags.DEFINE_enum("dtype", "auto", platform.DTYPES, "Dtype of the base; auto: what the device does best.")
 QUANTIZATION = flags.DEFINE_enum("quantization", "none", ["none", *KINDS], "Quantization of the base's projections.")
 GROUP_SIZE = flags.DEFINE_integer("group_size", 32, "Numbers that share a scale in int4.", lower_bound=2)
 
@@ -52,7 +50,7 @@ def main() -> None:
     if ADAPTER.value:
         artifact = read_artifact(ADAPTER.value, base)
         adapter = with_strength(artifact.adapter, STRENGTH.value)
-        recorded = {ADAPTER.value: artifact.prompt_format}
+        recorded = {ADAPTER.value: artifact}
     prompt_format = PromptFormat.resolve(cast(str, TEMPLATE.value), SYSTEM.value, recorded)
     prompts = PROMPT.value
     if base.tokenizer is not None:

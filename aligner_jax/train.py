@@ -33,11 +33,13 @@ from aligner_jax.runtime.preemption import StopRequests
 from aligner_jax.runtime.same_run import Origin, check_same_run, save_config
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.runtime.workdir import Workdir
+from aligner_jax.tasks.chosen_remat import with_least_remat
 from aligner_jax.tasks.first_adapter import check_adapter, first_adapter, method_choice
 from aligner_jax.tasks.loop import Run, run_steps
-from aligner_jax.tasks.objectives import complete, objective_of, parse_complete
+from aligner_jax.tasks.objectives import complete, objective_choice, objective_of, parse_complete
 from aligner_jax.tasks.program import make_program
-from aligner_jax.tasks.task import Beginning
+from aligner_jax.tasks.remat import AUTO
+from aligner_jax.tasks.task import TaskInputs
 from aligner_jax.weights.base import Base, load_base, locate, unused_model
 
 CONFIG = command.config_flag()
@@ -45,7 +47,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/
 
 
 def main() -> None:
-    config = parse_config(CONFIG.load(method_choice()))
+    config = parse_config(CONFIG.load(method_choice(), objective_choice()))
     train(config, place(WORKDIR.value or f"runs/{CONFIG.name}", "--workdir"), distributed.console())
 
 
@@ -83,7 +85,7 @@ def _train_on(
     console.out(f"adapter: {adapter}, {adapter.num_params // (num_adapters or 1):,} trained parameters{of_each}")
     stop_requests.check()
     objective, options = objective_of(config)
-    task = objective.task(Beginning(config, options, base, adapter, workdir, stop_requests.check, console))
+    task = objective.task(TaskInputs(config, options, base, adapter, workdir, stop_requests.check, console))
     program = make_program(config, base.config, adapter, mesh)
     state = jax.device_put(init_state(adapter, program.optimizer), program.replicated)
 
@@ -98,7 +100,7 @@ def _train_on(
     def evaluate(state: TrainState) -> dict[str, float]:
         return task.evaluate(adapter.replace(trainable=state.trainable))
 
-    origin, folder = Origin(config, task.made_from, workdir.path, parse_complete), workdir.path / "checkpoints"
+    origin, folder = Origin(config, task.input_digests, workdir.path, parse_complete), workdir.path / "checkpoints"
     with (
         Watchdog(config.stall) as watchdog,
         Checkpoints(folder, keep=config.checkpoint.keep, origin=origin, check=workdir.check) as checkpoints,
@@ -117,6 +119,11 @@ def _train_on(
             if config.optim.cosine_zero == "at_last":
                 console.out("the cosine is that of the version that began this run: its last update has rate 0")
         save_config(config, workdir.path)
+        if config.remat == AUTO:
+            watchdog.waiting_for("the search for the least recomputation that fits", compiles=True)
+            program = with_least_remat(
+                config, base.config, adapter, program, workdir, check=stop_requests.check, console=console
+            )
         run = Run(
             config, workdir, program, base.params, task.reference, task.feed, checkpoints, model_flops,
             evaluate if task.has_heldout else None, stop_requests, watchdog, console,

@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
             "optim": {"lr": 9e-3, "weight_decay": 0.02, "schedule": "paper_as_run", "warmup_steps": 12_500},
             "mesh": {"fsdp": -1, "topology": "v5e:2x4"},
             "steps": 6_250,
-            "remat": "full",
+            "remat": "auto",
             "log_every": 10,
             "eval_every": 500,
             "checkpoint": {"every": 100},

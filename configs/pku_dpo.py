@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
             "optim": {"lr": 1e-4, "weight_decay": 0.02, "schedule": "paper_as_run", "warmup_steps": 10_000},
             "mesh": {"fsdp": -1, "topology": "v5e:2x4"},
             "steps": 7_500,
-            "remat": "full",
+            "remat": "auto",
             "log_every": 10,
             "eval_every": 500,
             "checkpoint": {"every": 100},

@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
             "optim": {"lr": 9e-3, "weight_decay": 0.02, "schedule": "warmup_constant", "warmup_steps": 625},
             "mesh": {"fsdp": -1, "topology": "v5e:2x4"},
             "steps": 3_750,
-            "remat": "full",
+            "remat": "auto",
             "log_every": 10,
             "eval_every": 500,
             "checkpoint": {"every": 100},

@@ -26,6 +26,7 @@ import numpy as np
 import orbax_folders
 import peft_folders
 import pytest
+import tiny_runs
 from fake_pod import Pod
 from rich.console import Console
 
@@ -179,7 +180,7 @@ def asked(tiny_subject: Callable[..., Subject], tmp_path: Path, monkeypatch: pyt
     def run(module: ModuleType, options: object, texts: list[str], **config: object):
         given = {}
 
-        def generate(subject, prompts, kept, console, *, seed, what=""):
+        def generate(subject, prompts, store, console, *, seed, what=""):
             given.update(prompts=prompts, seed=seed)
             return texts
 
@@ -197,19 +198,7 @@ def asked(tiny_subject: Callable[..., Subject], tmp_path: Path, monkeypatch: pyt
 @pytest.fixture
 def tiny_run(tiny_model: Path, tmp_path: Path) -> dict:
     """A config, as nested dicts, of a run that takes a second and has no evaluation at its end."""
-    rows = [{"instruction": f"Name number {i}.", "output": f"It is {'very ' * (i % 4)}{i}."} for i in range(12)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {
-        "base": {"path": str(tiny_model), "dtype": "float32"},
-        "adapter": {"num_tokens": 2, "start_layer": 1},
-        "data": {
-            "path": str(tmp_path / "data.jsonl"), "template": "chat", "sequence_length": 128, "batch_size": 2,
-        },
-        "optim": {"lr": 0.01},
-        "steps": 8,
-        "log_every": 1,
-        "checkpoint": {"every": 3},
-    }  # fmt: skip
+    return tiny_runs.settings_of(tiny_model, tiny_runs.write_rows(tmp_path / "data.jsonl", tiny_runs.sft_rows()))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from aligner_jax.errors import MOST_CHARACTERS, InputError, one_line
+from aligner_jax.errors import MAX_CHARACTERS, InputError, one_line
 
 
 @pytest.mark.parametrize(
@@ -24,14 +24,14 @@ def test_a_message_is_one_printable_line(text, line):
 
 def test_a_long_message_keeps_its_beginning_and_its_end():
     message = str(InputError(f"/data/{'x' * 5000}/a.json: is {'y' * 3_000_000}, not a number; set it to 1"))
-    assert len(message) <= MOST_CHARACTERS
+    assert len(message) <= MAX_CHARACTERS
     assert message.startswith("/data/xxx")
     assert message.endswith("not a number; set it to 1")
 
 
 def test_a_long_sentence_of_short_words_is_cut_in_its_middle():
     line = one_line("the file " + "has a word " * 100 + "and an end")
-    assert len(line) == MOST_CHARACTERS
+    assert len(line) == MAX_CHARACTERS
     assert line.startswith("the file has a word")
     assert line.endswith("word and an end")
     assert " … " in line

@@ -9,10 +9,14 @@ from fnmatch import fnmatch
 from importlib import metadata, resources
 
 import places
+import pytest
 
 REPO = places.ROOT
 PACKAGE = REPO / "aligner_jax"
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+_NAMED = r"^[A-Za-z0-9._-]+(\[[a-z0-9,]+\])?"
 
 
 def _name(requirement: str) -> str:
@@ -22,9 +26,9 @@ def _name(requirement: str) -> str:
 
 
 def _ranges(requirements: list[str]) -> dict[str, str]:
-    """Returns version range and marker by normalised name, without spaces and with one kind of quotes."""
+    """Returns version range and marker by normalised name, without extras and spaces and with one kind of quotes."""
     lines = [re.split(r"\s+#|^#", line)[0].strip() for line in requirements]
-    return {_name(line): re.sub(r"^[A-Za-z0-9._-]+|\s", "", line).replace('"', "'") for line in lines if line}
+    return {_name(line): re.sub(rf"{_NAMED}|\s", "", line).replace('"', "'") for line in lines if line}
 
 
 REQUIRED = _ranges((REPO / "requirements.txt").read_text(encoding="utf-8").splitlines())
@@ -38,6 +42,12 @@ def test_dependencies_are_in_requirements_with_the_same_ranges():
 
 def test_extras_have_the_same_ranges_where_requirements_has_them():
     assert {name: REQUIRED[name] for name in EXTRAS if name in REQUIRED}.items() <= EXTRAS.items()
+
+
+@pytest.mark.parametrize("extra", ["cuda12", "cuda13"])
+def test_the_extras_of_gpus_are_those_of_jax(extra: str):
+    assert PROJECT["project"]["optional-dependencies"][extra] == [f"jax[{extra}]{DEPENDENCIES['jax']}"]
+    assert extra in metadata.metadata("jax").get_all("Provides-Extra", [])
 
 
 def test_every_range_has_two_ends():

@@ -31,7 +31,7 @@ from aligner_jax.peft import Adapter
 from aligner_jax.weights.base import Base
 
 _PLACES = 32
-_MOST_LINES = 10
+_MAX_LINES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,9 +149,9 @@ def _directions(seen: Mapping[str, Seen]) -> Section:
         values = cosine_l[there_l]
         ends = (float(values.mean()), float(values.min()), float(values.max())) if len(values) else (None,) * 3
         rows.append((a, b, len(there_l), *ends))
-    drawn = {pair: x for pair, x in list(found.items())[:_MOST_LINES] if not np.isnan(x).all()}
-    if len(found) > _MOST_LINES:
-        text += f" The figure has the first {_MOST_LINES} of {len(found)} pairs, the tables have all."
+    drawn = {pair: x for pair, x in list(found.items())[:_MAX_LINES] if not np.isnan(x).all()}
+    if len(found) > _MAX_LINES:
+        text += f" The figure has the first {_MAX_LINES} of {len(found)} pairs, the tables have all."
     return Section(
         "Direction against the other adapters",
         text,

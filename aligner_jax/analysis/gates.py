@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import rankdata
 
 from aligner_jax.peft import Adapter
 from aligner_jax.peft.gated import GatedOptions
@@ -34,6 +33,9 @@ class Gates:
         """
         if len(self.layers_l) < 3 or not np.ptp(self.std_l):
             return None
+        # Imported here since SciPy's statistics take half a second.
+        from scipy.stats import rankdata
+
         return float(np.corrcoef(rankdata(self.std_l), self.layers_l)[0, 1])
 
 

@@ -2,11 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 from aligner_jax.analysis.shifts import Seen
 from aligner_jax.errors import InputError
@@ -48,13 +47,18 @@ def maps(models: Sequence[Seen], *, seed: int = 0) -> list[Map]:
 
 
 def _map(depth: str, states_mbd: np.ndarray, seed: int) -> Map:
+    # Imported here since scikit-learn takes a second, and most analyses draw no map.
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
     shape = *states_mbd.shape[:2], 2
     states = states_mbd.reshape(-1, states_mbd.shape[-1]).astype(np.float64)
-    pca = PCA(2, random_state=seed)
+    # The package declares no types, and a type checker takes long to infer them.
+    pca = cast(Any, PCA)(2, random_state=seed)
     pca_mb2 = pca.fit_transform(states).reshape(shape)
     first, second = map(float, pca.explained_variance_ratio_)
     perplexity = min(30.0, (len(states) - 1) / 3)
-    tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
+    tsne = cast(Any, TSNE)(2, perplexity=perplexity, init="pca", random_state=seed)
     return Map(depth, pca_mb2, (first, second), tsne.fit_transform(states).reshape(shape))
 
 

@@ -9,7 +9,7 @@ from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import exists
 from aligner_jax.peft import Adapter
-from aligner_jax.peft.artifact import read_artifact
+from aligner_jax.peft.artifact import Artifact, read_artifact
 from aligner_jax.weights.base import Base
 
 BASE = "base"
@@ -18,12 +18,17 @@ BASE = "base"
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """An adapter with its name in figures, its file or folder, and the prompt format that its file records."""
+    """An adapter with its name in figures, its file or folder, and the content of that; None if it has no file."""
 
     name: str
     path: Path
     adapter: Adapter
-    prompt_format: PromptFormat | None = None
+    artifact: Artifact | None = None
+
+    @property
+    def prompt_format(self) -> PromptFormat | None:
+        """Prompt format of the adapter's training data; see `Artifact.prompt_format`."""
+        return None if self.artifact is None else self.artifact.prompt_format
 
 
 def load_named(paths: Sequence[str], base: Base | None = None) -> list[Named]:
@@ -40,7 +45,7 @@ def load_named(paths: Sequence[str], base: Base | None = None) -> list[Named]:
     named = []
     for name, path in zip(names, found, strict=True):
         artifact = read_artifact(path, base)
-        named.append(Named(name, path, artifact.adapter, artifact.prompt_format))
+        named.append(Named(name, path, artifact.adapter, artifact))
     return named
 
 

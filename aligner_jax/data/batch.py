@@ -41,6 +41,7 @@ class Batch:
       positions_bt: position of each token in its document, from 0.
       loss_mask_bt: True at targets.
       adapter_b: index of the stacked adapter that each row belongs to; None from the pipeline.
+      packed: True if a row may hold several documents, so that attention has to compare segments. Static in programs.
     """
 
     tokens_bt: Int32[Any, "b t"] = array("b t", "int32")
@@ -48,6 +49,7 @@ class Batch:
     positions_bt: Int32[Any, "b t"] = array("b t", "int32")
     loss_mask_bt: Bool[Any, "b t"] = array("b t", "bool")
     adapter_b: Int32[Any, " b"] | None = array("b", "int32", optional=True)
+    packed: bool = True
 
     @staticmethod
     def rows_per_unit(packing: bool) -> int:
@@ -87,9 +89,14 @@ class PairBatch(Batch):
         return {"b": batch_size, "t": sequence_length, "u": units, "m": pairs}
 
 
+def array_fields(kind: type[Batch]) -> dict[str, Mapping[str, Any]]:
+    """Returns the declarations of a batch's arrays, by name; see `array`."""
+    return {field.name: field.metadata for field in dataclasses.fields(kind) if "axes" in field.metadata}
+
+
 def arrays_of(batch: Batch) -> dict[str, Shaped[np.ndarray, "..."]]:
     """Returns the arrays of a batch by name, without those that are None."""
-    named = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    named = {name: getattr(batch, name) for name in array_fields(type(batch))}
     return {name: leaf for name, leaf in named.items() if leaf is not None}
 
 
@@ -104,25 +111,26 @@ def declared(
       carrying: names of the optional arrays that the batch has.
     """
     return {
-        field.name: (tuple(sizes[axis] for axis in field.metadata["axes"]), field.metadata["dtype"])
-        for field in dataclasses.fields(kind)
-        if not field.metadata["optional"] or field.name in carrying
+        name: (tuple(sizes[axis] for axis in field["axes"]), field["dtype"])
+        for name, field in array_fields(kind).items()
+        if not field["optional"] or name in carrying
     }
 
 
-def filled[B: Batch](kind: type[B], arrays: Mapping[str, Shaped[np.ndarray, "..."]], sizes: Mapping[str, int]) -> B:
+def filled[B: Batch](
+    kind: type[B], arrays: Mapping[str, Shaped[np.ndarray, "..."]], sizes: Mapping[str, int], *, packed: bool = True
+) -> B:
     """Returns a batch of the arrays, with their first axes padded to `sizes`.
 
     Raises:
       InputError: see `check`.
     """
-    fields = {field.name: field.metadata for field in dataclasses.fields(kind)}
-    full = {}
+    fields, full = array_fields(kind), {}
     for name, leaf in arrays.items():
         missing = sizes[fields[name]["axes"][0]] - len(leaf)
         padding = [(0, missing), *[(0, 0)] * (leaf.ndim - 1)]
         full[name] = np.pad(leaf, padding, constant_values=fields[name]["padding"]) if missing > 0 else leaf
-    batch = kind(**full)
+    batch = kind(**full, packed=packed)
     check(batch, sizes)
     return batch
 
@@ -138,16 +146,16 @@ def check(batch: Batch, sizes: Mapping[str, int] | None = None) -> None:
       InputError: an array is wrong; the message names it, with its shape and dtype and the declared ones.
     """
     known = dict(sizes or {})
-    for field in dataclasses.fields(batch):
-        leaf: Any = getattr(batch, field.name)
-        axes, dtype = field.metadata["axes"], field.metadata["dtype"]
-        if leaf is None and field.metadata["optional"]:
+    for name, field in array_fields(type(batch)).items():
+        leaf: Any = getattr(batch, name)
+        axes, dtype = field["axes"], field["dtype"]
+        if leaf is None and field["optional"]:
             continue
         shape: tuple[int, ...] | None = getattr(leaf, "shape", None)
         if shape is None or len(shape) != len(axes) or getattr(leaf, "dtype", None) != dtype:
-            raise _wrong(field.name, leaf, axes, dtype, known)
+            raise _wrong(name, leaf, axes, dtype, known)
         if any(known.setdefault(axis, size) != size for axis, size in zip(axes, shape, strict=True)):
-            raise _wrong(field.name, leaf, axes, dtype, known)
+            raise _wrong(name, leaf, axes, dtype, known)
 
 
 def _wrong(name: str, leaf: Any, axes: tuple[str, ...], dtype: np.dtype, sizes: Mapping[str, int]) -> InputError:

@@ -15,7 +15,7 @@ from aligner_jax.data import template_budget
 from aligner_jax.data.template_environment import ChargedEnvironment
 from aligner_jax.errors import InputError
 
-MOST_CHARACTERS = 100_000
+MAX_CHARACTERS = 100_000
 """Length limit of a template, in characters. The longest published templates have some 20,000."""
 
 
@@ -84,8 +84,8 @@ def render(
       InputError: the template is malformed, needs a field that the messages lack, refuses the messages, uses a feature
         that the sandbox forbids, or exceeds its budget of steps and memory.
     """
-    if len(template) > MOST_CHARACTERS:
-        raise InputError(f"the chat template has {len(template):,} characters; at most {MOST_CHARACTERS:,} are read")
+    if len(template) > MAX_CHARACTERS:
+        raise InputError(f"the chat template has {len(template):,} characters; at most {MAX_CHARACTERS:,} are read")
     messages = list(messages)
     try:
         with template_budget.spending(template_budget.for_conversation(messages)):

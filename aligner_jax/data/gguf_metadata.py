@@ -23,15 +23,15 @@ _ALIGNMENT = "general.alignment"
 
 # The limits are several times the needs of the largest vocabularies. A short string takes 5 times its bytes in memory,
 # so without limits a file of strings or names alone would take several times its size.
-_MOST_BYTES = 32 * MEBIBYTE
-_MOST_FIELDS = 2**12
-_MOST_TENSORS = 2**16
-_MOST_MEMORY = 50 * MEBIBYTE
+_MAX_BYTES = 32 * MEBIBYTE
+_MAX_FIELDS = 2**12
+_MAX_TENSORS = 2**16
+_MAX_MEMORY = 50 * MEBIBYTE
 """Limit of the memory of values beyond their size in the file, in bytes."""
 
 # ggml's own limits.
 _LONGEST_KEY, _LONGEST_NAME = 2**16 - 1, 64
-_MOST_AXES = 4
+_MAX_AXES = 4
 
 # Accounting of memory: a single string is counted from `_LONG` bytes on; an array is counted in groups of `_TOGETHER`
 # strings, exactly from `_MANY` strings on, else by the bound of `_STRING_BYTES` and 4 times the length per string.
@@ -82,8 +82,8 @@ def read_gguf_header(path: Path) -> GGUFHeader:
         try:
             if file.read(4) != b"GGUF":
                 raise InputError(f"{path} is not a GGUF file: its first four bytes are not 'GGUF'")
-            with mmap.mmap(file.fileno(), min(size, _MOST_BYTES), access=mmap.ACCESS_READ) as data:
-                return _Cursor(path, data, whole=size <= _MOST_BYTES).header()
+            with mmap.mmap(file.fileno(), min(size, _MAX_BYTES), access=mmap.ACCESS_READ) as data:
+                return _Cursor(path, data, whole=size <= _MAX_BYTES).header()
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -101,7 +101,7 @@ class _Cursor:
         except (struct.error, EOFError, OverflowError):
             if not self.whole:
                 raise InputError(
-                    f"{self.path} is damaged: its metadata go on beyond {_MOST_BYTES:,} bytes, at {self.reading}"
+                    f"{self.path} is damaged: its metadata go on beyond {_MAX_BYTES:,} bytes, at {self.reading}"
                 ) from None
             raise InputError(f"{self.path} is cut off within its metadata, at {self.reading}") from None
         except UnicodeDecodeError:
@@ -114,8 +114,8 @@ class _Cursor:
             raise InputError(f"{self.path} is a GGUF file {kind}; little-endian versions 2 and 3 are read")
         tensor_count, field_count = self.whole_numbers("QQ")
         for count, most, what in (
-            (field_count, _MOST_FIELDS, "metadata fields"),
-            (tensor_count, _MOST_TENSORS, "tensors"),
+            (field_count, _MAX_FIELDS, "metadata fields"),
+            (tensor_count, _MAX_TENSORS, "tensors"),
         ):
             if count > most:
                 raise self.damaged(f"it says that it has {count:,} {what}; files have at most {most:,}")
@@ -153,7 +153,7 @@ class _Cursor:
     def spend(self, memory: int) -> None:
         # The limit grows with the bytes read, not with the file's size: a header without its tensors gives the same.
         self.memory += memory
-        if self.memory > self.position + _MOST_MEMORY:
+        if self.memory > self.position + _MAX_MEMORY:
             raise self.damaged(f"its metadata take more memory than those of any model, at {self.reading}")
 
     def number(self, code: str) -> int:
@@ -181,8 +181,8 @@ class _Cursor:
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         axes = self.number("I")
-        if not 1 <= axes <= _MOST_AXES:
-            raise self.damaged(f"tensor {tensor} has {axes:,} axes, not from 1 to {_MOST_AXES}")
+        if not 1 <= axes <= _MAX_AXES:
+            raise self.damaged(f"tensor {tensor} has {axes:,} axes, not from 1 to {_MAX_AXES}")
         shape = self.whole_numbers(f"{axes}Q")
         if 0 in shape:
             raise self.damaged(f"tensor {tensor} has shape {list(shape)}, which holds no number")

@@ -165,6 +165,8 @@ def _batches(
     def stack(units: Sequence[dict[str, np.ndarray]]) -> PairBatch:
         names = [name for name in units[0] if name != "pairs_m"]
         rows = {name: np.concatenate([unit[name] for unit in units]) for name in names}
-        return filled(PairBatch, {**rows, "pairs_um": np.stack([unit["pairs_m"] for unit in units])}, sizes)
+        return filled(
+            PairBatch, {**rows, "pairs_um": np.stack([unit["pairs_m"] for unit in units])}, sizes, packed=packing
+        )
 
     return units.batch(sizes["u"], batch_fn=stack)

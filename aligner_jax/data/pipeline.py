@@ -127,6 +127,6 @@ def _batches(
     sizes = Batch.sizes(batch_size=batch_size, sequence_length=sequence_length, packing=packing)
 
     def stack(rows: Sequence[dict[str, np.ndarray]]) -> Batch:
-        return filled(Batch, {name: np.stack([row[name] for row in rows]) for name in rows[0]}, sizes)
+        return filled(Batch, {name: np.stack([row[name] for row in rows]) for name in rows[0]}, sizes, packed=packing)
 
     return rows.batch(batch_size, batch_fn=stack)

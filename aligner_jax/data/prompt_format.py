@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 from aligner_jax.data.templates import render_prompt
 from aligner_jax.data.tokenizer import Tokenizer
@@ -10,6 +10,13 @@ from aligner_jax.errors import InputError
 
 TemplateName = Literal["auto", "none", "alpaca", "chat"]
 """Templates that a user can choose; "auto" is the one that the adapters record."""
+
+
+class Recording(Protocol):
+    """An adapter's file that may record a prompt format; reading the property may raise InputError."""
+
+    @property
+    def prompt_format(self) -> "PromptFormat | None": ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +39,7 @@ class PromptFormat:
         cls,
         template: str,
         system: str | None,
-        recorded: Mapping[str, Self | None],
+        recorded: Mapping[str, Recording],
         *,
         option: str = "--",
         others: tuple[str, ...] = ("chat", "none"),
@@ -46,18 +53,19 @@ class PromptFormat:
         Args:
           template: the user's template; "auto" takes the recorded one, or "none" without adapters.
           system: the user's system prompt, for "chat"; None takes the recorded one.
-          recorded: format that each adapter's file records, by the adapter's name in messages. Adapters without a
-            record, such as those of other projects, get the format of the others.
+          recorded: the adapters' files, by names for messages. Their formats are read only if they are needed. Files
+            without one, such as those of other projects, get the format of the others.
           option: prefix of the option names `template` and `system` in messages.
           others: templates that messages offer beside "alpaca".
 
         Raises:
-          InputError: `template` is "auto" and the adapters record no format, or different ones; or `system` is given
-            and the template is not "chat".
+          InputError: `template` is "auto" and the adapters record no format, or different ones; a format that is needed
+            cannot be read; or `system` is given and the template is not "chat".
         """
-        formats: dict[Self, str] = {}
-        for adapter, found in recorded.items():
-            if found is not None:
+        formats: dict[PromptFormat, str] = {}
+        is_needed = template == "auto" or (template == "chat" and system is None)
+        for adapter, file in recorded.items() if is_needed else ():
+            if (found := file.prompt_format) is not None:
                 formats.setdefault(found, adapter)
         if template == "auto":
             if recorded and not formats:

@@ -18,9 +18,9 @@ A loop iteration costs all nodes of its body. Published templates take some hund
 """
 BYTES, BYTES_PER_BYTE = 12 * 2**20, 256
 """Limit of the memory of all texts and lists made, in bytes: a constant, and an addition per byte of conversation."""
-MOST_WIDTH = 1000
+MAX_WIDTH = 1000
 """Largest width, precision, indentation or count in formatting."""
-MOST_BITS = 4096
+MAX_BITS = 4096
 """Size limit of integers, in bits."""
 _STEPS_WEIGHED = 8
 """Steps charged for the visit of a value in a list, which takes about as long."""
@@ -73,7 +73,7 @@ class Budget:
         elif isinstance(value, list | tuple | dict | set):
             self.step(len(value) >> 3)
             self.take(16 * len(value))
-        elif isinstance(value, int) and value.bit_length() > MOST_BITS:
+        elif isinstance(value, int) and value.bit_length() > MAX_BITS:
             raise OverBudget("it makes a number of thousands of bits")
         return value
 
@@ -141,8 +141,8 @@ class Budget:
             self.take(16 * len(value) * max(times, 0))
 
     def power(self, base: object, exponent: object) -> None:
-        """Refuses an integer power `base ** exponent` of more than `MOST_BITS`."""
-        if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > MOST_BITS:
+        """Refuses an integer power `base ** exponent` of more than `MAX_BITS`."""
+        if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > MAX_BITS:
             raise OverBudget("it makes a number of thousands of bits")
 
     def percent(self, pattern: str, values: object) -> None:
@@ -192,21 +192,21 @@ def bounded(value: object) -> int:
     """Returns a width or count of formatting as a nonnegative integer.
 
     Raises:
-      OverBudget: it exceeds `MOST_WIDTH`, or is an asterisk.
+      OverBudget: it exceeds `MAX_WIDTH`, or is an asterisk.
     """
     if value is None:
         return 0
     if value == "*":
         raise OverBudget("its formats take a width from their values")
     if isinstance(value, str) and len(value) > 9:
-        raise OverBudget(f"it formats to a width of more than {MOST_WIDTH:,}")
+        raise OverBudget(f"it formats to a width of more than {MAX_WIDTH:,}")
     try:
         number = int(value)  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError, OverflowError):
         # Some filters take a text in place of a width.
         number = len(value) if isinstance(value, str) else 0
-    if not -MOST_WIDTH <= number <= MOST_WIDTH:
-        raise OverBudget(f"it formats to a width of more than {MOST_WIDTH:,}")
+    if not -MAX_WIDTH <= number <= MAX_WIDTH:
+        raise OverBudget(f"it formats to a width of more than {MAX_WIDTH:,}")
     return abs(number)
 
 

@@ -18,9 +18,9 @@ from jinja2.utils import Cycler, Joiner
 from jinja2.visitor import NodeTransformer
 
 from aligner_jax.data import template_filters
-from aligner_jax.data.template_budget import MOST_BITS, SCALARS, OverBudget, bounded, current, plain
+from aligner_jax.data.template_budget import MAX_BITS, SCALARS, OverBudget, bounded, current, plain
 
-MOST_NODES = 12_000
+MAX_NODES = 12_000
 """Limit of the nodes of a parsed template; the longest published templates have some thousand."""
 _STEPS_CALLED = 50
 """Steps charged for a call of a macro, which takes about as long."""
@@ -48,7 +48,7 @@ _METHODS: tuple[tuple[type, frozenset[str]], ...] = (
 )
 _PADDING = frozenset(("center", "ljust", "rjust", "zfill"))
 _SEARCHING = frozenset(("lstrip", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "strip"))
-_MOST_BLOCKS = 100
+_MAX_BLOCKS = 100
 _OTHERS = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
 
@@ -76,8 +76,8 @@ class ChargedEnvironment(ImmutableSandboxedEnvironment):
         template = super()._parse(source, name, filename)
         count = _nodes(template)
         current().step(count)
-        if count > MOST_NODES:
-            raise OverBudget(f"it has {count:,} parts, of at most {MOST_NODES:,}")
+        if count > MAX_NODES:
+            raise OverBudget(f"it has {count:,} parts, of at most {MAX_NODES:,}")
         _check_blocks(template)
         template = _Charging().visit(template)
         template.set_environment(self)
@@ -99,7 +99,7 @@ class ChargedEnvironment(ImmutableSandboxedEnvironment):
             budget.text(len(left) + len(right), right if left.isascii() else left)
             return left + right
         budget.step()
-        if any(isinstance(each, int) and each.bit_length() > MOST_BITS for each in (left, right)):
+        if any(isinstance(each, int) and each.bit_length() > MAX_BITS for each in (left, right)):
             raise OverBudget("it makes a number of thousands of bits")
         if operator == "*":
             for value, times in ((left, right), (right, left)):
@@ -236,8 +236,8 @@ def _check_blocks(template: nodes.Template) -> None:
     if next(template.find_all(_OTHERS), None) is not None:
         raise SecurityError("a chat template has no other templates to include or extend")
     blocks = list(template.find_all(nodes.Block))
-    if len(blocks) > _MOST_BLOCKS or any(block.scoped for block in blocks):
-        raise SecurityError(f"a chat template has no use for scoped blocks, or for more than {_MOST_BLOCKS} blocks")
+    if len(blocks) > _MAX_BLOCKS or any(block.scoped for block in blocks):
+        raise SecurityError(f"a chat template has no use for scoped blocks, or for more than {_MAX_BLOCKS} blocks")
 
 
 def _nodes(node: nodes.Node) -> int:

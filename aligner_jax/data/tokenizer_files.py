@@ -5,7 +5,7 @@ from pathlib import Path
 from aligner_jax.data import tokenizer_gguf
 from aligner_jax.data.gguf_metadata import read_gguf_header
 from aligner_jax.data.tokenizer import Tokenizer, make_tokenizer
-from aligner_jax.data.tokenizer_hf import MOST_BYTES, HFBackend, read_tokenizer_json
+from aligner_jax.data.tokenizer_hf import MAX_BYTES, HFBackend, read_tokenizer_json
 from aligner_jax.data.tokenizer_sentencepiece import SentencePieceBackend, read_model
 from aligner_jax.data.tokenizer_settings import Settings, read_settings
 from aligner_jax.errors import InputError
@@ -54,9 +54,9 @@ def tokenizer_files(path: Path | str) -> dict[str, bytes]:
     """
     path = Path(path)
     if is_folder(path):
-        return {file.name: read_bytes(file, most=MOST_BYTES) for file in _folder_files(path)}
+        return {file.name: read_bytes(file, most=MAX_BYTES) for file in _folder_files(path)}
     if path.suffix != ".gguf":
-        return {path.name: read_bytes(path, most=MOST_BYTES)}
+        return {path.name: read_bytes(path, most=MAX_BYTES)}
     size = read_gguf_header(path).data_offset
     with open_file(path) as file:
         return {_GGUF: file.read(size)}

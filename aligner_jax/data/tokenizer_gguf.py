@@ -18,7 +18,7 @@ from aligner_jax.data.tokenizer_sentencepiece import (
     SentencePieceBackend,
     new_model,
 )
-from aligner_jax.data.tokenizer_settings import Mark, Settings
+from aligner_jax.data.tokenizer_settings import AddedToken, Settings
 from aligner_jax.errors import InputError
 from aligner_jax.files.fields import Fields
 
@@ -119,14 +119,16 @@ def _number(ours: _Ours, name: str, count: int) -> int | None:
 
 
 def _settings(tokens: list[str], types: list[int], named: list[int | None]) -> Settings:
-    """Returns settings with the vocabulary's marks: llama.cpp splits text at control and user-defined tokens alike.
+    """Returns settings with the vocabulary's added tokens, which are control and user-defined tokens as in llama.cpp.
 
     Named tokens, and those that end a turn in published models, are special regardless of their type.
     """
     special = {*named, *(i for i, kind in enumerate(types) if kind in (CONTROL, UNKNOWN))}
     special |= {i for i, kind in enumerate(types) if kind == USER_DEFINED and tokens[i] in END_TOKENS}
-    marks = [i for i, kind in enumerate(types) if kind == USER_DEFINED or i in special]
-    return Settings(marks=tuple(Mark(tokens[i], i, i in special, normalized=False) for i in marks), legacy=True)
+    added = [i for i, kind in enumerate(types) if kind == USER_DEFINED or i in special]
+    return Settings(
+        added_tokens=tuple(AddedToken(tokens[i], i, i in special, normalized=False) for i in added), legacy=True
+    )
 
 
 def _vocabulary(ours: _Ours) -> tuple[list[str], list[int]]:
@@ -180,8 +182,8 @@ def _sentencepiece(ours: _Ours, tokens: list[str], types: list[int], unknown: in
         types = [UNKNOWN if i == unknown else kind for i, kind in enumerate(types)]
     model = new_model()
     for token, score, kind in zip(tokens, scores.tolist(), types, strict=True):
-        # Marks are split off before the model sees the text, so it gets user-defined tokens as control tokens, which
-        # match no text.
+        # Added tokens are split off before the model sees the text, so it gets user-defined tokens as control tokens,
+        # which match no text.
         model.pieces.add(piece=token, score=score, type=CONTROL if kind == USER_DEFINED else kind)
     trainer = model.trainer_spec
     trainer.model_type, trainer.vocab_size = trainer.BPE, len(tokens)

@@ -9,14 +9,14 @@ import tokenizers
 from tokenizers import decoders, pre_tokenizers
 
 from aligner_jax.data.tokenizer_json import check_numbers, check_tokenizer
-from aligner_jax.data.tokenizer_settings import NO_SETTINGS, Settings, add_marks, check_marks
+from aligner_jax.data.tokenizer_settings import NO_SETTINGS, Settings, add_missing_tokens, check_added_tokens
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, read_text
 from aligner_jax.files.json_text import parse_object
 
-MOST_BYTES = 128 * MEBIBYTE
+MAX_BYTES = 128 * MEBIBYTE
 """Size limit of tokenizer.json. Llama 3's has 9 MB, the largest published one about 35."""
-_MOST_VALUES = 2**22
+_MAX_VALUES = 2**22
 """Limit of JSON values in tokenizer.json: twice those of the largest published files, where a merge is three values."""
 SPACED = r"\A▁"
 """Pattern by which a rebuilt SentencePiece model adds a space to a text that already begins with one."""
@@ -29,7 +29,7 @@ class HFBackend:
 
     Args:
       tokenizer: the vocabulary; modified in place.
-      settings: marks and named tokens.
+      settings: added and named tokens.
       where: file with which errors begin.
 
     Attributes:
@@ -50,10 +50,10 @@ class HFBackend:
             tokenizer.encode_special_tokens = settings.splits_special
             self._starting = tokenizer
             # The package assigns ids to added tokens itself; `_outer` maps its ids to those of the files.
-            self._outer, special = add_marks(tokenizer, settings, where)
+            self._outer, special = add_missing_tokens(tokenizer, settings, where)
             self._inner = {outer: inner for inner, outer in self._outer.items()}
             added = tokenizer.get_added_tokens_decoder()
-            check_marks((token.content for token in added.values()), where)
+            check_added_tokens((token.content for token in added.values()), where)
             self._continuing, spaced = _without_prefix_space(tokenizer)
             self.special_ids = frozenset(self._outer.get(i, i) for i in special)
             before_space = (i for i, token in added.items() if spaced == "always" or not token.normalized)
@@ -103,8 +103,8 @@ def read_tokenizer_json(path: Path, settings: Settings = NO_SETTINGS) -> HFBacke
     Raises:
       InputError: the file cannot be read, is not JSON, is not a tokenizer, or exceeds the limits of `check_tokenizer`.
     """
-    text = read_text(path, most=MOST_BYTES)
-    value = parse_object(text, path, most_values=_MOST_VALUES)
+    text = read_text(path, most=MAX_BYTES)
+    value = parse_object(text, path, most_values=_MAX_VALUES)
     check_tokenizer(value, path)
     with guarded(f"{path} is not a tokenizer of the tokenizers package"):
         tokenizer = tokenizers.Tokenizer.from_str(text)
@@ -151,9 +151,9 @@ def _is_byte_level(tokenizer: tokenizers.Tokenizer) -> bool:
 
 
 def _without_prefix_space(tokenizer: tokenizers.Tokenizer) -> tuple[tokenizers.Tokenizer, str]:
-    """Returns the tokenizer for a text that continues another, and the marks after which the space is put nevertheless.
+    """Returns the tokenizer for a text that continues another, and the added tokens that a space is put after anyway.
 
-    These are "always" (every mark), "raw" (marks that are matched before normalization) or "" (none).
+    These are "always" (every one), "raw" (those that are matched before normalization) or "" (none).
     """
     # Only these parts are serialized, since the vocabulary makes up most of the JSON.
     settings = [json.loads(part.__getstate__()) for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) if part]

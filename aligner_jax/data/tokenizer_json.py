@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from aligner_jax.data.tokenizer_settings import check_marks
+from aligner_jax.data.tokenizer_settings import check_added_tokens
 from aligner_jax.errors import InputError
 from aligner_jax.files.fields import Fields
 
-MOST_STEPS = 100
-MOST_GROWTH = 1000
+MAX_STEPS = 100
+MAX_GROWTH = 1000
 """Limit of the factor by which the steps of a part together may lengthen a text."""
-MOST_PATTERN = 4000
+MAX_PATTERN = 4000
 """Length limit of a regular expression, in characters. Those of published tokenizers have some hundred."""
-MOST_WORD = 1000
+MAX_WORD = 1000
 """Length limit of a word for WordPiece, whose time is quadratic in it. Published tokenizers have 100 characters."""
 _LISTS = ("normalizers", "pretokenizers", "decoders", "processors")
 
@@ -37,20 +37,22 @@ def check_tokenizer(value: dict[str, object], path: Path) -> None:
     if model.get("dropout"):
         raise InputError(f"{path}: model.dropout drops merges at random, so that a text has other tokens each time")
     if model.get("type") == "WordPiece" or "max_input_chars_per_word" in model:
-        Fields(model, path, "model.").integer("max_input_chars_per_word", 100, least=0, most=MOST_WORD)
+        Fields(model, path, "model.").integer("max_input_chars_per_word", 100, least=0, most=MAX_WORD)
     added = value.get("added_tokens")
     entries = [entry for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
-    check_marks([text for entry in entries if isinstance(text := entry.get("content"), str)], str(path), empty=True)
+    check_added_tokens(
+        [text for entry in entries if isinstance(text := entry.get("content"), str)], str(path), empty=True
+    )
     for name in ("normalizer", "pre_tokenizer", "decoder", "post_processor"):
         growth = 1.0
         for count, step in enumerate(_steps(value.get(name)), start=1):
-            if count > MOST_STEPS:
-                raise InputError(f"{path}: its {name} has more than {MOST_STEPS} steps")
+            if count > MAX_STEPS:
+                raise InputError(f"{path}: its {name} has more than {MAX_STEPS} steps")
             growth *= _growth(step, f"{path}: a step of its {name}")
             if step.get("type") == "Precompiled":
                 check_charsmap(_from_base64(step.get("precompiled_charsmap"), path), str(path))
-            if growth > MOST_GROWTH:
-                raise InputError(f"{path}: its {name} could make a text more than {MOST_GROWTH:,} times as long")
+            if growth > MAX_GROWTH:
+                raise InputError(f"{path}: its {name} could make a text more than {MAX_GROWTH:,} times as long")
 
 
 def check_charsmap(content: bytes, what: str) -> None:
@@ -132,21 +134,21 @@ def _growth(step: dict, what: str) -> float:
     """Returns a bound of the ratio of a step's output length to its input length, in characters."""
     pattern = step.get("pattern")
     searched = next(iter(pattern.values()), "") if isinstance(pattern, dict) else pattern
-    if isinstance(searched, str) and len(searched) > MOST_PATTERN:
-        raise InputError(f"{what} has a pattern of {len(searched):,} characters; at most {MOST_PATTERN:,} are read")
+    if isinstance(searched, str) and len(searched) > MAX_PATTERN:
+        raise InputError(f"{what} has a pattern of {len(searched):,} characters; at most {MAX_PATTERN:,} are read")
     if pattern is not None and searched == "":
         raise InputError(f"{what} has an empty pattern")
-    if step.get("type") == "Prepend" and len(str(step.get("prepend", ""))) > MOST_GROWTH:
-        raise InputError(f"{what} puts more than {MOST_GROWTH:,} characters before a text")
+    if step.get("type") == "Prepend" and len(str(step.get("prepend", ""))) > MAX_GROWTH:
+        raise InputError(f"{what} puts more than {MAX_GROWTH:,} characters before a text")
     fields, content = Fields(step, what), step.get("content")
     if step.get("type") == "FixedLength":
         fields.integer("length")
     for name in ("start", "stop"):
         if step.get("type") == "Strip" and fields.has(name):
-            fields.integer(name, least=0, most=MOST_GROWTH)
+            fields.integer(name, least=0, most=MAX_GROWTH)
     for name in ("single", "pair"):
-        if isinstance(items := step.get(name), list) and len(items) > MOST_STEPS:
-            raise InputError(f"{what} puts more than {MOST_STEPS} pieces together")
+        if isinstance(items := step.get(name), list) and len(items) > MAX_STEPS:
+            raise InputError(f"{what} puts more than {MAX_STEPS} pieces together")
     if step.get("type") == "Prepend":
         return 1.0 + len(str(step.get("prepend", "")))
     if step.get("type") == "ByteLevel":

@@ -1,7 +1,8 @@
 """Rebuilds SentencePiece vocabularies in the tokenizers package.
 
-One package serves all kinds of files, so that marks, spaces and decoding obey one `Settings`, as in transformers. Tests
-prove that the token ids equal those of the sentencepiece package, whose encoder never runs on a file.
+One package serves all kinds of files, so that added tokens, spaces and decoding obey one `Settings`, as in
+transformers. Tests prove that the token ids equal those of the sentencepiece package, whose encoder never runs on a
+file.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from aligner_jax.data.tokenizer_hf import SPACED, HFBackend, as_llama, guarded
 from aligner_jax.data.tokenizer_json import check_charsmap
-from aligner_jax.data.tokenizer_settings import NO_SETTINGS, Mark, Settings
+from aligner_jax.data.tokenizer_settings import NO_SETTINGS, AddedToken, Settings
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import read_bytes
 
@@ -26,7 +27,7 @@ new_model = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttribut
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _UNIGRAM, _BPE = 1, 2
 _LONGEST_PIECE = 256
-"""Length limit of a piece, in characters, since all its splits are tried. Trainers use 16; marks have some dozens."""
+"""Length limit of a piece, in characters, since all its splits are tried. Trainers use 16; added tokens have dozens."""
 _MERGES, _MERGES_A_PIECE = 10_000, 4
 """Limit of merges: a constant, and an addition per piece. Published models have 2 to 2.5 merges per piece."""
 _BYTE_NAME = re.compile("<0x[0-9A-F]{2}>")
@@ -47,7 +48,7 @@ class SentencePieceBackend(HFBackend):
                 as_llama(built, settings)
             else:
                 built = _as_model_says(model, settings.legacy is not False)
-        super().__init__(built, with_marks(settings, model), where)
+        super().__init__(built, with_model_tokens(settings, model), where)
         spaced = settings.scheme != "never" if settings.is_llama else model.normalizer_spec.add_dummy_prefix
         self._leading = " " if spaced else ""
         self._pieces = {i: bytes([int(p.piece[3:5], 16)]) for i, p in enumerate(model.pieces) if p.type == BYTE}
@@ -70,21 +71,21 @@ class SentencePieceBackend(HFBackend):
         return self._pieces[token_id]
 
 
-def with_marks(settings: Settings, model: ModelProto) -> Settings:
-    """Returns the settings with the model's own marks added that they do not describe, as transformers 5 does."""
+def with_model_tokens(settings: Settings, model: ModelProto) -> Settings:
+    """Returns the settings with the model's own tokens added that they do not describe, as transformers 5 does."""
     kinds = () if settings.lists_special else (CONTROL, USER_DEFINED) if settings.is_llama else (CONTROL,)
-    described = {mark.content for mark in settings.marks}
-    marks = list(settings.marks)
+    described = {token.content for token in settings.added_tokens}
+    tokens = list(settings.added_tokens)
     if model.normalizer_spec.add_dummy_prefix and not settings.is_llama:
-        # Marks are matched in the raw text; otherwise the parts between them would not get the prefix space.
-        marks = [dataclasses.replace(mark, normalized=False) if mark.id is not None else mark for mark in marks]
+        # Added tokens are matched in the raw text; otherwise the parts between them would not get the prefix space.
+        tokens = [dataclasses.replace(token, normalized=False) if token.id is not None else token for token in tokens]
     trainer = model.trainer_spec
     unnamed = {i for name, i in (("bos", trainer.bos_id), ("eos", trainer.eos_id)) if name not in settings.names}
     for i, piece in enumerate(model.pieces):
         own = piece.type in (UNKNOWN, *kinds) or (piece.type == CONTROL and i in unnamed)
         if own and piece.piece not in described:
-            marks.append(Mark(piece.piece, special=piece.type != USER_DEFINED, normalized=False))
-    return dataclasses.replace(settings, marks=tuple(marks))
+            tokens.append(AddedToken(piece.piece, special=piece.type != USER_DEFINED, normalized=False))
+    return dataclasses.replace(settings, added_tokens=tuple(tokens))
 
 
 def read_model(path: Path) -> ModelProto:

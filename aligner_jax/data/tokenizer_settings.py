@@ -11,14 +11,14 @@ from aligner_jax.files.fields import Fields
 NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """Names of special tokens, in the order in which transformers adds those that the vocabulary lacks."""
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
-_MOST_MARKS = 100_000
+_MAX_TOKENS = 100_000
 _LLAMAS = ("LlamaTokenizer", "CodeLlamaTokenizer")
 # A character of an added token takes some 80 bytes of the automaton that matches all of them at once.
-_LONGEST_MARK, _MOST_CHARACTERS, _CHARACTERS_A_MARK = 1000, 500_000, 20
+_LONGEST_TOKEN, _MAX_CHARACTERS, _CHARACTERS_A_TOKEN = 1000, 500_000, 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Mark:
+class AddedToken:
     """An added token, which is matched in the text before the model encodes the rest.
 
     Attributes:
@@ -44,22 +44,22 @@ class Settings:
     """Settings of a tokenizer, from any kind of file; None if the files leave a setting open.
 
     Attributes:
-      marks: added tokens, those with an id first.
+      added_tokens: added tokens, those with an id first.
       lists_special: True if the files list special tokens. Control pieces of a SentencePiece model that are not listed
-        are then no marks.
+        are then not added tokens.
       names: special tokens by the names in `NAMES`, such as "bos" and "eos".
       add_bos: True if a text gets BOS before it.
       is_llama: True if the files ask for transformers' LlamaTokenizer or CodeLlamaTokenizer. These split text by
         `legacy` and `prefix_space`, not by the settings in the vocabulary's file.
-      legacy: True puts a space before every stretch of text between marks, False before the first only.
+      legacy: True puts a space before every stretch of text between added tokens, False before the first only.
       prefix_space: False puts no space before texts. Among byte-level vocabularies only GPT2Tokenizer's obey it.
       is_gpt2: True if the files ask for transformers' GPT2Tokenizer.
       splits_special: True if special tokens in a text are encoded as plain text.
     """
 
-    marks: tuple[Mark, ...] = ()
+    added_tokens: tuple[AddedToken, ...] = ()
     lists_special: bool = False
-    names: Mapping[str, Mark] = dataclasses.field(default_factory=dict)
+    names: Mapping[str, AddedToken] = dataclasses.field(default_factory=dict)
     add_bos: bool | None = None
     is_llama: bool = False
     legacy: bool | None = None
@@ -101,13 +101,13 @@ def read_settings(config: Fields, special_map: Fields, added: Fields, model: Fie
     names = _names(sources)
     extra = _extra(sources)
     if not has_decoder:
-        named = {mark.content for mark in (*names.values(), *extra)}
-        numbered = [Mark(t, i, special=t in named, normalized=t not in named) for t, i in by_name.items()]
+        named = {token.content for token in (*names.values(), *extra)}
+        numbered = [AddedToken(t, i, special=t in named, normalized=t not in named) for t, i in by_name.items()]
     config.flag("add_eos_token")
     legacy = config.flag("legacy") if config.has("legacy") else None
-    check_marks((mark.content for mark in extra), str(config.file))
+    check_added_tokens((token.content for token in extra), str(config.file))
     return Settings(
-        marks=(*_distinct(numbered, config if has_decoder else added), *extra),
+        added_tokens=(*_distinct(numbered, config if has_decoder else added), *extra),
         lists_special=any(source.get(field) for source in sources for field in _LISTS),
         names=names,
         add_bos=config.flag("add_bos_token") if config.has("add_bos_token") else None,
@@ -120,15 +120,17 @@ def read_settings(config: Fields, special_map: Fields, added: Fields, model: Fie
     )
 
 
-def add_marks(tokenizer: tokenizers.Tokenizer, settings: Settings, where: str) -> tuple[dict[int, int], frozenset[int]]:
-    """Adds the marks and named tokens of the settings that a vocabulary lacks.
+def add_missing_tokens(
+    tokenizer: tokenizers.Tokenizer, settings: Settings, where: str
+) -> tuple[dict[int, int], frozenset[int]]:
+    """Adds the added and named tokens of the settings that a vocabulary lacks.
 
     A token without an id gets the next free one, as in transformers. The tokenizers package assigns ids itself, and
     they may differ from those in the files.
 
     Args:
       tokenizer: the vocabulary; modified in place.
-      settings: marks and named tokens.
+      settings: added and named tokens.
       where: file with which errors begin.
 
     Returns:
@@ -137,34 +139,34 @@ def add_marks(tokenizer: tokenizers.Tokenizer, settings: Settings, where: str) -
     Raises:
       InputError: the files and the vocabulary give a token different ids.
     """
-    described = {mark.content: mark for mark in settings.marks}
+    described = {token.content: token for token in settings.added_tokens}
     # Tokens without an id come in the order in which transformers assigns ids.
-    wanted = {mark.content: mark for mark in settings.marks if mark.id is not None}
-    for mark in settings.names.values():
-        wanted[mark.content] = dataclasses.replace(described.get(mark.content, mark), special=True)
-    wanted |= {content: mark for content, mark in described.items() if content not in wanted}
+    wanted = {token.content: token for token in settings.added_tokens if token.id is not None}
+    for token in settings.names.values():
+        wanted[token.content] = dataclasses.replace(described.get(token.content, token), special=True)
+    wanted |= {content: token for content, token in described.items() if content not in wanted}
     before = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    known = {mark.content: tokenizer.token_to_id(mark.content) for mark in settings.marks}
-    new = [_added_token(mark) for mark in wanted.values() if mark.content not in before]
+    known = {token.content: tokenizer.token_to_id(token.content) for token in settings.added_tokens}
+    new = [_added_token(token) for token in wanted.values() if token.content not in before]
     if new:
         tokenizer.add_tokens(new)
     renumbered: dict[int, int] = {}
-    for mark in settings.marks:
-        held, had = tokenizer.token_to_id(mark.content), known[mark.content]
-        if mark.id is None or held is None or held == mark.id:
+    for token in settings.added_tokens:
+        held, had = tokenizer.token_to_id(token.content), known[token.content]
+        if token.id is None or held is None or held == token.id:
             continue
         if had is not None:
             raise InputError(
-                f"{where} gives the added token {mark.content!r} the number {mark.id}, but the vocabulary has it as "
+                f"{where} gives the added token {token.content!r} the number {token.id}, but the vocabulary has it as "
                 f"{had}: their files are of two models"
             )
-        renumbered[held] = mark.id
+        renumbered[held] = token.id
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    special |= {tokenizer.token_to_id(mark.content) for mark in wanted.values() if mark.special}
+    special |= {tokenizer.token_to_id(token.content) for token in wanted.values() if token.special}
     return renumbered, frozenset(i for i in special if i is not None)
 
 
-def check_marks(contents: Iterable[str], where: str, *, empty: bool = False) -> None:
+def check_added_tokens(contents: Iterable[str], where: str, *, empty: bool = False) -> None:
     """Refuses added tokens that cannot be matched: too many, too long, or empty.
 
     Args:
@@ -178,42 +180,42 @@ def check_marks(contents: Iterable[str], where: str, *, empty: bool = False) -> 
     contents = list(contents)
     if "" in contents and not empty:
         raise InputError(f"{where} has an added token without any text, which would be found everywhere")
-    if len(contents) > _MOST_MARKS:
-        raise InputError(f"{where} has {len(contents):,} added tokens, which is more than {_MOST_MARKS:,}")
+    if len(contents) > _MAX_TOKENS:
+        raise InputError(f"{where} has {len(contents):,} added tokens, which is more than {_MAX_TOKENS:,}")
     total, longest = sum(map(len, contents)), max(map(len, contents), default=0)
-    if longest > _LONGEST_MARK or total > _MOST_CHARACTERS + _CHARACTERS_A_MARK * len(contents):
+    if longest > _LONGEST_TOKEN or total > _MAX_CHARACTERS + _CHARACTERS_A_TOKEN * len(contents):
         raise InputError(
             f"{where} has added tokens of {total:,} characters, one of {longest:,}, and each has at most "
-            f"{_LONGEST_MARK:,}"
+            f"{_LONGEST_TOKEN:,}"
         )
 
 
-def _added_token(mark: Mark) -> tokenizers.AddedToken:
+def _added_token(token: AddedToken) -> tokenizers.AddedToken:
     return tokenizers.AddedToken(
-        mark.content, single_word=mark.single_word, lstrip=mark.lstrip, rstrip=mark.rstrip,
-        normalized=mark.normalized, special=mark.special,
+        token.content, single_word=token.single_word, lstrip=token.lstrip, rstrip=token.rstrip,
+        normalized=token.normalized, special=token.special,
     )  # fmt: skip
 
 
-def _decoder(config: Fields) -> list[Mark]:
+def _decoder(config: Fields) -> list[AddedToken]:
     """Returns the tokens of `added_tokens_decoder` in the order of their ids."""
     section = config.section("added_tokens_decoder")
     if section is None:
         return []
-    marks = []
+    tokens = []
     for key in section.values:
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
             raise section.error(key, "is not the number of a token")
         entry = section.section(key)
         if entry is None:
             raise section.error(key, "is null, not an object")
-        marks.append(_mark(entry, int(key)))
-    return sorted(marks, key=lambda mark: mark.id or 0)
+        tokens.append(_parse_token(entry, int(key)))
+    return sorted(tokens, key=lambda token: token.id or 0)
 
 
-def _mark(entry: Fields, number: int | None, special: bool = False) -> Mark:
+def _parse_token(entry: Fields, number: int | None, special: bool = False) -> AddedToken:
     special = entry.flag("special", special)
-    return Mark(
+    return AddedToken(
         entry.text("content"), number, special,
         normalized=entry.flag("normalized", not special), lstrip=entry.flag("lstrip"),
         rstrip=entry.flag("rstrip"), single_word=entry.flag("single_word"),
@@ -230,68 +232,68 @@ def _by_name(added: Fields) -> dict[str, int]:
     return dict(sorted(numbers.items(), key=lambda item: item[1]))
 
 
-def _names(sources: Iterable[Fields]) -> dict[str, Mark]:
+def _names(sources: Iterable[Fields]) -> dict[str, AddedToken]:
     """Returns special tokens by name, each from the first source that names it; "" counts as none."""
-    found: dict[str, Mark] = {}
+    found: dict[str, AddedToken] = {}
     for source in sources:
         for name in NAMES:
-            mark = _named(source, f"{name}_token")
-            if mark is not None and name not in found:
-                found[name] = mark
+            token = _named(source, f"{name}_token")
+            if token is not None and name not in found:
+                found[name] = token
     return found
 
 
-def _named(source: Fields, field: str) -> Mark | None:
+def _named(source: Fields, field: str) -> AddedToken | None:
     """Returns the special token in a field, which holds its text or an object; None if it is absent or empty."""
     if isinstance(source.get(field), dict):
         entry = source.section(field)
-        mark = None if entry is None else dataclasses.replace(_mark(entry, None, special=True), special=True)
+        token = None if entry is None else dataclasses.replace(_parse_token(entry, None, special=True), special=True)
     else:
-        mark = Mark(source.text(field, ""), special=True, normalized=False)
-    return mark if mark is not None and mark.content else None
+        token = AddedToken(source.text(field, ""), special=True, normalized=False)
+    return token if token is not None and token.content else None
 
 
-def _extra(sources: Iterable[Fields]) -> list[Mark]:
+def _extra(sources: Iterable[Fields]) -> list[AddedToken]:
     """Returns special tokens outside `NAMES`: listed ones, and fields `*_token` of a model's own."""
-    marks: dict[str, Mark] = {}
+    tokens: dict[str, AddedToken] = {}
     for source in sources:
         for field in source.values:
             own = field.endswith("_token") and field.removesuffix("_token") not in NAMES
-            mark = _named(source, field) if own and isinstance(source.get(field), str | dict) else None
-            if mark is not None:
-                marks.setdefault(mark.content, mark)
+            token = _named(source, field) if own and isinstance(source.get(field), str | dict) else None
+            if token is not None:
+                tokens.setdefault(token.content, token)
         for field in _LISTS:
-            for mark in _listed(source, field):
-                marks.setdefault(mark.content, mark)
-    marks.pop("", None)
-    return list(marks.values())
+            for token in _listed(source, field):
+                tokens.setdefault(token.content, token)
+    tokens.pop("", None)
+    return list(tokens.values())
 
 
-def _listed(source: Fields, field: str) -> list[Mark]:
+def _listed(source: Fields, field: str) -> list[AddedToken]:
     value = source.get(field)
     items = list(value.values()) if isinstance(value, dict) else value if value is not None else []
     if not isinstance(items, list):
         raise source.error(field, "is not a list of tokens")
-    marks = []
+    tokens = []
     for item in items:
         if isinstance(item, dict):
-            marks.append(_mark(Fields(item, source.file, f"{source.prefix}{field}."), None, special=True))
+            tokens.append(_parse_token(Fields(item, source.file, f"{source.prefix}{field}."), None, special=True))
         elif isinstance(item, str):
-            marks.append(Mark(item, special=True, normalized=False))
+            tokens.append(AddedToken(item, special=True, normalized=False))
         else:
             raise source.error(field, "holds something that is neither text nor an object")
-    return marks
+    return tokens
 
 
-def _distinct(marks: list[Mark], source: Fields) -> list[Mark]:
-    check_marks((mark.content for mark in marks), str(source.file))
-    for what, values in (("token", [m.content for m in marks]), ("number", [m.id for m in marks])):
+def _distinct(tokens: list[AddedToken], source: Fields) -> list[AddedToken]:
+    check_added_tokens((token.content for token in tokens), str(source.file))
+    for what, values in (("token", [m.content for m in tokens]), ("number", [m.id for m in tokens])):
         seen = set()
         for value in values:
             if value in seen:
                 raise InputError(f"{source.file} has the {what} {value!r} of an added token twice")
             seen.add(value)
-    return marks
+    return tokens
 
 
 def _class(config: Fields, model: Fields) -> str:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from aligner_jax.errors import InputError
-from aligner_jax.model.logical import replicated
+from aligner_jax.model.logical import constrain, replicated
 
 _LEAST, _LARGEST = float(jnp.finfo(jnp.float32).tiny), float(jnp.finfo(jnp.float32).max)
 _MOST_TOKENS = jnp.iinfo(jnp.int32).max
@@ -83,6 +83,8 @@ def choose(logits_bv: Float[Array, "b v"], keys_b: Array, sampling: RowSampling)
       keys_b: a `jax.random.key` per row, so that a row's draw does not depend on the other rows.
       sampling: options of the rows.
     """
+    # Otherwise the compiler would gather the head's weights for `_draw`, and that for greedy rows too.
+    logits_bv = constrain(logits_bv, "batch", "vocab")
     greedy_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
     draws_b = sampling.temperature_b > 0
 
@@ -99,6 +101,8 @@ def _any(x_b: Bool[Array, " b"]) -> Bool[Array, ""]:
 
 def _draw(logits_bv: Array, keys_b: Array, sampling: RowSampling) -> Array:
     """Draws one token per row; the result is meaningless for greedy rows."""
+    # Gathered once: the loop of top-k would sum over a split vocabulary 32 times, and a sort would exchange it.
+    logits_bv = constrain(logits_bv, "batch", None)
     # The largest logit becomes 0 before the division, so that only improbable tokens can overflow.
     highest_b1 = jnp.max(logits_bv, axis=-1, keepdims=True)
     logits_bv = jnp.where(logits_bv == highest_b1, 0.0, (logits_bv - highest_b1) / sampling.temperature_b[:, None])

@@ -22,7 +22,7 @@ PROMPT_MULTIPLE = 16
 """Prompts of at most `LONG_PROMPT` tokens are padded to a multiple of this."""
 LONG_PROMPT, LONG_PROMPT_MULTIPLE = 512, 128
 """Prompts of more than `LONG_PROMPT` tokens are padded to a multiple of `LONG_PROMPT_MULTIPLE`, which the attention
-kernel supports; at most a fifth is padding."""
+kernel supports; at most a fifth is padding. Slots are rounded up like prompts."""
 SINGLE_ROW_COPIES = 2
 """A single bfloat16 row is decoded as this many copies. XLA's CPU backend converts the matrix to float32 for a product
 with one vector, but not with two. On TPUs, whose registers hold eight rows, the copies cost nothing."""
@@ -114,7 +114,7 @@ def continue_ids(
     if not 0 <= seed < 2**32:
         raise InputError(f"seed is {seed}, but must be at least 0 and below 2**32")
     tokens_bt, lengths_b = _padded(prompt_ids, config, max_new_tokens, padded_length)
-    slots = num_slots(max(padded_length, *map(len, prompt_ids)), max_new_tokens)
+    slots = num_slots(tokens_bt.shape[1], max_new_tokens, config.context_length)
     stops = jnp.asarray(sorted(stop_ids) or [-1], jnp.int32)
     bound, state = prefill_prompts(
         params, adapter, jnp.asarray(tokens_bt), jnp.asarray(lengths_b), RowSampling.of([sampling] * len(prompt_ids)),
@@ -122,8 +122,8 @@ def continue_ids(
     )  # fmt: skip
     done_b, made = np.zeros(len(prompt_ids), bool), 0
     while made < max_new_tokens and not done_b.all():
-        state, tokens_bt = decode_tokens(params, bound, state, stops, config=config, count=tokens_per_call)
-        for tokens_b in np.asarray(tokens_bt).T[: max_new_tokens - made, : len(prompt_ids)]:
+        state, tokens_bt = _decode(params, bound, state, stops, config=config, count=tokens_per_call)
+        for tokens_b in tokens_bt.T[: max_new_tokens - made, : len(prompt_ids)]:
             done_b |= np.isin(tokens_b, np.asarray(stops))
             if done_b.all():
                 return
@@ -167,15 +167,35 @@ def decode_tokens(
     return state, replicated(tokens_tb.T)
 
 
+def _decode(
+    params: Params, bound: Bound, state: State, stops: Int[Array, " stops"], *, config: LlamaConfig, count: int
+) -> tuple[State, np.ndarray]:
+    """Calls `decode_tokens`; returns the tokens on the host."""
+    if next(iter(params.embed_vd.devices())).platform != "gpu":
+        state, tokens_bt = decode_tokens(params, bound, state, stops, config=config, count=count)
+        return state, np.asarray(tokens_bt)
+    # XLA's GPU compiler reads the weights of a layer in place only if they are arguments of the program, not values of
+    # a loop. Calls are asynchronous, so the device does not wait for the host.
+    tokens = []
+    for _ in range(count):
+        state, tokens_b1 = decode_tokens(params, bound, state, stops, config=config, count=1)
+        tokens.append(tokens_b1)
+    return state, np.concatenate(jax.device_get(tokens), axis=1)
+
+
 def padded_size(length: int) -> int:
     """Returns the padded length of prompts of at most `length` tokens. It has few values, so few programs compile."""
     multiple = PROMPT_MULTIPLE if length <= LONG_PROMPT else LONG_PROMPT_MULTIPLE
     return -(-length // multiple) * multiple
 
 
-def num_slots(length: int, max_new_tokens: int) -> int:
-    """Returns the number of slots for prompts of at most `length` tokens; new tokens overwrite the padding."""
-    return max(padded_size(length), -(-(length + max_new_tokens) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE)
+def num_slots(padded_length: int, max_new_tokens: int, context_length: int) -> int:
+    """Returns the number of slots per row for prompts that are padded to `padded_length` tokens.
+
+    It holds the longest such prompt that, with its new tokens, fits the model's context. New tokens overwrite the
+    padding. It does not depend on the prompts themselves, so that one padded length has one program.
+    """
+    return max(padded_length, min(padded_size(padded_length + max_new_tokens), context_length))
 
 
 def _padded(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from aligner_jax.decoding.choose import RowSampling, choose
-from aligner_jax.model.cache import KVCache, empty_cache, forward_cached, prefill_cache
+from aligner_jax.model.cache import KVCache, empty_cache, forward_cached, insert_rows, prefill_cache
 from aligner_jax.model.llama import LlamaConfig, Params, unembed
 from aligner_jax.model.logical import replicated
 from aligner_jax.peft import Bound
@@ -105,13 +105,8 @@ def insert(state: State, begun: State, rows: Sequence[int] | Int[Array, " b"]) -
     assert state.cache.first_position == begun.cache.first_position
     rows_b = jnp.asarray(rows)
 
-    def written(x_lbksh, begun_lbksh):
-        for i in range(len(rows_b)):
-            x_lbksh = jax.lax.dynamic_update_slice(x_lbksh, begun_lbksh[:, i : i + 1], (0, rows_b[i], 0, 0, 0))
-        return x_lbksh
-
     # Leaves of rank 5 are the cache's arrays; all others have one value per row.
-    put = lambda mine, new: written(mine, new) if mine.ndim == 5 else mine.at[rows_b].set(new)  # noqa: E731
+    put = lambda mine, new: insert_rows(mine, new, rows_b) if mine.ndim == 5 else mine.at[rows_b].set(new)  # noqa: E731
     return jax.tree.map(put, state, begun)
 
 

@@ -36,7 +36,7 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True)
-class BeforeAfter:
+class SftReport:
     """Results of the base without and with the adapter on the same held-out examples.
 
     Attributes:
@@ -94,7 +94,7 @@ def check_form(form: str | None) -> None:
         raise InputError(f"config.report.form is {form!r}, but should be one of {', '.join(FORMS)}")
 
 
-def show(result: BeforeAfter, console: Console, *, samples: int) -> None:
+def show(result: SftReport, console: Console, *, samples: int) -> None:
     """Prints the table of results, and the first `samples` answers of both models side by side."""
     table = Table(title="Before and after, on held-out examples", title_justify="left")
     table.add_column("")

@@ -10,9 +10,9 @@ from typing import BinaryIO, NamedTuple
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, open_file
 
-_MOST_COLUMNS = 1000
+_MAX_COLUMNS = 1000
 # Short fields need 15 times the size of their text in memory.
-_MOST_ROW = 2 * MEBIBYTE
+_MAX_ROW = 2 * MEBIBYTE
 _PIECE = 2**16
 
 
@@ -103,8 +103,8 @@ class _Lines:
 
     def _take(self, size: int) -> None:
         self.taken += size
-        if self.taken > _MOST_ROW:
-            raise InputError(f"{self._path}:{self.begin}: a row has more than {_MOST_ROW // MEBIBYTE} MiB")
+        if self.taken > _MAX_ROW:
+            raise InputError(f"{self._path}:{self.begin}: a row has more than {_MAX_ROW // MEBIBYTE} MiB")
 
     def _split(self, pieces: Iterator[bytes]) -> Iterator[str]:
         rest = ""
@@ -112,7 +112,7 @@ class _Lines:
             # The last line is held back: it may end in "\r", the first half of a line break.
             *whole, rest = io.StringIO(rest + text, newline="") if rest or text else [""]
             yield from whole
-            if len(rest) > _MOST_ROW:
+            if len(rest) > _MAX_ROW:
                 self._take(len(rest))
         if rest:
             yield from io.StringIO(rest, newline="")
@@ -132,7 +132,7 @@ def _decoded(pieces: Iterator[bytes], path: str | Path) -> Iterator[str]:
 
 
 def _check_header(names: list[str], where: str) -> None:
-    if len(names) > _MOST_COLUMNS:
-        raise InputError(f"{where} names {len(names):,} columns, and a file has at most {_MOST_COLUMNS:,}")
+    if len(names) > _MAX_COLUMNS:
+        raise InputError(f"{where} names {len(names):,} columns, and a file has at most {_MAX_COLUMNS:,}")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{where} names the column {twice[0]!r} twice")

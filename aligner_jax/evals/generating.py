@@ -12,7 +12,7 @@ from aligner_jax.decoding.sampler import TOKENS_PER_CALL, continue_ids, padded_s
 from aligner_jax.errors import InputError
 from aligner_jax.evals.answer_text import AloneAnswer, ContinuedAnswer
 from aligner_jax.evals.batches import in_batches, length_bucket
-from aligner_jax.evals.kept import Kept
+from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.subject import Subject
 from aligner_jax.runtime.progress import Count
 
@@ -38,7 +38,7 @@ class Prompt(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Hash of all fields: the key of the answer in `Kept`."""
+        """Hash of all fields: the key of the answer in `ResultStore`."""
         parts = [self.ids, self.max_new_tokens, list(vars(self.sampling).values()), self.until, self.number]
         parts += ["alone"] if self.alone else []
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
@@ -50,13 +50,19 @@ def encoded(subject: Subject, text: str) -> tuple[int, ...]:
 
 
 def generate(
-    subject: Subject, prompts: Sequence[Prompt], kept: Kept, console: Console, *, seed: int = 0, what: str = "answers"
+    subject: Subject,
+    prompts: Sequence[Prompt],
+    store: ResultStore,
+    console: Console,
+    *,
+    seed: int = 0,
+    what: str = "answers",
 ) -> list[str]:
-    """Returns the answers to the prompts. Answers that `kept` has are not generated again.
+    """Returns the answers to the prompts. Answers that `store` has are not generated again.
 
     Args:
       prompts: prompts that, with their new tokens, fit the model's context.
-      kept: finished answers by `Prompt.key`; finished batches are added to it.
+      store: finished answers by `Prompt.key`; finished batches are added to it.
       seed: sampling seed. The same prompts, batch size and seed give the same answers.
       what: noun for the answers in the progress line.
 
@@ -76,16 +82,16 @@ def generate(
         numbers = [i for i, each in enumerate(ways) if each == way]
         buckets = [_bucket(subject, unique[i]) for i in numbers]
         batches += [[numbers[i] for i in batch] for batch in in_batches(buckets, subject.batch_size)]
-    unfinished = [batch for batch in batches if not all(unique[i].key in kept for i in batch)]
+    unfinished = [batch for batch in batches if not all(unique[i].key in store for i in batch)]
     done = total - sum(map(len, unfinished))
     with Count(console, what, total=total, done=done) as count:
         for batch in unfinished:
             members = [unique[i] for i in batch]
             # The seed depends on the batch's first prompt, so that no two batches draw the same random numbers.
             texts = _generated(subject, members, (seed + batch[0] * 1_000_003) % 2**32)
-            kept.add({prompt.key: text for prompt, text in zip(members, texts, strict=True)})
+            store.add({prompt.key: text for prompt, text in zip(members, texts, strict=True)})
             count.add(len(batch))
-    return [kept[prompt.key] for prompt in prompts]
+    return [store[prompt.key] for prompt in prompts]
 
 
 def _check(subject: Subject, prompt: Prompt, number: int) -> None:
@@ -101,9 +107,14 @@ def _check(subject: Subject, prompt: Prompt, number: int) -> None:
         )
 
 
-def _bucket(subject: Subject, prompt: Prompt) -> int:
+def prompt_bucket(length: int, max_new_tokens: int, context_length: int) -> int:
+    """Returns the padded length of a prompt of `length` tokens, which fits the context with its new tokens."""
     # The limit is a padded length, since the sampler pads the longest prompts too.
-    return length_bucket(len(prompt.ids), padded_size(subject.base.config.context_length - prompt.max_new_tokens))
+    return length_bucket(length, padded_size(context_length - max_new_tokens))
+
+
+def _bucket(subject: Subject, prompt: Prompt) -> int:
+    return prompt_bucket(len(prompt.ids), prompt.max_new_tokens, subject.base.config.context_length)
 
 
 def _generated(subject: Subject, prompts: Sequence[Prompt], seed: int) -> list[str]:

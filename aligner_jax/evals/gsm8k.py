@@ -121,8 +121,8 @@ def evaluate(run: Run, options: Gsm8kOptions) -> Outcome:
         Prompt(encoded(subject, text), new, decoding.sampling, decoding.until, i)
         for i, text in enumerate(_asked(run, problems, options))
     ]
-    kept = run.kept("generated", without=("marker",))
-    texts = generate(subject, prompts, kept, run.console, seed=run.config.seed)
+    store = run.result_store("generated", without=("marker",))
+    texts = generate(subject, prompts, store, run.console, seed=run.config.seed)
     right = [
         is_right(text, problem.answer, protocol=options.protocol, marker=options.marker)
         for text, problem in zip(texts, problems, strict=True)

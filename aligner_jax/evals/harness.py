@@ -68,7 +68,7 @@ def evaluate(run: Run, options: HarnessOptions) -> Outcome:
     # Its warnings tell of defaults, which results.json has. Errors of tasks are raised as exceptions.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager, tasks = load_tasks(options, run.folder / "tasks")
-    model = harness_model(run.model, run.kept("requests"), run.console, seed=run.config.seed)
+    model = harness_model(run.model, run.result_store("requests"), run.console, seed=run.config.seed)
     with _mistakes_as_sentences(f"the tasks {', '.join(options.tasks)} cannot be run"):
         found: Any = simple_evaluate(
             model=model, tasks=tasks, task_manager=manager, num_fewshot=options.num_fewshot, limit=run.config.limit,

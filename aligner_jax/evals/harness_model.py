@@ -12,7 +12,7 @@ from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
 from aligner_jax.evals.generating import Prompt, generate
 from aligner_jax.evals.harness_chat import render_with_or_without_system
-from aligner_jax.evals.kept import Kept
+from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.scoring import Continuation, score
 from aligner_jax.evals.subject import Subject
 from aligner_jax.files.fields import Fields
@@ -26,7 +26,7 @@ _GENERATION = {"until", "do_sample", "temperature", "top_k", "top_p", *_LIMITS}
 _WHERE = "a task's generation_kwargs"
 
 
-def harness_model(subject: Subject, kept: Kept, console: Console, *, seed: int = 0) -> Any:
+def harness_model(subject: Subject, store: ResultStore, console: Console, *, seed: int = 0) -> Any:
     """Returns an `lm_eval.api.model.LM` of a base, with or without an adapter, for `lm_eval.simple_evaluate(model=…)`.
 
     It gives the same results as the harness's own `hf` backend, since it treats texts in the same way:
@@ -42,14 +42,14 @@ def harness_model(subject: Subject, kept: Kept, console: Console, *, seed: int =
 
     Args:
       subject: base and adapter.
-      kept: finished requests by their tokens, which are not computed again.
+      store: finished requests by their tokens, which are not computed again.
       console: console for progress lines.
       seed: seed for tasks that sample.
 
     Raises:
       InputError: lm-eval is not installed, or the base has no tokenizer, or its tokenizer has neither a BOS nor an EOS.
     """
-    return model_class()(subject, kept, console, seed)
+    return model_class()(subject, store, console, seed)
 
 
 def import_lm_eval() -> Any:
@@ -79,9 +79,9 @@ def model_class() -> Any:
 class _Model:
     """Methods of the model class that are this project's own."""
 
-    def __init__(self, subject: Subject, kept: Kept, console: Console, seed: int) -> None:
+    def __init__(self, subject: Subject, store: ResultStore, console: Console, seed: int) -> None:
         super().__init__()
-        self._subject, self._kept, self._console, self._seed = subject, kept, console, seed
+        self._subject, self._store, self._console, self._seed = subject, store, console, seed
         tokenizer = subject.tokenizer
         first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
         if first is None:
@@ -146,7 +146,7 @@ class _Model:
             # A context of white space has no tokens: the harness moves trailing white space to the continuation.
             whole = [*(context_ids or [self._prefix_id]), *ids]
             continuations.append(Continuation(tuple(whole[-(self.max_length + 1) :]), len(ids)))
-        scores = score(self._subject, continuations, self._kept, self._console)
+        scores = score(self._subject, continuations, self._store, self._console)
         return [(each.log_likelihood, each.is_greedy) for each in scores]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
@@ -162,7 +162,7 @@ class _Model:
             pairs = [make_disjoint_window(pair) for pair in parts]
             windows += [Continuation((*context, *ids), len(ids)) for context, ids in pairs]
             counts.append(len(pairs))
-        scores = iter(score(self._subject, windows, self._kept, self._console))
+        scores = iter(score(self._subject, windows, self._store, self._console))
         return [sum(next(scores).log_likelihood for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
@@ -173,7 +173,7 @@ class _Model:
             # A task that repeats a request wants different samples.
             prompts.append(prompt._replace(number=seen[prompt]))
             seen[prompt] += prompt.sampling.temperature > 0
-        return generate(self._subject, prompts, self._kept, self._console, seed=self._seed)
+        return generate(self._subject, prompts, self._store, self._console, seed=self._seed)
 
     def _prompt(self, context: str, options: Fields) -> Prompt:
         new = options.integer("max_gen_toks", least=0)

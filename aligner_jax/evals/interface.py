@@ -14,7 +14,7 @@ from rich.table import Table
 
 from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
-from aligner_jax.evals.kept import Kept
+from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.subject import Subject
 from aligner_jax.runtime.config import SEEDS, BaseConfig, MeshConfig
 from aligner_jax.runtime.fields import number, parse_section
@@ -102,7 +102,7 @@ class Run:
         self.console.out(f"prompts: template {found.template}{with_system}")
         return found
 
-    def kept(self, name: str, *, without: tuple[str, ...] = ()) -> Kept:
+    def result_store(self, name: str, *, without: tuple[str, ...] = ()) -> ResultStore:
         """Returns the documents that earlier runs of this evaluation finished.
 
         Args:
@@ -114,7 +114,7 @@ class Run:
         """
         left_out = {f"config.evaluation.{option}" for option in without}
         made_from = {name: value for name, value in self.made_from.items() if name not in left_out}
-        return Kept(self.folder / f"{name}.jsonl", made_from)
+        return ResultStore(self.folder / f"{name}.jsonl", made_from)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import stdtrit
 
 _Z = 1.959964
 
@@ -55,6 +54,9 @@ def grouped_interval(value_n: Float[np.ndarray, " n"], group_n: Int[np.ndarray, 
     groups = len(deviation_g)
     trials = float(groups)
     if groups > 1 and (variance := groups / (groups - 1) * float(np.sum(deviation_g**2)) / n**2) > 0:
+        # Imported here since SciPy takes a tenth of the time in which a command starts.
+        from scipy.special import stdtrit
+
         few = (_Z / float(stdtrit(groups - 1, 0.975))) ** 2
         trials = min(share * (1 - share) / variance * few, float(n))
     return wilson_interval(share * trials, trials)

@@ -14,11 +14,11 @@ from typing import Any
 from aligner_jax.errors import InputError, one_line
 from aligner_jax.files.json_text import parse_json
 
-_MOST_BYTES, _MOST_BYTES_A_TOKEN = 2**20, 64
-_MOST_TOKENS = 2**31
+_MAX_BYTES, _MAX_BYTES_A_TOKEN = 2**20, 64
+_MAX_TOKENS = 2**31
 _KEPT_HEADERS = ("retry-after", "retry-after-ms")
 _SHORTEST_KEY = 8
-_MOST_CHARACTERS = 200
+_MAX_CHARACTERS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class RateLimit:
 
 def most_bytes(max_tokens: int) -> int:
     """Returns the largest size in bytes of a response whose answer has `max_tokens` tokens."""
-    return _MOST_BYTES + _MOST_BYTES_A_TOKEN * max_tokens
+    return _MAX_BYTES + _MAX_BYTES_A_TOKEN * max_tokens
 
 
 def http_client(seconds: float, most: int, wait_for_turn: Callable[[], Awaitable[None]]) -> Any:
@@ -138,7 +138,7 @@ def read_error(content: bytes, key: str | None) -> str:
         if isinstance(said, str):
             text = said
             break
-    shown = one_line(redacted(text, key), _MOST_CHARACTERS)
+    shown = one_line(redacted(text, key), _MAX_CHARACTERS)
     return f": {shown}" if shown else ""
 
 
@@ -162,4 +162,4 @@ def _at(value: object, *keys: str | int) -> object:
 
 def _tokens(usage: object, field: str) -> int | None:
     counted = _at(usage, field)
-    return counted if type(counted) is int and 0 <= counted < _MOST_TOKENS else None
+    return counted if type(counted) is int and 0 <= counted < _MAX_TOKENS else None

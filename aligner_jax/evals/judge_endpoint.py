@@ -123,7 +123,7 @@ class Ask:
 
 
 @dataclasses.dataclass(frozen=True)
-class Spent:
+class JudgeUsage:
     """Tokens and cost of judging.
 
     Attributes:
@@ -154,7 +154,9 @@ class Spent:
         )
 
 
-def ask_all(asks: Sequence[Ask], config: EndpointConfig, cache: Path, console: Console) -> tuple[list[Answer], Spent]:
+def ask_all(
+    asks: Sequence[Ask], config: EndpointConfig, cache: Path, console: Console
+) -> tuple[list[Answer], JudgeUsage]:
     """Returns the judge's answers in the order of `asks`, and their tokens and cost.
 
     Answers are written to the cache as they arrive, so an interrupted run continues from there. Equal requests are
@@ -190,7 +192,7 @@ def ask_all(asks: Sequence[Ask], config: EndpointConfig, cache: Path, console: C
                 raise InputError(
                     f"{error}; {len(answers):,} answers of {len(set(keys)):,} are kept in {cache}"
                 ) from None
-    return [answers[name] for name in keys], _spent(answers, set(missing), config)
+    return [answers[name] for name in keys], _usage(answers, set(missing), config)
 
 
 def _check(config: EndpointConfig) -> str | None:
@@ -303,7 +305,7 @@ def _cause(error: BaseException) -> str:
     return " ".join(str(cause).split()) or type(cause).__name__
 
 
-def _spent(answers: dict[str, Answer], now: set[str], config: EndpointConfig) -> Spent:
+def _usage(answers: dict[str, Answer], now: set[str], config: EndpointConfig) -> JudgeUsage:
     def tokens(of: set[str]) -> tuple[int, int]:
         counted = [answers[name] for name in of]
         return sum(a.prompt_tokens or 0 for a in counted), sum(a.completion_tokens or 0 for a in counted)
@@ -315,7 +317,7 @@ def _spent(answers: dict[str, Answer], now: set[str], config: EndpointConfig) ->
         return (read * config.prompt_price + written * config.completion_price) / 1e6
 
     everything = set(answers)
-    return Spent(
+    return JudgeUsage(
         len(now), len(everything - now), *tokens(everything),
         uncounted=sum(None in (a.prompt_tokens, a.completion_tokens) for a in answers.values()),
         cost=cost(everything), cost_now=cost(now),

@@ -10,12 +10,12 @@ from typing import Literal
 from aligner_jax.data.sources.records import read_records
 from aligner_jax.data.sources.values import text_field
 from aligner_jax.errors import InputError
-from aligner_jax.evals.win_rate import Preferred
+from aligner_jax.evals.win_rate import Verdict
 from aligner_jax.runtime.fields import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgePrompt[Verdict]:
+class JudgePrompt[V]:
     """A prompt for a judge.
 
     Attributes:
@@ -26,13 +26,13 @@ class JudgePrompt[Verdict]:
 
     system: str
     template: str
-    marks: Mapping[str, Verdict]
+    marks: Mapping[str, V]
 
     def fill(self, **texts: str) -> str:
         """Returns the user message with the placeholders filled in. Braces in the texts are preserved."""
         return self.template.format(**texts)
 
-    def read_verdict(self, answer: str) -> Verdict | None:
+    def read_verdict(self, answer: str) -> V | None:
         """Returns the verdict in a judge's answer; None if it has no verdict or several different ones."""
         # Reasoning models weigh every verdict within <think>, so only the text after it counts. An answer that is cut
         # off within <think> has no verdict.
@@ -41,7 +41,7 @@ class JudgePrompt[Verdict]:
         return self.marks[found.pop()] if len(found) == 1 else None
 
 
-PAIRWISE: JudgePrompt[Preferred] = JudgePrompt(
+PAIRWISE: JudgePrompt[Verdict] = JudgePrompt(
     system=(
         "You compare the answers of two assistants to the same question, and decide which serves the person who asked "
         "it better. Weigh whether an answer does what was asked, whether it is true, whether it helps, and whether it "

@@ -11,9 +11,9 @@ from typing import BinaryIO
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, is_file, open_file
 
-MOST_FILE = 8 * MEBIBYTE
+MAX_FILE = 8 * MEBIBYTE
 """Size limit of one file, in bytes. MMLU's largest file has 2 MB."""
-_MOST_FILES, _MOST_RATIO = 10_000, 30
+_MAX_FILES, _MAX_RATIO = 10_000, 30
 # Small rows need 30 times the size of their text in memory.
 _END = struct.Struct("<4s4H2LH")
 _END_MAGIC, _LARGE_MAGIC = b"PK\x05\x06", b"PK\x06\x07"
@@ -44,8 +44,8 @@ def read_archive(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[st
     with open_file(path) as file:
         end = _end(file)
         # Checked before the directory is read: a directory of a million names needs a gigabyte of memory.
-        if end is None or end[1] > _MOST_FILES or end[2] > MOST_FILE:
-            raise InputError(f"{path} is no archive of at most {_MOST_FILES:,} files")
+        if end is None or end[1] > _MAX_FILES or end[2] > MAX_FILE:
+            raise InputError(f"{path} is no archive of at most {_MAX_FILES:,} files")
         size = file.seek(0, 2)
         try:
             with zipfile.ZipFile(file) as archive:
@@ -55,7 +55,7 @@ def read_archive(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[st
                 for info in held:
                     _check_header(archive, info, path)
                 found = [info for info in held if _is_content(info.filename) and wanted(info.filename)]
-                if sum(info.file_size for info in found) > MEBIBYTE + _MOST_RATIO * size:
+                if sum(info.file_size for info in found) > MEBIBYTE + _MAX_RATIO * size:
                     raise InputError(f"{path} has {size:,} bytes, and its files far more than MMLU's could have")
                 for info in found:
                     yield f"{path}/{info.filename}", _content(archive, info, path)
@@ -79,8 +79,8 @@ def _check_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -
 
 def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes:
     name = f"{path}/{info.filename}"
-    if info.file_size > MOST_FILE:
-        raise InputError(f"{name} has {info.file_size:,} bytes, and one of MMLU's files at most {MOST_FILE:,}")
+    if info.file_size > MAX_FILE:
+        raise InputError(f"{name} has {info.file_size:,} bytes, and one of MMLU's files at most {MAX_FILE:,}")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise InputError(f"{name} cannot be read: it is neither stored nor deflated")
     try:

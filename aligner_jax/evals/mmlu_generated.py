@@ -77,7 +77,7 @@ def evaluate(run: Run, options: MmluGeneratedOptions) -> Outcome:
         ids = encoded(subject, PROMPTS[prompt].format(**question._asdict() | {"choices": list(question.choices)}))
         too_long += len(ids) > room
         prompts.append(Prompt(ids[-room:], options.max_new_tokens, sampling, (END,), i))
-    texts = generate(subject, prompts, run.kept("generated"), run.console, seed=run.config.seed)
+    texts = generate(subject, prompts, run.result_store("generated"), run.console, seed=run.config.seed)
     right = [is_right(text, question) for text, question in zip(texts, questions, strict=True)]
     chosen = [is_a_choice(text, question) for text, question in zip(texts, questions, strict=True)]
     of_subjects = {

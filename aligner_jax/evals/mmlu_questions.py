@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from aligner_jax.errors import InputError
 from aligner_jax.evals.csv_records import csv_rows
-from aligner_jax.evals.mmlu_archive import MOST_FILE, is_archive, read_archive
+from aligner_jax.evals.mmlu_archive import MAX_FILE, is_archive, read_archive
 from aligner_jax.files.content import is_folder, read_bytes
 
 Split = Literal["dev", "val", "test"]
@@ -68,7 +68,7 @@ def _files(path: Path, split: str) -> Iterator[tuple[str, bytes]]:
     if is_folder(path):
         folder = next((f for f in (path / split, path / "data" / split) if is_folder(f)), path)
         for file in folder.glob(f"*_{split}.csv"):
-            yield str(file), read_bytes(file, most=MOST_FILE)
+            yield str(file), read_bytes(file, most=MAX_FILE)
     elif is_archive(path):
         yield from read_archive(path, lambda name: f"/{split}/" in f"/{name}" and name.endswith(f"_{split}.csv"))
     else:

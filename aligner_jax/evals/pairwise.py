@@ -11,7 +11,7 @@ from rich.table import Table
 
 from aligner_jax.errors import InputError, one_line
 from aligner_jax.evals.interface import Evaluation, Outcome, Run
-from aligner_jax.evals.judge_endpoint import Ask, EndpointConfig, Spent, ask_all
+from aligner_jax.evals.judge_endpoint import Ask, EndpointConfig, JudgeUsage, ask_all
 from aligner_jax.evals.judge_prompts import JudgePrompt, judge_prompt
 from aligner_jax.evals.response_files import (
     Response,
@@ -25,7 +25,7 @@ from aligner_jax.evals.win_rate import Outcome as QuestionOutcome
 from aligner_jax.evals.win_rate import WinRate, of_both_orders, of_counts, win_rate
 from aligner_jax.runtime.fields import number
 
-_MOST_QUESTIONS = 2**31
+_MAX_QUESTIONS = 2**31
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class Pairwise:
 
     judge: str
     pairs: list[Compared]
-    spent: Spent | None
+    spent: JudgeUsage | None
 
 
 def evaluate(run: Run, options: PairwiseOptions) -> Outcome:
@@ -163,7 +163,7 @@ def _pairs(options: PairwiseOptions, models: Sequence[str]) -> list[tuple[str, s
         if len(pair) != 2:
             raise InputError(f"config.evaluation.pairs[{i}] is {list(pair)}, but should be two models")
     for i, counts in enumerate(options.published):
-        if len(counts) != 3 or min(counts) < 0 or not 0 < sum(counts) <= _MOST_QUESTIONS:
+        if len(counts) != 3 or min(counts) < 0 or not 0 < sum(counts) <= _MAX_QUESTIONS:
             raise InputError(f"config.evaluation.published[{i}] is {list(counts)}, but should be wins, losses and ties")
     if options.published and len(options.published) != len(pairs):
         raise InputError(
@@ -184,7 +184,7 @@ def _by_endpoint(
     prompt: JudgePrompt,
     cache: Path,
     console: Console,
-) -> tuple[list[list[QuestionOutcome]], list[int], Spent]:
+) -> tuple[list[list[QuestionOutcome]], list[int], JudgeUsage]:
     """Returns the outcomes of every pair, the number of questions per pair whose verdicts disagree, and the cost."""
     asks = [
         Ask(prompt.system, prompt.fill(question=a.prompt, answer_a=a.text, answer_b=b.text))

@@ -25,7 +25,7 @@ _NUMBER = "number"
 
 
 @dataclasses.dataclass(frozen=True)
-class Preferred:
+class PreferenceMetrics:
     """Means over held-out pairs; see `objectives.preference.losses_and_metrics`.
 
     Attributes:
@@ -69,7 +69,7 @@ def measure(
     prompts_m: Int64[np.ndarray, " m"],
     options: PreferenceOptions,
     config: LlamaConfig,
-) -> Preferred:
+) -> PreferenceMetrics:
     """Measures a policy on all pairs of the batches. All pairs have the same weight.
 
     Args:
@@ -97,7 +97,7 @@ def measure_each(
     prompts_m: Int64[np.ndarray, " m"],
     options: PreferenceOptions,
     config: LlamaConfig,
-) -> list[Preferred]:
+) -> list[PreferenceMetrics]:
     """Measures several policies as `measure` does, and computes the reference only once, even if it is one of them."""
     of_policies: list[list[dict[str, np.ndarray]]] = [[] for _ in policies]
     for batch in batches:
@@ -119,7 +119,7 @@ def _of_pairs(policy_bt, reference_bt, batch, *, options: PreferenceOptions):
     return jax.tree.map(replicated, of_pairs)
 
 
-def _mean(of_batches: list[dict[str, np.ndarray]], prompts_m: Int64[np.ndarray, " m"]) -> Preferred:
+def _mean(of_batches: list[dict[str, np.ndarray]], prompts_m: Int64[np.ndarray, " m"]) -> PreferenceMetrics:
     if not sum(len(of_batch[_NUMBER]) for of_batch in of_batches):
         raise InputError("the held-out data have no preference pairs")
     of_pairs = {name: np.concatenate([of_batch[name] for of_batch in of_batches]) for name in of_batches[0]}
@@ -128,7 +128,7 @@ def _mean(of_batches: list[dict[str, np.ndarray]], prompts_m: Int64[np.ndarray, 
     of_pairs = {name: x_m[order] for name, x_m in of_pairs.items()}
     # The rewards of a policy that diverged are not finite, so the accuracy has no interval.
     known = np.isfinite(of_pairs["accuracy"]).all()
-    return Preferred(
+    return PreferenceMetrics(
         pairs=len(order),
         prompts=len(np.unique(prompt_m)),
         accuracy_interval=grouped_interval(of_pairs["accuracy"], prompt_m) if known else (math.nan, math.nan),
@@ -138,7 +138,7 @@ def _mean(of_batches: list[dict[str, np.ndarray]], prompts_m: Int64[np.ndarray, 
 
 
 @dataclasses.dataclass(frozen=True)
-class BeforeAfter:
+class PreferenceReport:
     """Results before and after training on the same held-out pairs.
 
     Attributes:
@@ -148,8 +148,8 @@ class BeforeAfter:
       file_bytes: size of the adapter file.
     """
 
-    before: Preferred
-    after: Preferred
+    before: PreferenceMetrics
+    after: PreferenceMetrics
     num_params: int
     file_bytes: int
 
@@ -158,7 +158,7 @@ class BeforeAfter:
         return dataclasses.asdict(self)
 
 
-def show(result: BeforeAfter, console: Console) -> None:
+def show(result: PreferenceReport, console: Console) -> None:
     """Prints the results before and after training side by side."""
     table = Table(title="Before and after, on held-out preferences", title_justify="left")
     table.add_column("")

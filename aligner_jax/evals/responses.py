@@ -25,7 +25,7 @@ class Question(NamedTuple):
     category: str = ""
 
 
-class Response(NamedTuple):
+class GeneratedResponse(NamedTuple):
     """A model's response, with the question and its category."""
 
     model: str
@@ -44,7 +44,7 @@ def respond(
     sampling: Sampling,
     max_new_tokens: int,
     until: tuple[str, ...] = (),
-) -> list[Response]:
+) -> list[GeneratedResponse]:
     """Generates the model's responses, stripped of white space, and writes them to the run's folder.
 
     Args:
@@ -65,16 +65,18 @@ def respond(
     prompts = [
         Prompt(encoded(subject, text), max_new_tokens, sampling, until, number) for number, text in enumerate(texts)
     ]
-    texts = generate(subject, prompts, run.kept("generated"), run.console, seed=run.config.seed, what="responses")
+    texts = generate(
+        subject, prompts, run.result_store("generated"), run.console, seed=run.config.seed, what="responses"
+    )
     responses = [
-        Response(subject.name, question.question_id, question.category, question.prompt, text.strip())
+        GeneratedResponse(subject.name, question.question_id, question.category, question.prompt, text.strip())
         for question, text in zip(questions, texts, strict=True)
     ]
     write_responses(run.folder, responses)
     return responses
 
 
-def write_responses(folder: Path, responses: Iterable[Response]) -> None:
+def write_responses(folder: Path, responses: Iterable[GeneratedResponse]) -> None:
     """Writes responses.jsonl, with one object per response, and responses.csv, with the columns of the authors' file.
 
     Raises:

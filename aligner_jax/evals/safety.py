@@ -16,7 +16,7 @@ from aligner_jax.data.sources.values import text_field
 from aligner_jax.errors import InputError, one_line
 from aligner_jax.evals.interface import Evaluation, Outcome, Run
 from aligner_jax.evals.interval import wilson_interval
-from aligner_jax.evals.judge_endpoint import Ask, EndpointConfig, Spent, ask_all
+from aligner_jax.evals.judge_endpoint import Ask, EndpointConfig, JudgeUsage, ask_all
 from aligner_jax.evals.judge_prompts import judge_prompt
 from aligner_jax.evals.response_files import Response, Responses, ResponsesConfig, read_responses, records_of
 
@@ -96,7 +96,7 @@ class Safety:
 
     judge: str
     models: list[ModelSafety]
-    spent: Spent | None
+    spent: JudgeUsage | None
 
 
 def safe_share(verdicts: Sequence[bool | None]) -> SafeShare:

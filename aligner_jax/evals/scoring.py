@@ -14,7 +14,7 @@ from rich.console import Console
 
 from aligner_jax.errors import InputError
 from aligner_jax.evals.batches import in_batches, length_bucket
-from aligner_jax.evals.kept import Kept
+from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.subject import Subject
 from aligner_jax.model.llama import LlamaConfig, Params, unembed
 from aligner_jax.peft import Adapter, bind, hidden_states
@@ -37,7 +37,7 @@ class Continuation(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Hash of the fields: the key of the score in `Kept`."""
+        """Hash of the fields: the key of the score in `ResultStore`."""
         return hashlib.sha256(json.dumps([self.ids, self.scored]).encode()).hexdigest()[:32]
 
 
@@ -53,15 +53,15 @@ class Score(NamedTuple):
     is_greedy: bool
 
 
-def score(subject: Subject, continuations: Sequence[Continuation], kept: Kept, console: Console) -> list[Score]:
-    """Returns the scores of continuations. Scores that `kept` has are not computed again.
+def score(subject: Subject, continuations: Sequence[Continuation], store: ResultStore, console: Console) -> list[Score]:
+    """Returns the scores of continuations. Scores that `store` has are not computed again.
 
     Continuations that differ only in their last token share a row, as the four letters of a multiple choice do.
 
     Args:
       subject: base and adapter.
       continuations: continuations whose ids exceed the model's context by at most one token.
-      kept: finished scores by `Continuation.key`; finished batches are added to it.
+      store: finished scores by `Continuation.key`; finished batches are added to it.
       console: console for progress lines.
 
     Raises:
@@ -76,16 +76,16 @@ def score(subject: Subject, continuations: Sequence[Continuation], kept: Kept, c
     buckets = [length_bucket(len(ids), subject.base.config.context_length) for ids in inputs]
     batches = in_batches(buckets, subject.batch_size)
     wanted = [{key: each for i in batch for key, each in rows[inputs[i]].items()} for batch in batches]
-    unfinished = [not all(key in kept for key in keys) for keys in wanted]
+    unfinished = [not all(key in store for key in keys) for keys in wanted]
     total = sum(map(len, wanted))
     done = total - sum(len(keys) for keys, left in zip(wanted, unfinished, strict=True) if left)
     with Count(console, "log-likelihoods", total=total, done=done) as count:
         for batch, left in zip(batches, unfinished, strict=True):
             if left:
                 members = [rows[inputs[i]] for i in batch]
-                kept.add(_scored(subject, [inputs[i] for i in batch], members, buckets[batch[0]]))
+                store.add(_scored(subject, [inputs[i] for i in batch], members, buckets[batch[0]]))
                 count.add(sum(map(len, members)))
-    return [Score(*kept[each.key]) for each in continuations]
+    return [Score(*store[each.key]) for each in continuations]
 
 
 def _scored(

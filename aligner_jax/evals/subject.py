@@ -12,7 +12,7 @@ from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.objectives.reference import adapter_digest
 from aligner_jax.peft import Adapter
-from aligner_jax.peft.artifact import read_artifact
+from aligner_jax.peft.artifact import Artifact, read_artifact
 from aligner_jax.runtime import platform, sharding
 from aligner_jax.runtime.config import BaseConfig
 from aligner_jax.weights.base import Base, load_base
@@ -26,7 +26,7 @@ class Subject:
       base: the base.
       adapter: the adapter; None for the base alone.
       name: short name, for tables and for the model's field in files of responses.
-      prompt_format: prompt format of the adapter's training data; None if the adapter does not record it.
+      artifact: content of the adapter's file; None without an adapter, or if it has no file.
       batch_size: rows per batch, over all devices.
       mesh: devices that the base is sharded over; None for a single device.
       rules: logical axis rules of the sharding.
@@ -35,7 +35,7 @@ class Subject:
     base: Base
     adapter: Adapter | None
     name: str
-    prompt_format: PromptFormat | None
+    artifact: Artifact | None
     batch_size: int
     mesh: Mesh | None = None
     rules: sharding.Rules = sharding.RULES
@@ -47,9 +47,14 @@ class Subject:
             raise InputError("the base has no tokenizer (no tokenizer.json or tokenizer.model beside its weights)")
         return self.base.tokenizer
 
+    @property
+    def prompt_format(self) -> PromptFormat | None:
+        """Prompt format of the adapter's training data; see `Artifact.prompt_format`."""
+        return None if self.artifact is None else self.artifact.prompt_format
+
     def prompt_format_of(self, template: str, system: str | None) -> PromptFormat:
         """Returns the prompt format for these options of an evaluation; see `PromptFormat.resolve`."""
-        recorded = {} if self.adapter is None else {f"the adapter {self.name}": self.prompt_format}
+        recorded = {} if self.adapter is None else {f"the adapter {self.name}": self}
         return PromptFormat.resolve(template, system, recorded, option="--config.evaluation.")
 
     def made_from(self) -> dict[str, str]:
@@ -80,9 +85,9 @@ def load_subject(
         group_size=config.group_size, shardings=split,
     )  # fmt: skip
     artifact = None if adapter_path is None else read_artifact(adapter_path, base)
-    adapter, prompt_format = (None, None) if artifact is None else (artifact.adapter, artifact.prompt_format)
+    adapter = None if artifact is None else artifact.adapter
     name = subject_name(adapter_path)
-    return Subject(base, adapter, name, prompt_format, batch_size, mesh if mesh.size > 1 else None, rules)
+    return Subject(base, adapter, name, artifact, batch_size, mesh if mesh.size > 1 else None, rules)
 
 
 def check_rows(batch_size: int, mesh: Mesh) -> None:

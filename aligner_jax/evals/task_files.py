@@ -6,7 +6,7 @@ from typing import Any
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, read_text
 
-MOST_VALUES = 10**6
+MAX_VALUES = 10**6
 """Largest number of values in a task file, with aliases expanded: the harness copies and prints all of them."""
 
 
@@ -14,7 +14,7 @@ def damaged_files(folder: str) -> list[str]:
     """Returns one clause, for error messages, per task file (`*.yaml`) of a folder that is not a YAML object.
 
     Raises:
-      InputError: a file has more than `MOST_VALUES` values with its aliases expanded.
+      InputError: a file has more than `MAX_VALUES` values with its aliases expanded.
     """
     return [
         f"{path} is passed over: {why}" for path in sorted(Path(folder).glob("**/*.yaml")) if (why := _damage(path))
@@ -30,9 +30,9 @@ def _damage(path: Path) -> str | None:
         count = _unfolded(root, {})
     except (yaml.YAMLError, RecursionError, InputError) as error:
         return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-    if count > MOST_VALUES:
+    if count > MAX_VALUES:
         raise InputError(
-            f"{path}: its aliases unfold to {count:.1e} values, but a task file has at most {MOST_VALUES:,}"
+            f"{path}: its aliases unfold to {count:.1e} values, but a task file has at most {MAX_VALUES:,}"
         )
     return None if isinstance(root, yaml.MappingNode) else "it is not a YAML object"
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-Preferred = Literal["first", "second", "neither"]
+Verdict = Literal["first", "second", "neither"]
 """A judge's verdict on two answers: the answer shown first is better, the one shown second, or neither."""
 
 Outcome = Literal["win", "loss", "tie", "unparsable"]
@@ -34,7 +34,7 @@ class WinRate:
     interval: tuple[float, float] | None
 
 
-def of_both_orders(shown_first: Preferred | None, shown_second: Preferred | None) -> Outcome:
+def of_both_orders(shown_first: Verdict | None, shown_second: Verdict | None) -> Outcome:
     """Returns a model's outcome from two verdicts on one question, with the answers in both orders.
 
     The model wins or loses only if both verdicts say so. If they disagree, the order decided, and the outcome is a tie

@@ -11,9 +11,9 @@ from pathlib import Path
 from aligner_jax.errors import InputError
 from aligner_jax.files.json_text import read_object
 
-MOST_INTEGER = 2**31 - 1
+MAX_INTEGER = 2**31 - 1
 """Largest size, count or position, since they become int32."""
-MOST_NUMBER = 1e30
+MAX_NUMBER = 1e30
 """Largest constant of a model; its inverse is the smallest. Both are far inside the range of float32."""
 
 
@@ -41,7 +41,7 @@ class Fields:
         """Returns an error about a field, with file, name and `problem`."""
         return InputError(f"{self.file}: {self.prefix}{name} {problem}")
 
-    def integer(self, name: str, default: int | None = None, *, least: int = 1, most: int = MOST_INTEGER) -> int:
+    def integer(self, name: str, default: int | None = None, *, least: int = 1, most: int = MAX_INTEGER) -> int:
         """Returns an integer from `least` to `most`, or `default` if the field is absent.
 
         Raises:
@@ -58,7 +58,7 @@ class Fields:
         return value
 
     def number(
-        self, name: str, default: float | None = None, *, least: float = 1 / MOST_NUMBER, most: float = MOST_NUMBER
+        self, name: str, default: float | None = None, *, least: float = 1 / MAX_NUMBER, most: float = MAX_NUMBER
     ) -> float:
         """Returns a finite number from `least` to `most` as a float, or `default` if the field is absent.
 
@@ -115,7 +115,7 @@ class Fields:
             raise self._wrong(name, value, "a list of texts")
         return value
 
-    def integers(self, name: str, *, least: int = 1, most: int = MOST_INTEGER) -> list[int]:
+    def integers(self, name: str, *, least: int = 1, most: int = MAX_INTEGER) -> list[int]:
         """Returns a list of integers from `least` to `most`, empty if the field is absent.
 
         Raises:

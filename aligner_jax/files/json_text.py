@@ -6,8 +6,8 @@ from pathlib import Path
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, decode_text, read_bytes
 
-MOST_DEPTH = 100
-MOST_VALUES = 500_000
+MAX_DEPTH = 100
+MAX_VALUES = 500_000
 """Default limit of values per text. An empty list takes 30 times the bytes of its text in memory."""
 
 
@@ -20,7 +20,7 @@ def read_json(path: str | Path, *, most: int = 16 * MEBIBYTE) -> object:
     return parse_json(decode_text(read_bytes(path, most=most), path), Path(path))
 
 
-def parse_json(text: str, where: str | Path, *, most_values: int = MOST_VALUES) -> object:
+def parse_json(text: str, where: str | Path, *, most_values: int = MAX_VALUES) -> object:
     """Returns the value of a JSON text.
 
     NaN and infinities pass, as in Python's json; `files.fields` checks the values of fields.
@@ -31,7 +31,7 @@ def parse_json(text: str, where: str | Path, *, most_values: int = MOST_VALUES) 
       most_values: limit of commas and opening brackets together.
 
     Raises:
-      InputError: the text is not JSON, has a field of an object twice, is nested more than `MOST_DEPTH` deep, or has
+      InputError: the text is not JSON, has a field of an object twice, is nested more than `MAX_DEPTH` deep, or has
         too many values or a number with too many digits; the message names the line of a syntax error.
     """
     check_values(text, where, most_values)
@@ -42,7 +42,7 @@ def parse_json(text: str, where: str | Path, *, most_values: int = MOST_VALUES) 
         raise InputError(f"{where}{line} is not JSON: {json_reason(error)}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON that can be read: {json_reason(error)}") from None
-    if text.count("{") + text.count("[") > MOST_DEPTH:
+    if text.count("{") + text.count("[") > MAX_DEPTH:
         _check_depth(value, where)
     return value
 
@@ -70,12 +70,12 @@ def parse_value_at(text: str, start: int, where: str | Path) -> tuple[object, in
         raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON that can be read: {json_reason(error)}") from None
-    if text.count("{", start, end) + text.count("[", start, end) > MOST_DEPTH:
+    if text.count("{", start, end) + text.count("[", start, end) > MAX_DEPTH:
         _check_depth(value, where)
     return value, end
 
 
-def parse_object(text: str, where: str | Path, *, most_values: int = MOST_VALUES) -> dict[str, object]:
+def parse_object(text: str, where: str | Path, *, most_values: int = MAX_VALUES) -> dict[str, object]:
     """Returns the object of a JSON text. Raises InputError as `parse_json` does, or if it is no object."""
     value = parse_json(text, where, most_values=most_values)
     if not isinstance(value, dict):
@@ -119,7 +119,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates)
 
 def _check_depth(value: object, where: str | Path) -> None:
     level = [value]
-    for _ in range(MOST_DEPTH):
+    for _ in range(MAX_DEPTH):
         inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
         level = [item for items in inner for item in items if isinstance(item, dict | list)]
         if not level:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 type Struct = dict[int, object]
 """Values by field id: integers, flags, bytes, lists and structures."""
 
-_MOST_DEPTH = 16
+_MAX_DEPTH = 16
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 12
 _INTEGERS = (4, 5, 6)
 
@@ -37,7 +37,7 @@ def read_struct(data: bytes, start: int = 0, *, most_elements: int = 4096) -> Re
     """
     reader = _Reader(data, start, most_elements)
     try:
-        return Read(reader.struct(_MOST_DEPTH), reader.at)
+        return Read(reader.struct(_MAX_DEPTH), reader.at)
     except IndexError:
         raise Malformed("ends too early") from None
 

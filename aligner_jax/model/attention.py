@@ -8,6 +8,7 @@ gate per head scales the prefix's output (arXiv 2312.05503, section 3; arXiv 230
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -16,16 +17,38 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from aligner_jax.errors import InputError
-from aligner_jax.model.kernels import flash, xla
+from aligner_jax.model.kernels import cudnn, flash, triton, xla
 from aligner_jax.model.kernels.kernel import Inputs, Kernel, Outputs
+from aligner_jax.model.kernels.trusted import trusted
 from aligner_jax.model.logical import Axes, is_split, num_parts, on_each_device
 
 RESIDUAL = "attention_residual"
 """Checkpoint name of attention's residuals, for the policies of `jax.checkpoint`."""
-KERNELS: dict[str, Kernel] = {"tpu": flash.kernel(), "cuda": xla.KERNEL}
-"""Kernels by lowering platform. `xla.KERNEL` serves other platforms, and inputs that a kernel does not support."""
-_NAMED: dict[str, Kernel] = {"pallas": flash.kernel(), "pallas_interpret": flash.kernel(interpret=True)}
+_NAMED: dict[str, Kernel] = {
+    "pallas": flash.kernel(),
+    "pallas_interpret": flash.kernel(interpret=True),
+    "cudnn": cudnn.kernel(),
+    "triton": triton.kernel(),
+    "triton_interpret": triton.kernel(interpret=True),
+}
 IMPLEMENTATIONS = ("auto", *_NAMED, "xla")
+
+
+class Order(NamedTuple):
+    """Names of a platform's kernels, the preferred one first, for rows of one document and for packed rows."""
+
+    unpacked: tuple[str, ...]
+    packed: tuple[str, ...]
+
+
+KERNELS: dict[str, Order] = {
+    "tpu": Order(unpacked=("pallas",), packed=("pallas",)),
+    # For packed rows cuDNN takes a mask, and computes pairs of different documents too; Triton's skips their blocks.
+    "cuda": Order(unpacked=("cudnn", "triton"), packed=("triton", "cudnn")),
+}
+"""Kernels by lowering platform. `xla.KERNEL` serves other platforms, and inputs that none of the kernels supports."""
+CHECKED = ("cuda",)
+"""Platforms whose kernels are compared with XLA's attention on the device at hand (`kernels.trusted`)."""
 
 
 @flax.struct.dataclass
@@ -61,10 +84,12 @@ def attend(
       v_bskh: values.
       prefix: optional prefix, which every query attends to.
       segment_ids_bt: positions attend only to positions with the same segment id.
-      implementation: "auto" selects the platform's kernel (`KERNELS`) if it supports the inputs, and `kernels.xla`
-        otherwise; neither stores attention weights for the backward pass. "pallas" is the TPU kernel
-        (`kernels.flash`), "pallas_interpret" its simulation. "xla" is differentiated by JAX: it stores the attention
-        weights, and is the only one with forward-mode derivatives.
+      implementation: "auto" selects the first of the platform's kernels (`KERNELS`) that supports the inputs, and
+        `kernels.xla` otherwise; none stores attention weights for the backward pass. On an NVIDIA card it selects only
+        kernels that agreed with XLA's attention on that card (`kernels.trusted`). "pallas" is the TPU kernel
+        (`kernels.flash`); "cudnn" (`kernels.cudnn`) and "triton" (`kernels.triton`) are GPU kernels, and are not
+        compared if they are named; "pallas_interpret" and "triton_interpret" simulate kernels. "xla" is differentiated
+        by JAX: it stores the attention weights, and is the only one with forward-mode derivatives.
 
     Returns:
       The heads' outputs in q's dtype, before the output projection. Softmaxes are computed in float32.
@@ -198,15 +223,25 @@ def _by_kernel[T](implementation: str, run: Callable[..., T], inputs: Inputs, *m
     if implementation in _NAMED:
         _NAMED[implementation].check_supported(inputs)
         return run(_NAMED[implementation], inputs, *more)
-    branches = {
-        platform: functools.partial(run, kernel)
-        for platform, kernel in KERNELS.items()
-        if implementation == "auto" and kernel is not xla.KERNEL and kernel.supports(inputs)
-    }
+    found = {platform: _kernel(platform, inputs) for platform in KERNELS if implementation == "auto"}
+    branches = {platform: functools.partial(run, kernel) for platform, kernel in found.items() if kernel is not None}
     default = functools.partial(run, xla.KERNEL)
     if not branches:
         return default(inputs, *more)
     return jax.lax.platform_dependent(inputs, *more, **branches, default=default)
+
+
+def _kernel(platform: str, inputs: Inputs) -> Kernel | None:
+    """Returns the first kernel of the platform that supports the inputs and computes them rightly; None if none does.
+
+    Forward and backward pass have the same inputs, hence the same kernel.
+    """
+    order = KERNELS[platform].unpacked if inputs.segment_ids_bt is None else KERNELS[platform].packed
+    for name in order:
+        kernel = _NAMED[name]
+        if kernel.supports(inputs) and (platform not in CHECKED or trusted(name, kernel, inputs)):
+            return kernel
+    return None
 
 
 def _check(q_btnh, k_bskh, v_bskh, prefix: Prefix | None):

@@ -14,7 +14,8 @@ from aligner_jax.model.cached_attention import attend_cached
 from aligner_jax.model.layers import Adapted, Layer, layer_as_stored, run_layers
 from aligner_jax.model.layout import as_stored
 from aligner_jax.model.llama import LlamaConfig, Params, embed, rms_norm, transform
-from aligner_jax.model.logical import constrain, num_parts, on_each_device
+from aligner_jax.model.logical import constrain, mesh_axes, num_parts, on_each_device
+from aligner_jax.model.quantized import Quantized
 from aligner_jax.model.rope import rotation
 
 _AXES = (None, "batch", "kv_heads", None, None)
@@ -148,6 +149,8 @@ def forward_cached(
         range(config.num_layers),
         adapted,
         read=functools.partial(layer_as_stored, config=config),
+        # XLA's GPU compiler would dequantize the weights of all unrolled layers at once.
+        unroll_on_gpu=not any(isinstance(leaf, Quantized) for leaf in vars(params.layers).values()),
     )
     new_cache = dataclasses.replace(
         cache,
@@ -163,13 +166,71 @@ def _written(
 ) -> Float[Array, "l b k s h"]:
     """Writes new slots into every row of the cache, in place, beginning at the row's own start."""
 
-    def write(x_lbksh, new_lbkth, starts_b):
-        def write_row(row, x_lbksh):
-            new_l1kth = jax.lax.dynamic_slice_in_dim(new_lbkth, row, 1, axis=1)
-            return as_stored(jax.lax.dynamic_update_slice(x_lbksh, new_l1kth, (0, row, 0, starts_b[row], 0)))
-
-        return jax.lax.fori_loop(0, starts_b.shape[0], write_row, x_lbksh)
+    def write(*arrays):
+        # A GPU would launch a kernel for every row.
+        return jax.lax.platform_dependent(*arrays, cuda=written_at_once, default=written_by_row)
 
     if x_lbksh.shape[1] % num_parts("batch"):
         return write(x_lbksh, new_lbkth, starts_b)
     return on_each_device(write, (_AXES, _AXES, ("batch",)), _AXES)(x_lbksh, new_lbkth, starts_b)
+
+
+def written_by_row(
+    x_lbksh: Float[Array, "l b k s h"], new_lbkth: Float[Array, "l b k t h"], starts_b: Int[Array, " b"]
+) -> Float[Array, "l b k s h"]:
+    """Writes new slots into the rows, one row after the other; starts are clamped to what fits."""
+
+    def write_row(row, x_lbksh):
+        new_l1kth = jax.lax.dynamic_slice_in_dim(new_lbkth, row, 1, axis=1)
+        return as_stored(jax.lax.dynamic_update_slice(x_lbksh, new_l1kth, (0, row, 0, starts_b[row], 0)))
+
+    return jax.lax.fori_loop(0, starts_b.shape[0], write_row, x_lbksh)
+
+
+def written_at_once(
+    x_lbksh: Float[Array, "l b k s h"], new_lbkth: Float[Array, "l b k t h"], starts_b: Int[Array, " b"]
+) -> Float[Array, "l b k s h"]:
+    """Writes new slots into all rows as a scatter along the first axis; XLA would transpose for any other."""
+    l, b, k, s, h = x_lbksh.shape  # noqa: E741
+    t = new_lbkth.shape[3]
+    slots_bt = jnp.clip(starts_b, 0, s - t)[:, None] + jnp.arange(t)[None]
+    rows_lbkt = jnp.arange(l * b * k).reshape(l, b, k, 1) * s + slots_bt[None, :, None]
+    x_xh = x_lbksh.reshape(-1, h).at[rows_lbkt.reshape(-1)]
+    written = x_xh.set(new_lbkth.reshape(-1, h), unique_indices=True, mode="promise_in_bounds")
+    return written.reshape(x_lbksh.shape)
+
+
+def insert_rows(
+    x_lbksh: Float[Array, "l b k s h"], new_lbksh: Float[Array, "l rows k slots h"], rows_b: Int[Array, " rows"]
+) -> Float[Array, "l b k s h"]:
+    """Writes the first slots of rows of a cache, in place if it is donated.
+
+    Args:
+      x_lbksh: keys or values of the cache.
+      new_lbksh: keys or values of the new rows, with at most as many slots.
+      rows_b: index in the cache of each new row.
+    """
+    split = x_lbksh.shape[1] % num_parts("batch") == 0
+    axes = mesh_axes("batch") if split else ()
+
+    def write(x_lbksh, new_lbksh, rows_b):
+        first = jax.lax.axis_index(axes) * x_lbksh.shape[1] if axes else 0
+
+        def write_row(i, x_lbksh):
+            new_l1ksh = jax.lax.dynamic_slice_in_dim(new_lbksh, i, 1, axis=1)
+            row = rows_b[i] - first
+            start = (0, row, 0, 0, 0)
+            if axes:
+                # A row of another device: the slice is clamped, and keeps its values.
+                held_l1ksh = jax.lax.dynamic_slice(x_lbksh, start, new_l1ksh.shape)
+                new_l1ksh = jnp.where((row >= 0) & (row < x_lbksh.shape[1]), new_l1ksh, held_l1ksh)
+            return as_stored(jax.lax.dynamic_update_slice(x_lbksh, new_l1ksh, start))
+
+        return jax.lax.fori_loop(0, len(rows_b), write_row, x_lbksh)
+
+    if not split:
+        return write(x_lbksh, new_lbksh, rows_b)
+    # Each device gets all new rows: any row may move from the device that prefilled it to any other.
+    return on_each_device(write, (_AXES, (None, None, "kv_heads", None, None), (None,)), _AXES)(
+        x_lbksh, new_lbksh, rows_b
+    )

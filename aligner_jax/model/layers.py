@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from aligner_jax.errors import InputError
@@ -18,9 +20,8 @@ from aligner_jax.model.layout import as_stored
 from aligner_jax.model.logical import constrain, is_split
 from aligner_jax.model.params import Layers, is_spec, param_specs
 from aligner_jax.model.quantized import Quantized
+from aligner_jax.model.remat import Remat, parts
 from aligner_jax.model.updates import Update, Updates, updated
-
-Remat = Literal["full", "dots", "none"]
 
 
 @flax.struct.dataclass
@@ -75,11 +76,12 @@ def run_layers[Carry](
     *,
     read: Callable[[Layers, Int[Array, ""]], Layers] | None = None,
     remat: Remat | None = None,
+    unroll_on_gpu: bool = False,
 ) -> tuple[Carry, Any]:
     """Scans `step` over the layers; returns the last carry and the outputs stacked over the layers.
 
-    Layers are scanned in segments with the same adapters. So the backward pass with respect to an adapter never enters
-    the layers below its range.
+    Layers are scanned in segments with the same adapters and the same rematerialization. So the backward pass with
+    respect to an adapter never enters the layers below its range.
 
     Args:
       step: maps the carry (the residual stream, a cache, …) and a `Layer` to the next carry and an output or None.
@@ -88,14 +90,17 @@ def run_layers[Carry](
       indices: indices of the layers to run.
       adapted: prefixes and updates of the adapters. At most one of them may have a prefix at any layer.
       read: indexes one layer's weights out of the stack; by default `layer_at`.
-      remat: name of a `remat_policy`; None does not use `jax.checkpoint`.
+      remat: rematerialization, see `remat.parts`; None does not use `jax.checkpoint`.
+      unroll_on_gpu: unrolls the scan on GPUs, so that weights are read in place. In a loop, XLA's GPU compiler copies
+        every layer's weights out of the stacks, which triples the memory traffic of a decode step.
 
     Raises:
       InputError: two adapters have a prefix at the same layer, or remat is unknown.
     """
     read = read or layer_at
     outputs = []
-    for segment in _segments(indices, adapted):
+    policies = [(indices, None)] if remat is None else parts(remat, indices)
+    for segment, saved in _segments(policies, adapted):
         here = [part.within(segment) for part in adapted if segment.start in part.layers]
         prefixes = [part.prefix for part in here if part.prefix is not None]
         if len(prefixes) > 1:
@@ -107,14 +112,28 @@ def run_layers[Carry](
             index, prefix, updates = index_and_adapted
             return step(carry, Layer(index, read(layers, index), prefix, updates))
 
-        if remat is not None:
-            one = jax.checkpoint(one, prevent_cse=False, policy=remat_policy(remat))
+        if saved is not None:
+            one = jax.checkpoint(one, prevent_cse=False, policy=remat_policy(saved))
         prefix, updates = next(iter(prefixes), None), tuple(part.updates for part in here if part.updates)
-        carry, output = jax.lax.scan(one, carry, (jnp.arange(segment.start, segment.stop), prefix, updates))
+        xs = (jnp.arange(segment.start, segment.stop), prefix, updates)
+        if unroll_on_gpu:
+            scan, unrolled = functools.partial(jax.lax.scan, one), functools.partial(_unrolled, one, segment)
+            carry, output = jax.lax.platform_dependent(carry, xs, cuda=unrolled, default=scan)
+        else:
+            carry, output = jax.lax.scan(one, carry, xs)
         outputs.append(output)
     if len(outputs) == 1:
         return carry, outputs[0]
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+
+
+def _unrolled(one: Callable[[Any, Any], tuple[Any, Any]], segment: range, carry: Any, xs: Any) -> tuple[Any, Any]:
+    """Returns what `jax.lax.scan` does, with a constant index in every layer; `one` is traced once."""
+    traced, (_, *stacked), outputs = jax.jit(one), xs, []
+    for i, index in enumerate(segment):
+        carry, output = traced(carry, (np.int32(index), *jax.tree.map(operator.itemgetter(i), stacked)))
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *layers: jnp.stack(layers), *outputs)
 
 
 def layer_at[T](layers: T, index: Int[Array, ""]) -> T:
@@ -129,7 +148,7 @@ def layer_at[T](layers: T, index: Int[Array, ""]) -> T:
 def layer_as_stored(layers: Layers, index: Int[Array, ""], *, config: LlamaConfig) -> Layers:
     """Returns `layer_at`; on TPUs the weights keep the memory layout of the stacks.
 
-    If the compiler chose another layout, it would copy some of the stacks before the scan.
+    If the compiler chose another layout, it would copy some of the stacks before the scan, and keep the copies.
     """
 
     def ordered(spec, weight):
@@ -140,9 +159,12 @@ def layer_as_stored(layers: Layers, index: Int[Array, ""], *, config: LlamaConfi
 
 def layer_for_training(layers: Layers, index: Int[Array, ""], *, config: LlamaConfig, remat: Remat) -> Layers:
     """Returns `layer_at` with the memory layout and sharding that are fastest for a training step."""
-    layer = layer_at(layers, index)
-    # Remat "none" would save each layer's laid-out weights for the backward pass: a second copy of the model.
-    return gathered(layer if remat == "none" else _in_order(layer), config)
+    is_quantized = any(isinstance(leaf, Quantized) for leaf in vars(layers).values())
+    # Remat "none" would save each layer's laid-out weights for the backward pass: a second copy of the model. A single
+    # device reads weights that are not quantized in place.
+    if remat == "none" or not (is_split() or is_quantized):
+        return gathered(layer_at(layers, index), config)
+    return gathered(layer_as_stored(layers, index, config=config), config)
 
 
 def gathered(layer: Layers, config: LlamaConfig) -> Layers:
@@ -162,46 +184,31 @@ def gathered(layer: Layers, config: LlamaConfig) -> Layers:
     return jax.tree.map(gather, specs, layer, is_leaf=is_spec)
 
 
-def remat_policy(remat: Remat) -> Callable[..., bool]:
-    """Returns the `jax.checkpoint` policy of this name.
+def remat_policy(name: str) -> Callable[..., bool]:
+    """Returns the `jax.checkpoint` policy of this name, which is one of `remat.POLICIES`.
 
-    Args:
-      remat: "full" saves only the input of each layer. "dots" also saves the results of matrix products with weights
-        and of attention. "none" saves everything but the slices of the weights.
-
-    Raises:
-      InputError: the name is unknown.
+    "full" saves only the input of each layer. "dots" also saves the results of matrix products with weights and of
+    attention. "none" saves everything but the slices of the weights.
     """
-    policies = {
+    return {
         "full": jax.checkpoint_policies.nothing_saveable,
         "dots": jax.checkpoint_policies.save_from_both_policies(
             jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
             jax.checkpoint_policies.save_only_these_names(RESIDUAL),
         ),
         "none": _everything_but_weight_slices,
-    }
-    if remat not in policies:
-        raise InputError(f"remat {remat!r} is not one of {', '.join(policies)}")
-    return policies[remat]
+    }[name]
 
 
-def _segments(indices: range, adapted: Sequence[Adapted]) -> list[range]:
-    """Splits `indices` into ranges of layers with the same adapters."""
-    ends = {indices.start, indices.stop}
-    ends |= {end for part in adapted for end in (part.layers.start, part.layers.stop) if end in indices}
-    return [range(start, stop) for start, stop in itertools.pairwise(sorted(ends))]
-
-
-def _in_order(layer: Layers) -> Layers:
-    """Returns one layer's weights; on TPUs they keep the memory layout of the stacks.
-
-    The compiler prefers another layout for the query and key projections. Without this constraint it would copy their
-    whole stacks before the scan, and keep the copies for the step. On a single device it reads weights that are not
-    quantized in place.
-    """
-    if not is_split() and not any(isinstance(leaf, Quantized) for leaf in vars(layer).values()):
-        return layer
-    return jax.tree.map(as_stored, layer)
+def _segments(
+    policies: Sequence[tuple[range, str | None]], adapted: Sequence[Adapted]
+) -> Iterator[tuple[range, str | None]]:
+    """Yields ranges of layers with the same adapters, each with its policy."""
+    for layers, saved in policies:
+        ends = {layers.start, layers.stop}
+        ends |= {end for part in adapted for end in (part.layers.start, part.layers.stop) if end in layers}
+        for start, stop in itertools.pairwise(sorted(ends)):
+            yield range(start, stop), saved
 
 
 def _everything_but_weight_slices(primitive, *_, **__) -> bool:

@@ -14,9 +14,11 @@ def as_stored(x: jax.Array, axes: Axes | None = None) -> jax.Array:
 
     Args:
       x: any array.
-      axes: logical axes that shard it; None if none do.
+      axes: logical axes that shard it, unless the mesh does not divide the array; None if none do.
     """
-    sizes = [size // num_parts(axis) for size, axis in zip(x.shape, axes or (None,) * x.ndim, strict=True)]
+    parts = [num_parts(axis) for axis in axes or (None,) * x.ndim]
+    is_divided = not any(size % number for size, number in zip(x.shape, parts, strict=True))
+    sizes = [size // number if is_divided else size for size, number in zip(x.shape, parts, strict=True)]
     order = list(range(x.ndim))
     # TPUs lay the last axis along the lanes, unless only the second to last fills them.
     if x.ndim > 1 and sizes[-1] % LANES and not sizes[-2] % LANES:

@@ -16,9 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from aligner_jax.model.attention import attend
 from aligner_jax.model.config import LlamaConfig
-from aligner_jax.model.layers import Adapted, Layer, Remat, layer_for_training, run_layers
+from aligner_jax.model.layers import Adapted, Layer, layer_for_training, run_layers
 from aligner_jax.model.logical import constrain, mesh_axes, num_parts, on_each_device
 from aligner_jax.model.params import Layers, Params, abstract_params, init_params, param_specs
+from aligner_jax.model.remat import Remat
 from aligner_jax.model.rope import rotate, rotation
 from aligner_jax.model.updates import project
 
@@ -41,7 +42,7 @@ def forward(
       adapted: prefixes and updates, each for a range of layers.
       segment_ids_bt: document ids of packed rows; positions attend within their own document only.
       positions_bt: rotary positions; by default 0, 1, … along the row, which is wrong for packed rows.
-      remat: name of a `layers.remat_policy`.
+      remat: rematerialization, see `remat.parts`.
       implementation: implementation of `attend`.
     """
     if positions_bt is None:

@@ -114,7 +114,7 @@ def product(equation: str, x: Array, weight: Quantized) -> Array:
     _, scales = _channels(equation, weight)
     if scales is None:
         return jnp.einsum(equation, x, dequantized(weight, x.dtype))
-    return _scaled(jnp.einsum(equation, x, weight.values.astype(x.dtype)), scales)
+    return _scaled(_unscaled(equation, x, weight.values), scales).astype(x.dtype)
 
 
 def _forward(equation: str, x: Array, weight: Quantized):
@@ -125,7 +125,12 @@ def _backward(equation: str, weight: Quantized, dy: Array):
     transposed, scales = _channels(equation, weight)
     if scales is None:
         return jnp.einsum(transposed, dy, dequantized(weight, dy.dtype)), None
-    return jnp.einsum(transposed, _scaled(dy, scales), weight.values.astype(dy.dtype)), None
+    if dy.dtype != jnp.float16:
+        return jnp.einsum(transposed, _scaled(dy, scales).astype(dy.dtype), weight.values.astype(dy.dtype)), None
+    # Scales are about 1e-3, and gradients times that would underflow. So the largest scale is applied afterwards.
+    largest = jnp.max(scales)
+    dx = _unscaled(transposed, _scaled(dy, scales / largest).astype(dy.dtype), weight.values)
+    return (dx.astype(jnp.float32) * largest).astype(dy.dtype), None
 
 
 product.defvjp(_forward, _backward)
@@ -141,7 +146,13 @@ def _channels(equation: str, weight: Quantized) -> tuple[str, Array | None]:
     return f"{result},{of_weight}->{of_x}", weight.scales.reshape(channels) if after_sum else None
 
 
+def _unscaled(equation: str, x: Array, values: Array) -> Array:
+    """Returns the product with a weight's values: in float32 for float16 activations, which it would overflow."""
+    wide = jnp.float32 if x.dtype == jnp.float16 else None
+    return jnp.einsum(equation, x, values.astype(x.dtype), preferred_element_type=wide)
+
+
 def _scaled(y: Array, scales: Array) -> Array:
-    """Multiplies y by the scales of its last axes, in float32 and rounded once."""
+    """Multiplies y by the scales of its last axes, in float32."""
     scales = scales.reshape((1,) * (y.ndim - scales.ndim) + scales.shape)
-    return (y.astype(jnp.float32) * scales).astype(y.dtype)
+    return y.astype(jnp.float32) * scales

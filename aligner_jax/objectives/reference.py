@@ -29,7 +29,7 @@ from aligner_jax.peft.artifact import load_adapter
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.weights.base import Base
 
-_MOST_OVERHEAD = 2**16
+_MAX_OVERHEAD = 2**16
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -115,21 +115,21 @@ def adapter_digest(adapter: Adapter | None) -> str:
     return digest.hexdigest()
 
 
-def save_table(path: Path, table_t: Float32[np.ndarray, " t"], made_from: dict[str, str]) -> None:
+def save_table(path: Path, table_t: Float32[np.ndarray, " t"], digests: dict[str, str]) -> None:
     """Writes a table and its fingerprint as .npz, atomically.
 
     Raises:
       InputError: the file cannot be written.
     """
     content = io.BytesIO()
-    np.savez(content, log_probs_t=table_t, fingerprint=json.dumps(made_from))
+    np.savez(content, log_probs_t=table_t, fingerprint=json.dumps(digests))
     write_atomically(path, content.getvalue())
 
 
 def load_table(
-    path: Path, made_from: dict[str, str], pairs: Sequence[Pair]
+    path: Path, digests: dict[str, str], pairs: Sequence[Pair]
 ) -> tuple[Float32[np.ndarray, " t"] | None, str]:
-    """Loads a table if its fingerprint is `made_from`.
+    """Loads a table if its fingerprint is `digests`.
 
     Returns:
       The table and "", or None and the reason why it must be recomputed ("" if the file does not exist).
@@ -141,7 +141,7 @@ def load_table(
             table_t, was = _read_table(file, int(offsets(pairs)[-1]))
     except Exception as error:  # zipfile and NumPy raise a dozen types for damaged files.
         return None, one_line(f"{path} is damaged ({error})")
-    different = [name for name, digest in made_from.items() if was.get(name) != digest]
+    different = [name for name, digest in digests.items() if was.get(name) != digest]
     if different:
         return None, f"{path} was made with another {' and another '.join(different)}"
     if table_t.shape != (offsets(pairs)[-1],) or table_t.dtype != np.float32:
@@ -153,7 +153,7 @@ def _read_table(file: BinaryIO, num_tokens: int) -> tuple[np.ndarray, dict[str, 
     # Sizes are checked before NumPy allocates what an entry declares.
     with zipfile.ZipFile(file) as archive:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
-    if any(size > 4 * num_tokens + _MOST_OVERHEAD for size in sizes.values()):
+    if any(size > 4 * num_tokens + _MAX_OVERHEAD for size in sizes.values()):
         raise InputError("it is larger than the pairs need")
     with np.load(file, allow_pickle=False) as entries:
         return entries["log_probs_t"], parse_object(str(entries["fingerprint"]), "its fingerprint")

@@ -32,7 +32,8 @@ def losses(
         adapter,
         jnp.asarray(batch.tokens_bt),
         config=config,
-        segment_ids_bt=jnp.asarray(batch.segment_ids_bt),
+        # In a row of one document, no token comes after the padding, so causal attention alone is right.
+        segment_ids_bt=jnp.asarray(batch.segment_ids_bt) if batch.packed else None,
         positions_bt=jnp.asarray(batch.positions_bt),
         remat=remat,
         dropout_key=dropout_key,

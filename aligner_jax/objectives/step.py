@@ -83,7 +83,7 @@ def make_step(
       config: configuration of the base.
       accumulate: number of parts that the batch's rows are split into. Losses and gradients are summed over all parts
         and then divided by the number of targets (or pairs), so the result equals that of one part.
-      remat: name of a `layers.remat_policy`.
+      remat: rematerialization, see `model.remat.parts`.
       loss: the loss to minimize (`Objective.loss`).
       seed: seed of the dropout, if the method has any; the dropout also depends on the step and the part.
       num_adapters: size of a stack of adapters (`peft.rows`) that are trained together, each as if alone, with an
@@ -100,6 +100,9 @@ def make_step(
             params, policy, reference, batch, config=config, remat=remat, dropout_key=dropout_key
         )
         # An adapter's loss does not depend on the others, so the gradient of the sum has every adapter's gradient.
+        # Sums over targets are divided in float32, after the gradient, so their number scales a float16 loss.
+        # Gradients of an Aligner on SmolLM2-135M are off by 0.2 % in float16 (2 % in bfloat16), and of LoRA by 0.6 %
+        # (5 %). Another factor of 64 or 1/64 changes neither, so there is none.
         return jnp.sum(losses), (losses, totals)
 
     def step(

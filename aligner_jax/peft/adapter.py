@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array
 
 from aligner_jax.errors import InputError
-from aligner_jax.files.fields import MOST_INTEGER, shown
+from aligner_jax.files.fields import MAX_INTEGER, shown
 from aligner_jax.files.identity import identity
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.peft.bound import Bound
@@ -49,7 +49,7 @@ class LayerOptions(Options):
       start_layer: index of the first adapted layer.
     """
 
-    start_layer: int = number(2, least=0, below=MOST_INTEGER)
+    start_layer: int = number(2, least=0, below=MAX_INTEGER)
 
     def check(self, config: LlamaConfig | None) -> None:
         """Raises InputError unless start_layer is a layer of the model."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import safetensors.numpy
 
@@ -18,6 +19,7 @@ from aligner_jax.files.content import is_file
 from aligner_jax.weights.finite import check_finite
 from aligner_jax.weights.hf import FORMAT
 from aligner_jax.weights.safetensors_header import read_header
+from aligner_jax.weights.source import Source
 
 FORMAT_VERSION = 1
 DIGEST = "digest"
@@ -26,6 +28,24 @@ _FIELDS = (
     "format", "format_version", "method", "options", "base_config", "base_fingerprint", "base_quantization",
     "prompt_format", DIGEST,
 )  # fmt: skip
+
+
+class AdapterHeader(NamedTuple):
+    """Header of an adapter file.
+
+    Attributes:
+      metadata: metadata of the safetensors header, with the digest if there is one.
+      sources: unread tensors of float32, bfloat16 or float16.
+    """
+
+    metadata: dict[str, str]
+    sources: list[Source]
+
+    @property
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the tensors, by name."""
+        dtypes = {encoding: dtype for dtype, encoding in _ENCODINGS.items()}
+        return {each.name: jax.ShapeDtypeStruct(each.shape, dtypes[each.encoding]) for each in self.sources}
 
 
 class AdapterFile(NamedTuple):
@@ -59,12 +79,12 @@ def adapter_bytes(content: AdapterFile) -> bytes:
     return data[:8] + text.ljust(length) + data[8 + length :]
 
 
-def read_adapter_file(path: Path) -> AdapterFile:
-    """Reads and checks an adapter file. Files of early releases, which have no digest, are read too.
+def read_adapter_header(path: Path) -> AdapterHeader:
+    """Reads the header of an adapter file.
 
     Raises:
-      InputError: the file does not exist, is not a complete safetensors file, or is not an adapter of this project; it
-        has unknown metadata or dtypes; the digest does not match; or a value is not finite.
+      InputError: the file does not exist, is not a complete safetensors file, or is not an adapter of this project; or
+        it has unknown metadata or dtypes.
     """
     if not is_file(path):
         raise InputError(f"{path} does not exist, or is not a file")
@@ -80,9 +100,20 @@ def read_adapter_file(path: Path) -> AdapterFile:
             raise InputError(
                 f"{path} has metadata {name!r}, which no adapter has: it is damaged, or of a newer release"
             )
-    tensors = {}
     for source in sources:
         FORMAT.check_encoding(source)
+    return AdapterHeader(metadata, sources)
+
+
+def read_adapter_file(path: Path) -> AdapterFile:
+    """Reads and checks an adapter file. Files of early releases, which have no digest, are read too.
+
+    Raises:
+      InputError: see `read_adapter_header`; or the digest does not match, or a value is not finite.
+    """
+    metadata, sources = read_adapter_header(path)
+    tensors = {}
+    for source in sources:
         # Values are checked after the digest, since damage is the better explanation of one that is not finite.
         numbers = FORMAT.decoders[source.encoding](source.read().reshape(-1))
         tensors[source.name] = numbers.reshape(source.shape)

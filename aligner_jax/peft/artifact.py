@@ -5,26 +5,38 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from aligner_jax.data.prompt_format import PromptFormat
+from aligner_jax.data.templates import TEMPLATES
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import is_file, is_folder
-from aligner_jax.files.fields import Fields
+from aligner_jax.files.fields import Fields, shown
 from aligner_jax.files.identity import identity
 from aligner_jax.files.json_text import parse_object
 from aligner_jax.model.llama import LlamaConfig
 from aligner_jax.peft import METHODS, Adapter, Options, complete_options
-from aligner_jax.peft.adapter_file import FORMAT_VERSION, AdapterFile, adapter_bytes, read_adapter_file
+from aligner_jax.peft.adapter_file import (
+    FORMAT_VERSION,
+    AdapterFile,
+    adapter_bytes,
+    read_adapter_file,
+    read_adapter_header,
+)
 from aligner_jax.peft.hf_peft import load_peft
 from aligner_jax.peft.released import load_released
 from aligner_jax.peft.shapes import check_shapes
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.weights.finite import check_finite
+
+_TEMPLATES = ("none", *TEMPLATES)
+"""Templates that a file of this release can record."""
 
 
 class FingerprintedBase(Protocol):
@@ -55,10 +67,11 @@ def save_adapter(
       path: path of the file, by convention with the suffix .safetensors.
       base: the base that the adapter was trained on.
       prompt_format: prompt format of the training data ({"template": "chat", "system": ""}), to be used for generation
-        too; `read_artifact` returns it.
+        too; `Artifact.prompt_format` returns it.
 
     Raises:
-      InputError: the file cannot be written, or an array has a dtype other than float32, bfloat16 and float16.
+      InputError: the file cannot be written, an array has a dtype other than float32, bfloat16 and float16, or the
+        prompt format has an unknown field or template or a value of another type.
     """
     metadata = {
         "format": "aligner_jax",
@@ -72,6 +85,7 @@ def save_adapter(
         if (quantization := getattr(base, "quantization", None)) is not None:
             metadata["base_quantization"] = str(quantization)
     if prompt_format is not None:
+        _check_prompt_format(prompt_format)
         metadata["prompt_format"] = json.dumps(prompt_format, sort_keys=True)
     tensors = {name: np.asarray(leaf) for name, leaf in adapter.trainable.items()}
     write_atomically(Path(path), adapter_bytes(AdapterFile(metadata, tensors)))
@@ -90,14 +104,32 @@ class Artifact:
     """Content of an adapter's file.
 
     Attributes:
+      path: the file or folder.
       adapter: the adapter.
       base: the base that it was saved with; None if the file does not name one, as in other projects' formats.
-      prompt_format: prompt format of its training data; None if the file does not record one.
+      metadata: metadata of the file; empty for other projects' formats.
     """
 
+    path: Path
     adapter: Adapter
     base: RecordedBase | None = None
-    prompt_format: PromptFormat | None = None
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def prompt_format(self) -> PromptFormat | None:
+        """Prompt format of the training data; None if the file does not record one.
+
+        It is parsed here, since an adapter whose file records a wrong one can still be used without it.
+
+        Raises:
+          InputError: the file's metadata field is not a prompt format.
+        """
+        if "prompt_format" not in self.metadata:
+            return None
+        fields = _json(self.path, self.metadata, "prompt_format")
+        found = Fields(fields, self.path, prefix="its metadata field 'prompt_format': ")
+        template, system = (found.text(name) if found.has(name) else None for name in ("template", "system"))
+        return None if template is None else PromptFormat(template, system)
 
 
 def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Adapter:
@@ -121,30 +153,64 @@ def read_artifact(path: str | Path, base: FingerprintedBase | None = None) -> Ar
     """
     path = Path(path)
     if is_folder(path):
-        return Artifact(load_peft(path, base.config if base is not None else None))
+        return Artifact(path, load_peft(path, base.config if base is not None else None))
     if path.suffix == ".pth":
-        return Artifact(_load_released(path, base))
+        return Artifact(path, _load_released(path, base.config if base is not None else None))
     metadata, tensors = read_adapter_file(path)
-    method = metadata["method"]
-    if method not in METHODS:
-        raise InputError(f"{path} holds an adapter of method {method!r}, which is not one of {', '.join(METHODS)}")
     recorded, fingerprint = _recorded_config(path, metadata), metadata.get("base_fingerprint")
     if base is not None:
-        _check_base(path, recorded, fingerprint, base)
-    config = base.config if base is not None else recorded
-    options = _complete_options(path, method, config, _json(path, metadata, "options"))
-    check_shapes(path, tensors, method, options, config)
+        _check_config(path, recorded, base.config)
+        _check_fingerprint(path, recorded, fingerprint, base)
+    method, options = _method_and_options(path, metadata, tensors, base.config if base is not None else recorded)
     return Artifact(
+        path,
         Adapter({name: jnp.asarray(x) for name, x in tensors.items()}, method=method, options=options),
         RecordedBase(recorded, fingerprint, metadata.get("base_quantization")) if recorded and fingerprint else None,
-        _recorded_prompt_format(path, metadata),
+        metadata,
     )
 
 
-def _load_released(path: Path, base: FingerprintedBase | None) -> Adapter:
+def read_shapes(path: str | Path, config: LlamaConfig) -> Adapter:
+    """Returns an adapter with a `jax.ShapeDtypeStruct` for every array; takes what `read_artifact` takes.
+
+    Arrays of this project's files are not read, and the base's fingerprint is not checked.
+
+    Args:
+      path: the file or folder.
+      config: configuration of the base to apply the adapter to.
+
+    Raises:
+      InputError: the file does not exist, is not an adapter, or was trained on a base of another configuration.
+    """
+    path = Path(path)
+    if is_folder(path) or path.suffix == ".pth":
+        adapter = load_peft(path, config) if is_folder(path) else _load_released(path, config)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), adapter)
+    header = read_adapter_header(path)
+    _check_config(path, _recorded_config(path, header.metadata), config)
+    method, options = _method_and_options(path, header.metadata, header.shapes, config)
+    return Adapter(header.shapes, method=method, options=options)  # pyright: ignore[reportArgumentType]
+
+
+def _method_and_options(
+    path: Path,
+    metadata: Mapping[str, str],
+    tensors: Mapping[str, np.ndarray | jax.ShapeDtypeStruct],
+    config: LlamaConfig | None,
+) -> tuple[str, Options]:
+    """Returns the method and the complete options of a file, which its tensors fit."""
+    method = metadata["method"]
+    if method not in METHODS:
+        raise InputError(f"{path} holds an adapter of method {method!r}, which is not one of {', '.join(METHODS)}")
+    options = _complete_options(path, method, config, _json(path, metadata, "options"))
+    check_shapes(path, tensors, method, options, config)
+    return method, options
+
+
+def _load_released(path: Path, config: LlamaConfig | None) -> Adapter:
     if not is_file(path):
         raise InputError(f"{path} does not exist, or is not a file")
-    adapter, config = load_released(path), base.config if base is not None else None
+    adapter = load_released(path)
     options = _complete_options(path, adapter.method, config, adapter.options.as_dict())
     arrays = {name: np.asarray(leaf) for name, leaf in adapter.trainable.items()}
     for name, array in arrays.items():
@@ -153,11 +219,11 @@ def _load_released(path: Path, base: FingerprintedBase | None) -> Adapter:
     return adapter
 
 
-def _json(path: Path, metadata: dict[str, str], name: str) -> dict:
+def _json(path: Path, metadata: Mapping[str, str], name: str) -> dict:
     return parse_object(metadata.get(name, ""), f"{path}: its metadata field {name!r}")
 
 
-def _recorded_config(path: Path, metadata: dict[str, str]) -> LlamaConfig | None:
+def _recorded_config(path: Path, metadata: Mapping[str, str]) -> LlamaConfig | None:
     if "base_config" not in metadata:
         return None
     return LlamaConfig.from_fields(
@@ -165,12 +231,15 @@ def _recorded_config(path: Path, metadata: dict[str, str]) -> LlamaConfig | None
     )
 
 
-def _recorded_prompt_format(path: Path, metadata: dict[str, str]) -> PromptFormat | None:
-    if "prompt_format" not in metadata:
-        return None
-    found = Fields(_json(path, metadata, "prompt_format"), path, prefix="its metadata field 'prompt_format': ")
-    template, system = (found.text(name) if found.has(name) else None for name in ("template", "system"))
-    return None if template is None else PromptFormat(template, system)
+def _check_prompt_format(prompt_format: Mapping[str, object]) -> None:
+    for name in prompt_format:
+        if name not in ("template", "system"):
+            raise InputError(f"prompt_format has the field {shown(name)}; it has template and system only")
+    template, system = prompt_format.get("template"), prompt_format.get("system")
+    if not isinstance(template, str) or template not in _TEMPLATES:
+        raise InputError(f"prompt_format's template is {shown(template)}, but should be one of {', '.join(_TEMPLATES)}")
+    if not isinstance(system, str | None):
+        raise InputError(f"prompt_format's system is {shown(system)}, but should be text or None")
 
 
 def _complete_options(path: Path, method: str, config: LlamaConfig | None, options: dict) -> Options:
@@ -181,11 +250,16 @@ def _complete_options(path: Path, method: str, config: LlamaConfig | None, optio
         raise InputError(f"{path}{fits}: {error}") from error
 
 
-def _check_base(path: Path, recorded: LlamaConfig | None, fingerprint: str | None, base: FingerprintedBase) -> None:
-    theirs, ours = dataclasses.asdict(recorded or base.config), dataclasses.asdict(base.config)
+def _check_config(path: Path, recorded: LlamaConfig | None, config: LlamaConfig) -> None:
+    theirs, ours = dataclasses.asdict(recorded or config), dataclasses.asdict(config)
     differences = [f"{name} {theirs[name]} against {ours[name]}" for name in ours if theirs[name] != ours[name]]
     if differences:
         raise InputError(f"{path} was trained on another model than this base: {', '.join(differences)}")
+
+
+def _check_fingerprint(
+    path: Path, recorded: LlamaConfig | None, fingerprint: str | None, base: FingerprintedBase
+) -> None:
     if fingerprint is None and recorded is None:
         return
     if fingerprint != base.fingerprint:

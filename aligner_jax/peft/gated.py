@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from aligner_jax.files.fields import MOST_INTEGER
+from aligner_jax.files.fields import MAX_INTEGER
 from aligner_jax.model.llama import LlamaConfig
 from aligner_jax.peft.adapter import LayerOptions
 from aligner_jax.runtime.fields import number
@@ -21,7 +21,7 @@ class GatedOptions(LayerOptions):
       num_tokens: p, the number of prefix tokens.
     """
 
-    num_tokens: int = number(1, least=1, most=MOST_INTEGER)
+    num_tokens: int = number(1, least=1, most=MAX_INTEGER)
 
     def weights[Gates: (Array, np.ndarray)](self, gates_ln: Gates) -> Gates:
         """Returns the factors of the prefix's outputs for the trained gates [l, n]."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from aligner_jax.files.fields import MOST_INTEGER
+from aligner_jax.files.fields import MAX_INTEGER
 from aligner_jax.model.attention import Prefix
 from aligner_jax.model.layers import Adapted
 from aligner_jax.model.llama import LlamaConfig, Params
@@ -30,7 +30,7 @@ class LlamaAdapterOptions(GatedOptions):
       tanh: True to scale the prefix by tanh(gate), as in the original; the Aligner paper's comparison has no tanh.
     """
 
-    num_tokens: int = number(10, least=1, most=MOST_INTEGER)
+    num_tokens: int = number(10, least=1, most=MAX_INTEGER)
     gates: Literal["head", "layer"] = "head"
     tanh: bool = False
 

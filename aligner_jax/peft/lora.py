@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from aligner_jax.errors import InputError
-from aligner_jax.files.fields import MOST_INTEGER, MOST_NUMBER
+from aligner_jax.files.fields import MAX_INTEGER, MAX_NUMBER
 from aligner_jax.model.layers import Adapted
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.updates import LowRank
@@ -43,9 +43,9 @@ class LoraOptions(Options):
       rslora: True for scale alpha / √rank (arXiv 2312.03732), False for alpha / rank.
     """
 
-    rank: int = number(8, least=1, most=MOST_INTEGER)
+    rank: int = number(8, least=1, most=MAX_INTEGER)
     # An integer stays an integer, so that saved files do not change.
-    alpha: int | float = number(16, above=0, most=MOST_NUMBER)
+    alpha: int | float = number(16, above=0, most=MAX_NUMBER)
     targets: tuple[Target, ...] = ("q", "v")
     dropout: int | float = number(0.05, least=0, below=1)
     rslora: bool = False

@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-MOST_CHARACTERS = 100_000
-_MOST_DEPTH = 40
-_MOST_REPEATS = 1000
-_MOST_STEPS = 500_000
+MAX_CHARACTERS = 100_000
+_MAX_DEPTH = 40
+_MAX_REPEATS = 1000
+_MAX_STEPS = 500_000
 _SPECIAL = frozenset(".^$*+?{}[]\\|()")
 
 
@@ -33,8 +33,8 @@ class NamePattern:
     """
 
     def __init__(self, pattern: str) -> None:
-        if len(pattern) > MOST_CHARACTERS:
-            raise PatternError(f"it has {len(pattern):,} characters, of at most {MOST_CHARACTERS:,}")
+        if len(pattern) > MAX_CHARACTERS:
+            raise PatternError(f"it has {len(pattern):,} characters, of at most {MAX_CHARACTERS:,}")
         self._root = _Parser(pattern).whole()
         self._steps = 0
 
@@ -49,7 +49,7 @@ class NamePattern:
     def _ends(self, node: "_Node", starts: int, name: str) -> int:
         """Returns the end positions of `node` after any of the positions `starts`, both as bits."""
         self._steps += 1
-        if self._steps > _MOST_STEPS:
+        if self._steps > _MAX_STEPS:
             raise PatternError("it takes too much work to match")
         if not starts:
             return 0
@@ -216,8 +216,8 @@ class _Parser:
             if not found[1] and not comma:
                 raise self._error("'{' begins no number of repeats")
             most = None if comma and end is None else int(end) - least if comma else 0
-            if max(least, most or 0) > _MOST_REPEATS or (most is not None and most < 0):
-                raise self._error(f"repeats are from fewer to more, and at most {_MOST_REPEATS}")
+            if max(least, most or 0) > _MAX_REPEATS or (most is not None and most < 0):
+                raise self._error(f"repeats are from fewer to more, and at most {_MAX_REPEATS}")
             self.at = found.end()
         else:
             return node
@@ -230,8 +230,8 @@ class _Parser:
         return _Repeat(node, least, most)
 
     def _group(self) -> _Node:
-        if self.depth == _MOST_DEPTH:
-            raise self._error(f"more than {_MOST_DEPTH} groups in each other")
+        if self.depth == _MAX_DEPTH:
+            raise self._error(f"more than {_MAX_DEPTH} groups in each other")
         self.depth += 1
         wanted = None
         if self._take("?"):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from aligner_jax.files.fields import MOST_INTEGER, MOST_NUMBER
+from aligner_jax.files.fields import MAX_INTEGER, MAX_NUMBER
 from aligner_jax.model.attention import Prefix
 from aligner_jax.model.layers import Adapted
 from aligner_jax.model.llama import LlamaConfig, Params
@@ -28,9 +28,9 @@ class PrefixOptions(LayerOptions):
       init_std: standard deviation of the initial keys and values.
     """
 
-    num_tokens: int = number(10, least=1, most=MOST_INTEGER)
-    start_layer: int = number(0, least=0, below=MOST_INTEGER)
-    init_std: int | float = number(0.02, least=0, most=MOST_NUMBER)
+    num_tokens: int = number(10, least=1, most=MAX_INTEGER)
+    start_layer: int = number(0, least=0, below=MAX_INTEGER)
+    init_std: int | float = number(0.02, least=0, most=MAX_NUMBER)
 
 
 def shapes(options: PrefixOptions, config: LlamaConfig) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from aligner_jax.files.fields import MOST_INTEGER, MOST_NUMBER
+from aligner_jax.files.fields import MAX_INTEGER, MAX_NUMBER
 from aligner_jax.model.attention import Prefix, attend
 from aligner_jax.model.layers import Adapted, Layer, run_layers
 from aligner_jax.model.llama import LlamaConfig, Params, transform
@@ -31,8 +31,8 @@ class PromptOptions(Options):
       init_std: standard deviation of the initial embeddings.
     """
 
-    num_tokens: int = number(20, least=1, most=MOST_INTEGER)
-    init_std: int | float = number(0.02, least=0, most=MOST_NUMBER)
+    num_tokens: int = number(20, least=1, most=MAX_INTEGER)
+    init_std: int | float = number(0.02, least=0, most=MAX_NUMBER)
 
 
 def shapes(options: PromptOptions, config: LlamaConfig) -> dict[str, tuple[int, ...]]:

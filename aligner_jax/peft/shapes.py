@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from aligner_jax.errors import InputError
@@ -12,7 +13,11 @@ from aligner_jax.peft.methods import METHODS
 
 
 def check_shapes(
-    path: Path, tensors: Mapping[str, np.ndarray], method: str, options: Options, config: LlamaConfig | None
+    path: Path,
+    tensors: Mapping[str, np.ndarray | jax.ShapeDtypeStruct],
+    method: str,
+    options: Options,
+    config: LlamaConfig | None,
 ) -> None:
     """Refuses arrays that do not match the method and its options.
 

@@ -1,9 +1,7 @@
 """Compiles programs for TPUs that are not attached, and returns the memory that each device needs."""
 
 import dataclasses
-import re
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,9 +13,8 @@ from aligner_jax.planning.collectives import Collective, collectives
 from aligner_jax.planning.topology import without_a_cache_of_programs
 from aligner_jax.runtime import chips
 from aligner_jax.runtime.config import BaseConfig
-
-_USED = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|\(([\d.]+)([KMGT])\) exceeds available HBM")
-"""Memory that a program needs, in the compiler's messages: in total, or for temporaries alone (the second form)."""
+from aligner_jax.runtime.memory import available_bytes, needed_bytes
+from aligner_jax.runtime.program_digest import digest_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +24,7 @@ class Compiled:
     Attributes:
       peak_bytes: peak memory; if the program does not fit, the memory that the compiler reports as needed.
       hbm_bytes: memory of the device.
+      limit_bytes: memory that a program may take, as far as the compiler says it: slightly less than `hbm_bytes`.
       temporary_bytes: peak memory of values that live only within the program.
       sent: collectives of the program.
       output_shardings: shardings of the results, in their tree.
@@ -36,6 +34,7 @@ class Compiled:
 
     peak_bytes: int
     hbm_bytes: int
+    limit_bytes: int
     temporary_bytes: int | None
     sent: list[Collective] | None
     output_shardings: Any
@@ -62,15 +61,18 @@ def compile_for(chip: chips.Chip, jitted: Any, *arguments: Any, **static: Any) -
     mesh = next(leaf.sharding.mesh for leaf in jax.tree.leaves(arguments))
     with without_a_cache_of_programs():
         lowered = jitted.lower(*arguments, **static)
-    digest = program_cache.digest_of(lowered, list(mesh.devices.flat))
+    digest = digest_of(lowered, list(mesh.devices.flat))
     made = program_cache.load(digest)
     if made is None:
         made = _compile(lowered, mesh)
         program_cache.save(digest, made)
     if isinstance(made, program_cache.TooLarge):
-        return Compiled(_needed_bytes(made.message), chip.hbm_bytes, None, None, None, None, made.seconds)
+        needed = needed_bytes(made.message)
+        assert needed is not None
+        available = available_bytes(made.message) or chip.hbm_bytes
+        return Compiled(needed, chip.hbm_bytes, available, None, None, None, None, made.seconds)
     return Compiled(
-        made.peak_bytes, chip.hbm_bytes, made.temporary_bytes, collectives(made.text),
+        made.peak_bytes, chip.hbm_bytes, chip.hbm_bytes, made.temporary_bytes, collectives(made.text),
         _shardings(lowered, mesh, made.output_specs), made.text, made.seconds,
     )  # fmt: skip
 
@@ -81,7 +83,7 @@ def _compile(lowered: jax.stages.Lowered, mesh: Mesh) -> program_cache.Program |
         with without_a_cache_of_programs():
             compiled: Any = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if _USED.search(str(error)) is None:
+        if needed_bytes(str(error)) is None:
             first = str(error).strip().splitlines()[0]
             raise InputError(f"the TPU compiler cannot compile the program: {first}") from error
         return program_cache.TooLarge(str(error), time.monotonic() - began)
@@ -90,14 +92,6 @@ def _compile(lowered: jax.stages.Lowered, mesh: Mesh) -> program_cache.Program |
     return program_cache.Program(
         compiled.as_text(), memory.peak_memory_in_bytes, memory.temp_size_in_bytes, specs, took
     )
-
-
-def _needed_bytes(message: str) -> int:
-    """Returns the memory in bytes that a program needs, from the compiler's error message."""
-    used = _USED.search(message)
-    assert used is not None
-    number, unit = (group for group in used.groups() if group)
-    return int(float(number) * 2 ** (10 * (1 + "KMGT".index(unit))))
 
 
 def _shardings(lowered: jax.stages.Lowered, mesh: Mesh, specs: list[list]) -> Any:
@@ -113,7 +107,7 @@ def chip_of(device: Any) -> chips.Chip:
     """Returns the chip of a device. Raises InputError if the device's kind is unknown."""
     chip = chips.CHIPS.get(device.device_kind)
     if chip is None:
-        raise InputError(f"{device.device_kind!r} is not a known chip; there are {', '.join(chips.CHIPS)}")
+        raise InputError(f"{device.device_kind!r} is not a known chip; there are {', '.join(chips.TPUS)}")
     return chip
 
 
@@ -125,20 +119,3 @@ def compute_dtype(base: BaseConfig) -> str:
 def weight_dtype(base: BaseConfig) -> str:
     """Returns the dtype of the layers' projections on a TPU: the quantized one, or the compute dtype."""
     return compute_dtype(base) if base.quantization == "none" else base.quantization
-
-
-def nbytes(tree: Any) -> int:
-    """Returns the bytes of a tree's shards on one device."""
-    return sum(bits(leaf.dtype) * _size(leaf.sharding.shard_shape(leaf.shape)) // 8 for leaf in jax.tree.leaves(tree))
-
-
-def bits(dtype: Any) -> int:
-    """Returns the bits per element of a dtype; int4 has 4."""
-    return 4 if "int4" in str(dtype) else 8 * jax.numpy.dtype(dtype).itemsize
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for each in shape:
-        size *= each
-    return size

@@ -13,15 +13,19 @@ from aligner_jax.decoding import sampler
 from aligner_jax.decoding.choose import RowSampling, Sampling
 from aligner_jax.errors import InputError
 from aligner_jax.evals import scoring
+from aligner_jax.evals.batches import length_bucket
+from aligner_jax.evals.generating import prompt_bucket
 from aligner_jax.evals.interface import EvaluateConfig
 from aligner_jax.evals.subject import check_rows
 from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
-from aligner_jax.peft import Adapter, init_adapter
+from aligner_jax.peft import METHODS, Adapter, init_adapter
+from aligner_jax.peft.artifact import read_shapes
 from aligner_jax.planning.collectives import bytes_by_kind
-from aligner_jax.planning.compiled import Compiled, bits, chip_of, compile_for, compute_dtype, nbytes, weight_dtype
+from aligner_jax.planning.compiled import Compiled, chip_of, compile_for, compute_dtype, weight_dtype
 from aligner_jax.planning.plan import refitted
 from aligner_jax.runtime import chips, roofline, sharding
 from aligner_jax.runtime.config import BaseConfig
+from aligner_jax.runtime.memory import bits, nbytes
 from aligner_jax.tasks.program import quantization_of
 
 STOPS = 2
@@ -46,8 +50,13 @@ class EvaluationPlan:
 
     Attributes:
       rows: batch size over all devices.
-      tokens: length of the longest prompt, or of the longest text that is scored.
+      tokens: length of the longest prompt, or of the longest text that is scored, without its last token.
       new_tokens: tokens that are generated per row at most.
+      padded_tokens: length that such prompts are padded to.
+      slots: slots of the cache per row.
+      adapter: method and options of the adapter.
+      adapter_path: the adapter's file or folder; None if none is named, so that an Aligner of one token is planned.
+      adapter_params: parameters of the adapter.
       weights_bytes: weights of the base.
       cache_bytes: keys and values of the device's rows; None if "prompts" does not fit.
       programs: "scores", which scores texts; "prompts", the prefill; "new tokens", the decode loop, which generates
@@ -63,6 +72,11 @@ class EvaluationPlan:
     rows: int
     tokens: int
     new_tokens: int
+    padded_tokens: int
+    slots: int
+    adapter: str
+    adapter_path: str | None
+    adapter_params: int
     weight_dtype: str
     hbm_bytes: int
     weights_bytes: int
@@ -85,19 +99,28 @@ def planned_base(config: EvaluateConfig) -> BaseConfig:
 
 
 def make_evaluation_plan(
-    config: EvaluateConfig, model: LlamaConfig, topology: str, devices: Sequence[Any], *, tokens: int, new_tokens: int
+    config: EvaluateConfig,
+    model: LlamaConfig,
+    topology: str,
+    devices: Sequence[Any],
+    *,
+    tokens: int,
+    new_tokens: int,
+    adapter_path: str | None = None,
 ) -> EvaluationPlan:
     """Compiles the programs of an evaluation for the devices and returns their cost.
 
-    The planned adapter is an Aligner of one token.
+    Prompts and texts are padded as in the evaluation.
 
     Args:
-      tokens: length of the longest prompt, or of the longest text that is scored.
+      tokens: length of the longest prompt, or of the longest text that is scored, without its last token.
       new_tokens: tokens that are generated per row at most.
+      adapter_path: file or folder of the evaluation's adapter; if None, an Aligner of one token is planned.
 
     Raises:
       InputError: the evaluation runs no model, the mesh does not divide rows or model, the context is too short, the
-        chip is unknown, or a program cannot be compiled for another reason than its size.
+        adapter cannot be read or does not fit the model, the chip is unknown, or a program cannot be compiled for
+        another reason than its size.
     """
     base = planned_base(config)
     if tokens + new_tokens > model.context_length:
@@ -113,8 +136,8 @@ def make_evaluation_plan(
         abstract_params(model, compute_dtype(base), quantization),
         sharding.param_shardings(model, mesh, rules, quantization),
     )
-    shapes = _Shapes(mesh, config.batch_size, tokens, new_tokens)
-    adapter = shapes.replicated(jax.eval_shape(lambda: init_adapter("aligner", model)))
+    shapes = _Shapes(mesh, config.batch_size, tokens, new_tokens, model.context_length)
+    adapter = shapes.replicated(_planned_adapter(adapter_path, model))
     with sharding.use(mesh, rules):
         scores = compile_for(chip, scoring.hidden, params, adapter, shapes.texts(), config=model)
         prompts, state = _prompts(chip, model, params, adapter, shapes)
@@ -126,7 +149,7 @@ def make_evaluation_plan(
                 count=sampler.TOKENS_PER_CALL,
             )  # fmt: skip
     of_all = {"scores": scores, "prompts": prompts, **({"new tokens": new} if new is not None else {})}
-    seconds, bound = _token_seconds(config, model, mesh, chip, params, shapes, new)
+    seconds, bound = _token_seconds(config, model, mesh, chip, params, adapter, shapes, new)
     return EvaluationPlan(
         topology=topology,
         devices=len(devices),
@@ -134,6 +157,11 @@ def make_evaluation_plan(
         rows=config.batch_size,
         tokens=tokens,
         new_tokens=new_tokens,
+        padded_tokens=shapes.padded,
+        slots=shapes.slots,
+        adapter=str(adapter),
+        adapter_path=adapter_path,
+        adapter_params=adapter.num_params,
         weight_dtype=weight_dtype(base),
         hbm_bytes=chip.hbm_bytes,
         weights_bytes=nbytes(params),
@@ -144,6 +172,11 @@ def make_evaluation_plan(
     )
 
 
+def _planned_adapter(path: str | None, model: LlamaConfig) -> Adapter:
+    """Returns the shapes of the adapter at a path; those of an Aligner of one token if there is no path."""
+    return jax.eval_shape(lambda: init_adapter("aligner", model)) if path is None else read_shapes(path, model)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Shapes:
     """Shapes of the programs' inputs besides the base; all are replicated."""
@@ -152,16 +185,29 @@ class _Shapes:
     batch_size: int
     tokens: int
     new_tokens: int
+    context: int
+
+    @property
+    def padded(self) -> int:
+        """Length that prompts are padded to."""
+        return prompt_bucket(self.tokens, self.new_tokens, self.context)
+
+    @property
+    def slots(self) -> int:
+        """Slots of the cache per row."""
+        return sampler.num_slots(self.padded, self.new_tokens, self.context)
 
     def replicated(self, tree: Any) -> Any:
         where = sharding.replicated(self.mesh)
         return jax.tree.map(lambda leaf: _struct(leaf, where), tree)
 
     def texts(self) -> Any:
-        return self.replicated(jax.ShapeDtypeStruct((self.batch_size, self.tokens), jnp.int32))
+        return self.replicated(
+            jax.ShapeDtypeStruct((self.batch_size, length_bucket(self.tokens, self.context)), jnp.int32)
+        )
 
     def prompts(self) -> Any:
-        return self.replicated(jax.ShapeDtypeStruct((self.batch_size, sampler.padded_size(self.tokens)), jnp.int32))
+        return self.replicated(jax.ShapeDtypeStruct((self.batch_size, self.padded), jnp.int32))
 
     def lengths(self) -> Any:
         return self.replicated(jax.ShapeDtypeStruct((self.batch_size,), jnp.int32))
@@ -180,7 +226,7 @@ def _prompts(
     chip: chips.Chip, model: LlamaConfig, params: Params, adapter: Adapter, shapes: _Shapes
 ) -> tuple[Compiled, Any]:
     """Returns the prefill program and the shapes of its results; None for the shapes if it does not fit."""
-    static = {"config": model, "slots": sampler.num_slots(shapes.tokens, shapes.new_tokens)}
+    static = {"config": model, "slots": shapes.slots}
     arguments = (
         params, adapter, shapes.prompts(), shapes.lengths(), shapes.sampling(), shapes.stops(), shapes.seed()
     )  # fmt: skip
@@ -197,6 +243,7 @@ def _token_seconds(
     mesh: Mesh,
     chip: chips.Chip,
     params: Params,
+    adapter: Adapter,
     shapes: _Shapes,
     new: Compiled | None,
 ) -> tuple[float | None, str | None]:
@@ -204,8 +251,10 @@ def _token_seconds(
     if new is None or new.sent is None:
         return None, None
     tensor, leaves = mesh.shape["tensor"], jax.tree.leaves(params)
+    added = METHODS[adapter.method].cost(adapter.options, model)
     cost = roofline.decode_step(
-        model, batch_size=config.batch_size // (mesh.size // tensor), length=shapes.tokens + shapes.new_tokens,
+        model, batch_size=config.batch_size // (mesh.size // tensor), length=shapes.slots,
+        num_tokens=added.num_tokens, start_layer=added.start_layer,
         weight_bytes=sum(bits(leaf.dtype) * leaf.size for leaf in leaves) / 8 / sum(leaf.size for leaf in leaves),
     )  # fmt: skip
     calls = sampler.TOKENS_PER_CALL

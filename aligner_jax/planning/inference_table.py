@@ -17,6 +17,8 @@ def _rows(plan: EvaluationPlan) -> list[tuple[str, str]]:
     rows = [
         ("mesh", mesh(plan.mesh)),
         ("rows × tokens + new ones", f"{plan.rows} × {plan.tokens} + {plan.new_tokens}"),
+        ("padded to, slots a row", f"{plan.padded_tokens:,}, {plan.slots:,}"),
+        ("adapter", _adapter(plan)),
         ("weights", f"{size(plan.weights_bytes)} ({plan.weight_dtype})"),
         ("cache", "–" if plan.cache_bytes is None else size(plan.cache_bytes)),
         ("memory", f"{size(plan.hbm_bytes)}, {'fits' if plan.fits else 'DOES NOT FIT'}"),
@@ -28,6 +30,11 @@ def _rows(plan: EvaluationPlan) -> list[tuple[str, str]]:
     rows.append(("a new token of each row, at least", least))
     rows.append(("compiled in", f"{sum(program.compile_seconds for program in plan.programs):.0f} s"))
     return rows
+
+
+def _adapter(plan: EvaluationPlan) -> str:
+    named = plan.adapter.partition("(")[0] + ("" if plan.adapter_path else ", as none is named")
+    return f"{named}: {plan.adapter_params:,} parameters"
 
 
 def advice(plan: EvaluationPlan) -> str | None:

@@ -1,20 +1,19 @@
 """Plans a config's training step for a TPU topology: memory by the TPU compiler, time by the roofline."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-from jax.sharding import Mesh
-
-from aligner_jax.model.llama import LlamaConfig
-from aligner_jax.peft import METHODS
+from aligner_jax.model.llama import LlamaConfig, Remat
 from aligner_jax.planning.collectives import bytes_by_kind
-from aligner_jax.planning.compiled import bits, chip_of, compile_for, compute_dtype, nbytes, weight_dtype
-from aligner_jax.runtime import roofline, sharding
+from aligner_jax.planning.compiled import Compiled, chip_of, compile_for, compute_dtype, weight_dtype
+from aligner_jax.runtime import sharding
 from aligner_jax.runtime.config import MeshConfig, TrainConfig
-from aligner_jax.tasks.first_adapter import first_adapter
+from aligner_jax.runtime.memory import nbytes
+from aligner_jax.tasks.cost import first_adapter_shapes, step_cost
 from aligner_jax.tasks.program import abstract_arguments, make_program
+from aligner_jax.tasks.remat import AUTO, Memory, least_remat, need_of
 
 ATTAINED = 0.5
 """Share of the roofline that a training step is expected to reach."""
@@ -62,19 +61,35 @@ class Plan:
 def make_plan(config: TrainConfig, model: LlamaConfig, topology: str, devices: Sequence[Any]) -> Plan:
     """Compiles a config's training step for the devices and returns its cost.
 
+    For remat "auto", the plan is that of the least recomputation that fits.
+
     Raises:
       InputError: the mesh does not divide rows or model, the chip is unknown, or the program cannot be compiled for
         another reason than its size.
     """
     mesh = sharding.mesh_of(refitted(config.mesh, len(devices)), devices)
-    program = make_program(config, model, first_adapter_shapes(config, model), mesh)
+    adapter, chip = first_adapter_shapes(config, model), chip_of(devices[0])
+    program = make_program(config, model, adapter, mesh)
     arguments = abstract_arguments(config, model, program, compute_dtype(config.base))
-    chip = chip_of(devices[0])
-    with program.use():
-        compiled = compile_for(chip, program.step, *arguments)
-    sent = compiled.sent
     state, params, *_ = arguments
-    cost = _cost(config, model, mesh, params)
+
+    @functools.cache
+    def compiled_with(remat: Remat) -> Compiled:
+        program = make_program(dataclasses.replace(config, remat=remat), model, adapter, mesh)
+        with program.use():
+            return compile_for(chip, program.step, *arguments)
+
+    def memory_with(remat: Remat) -> Memory:
+        compiled = compiled_with(remat)
+        return Memory(compiled.peak_bytes, compiled.limit_bytes, compiled.fits)
+
+    remat = config.remat
+    if remat == AUTO:
+        need = need_of(config, model, mesh, params, nbytes(arguments))
+        remat = least_remat(memory_with, need, chip.hbm_bytes).remat
+    compiled = compiled_with(remat)
+    sent = compiled.sent
+    cost = step_cost(dataclasses.replace(config, remat=remat), model, mesh, params)
     tensor = mesh.shape["tensor"]
     # Gathered weights are written to HBM before they are read.
     traffic = cost.hbm_bytes / tensor + sum(each.nbytes * each.runs for each in sent or ())
@@ -92,7 +107,7 @@ def make_plan(config: TrainConfig, model: LlamaConfig, topology: str, devices: S
         batch=config.data.batch_size,
         sequence_length=config.data.sequence_length,
         weight_dtype=weight_dtype(config.base),
-        remat=config.remat,
+        remat=remat,
         peak_bytes=compiled.peak_bytes,
         hbm_bytes=chip.hbm_bytes,
         fits=compiled.fits,
@@ -122,26 +137,6 @@ def refitted(config: MeshConfig, num_devices: int) -> MeshConfig:
     tensor = _largest_divisor(num_devices, config.tensor)
     data = _largest_divisor(num_devices // tensor, config.data)
     return dataclasses.replace(config, data=data, fsdp=-1, tensor=tensor, slices=1)
-
-
-def first_adapter_shapes(config: TrainConfig, model: LlamaConfig) -> Any:
-    """Returns the initial adapter of a run, with `jax.ShapeDtypeStruct`s in place of arrays."""
-    return jax.eval_shape(lambda: first_adapter(config, model))
-
-
-def _cost(config: TrainConfig, model: LlamaConfig, mesh: Mesh, params: Any) -> roofline.Cost:
-    """Returns the cost of one device's rows, before heads, MLP and vocabulary are split over `tensor`."""
-    adapter = first_adapter_shapes(config, model)
-    method = METHODS[adapter.method]
-    rows = config.data.batch_size // (mesh.size // mesh.shape["tensor"])
-    held_bytes = sum(bits(leaf.dtype) * leaf.size for leaf in jax.tree.leaves(params.layers)) / 8
-    return roofline.train_step(
-        model, batch_size=rows * (config.sweep.num_adapters or 1), sequence_length=config.data.sequence_length,
-        adapter=method.cost(adapter.options, model), trains_base=method.trains_base,
-        accumulate=config.optim.accumulate, remat=config.remat,
-        weight_bytes=held_bytes / (roofline.layer_weights(model) * model.num_layers),
-        head_bytes=bits(params.embed_vd.dtype) / 8,
-    )  # fmt: skip
 
 
 def _largest_divisor(number: int, at_most: int) -> int:

@@ -1,29 +1,18 @@
 """Disk cache of programs compiled for TPUs that are not attached: their HLO and memory figures, without the code.
 
 Compiling a program takes up to a minute, and the result depends only on the lowered text, the devices and the compiler.
-An entry is named by the SHA-256 of these, so a changed program is compiled again. Entries lie in the folder `tpu` of
+An entry is named by the digest of these, so a changed program is compiled again. Entries lie in the folder `tpu` of
 JAX's compilation cache and follow its settings. JAX itself cannot load programs for devices that are not attached.
 """
 
 import contextlib
 import dataclasses
-import hashlib
-import importlib.metadata
 import json
-import os
-import re
 import zlib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-import jax
 
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.files import write_atomically
-
-_NAMES = re.compile(r'loc\("([^"]*)"[()]')
-"""Names of operations, which the compiled text repeats. Source files and line numbers are left out."""
+from aligner_jax.runtime.program_digest import cache_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,26 +49,9 @@ class TooLarge:
 _KINDS = {"program": Program, "too large": TooLarge}
 
 
-def digest_of(lowered: jax.stages.Lowered, devices: Sequence[Any]) -> str:
-    """Returns the SHA-256 of everything that the compiled program depends on."""
-    text = lowered.as_text(debug_info=True)
-    client = devices[0].client
-    return hashlib.sha256(
-        "\n".join(
-            [
-                lowered.as_text(), *dict.fromkeys(_NAMES.findall(text)),
-                *map(str, devices), devices[0].device_kind, client.platform_version, str(client.device_count()),
-                *(f"{name} {importlib.metadata.version(name)}" for name in ("jaxlib", "libtpu")),
-                *(f"{name} {os.environ.get(name)}" for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")),
-                *(f"{name} {value}" for name, value in sorted(jax.config.values.items()) if "cache" not in name),
-            ]
-        ).encode()
-    ).hexdigest()  # fmt: skip
-
-
 def load(digest: str) -> Program | TooLarge | None:
     """Returns the entry with this digest, or None if it is missing or damaged."""
-    folder = _folder()
+    folder = cache_folder("tpu")
     if folder is None:
         return None
     try:
@@ -91,17 +63,10 @@ def load(digest: str) -> Program | TooLarge | None:
 
 def save(digest: str, program: Program | TooLarge) -> None:
     """Writes an entry. Does nothing if it cannot be written: a later run then compiles again."""
-    folder = _folder()
+    folder = cache_folder("tpu")
     if folder is None:
         return
     kind = next(name for name, each in _KINDS.items() if type(program) is each)
     content = zlib.compress(json.dumps([kind, dataclasses.asdict(program)]).encode())
     with contextlib.suppress(InputError):
         write_atomically(folder / digest, content)
-
-
-def _folder() -> Path | None:
-    folder = jax.config.jax_compilation_cache_dir
-    if not folder or "://" in folder or not jax.config.jax_enable_compilation_cache:
-        return None
-    return Path(folder) / "tpu"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 from aligner_jax.planning.plan import Plan
 from aligner_jax.runtime.config import TrainConfig
+from aligner_jax.tasks.remat import AUTO
 
 POLICIES = ("none", "dots", "full")
 MOST_ROWS = 65_536
@@ -13,10 +14,14 @@ MOST_ROWS = 65_536
 def search(config: TrainConfig, step: int, plan: Callable[[TrainConfig], Plan]) -> Iterator[Plan]:
     """Yields one plan per remat policy: that of the largest batch that fits, or of the smallest if none fits.
 
+    For a config whose remat is "auto", the plan of its own batch comes first, with the recomputation that "auto" takes.
+
     Args:
       step: the batch sizes that are tried are multiples of `step`.
       plan: returns the plan of a config.
     """
+    if config.remat == AUTO:
+        yield plan(config)
     for policy in POLICIES:
         yield _largest(lambda rows, policy=policy: plan(_with(config, rows, policy)), step)
 

@@ -12,6 +12,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from aligner_jax.errors import InputError
+from aligner_jax.runtime import chips
 
 EXAMPLES = "v4:2x2x1, v5e:2x4, v5e:16x16, v5p:4x4x4, v6e:8x8 or tpu7x:2x2x1"
 
@@ -22,6 +23,11 @@ def topology_devices(name: str, count: int | None = None) -> list[Any]:
     Raises:
       InputError: there is no such topology, it has fewer devices, or libtpu is not installed.
     """
+    if _names_a_gpu(name):
+        raise InputError(
+            f"{name!r} is a GPU, and plans are made with the TPU compiler alone, for topologies such as {EXAMPLES}; on "
+            "the GPU itself, the first lines that aligner_jax.train logs have tokens_per_second and mfu"
+        )
     if not re.fullmatch(r"\w+:\d+(x\d+)*", name):
         raise InputError(f"{name!r} is not a TPU topology; they are called {EXAMPLES}")
     _check_libtpu()
@@ -39,6 +45,11 @@ def topology_devices(name: str, count: int | None = None) -> list[Any]:
     if count is not None and not 1 <= count <= len(devices):
         raise InputError(f"{name} has {len(devices)} devices, of which {count} cannot be taken")
     return devices[:count]
+
+
+def _names_a_gpu(name: str) -> bool:
+    words = {"GPU", "CUDA", "NVIDIA", *(chip.name.split()[0] for chip in chips.GPUS.values())}
+    return not words.isdisjoint(re.split(r"[^A-Z0-9]+", name.upper()))
 
 
 @contextlib.contextmanager

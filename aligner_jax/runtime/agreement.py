@@ -25,7 +25,7 @@ _WEIGHTS_AND_WORDS = {".safetensors", ".gguf", ".pth", ".json", ".model", ".jinj
 _DECIDING = ("jax", "jaxlib", "numpy", "optax", "grain", "tokenizers", "sentencepiece", "jinja2")
 """Packages whose versions change batches, steps or updates."""
 _SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable")
-_MOST_FILES = 1000
+_MAX_FILES = 1000
 _READ_WHOLE = 256 * 2**20
 """Size in bytes up to which a file is compared as a whole, not by samples."""
 _SAMPLE, _SAMPLES = 4096, 32
@@ -92,18 +92,18 @@ def _installed(config: TrainConfig) -> dict[str, str]:
     }
 
 
-def check_same(made_from: Mapping[str, str]) -> None:
+def check_same(input_digests: Mapping[str, str]) -> None:
     """Refuses processes whose digests differ. A collective: all processes must call it.
 
     Args:
-      made_from: digests of the inputs that this process has read, by names that can stand in a sentence.
+      input_digests: digests of the inputs that this process has read, by names that can stand in a sentence.
 
     Raises:
       InputError: digests differ; raised in all processes, with the process and the names.
     """
-    first, *others = map(json.loads, exchange(json.dumps(made_from)))
+    first, *others = map(json.loads, exchange(json.dumps(input_digests)))
     for process, other in enumerate(others, 1):
-        _check_digests(process, 1 + len(others), first, other, list(made_from))
+        _check_digests(process, 1 + len(others), first, other, list(input_digests))
 
 
 def _check_digests(process: int, count: int, first: dict[str, Any], other: dict[str, Any], names: list[str]) -> None:
@@ -123,7 +123,7 @@ def files_digest(path: Path) -> str:
     files = [path]
     if path.is_dir():
         found = [*path.glob("*"), *path.glob("[!.]*/*")]
-        files = sorted(file for file in found if file.suffix in _WEIGHTS_AND_WORDS and file.is_file())[:_MOST_FILES]
+        files = sorted(file for file in found if file.suffix in _WEIGHTS_AND_WORDS and file.is_file())[:_MAX_FILES]
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size

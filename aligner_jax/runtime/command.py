@@ -27,7 +27,7 @@ from aligner_jax.runtime.output import OutputEnded, make_plain, replace_stdout
 # --help lists a flag that this module defines among the flags of the command itself.
 flags.disclaim_key_flags()
 
-_MOST_SECTIONS = 10
+_MAX_SECTIONS = 10
 _LONGEST_NAME = 100
 """Limits on the depth of a config and the length of a flag's name; real ones stay below."""
 
@@ -285,7 +285,7 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
 
 def _override(config: ConfigDict, name: str, text: str | bool) -> None:
     *sections, field = name.split(".")
-    if len(sections) > _MOST_SECTIONS:
+    if len(sections) > _MAX_SECTIONS:
         raise InputError(f"config.{name} is no field: none is as many sections deep")
     section = config
     for depth, key in enumerate(sections, 1):

@@ -7,10 +7,15 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from aligner_jax.errors import InputError
+from aligner_jax.model.remat import check_name
 from aligner_jax.runtime.fields import number, parse_section
 
 SEEDS = 2**32
 """Number of distinct seeds. Without 64-bit mode JAX truncates larger seeds, so that two of them would be equal."""
+
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""Dtype of a base's weights and of the computation with them; see `platform.compute_dtype` for "auto"."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +24,8 @@ class BaseConfig:
 
     Attributes:
       path: file, folder or hub name of the base.
-      dtype: dtype of weights and computation; "auto" is bfloat16 where the device has units for it, else float32.
+      dtype: dtype of weights and computation; "auto" is bfloat16 where the device has units for it, else float16 on
+        GPUs that have units for that, else float32.
       model: name of a published architecture (`aj.llama_config`), which the weights must have. Without weights, plans
         are made for it.
       quantization: format of the projections in place of `dtype`, see `model.quantized`.
@@ -27,7 +33,7 @@ class BaseConfig:
     """
 
     path: str
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     model: str | None = None
     quantization: Literal["none", "int8", "int4"] = "none"
     group_size: int = number(32, least=2)
@@ -242,7 +248,9 @@ class TrainConfig:
     Attributes:
       steps: optimizer steps.
       seed: seed of the adapter's initial values, the data's order and dropout.
-      remat: recomputation in the backward pass: "full", all of a layer; "dots", all but the matmuls; "none".
+      remat: recomputation in the backward pass: "full", all of a layer; "dots", all but the matmuls; "dots:N", all but
+        the matmuls in the last N layers and all of the layers below; "none"; or "auto", the least that fits the
+        devices' memory.
       log_every: optimizer steps between two lines of metrics.
       eval_every: optimizer steps between two held-out evaluations; 0 evaluates at the end only.
     """
@@ -256,7 +264,7 @@ class TrainConfig:
     mesh: MeshConfig = MeshConfig()
     steps: int = number(least=1)
     seed: int = number(0, least=0, below=SEEDS)
-    remat: Literal["full", "dots", "none"] = "full"
+    remat: str = "full"
     log_every: int = number(10, least=1)
     eval_every: int = number(0, least=0)
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -311,6 +319,11 @@ def _check_together(config: TrainConfig) -> None:
         )
     if config.data.format == "fields" and not config.data.fields:
         raise InputError("config.data.format is 'fields', but config.data.fields names none of the file's fields")
+    if config.remat != "auto":
+        try:
+            check_name(config.remat, also=", auto")
+        except InputError as error:
+            raise InputError(f"config.{error}") from None
     if config.data.system is not None and config.data.template != "chat":
         raise InputError(f"config.data.system is set, but template {config.data.template!r} has no system prompt")
     _check_base(config)

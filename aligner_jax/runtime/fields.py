@@ -107,7 +107,7 @@ def _convert(kind: Any, field: dataclasses.Field, value: Any, name: str) -> Any:
         return tuple(_convert(item_kind, field, item, f"{name}[{i}]") for i, item in enumerate(value))
     if kind is float and type(value) is int:
         # float() raises OverflowError for an int of 400 digits.
-        value = float(value) if abs(value) < _MOST_FLOAT else math.inf
+        value = float(value) if abs(value) < _MAX_FLOAT else math.inf
     expected = typing.get_origin(kind) or kind
     if type(value) is not expected:
         raise InputError(f"{name} is {shown(value)}, but should be {_WORDS[expected]}")
@@ -119,7 +119,7 @@ def _convert(kind: Any, field: dataclasses.Field, value: Any, name: str) -> Any:
 
 
 # Seeds are the largest integers of a config.
-_MOST_INTEGER, _MOST_FLOAT = 2**32, 10**300
+_MAX_INTEGER, _MAX_FLOAT = 2**32, 10**300
 
 _WORDS = {
     str: "text",
@@ -142,7 +142,7 @@ def _check_range(field: dataclasses.Field, value: Any, name: str) -> None:
     if below is not None and value >= below:
         raise InputError(f"{name} is {shown(value)}, but should be less than {below}")
     if most is None and below is None and type(value) is int:
-        most = _MOST_INTEGER
+        most = _MAX_INTEGER
     if most is not None and value > most:
         raise InputError(f"{name} is {shown(value)}, but should be {most} or less")
     if but is not None and value == but:

@@ -21,9 +21,14 @@ def finite_or_none(value: Any) -> Any:
 class SkippedSteps:
     """Counts consecutive skipped steps, separately for the adapters of a sweep."""
 
-    def __init__(self, max_skipped: int) -> None:
-        """Starts the count; the run ends after `max_skipped` consecutive skipped steps."""
-        self._max_skipped = max_skipped
+    def __init__(self, max_skipped: int, dtype: str = "float32") -> None:
+        """Starts the count.
+
+        Args:
+          max_skipped: the run ends after this many consecutive skipped steps.
+          dtype: dtype of the computation; float16 overflows where others do not.
+        """
+        self._max_skipped, self._dtype = max_skipped, dtype
         self._in_a_row: np.ndarray | int = 0
 
     def add(self, skipped: Bool[np.ndarray, "*a"]) -> None:
@@ -38,8 +43,10 @@ class SkippedSteps:
         in_a_row = int(np.min(self._in_a_row))
         if in_a_row < self._max_skipped:
             return None
+        overflows = self._dtype == "float16"
+        remedy = "float16 may have overflowed, so take config.base.dtype=float32, " if overflows else ""
         return InputError(
             f"the loss or its gradient was not finite in {in_a_row} steps in a row (config.nonfinite.max_skipped is "
             f"{self._max_skipped}), so the run ends at step {step}, where what it had learned before them is saved; "
-            "lower config.optim.lr, or look at the data"
+            f"{remedy}lower config.optim.lr, or look at the data"
         )

@@ -71,8 +71,14 @@ class Profile:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(os.fspath(self.folder))
-        except (OSError, RuntimeError) as error:
+        except (OSError, jax.errors.JaxRuntimeError) as error:
             raise InputError(f"a trace cannot be written to {self.folder}: {reason(error)}") from error
+        except RuntimeError as error:
+            # The profiler itself raises a plain RuntimeError if it is active.
+            raise InputError(
+                f"config.profile.steps is {self._end - self._begin + 1}, but this process is already taking another "
+                "trace; end that one first, or set config.profile.steps=0"
+            ) from error
         self._is_on = True
 
     def _stop(self, *, whole: bool = True) -> None:

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
+from aligner_jax.model.remat import Remat, check_name, parts
 from aligner_jax.runtime.chips import Chip
 
 
@@ -95,7 +96,7 @@ def train_step(
     trains_base: bool = False,
     targets: float = 1.0,
     accumulate: int = 1,
-    remat: Literal["full", "dots", "none"] = "full",
+    remat: Remat = "full",
     weight_bytes: float = 2,
     head_bytes: float | None = None,
     activation_bytes: float = 2,
@@ -116,7 +117,7 @@ def train_step(
       trains_base: True if all weights of the base are trained, as float32 differences.
       targets: share of positions whose next token is a target; only these are multiplied with the head.
       accumulate: accumulation steps; weights are read in every one.
-      remat: rematerialization, see `llama.forward`.
+      remat: rematerialization, see `remat.parts`.
       weight_bytes: bytes per weight in HBM: float32 4, bfloat16 2, int8 1, int4 0.5.
       head_bytes: bytes per weight of embedding and head; None takes `weight_bytes`.
       activation_bytes: bytes per activation in HBM.
@@ -130,34 +131,35 @@ def train_step(
     head_bytes = weight_bytes if head_bytes is None else head_bytes
     d, _, v, _, _ = _sizes(config)
     backward = config.num_layers - adapter.start_layer
-    tokens, runs_again = batch_size * sequence_length, 1 if remat == "full" else 0
-    layers, weights_passed = _layers(config, backward, tokens, runs_again, activation_bytes)
+    tokens, policies = batch_size * sequence_length, _policies(config, adapter, remat)
+    again = policies.count("full")
+    layers, weights_passed = _layers(config, backward, tokens, again, activation_bytes)
 
     # Target positions come first, and chunks without any are skipped. If the head is frozen, the forward pass also
     # computes the gradient of the hidden states, so that nothing is recomputed.
     target_tokens = targets * tokens
     chunks = accumulate * math.ceil(target_tokens / accumulate / chunk)
     head_flops = 4 * target_tokens * d * v
-    trained = 2 * tokens * adapter.trained_weights * backward
-    saved = _saved_bytes(config, remat, activation_bytes)
+    trained = 2 * tokens * adapter.trained_weights
+    saved = sum(_saved_bytes(config, policy, activation_bytes) for policy in policies)
     of_base = (config, tokens, target_tokens, accumulate, weights_passed, activation_bytes)
     return Cost(
         (
             layers,
             # Read in the forward pass, the backward pass and the recomputation.
             Part("layer weights", hbm_bytes=accumulate * weights_passed * weight_bytes),
-            _attention(config, adapter, tokens, sequence_length, runs_again, activation_bytes),
-            _prefix(config, adapter, tokens, runs_again, accumulate, activation_bytes),
+            _attention(config, adapter, tokens, sequence_length, again, activation_bytes),
+            _prefix(config, adapter, tokens, again, accumulate, activation_bytes),
             _bind(adapter, backward, accumulate, weight_bytes),
             # One forward product, and two backward: the gradients of input and weights.
-            Part("trained weights", 3 * trained, (3 + runs_again) * trained),
+            Part("trained weights", 3 * trained * backward, trained * (3 * backward + again)),
             # Hidden states are read and their gradients written.
             Part("head", head_flops, head_flops, hbm_bytes=2 * target_tokens * d * activation_bytes),
             # Read twice by every chunk, for the logits and for the gradient.
             Part("head weights", hbm_bytes=2 * chunks * d * v * head_bytes),
             # Written once and read twice in float32, for the loss and for the gradient.
             Part("logits", hbm_bytes=3 * 4 * target_tokens * v),
-            Part("saved activations", hbm_bytes=2 * tokens * backward * saved),
+            Part("saved activations", hbm_bytes=2 * tokens * saved),
             _embedding(config, tokens, head_bytes, activation_bytes),
             *([_trained_base(*of_base)] if trains_base else []),
         )
@@ -173,25 +175,27 @@ def _check_step(
         raise InputError(f"targets is {targets}, but a share lies between 0 and 1")
     if accumulate < 1 or batch_size % accumulate:
         raise InputError(f"batch_size is {batch_size}, which accumulate, {accumulate}, does not divide")
-    if remat not in ("full", "dots", "none"):
-        raise InputError(f"remat {remat!r} is not one of full, dots, none")
+    check_name(remat)
 
 
-def _layers(
-    config: LlamaConfig, backward: int, tokens: int, runs_again: int, activation_bytes: float
-) -> tuple[Part, int]:
-    """Returns the products with weights of all layers, and the weights that one token passes."""
+def _policies(config: LlamaConfig, adapter: AdapterCost, remat: Remat) -> list[str]:
+    """Returns the rematerialization of every layer that has a backward pass."""
+    of_each = [policy for layers, policy in parts(remat, range(config.num_layers)) for _ in layers]
+    return of_each[adapter.start_layer :]
+
+
+def _layers(config: LlamaConfig, backward: int, tokens: int, again: int, activation_bytes: float) -> tuple[Part, int]:
+    """Returns the products with weights of all layers, of which `again` run again; and the weights a token passes."""
     d, f, _, _, _ = _sizes(config)
     forward = config.num_layers
     weights, moved = layer_weights(config), _moved(config)
     # "full" recomputes all of a layer except its last product, whose result no gradient needs.
-    weights_again, moved_again = (weights - d * f, moved - (f + d)) if runs_again else (0, 0)
-    weights_passed = weights * (forward + backward) + weights_again * backward
+    weights_passed = weights * (forward + backward) + (weights - d * f) * again
     part = Part(
         "layers",
         model_flops=2 * tokens * weights * (forward + backward),
         hardware_flops=2 * tokens * weights_passed,
-        hbm_bytes=tokens * activation_bytes * (moved * (forward + backward) + moved_again * backward),
+        hbm_bytes=tokens * activation_bytes * (moved * (forward + backward) + (moved - (f + d)) * again),
     )
     return part, weights_passed
 
@@ -203,8 +207,8 @@ def _bind(adapter: AdapterCost, backward: int, accumulate: int, weight_bytes: fl
     return Part("bind", flops, flops * accumulate, 2 * adapter.bind_weights * backward * accumulate * weight_bytes)
 
 
-def _saved_bytes(config: LlamaConfig, remat: str, activation_bytes: float) -> float:
-    """Returns the bytes per token and layer that the forward pass saves for the backward pass."""
+def _saved_bytes(config: LlamaConfig, policy: str, activation_bytes: float) -> float:
+    """Returns the bytes per token that the forward pass of a layer saves for the backward pass."""
     d, f, _, nh, kh = _sizes(config)
     # "full": the layer's input. "dots": also the needed results of products with weights and of attention, with one
     # float32 logarithm per head. "none": everything, with four float32 copies for the norms and five arrays as wide as
@@ -213,7 +217,7 @@ def _saved_bytes(config: LlamaConfig, remat: str, activation_bytes: float) -> fl
         "full": activation_bytes * d,
         "dots": activation_bytes * (2 * d + 2 * nh + 2 * kh + 2 * f) + 4 * config.num_heads,
         "none": activation_bytes * (2 * nh + 2 * kh + 5 * f) + 4 * 4 * d,
-    }[remat]
+    }[policy]
 
 
 def _attention(
@@ -221,7 +225,7 @@ def _attention(
     adapter: AdapterCost,
     tokens: int,
     sequence_length: int,
-    runs_again: int,
+    again: int,
     activation_bytes: float,
 ) -> Part:
     _, _, _, nh, kh = _sizes(config)
@@ -233,28 +237,28 @@ def _attention(
     # Scores never reach HBM. The forward pass reads q, k and v and writes o; with a prefix it also writes the text's
     # part of o. The backward pass reads these four and the cotangent of o, and writes three cotangents.
     forward_moved, backward_moved = (2 if adapter.num_tokens <= 1 else 3) * nh + 2 * kh, 4 * nh + 4 * kh
-    moved = forward_moved * (forward + runs_again * backward) + backward_moved * backward
+    moved = forward_moved * (forward + again) + backward_moved * backward
     return Part(
         "attention",
         model_flops=product * (2 * forward + 4 * backward),
-        hardware_flops=product * (2 * forward + (5 + 2 * runs_again) * backward),
+        hardware_flops=product * (2 * forward + 5 * backward + 2 * again),
         hbm_bytes=tokens * activation_bytes * moved,
     )
 
 
 def _prefix(
-    config: LlamaConfig, adapter: AdapterCost, tokens: int, runs_again: int, accumulate: int, activation_bytes: float
+    config: LlamaConfig, adapter: AdapterCost, tokens: int, again: int, accumulate: int, activation_bytes: float
 ) -> Part:
     _, _, _, nh, kh = _sizes(config)
     # Scores and values for p keys; the backward pass has twice the FLOPs. The prefix is fused with the attention above,
     # so the only traffic is the prefix itself, read once per pass, and its cotangents.
-    keys = adapter.num_tokens * (config.num_layers - adapter.start_layer) if adapter.num_tokens > 1 else 0
-    product, size = 4 * tokens * keys * nh, 2 * keys * kh
+    keys, backward = adapter.num_tokens if adapter.num_tokens > 1 else 0, config.num_layers - adapter.start_layer
+    product, passes = 4 * tokens * keys * nh, 3 * backward + again
     return Part(
         "prefix",
-        model_flops=3 * product,
-        hardware_flops=(3 + runs_again) * product,
-        hbm_bytes=accumulate * activation_bytes * size * (3 + runs_again),
+        model_flops=3 * product * backward,
+        hardware_flops=product * passes,
+        hbm_bytes=accumulate * activation_bytes * 2 * keys * kh * passes,
     )
 
 

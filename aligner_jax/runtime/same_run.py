@@ -24,6 +24,7 @@ MAY_DIFFER = (
     "profile.",
     "mesh.",
     "base.model",
+    "remat",
 )
 """Name prefixes of the fields that a resumed run may change. They do not alter the result of a step, except for
 rounding; another mesh also changes LoRA's dropout, whose masks depend on a row's place among the devices.
@@ -42,23 +43,23 @@ class Origin:
 
     Attributes:
       config: config of the run.
-      made_from: digests of the base, the data and other inputs, by names that can stand in a sentence.
+      input_digests: digests of the base, the data and other inputs, by names that can stand in a sentence.
       workdir: folder of the run.
       parse: function that parses a recorded config; the one that parsed `config`.
     """
 
     config: TrainConfig
-    made_from: Mapping[str, str]
+    input_digests: Mapping[str, str]
     workdir: Path
     parse: Parse = parse_config
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the origin as JSON values, for a checkpoint."""
-        return {"config": as_dict(self.config), "inputs": dict(self.made_from)}
+        return {"config": as_dict(self.config), "inputs": dict(self.input_digests)}
 
     def note_inputs(self) -> None:
         """Writes `inputs.json` of a new run. Raises InputError if it cannot be written."""
-        write_atomically(self.workdir / _INPUTS, json.dumps(self.made_from, indent=2) + "\n")
+        write_atomically(self.workdir / _INPUTS, json.dumps(self.input_digests, indent=2) + "\n")
 
     def check(self, recorded: object, checkpoint: Path) -> None:
         """Refuses a checkpoint of another config, base, data or other input.
@@ -74,7 +75,7 @@ class Origin:
         path = self.workdir / _INPUTS
         if not exists(path):
             raise _missing(path)
-        if changed := _changed(_read(path), self.made_from):
+        if changed := _changed(_read(path), self.input_digests):
             raise InputError(
                 f"{self.workdir} holds a run that began with another {changed}: continue it with the same files as "
                 "before, or choose another --workdir"
@@ -87,7 +88,7 @@ class Origin:
             raise InputError(f"{checkpoint} does not say of what run it is: remove it, or choose another --workdir")
         if different := _differing(_parse(config.values, checkpoint, self.parse), self.config):
             raise InputError(f"{checkpoint} is of a run with another configuration ({different}): {_MISPLACED}")
-        if changed := _changed(inputs.values, self.made_from):
+        if changed := _changed(inputs.values, self.input_digests):
             raise InputError(f"{checkpoint} is of a run that began with another {changed}: {_MISPLACED}")
 
 
@@ -177,9 +178,9 @@ def _differing(old: TrainConfig, new: TrainConfig) -> str:
     return differences(as_dict(old), as_dict(new), but=free)
 
 
-def _changed(was: Mapping[str, object], made_from: Mapping[str, str]) -> str:
-    missing = {name: made_from[name] for name in _NOTED_LATER if name in made_from}
-    return " and another ".join(name for name, digest in made_from.items() if {**missing, **was}.get(name) != digest)
+def _changed(was: Mapping[str, object], now: Mapping[str, str]) -> str:
+    missing = {name: now[name] for name in _NOTED_LATER if name in now}
+    return " and another ".join(name for name, digest in now.items() if {**missing, **was}.get(name) != digest)
 
 
 def _check_no_checkpoints(workdir: Path, missing: Path) -> None:

@@ -78,7 +78,7 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
     ):
         window = _window(run, updates)
         log = _Log(run, window, writer, progress, last_step=first)
-        take = _Steps(run, SkippedSteps(config.nonfinite.max_skipped))
+        take = _Steps(run, SkippedSteps(config.nonfinite.max_skipped, str(run.params.embed_vd.dtype)))
         for step in range(first + 1, config.steps + 1):
             if profile.turns_at(step):
                 with window.paused():

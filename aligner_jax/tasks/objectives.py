@@ -9,13 +9,21 @@ from ml_collections import ConfigDict
 from aligner_jax.errors import InputError
 from aligner_jax.objectives.loss import Options
 from aligner_jax.runtime import config as runtime_config
-from aligner_jax.runtime.config import TrainConfig
+from aligner_jax.runtime.command import Choice
+from aligner_jax.runtime.config import ObjectiveConfig, TrainConfig
 from aligner_jax.runtime.fields import did_you_mean, parse_section
 from aligner_jax.tasks.preference import DPO, IPO
 from aligner_jax.tasks.sft import SFT
 from aligner_jax.tasks.task import Objective
 
 OBJECTIVES: dict[str, Objective] = {"sft": SFT, "dpo": DPO, "ipo": IPO}
+
+
+def objective_choice() -> Choice:
+    """Returns the objective section as a `Choice`: `command.load_config` drops options that a new objective lacks."""
+    return Choice(
+        "objective", "name", ObjectiveConfig.name, {name: tuple(_defaults(x)) for name, x in OBJECTIVES.items()}
+    )
 
 
 def objective_of(config: TrainConfig) -> tuple[Objective, Options]:

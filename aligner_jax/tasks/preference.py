@@ -24,37 +24,45 @@ from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.runtime.nonfinite import finite_or_none
 from aligner_jax.runtime.same_run import save_config
-from aligner_jax.tasks.task import Beginning, Objective, Task, context_length, row_options, split_examples, tokenizer_of
+from aligner_jax.tasks.task import (
+    Objective,
+    Task,
+    TaskInputs,
+    context_length,
+    row_options,
+    split_examples,
+    tokenizer_of,
+)
 from aligner_jax.weights.base import Base
 
 
-def preference_task(beginning: Beginning) -> Task:
+def preference_task(inputs: TaskInputs) -> Task:
     """Returns the task of preference learning against the reference that the config names."""
-    config, base, console = beginning.config, beginning.base, beginning.console
-    options, initial = beginning.options, beginning.initial
+    config, base, console = inputs.config, inputs.base, inputs.console
+    options, initial = inputs.options, inputs.initial
     reference = load_reference(options.reference, base, initial)
     context = min(context_length(base, each) for each in (initial, reference) if each is not None)
     training, heldout = load_pairs(config, base, console, context)
-    made_from = {
+    input_digests = {
         "base": base.fingerprint,
         "form of the base": base.held_as,
         "adapter to begin with": adapter_digest(initial),
         "reference adapter": adapter_digest(reference),
         "training data": digest(documents_of(training)),
     }
-    check_same({**made_from, "held-out data": digest(documents_of(heldout))})
-    beginning.check()
+    check_same({**input_digests, "held-out data": digest(documents_of(heldout))})
+    inputs.check()
     tables: dict[str, np.ndarray] = {}
     if options.cache_reference:
         parts = {"train": training, **({"heldout": heldout} if heldout else {})}
-        tables = reference_tables(beginning, reference, parts)
+        tables = reference_tables(inputs, reference, parts)
     rows = row_options(config.data)
     feed = DataFeed(train_pair_batches(training, seed=config.seed, reference_t=tables.get("train"), **rows))
     heldout_batches = []
     if heldout:
         heldout_batches = list(eval_pair_batches(heldout, reference_t=tables.get("heldout"), **rows))
 
-    def measure(*adapters: Adapter) -> list[preference.Preferred]:
+    def measure(*adapters: Adapter) -> list[preference.PreferenceMetrics]:
         return preference.measure_each(
             base.params, adapters, reference, heldout_batches,
             prompts_m=prompt_numbers(heldout), options=options, config=base.config,
@@ -62,7 +70,7 @@ def preference_task(beginning: Beginning) -> Task:
 
     def write_report(adapter: Adapter, path: Path) -> None:
         before, after = measure(initial, adapter)
-        result = preference.BeforeAfter(
+        result = preference.PreferenceReport(
             before=before,
             after=after,
             num_params=adapter.num_params,
@@ -74,7 +82,7 @@ def preference_task(beginning: Beginning) -> Task:
     # The steps do not need the reference adapter if its log-probabilities are cached.
     in_steps = None if tables else reference
     return Task(
-        made_from, feed, in_steps, bool(heldout), lambda adapter: measure(adapter)[0].as_metrics(), write_report
+        input_digests, feed, in_steps, bool(heldout), lambda adapter: measure(adapter)[0].as_metrics(), write_report
     )
 
 
@@ -98,10 +106,10 @@ def load_pairs(config: TrainConfig, base: Base, console: Console, context: int) 
 
 
 def reference_tables(
-    beginning: Beginning, reference: Adapter | None, parts: dict[str, list[Pair]]
+    inputs: TaskInputs, reference: Adapter | None, parts: dict[str, list[Pair]]
 ) -> dict[str, np.ndarray]:
     """Returns the reference's log-probabilities of all pairs, by part; computes and saves those not in the workdir."""
-    config, base, workdir, console = beginning.config, beginning.base, beginning.workdir, beginning.console
+    config, base, workdir, console = inputs.config, inputs.base, inputs.workdir, inputs.console
     tables = {}
     # The config is saved first, since it marks the workdir as this run's. An existing one stays until the run resumes.
     workdir.check()
@@ -109,14 +117,14 @@ def reference_tables(
         save_config(config, workdir.path)
     for name, pairs in parts.items():
         path = workdir.path / f"reference_{name}.npz"
-        made_from = fingerprint(base, reference, pairs)
-        found_t, why = load_table(path, made_from, pairs)
+        input_digests = fingerprint(base, reference, pairs)
+        found_t, why = load_table(path, input_digests, pairs)
         if found_t is None:
             console.out(f"reference: {f'{why}; ' if why else ''}its log-probabilities of {len(pairs):,} {name} pairs…")
-            batches = _checked(eval_pair_batches(pairs, **row_options(config.data)), beginning.check)
+            batches = _checked(eval_pair_batches(pairs, **row_options(config.data)), inputs.check)
             found_t = table(base.params, reference, batches, pairs, config=base.config)
             workdir.check()
-            save_table(path, found_t, made_from)
+            save_table(path, found_t, input_digests)
         tables[name] = found_t
     return tables
 

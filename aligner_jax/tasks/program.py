@@ -103,7 +103,8 @@ def quantization_of(base: BaseConfig) -> Quantization | None:
 def abstract_batch(config: TrainConfig) -> Batch:
     """Returns a batch of the config, with `jax.ShapeDtypeStruct`s in place of arrays."""
     objective, options = objective_of(config)
-    return abstract(objective.batch, objective.batch.sizes(**row_options(config.data)), carrying=options.carried)
+    sizes = objective.batch.sizes(**row_options(config.data))
+    return abstract(objective.batch, sizes, carrying=options.carried, packed=config.data.packing)
 
 
 def _placed(tree: Any, where: NamedSharding) -> Any:

@@ -23,23 +23,31 @@ from aligner_jax.runtime.agreement import check_same
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.runtime.nonfinite import finite_or_none
-from aligner_jax.tasks.task import Beginning, Objective, Task, context_length, row_options, split_examples, tokenizer_of
+from aligner_jax.tasks.task import (
+    Objective,
+    Task,
+    TaskInputs,
+    context_length,
+    row_options,
+    split_examples,
+    tokenizer_of,
+)
 from aligner_jax.weights.base import Base
 
 
-def sft_task(beginning: Beginning) -> Task:
+def sft_task(inputs: TaskInputs) -> Task:
     """Returns the task of supervised fine-tuning."""
-    config, base, console = beginning.config, beginning.base, beginning.console
-    adapter = beginning.initial
+    config, base, console = inputs.config, inputs.base, inputs.console
+    adapter = inputs.initial
     data = load_data(config, base, console, context_length(base, adapter))
-    made_from = {
+    input_digests = {
         "base": base.fingerprint,
         "form of the base": base.held_as,
         "adapter to begin with": adapter_digest(adapter),
         "training data": digest(data.train),
     }
-    check_same({**made_from, "held-out data": digest(data.heldout)})
-    beginning.check()
+    check_same({**input_digests, "held-out data": digest(data.heldout)})
+    inputs.check()
     feed = DataFeed(pipeline.train_batches(data.train, seed=config.seed, **row_options(config.data)))
     heldout_batches = pipeline.eval_batches(data.heldout, **row_options(config.data)) if data.heldout else []
 
@@ -59,7 +67,7 @@ def sft_task(beginning: Beginning) -> Task:
             return
         report(config, base, adapter, data, heldout_batches, path, console)
 
-    return Task(made_from, feed, None, bool(heldout_batches), evaluate, write_report)
+    return Task(input_digests, feed, None, bool(heldout_batches), evaluate, write_report)
 
 
 SFT = Objective(options=Options, sums=sft.sums, batch=Batch, task=sft_task, sweeps=True)
@@ -129,7 +137,7 @@ def report(
         )
         for compared in (base_alone, adapter)
     )  # fmt: skip
-    result = before_after.BeforeAfter(
+    result = before_after.SftReport(
         before=before,
         after=after,
         questions=data.heldout_questions,

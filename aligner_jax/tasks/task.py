@@ -27,7 +27,7 @@ class Task:
     """A training task: the feed, the reference of the objective, held-out evaluation and the report.
 
     Attributes:
-      made_from: digests of the step's inputs other than the config, by names that can stand in a sentence.
+      input_digests: digests of the step's inputs other than the config, by names that can stand in a sentence.
       feed: makes the batches.
       reference: the frozen adapter that every step compares with, or None.
       has_heldout: True if there are held-out examples.
@@ -36,7 +36,7 @@ class Task:
         argument.
     """
 
-    made_from: dict[str, str]
+    input_digests: dict[str, str]
     feed: Feed
     reference: Adapter | None
     has_heldout: bool
@@ -45,7 +45,7 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
-class Beginning:
+class TaskInputs:
     """Inputs that a task is made from.
 
     Attributes:
@@ -80,7 +80,7 @@ class Objective:
     options: type[Options]
     sums: Callable[..., tuple[Float[Array, "*a"], Totals]]
     batch: type[Batch]
-    task: Callable[[Beginning], Task]
+    task: Callable[[TaskInputs], Task]
     metrics: tuple[str, ...] = ()
     sweeps: bool = False
     check: Callable[[TrainConfig], None] = lambda config: None

@@ -65,7 +65,7 @@ def open_parts(checkpoint: Checkpoint, dtype: str) -> Parts:
     """Returns a function that reads parts of a checkpoint's leaves, after all names and shapes are checked.
 
     Args:
-      dtype: dtype of the parts, "float32" or "bfloat16"; rounding is to nearest even.
+      dtype: dtype of the parts. Rounding to "bfloat16" is to nearest even; "float16" must be exact.
 
     Raises:
       InputError: a tensor is unknown, missing, duplicated, incomplete, of a wrong shape or of an unsupported encoding;

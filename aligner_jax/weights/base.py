@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
@@ -17,6 +18,7 @@ from aligner_jax.model.params import Params
 from aligner_jax.model.quantized import Quantization
 from aligner_jax.runtime.config import BaseConfig
 from aligner_jax.weights.fingerprint import LeafSums, digest, fingerprint, leaf_sums
+from aligner_jax.weights.finite import check_fits_float16
 from aligner_jax.weights.form import Form
 from aligner_jax.weights.gguf import GGUF
 from aligner_jax.weights.hf import HF
@@ -38,7 +40,8 @@ class Base(flax.struct.PyTreeNode):
     Attributes:
       tokenizer: None if the checkpoint has none.
       quantization: quantization of the projections; None if they have the dtype of the other parameters.
-      loaded_fingerprint: fingerprint of the weights before they were quantized; None if they are not quantized.
+      loaded_fingerprint: fingerprint of the weights before they were quantized or rounded to float16; None if they
+        were neither.
     """
 
     params: Params
@@ -56,9 +59,9 @@ class Base(flax.struct.PyTreeNode):
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint that adapters record; see `weights.fingerprint`. Quantization does not change it.
+        """Fingerprint that adapters record; see `weights.fingerprint`. Neither quantization nor the dtype changes it.
 
-        Every access reads all weights, unless they are quantized.
+        Every access reads all weights, unless they are quantized or float16.
         """
         return self.loaded_fingerprint or fingerprint(self.config, self.params)
 
@@ -87,7 +90,8 @@ def load_base(
     Args:
       path: a Hugging Face folder, a .gguf file, a folder in Meta's form, or an Orbax folder that `aligner_jax.convert`
         wrote. If `huggingface_hub` is installed and reaches a hub, also the name of a model there ("org/name").
-      dtype: dtype of the parameters and of the computation, "float32" or "bfloat16".
+      dtype: dtype of the parameters and of the computation, "float32", "bfloat16" or "float16". For "float16" each leaf
+        is loaded in float32, since adapters record a fingerprint of the weights before rounding.
       quantization: "int8" or "int4" quantizes the projections of the layers; see `model.quantized`. At most one
         projection is unquantized at a time. None or "none" keeps all of them in `dtype`.
       group_size: number of weights in a group of "int4".
@@ -98,7 +102,8 @@ def load_base(
         If the base is quantized, it is called with the quantized leaves.
 
     Raises:
-      InputError: there is no model at `path`, it cannot be read, or dtype, quantization or group_size is not supported.
+      InputError: there is no model at `path`, it cannot be read, its weights are too large for dtype, or dtype,
+        quantization or group_size is not supported.
     """
     check_dtype(dtype)
     chosen = None if quantization in (None, "none") else Quantization(cast(Any, quantization), group_size)
@@ -106,29 +111,36 @@ def load_base(
     form = form_of(local)
     # The tokenizer comes before the weights, which take longer, so that a damaged vocabulary is reported at once.
     tokenizer, load = form.begin(local) if form.begin is not None else (form.tokenizer(local), form.load)
-    if chosen is None:
+    if chosen is None and dtype != "float16":
         config, params = load(local, dtype, shardings=shardings, finish=finish)
         return Base(params, config, tokenizer)
-    leaves = _QuantizedLeaves(chosen, shardings, finish)
-    config, params = load(local, dtype, shardings=leaves.begin, finish=leaves.finish)
+    leaves = _ConvertedLeaves(chosen, dtype, shardings, finish)
+    read_as = "float32" if dtype == "float16" else dtype
+    config, params = load(local, read_as, shardings=leaves.begin, finish=leaves.finish)
     return Base(params, config, tokenizer, chosen, digest(config, leaves.sums))
 
 
-class _QuantizedLeaves:
-    """Quantizes leaves as they are loaded, and keeps their sums for the fingerprint. `begin` is called first."""
+class _ConvertedLeaves:
+    """Quantizes leaves or rounds them to float16 as they are loaded, and keeps their sums for the fingerprint."""
 
-    def __init__(self, quantization: Quantization, shardings: Shardings, finish: Finish) -> None:
+    def __init__(self, quantization: Quantization | None, dtype: str, shardings: Shardings, finish: Finish) -> None:
         self.sums: dict[str, LeafSums] = {}
-        self._quantization, self._shardings, self._finish = quantization, shardings, finish
+        self._quantization, self._dtype, self._shardings, self._finish = quantization, dtype, shardings, finish
 
     def begin(self, config: LlamaConfig) -> Params | None:
-        self._quantize = quantizer(config, self._quantization)
+        """Returns the shardings; called before the first leaf is finished."""
+        self._quantize = None if self._quantization is None else quantizer(config, self._quantization)
         return self._shardings(config) if callable(self._shardings) else self._shardings
 
     def finish(self, name: str, leaf: jax.Array) -> Any:
         self.sums[name] = leaf_sums(leaf)
-        held = self._quantize(name, leaf)
-        return held if self._finish is None else self._finish(name, cast(Any, held))
+        if self._dtype == "float16":
+            check_fits_float16(leaf, name)
+        held: Any = leaf if self._quantize is None else self._quantize(name, leaf)
+        if held is leaf and self._dtype == "float16":
+            held = jax.block_until_ready(leaf.astype(jnp.float16))
+            leaf.delete()
+        return held if self._finish is None else self._finish(name, held)
 
 
 def unused_model(config: BaseConfig, model: LlamaConfig) -> str:

@@ -1,5 +1,6 @@
-"""Refuses weights that are not finite, in the arrays of readers and quantizers."""
+"""Refuses weights that are not finite, in the arrays of readers and quantizers, or not in float16."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -41,3 +42,26 @@ def all_finite(numbers: np.ndarray) -> bool:
     largest_positive = int(numbers.view(f"i{size}").max())
     largest_negative = int(numbers.view(f"u{size}").max())
     return largest_positive < infinity and largest_negative < infinity | 1 << 8 * size - 1
+
+
+def check_fits_float16(leaf: jax.Array, name: str) -> None:
+    """Refuses a leaf with values that float16 rounds to infinity.
+
+    Args:
+      leaf: float32 array of any shape and sharding.
+      name: name of the leaf, for the error.
+
+    Raises:
+      InputError: a value is too large.
+    """
+    if not _fits_float16(leaf):
+        largest = float(jnp.finfo(jnp.float16).max)
+        raise InputError(
+            f"leaf {name} of the base holds numbers beyond ±{largest:,.0f}, which float16 cannot hold: load it in "
+            "float32 (--dtype=float32 or config.base.dtype)"
+        )
+
+
+@jax.jit
+def _fits_float16(leaf: jax.Array) -> jax.Array:
+    return jnp.isfinite(leaf.astype(jnp.float16)).all()

@@ -15,7 +15,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Layers, Params, Spec, param_specs
 
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16), "float16": np.dtype(np.float16)}
 
 type Shardings = Params | Callable[[LlamaConfig], Params | None] | None
 """A `Params` with a NamedSharding in place of every array, or a function from the model's configuration to one:

@@ -23,7 +23,7 @@ from aligner_jax.files.fields import Fields
 from aligner_jax.files.json_text import parse_object
 from aligner_jax.runtime.files import reason
 
-_DTYPES = {"<f4": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
+_DTYPES = {"<f4": np.dtype(np.float32), "<f2": np.dtype(np.float16), "bfloat16": np.dtype(jnp.bfloat16)}
 _CRC_DIGITS = 8
 
 

@@ -1,6 +1,6 @@
 """Reads and writes base.json, the index of a base in Orbax's form. Its digests reveal damage.
 
-    {"format": "aligner_jax base", "version": 1, "dtype": "bfloat16" or "float32",
+    {"format": "aligner_jax base", "version": 1, "dtype": "bfloat16", "float16" or "float32",
      "config": the fields of `LlamaConfig`,
      "blocks": {leaf: [length of every block along the leaf's first axis]},
      "files": {path of every other file: its size in bytes},

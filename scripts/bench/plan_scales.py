@@ -2,9 +2,10 @@
 
     python -m scripts.bench.plan_scales [--models=…] [--chips=v5e,v5p,v6e] [--devices=1,8,32] [--rows=8] [--out=FILE]
 
-Every device has the same number of rows of 512 tokens, so the batch grows with the devices. Where weights in bfloat16
-do not fit, int8 and then int4 are planned too. No TPU is needed; a plan takes about 40 seconds. Finished plans are kept
-in FILE, one JSON object per line, and the same command continues after them.
+Every device has the same number of rows of 512 tokens, so the batch grows with the devices. Every step recomputes as
+little as fits (remat "auto"); the last column compares its roofline with that of full rematerialization. Where weights
+in bfloat16 do not fit, int8 and then int4 are planned too. No TPU is needed; a plan takes one to five compilations of
+about 40 seconds. Finished plans are kept in FILE, one JSON object per line, and the same command continues after them.
 """
 
 import argparse
@@ -17,13 +18,18 @@ from typing import Any
 
 from aligner_jax import compile as planner
 from aligner_jax.errors import InputError
-from aligner_jax.planning.plan import make_plan
+from aligner_jax.model.llama import abstract_params
+from aligner_jax.planning.plan import make_plan, refitted
 from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime import platform
 from aligner_jax.runtime.command import load_config
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.runtime.files import write_atomically
+from aligner_jax.runtime.sharding import mesh_of
 from aligner_jax.studies.flag_values import names
+from aligner_jax.tasks.cost import step_cost
+from aligner_jax.tasks.program import quantization_of
+from aligner_jax.tasks.remat import AUTO
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MODELS = {"7b": "llama7b_alpaca", "13b": "llama13b_alpaca", "70b": "llama70b_alpaca"}
@@ -62,7 +68,7 @@ def make_plans(args: argparse.Namespace, kept: dict[tuple, dict[str, Any]]) -> I
         for chip in args.chips:
             for count in map(int, args.devices):
                 for held in HELD:
-                    key = model, f"{chip}:{CHIPS[chip][count]}", count, args.rows * count, held
+                    key = model, f"{chip}:{CHIPS[chip][count]}", count, args.rows * count, held, AUTO
                     if key not in kept:
                         kept[key] = _plan(*key)
                         lines = (json.dumps({"key": key, "plan": plan}) for key, plan in kept.items())
@@ -73,11 +79,16 @@ def make_plans(args: argparse.Namespace, kept: dict[tuple, dict[str, Any]]) -> I
                         break
 
 
-def _plan(model: str, topology: str, count: int, rows: int, held: str) -> dict[str, Any]:
-    overrides = [("data.batch_size", str(rows)), ("base.quantization", held)]
-    config = parse_config(load_config(CONFIGS / f"{MODELS[model]}.py", overrides))
-    devices = topology_devices(topology, count)
-    return dataclasses.asdict(make_plan(config, planner.planned_model(config.base), topology, devices))
+def _plan(name: str, topology: str, count: int, rows: int, held: str, remat: str) -> dict[str, Any]:
+    """Returns a plan as a dict, with the FLOPs of full rematerialization beside it."""
+    overrides = [("data.batch_size", str(rows)), ("base.quantization", held), ("remat", remat)]
+    config = parse_config(load_config(CONFIGS / f"{MODELS[name]}.py", overrides))
+    devices, model = topology_devices(topology, count), planner.planned_model(config.base)
+    plan = make_plan(config, model, topology, devices)
+    mesh = mesh_of(refitted(config.mesh, count), devices)
+    params = abstract_params(model, quantization=quantization_of(config.base))
+    full = step_cost(dataclasses.replace(config, remat="full"), model, mesh, params)
+    return {**dataclasses.asdict(plan), "full_flops": full.hardware_flops / mesh.shape["tensor"]}
 
 
 def _kept(path: Path) -> dict[tuple, dict[str, Any]]:
@@ -88,14 +99,21 @@ def _kept(path: Path) -> dict[tuple, dict[str, Any]]:
 
 def table(plans: list[dict[str, Any]]) -> list[str]:
     """Returns the lines of a Markdown table."""
-    headings = "model", "topology", "devices", "weights", "peak, GiB a device", "roofline, ms", "bound by", "tokens/s"
-    lines = [f"| {' | '.join(headings)} |", "|---|---|---:|---|---:|---:|---|---:|"]
+    headings = (
+        "model", "topology", "devices", "weights", "remat", "peak, GiB a device", "roofline, ms", "bound by",
+        "tokens/s", "over full",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(headings)} |", "|---|---|---:|---|---|---:|---:|---|---:|---:|"]
     for plan in plans:
-        cells = [plan["model"].upper(), plan["topology"], f"{plan['devices']}", plan["weight_dtype"], _memory(plan)]
+        cells = [plan["model"].upper(), plan["topology"], f"{plan['devices']}", plan["weight_dtype"], plan["remat"]]
+        cells.append(_memory(plan))
         if plan["fits"]:
             cells += [f"{plan['roofline_seconds'] * 1e3:,.0f}", plan["bound"], f"{plan['tokens_per_second']:,.0f}"]
+            # A step that is bound by memory or network may gain less than its FLOPs say.
+            gain = plan["full_flops"] / plan["flops"] - 1
+            cells.append(f"+{gain:.0%}" if plan["bound"] == "compute" else "–")
         else:
-            cells += ["", "", ""]
+            cells += ["", "", "", ""]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

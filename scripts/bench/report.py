@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MOST_FOR_OTHERS = 0.05
+MAX_FOR_OTHERS = 0.05
 """Largest share of the cores that other processes may use in a turn that counts."""
 
 
@@ -23,7 +23,7 @@ class Spread(NamedTuple):
 
 def quiet(turns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Returns the turns during which other processes took little."""
-    return [turn for turn in turns if turn["others"] <= MOST_FOR_OTHERS]
+    return [turn for turn in turns if turn["others"] <= MAX_FOR_OTHERS]
 
 
 def quiet_text(turns: Sequence[Mapping[str, Any]]) -> str:
@@ -33,7 +33,7 @@ def quiet_text(turns: Sequence[Mapping[str, Any]]) -> str:
 def warn(all_turns: Iterable[Sequence[Mapping[str, Any]]]) -> None:
     """Warns of arms without a quiet turn, whose figures are of no use."""
     if not all(map(quiet, all_turns)):
-        print(f"Not a result: other processes took over {MOST_FOR_OTHERS:.0%} of the cores in all turns of some arm.")
+        print(f"Not a result: other processes took over {MAX_FOR_OTHERS:.0%} of the cores in all turns of some arm.")
 
 
 def rates(turns: Sequence[Mapping[str, Any]]) -> Spread:

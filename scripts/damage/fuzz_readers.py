@@ -31,7 +31,7 @@ from typing import Any
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-from aligner_jax.errors import MOST_CHARACTERS, InputError
+from aligner_jax.errors import MAX_CHARACTERS, InputError
 from scripts.damage.kinds.kind import Files, Kind
 
 KINDS = sorted(path.stem for path in (pathlib.Path(__file__).parent / "kinds").glob("[a-z]*.py"))
@@ -77,7 +77,7 @@ def outcome(kind: Kind, folder: pathlib.Path, expected: str, free: bool, most: i
         result = (kept, "") if found == expected or free else ("differs", f"{expected[:80]} → {found[:80]}")
     except InputError as error:
         message = str(error)
-        good = message.isprintable() and 0 < len(message) <= MOST_CHARACTERS
+        good = message.isprintable() and 0 < len(message) <= MAX_CHARACTERS
         result = ("refused", "") if good else ("message", repr(message[:200]))
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "/aligner_jax/" in f.filename]

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_runs
 from places import ROOT
 
 from aligner_jax.peft import init_adapter
@@ -82,8 +83,7 @@ def files(tmp_path_factory) -> Path:
         trained = jax.tree.map(lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32), fresh.trainable)
         path = folder / name / "adapter.safetensors"
         save_adapter(fresh.replace(trainable=trained), path, base, prompt_format={"template": "chat", "system": None})
-    rows = [{"instruction": f"Name number {i}.", "output": f"It is {'very ' * (i % 4)}{i}."} for i in range(10)]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny_runs.write_rows(folder / "data.jsonl", tiny_runs.sft_rows(10))
     return folder
 
 

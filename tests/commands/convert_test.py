@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from model_folders import CONFIG, draw, write_hf
 from places import GOLDENS, ROOT
 
 from aligner_jax.data.prompt_format import PromptFormat
@@ -152,6 +153,19 @@ def test_a_base_keeps_every_number_that_it_has(convert, model: str, dtype: str, 
     assert (status, f"parameters in {dtype}," in line) == (0, True)
     exact, again = load_base(GOLDENS / "models" / model), load_base(tmp_path / "orbax")
     jax.tree.map(np.testing.assert_array_equal, again.params, exact.params)
+
+
+def test_float16_keeps_every_number_or_is_refused(convert, tmp_path: Path):
+    exact = {name: x.astype(np.float16) for name, x in draw().items()}
+    half, single = write_hf(tmp_path / "half", CONFIG, exact), write_hf(tmp_path / "single", CONFIG, draw())
+    status, line = convert(f"--base={half}", f"--out={tmp_path / 'orbax'}", "--dtype=float16")
+    assert (status, "parameters in float16," in line) == (0, True)
+    again, base = load_base(tmp_path / "orbax"), load_base(half)
+    jax.tree.map(np.testing.assert_array_equal, again.params, base.params)
+    assert load_base(tmp_path / "orbax", "float16").fingerprint == base.fingerprint
+    status, printed = convert(f"--base={single}", f"--out={tmp_path / 'none'}", "--dtype=float16")
+    assert (str(status).count("\n"), printed, (tmp_path / "none").exists()) == (0, "", False)
+    assert "holds numbers that float16 cannot hold exactly; load it in float32" in status
 
 
 def test_what_cannot_be_is_refused_in_one_sentence(convert, lora: Adapter, tmp_path: Path):

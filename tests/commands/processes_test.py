@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import places
 import pytest
+import tiny_runs
 from killed_runs import logged
 from safetensors.numpy import load_file
 
 from scripts.lib.tiny_llama import write_tiny_llama
 
 STEPS, EVERY, STALL = 60, 5, 10
-ENVIRONMENT = {**os.environ, "PYTHONPATH": places.PYTHONPATH}
+# Programs of two processes are compiled anew in each run of the tests if the cache does not hold them.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": places.PYTHONPATH, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
 CONFIG = """
 from ml_collections import ConfigDict
 
@@ -35,33 +37,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, data of both kinds, and a config for each kind."""
     folder = tmp_path_factory.mktemp("processes")
     write_tiny_llama(folder / "model")
-    answers = [f"It is {'very ' * (i % 5)}{i}." for i in range(44)]
-    rows = [
-        {
-            "sft": {"instruction": f"Name number {i}.", "output": answer},
-            "dpo": {"prompt": f"Name number {i}.", "response": [answer, "No" + " never" * (i % 3)]},
-        }
-        for i, answer in enumerate(answers)
-    ]
-    for kind in ("sft", "dpo"):
-        data = folder / f"{kind}.jsonl"
-        data.write_text("".join(json.dumps(row[kind]) + "\n" for row in rows))
-        config = {
-            "base": {"path": str(folder / "model"), "dtype": "float32"},
-            "adapter": {"num_tokens": 2, "start_layer": 1},
-            "data": {
-                "path": str(data), "format": {"sft": "alpaca", "dpo": "pku_saferlhf"}[kind], "heldout_rows": 4,
-                "template": "chat", "sequence_length": 128, "batch_size": 4,
-            },
-            "objective": {"name": kind},
-            "optim": {"lr": 0.01},
-            "steps": STEPS,
-            "log_every": 1,
-            "eval_every": 20,
-            "checkpoint": {"every": EVERY},
+    for kind, rows in (("sft", tiny_runs.sft_rows(44)), ("dpo", tiny_runs.pair_rows(44))):
+        data = tiny_runs.write_rows(folder / f"{kind}.jsonl", rows)
+        settings = tiny_runs.settings_of(folder / "model", data)
+        settings["data"] |= {"heldout_rows": 4, "batch_size": 4}
+        settings |= {
+            "steps": STEPS, "eval_every": 20, "checkpoint": {"every": EVERY}, "stall": {"seconds": STALL},
             "report": {"form": "json_answer" if kind == "sft" else None, "max_new_tokens": 10},
-            "stall": {"seconds": STALL},
         }  # fmt: skip
+        config = tiny_runs.on_pairs(settings, data) if kind == "dpo" else settings
         (folder / f"{kind}.py").write_text(CONFIG.format(config=config))
     return folder
 
@@ -140,7 +124,7 @@ class Run:
         return found
 
 
-def check_same(found: Run, wanted: Run) -> None:
+def check_same(found: Run, wanted: Run, steps: int = STEPS) -> None:
     """Compares everything that a run leaves: the adapter within 1e-5, all losses, and the report."""
     of_found, of_wanted = (load_file(run.workdir / "adapter.safetensors") for run in (found, wanted))
     assert of_found.keys() == of_wanted.keys()
@@ -148,7 +132,7 @@ def check_same(found: Run, wanted: Run) -> None:
         np.testing.assert_allclose(of_found[name], array, atol=1e-5, rtol=1e-5, err_msg=name)
     assert float(np.abs(of_found["gates_ln"]).max()) > 0.01
     metrics, expected = found.metrics(), wanted.metrics()
-    assert list(metrics) == list(expected) == list(range(1, STEPS + 1))
+    assert list(metrics) == list(expected) == list(range(1, steps + 1))
     for step, values in expected.items():
         assert metrics[step].keys() == values.keys()
         for name in values.keys() - {"tokens_per_second"}:
@@ -239,29 +223,20 @@ def check_told_alike(run: Run, sentence: str) -> None:
 
 
 def test_processes_that_are_started_differently_say_which_and_in_what(folder: Path):
-    other = folder / "other_model"
-    if not other.exists():
-        shutil.copytree(folder / "model", other)
-        content = (other / "model.safetensors").read_bytes()
-        (other / "model.safetensors").write_bytes(content[:-5000] + bytes(5000))
     began = "process 1 of 2 was started with another configuration ("
     ended = "): give all processes the same command and config file"
     workdir = folder / "different"
-    for flags, fields in (
-        (("--config.optim.lr=0.02", "--config.seed=7"), "optim.lr is 0.02 there and 0.01 on process 0; seed is 7 there "
-         "and 0 on process 0"),
-        (("--config.steps=9",), "steps is 9 there and 60 on process 0"),
-        (("--config.data.batch_size=6", "--config.mesh.tensor=2"), "data.batch_size is 6 there and 4 on process 0; "
-         "mesh.tensor is 2 there and 1 on process 0"),
-        (("--config.adapter.init_from=a.safetensors",),
-         "adapter.init_from is 'a.safetensors' there and None on process 0"),
-    ):  # fmt: skip
-        check_told_alike(Run(folder / "sft.py", workdir, 2, last=flags), f"{began}{fields}{ended}")
+    changes = {
+        "adapter.init_from": ("'a.safetensors'", "None"), "data.batch_size": ("6", "4"), "mesh.tensor": ("2", "1"),
+        "optim.lr": ("0.02", "0.01"), "seed": ("7", "0"), "steps": ("9", "60"),
+    }  # fmt: skip
+    flags = (f"--config.{name}={new}".replace("'", "") for name, (new, _) in changes.items())
+    fields = "; ".join(f"{name} is {new} there and {old} on process 0" for name, (new, old) in changes.items())
+    check_told_alike(Run(folder / "sft.py", workdir, 2, last=tuple(flags)), f"{began}{fields}{ended}")
     assert not workdir.exists()
 
 
-@pytest.mark.parametrize("kind", ["base", "training data", "held-out data"])
-@pytest.mark.parametrize("objective", ["sft", "dpo"])
+@pytest.mark.parametrize(("objective", "kind"), [("sft", "base"), ("sft", "training data"), ("dpo", "held-out data")])
 def test_processes_with_files_of_their_own_say_which_differ(folder: Path, tmp_path: Path, kind: str, objective: str):
     for number in (0, 1):
         host = tmp_path / f"host{number}"
@@ -272,8 +247,8 @@ def test_processes_with_files_of_their_own_say_which_differ(folder: Path, tmp_pa
     if kind == "base":
         changed.write_bytes(content[:-3000] + bytes(3000))
     else:
-        row = b"very 2." if kind == "training data" else b"very 43."
-        changed.write_bytes(content.replace(row, b"very 9."))
+        row = b"It is 4." if kind == "training data" else b"very 43."
+        changed.write_bytes(content.replace(row, b"It is 9."))
     assert changed.read_bytes() != content
     flags = ("--config.base.path=model", "--config.data.path=data.jsonl")
     run = Run(folder / f"{objective}.py", tmp_path / "run", 2, *flags, cwd=tmp_path)
@@ -307,11 +282,12 @@ def test_one_process_goes_on_for_two(folder: Path, alone: Run):
 def test_two_processes_learn_from_preferences(folder: Path, cached: bool):
     runs = [
         Run(
-            folder / "dpo.py", folder / f"dpo_{cached}_{count}", count, f"--config.objective.cache_reference={cached}"
+            folder / "dpo.py", folder / f"dpo_{cached}_{count}", count, "--config.steps=20",
+            f"--config.objective.cache_reference={cached}",
         )
         for count in (1, 2)
     ]  # fmt: skip
     ends = [end for run in runs for end in run.end()]
     for status, _, errors in ends:
         assert status == 0, errors
-    check_same(runs[1], runs[0])
+    check_same(runs[1], runs[0], steps=20)

@@ -44,12 +44,12 @@ def test_a_run_is_not_cut_short_after_the_fact(settings: dict, tmp_path: Path):
 
 def test_killed_at_random_moments_the_adapter_is_byte_identical(settings: dict, tmp_path: Path):
     # Many more steps than the last moment, since a signal takes time.
-    settings |= {"steps": 150, "log_every": 1, "eval_every": 0, "report": {"form": None}}
+    settings |= {"steps": 100, "log_every": 1, "eval_every": 0, "report": {"form": None}}
     settings["checkpoint"] = {"every": 3}
     config = config_file(settings, tmp_path)
     seed = int.from_bytes(os.urandom(4))
     chance = random.Random(seed)
-    moments = [logged(lines) for lines in sorted(chance.sample(range(1, 50), 3))]
+    moments = [logged(lines) for lines in sorted(chance.sample(range(1, 20), 3))]
     signals = (signal.SIGKILL, signal.SIGTERM)
     check_killed_run(config, tmp_path, moments, chance, f"seed {seed}", signals)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from killed_runs import check_killed_run, logged
+from tiny_runs import on_pairs, write_rows
 from whole_runs import check_not_cut_short, config_file, run
 
 from aligner_jax.errors import InputError
@@ -20,8 +21,8 @@ FRUITS = ("apple", "pear", "plum", "fig")
 
 
 @pytest.fixture
-def settings(tiny_model: Path, tmp_path: Path) -> dict:
-    """A config, as nested dicts, of a DPO run that takes seconds. Polite answers are preferred."""
+def settings(tiny_run: dict, tmp_path: Path) -> dict:
+    """A config, as nested dicts, of a DPO run. Polite answers are preferred."""
     rows = []
     for i in range(12):
         polite, curt = f"With pleasure: {FRUITS[i % 4]} {i}.", f"{FRUITS[i % 4]}{' no' * (i % 3)}."
@@ -29,26 +30,12 @@ def settings(tiny_model: Path, tmp_path: Path) -> dict:
         flags = {f"is_response_{n}_safe": True for n in (0, 1)}
         answers = {f"response_{n}": text for n, text in enumerate(responses)}
         rows.append({"prompt": f"Name fruit number {i}.", **answers, **flags, "safer_response_id": (i + 1) % 2})
-    data = tmp_path / "pairs.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny_run["data"]["heldout_rows"] = 3
     return {
-        "base": {"path": str(tiny_model), "dtype": "float32"},
-        "adapter": {"num_tokens": 2, "start_layer": 1},
-        "objective": {"name": "dpo", "beta": 0.1},
-        "data": {
-            "path": str(data),
-            "format": "pku_saferlhf",
-            "heldout_rows": 3,
-            "template": "chat",
-            "sequence_length": 128,
-            "batch_size": 2,
-        },
-        "optim": {"lr": 0.01, "accumulate": 2},
-        "steps": STEPS,
-        "log_every": 2,
-        "eval_every": 3,
+        **on_pairs(tiny_run, write_rows(tmp_path / "pairs.jsonl", rows), beta=0.1),
+        "optim": {"lr": 0.01, "accumulate": 2}, "steps": STEPS, "log_every": 2, "eval_every": 3,
         "checkpoint": {"every": 2},
-    }
+    }  # fmt: skip
 
 
 def _saved(settings: dict, folder: Path, **options) -> str:

@@ -26,32 +26,15 @@ from aligner_jax.runtime.files import place
 from aligner_jax.tasks.sft import load_data
 from aligner_jax.weights.base import load_base
 
-STEPS = 8
-
 
 @pytest.fixture
-def settings(tiny_model: Path, tmp_path: Path) -> dict:
-    """A config, as nested dicts, of a run that takes seconds."""
-    rows = [{"instruction": f"Name number {i}.", "output": f"It is {'very ' * (i % 4)}{i}."} for i in range(12)]
-    data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def settings(tiny_run: dict) -> dict:
+    """A config, as nested dicts, of a run with evaluations between its steps and a report with answers."""
+    tiny_run["data"]["heldout_rows"] = 3
     return {
-        "base": {"path": str(tiny_model), "dtype": "float32"},
-        "adapter": {"num_tokens": 2, "start_layer": 1},
-        "data": {
-            "path": str(data),
-            "heldout_rows": 3,
-            "template": "chat",
-            "sequence_length": 128,
-            "batch_size": 2,
-        },
-        "optim": {"lr": 0.01, "accumulate": 2},
-        "steps": STEPS,
-        "log_every": 2,
-        "eval_every": 4,
-        "checkpoint": {"every": 2},
-        "report": {"form": "json_answer", "max_new_tokens": 4, "samples": 1},
-    }
+        **tiny_run, "optim": {"lr": 0.01, "accumulate": 2}, "log_every": 2, "eval_every": 4,
+        "checkpoint": {"every": 2}, "report": {"form": "json_answer", "max_new_tokens": 4, "samples": 1},
+    }  # fmt: skip
 
 
 def test_workdir_holds_what_the_design_promises(settings: dict, tmp_path: Path):

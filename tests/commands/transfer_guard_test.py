@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from places import ROOT
+from tiny_runs import on_pairs, pair_rows, write_rows
 from whole_runs import run
 
 from aligner_jax.tasks import loop
 
-PAIRS = [{"prompt": f"Name {i}.", "response": [f"It is {i}.", "No" + " never" * (i % 3)]} for i in range(14)]
 RUN = """
 import json, sys
 from pathlib import Path
@@ -32,22 +32,16 @@ print("done")
 """
 
 
-def preferences(settings: dict, folder: Path, **objective: object) -> dict:
-    path = folder / "pairs.jsonl"
-    path.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
-    data = {**settings["data"], "path": str(path), "format": "pku_saferlhf"}
-    return {**settings, "data": data, "objective": objective}
-
-
 def all_objectives(settings: dict, folder: Path) -> list[dict]:
     settings["data"]["heldout_rows"] = 2
-    settings |= {"steps": 4, "eval_every": 2, "log_every": 1, "checkpoint": {"every": 2}, "report": {"samples": 0}}
+    settings |= {"steps": 4, "eval_every": 2, "checkpoint": {"every": 2}, "report": {"samples": 0}}
+    pairs = write_rows(folder / "pairs.jsonl", pair_rows(14))
     return [
         settings,
         {**settings, "sweep": {"lr": [0.01, 0.02]}, "optim": {"schedule": "cosine", "warmup_steps": 2}},
         {**settings, "optim": {"accumulate": 2, "state_dtype": "bfloat16", "clip": 1.0}, "adapter": {"method": "lora"}},
-        preferences(settings, folder, name="dpo"),
-        preferences(settings, folder, name="ipo", cache_reference=False),
+        on_pairs(settings, pairs),
+        on_pairs(settings, pairs, name="ipo", cache_reference=False),
     ]
 
 
@@ -66,6 +60,7 @@ def test_runs_on_a_mesh_pass(tiny_run: dict, tmp_path: Path):
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
     }
     command = [sys.executable, "-c", RUN, json.dumps(configs), str(tmp_path / "runs")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

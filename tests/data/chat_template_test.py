@@ -6,7 +6,7 @@ import time
 import places
 import pytest
 
-from aligner_jax.data.chat_template import MOST_CHARACTERS, render
+from aligner_jax.data.chat_template import MAX_CHARACTERS, render
 from aligner_jax.errors import InputError
 
 FOLDER = places.GOLDENS / "chat_templates"
@@ -117,7 +117,7 @@ HOSTILE = {
     "names in what is included": (
         "".join(f"{{% set a{i} = 1 %}}" for i in range(1500)) + "{% include 'x' ignore missing %}" * 1500
     ),
-    "too long": "a" * (MOST_CHARACTERS + 1),
+    "too long": "a" * (MAX_CHARACTERS + 1),
     "too many parts": "{{ a }}" * 14_000,
 }  # fmt: skip
 

@@ -5,16 +5,37 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import pytest
 from places import ROOT
 
 from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.data.templates import render_prompt
 from aligner_jax.errors import InputError
+from aligner_jax.evals.subject import load_subject
 from aligner_jax.peft import init_adapter
+from aligner_jax.peft.adapter_file import adapter_bytes, read_adapter_file
 from aligner_jax.peft.artifact import save_adapter
+from aligner_jax.runtime.config import BaseConfig, MeshConfig
+from aligner_jax.runtime.sharding import RULES, mesh_of
 from aligner_jax.weights.base import load_base
+
+
+class File(NamedTuple):
+    """An adapter's file that records this prompt format."""
+
+    prompt_format: PromptFormat | None
+
+
+class OddFile:
+    """An adapter's file whose record cannot be read."""
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        raise InputError("its metadata field 'prompt_format': template is 3")
+
 
 BRIEF, PLAIN, ALPACA = PromptFormat("chat", "Be brief."), PromptFormat("chat"), PromptFormat("alpaca")
 
@@ -41,7 +62,17 @@ BRIEF, PLAIN, ALPACA = PromptFormat("chat", "Be brief."), PromptFormat("chat"), 
     ],
 )
 def test_the_user_decides_and_then_what_is_recorded(template, system, recorded, expected):
-    assert PromptFormat.resolve(template, system, recorded) == expected
+    files = {name: File(found) for name, found in recorded.items()}
+    assert PromptFormat.resolve(template, system, files) == expected
+
+
+def test_a_record_that_cannot_be_read_is_refused_only_where_it_is_needed():
+    odd = {"a": OddFile()}
+    for template, system in (("none", None), ("alpaca", None), ("chat", "Be kind."), ("chat", "")):
+        assert PromptFormat.resolve(template, system, odd) == PromptFormat(template, system)
+    for template, system in (("auto", None), ("auto", "Be kind."), ("chat", None)):
+        with pytest.raises(InputError, match="template is 3"):
+            PromptFormat.resolve(template, system, odd)
 
 
 @pytest.mark.parametrize(
@@ -59,13 +90,25 @@ def test_the_user_decides_and_then_what_is_recorded(template, system, recorded, 
 )  # fmt: skip
 def test_formats_are_not_guessed(template, system, recorded, sentence):
     with pytest.raises(InputError) as caught:
-        PromptFormat.resolve(template, system, recorded)
+        PromptFormat.resolve(template, system, {name: File(found) for name, found in recorded.items()})
     assert str(caught.value).startswith(sentence)
 
 
 def test_options_have_the_names_of_the_command():
     with pytest.raises(InputError, match=r"config\.evaluation\.template=alpaca \(as the paper's were\) or chat$"):
-        PromptFormat.resolve("auto", None, {"a": None}, option="--config.evaluation.", others=("chat",))
+        PromptFormat.resolve("auto", None, {"a": File(None)}, option="--config.evaluation.", others=("chat",))
+
+
+def test_an_adapter_with_an_odd_record_is_evaluated_with_a_named_template(tiny_model: Path, tmp_path: Path):
+    base, path = load_base(tiny_model), tmp_path / "odd.safetensors"
+    save_adapter(init_adapter("aligner", base.config, start_layer=0), path, base)
+    file = read_adapter_file(path)
+    path.write_bytes(adapter_bytes(file._replace(metadata={**file.metadata, "prompt_format": '{"template": 3}'})))
+    mesh = mesh_of(MeshConfig(), jax.devices()[:1])
+    subject = load_subject(BaseConfig(path=str(tiny_model)), str(path), mesh=mesh, rules=RULES, batch_size=2)
+    assert subject.prompt_format_of("alpaca", None) == ALPACA
+    with pytest.raises(InputError, match=r"odd\.safetensors: its metadata field 'prompt_format': template is 3"):
+        subject.prompt_format_of("auto", None)
 
 
 # Runs a command with each list of arguments, and prints the first prompt it makes, or its refusal, as JSON. Each

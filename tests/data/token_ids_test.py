@@ -27,7 +27,7 @@ from aligner_jax.evals import gsm8k, mmlu_generated, vicuna
 from aligner_jax.evals.generating import Prompt, generate
 from aligner_jax.evals.harness_model import harness_model
 from aligner_jax.evals.interface import Run, parse_evaluate_config
-from aligner_jax.evals.kept import Kept
+from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.scoring import Continuation, score
 from aligner_jax.evals.subject import Subject
 from aligner_jax.peft import init_adapter
@@ -77,7 +77,7 @@ def evaluation(module, options: Callable[[str], object], file: str, content: str
 
 def harness(ask):
     def run(subject: Subject, folder: Path) -> None:
-        ask(harness_model(subject, Kept(folder / "kept", {}), QUIET))
+        ask(harness_model(subject, ResultStore(folder / "store", {}), QUIET))
 
     return run
 
@@ -139,11 +139,11 @@ def test_questions_of_mmlu_are_texts_too(grown: Subject, tmp_path: Path, monkeyp
 @pytest.mark.parametrize("strange", [-1, 10**6])
 def test_ids_from_elsewhere_are_checked_where_they_come_in(strange: int, tiny_subject, tmp_path: Path):
     subject = tiny_subject()
-    params, config, kept = subject.base.params, subject.base.config, Kept(tmp_path / "kept", {})
+    params, config, store = subject.base.params, subject.base.config, ResultStore(tmp_path / "store", {})
     for enter in (
-        lambda: score(subject, [Continuation((1, strange, 2), 1)], kept, QUIET),
-        lambda: score(subject, [Continuation((1, 2, strange), 1)], kept, QUIET),
-        lambda: generate(subject, [Prompt((1, strange), 2)], kept, QUIET),
+        lambda: score(subject, [Continuation((1, strange, 2), 1)], store, QUIET),
+        lambda: score(subject, [Continuation((1, 2, strange), 1)], store, QUIET),
+        lambda: generate(subject, [Prompt((1, strange), 2)], store, QUIET),
         lambda: next(continue_ids(params, None, [[1, strange]], config=config, max_new_tokens=1, sampling=Sampling())),
     ):
         with pytest.raises(InputError, match=f"has the token {strange}"):
@@ -156,7 +156,7 @@ def test_a_tokenizer_with_more_tokens_serves_while_none_is_used(grown: Subject, 
     )
     # A stop text is not an input of the model.
     wanted = {"until": [MARK], "max_gen_toks": 3}
-    assert harness_model(grown, Kept(tmp_path / "kept", {}), QUIET).generate_until(requests("Why?", wanted))
+    assert harness_model(grown, ResultStore(tmp_path / "store", {}), QUIET).generate_until(requests("Why?", wanted))
     check_ids([], 1)
     check_ids([0, 4], 5)
 

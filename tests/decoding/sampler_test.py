@@ -1,9 +1,9 @@
 """Sampling: each row gets the tokens that the model gives it alone."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from places import SHARED
@@ -77,8 +77,9 @@ def test_a_batch_of_prompts_of_different_lengths_equals_the_prompts_alone(base: 
     assert len(set(greedy)) == len(greedy)
 
 
-def test_one_row_of_bfloat16_equals_the_same_row_among_others(base: LetterModel, adapter: Adapter):
-    half = base._replace(params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), base.params))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_one_row_of_half_precision_equals_the_same_row_among_others(base: LetterModel, adapter: Adapter, dtype: str):
+    half = base._replace(params=jax.tree.map(lambda x: x.astype(dtype), base.params))
     pair = sample(half, adapter, PROMPTS[:1] * 2, max_new_tokens=NEW, temperature=0.0)
     ids = [half.tokenizer.encode(PROMPTS[0])]
     steps = list(
@@ -88,6 +89,30 @@ def test_one_row_of_bfloat16_equals_the_same_row_among_others(base: LetterModel,
     )
     assert [len(tokens) for tokens in steps] == [1] * NEW
     assert [half.tokenizer.decode(row) for row in zip(*steps, strict=True)] == pair[:1]
+
+
+@pytest.mark.parametrize(("lengths", "new", "programs"), [(range(1, 65, 4), NEW, 4), (range(513, 641, 16), 200, 1)])
+def test_a_padded_length_has_one_program(lengths: range, new: int, programs: int, base: LetterModel):
+    """With slots that follow the prompts in steps of 16, there are 8 programs that prefill, and 5 or 8 that decode."""
+    config = dataclasses.replace(base.config, context_length=1024)
+    jitted = (sampler.prefill_prompts, sampler.decode_tokens)
+    before = [each._cache_size() for each in jitted]
+    for length in lengths:
+        next(
+            sampler.continue_ids(
+                base.params, None, [[1] * length], config=config, max_new_tokens=new, sampling=Sampling()
+            )
+        )
+    assert [each._cache_size() - size for each, size in zip(jitted, before, strict=True)] == [programs] * 2
+
+
+@pytest.mark.parametrize("context", [64, 500, 512, 1000, 2048])
+@pytest.mark.parametrize("new", [1, 12, 60, 480])
+def test_slots_hold_every_prompt_of_a_padded_length_and_never_exceed_the_context(new: int, context: int):
+    for length in range(1, context - new + 1):
+        padded = sampler.padded_size(length)
+        slots = sampler.num_slots(padded, new, context)
+        assert max(padded, length + new) <= slots <= max(padded, context)
 
 
 def test_the_adapter_is_used(base: LetterModel, adapter, greedy):

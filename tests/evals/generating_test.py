@@ -12,7 +12,7 @@ from aligner_jax.decoding.sampler import continuation, continue_ids, sample
 from aligner_jax.errors import InputError
 from aligner_jax.evals import generating
 from aligner_jax.evals.generating import Prompt, encoded, generate
-from aligner_jax.evals.kept import Kept
+from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.subject import Subject
 
 QUIET = Console(quiet=True)
@@ -20,17 +20,17 @@ TEXTS = ["Why is the sky blue?", "Name a fruit.", "What is ice, and where is the
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Kept:
-    return Kept(tmp_path / "kept.jsonl", {})
+def store(tmp_path: Path) -> ResultStore:
+    return ResultStore(tmp_path / "store.jsonl", {})
 
 
-def test_greedy_answers_are_those_of_sample(tiny_subject: Callable[..., Subject], kept: Kept):
+def test_greedy_answers_are_those_of_sample(tiny_subject: Callable[..., Subject], store: ResultStore):
     subject = tiny_subject(batch_size=2)
     prompts = [Prompt(encoded(subject, text), 12) for text in TEXTS]
-    answers = generate(subject, [*prompts, prompts[0]], kept, QUIET)
+    answers = generate(subject, [*prompts, prompts[0]], store, QUIET)
     assert answers[:3] == [sample(subject.base, None, [text], max_new_tokens=12)[0] for text in TEXTS]
     assert answers[3] == answers[0]
-    assert len(kept) == 3
+    assert len(store) == 3
 
 
 def test_a_prompt_begins_with_a_bos_where_the_tokenizer_adds_one(tiny_subject: Callable[..., Subject]):
@@ -40,41 +40,43 @@ def test_a_prompt_begins_with_a_bos_where_the_tokenizer_adds_one(tiny_subject: C
     assert encoded(adding, TEXTS[0]) == (tokenizer.bos_id, *encoded(plain, TEXTS[0]))
 
 
-def test_an_answer_ends_before_the_first_of_its_stops(tiny_subject: Callable[..., Subject], kept: Kept):
+def test_an_answer_ends_before_the_first_of_its_stops(tiny_subject: Callable[..., Subject], store: ResultStore):
     subject = tiny_subject(batch_size=2)
     # Greedy answers would repeat themselves.
     prompt = Prompt(encoded(subject, TEXTS[0]), 12, Sampling(20.0))
-    (whole,) = generate(subject, [prompt], kept, QUIET)
+    (whole,) = generate(subject, [prompt], store, QUIET)
     # Both are among the tokens of one call.
     first, second = whole[1:3], whole[4:6]
     assert whole.index(first) < whole.index(second)
-    (cut,) = generate(subject, [prompt._replace(until=(second, first, "never said"))], kept, QUIET)
+    (cut,) = generate(subject, [prompt._replace(until=(second, first, "never said"))], store, QUIET)
     assert cut == whole[: whole.index(first)]
 
 
-def test_an_answer_that_ends_early_cuts_no_other_of_its_batch(tiny_subject: Callable[..., Subject], kept: Kept):
+def test_an_answer_that_ends_early_cuts_no_other_of_its_batch(tiny_subject: Callable[..., Subject], store: ResultStore):
     subject = tiny_subject(batch_size=2)
     prompts = [Prompt(encoded(subject, text), 24, Sampling(20.0)) for text in TEXTS[:2]]
-    short, long = generate(subject, prompts, kept, QUIET)
+    short, long = generate(subject, prompts, store, QUIET)
     end = next(character for character in short[:8] if character not in long)
-    answers = generate(subject, [each._replace(until=(end,)) for each in prompts], kept, QUIET)
+    answers = generate(subject, [each._replace(until=(end,)) for each in prompts], store, QUIET)
     assert answers == [short.partition(end)[0], long]
 
 
-def test_sampled_answers_differ_by_number_and_seed_and_are_the_same_again(tiny_subject, kept: Kept, tmp_path: Path):
+def test_sampled_answers_differ_by_number_and_seed_and_are_the_same_again(
+    tiny_subject, store: ResultStore, tmp_path: Path
+):
     subject = tiny_subject(batch_size=2)
     ids = encoded(subject, TEXTS[0])
     prompts = [Prompt(ids, 12, Sampling(20.0), number=number) for number in range(6)]
-    answers = generate(subject, prompts, kept, QUIET, seed=1)
+    answers = generate(subject, prompts, store, QUIET, seed=1)
     assert len(set(answers)) == 6
-    assert generate(subject, prompts, Kept(tmp_path / "again.jsonl", {}), QUIET, seed=1) == answers
-    assert not set(generate(subject, prompts, Kept(tmp_path / "other.jsonl", {}), QUIET, seed=2)) & set(answers)
+    assert generate(subject, prompts, ResultStore(tmp_path / "again.jsonl", {}), QUIET, seed=1) == answers
+    assert not set(generate(subject, prompts, ResultStore(tmp_path / "other.jsonl", {}), QUIET, seed=2)) & set(answers)
 
 
-def test_finished_batches_are_not_repeated(tiny_subject, kept: Kept, tmp_path: Path, monkeypatch):
+def test_finished_batches_are_not_repeated(tiny_subject, store: ResultStore, tmp_path: Path, monkeypatch):
     subject = tiny_subject(batch_size=2)
     prompts = [Prompt(encoded(subject, TEXTS[0]), 12, Sampling(1.0), number=number) for number in range(5)]
-    whole = generate(subject, prompts, Kept(tmp_path / "whole.jsonl", {}), QUIET)
+    whole = generate(subject, prompts, ResultStore(tmp_path / "whole.jsonl", {}), QUIET)
     made: list[int] = []
     real = generating._generated
 
@@ -86,17 +88,17 @@ def test_finished_batches_are_not_repeated(tiny_subject, kept: Kept, tmp_path: P
 
     monkeypatch.setattr(generating, "_generated", counted)
     with pytest.raises(KeyboardInterrupt):
-        generate(subject, prompts, kept, QUIET)
-    assert len(kept) == 4
+        generate(subject, prompts, store, QUIET)
+    assert len(store) == 4
     made.clear()
-    assert generate(subject, prompts, kept, QUIET) == whole
+    assert generate(subject, prompts, store, QUIET) == whole
     assert made == [1]
 
 
-def test_a_batch_of_which_a_part_is_kept_is_finished(tiny_subject: Callable[..., Subject], kept: Kept):
+def test_a_batch_of_which_a_part_is_kept_is_finished(tiny_subject: Callable[..., Subject], store: ResultStore):
     subject = tiny_subject(batch_size=2)
     prompts = [Prompt(encoded(subject, text), 12) for text in TEXTS[:2]]
-    answers = [generate(subject, prompts[:1], kept, QUIET)[0], *generate(subject, prompts, kept, QUIET)]
+    answers = [generate(subject, prompts[:1], store, QUIET)[0], *generate(subject, prompts, store, QUIET)]
     assert answers == [sample(subject.base, None, [TEXTS[i]], max_new_tokens=12)[0] for i in (0, 0, 1)]
 
 
@@ -111,13 +113,13 @@ def test_every_part_of_a_prompt_is_in_its_key():
     assert prompt.key == Prompt((1, 2), 12, Sampling(0.5, 7, 0.9), ("#",), 1).key
 
 
-def test_two_batches_of_a_prompt_do_not_draw_alike(tiny_subject, kept: Kept):
+def test_two_batches_of_a_prompt_do_not_draw_alike(tiny_subject, store: ResultStore):
     subject = tiny_subject(batch_size=2)
     prompts = [Prompt(encoded(subject, TEXTS[0]), 12, Sampling(20.0), number=number) for number in (0, 1, 2, 3)]
-    assert len(set(generate(subject, prompts, kept, QUIET))) == 4
+    assert len(set(generate(subject, prompts, store, QUIET))) == 4
 
 
-def test_what_just_fits_the_context_is_continued_to_its_end(tiny_subject: Callable[..., Subject], kept: Kept):
+def test_what_just_fits_the_context_is_continued_to_its_end(tiny_subject: Callable[..., Subject], store: ResultStore):
     subject = tiny_subject(batch_size=1)
     ids = encoded(subject, "Ice floats. " * 200)[: 512 - 3]
     steps = continue_ids(
@@ -125,17 +127,19 @@ def test_what_just_fits_the_context_is_continued_to_its_end(tiny_subject: Callab
         stop_ids=subject.tokenizer.stop_ids,
     )  # fmt: skip
     new = [token for (token,) in steps if token is not None]
-    assert generate(subject, [Prompt(ids, 3)], kept, QUIET) == [continuation(subject.tokenizer, ids, new)]
+    assert generate(subject, [Prompt(ids, 3)], store, QUIET) == [continuation(subject.tokenizer, ids, new)]
     with pytest.raises(InputError, match="prompt 1 has 509 tokens, which with 4 new ones do not fit"):
-        generate(subject, [Prompt(ids, 4)], kept, QUIET)
+        generate(subject, [Prompt(ids, 4)], store, QUIET)
 
 
-def test_what_does_not_fit_the_context_is_refused_by_its_beginning(tiny_subject: Callable[..., Subject], kept: Kept):
+def test_what_does_not_fit_the_context_is_refused_by_its_beginning(
+    tiny_subject: Callable[..., Subject], store: ResultStore
+):
     subject = tiny_subject()
     ids = encoded(subject, "Ice floats. " * 200)
     with pytest.raises(
         InputError, match=r"^prompt 2 has \d+ tokens, which with 8 new ones do not fit the model's context of 512$"
     ):
-        generate(subject, [Prompt(ids[:9], 8), Prompt(ids, 8)], kept, QUIET)
+        generate(subject, [Prompt(ids[:9], 8), Prompt(ids, 8)], store, QUIET)
     with pytest.raises(InputError, match="prompt 1 is empty"):
-        generate(subject, [Prompt((), 8)], kept, QUIET)
+        generate(subject, [Prompt((), 8)], store, QUIET)

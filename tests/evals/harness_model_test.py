@@ -24,7 +24,7 @@ from rich.console import Console
 
 from aligner_jax.errors import InputError
 from aligner_jax.evals.harness_model import harness_model
-from aligner_jax.evals.kept import Kept
+from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.subject import Subject
 from aligner_jax.weights.base import load_base
 
@@ -34,7 +34,9 @@ HF = json.loads((GOLDENS / "hf.json").read_text(encoding="utf-8"))
 def load(folder: Path, name: str, template: str = "chatml", console: Console | None = None):
     base = load_base(write_folder(folder / f"{name}_{template}", name, template))
     # hf had one row at a time, this class has several: no row depends on another.
-    return harness_model(Subject(base, None, name, None, 4), Kept(folder / "kept", {}), console or Console(quiet=True))
+    return harness_model(
+        Subject(base, None, name, None, 4), ResultStore(folder / "store", {}), console or Console(quiet=True)
+    )
 
 
 def requests(*arguments):
@@ -125,14 +127,14 @@ def test_a_system_turn_that_is_left_out_is_said_once(tmp_path: Path, capsys: pyt
     ids=str,
 )
 def test_generation_arguments_of_another_kind_are_one_sentence(arguments, sentence: str, tiny_subject, tmp_path: Path):
-    model = harness_model(tiny_subject(), Kept(tmp_path / "kept", {}), Console(quiet=True))
+    model = harness_model(tiny_subject(), ResultStore(tmp_path / "store", {}), Console(quiet=True))
     with pytest.raises(InputError) as caught:
         model.generate_until(requests(("Why?", arguments)))
     assert sentence in str(caught.value)
 
 
 def test_what_is_no_text_is_one_sentence(tiny_subject, tmp_path: Path):
-    model = harness_model(tiny_subject(), Kept(tmp_path / "kept", {}), Console(quiet=True))
+    model = harness_model(tiny_subject(), ResultStore(tmp_path / "store", {}), Console(quiet=True))
     for ask in (
         lambda: model.loglikelihood(requests(("Why?", 3))),
         lambda: model.loglikelihood_rolling(requests((None,))),
@@ -144,7 +146,7 @@ def test_what_is_no_text_is_one_sentence(tiny_subject, tmp_path: Path):
 
 def test_ids_beyond_the_embedding_are_named(tiny_subject, tmp_path: Path):
     subject = tiny_subject()
-    model = harness_model(subject, Kept(tmp_path / "kept", {}), Console(quiet=True))
+    model = harness_model(subject, ResultStore(tmp_path / "store", {}), Console(quiet=True))
     size = subject.base.config.vocab_size
     for ids in ([size], [-1]):
         for context, continuation in (([1], ids), (ids, [1])):

@@ -23,12 +23,13 @@ from aligner_jax.evals.harness import HarnessOptions, evaluate, load_tasks
 from aligner_jax.evals.harness_model import harness_model
 from aligner_jax.evals.harness_tasks import write_gsm8k, write_mmlu
 from aligner_jax.evals.interface import Run, parse_evaluate_config
-from aligner_jax.evals.kept import Kept
+from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.subject import Subject
 from aligner_jax.evals.task_files import damaged_files
 from aligner_jax.peft import apply
 
 QUIET = Console(quiet=True)
+apply_jit = jax.jit(apply, static_argnames=("config",))
 SUBJECTS = {"human_aging": 3, "virology": 2}
 
 
@@ -66,7 +67,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(tiny_subject: Callable[..., Subject], tmp_path: Path):
-    return harness_model(tiny_subject(), Kept(tmp_path / "kept.jsonl", {}), QUIET)
+    return harness_model(tiny_subject(), ResultStore(tmp_path / "store.jsonl", {}), QUIET)
 
 
 class Request:
@@ -146,7 +147,7 @@ def test_gsm8k_is_asked_with_examples_of_the_training_split(tiny_subject, tmp_pa
         (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     given: dict = {}
 
-    def answer(subject, prompts, kept, console, *, seed):
+    def answer(subject, prompts, store, console, *, seed):
         given.update(prompts=prompts, seed=seed, texts=[tokenizer.decode(prompt.ids) for prompt in prompts])
         return [" It is\n#### 1200", " 9, or 7"]
 
@@ -175,7 +176,7 @@ def test_a_bos_is_added_where_the_tokenizer_adds_one_and_none_is_there(tiny_subj
     plain = tiny_subject()
     tokenizer = dataclasses.replace(plain.tokenizer, add_bos=True)
     adding = dataclasses.replace(plain, base=plain.base.replace(tokenizer=tokenizer))
-    model = harness_model(adding, Kept(tmp_path / "kept.jsonl", {}), QUIET)
+    model = harness_model(adding, ResultStore(tmp_path / "store.jsonl", {}), QUIET)
     bos, ids = tokenizer.bos_id, plain.tokenizer.encode("Why?")
     assert model.tok_encode("Why?") == [bos, *ids]
     assert model.tok_encode(tokenizer.backend.token(bos) + "Why?") == [bos, *ids]
@@ -201,7 +202,7 @@ def test_a_pair_is_encoded_together_and_scored_as_apply_says(model, tiny_subject
         before = len(encode(stripped)) if stripped else 1
         # The model's context is 512 tokens; the last token is only predicted.
         ids, count = whole[-513:], len(whole) - before
-        logits_tv = apply(subject.base.params, None, jnp.asarray([ids[:-1]]), config=subject.base.config)[0]
+        logits_tv = apply_jit(subject.base.params, None, jnp.asarray([ids[:-1]]), config=subject.base.config)[0]
         log_probs_tv = np.asarray(jax.nn.log_softmax(logits_tv), np.float64)
         wanted = log_probs_tv[np.arange(len(ids) - 1 - count, len(ids) - 1), ids[-count:]].sum()
         assert log_likelihood == pytest.approx(wanted, rel=1e-5)
@@ -226,7 +227,7 @@ def test_a_rolling_likelihood_is_the_sum_over_windows_of_the_context(model, tiny
         count = min(512, len(ids) - predicted)
         end = predicted + count
         window = whole[max(0, end - 512) : end]
-        logits_tv = apply(subject.base.params, None, jnp.asarray([window]), config=subject.base.config)[0]
+        logits_tv = apply_jit(subject.base.params, None, jnp.asarray([window]), config=subject.base.config)[0]
         log_probs_tv = np.asarray(jax.nn.log_softmax(logits_tv), np.float64)
         total += log_probs_tv[np.arange(len(window) - count, len(window)), ids[predicted:end]].sum()
         predicted = end
@@ -370,6 +371,6 @@ def test_log_likelihoods_that_are_not_finite_are_refused(tiny_subject, tmp_path:
     subject = tiny_subject()
     params = subject.base.params
     huge = subject.base.replace(params=params.replace(norm_d=params.norm_d * 3e38))
-    model = harness_model(dataclasses.replace(subject, base=huge), Kept(tmp_path / "kept", {}), QUIET)
+    model = harness_model(dataclasses.replace(subject, base=huge), ResultStore(tmp_path / "store", {}), QUIET)
     with pytest.raises(InputError, match="gives log-likelihoods that are not finite"):
         model.loglikelihood([Request("Why?", " So")])

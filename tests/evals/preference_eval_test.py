@@ -88,9 +88,9 @@ def test_no_pairs_are_refused(config: LlamaConfig, params: Params):
 
 
 def test_the_table():
-    measured = preference.Preferred(9, 6, 0.6, 0.75, (0.4, 0.9), 0.02, 0.01, -0.01, 0.3, [(0, 1.0)])
+    measured = preference.PreferenceMetrics(9, 6, 0.6, 0.75, (0.4, 0.9), 0.02, 0.01, -0.01, 0.3, [(0, 1.0)])
     screen = io.StringIO()
-    result = preference.BeforeAfter(measured, measured, 5_056, 20_000)
+    result = preference.PreferenceReport(measured, measured, 5_056, 20_000)
     preference.show(result, Console(width=100, force_terminal=False, file=screen))
     for shown in ("0.6000", "75.0%", "40.0% to 90.0%", "+0.0200", "+0.0100, -0.0100", "9, 6", "5,056", "20,000 bytes"):
         assert shown in screen.getvalue()

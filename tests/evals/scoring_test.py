@@ -10,12 +10,13 @@ import pytest
 from rich.console import Console
 
 from aligner_jax.evals import scoring
-from aligner_jax.evals.kept import Kept
+from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.scoring import Continuation, score
 from aligner_jax.evals.subject import Subject
 from aligner_jax.peft import Adapter, apply, init_adapter
 
 QUIET = Console(quiet=True)
+apply_jit = jax.jit(apply, static_argnames=("config",))
 METHODS = [None, "aligner", "full"]
 
 
@@ -41,7 +42,7 @@ def adapted(tiny_subject: Callable[..., Subject], randomized: Callable[..., Adap
 
 def alone(subject: Subject, each: Continuation) -> tuple[float, bool]:
     tokens_bt = jnp.asarray([each.ids[:-1]])
-    logits_tv = apply(subject.base.params, subject.adapter, tokens_bt, config=subject.base.config)[0]
+    logits_tv = apply_jit(subject.base.params, subject.adapter, tokens_bt, config=subject.base.config)[0]
     targets = np.asarray(each.ids[-each.scored :])
     log_probs_cv = np.asarray(jax.nn.log_softmax(logits_tv), np.float64)[-each.scored :]
     return log_probs_cv[np.arange(each.scored), targets].sum(), bool((log_probs_cv.argmax(-1) == targets).all())
@@ -51,9 +52,10 @@ def alone(subject: Subject, each: Continuation) -> tuple[float, bool]:
 def test_scores_are_those_of_each_row_alone(method, adapted, continuations, tmp_path: Path):
     subject = adapted(method)
     greedy = Continuation(continuations[1].ids, 1)
-    logits_v = apply(subject.base.params, subject.adapter, jnp.asarray([greedy.ids[:-1]]), config=subject.base.config)
-    greedy = Continuation((*greedy.ids[:-1], int(jnp.argmax(logits_v[0, -1]))), 1)
-    found = score(subject, [*continuations, greedy], Kept(tmp_path / "kept.jsonl", {}), QUIET)
+    tokens_bt = jnp.asarray([greedy.ids[:-1]])
+    logits_btv = apply_jit(subject.base.params, subject.adapter, tokens_bt, config=subject.base.config)
+    greedy = Continuation((*greedy.ids[:-1], int(jnp.argmax(logits_btv[0, -1]))), 1)
+    found = score(subject, [*continuations, greedy], ResultStore(tmp_path / "store.jsonl", {}), QUIET)
     wanted = [alone(subject, each) for each in [*continuations, greedy]]
     np.testing.assert_allclose([s.log_likelihood for s in found], [w for w, _ in wanted], rtol=1e-5, atol=1e-5)
     assert [s.is_greedy for s in found] == [w for _, w in wanted]
@@ -61,8 +63,8 @@ def test_scores_are_those_of_each_row_alone(method, adapted, continuations, tmp_
 
 
 def test_neither_the_batch_nor_the_order_changes_a_score(adapted, continuations, tmp_path: Path):
-    of_four = score(adapted("aligner", 4), continuations, Kept(tmp_path / "four.jsonl", {}), QUIET)
-    of_two = score(adapted("aligner", 2), continuations[::-1], Kept(tmp_path / "two.jsonl", {}), QUIET)[::-1]
+    of_four = score(adapted("aligner", 4), continuations, ResultStore(tmp_path / "four.jsonl", {}), QUIET)
+    of_two = score(adapted("aligner", 2), continuations[::-1], ResultStore(tmp_path / "two.jsonl", {}), QUIET)[::-1]
     np.testing.assert_allclose([s[0] for s in of_two], [s[0] for s in of_four], rtol=1e-5)
     assert [s.is_greedy for s in of_two] == [s.is_greedy for s in of_four]
 
@@ -72,7 +74,7 @@ def test_continuations_of_two_context_share_a_row_and_equal_ones_are_one(adapted
     real = scoring._scored
     monkeypatch.setattr(scoring, "_scored", lambda *args: rows.extend(args[1]) or real(*args))
     choices = continuations[-4:]
-    found = score(adapted(None), [*choices, *choices], Kept(tmp_path / "kept.jsonl", {}), QUIET)
+    found = score(adapted(None), [*choices, *choices], ResultStore(tmp_path / "store.jsonl", {}), QUIET)
     assert rows == [choices[0].ids[:-1]]
     assert found[:4] == found[4:]
     assert len({s.log_likelihood for s in found}) == 4
@@ -81,8 +83,8 @@ def test_continuations_of_two_context_share_a_row_and_equal_ones_are_one(adapted
 def test_finished_batches_are_not_repeated_and_an_unfinished_one_gives_the_same_bits(
     adapted, continuations, tmp_path, monkeypatch
 ):
-    subject, path = adapted("aligner", 2), tmp_path / "kept.jsonl"
-    whole = score(subject, continuations, Kept(tmp_path / "whole.jsonl", {}), QUIET)
+    subject, path = adapted("aligner", 2), tmp_path / "store.jsonl"
+    whole = score(subject, continuations, ResultStore(tmp_path / "whole.jsonl", {}), QUIET)
     batches: list[int] = []
     real = scoring._scored
 
@@ -94,15 +96,15 @@ def test_finished_batches_are_not_repeated_and_an_unfinished_one_gives_the_same_
 
     monkeypatch.setattr(scoring, "_scored", counted)
     with pytest.raises(KeyboardInterrupt):
-        score(subject, continuations, Kept(path, {}), QUIET)
+        score(subject, continuations, ResultStore(path, {}), QUIET)
     # The kill came within the second batch's lines: its first document is complete, its last is truncated.
     path.write_bytes(path.read_bytes()[:-20])
     batches[:] = [0] * 10
-    assert score(subject, continuations, Kept(path, {}), QUIET) == whole
+    assert score(subject, continuations, ResultStore(path, {}), QUIET) == whole
     rows = len({each.ids[:-1] for each in continuations})
     assert sum(batches) == rows - 2
     batches.clear()
-    assert score(subject, continuations, Kept(path, {}), QUIET) == whole
+    assert score(subject, continuations, ResultStore(path, {}), QUIET) == whole
     assert batches == []
 
 
@@ -111,7 +113,7 @@ def test_greedy_is_what_every_token_is(adapted, tmp_path: Path):
 
     def greedy_after(ids: tuple[int, ...]) -> int:
         tokens_bt = jnp.zeros((1, 6), jnp.int32).at[0, : len(ids)].set(jnp.asarray(ids))
-        logits_btv = apply(subject.base.params, subject.adapter, tokens_bt, config=subject.base.config)
+        logits_btv = apply_jit(subject.base.params, subject.adapter, tokens_bt, config=subject.base.config)
         return int(jnp.argmax(logits_btv[0, len(ids) - 1]))
 
     start = (5, 6, 7, 8)
@@ -122,7 +124,7 @@ def test_greedy_is_what_every_token_is(adapted, tmp_path: Path):
         (*start, first, (second + 1) % 380),
         (*start, (first + 1) % 380, greedy_after((*start, (first + 1) % 380))),
     ]
-    found = score(subject, [Continuation(row, 2) for row in rows], Kept(tmp_path / "kept.jsonl", {}), QUIET)
+    found = score(subject, [Continuation(row, 2) for row in rows], ResultStore(tmp_path / "store.jsonl", {}), QUIET)
     assert [each.is_greedy for each in found] == [True, False, False]
 
 

@@ -13,7 +13,7 @@ import places
 from rich.console import Console
 
 from aligner_jax.evals.generating import Prompt, encoded, generate
-from aligner_jax.evals.kept import Kept
+from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.scoring import Continuation, score
 from aligner_jax.evals.subject import load_subject
 from aligner_jax.peft import init_adapter
@@ -46,12 +46,12 @@ def measure(folder: Path) -> dict[str, dict[str, list]]:
         with sharding.use(mesh):
             adapter_path = str(folder / "adapter.safetensors")
             subject = load_subject(config, adapter_path, mesh=mesh, rules=sharding.RULES, batch_size=4)
-            kept = Kept(folder / f"{name}.jsonl", {})
+            store = ResultStore(folder / f"{name}.jsonl", {})
             prompts = [Prompt(encoded(subject, text), 8) for text in ("Why is the sky blue?", "Name a fruit.")]
             found[name] = {
                 "devices": [len(subject.base.params.layers.q_ldnh.devices())],
-                "scores": [each.log_likelihood for each in score(subject, continuations, kept, quiet)],
-                "answers": generate(subject, prompts, kept, quiet),
+                "scores": [each.log_likelihood for each in score(subject, continuations, store, quiet)],
+                "answers": generate(subject, prompts, store, quiet),
             }
     return found
 

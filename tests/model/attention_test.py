@@ -121,7 +121,7 @@ def test_rows_with_prefixes_of_their_own_are_as_alone(num_tokens: int):
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3, MAX_BLOCK_DIAGONAL_TOKENS + 1])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_gate_zero_is_no_prefix_bit_for_bit(num_tokens: int, dtype: str):
     inputs = jax.tree.map(lambda x: x.astype(dtype), _inputs(4, 2))
     prefix = _prefix(num_tokens, 4, 2)
@@ -130,16 +130,17 @@ def test_gate_zero_is_no_prefix_bit_for_bit(num_tokens: int, dtype: str):
     assert not np.array_equal(attend_jit(*inputs, prefix), attend_jit(*inputs))
 
 
+# Weights and outputs of two sums are rounded to 8 bits each, or to 11; outputs are as large as 6.
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.06), ("float16", 0.06 / 8)])
 @pytest.mark.parametrize("num_tokens", [0, 1, 3, MAX_BLOCK_DIAGONAL_TOKENS + 1])
-def test_bfloat16_is_the_float32_result_of_the_same_inputs_rounded(num_tokens: int):
-    inputs = jax.tree.map(lambda x: x.astype(jnp.bfloat16), _inputs(4, 2))
+def test_half_precision_is_the_float32_result_of_the_same_inputs_rounded(num_tokens: int, dtype: str, tolerance: float):
+    inputs = jax.tree.map(lambda x: x.astype(dtype), _inputs(4, 2))
     prefix = _prefix(num_tokens, 4, 2) if num_tokens else None
     if prefix is not None:
-        prefix = jax.tree.map(lambda x: x.astype(jnp.bfloat16), prefix)
+        prefix = jax.tree.map(lambda x: x.astype(dtype), prefix)
     o_btnh = attend_jit(*inputs, prefix)
-    assert o_btnh.dtype == jnp.bfloat16
-    # Weights and outputs of two sums are rounded to 8 bits each; outputs are as large as 6.
-    np.testing.assert_allclose(o_btnh.astype(jnp.float32), _oracle(*inputs, prefix), atol=0.06)
+    assert o_btnh.dtype == dtype
+    np.testing.assert_allclose(o_btnh.astype(jnp.float32), _oracle(*inputs, prefix), atol=tolerance)
 
 
 def test_large_scores_do_not_overflow():

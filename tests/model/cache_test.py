@@ -5,8 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aligner_jax.model.cache import KVCache, empty_cache, forward_cached, prefill_cache
-from aligner_jax.model.llama import LlamaConfig, Params, forward
+from aligner_jax.model.cache import (
+    KVCache,
+    empty_cache,
+    forward_cached,
+    prefill_cache,
+    written_at_once,
+    written_by_row,
+)
+from aligner_jax.model.llama import LlamaConfig, Params, abstract_params, forward
+from aligner_jax.model.quantized import Quantization
 from aligner_jax.peft import Bound, bind, init_adapter
 
 SLOTS = 16
@@ -103,3 +111,32 @@ def test_an_empty_cache_has_the_shape_that_its_docstring_says(config: LlamaConfi
     assert cache.k_lbksh.dtype == jnp.bfloat16
     assert cache.lengths_b.shape == (5,)
     assert cache.slots == 7
+
+
+def test_on_gpus_a_step_reads_weights_and_writes_the_cache_without_loops(config: LlamaConfig, params: Params):
+    cache = empty_cache(config, 2, SLOTS, jnp.float32)
+    traced = cached_jit.trace(params, TOKENS[:, :1], cache, config=config)
+    loops = {
+        name: traced.lower(lowering_platforms=(name,)).as_text().count("stablehlo.while") for name in ("cpu", "cuda")
+    }
+    # The layers, and the rows of keys and of values.
+    assert loops == {"cpu": 3, "cuda": 0}
+
+
+def test_on_gpus_a_step_dequantizes_one_layer_at_a_time(config: LlamaConfig):
+    params = abstract_params(config, "float32", Quantization("int8"))
+    cache = empty_cache(config, 2, SLOTS, jnp.float32)
+    lowered = cached_jit.trace(params, TOKENS[:, :1], cache, config=config).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("stablehlo.while") == 1
+
+
+@pytest.mark.parametrize("length", [0, 3, SLOTS - 1, SLOTS])
+def test_slots_written_at_once_are_those_written_by_row(length: int):
+    x_lbksh = np.random.default_rng(1).standard_normal((3, 2, 2, SLOTS, 4)).astype(np.float32)
+    new_lbkth = np.random.default_rng(2).standard_normal((3, 2, 2, 2, 4)).astype(np.float32)
+    starts_b = np.asarray([length, 5], np.int32)
+    by_row, at_once = (
+        write(x_lbksh, new_lbkth, starts_b) for write in (jax.jit(written_by_row), jax.jit(written_at_once))
+    )
+    np.testing.assert_array_equal(at_once, by_row)
+    assert not np.array_equal(by_row, x_lbksh)

@@ -22,7 +22,7 @@ from aligner_jax.model.llama import (
     unembed,
 )
 from aligner_jax.model.params import is_spec
-from aligner_jax.peft import bind
+from aligner_jax.peft import bind, init_adapter
 from aligner_jax.weights.hf import load_hf
 
 MODELS = places.GOLDENS / "models"
@@ -136,6 +136,33 @@ def test_remat_policies_agree_and_save_what_they_say(config: LlamaConfig, params
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), other, plain)
 
 
+@pytest.mark.parametrize("start_layer", [0, 2])
+@pytest.mark.parametrize("method", ["aligner", "lora"])
+def test_the_last_layers_keep_their_products_and_gradients_are_those_of_full(
+    config: LlamaConfig, method: str, start_layer: int
+):
+    deep = dataclasses.replace(config, num_layers=5)
+    options = {"start_layer": start_layer} if method == "aligner" else {"rank": 2}
+    fresh = init_adapter(method, deep, 3, **options)
+    rng = np.random.default_rng(3)
+    adapter = fresh.replace(
+        trainable={name: jnp.asarray(rng.standard_normal(x.shape), x.dtype) for name, x in fresh.trainable.items()}
+    )
+    params = init_params(deep, 2)
+    saved = [sum(map(math.prod, _saved_shapes(params, adapter, deep, f"dots:{kept}"))) for kept in (1, 2, 4)]
+    assert saved == sorted(set(saved))
+    full = _gradient(params, adapter, config=deep, remat="full")
+    found = _gradient(params, adapter, config=deep, remat="dots:2")
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, full)
+
+
+def test_more_layers_than_there_are_cannot_keep_anything(config: LlamaConfig, params: Params):
+    with pytest.raises(
+        InputError, match=f"remat 'dots:9' keeps results of 9 layers, but there are {config.num_layers}"
+    ):
+        forward(params, TOKENS_BT, config=config, remat="dots:9")
+
+
 def test_the_backward_pass_ends_at_the_first_adapted_layer(config: LlamaConfig, params: Params, trained_adapter):
     def saved_numbers(start_layer: int, num_layers: int) -> int:
         deep = dataclasses.replace(config, num_layers=num_layers)
@@ -150,7 +177,9 @@ def test_the_backward_pass_ends_at_the_first_adapted_layer(config: LlamaConfig, 
 
 
 def test_unknown_names_are_refused(config: LlamaConfig, params: Params):
-    with pytest.raises(InputError, match="remat 'everything' is not one of full, dots, none"):
+    with pytest.raises(
+        InputError, match="remat 'everything' is not one of full, dots, none, or dots:N with a number of layers"
+    ):
         forward(params, TOKENS_BT, config=config, remat="everything")
     with pytest.raises(InputError, match="implementation 'fast' is not one of"):
         forward(params, TOKENS_BT, config=config, implementation="fast")

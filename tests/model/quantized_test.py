@@ -73,15 +73,31 @@ def test_products_and_gradients_are_those_of_the_dequantized_weight(quantized, k
     np.testing.assert_allclose(pull(slope)[0], pull_expected(slope)[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 2**-7), ("float16", 2**-10)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_products_keep_bfloat16_and_are_as_exact(quantized, kind: str):
+def test_products_keep_their_dtype_and_are_as_exact(quantized, kind: str, dtype: str, bound: float):
     weight, equation = layer_weight(quantized(kind), "gate_ldf"), EQUATIONS["gate_ldf"]
-    x = operand(equation, weight, jnp.bfloat16)
-    found = project(equation, x, weight)
-    assert found.dtype == jnp.bfloat16
-    expected = jnp.einsum(equation, x.astype(jnp.float32), dequantized(weight, jnp.float32))
-    error = jnp.linalg.norm(found.astype(jnp.float32) - expected) / jnp.linalg.norm(expected)
-    assert error < 2**-7
+    x = operand(equation, weight, dtype)
+    found, pull = jax.vjp(lambda x: project(equation, x, weight), x)
+    exact = lambda x: jnp.einsum(equation, x, dequantized(weight, jnp.float32))  # noqa: E731
+    expected, pull_expected = jax.vjp(exact, x.astype(jnp.float32))
+    assert _error(found, expected) < bound
+    assert (found.dtype, pull(found)[0].dtype) == (dtype, dtype)
+    assert _error(pull(found)[0], pull_expected(found.astype(jnp.float32))[0]) < bound
+
+
+def _error(found: jax.Array, expected: jax.Array) -> jax.Array:
+    return jnp.linalg.norm(found.astype(jnp.float32) - expected) / jnp.linalg.norm(expected)
+
+
+def test_products_of_float16_with_integers_neither_overflow_nor_underflow():
+    """A row of a 7B model's width: the sum over int8 values exceeds 65,504, and a gradient times a scale 6e-8."""
+    weight = Quantized(jnp.full((4096, 2), 127, jnp.int8), jnp.asarray([[4e-4, 1e-4]]))
+    x = jnp.full((1, 1, 4096), 1.0, jnp.float16)
+    found, pull = jax.vjp(lambda x: project("btd,df->btf", x, weight), x)
+    np.testing.assert_allclose(found[0, 0], [4096 * 127 * 4e-4, 4096 * 127 * 1e-4], rtol=1e-3)
+    slope = jnp.asarray([[[3e-5, 3e-5]]], jnp.float16)
+    np.testing.assert_allclose(pull(slope)[0][0, 0, :2], 127 * 3e-5 * 5e-4, rtol=0.02)
 
 
 @pytest.mark.parametrize("kind", KINDS)

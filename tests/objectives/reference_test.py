@@ -79,15 +79,15 @@ def test_a_table_is_in_the_order_of_the_pairs(base: Base, trained_adapter, packi
 
 def test_a_table_is_taken_again_only_for_what_it_was_made_from(base: Base, trained_adapter, tmp_path: Path):
     path, adapter = tmp_path / "reference_train.npz", trained_adapter(1)
-    made_from = fingerprint(base, adapter, pairs())
-    assert load_table(path, made_from, pairs()) == (None, "")
+    digests = fingerprint(base, adapter, pairs())
+    assert load_table(path, digests, pairs()) == (None, "")
     table_t = np.random.default_rng(0).standard_normal(offsets(pairs())[-1]).astype(np.float32)
-    save_table(path, table_t, made_from)
+    save_table(path, table_t, digests)
     content = path.read_bytes()
     found_t, why = load_table(path, fingerprint(base, adapter, pairs()), pairs())
     np.testing.assert_array_equal(found_t, table_t)
     assert why == ""
-    save_table(path, table_t, made_from)
+    save_table(path, table_t, digests)
     assert path.read_bytes() == content
 
     moved = adapter.replace(trainable={**adapter.trainable, "gates_ln": adapter.trainable["gates_ln"] + 1e-3})

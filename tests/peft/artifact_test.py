@@ -22,8 +22,9 @@ from aligner_jax.files.fields import Fields
 from aligner_jax.model.config import LlamaConfig, llama_config
 from aligner_jax.model.params import Params
 from aligner_jax.peft import init_adapter
-from aligner_jax.peft.artifact import load_adapter, read_artifact, save_adapter
+from aligner_jax.peft.artifact import load_adapter, read_artifact, read_shapes, save_adapter
 from aligner_jax.weights.base import Base
+from aligner_jax.weights.hf import hf_config
 
 
 class NamedBase(NamedTuple):
@@ -116,6 +117,66 @@ def test_the_prompt_format_comes_back(tmp_path: Path, trained_adapter, saved: Pa
     save_adapter(trained_adapter(1), path, prompt_format={"template": "chat", "system": None})
     assert read_artifact(path).prompt_format == PromptFormat("chat", None)
     assert read_artifact(saved).prompt_format is None
+
+
+@pytest.mark.parametrize(
+    ("recorded", "sentence"),
+    [
+        ('{"template": 3}', "its metadata field 'prompt_format': template is 3, not text"),
+        ('{"template": "chat", "system": ["a"]}', "its metadata field 'prompt_format': system is a list"),
+        ('["chat"]', "its metadata field 'prompt_format' is not a JSON object"),
+        ("chat", "its metadata field 'prompt_format' is not JSON"),
+    ],
+)
+def test_an_odd_prompt_format_is_refused_where_it_is_read_and_the_adapter_loads(recorded, sentence, saved, base):
+    adapter, (header, body) = load_adapter(saved, base), _parts(saved)
+    header["__metadata__"]["prompt_format"] = recorded
+    _write(saved, header, body)
+    artifact = read_artifact(saved, base)
+    for loaded in (load_adapter(saved), artifact.adapter):
+        jax.tree.map(np.testing.assert_array_equal, loaded, adapter)
+    with pytest.raises(InputError) as caught:
+        _ = artifact.prompt_format
+    assert str(caught.value).startswith(f"{saved}: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("prompt_format", "sentence"),
+    [
+        ({"template": 3}, "prompt_format's template is 3, but should be one of none, alpaca, chat"),
+        ({"template": "vicuna"}, "prompt_format's template is 'vicuna', but should be one of none, alpaca, chat"),
+        ({"system": "Be brief."}, "prompt_format's template is None, but should be one of none, alpaca, chat"),
+        ({"template": "chat", "system": 3}, "prompt_format's system is 3, but should be text or None"),
+        ({"template": "chat", "sytem": ""}, "prompt_format has the field 'sytem'; it has template and system only"),
+    ],
+)
+def test_an_odd_prompt_format_is_not_saved(prompt_format: dict, sentence: str, tmp_path: Path, trained_adapter):
+    with pytest.raises(InputError) as caught:
+        save_adapter(trained_adapter(1), tmp_path / "a.safetensors", prompt_format=prompt_format)
+    assert str(caught.value) == sentence
+    assert not list(tmp_path.iterdir())
+
+
+def test_shapes_are_read_without_the_arrays(saved: Path, base: NamedBase, trained_adapter, monkeypatch):
+    monkeypatch.setattr("aligner_jax.weights.source.Source.read", None)
+    shapes = read_shapes(saved, base.config)
+    wanted = jax.eval_shape(lambda: trained_adapter(3))
+    assert (shapes, shapes.num_params) == (wanted, 3 * 16 + 2 * 4)
+    with pytest.raises(InputError, match="d_model 16 against 64"):
+        read_shapes(saved, llama_config("stories_260k"))
+    save_adapter(trained_adapter(3), saved)
+    with pytest.raises(InputError, match="has shape"):
+        read_shapes(saved, llama_config("stories_260k"))
+    with pytest.raises(InputError, match="does not exist"):
+        read_shapes(saved.with_name("absent.safetensors"), base.config)
+
+
+def test_shapes_of_other_projects_files_are_those_of_their_adapters():
+    released, config = GOLDENS / "lit_llama.pth", hf_config(GOLDENS / "models" / "llama3")
+    adapter = load_adapter(released)
+    assert read_shapes(released, config) == jax.eval_shape(lambda: adapter)
+    with pytest.raises(InputError, match="has shape"):
+        read_shapes(released, llama_config("stories_260k"))
 
 
 def test_a_base_of_another_shape_is_refused(saved: Path, base: NamedBase):

@@ -2,16 +2,29 @@
 
 import dataclasses
 import json
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 import pytest
 from command_runs import Ended, run_command
 from places import ROOT
+from rich.console import Console
 
+from aligner_jax.decoding import sampler
 from aligner_jax.errors import InputError
+from aligner_jax.evals import scoring
+from aligner_jax.evals.generating import Prompt, generate
 from aligner_jax.evals.interface import parse_evaluate_config
+from aligner_jax.evals.result_store import ResultStore
+from aligner_jax.evals.subject import Subject
 from aligner_jax.model.config import llama_config
-from aligner_jax.planning import inference_table
+from aligner_jax.peft import init_adapter
+from aligner_jax.peft.artifact import save_adapter
+from aligner_jax.planning import inference_plan, inference_table
+from aligner_jax.planning.compiled import Compiled
 from aligner_jax.planning.inference_plan import EvaluationPlan, ProgramPlan, make_evaluation_plan
 from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime import chips, roofline
@@ -20,6 +33,7 @@ MODEL = llama_config("stories_260k")
 NEW = ProgramPlan("new tokens", 8 << 30, True, 4 << 30, {"all-gather": 98 << 30}, 9.0)
 PLAN = EvaluationPlan(
     topology="v5e:2x4", devices=8, mesh={"data": 1, "fsdp": 4, "tensor": 2}, rows=32, tokens=1024, new_tokens=512,
+    padded_tokens=1024, slots=1536, adapter="aligner(num_tokens=1)", adapter_path=None, adapter_params=5056,
     weight_dtype="bfloat16", hbm_bytes=16 << 30, weights_bytes=2 << 30, cache_bytes=3 << 30,
     programs=(dataclasses.replace(NEW, name="prompts", collective_bytes={}), NEW), roofline_seconds=0.058,
     bound="network",
@@ -77,10 +91,88 @@ def test_7b_answers_on_one_chip_since_neither_cache_nor_weights_are_copied():
     model, devices = llama_config("llama2_7b"), topology_devices("v5e:2x2", 1)
     plan = make_evaluation_plan(config(), model, "v5e:2x2", devices, tokens=960, new_tokens=64)
     assert plan.fits
-    assert (plan.weights_bytes + (plan.cache_bytes or 0)) / 2**30 == pytest.approx(14.55, abs=0.01)
-    assert plan.programs[2].peak_bytes < 14.7 * 2**30
+    assert (plan.padded_tokens, plan.slots) == (1024, 1152)
+    assert (plan.weights_bytes + (plan.cache_bytes or 0)) / 2**30 == pytest.approx(14.80, abs=0.01)
+    assert plan.programs[2].peak_bytes < 14.85 * 2**30
     # Prompts of 960 tokens are padded to 1,024, which the attention kernel takes: no scores are in memory.
-    assert plan.programs[1].peak_bytes < 14.8 * 2**30
+    assert plan.programs[1].peak_bytes < 15.03 * 2**30
+
+
+class Planned(NamedTuple):
+    """Shapes of a program's token ids, and its slots."""
+
+    shape: tuple[int, ...]
+    slots: int | None = None
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, **given: Any) -> list[Planned]:
+    """Returns the programs that a plan on one device compiles first, without compiling them."""
+    seen: list[Planned] = []
+
+    def compiled(chip, jitted, params, adapter, tokens_bt, *others, config, slots=None):
+        seen.append(Planned(tokens_bt.shape, slots))
+        return Compiled(0, 16 << 30, None, None, None, None, 0.0)
+
+    monkeypatch.setattr(inference_plan, "compile_for", compiled)
+    make_evaluation_plan(config(), MODEL, "v5e:2x2", topology_devices("v5e:2x2", 1), **given)
+    return seen
+
+
+@pytest.mark.parametrize(("tokens", "new_tokens"), [(5, 12), (100, 60), (200, 100), (300, 12), (450, 50), (420, 92)])
+def test_the_planned_programs_are_those_of_the_evaluation(
+    tokens: int, new_tokens: int, tiny_subject: Callable[..., Subject], tmp_path: Path, monkeypatch
+):
+    pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
+
+    class Ran(Exception):
+        pass
+
+    def seen(params, adapter, tokens_bt, *others, config, slots=None):
+        ran.append(Planned(tokens_bt.shape, slots))
+        raise Ran
+
+    subject, ran = tiny_subject(batch_size=4), []
+    assert subject.base.config.context_length == MODEL.context_length
+    monkeypatch.setattr(scoring, "hidden", seen)
+    monkeypatch.setattr(sampler, "prefill_prompts", seen)
+    ids, kept, quiet = (1,) * tokens, ResultStore(tmp_path / "kept.jsonl", {}), Console(quiet=True)
+    for run_it in (
+        lambda: scoring.score(subject, [scoring.Continuation((*ids, 1), 1)], kept, quiet),
+        lambda: generate(subject, [Prompt(ids, new_tokens)], kept, quiet),
+    ):
+        with pytest.raises(Ran):
+            run_it()
+    monkeypatch.undo()
+    assert planned(monkeypatch, tokens=tokens, new_tokens=new_tokens) == ran
+    assert ran[1].slots is not None
+    assert tokens + new_tokens <= ran[1].slots <= MODEL.context_length
+
+
+def test_the_named_adapter_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
+    path, devices, compiled = tmp_path / "a.safetensors", topology_devices("v5e:2x2", 1), []
+    monkeypatch.setattr(
+        inference_plan,
+        "compile_for",
+        lambda *arguments, **_: compiled.append(arguments) or Compiled(0, 16 << 30, None, None, None, None, 0.0),
+    )
+    lora = init_adapter("lora", MODEL, rank=4)
+    save_adapter(lora, path)
+    of = {
+        name: make_evaluation_plan(config(), MODEL, "v5e:2x2", devices, tokens=9, new_tokens=9, adapter_path=name)
+        for name in (None, str(path))
+    }
+    assert [arguments[3].method for arguments in compiled] == ["aligner"] * 2 + ["lora"] * 2
+    assert jax.tree.map(np.shape, compiled[2][3]) == jax.tree.map(np.shape, lora)
+    assert (of[str(path)].adapter, of[str(path)].adapter_path) == (str(lora), str(path))
+    rows = [[str(cell) for cell in column.cells] for column in inference_table.table(list(of.values())).columns]
+    assert [column[rows[0].index("adapter")] for column in rows] == [
+        "adapter", "aligner, as none is named: 88 parameters", f"lora: {lora.num_params:,} parameters",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match=r"a\.safetensors: tensor 'a_q_ldr' has shape"):
+        make_evaluation_plan(
+            config(), llama_config("smollm2_135m"), "v5e:2x2", devices, tokens=9, new_tokens=9, adapter_path=str(path)
+        )
 
 
 @pytest.mark.parametrize(
@@ -108,6 +200,10 @@ def test_what_cannot_be_planned(changed: dict, tokens: int, message: str):
         (
             ("--config=configs/quickstart.py", "--new_tokens=5"),
             "error: --new_tokens is of an evaluation, and the config is not\n",
+        ),
+        (
+            ("--config=configs/quickstart.py", "--adapter=a.safetensors"),
+            "error: --adapter is of an evaluation, and the config is not\n",
         ),
         (("--config=configs/eval/vicuna_judge.py",), "error: the evaluation 'pairwise' runs no model"),
     ],

@@ -14,9 +14,11 @@ import pytest
 from aligner_jax import compile as command_compile
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import llama_config
-from aligner_jax.planning import search, table
+from aligner_jax.planning import plan, search, table
+from aligner_jax.planning.compiled import Compiled
 from aligner_jax.planning.plan import Plan, refitted
 from aligner_jax.planning.topology import topology_devices
+from aligner_jax.runtime import chips
 from aligner_jax.runtime.config import MeshConfig, TrainConfig, parse_config
 from aligner_jax.weights.base import base_config
 from scripts.bench import plan_scales
@@ -72,6 +74,37 @@ def test_the_search_finds_the_largest_batch_that_fits(most: int, calls_at_most: 
     assert len(calls) <= 3 * calls_at_most
 
 
+def test_the_search_of_an_auto_config_begins_with_what_auto_takes():
+    def plan(config: TrainConfig) -> Plan:
+        remat = "dots:20" if config.remat == "auto" else config.remat
+        return dataclasses.replace(PLAN, batch=config.data.batch_size, remat=remat, fits=config.data.batch_size <= 8)
+
+    plans = list(search.search(small(remat="auto"), 8, plan))
+    assert [each.remat for each in plans] == ["dots:20", *search.POLICIES]
+    assert {each.batch for each in plans} == {8}
+
+
+def test_the_plan_of_an_auto_config_is_of_the_least_recomputation_that_fits(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
+    peaks, compiled = iter([20 << 30, 18 << 30, 15 << 30, 15 << 30]), []
+
+    def compile_for(chip: chips.Chip, *_: Any) -> Compiled:
+        compiled.append(next(peaks))
+        fits = compiled[-1] <= chip.hbm_bytes
+        return Compiled(compiled[-1], chip.hbm_bytes, chip.hbm_bytes, 0, [] if fits else None, None, "", 1.0)
+
+    monkeypatch.setattr(plan, "compile_for", compile_for)
+    model = dataclasses.replace(llama_config("stories_260k"), num_layers=5)
+    made = plan.make_plan(small(remat="auto"), model, "v5e:2x2", topology_devices("v5e:2x2", 1))
+    assert (made.remat, made.peak_bytes, made.fits, len(compiled)) == ("dots:1", 15 << 30, True, 4)
+    costs = {
+        remat: plan.make_plan(small(remat=remat), model, "v5e:2x2", topology_devices("v5e:2x2", 1)).flops
+        for remat in ("dots", "full")
+        if not monkeypatch.setattr(plan, "compile_for", lambda chip, *_: Compiled(1, 2, 2, 0, [], None, "", 1.0))
+    }
+    assert costs["dots"] < made.flops < costs["full"]
+
+
 def test_where_nothing_fits_the_search_says_so():
     nothing = dataclasses.replace(PLAN, fits=False, peak_bytes=20 << 30)
     assert [each.fits for each in search.search(small(), 8, lambda config: nothing)] == [False] * 3
@@ -92,6 +125,12 @@ def test_what_does_not_fit_is_told_what_to_change():
 def test_a_topology_that_is_none_is_refused():
     with pytest.raises(InputError, match="'v5litepod-8' is not a TPU topology; they are called v4:2x2x1"):
         topology_devices("v5litepod-8")
+
+
+@pytest.mark.parametrize("name", ["H100", "h100:8", "nvidia-l4", "Tesla T4", "gpu:2"])
+def test_a_gpu_is_no_topology_and_it_says_what_there_is(name: str):
+    with pytest.raises(InputError, match=f"'{name}' is a GPU, and plans are made with the TPU compiler alone"):
+        topology_devices(name)
 
 
 def test_without_libtpu_it_says_how_to_install_it(monkeypatch):
@@ -160,11 +199,12 @@ def test_scales_are_planned_once_and_in_fewer_bits_where_they_do_not_fit(
 ):
     made = []
 
-    def plan(model: str, topology: str, count: int, rows: int, held: str) -> dict[str, Any]:
+    def plan(model: str, topology: str, count: int, rows: int, held: str, remat: str) -> dict[str, Any]:
+        assert remat == "auto"
         made.append((model, topology, count, rows, held))
         fits = count > 1 or held == "int4"
         of_it = {"topology": topology, "devices": count, "weight_dtype": held, "fits": fits, "peak_bytes": 12 << 30}
-        return dataclasses.asdict(dataclasses.replace(PLAN, **of_it))
+        return {**dataclasses.asdict(dataclasses.replace(PLAN, **of_it)), "full_flops": 1.25e14}
 
     monkeypatch.setattr(plan_scales, "_plan", plan)
     command = ["plan_scales.py", "--models=7b", "--chips=v5e", "--devices=1,8", f"--out={tmp_path / 'plans.jsonl'}"]
@@ -176,8 +216,8 @@ def test_scales_are_planned_once_and_in_fewer_bits_where_they_do_not_fit(
     of_one = [("7b", "v5e:2x2", 1, 8, held) for held in ("none", "int8", "int4")]
     assert made == [*of_one, ("7b", "v5e:2x4", 8, 64, "none")]
     assert printed[0] == printed[1]
-    assert "| 7B | v5e:2x2 | 1 | int8 | 12.00 of 16.00: too much |  |  |  |" in printed[0]
-    assert "| 7B | v5e:2x4 | 8 | none | 12.00 of 16.00 | 500 | compute | 32,768 |" in printed[0]
+    assert "| 7B | v5e:2x2 | 1 | int8 | full | 12.00 of 16.00: too much |  |  |  |  |" in printed[0]
+    assert "| 7B | v5e:2x4 | 8 | none | full | 12.00 of 16.00 | 500 | compute | 32,768 | +25% |" in printed[0]
 
 
 def test_a_scale_is_a_config_with_other_rows_and_bits(monkeypatch: pytest.MonkeyPatch):
@@ -188,7 +228,9 @@ def test_a_scale_is_a_config_with_other_rows_and_bits(monkeypatch: pytest.Monkey
         return PLAN
 
     monkeypatch.setattr(plan_scales, "make_plan", make_plan)
-    plan_scales._plan("13b", "v5e:2x4", 8, 64, "int8")
+    made = plan_scales._plan("13b", "v5e:2x4", 8, 64, "int8", "auto")
     assert (asked["config"].data.batch_size, asked["config"].base.quantization) == (64, "int8")
+    assert asked["config"].remat == "auto"
+    assert made["full_flops"] > made["model_flops"]
     assert asked["model"].num_layers == 40
     assert asked["devices"] == 8

@@ -1,6 +1,7 @@
 """The cache of programs compiled for TPUs: a hit equals the compilation; any change or damage compiles again."""
 
 import functools
+import importlib.metadata
 import json
 import zlib
 from pathlib import Path
@@ -13,10 +14,11 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from aligner_jax.planning import compiled, program_cache
+from aligner_jax.planning import compiled
 from aligner_jax.planning.compiled import Compiled, chip_of, compile_for
 from aligner_jax.planning.topology import topology_devices, without_a_cache_of_programs
 from aligner_jax.runtime import chips
+from aligner_jax.runtime.program_digest import digest_of
 
 pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
 
@@ -64,6 +66,22 @@ def product(factor: int = 2, *, topology: str = "v5e:2x2", name: str = "times", 
     return compile_for(chip_of(mesh.devices.flat[0]), jax.jit(function), rows_bd)
 
 
+def test_the_digest_has_the_name_of_every_operation_in_order():
+    def digest(names: str) -> str:
+        def function(x):
+            for name in names:
+                with jax.named_scope(name):
+                    x = jnp.tanh(x)
+            return x
+
+        where = NamedSharding(Mesh(np.array(devices("v5e:2x2")[:1]), ("a",)), PartitionSpec())
+        lowered = jax.jit(function).lower(jax.ShapeDtypeStruct((8,), jnp.float32, sharding=where))
+        return digest_of(lowered, devices("v5e:2x2"))
+
+    assert digest("aba") == digest("aba")
+    assert len({digest("aba"), digest("abb"), digest("baa")}) == 3
+
+
 def test_a_program_is_compiled_once_and_its_record_is_the_compilers(folder: Path, compilations: list):
     first, second = product(), product()
     assert len(compilations) == 1
@@ -104,9 +122,9 @@ def test_flags_of_the_compiler_count(folder: Path, compilations: list, monkeypat
 def test_another_compiler_compiles_again(folder: Path, compilations: list, monkeypatch: pytest.MonkeyPatch):
     product()
     for name in ("jaxlib", "libtpu"):
-        installed = program_cache.importlib.metadata.version
+        installed = importlib.metadata.version
         monkeypatch.setattr(
-            program_cache.importlib.metadata, "version", lambda each, n=name, i=installed: "0" if each == n else i(each)
+            importlib.metadata, "version", lambda each, n=name, i=installed: "0" if each == n else i(each)
         )
         product()
     assert len(compilations) == 3

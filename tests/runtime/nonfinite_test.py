@@ -35,6 +35,14 @@ def test_of_many_adapters_all_have_to_stand_still():
     assert _ends_after(2, [True, False], [True, True], [True, True])
 
 
+@pytest.mark.parametrize(("dtype", "named"), [("float16", True), ("bfloat16", False)])
+def test_float32_is_a_remedy_where_float16_may_have_overflowed(dtype: str, named: bool):
+    skipped = SkippedSteps(1, dtype)
+    skipped.add(np.asarray(True))
+    remedy = "float16 may have overflowed, so take config.base.dtype=float32, lower config.optim.lr"
+    assert (remedy in str(skipped.ended_at(9))) == named
+
+
 def _poison(base: str) -> None:
     """Makes the loss not finite with finite weights, since a base with other weights is refused."""
     weights = Path(base) / "model.safetensors"

@@ -79,6 +79,16 @@ def test_a_trace_that_cannot_be_written_is_one_sentence(tiny_run: dict, tmp_path
         run({**tiny_run, "profile": {"steps": 1, "after": 0}}, tmp_path / "run")
 
 
+def test_a_second_trace_in_a_process_is_refused_as_such_and_the_first_goes_on(tmp_path: Path, console):
+    profile = Profile(ProfileConfig(steps=1, after=0), Workdir(tmp_path), console, first=0, last=9)
+    with jax.profiler.trace(tmp_path / "other"):
+        with pytest.raises(InputError) as caught, profile:
+            profile.turn(1)
+        assert not traces(tmp_path)
+    assert str(caught.value).startswith("config.profile.steps is 1, but this process is already taking another trace")
+    assert list((tmp_path / "other").rglob("*.xplane.pb"))
+
+
 def test_each_of_several_processes_has_a_folder_of_its_own(tmp_path: Path, monkeypatch, console):
     workdir = Workdir(tmp_path)
     assert Profile(ProfileConfig(), workdir, console, first=0, last=9).folder == tmp_path / "profile"

@@ -85,6 +85,18 @@ def test_forward_is_what_xla_counts():
 # JAX's derivative of attention has two products over all pairs forward and four backward, and one more here. It repeats
 # the scores under "dots" and both products under "full". The cost is that of the kernels, which keep all residuals of
 # their backward pass under "dots".
+def test_layers_that_keep_their_products_cost_as_under_dots_and_the_others_as_under_full():
+    full, dots = (train_7b(remat=remat, start_layer=2) for remat in ("full", "dots"))
+    for kept in (1, 20, 29):
+        mixed = train_7b(remat=f"dots:{kept}", start_layer=2)
+        for figure in ("model_flops", "hardware_flops", "hbm_bytes"):
+            a, b, c = (getattr(cost, figure) for cost in (full, dots, mixed))
+            assert c == pytest.approx(a + (b - a) * kept / 30, rel=1e-12), figure
+    assert train_7b(remat="dots:30", start_layer=2) == train_7b(remat="dots:32", start_layer=2) == dots
+    with pytest.raises(InputError, match=r"^remat 'dots:33' keeps results of 33 layers, but there are 32: give fewer$"):
+        train_7b(remat="dots:33")
+
+
 @pytest.mark.parametrize(("remat", "reference_products"), [("none", 7), ("dots", 8), ("full", 9)])
 def test_a_training_step_is_what_xla_counts(remat, reference_products):
     adapter = init_adapter("aligner", SMALL, num_tokens=1, start_layer=0)
@@ -267,7 +279,7 @@ def test_training_reads_weights_for_each_pass_and_micro_step(weight_bytes):
     assert full["head weights"].hbm_bytes == 2 * 32 * 32_000 * 4096 * weight_bytes
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", "dots", "none"])
 def test_saved_activations_are_what_jax_saves(remat):
     small = dataclasses.replace(SMALL, num_heads=4, num_kv_heads=2, head_dim=64)  # a head dim that the kernel supports
     adapter, layers = init_adapter("aligner", small, start_layer=1), small.num_layers - 1
@@ -283,7 +295,11 @@ def test_saved_activations_are_what_jax_saves(remat):
     of_tokens = [leaf for leaf in jax.tree.leaves(residuals) if leaf.shape[0] == layers and T in leaf.shape]
     saved = sum(leaf.size * leaf.dtype.itemsize for leaf in of_tokens)
     cost = aligner_step(small, batch_size=B, sequence_length=T, start_layer=1, remat=remat)
-    assert cost["saved activations"].hbm_bytes == 2 * saved
+    if remat == "none":
+        # A bound: remat "auto" compiles nothing that saves more than a device has.
+        assert 1.5 * saved < cost["saved activations"].hbm_bytes <= 2 * saved
+    else:
+        assert cost["saved activations"].hbm_bytes == 2 * saved
 
 
 def test_decoding_7b_reads_the_weights_once_and_the_cache_once_a_row():
@@ -347,7 +363,7 @@ def test_the_peak_of_devices_is_known_where_all_of_them_are():
         ({"start_layer": 32}, "start_layer is 32, but the model has layers 0 to 31"),
         ({"targets": 1.5}, "targets is 1.5, but a share lies between 0 and 1"),
         ({"accumulate": 3}, "batch_size is 64, which accumulate, 3, does not divide"),
-        ({"remat": "some"}, "remat 'some' is not one of full, dots, none"),
+        ({"remat": "some"}, "remat 'some' is not one of full, dots, none, or dots:N with a number of layers"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, message):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tiny_runs
 from rich.console import Console
 from whole_runs import run
 
@@ -48,17 +49,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     """The config of a tiny run, and its workdir."""
     folder = tmp_path_factory.mktemp("whole")
     write_tiny_llama(folder / "tiny")
-    rows = [{"instruction": f"Name number {i}.", "output": f"It is {'very ' * (i % 4)}{i}."} for i in range(12)]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {
-        "base": {"path": str(folder / "tiny"), "dtype": "float32"},
-        "adapter": {"num_tokens": 2, "start_layer": 1},
-        "data": {"path": str(folder / "data.jsonl"), "template": "chat", "sequence_length": 128, "batch_size": 2},
-        "optim": {"lr": 0.01},
-        "steps": 8,
-        "log_every": 1,
-        "checkpoint": {"every": 4},
-    }
+    data = tiny_runs.write_rows(folder / "data.jsonl", tiny_runs.sft_rows())
+    settings = {**tiny_runs.settings_of(folder / "tiny", data), "checkpoint": {"every": 4}}
     run(settings, folder / "run")
     return settings, folder / "run"
 
@@ -82,13 +74,13 @@ def test_a_damaged_config_json_is_one_sentence(whole: tuple[dict, Path], tmp_pat
 
 
 def test_a_damaged_inputs_json_is_one_sentence(whole: tuple[dict, Path], tmp_path: Path):
-    made_from = json.loads((whole[1] / "inputs.json").read_text())
-    Origin(parse_config(whole[0]), made_from, whole[1]).check(None, whole[1])
+    input_digests = json.loads((whole[1] / "inputs.json").read_text())
+    Origin(parse_config(whole[0]), input_digests, whole[1]).check(None, whole[1])
     for _, workdir in _cases(whole[1], tmp_path, "inputs.json"):
         with pytest.raises(
             InputError, match=rf"^{workdir}(/inputs.json cannot be used: | holds a run that began with a)"
         ):
-            Origin(parse_config(whole[0]), made_from, workdir).check(None, workdir)
+            Origin(parse_config(whole[0]), input_digests, workdir).check(None, workdir)
 
 
 def test_damaged_metrics_are_one_sentence_or_lose_what_was_cut(whole: tuple[dict, Path], tmp_path: Path):
@@ -137,9 +129,9 @@ def test_a_checkpoint_that_says_something_else_with_a_right_checksum_is_set_asid
     "origin", [3, {}, {"config": {}, "inputs": {}}, {"config": 1}, {"config": {"steps": {}}, "inputs": []}]
 )
 def test_a_checkpoint_that_does_not_say_of_what_run_it_is(whole: tuple[dict, Path], origin: object):
-    made_from = json.loads((whole[1] / "inputs.json").read_text())
+    input_digests = json.loads((whole[1] / "inputs.json").read_text())
     with pytest.raises(InputError, match=rf"^{whole[1]}/8"):
-        Origin(parse_config(whole[0]), made_from, whole[1]).check(origin, whole[1] / "8")
+        Origin(parse_config(whole[0]), input_digests, whole[1]).check(origin, whole[1] / "8")
 
 
 @pytest.mark.parametrize("name", ["config.json", "inputs.json"])

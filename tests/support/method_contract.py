@@ -36,6 +36,7 @@ from aligner_jax.runtime.roofline import train_step
 TOKENS_BT = np.random.default_rng(0).integers(0, 40, (2, 12)).astype(np.int32)
 ADAPTER_B = np.array([2, 0, 0, 1])
 apply_jit = jax.jit(apply, static_argnames=("config",))
+hidden_jit = jax.jit(hidden_states, static_argnames=("config",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,7 @@ def a_row_is_what_it_is_with_its_adapter_alone(case: Case, folder: Path) -> None
 
     hidden_btd = together(stacked.trainable, ADAPTER_B)
     for row, index in enumerate(ADAPTER_B):
-        alone, _ = hidden_states(params, adapters[index], tokens_bt[row : row + 1], config=config)
+        alone, _ = hidden_jit(params, adapters[index], tokens_bt[row : row + 1], config=config)
         np.testing.assert_allclose(hidden_btd[row], alone[0], atol=1e-5)
         jax.tree.map(
             np.testing.assert_array_equal, unstack_adapter(stacked, index).trainable, adapters[index].trainable

@@ -16,7 +16,7 @@ from aligner_jax.objectives.step import TrainState
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.tasks import objectives
 from aligner_jax.tasks.sft import SFT
-from aligner_jax.tasks.task import Beginning, Task
+from aligner_jax.tasks.task import Task, TaskInputs
 from aligner_jax.train import train
 
 SEEN: list[tuple[int, float]] = []
@@ -42,8 +42,8 @@ class ByPolicy:
         self._made = state["made"]
 
 
-def by_policy(beginning: Beginning) -> Task:
-    task = SFT.task(beginning)
+def by_policy(inputs: TaskInputs) -> Task:
+    task = SFT.task(inputs)
     return dataclasses.replace(task, feed=ByPolicy([task.feed.next(None) for _ in range(5)]))
 
 
@@ -93,8 +93,8 @@ def test_a_batch_that_is_not_as_declared_ends_the_run(tiny_run: dict, tmp_path: 
             batch = super().next(state)
             return dataclasses.replace(batch, tokens_bt=change(batch.tokens_bt))
 
-    def task(beginning: Beginning) -> Task:
-        made = SFT.task(beginning)
+    def task(inputs: TaskInputs) -> Task:
+        made = SFT.task(inputs)
         return dataclasses.replace(made, feed=Other(made.feed._batches))
 
     with_feed(task)

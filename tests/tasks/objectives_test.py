@@ -11,15 +11,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from aligner_jax import compile as command_compile
+from aligner_jax import train as command_train
 from aligner_jax.data.pair_rows import eval_pair_batches
 from aligner_jax.data.pipeline import eval_batches
 from aligner_jax.errors import InputError
+from aligner_jax.model import attention, llama
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.objectives.batch import Batch, PairBatch, arrays_of
 from aligner_jax.objectives.step import init_state, make_step
+from aligner_jax.runtime.command import load_config
 from aligner_jax.runtime.config import as_dict, parse_config
 from aligner_jax.runtime.optim import make_optimizer
-from aligner_jax.tasks.objectives import OBJECTIVES, complete, objective_of, parse_complete
+from aligner_jax.tasks.objectives import OBJECTIVES, complete, objective_choice, objective_of, parse_complete
 from aligner_jax.tasks.program import abstract_batch
 from aligner_jax.tasks.task import Objective
 from aligner_jax.train import train
@@ -57,8 +61,40 @@ def test_the_planned_batch_is_the_packed_one(name: str, packing: bool):
         objective={"name": name}, data={"batch_size": ROWS, "sequence_length": LENGTH, "packing": packing}
     )
     _, options = objective_of(config)
-    planned, packed = arrays_of(abstract_batch(config)), arrays_of(batch_of(objective, packing, options.carried))
+    abstract, made = abstract_batch(config), batch_of(objective, packing, options.carried)
+    assert jax.tree.structure(abstract) == jax.tree.structure(made)
+    assert abstract.packed == packing
+    planned, packed = arrays_of(abstract), arrays_of(made)
     assert {k: (x.shape, x.dtype) for k, x in planned.items()} == {k: (x.shape, x.dtype) for k, x in packed.items()}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_rows_of_one_document_have_the_same_loss_without_segments_in_attention(
+    name: str, config: LlamaConfig, params: Params, trained_adapter, monkeypatch
+):
+    """Padding comes last in such rows, so that no position of a text sees it."""
+    objective, seen = OBJECTIVES[name], []
+    batch = jax.tree.map(jnp.asarray, batch_of(objective, packing=False))
+    assert (np.asarray(batch.segment_ids_bt) == 0).any()
+
+    def recorded(*args, segment_ids_bt=None, **others):
+        seen.append(segment_ids_bt is not None)
+        return attention.attend(*args, segment_ids_bt=segment_ids_bt, **others)
+
+    monkeypatch.setattr(llama, "attend", recorded)
+
+    def loss(trainable, batch):
+        adapter = trained_adapter(2).replace(trainable=trainable)
+        sums = objective.loss(objective.options()).sums
+        return jnp.sum(sums(params, adapter, trained_adapter(1, key=9), batch, config=config)[0])
+
+    gradient = jax.jit(jax.value_and_grad(loss))
+    found = gradient(trained_adapter(2).trainable, batch)
+    assert not any(seen)
+    seen.clear()
+    expected = gradient(trained_adapter(2).trainable, dataclasses.replace(batch, packed=True))
+    assert any(seen)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), found, expected)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -104,6 +140,35 @@ def test_a_run_logs_the_metrics(name: str, tiny_run: dict, tmp_path: Path):
     train(config, tmp_path / "run", Console(file=io.StringIO()))
     (line,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert {"loss", "grad_norm", *OBJECTIVES[name].metrics} <= line.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "left", "dropped"),
+    [
+        ("sft", {}, "beta, config.objective.reference, config.objective.cache_reference"),
+        ("ipo", {"beta": 0.3, "reference": None, "cache_reference": False}, None),
+    ],
+)
+def test_a_name_on_the_command_line_drops_the_files_options_of_another(name: str, left: dict, dropped, tmp_path: Path):
+    file, said = tmp_path / "config.py", []
+    section = {"name": "dpo", "beta": 0.3, "reference": None, "cache_reference": False}
+    file.write_text(f"def get_config():\n    return { ({**REQUIRED, 'objective': section})!r}")
+    loaded = load_config(file, [("objective.name", name)], choices=[objective_choice()], say=said.append)
+    config = parse_config(loaded)
+    assert (config.objective.name, config.objective.options) == (name, left)
+    assert objective_of(config)[0] is OBJECTIVES[name]
+    assert [line.partition("left out: config.objective.")[2] for line in said] == ([dropped] if dropped else [])
+
+
+def test_commands_that_train_or_plan_take_the_name(monkeypatch: pytest.MonkeyPatch):
+    for verb in (command_train, command_compile):
+        sections: list[str] = []
+        monkeypatch.setattr(
+            verb.CONFIG, "load", lambda *choices, found=sections: found.extend(c.section for c in choices) or {}
+        )
+        with pytest.raises(InputError, match=r"^config\.base"):
+            verb.main() if verb is command_train else list(verb._training_plans())
+        assert sections == ["adapter", "objective"]
 
 
 def test_a_preferences_reference_may_be_the_base():

@@ -1,5 +1,6 @@
 """`load_base`: the kinds of path that it takes, and its refusals of others."""
 
+import functools
 import re
 import shutil
 import sys
@@ -21,8 +22,10 @@ from aligner_jax.errors import InputError
 from aligner_jax.model.config import llama_config
 from aligner_jax.peft import apply
 from aligner_jax.runtime.config import BaseConfig
+from aligner_jax.runtime.sharding import make_mesh, param_shardings
 from aligner_jax.weights import base as base_module
 from aligner_jax.weights.base import FORMS, Base, base_config, form_of, load_base, unused_model
+from aligner_jax.weights.fingerprint import fingerprint
 from aligner_jax.weights.form import Form
 from aligner_jax.weights.gguf import GGUF
 from aligner_jax.weights.hf import HF
@@ -59,9 +62,37 @@ def test_stories260k():
     assert base.tokenizer.decode(base.tokenizer.encode("Once upon a time")).strip() == "Once upon a time"
 
 
-def test_dtypes_are_two():
-    with pytest.raises(InputError, match="dtype 'float16' is not one of float32, bfloat16"):
-        load_base(MODELS / "llama", dtype="float16")
+def test_a_dtype_is_one_of_three():
+    with pytest.raises(InputError, match="dtype 'float64' is not one of float32, bfloat16, float16"):
+        load_base(MODELS / "llama", dtype="float64")
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_float16_is_rounded_to_nearest_and_has_the_fingerprint_of_the_weights(split: bool):
+    shardings = functools.partial(param_shardings, mesh=make_mesh()) if split else None
+    base, exact = load_base(MODELS / "llama", "float16", shardings=shardings), load_base(MODELS / "llama")
+    for half, leaf in zip(jax.tree.leaves(base.params), jax.tree.leaves(exact.params), strict=True):
+        assert half.dtype == np.float16
+        np.testing.assert_array_equal(half, np.asarray(leaf).astype(np.float16))
+    assert base.fingerprint == exact.fingerprint
+    # These weights are of float32, and of the rounded ones the fingerprint would be another.
+    assert fingerprint(base.config, base.params) != exact.fingerprint
+    assert base.held_as == "float16"
+
+
+def test_weights_that_float16_cannot_hold_are_refused_by_name(tmp_path: Path):
+    folder = tmp_path / "model"
+    tensors = draw()
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = 65_519  # It rounds to the largest, 65,504.
+    write_hf(folder, CONFIG, tensors)
+    assert jnp.max(load_base(folder, "float16").params.layers.up_ldf) == 65_504
+    shutil.rmtree(folder)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = 65_520
+    write_hf(folder, CONFIG, tensors)
+    for quantization in ("none", "int4"):
+        sentence = r"leaf up_ldf of the base holds numbers beyond ±65,504.* load it in float32"
+        with pytest.raises(InputError, match=sentence):
+            load_base(folder, "float16", quantization=quantization)
 
 
 def touch(path: Path) -> Path:

@@ -53,7 +53,7 @@ print(megabytes("VmHWM") - before)
 """
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_what_is_read_is_what_was_written(orbax_base, hf_base, dtype):
     base = load_base(orbax_base, dtype)
     assert_equal(base, load_base(hf_base, dtype))

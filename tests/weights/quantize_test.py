@@ -136,7 +136,7 @@ def tiny_gguf(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(("kind", "error"), [("int8", 0.02), ("int4", 0.2)])
 @pytest.mark.parametrize("form", ["hf", "gguf"])
 def test_a_base_is_loaded_quantized(tiny_model: Path, tiny_gguf: Path, form: str, kind: str, error: float, dtype: str):
@@ -158,7 +158,7 @@ def test_the_fingerprint_is_that_of_the_weights_before(tmp_path: Path):
     plain = load_base(MODELS / "llama3")
     found = [
         load_base(MODELS / "llama3", dtype, quantization=kind, group_size=4)
-        for kind, dtype in (("int8", "float32"), ("int4", "bfloat16"))
+        for kind, dtype in (("int8", "float32"), ("int4", "bfloat16"), ("int8", "float16"), ("int4", "float16"))
     ]
     assert {base.fingerprint for base in found} == {fingerprint(plain.config, plain.params)}
     save_adapter(init_adapter("aligner", plain.config, start_layer=1), tmp_path / "a.safetensors", found[0])

@@ -11,10 +11,10 @@ from typing import BinaryIO
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, open_file
 
-MOST_RECORD = 4 * MEBIBYTE
+MAX_RECORD = 4 * MEBIBYTE
 """Maximum bytes of one record, row or line; about a million tokens."""
-MOST_RATIO, FREE = 100, 16 * MEBIBYTE
-"""A file may decompress to `FREE` bytes plus `MOST_RATIO` times its size.
+MAX_RATIO, FREE = 100, 16 * MEBIBYTE
+"""A file may decompress to `FREE` bytes plus `MAX_RATIO` times its size.
 
 Text compresses 3 to 30 times; files that are made to fill the memory, 200 to 10,000 times.
 """
@@ -63,9 +63,9 @@ def check_ratio(total: int, size: int, path: Path) -> None:
       path: path of the file, for error messages.
 
     Raises:
-      InputError: `total` exceeds `FREE + MOST_RATIO * size`.
+      InputError: `total` exceeds `FREE + MAX_RATIO * size`.
     """
-    if total > FREE + MOST_RATIO * size:
+    if total > FREE + MAX_RATIO * size:
         raise InputError(
             f"{path} has {size:,} bytes and becomes {total:,} and more when it is unpacked, which no file of "
             "examples does"

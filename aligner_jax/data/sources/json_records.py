@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from aligner_jax.data.sources.bounded import MOST_RECORD
+from aligner_jax.data.sources.bounded import MAX_RECORD
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE
 from aligner_jax.files.json_text import check_values, parse_json, parse_value_at
@@ -14,7 +14,7 @@ from aligner_jax.files.json_text import check_values, parse_json, parse_value_at
 # Not str.splitlines, because JSON strings may contain U+2028 and the like. One match skips all blank lines before it: a
 # piece may consist of a million blank lines.
 _LINE = re.compile(rb"[^ \t\r\n][^\n]*")
-MOST_VALUES = 400_000
+MAX_VALUES = 400_000
 """Maximum number of JSON values in one record."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -30,12 +30,12 @@ def json_values(pieces: Iterator[bytes], path: Path) -> Iterator[tuple[object, i
       A value, and the line on which it begins, from 1.
 
     Raises:
-      InputError: the text is not JSON, or a value is longer than `MOST_RECORD`; the message names file and line.
+      InputError: the text is not JSON, or a value is longer than `MAX_RECORD`; the message names file and line.
     """
     begin = b""
     for piece in pieces:
         begin += piece
-        if begin.removeprefix(codecs.BOM_UTF8).strip(b" \t\r\n") or len(begin) > MOST_RECORD:
+        if begin.removeprefix(codecs.BOM_UTF8).strip(b" \t\r\n") or len(begin) > MAX_RECORD:
             break
     text = begin.removeprefix(codecs.BOM_UTF8)
     del begin
@@ -52,7 +52,7 @@ def lines(pieces: Iterator[bytes], path: Path) -> Iterator[tuple[bytes, int]]:
     """Yields the lines that are not blank, without their line breaks, and their line numbers from 1.
 
     Raises:
-      InputError: a line is longer than `MOST_RECORD`.
+      InputError: a line is longer than `MAX_RECORD`.
     """
     number, text = 1, b""
     for piece in pieces:
@@ -65,7 +65,7 @@ def lines(pieces: Iterator[bytes], path: Path) -> Iterator[tuple[bytes, int]]:
             yield text[begin : found.end()], number
         number += text.count(b"\n", counted, end)
         text = text[end:]
-        if len(text) > MOST_RECORD:
+        if len(text) > MAX_RECORD:
             raise _too_long(f"{path}:{number}")
     if text:
         yield text, number
@@ -81,7 +81,7 @@ def _line_values(pieces: Iterator[bytes], path: Path) -> Iterator[tuple[object, 
             raise InputError(f"{where} is not UTF-8 text") from None
         if text.strip():
             empty = False
-            yield parse_json(text, where, most_values=MOST_VALUES), number
+            yield parse_json(text, where, most_values=MAX_VALUES), number
     if empty:
         raise InputError(f"{path} is empty")
 
@@ -168,12 +168,12 @@ class _Array:
         """Doubles the text that is held, so that a long value is parsed few times. Returns False if no text is left."""
         size = begun = len(self._text) - self._position
         while size < max(2 * begun, 1):
-            if size > MOST_RECORD:
+            if size > MAX_RECORD:
                 raise _too_long(where)
             if not self._more():
                 return size > begun
             size = len(self._text) - self._position
-        check_values(self._text[self._position :], where, MOST_VALUES)
+        check_values(self._text[self._position :], where, MAX_VALUES)
         return True
 
     def _line_of(self, position: int) -> int:
@@ -194,6 +194,4 @@ def _goes_on(error: json.JSONDecodeError) -> bool:
 
 
 def _too_long(where: str) -> InputError:
-    return InputError(
-        f"{where} holds a value of more than {MOST_RECORD // MEBIBYTE} MiB, and a record has at most that"
-    )
+    return InputError(f"{where} holds a value of more than {MAX_RECORD // MEBIBYTE} MiB, and a record has at most that")

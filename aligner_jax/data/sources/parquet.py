@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from aligner_jax.data.sources.bounded import MOST_RECORD, check_ratio
+from aligner_jax.data.sources.bounded import MAX_RECORD, check_ratio
 from aligner_jax.data.sources.parquet_columns import check_times, filled
 from aligner_jax.data.sources.parquet_footer import Footer, read_footer
 from aligner_jax.data.sources.parquet_pages import Column, check_pages
@@ -97,7 +97,7 @@ class _Rows:
             for batch in self._table.iter_batches(self._rows, columns=self._paths, use_threads=False):
                 total += (held := _text_bytes(self._pyarrow, batch))
                 check_ratio(total, self._size, self._path)
-                if held > 2 * MOST_RECORD:
+                if held > 2 * MAX_RECORD:
                     self._check_rows(batch, number)
                 for row in batch.to_pylist():
                     number += 1
@@ -132,9 +132,9 @@ class _Rows:
 
     def _check_rows(self, batch: Any, number: int) -> None:
         for i in range(batch.num_rows):
-            if _text_bytes(self._pyarrow, batch.slice(i, 1)) > MOST_RECORD:
+            if _text_bytes(self._pyarrow, batch.slice(i, 1)) > MAX_RECORD:
                 raise InputError(
-                    f"{self._path}, row {number + i + 1} holds more than {MOST_RECORD // MEBIBYTE} MiB, and a record "
+                    f"{self._path}, row {number + i + 1} holds more than {MAX_RECORD // MEBIBYTE} MiB, and a record "
                     "has at most that"
                 )
 

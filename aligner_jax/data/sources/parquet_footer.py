@@ -13,7 +13,7 @@ from aligner_jax.files.thrift import Malformed, Struct, read_struct
 MAGIC = b"PAR1"
 """Magic bytes at both ends of a Parquet file."""
 
-_MOST_FOOTER = 16 * MEBIBYTE
+_MAX_FOOTER = 16 * MEBIBYTE
 _INT32, _INT64, _BYTE_ARRAY = 1, 2, 6
 
 
@@ -66,7 +66,7 @@ def read_footer(file: BinaryIO, size: int, path: Path) -> Footer:
     begin = f"{path} cannot be read as Parquet: "
     if size < 12 or end[4:] != MAGIC:
         raise InputError(f"{begin}it does not end with {MAGIC.decode()}, so it may be cut short")
-    if not 0 < length <= min(size - 12, _MOST_FOOTER):
+    if not 0 < length <= min(size - 12, _MAX_FOOTER):
         raise InputError(f"{begin}its metadata should be {length:,} of its {size:,} bytes")
     file.seek(size - 8 - length)
     try:

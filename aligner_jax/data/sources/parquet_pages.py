@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from aligner_jax.data.sources.bounded import FREE, MOST_RATIO, check_ratio
+from aligner_jax.data.sources.bounded import FREE, MAX_RATIO, check_ratio
 from aligner_jax.data.sources.parquet_footer import Chunk, Footer
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE
 from aligner_jax.files.thrift import Malformed, Read, read_struct
 
-_MOST_ROWS = 1024
+_MAX_ROWS = 1024
 _BATCH = 8 * MEBIBYTE
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _DELTA_BYTE_ARRAY = 7
@@ -63,7 +63,7 @@ def check_pages(file: BinaryIO, size: int, footer: Footer, columns: Mapping[int,
     if footer.num_rows > most:
         raise InputError(f"{path} may be damaged: it has {footer.num_rows:,} rows in {size:,} bytes")
     taken: list[tuple[int, int]] = []
-    rows, as_dictionary, total = _MOST_ROWS, [], 0
+    rows, as_dictionary, total = _MAX_ROWS, [], 0
     for number, column in columns.items():
         for group in footer.groups:
             if not group.num_rows:
@@ -98,13 +98,13 @@ def _chunk(file: BinaryIO, chunk: Chunk, repeated: bool) -> _Unpacked:
         size, packed = _number(header, 2), _number(header, 3)
         if packed > end - at:
             raise Malformed("has a page that goes on behind its end")
-        if size > FREE + MOST_RATIO * packed:
+        if size > FREE + MAX_RATIO * packed:
             raise Malformed(f"has a page of {packed:,} bytes that should become {size:,}")
         unpacked += size
         kind = header.get(1)
         if kind == _DICTIONARY:
             held = _number(_part(header, 7), 1)
-            small = size <= _BATCH // _MOST_ROWS
+            small = size <= _BATCH // _MAX_ROWS
             in_dictionary = size if small else _longest(_at(file, at, packed), size, held, chunk)
         elif kind in (_DATA, _DATA_V2):
             page = _part(header, 5 if kind == _DATA else 8)

@@ -7,7 +7,7 @@ from aligner_jax.data.sources.context import is_history
 from aligner_jax.data.sources.source import IGNORED, WANTED, Source
 from aligner_jax.errors import one_line
 
-_MOST_NAMES, _SHOWN = 100, 8
+_MAX_NAMES, _SHOWN = 100, 8
 
 
 class Unused:
@@ -53,7 +53,7 @@ class Unused:
 
     def _count(self, name: str) -> None:
         # Bounded, because every record of a file may have other field names.
-        self.counts[name if name in self.counts or len(self.counts) < _MOST_NAMES else "…"] += 1
+        self.counts[name if name in self.counts or len(self.counts) < _MAX_NAMES else "…"] += 1
 
 
 _EMPTY = (None, "", "[]", "{}", [], {})

@@ -1,1 +1,1 @@
-"""Implementations of attention: a Pallas kernel for TPUs, XLA's operations, and the reference."""
+"""Implementations of attention: Pallas kernels for TPUs and GPUs, cuDNN, XLA's operations, and the reference."""

@@ -3,6 +3,8 @@
 The backward pass recomputes the attention weights, so that no residual has size t · s.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -226,22 +228,36 @@ def _heads_first(x_bskh):
     return x_bskh.transpose(0, 2, 1, 3)
 
 
-def _forward(inputs: Inputs, residuals: bool) -> Outputs:
-    text_o_btnh, log_bnt = attend_causally(*inputs[:3], inputs.segment_ids_bt)
-    o_btnh = text_o_btnh
-    if inputs.prefix_k_bpkh is not None and inputs.gated_v_bpnh is not None:
-        o_btnh = text_o_btnh + attend_prefix(inputs.q_btnh, inputs.prefix_k_bpkh, inputs.gated_v_bpnh)
-    return Outputs(o_btnh, text_o_btnh, log_bnt) if residuals else Outputs(o_btnh)
+def with_gated_prefix(
+    check_supported: Callable[[Inputs], None],
+    forward: Callable[..., tuple[Array, Array]],
+    backward: Callable[..., tuple[Array, Array, Array]],
+) -> Kernel:
+    """Returns a `Kernel` made of attention over the text alone; the gated prefix is added in XLA's operations.
+
+    Args:
+      check_supported: raises `Unsupported`, with the reason, if the functions do not support the inputs.
+      forward: has the arguments and results of `attend_causally`.
+      backward: has the arguments and results of `attend_causally_backward`.
+    """
+
+    def run_forward(inputs: Inputs, residuals: bool) -> Outputs:
+        text_o_btnh, log_bnt = forward(*inputs[:3], inputs.segment_ids_bt)
+        o_btnh = text_o_btnh
+        if inputs.prefix_k_bpkh is not None and inputs.gated_v_bpnh is not None:
+            o_btnh = text_o_btnh + attend_prefix(inputs.q_btnh, inputs.prefix_k_bpkh, inputs.gated_v_bpnh)
+        return Outputs(o_btnh, text_o_btnh, log_bnt) if residuals else Outputs(o_btnh)
+
+    def run_backward(inputs: Inputs, text_o_btnh: Array, log_bnt: Array, do_btnh: Array) -> Gradients:
+        d_text = backward(*inputs[:3], inputs.segment_ids_bt, text_o_btnh, log_bnt, do_btnh)
+        if inputs.prefix_k_bpkh is None:
+            return Gradients(*d_text)
+        _, pull = jax.vjp(attend_prefix, inputs.q_btnh, inputs.prefix_k_bpkh, inputs.gated_v_bpnh)
+        dq_btnh, d_prefix_k_bpkh, d_gated_v_bpnh = pull(do_btnh)
+        return Gradients(d_text[0] + dq_btnh, *d_text[1:], d_prefix_k_bpkh, d_gated_v_bpnh)
+
+    return Kernel(check_supported, run_forward, run_backward)
 
 
-def _backward(inputs: Inputs, text_o_btnh, log_bnt, do_btnh) -> Gradients:
-    d_text = attend_causally_backward(*inputs[:3], inputs.segment_ids_bt, text_o_btnh, log_bnt, do_btnh)
-    if inputs.prefix_k_bpkh is None:
-        return Gradients(*d_text)
-    _, pull = jax.vjp(attend_prefix, inputs.q_btnh, inputs.prefix_k_bpkh, inputs.gated_v_bpnh)
-    dq_btnh, d_prefix_k_bpkh, d_gated_v_bpnh = pull(do_btnh)
-    return Gradients(d_text[0] + dq_btnh, *d_text[1:], d_prefix_k_bpkh, d_gated_v_bpnh)
-
-
-KERNEL = Kernel(check_supported=lambda inputs: None, forward=_forward, backward=_backward)
+KERNEL = with_gated_prefix(lambda inputs: None, attend_causally, attend_causally_backward)
 """Supports every shape and dtype."""

@@ -1,4 +1,4 @@
-"""The peer's worker of scripts.bench.train and generate: torch, transformers and PEFT, in their own environment.
+"""The peer's worker of scripts.bench.train, generate and gpu: torch, transformers and PEFT, in their own environment.
 
 Written for transformers 5 and PEFT 0.21, with their fastest settings on CPUs: sdpa attention, all cores, a fused AdamW
 over the trained parameters alone, no gradient checkpointing, no cache while training, no attention mask where nothing
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import AdaptionPromptConfig, LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
 from scripts.bench import protocol
 
@@ -32,6 +32,7 @@ class Peer:
     model: Any
     optimizer: torch.optim.Optimizer
     batches: Iterator[dict[str, torch.Tensor]]
+    device = "cpu"
 
     def about(self) -> dict[str, Any]:
         return {"versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")}}
@@ -42,6 +43,29 @@ class Peer:
         )
         self.model.eval()
         return {}
+
+    def make(
+        self, sizes: dict[str, int], attention: str, checkpointing: bool = False, bits: int = 16, device: str = "cuda"
+    ) -> dict[str, Any]:
+        """Makes a model with random weights on a GPU, in bfloat16 or with bitsandbytes' integers."""
+        if bits != 16:
+            # A missing package is noticed before the model is made.
+            import bitsandbytes  # noqa: F401
+        self.device = device
+        with torch.device(device):
+            config = LlamaConfig(**sizes, attn_implementation=attention)
+            self.model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.bfloat16)
+        if bits != 16:
+            self.model = _with_integers(self.model, bits)
+        if checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.model.enable_input_require_grads()
+        self.model.eval()
+        return {}
+
+    def gpu_memory(self) -> dict[str, int]:
+        """Returns the peak of the memory that torch allocated on the GPU, in bytes."""
+        return {"bytes": torch.cuda.max_memory_allocated()}
 
     def logits(self, rows: list[list[int]], to: str) -> dict[str, Any]:
         """Writes the float32 logits of equally long rows to a file."""
@@ -70,6 +94,7 @@ class Peer:
         for _ in range(count):
             batch = next(self.batches)
             tokens += batch.pop("tokens")
+            batch = {name: x.to(self.device) for name, x in batch.items()}
             loss = self.model(**batch, use_cache=False).loss
             loss.backward()
             self.optimizer.step()
@@ -80,7 +105,7 @@ class Peer:
     def generate(self, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
         """Continues equally long prompts, greedily; stop tokens end none of them."""
         began = time.perf_counter()
-        ids = torch.tensor(prompts)
+        ids = torch.tensor(prompts, device=self.device)
         with torch.inference_mode():
             made = self.model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=False, use_cache=True,
@@ -100,6 +125,22 @@ class Peer:
         if abs(losses[0] - losses[1]) > 0.01 * losses[0]:
             raise ValueError(f"the loss of padded rows is {losses[0]:.4f}, without padding {losses[1]:.4f}")
         return {}
+
+
+def _with_integers(model: Any, bits: int) -> Any:
+    """Returns the model with its projections held by bitsandbytes in 8 or 4 bits (NF4)."""
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+    quantization = BitsAndBytesConfig(
+        load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
+    held = {name: x.cpu() for name, x in model.state_dict().items()}
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
+    empty = replace_with_bnb_linear(empty, modules_to_not_convert=["lm_head"], quantization_config=quantization)
+    empty.load_state_dict(held, strict=False, assign=True)
+    return empty.to("cuda")
 
 
 def _padded(documents: list[dict]) -> dict[str, Any]:
@@ -136,6 +177,8 @@ if __name__ == "__main__":
     torch.set_num_threads(protocol.cores())
     torch.manual_seed(0)
     peer = Peer()
-    names = ("about", "load", "logits", "train", "check_padding_free", "steps", "generate")
+    names = (
+        "about", "load", "make", "gpu_memory", "logits", "train", "check_padding_free", "steps", "generate",
+    )  # fmt: skip
     handlers = {name: getattr(peer, name) for name in names}
     protocol.serve({**handlers, "peak_memory": protocol.peak_memory})

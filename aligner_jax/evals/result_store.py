@@ -16,7 +16,7 @@ _HEADER = "made_from"
 _BEGINNING = f'{{"{_HEADER}": '.encode()
 
 
-class Kept:
+class ResultStore:
     """Finished documents by key, in a file. The first line is a header with everything that the documents depend on.
 
     A killed process may leave an incomplete last line, which the next process removes.

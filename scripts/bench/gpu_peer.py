@@ -1,0 +1,86 @@
+"""The peer's arms of scripts.bench.gpu: PEFT and transformers on the same card."""
+
+import os
+import statistics
+import sys
+from typing import Any
+
+import numpy as np
+
+from aligner_jax.model.config import llama_config
+from scripts.bench.gpu_arms import MODELS, documents
+from scripts.bench.protocol import PEER_VARIABLE, Worker
+
+STEPS, TURNS = 4, 3
+PACKED_DOCUMENTS = 32
+"""Documents a step of padded text: about as many useful tokens as eight packed rows of 512."""
+
+
+def run_peer(command: str, **arguments: Any) -> dict[str, Any]:
+    """Returns the figures of an arm, measured in a process of its own."""
+    # In this environment, unless another interpreter is named.
+    os.environ.setdefault(PEER_VARIABLE, sys.executable)
+    with Worker.peer() as peer:
+        return {"train": train, "decode": decode}[command](peer, **arguments)
+
+
+def train(
+    peer: Worker,
+    model: str,
+    rows: int,
+    length: int,
+    lora: dict[str, Any],
+    attention: str,
+    *,
+    checkpointing: bool,
+    packed: bool = False,
+    bits: int = 16,
+    remat: str | None = None,
+) -> dict[str, Any]:
+    """Times training steps of PEFT's LoRA. Tokens count without padding. `remat` is ours, and is not used."""
+    del remat
+    sizes = hf_sizes(model)
+    peer.ask("make", sizes=sizes, attention=attention, checkpointing=checkpointing, bits=bits)
+    lengths = documents(8 * PACKED_DOCUMENTS, longest=length) if packed else [length] * rows
+    draw = np.random.default_rng(0)
+    texts = [draw.integers(3, sizes["vocab_size"], size).tolist() for size in lengths]
+    made = peer.ask(
+        "train",
+        documents=[{"tokens": tokens, "loss_mask": [1] * len(tokens)} for tokens in texts],
+        batch_size=PACKED_DOCUMENTS if packed else rows,
+        method="lora",
+        options=lora,
+        padding_free=False,
+    )
+    peer.ask("steps", count=1)
+    turns = [peer.ask("steps", count=STEPS) for _ in range(TURNS)]
+    rates = [turn["tokens"] / turn["seconds"] for turn in turns]
+    memory = peer.ask("gpu_memory")["bytes"]
+    return {"tokens_per_second": statistics.median(rates), "peak_bytes": memory, "parameters": made["parameters"]}
+
+
+def decode(peer: Worker, model: str, rows: int, prompt: int, new_tokens: int) -> dict[str, Any]:
+    """Times greedy decoding after a prefill."""
+    sizes = hf_sizes(model)
+    peer.ask("make", sizes=sizes, attention="sdpa")
+    prompts = np.random.default_rng(0).integers(3, sizes["vocab_size"], (rows, prompt)).tolist()
+    request = {"prompts": prompts, "new_tokens": new_tokens}
+    peer.ask("generate", prompts=prompts, new_tokens=8)
+    seconds = [peer.ask("generate", **request)["seconds"] for _ in range(TURNS - 1)]
+    rate = rows * new_tokens / statistics.median(seconds)
+    return {"tokens_per_second": rate, "peak_bytes": peer.ask("gpu_memory")["bytes"]}
+
+
+def hf_sizes(model: str) -> dict[str, int]:
+    """Returns a model's sizes by the names of Hugging Face's config."""
+    config = llama_config(MODELS[model]["name"])
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_mlp,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.context_length,
+    }

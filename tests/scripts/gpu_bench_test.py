@@ -1,0 +1,95 @@
+"""The GPU benchmark: our arms at tiny shapes on a CPU, the arithmetic of the table, and the sentence without a GPU."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import places
+import pytest
+
+from scripts.bench import gpu, gpu_arms, gpu_attention
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": places.PYTHONPATH}
+    command = [sys.executable, "-m", "scripts.bench.gpu", *arguments]
+    return subprocess.run(command, cwd=places.ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_without_a_gpu_one_sentence_says_that_nothing_is_measured():
+    done = run()
+    assert done.returncode == 1
+    assert done.stderr == ("error: JAX finds no GPU, so nothing is measured; --smoke runs tiny shapes on a CPU\n")
+    assert done.stdout == ""
+
+
+def test_our_arms_run_at_tiny_shapes(tmp_path: Path):
+    done = run("--smoke", f"--json={tmp_path / 'found.json'}", "--part=attention,packed,decoding")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    results = found["results"]
+    assert found["smoke"]
+    assert "a smoke test, not a measurement" in done.stdout
+    assert results["attention"]["errors"]["xla"] < gpu_attention.TOLERANCE
+    assert results["attention"]["errors"]["auto"] < gpu_attention.TOLERANCE
+    ours = {arm.name for arm in gpu_arms.arms((), smoke=True) if arm.side == "ours"}
+    assert results.keys() == {name for name in ours if name.startswith(("attention", "packed", "decode"))}
+    assert not [name for name, figures in results.items() if "error" in figures]
+    assert "target" not in done.stdout
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+def test_every_target_names_arms_that_run(smoke: bool):
+    names = {arm.name: arm for arm in gpu_arms.arms(("xla", "triton"), smoke=smoke)}
+    assert len(names) == len(gpu_arms.arms(("xla", "triton"), smoke=smoke))
+    for target in gpu_arms.TARGETS:
+        assert names[target.ours].side == "ours"
+        assert {names[peer].side for peer in target.peers} <= {"peer"}
+    assert {arm.part for arm in names.values()} == set(gpu_arms.PARTS)
+    if smoke:
+        assert {arm.arguments["model"] for arm in names.values() if "model" in arm.arguments} == {"tiny"}
+
+
+def test_ratios_stand_beside_their_targets():
+    results = {
+        "8 x 512 aligner_1": {"tokens_per_second": 300.0, "peak_bytes": 80},
+        "8 x 512 peft_lora_8, eager": {"tokens_per_second": 100.0, "peak_bytes": 100},
+        "8 x 512 peft_lora_8, sdpa": {"tokens_per_second": 200.0, "peak_bytes": 120},
+        "2 x 4096 aligner_1": {"tokens_per_second": 15_000.0},
+        "decode 8": {"tokens_per_second": 1.0},
+        "transformers decode 8": {"error": "not at hand"},
+    }
+    lines = gpu.ratios(results).splitlines()[2:]
+    ends = [re.split(r"\s{2,}", line)[1:] for line in lines]
+    assert ends[0] == ["1.50", "at least 1.35", "met"]
+    assert ends[1] == ["0.80", "at most 0.75", "missed"]
+    assert ends[6] == ["15,000.00", "at least 14,000", "met"]
+    assert ends[7] == ["not measured", "at least 2.0"]
+
+
+def test_documents_have_alpacas_lengths_and_fill_rows():
+    lengths = gpu_arms.documents(20_000)
+    assert (min(lengths), max(lengths)) == (32, 512)
+    assert abs(np.median(lengths) - 110) < 3
+    assert abs(np.mean(lengths) - 128) < 3
+    rows = gpu_arms.packed_rows(8, 512)
+    assert all(sum(row) <= 512 for row in rows)
+    assert sum(map(sum, rows)) > 0.9 * 8 * 512
+
+
+def test_a_wrong_implementation_is_reported(monkeypatch: pytest.MonkeyPatch):
+    right = gpu_attention.attend
+    monkeypatch.setattr(gpu_attention, "candidates", lambda: ("xla", "auto"))
+    monkeypatch.setattr(gpu_attention, "TOKENS", (0,))
+
+    def across_documents(q, k, v, prefix, *, segment_ids_bt, implementation):
+        return right(q, k, v, prefix, segment_ids_bt=segment_ids_bt if implementation == "xla" else None)
+
+    monkeypatch.setattr(gpu_attention, "attend", across_documents)
+    found = gpu_attention.check(32)
+    assert found["failed"].keys() == {"auto"}
+    assert "differs by" in found["failed"]["auto"]
