@@ -52,14 +52,14 @@ def fingerprint_of_parts(config: LlamaConfig, parts: Parts) -> str:
         for row in range(0, spec.shape[0], step):
             part = parts(leaf, [[slice(row, row + step), *[slice(None)] * (len(spec.shape) - 1)]])[0]
             # Positions are counted modulo 2³², as the sums are.
-            totals += np.array(_sums(part, np.uint32(row * row_size % 2**32)), np.uint32)
+            totals += np.array(_part_sums(part, np.uint32(row * row_size % 2**32)), np.uint32)
         leaves[leaf] = LeafSums(spec.shape, (totals[0], totals[1]))
     return digest(config, leaves)
 
 
 def leaf_sums(leaf: Array) -> LeafSums:
     """Returns the sums of one parameter for `digest`. The parameter itself need not be kept."""
-    return LeafSums(leaf.shape, _sums(leaf, np.uint32(0)))
+    return LeafSums(leaf.shape, _sums(leaf))
 
 
 def digest(config: LlamaConfig, leaves: Mapping[str, LeafSums]) -> str:
@@ -84,11 +84,18 @@ def digest(config: LlamaConfig, leaves: Mapping[str, LeafSums]) -> str:
 
 
 @jax.jit
-def _sums(leaf: Array, start: Array) -> tuple[Array, Array]:
-    """Returns two sums of the leaf's bfloat16 bits, with odd multipliers that are hashes of the positions.
+def _sums(leaf: Array) -> tuple[Array, Array]:
+    """Returns two sums of the leaf's bfloat16 bits, with odd multipliers that are hashes of the positions."""
+    return _sums_from(leaf, jnp.uint32(0))
 
-    Positions begin at `start`, for a leaf that is summed in several parts.
-    """
+
+@jax.jit
+def _part_sums(part: np.ndarray, start: np.uint32) -> tuple[Array, Array]:
+    """Returns the two sums of a part of a leaf, whose first number is at position `start`."""
+    return _sums_from(jnp.asarray(part), jnp.asarray(start))
+
+
+def _sums_from(leaf: Array, start: Array) -> tuple[Array, Array]:
     bits = _bfloat16_bits(leaf)
     position = jnp.zeros(leaf.shape, jnp.uint32)
     for axis, size in enumerate(leaf.shape):
