@@ -54,7 +54,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             path = self.path.partition("?")[0]
             for end, status in hub.answers.items():
                 if path.endswith(end):
-                    self._reply({"error": "refused by the test"}, status)
+                    self._reply({"error": f"refused, with {self.headers['Authorization']}"}, status)
                     return
             self._reply(*_posted(hub, path, body))
 
