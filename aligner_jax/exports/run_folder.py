@@ -63,6 +63,17 @@ def read_run_folder(folder: str | Path) -> RunFolder:
     return RunFolder(PurePath(path).name, settings, heldout, step)
 
 
+def run_beside(adapter: Path) -> RunFolder | None:
+    """Returns the run in whose folder an adapter's file is; None if the folder is not that of a run.
+
+    Raises:
+      InputError: a file of the run is damaged.
+    """
+    folder = adapter.parent
+    is_run = exists(folder / "config.json") and exists(folder / "metrics.jsonl")
+    return read_run_folder(folder) if is_run else None
+
+
 def _last_heldout(path: Path) -> tuple[int | None, dict[str, float]]:
     found: tuple[int | None, dict[str, float]] = None, {}
     if not exists(path):

@@ -12,7 +12,7 @@ from aligner_jax.exports.adapter_card import adapter_card
 from aligner_jax.exports.card import CardBase
 from aligner_jax.exports.markup import code, yaml_number, yaml_text
 from aligner_jax.exports.model_card import ModelExport, model_card
-from aligner_jax.exports.run_folder import read_run_folder
+from aligner_jax.exports.run_folder import read_run_folder, run_beside
 from aligner_jax.peft.artifact import Artifact
 from aligner_jax.peft.fold import make_fold
 
@@ -148,6 +148,13 @@ def test_a_base_that_is_no_hub_name():
 def test_a_folder_of_no_run(tmp_path):
     with pytest.raises(aj.InputError, match=r"is not the folder of a run: it has no config\.json"):
         read_run_folder(tmp_path)
+
+
+def test_the_run_of_an_adapter_is_found_beside_it(run, tmp_path_factory):
+    assert run_beside(run / "adapter.safetensors") == read_run_folder(run)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "config.json").write_text("{}")
+    assert run_beside(elsewhere / "adapter.safetensors") is None
 
 
 def test_a_damaged_line_of_metrics_is_named(run):
