@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import places
 import pytest
 
 from aligner_jax.exports.engines import ENGINES, added_bias, engine_lines, engine_table
@@ -31,6 +32,21 @@ def test_engines_that_lose_the_adapter_are_told_apart():
     assert "Tunix" in lines["refuses the file"]
     assert "vLLM" in lines["runs it"]
     assert "candle" in engine_lines("v")[1]
+
+
+def test_the_document_says_the_same():
+    words = {
+        "runs": "runs",
+        "drops": "drops it without an error",
+        "refuses": "refuses the file",
+        "unverified": "not verified",
+    }
+    text = (places.ROOT / "docs" / "publishing.md").read_text()
+    for engine in ENGINES:
+        (row,) = re.findall(
+            rf"^\|[^|]*{re.escape(engine.name.split(' ')[0])}[^|]*\|([^|]+)\|([^|]+)\|$", text, re.MULTILINE
+        )
+        assert [cell.strip() for cell in row] == [words[engine.o.support], words[engine.v.support]], engine.name
 
 
 def test_the_added_bias(config):
