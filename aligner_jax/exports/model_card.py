@@ -84,7 +84,7 @@ def model_card(
         "## Undo",
         _undo(export),
         "## Engines",
-        engine_table(added_bias(export.fold.config, export.fold.folded_config)) + "\n",
+        _engines(export) + "\n",
     )
 
 
@@ -118,6 +118,12 @@ def _undo(export: ModelExport) -> str:
     if export.changed or not export.added:
         return "Use the base: a changed tensor does not tell the adapter's part from the base's."
     return f"Set {_tensors(export.form, export.added)} to zero in all layers, or use the base, which lacks them."
+
+
+def _engines(export: ModelExport) -> str:
+    if export.form == "orbax":
+        return "Every command of aligner_jax takes the folder as `--base`; other engines do not read it."
+    return engine_table(added_bias(export.fold.config, export.fold.folded_config))
 
 
 def _tensors(form: ModelForm, leaves: Iterable[str]) -> str:
