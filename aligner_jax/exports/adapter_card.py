@@ -30,12 +30,17 @@ def adapter_card(artifact: Artifact, name: str, base: CardBase, run: RunFolder |
         training_section(run),
         "## Use",
         fenced(
+            "sh",
+            f'python -m aligner_jax.generate --base={base_path} --adapter={path} --prompt="Why is the sky blue?"',
+        ),
+        "The command asks with the template that the adapter records. In Python:",
+        fenced(
             "python",
             "import aligner_jax as aj",
             "",
             f'base = aj.load_base("{base_path}")',
             f'adapter = aj.load_adapter("{path}", base)',
-            'print(aj.sample(base, adapter, ["Why is the sky blue?"], max_new_tokens=64)[0])',
+            "logits_btv = aj.apply(base.params, adapter, tokens_bt, config=base.config)",
         ),
         "## Undo",
         f"Leave the adapter out{strength}: the files of the base were never changed.\n",

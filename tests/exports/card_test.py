@@ -99,6 +99,7 @@ def test_the_card_of_an_adapter(run, trained_adapter, config):
         "On held-out data after step 1,200:\n\n- `heldout_loss`: 0.00012",
         "- system prompt: `` a `b` ``",
         'adapter = aj.load_adapter("org/name", base)',
+        "aligner_jax.generate --base=org/base --adapter=org/name --prompt=",
         "`--strength=0`",
     ):
         assert fact in text, fact
