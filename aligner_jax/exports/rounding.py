@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,11 @@ from jaxtyping import Array, Float, Int
 from aligner_jax.exports.folded import folded_parts
 from aligner_jax.exports.job import Job
 from aligner_jax.exports.source import StoredBase
-from aligner_jax.model.attention import attend
-from aligner_jax.model.layers import Layer, run_layers
+from aligner_jax.model.attention import attend, gated_values
 from aligner_jax.model.llama import Layers, LlamaConfig, Params, rms_norm, transform
 from aligner_jax.model.rope import rotation
-from aligner_jax.peft import Adapter, bind
+from aligner_jax.model.updates import updated
+from aligner_jax.peft import Adapter, Bound, bind
 from aligner_jax.peft.fold import at_layer
 from aligner_jax.weights.assemble import Parts
 from aligner_jax.weights.leaves import leaf_specs
@@ -77,7 +78,7 @@ def streamed_logits(
         return np.concatenate([np.asarray(x_td @ head_dv) for head_dv in _heads(config, outside)], axis=1)
 
 
-def _heads(config: LlamaConfig, parts: Parts):
+def _heads(config: LlamaConfig, parts: Parts) -> Iterator[np.ndarray]:
     """Yields the output projection, `_HEAD_COLUMNS` tokens at a time."""
     for start in range(0, config.vocab_size, _HEAD_COLUMNS):
         tokens = slice(start, min(start + _HEAD_COLUMNS, config.vocab_size))
@@ -87,20 +88,38 @@ def _heads(config: LlamaConfig, parts: Parts):
             yield parts("head_dv", [[slice(None), tokens]])[0].astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnames="config")
 def _transformed(
-    x_btd: Array, leaves: dict[str, Array], adapters: list[Adapter], config: LlamaConfig
+    x_btd: Array, leaves: dict[str, np.ndarray], adapters: list[Adapter], config: LlamaConfig
 ) -> Float[Array, "b t d"]:
-    """Returns the output of a layer, the only one of a model of this configuration."""
-    given = {leaf: jnp.asarray(x, jnp.float32) for leaf, x in leaves.items()}
+    """Returns the output of a layer, the only one of a model of this configuration.
+
+    The layer is not compiled as a whole, which would convert all of its weights to float32 at once.
+    """
+    stacked = {leaf: jnp.asarray(x) for leaf, x in leaves.items()}
+    bound = _bound(stacked, adapters, config)
+    updates = [{leaf: _first(update) for leaf, update in part.updates.items()} for part in bound.adapted]
+    changed = {leaf for update in updates for leaf in update}
+    layer = {leaf: x[0].astype(jnp.float32) if leaf in changed else x[0] for leaf, x in stacked.items()}
+    weights = functools.reduce(updated, updates, Layers(**layer))  # pyright: ignore[reportArgumentType]
+    prefixes = [_first(part.prefix) for part in bound.adapted if part.prefix is not None]
+
+    def attention(q_btnh: Array, k_bskh: Array, v_bskh: Array) -> Array:
+        # Prefixes that can be folded have one token, which adds its values.
+        return sum((gated_values(prefix, config.num_heads) for prefix in prefixes), attend(q_btnh, k_bskh, v_bskh))
+
+    cos_sin = rotation(jnp.arange(x_btd.shape[1], dtype=jnp.int32)[None], config)
+    return transform(x_btd, weights, attention, cos_sin=cos_sin, config=config)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _bound(leaves: dict[str, Array], adapters: list[Adapter], config: LlamaConfig) -> Bound:
+    """Returns the adapters bound to a layer; only the weights that they are computed from are read."""
+    given = {leaf: x.astype(jnp.float32) for leaf, x in leaves.items()}
     # Adapters may look at the other leaves' shapes, so zeros stand for them, and are never computed.
     others = {leaf: jnp.zeros(spec.shape) for leaf, spec in leaf_specs(config).items() if leaf not in given}
-    layers = Layers(**given)  # pyright: ignore[reportArgumentType]
-    bound = bind(adapters or None, Params(layers=layers, **others), config)
-    cos_sin = rotation(jnp.arange(x_btd.shape[1], dtype=jnp.int32)[None], config)
+    bound = bind(adapters or None, Params(layers=Layers(**given), **others), config)  # pyright: ignore[reportArgumentType]
+    return dataclasses.replace(bound, parameters={})
 
-    def step(x_btd: Array, layer: Layer) -> tuple[Array, None]:
-        attention = functools.partial(attend, prefix=layer.prefix)
-        return transform(x_btd, layer.updated(), attention, cos_sin=cos_sin, config=config), None
 
-    return run_layers(step, x_btd, layers, range(1), bound.adapted)[0]
+def _first(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[0], tree)
