@@ -95,12 +95,21 @@ def hf_fields(config: LlamaConfig, dtype: str) -> dict:
         "rope_theta": config.rope_theta,
         "rope_parameters": rope,
         "tie_word_embeddings": config.tied_embeddings,
-        **({"attention_bias": config.o_bias} if architecture == "llama" else {"use_sliding_window": False}),
+        **({"attention_bias": config.o_bias} if architecture == "llama" else _no_window(config)),
         "hidden_act": "silu",
         "dtype": dtype,
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
+    }
+
+
+def _no_window(config: LlamaConfig) -> dict:
+    # candle requires all three fields and applies the window in any case, so it is as long as the context.
+    return {
+        "use_sliding_window": False,
+        "sliding_window": config.context_length,
+        "max_window_layers": config.num_layers,
     }
 
 
