@@ -77,7 +77,9 @@ def _load_folder(folder: Path) -> Tokenizer | None:
 
 
 def _folder_files(folder: Path) -> list[Path]:
-    """Returns the files that `_load_folder` reads."""
+    """Returns the files that `load_tokenizer` reads in a folder."""
+    if is_file(folder / _GGUF):
+        return [folder / _GGUF]
     names = ["tokenizer.json", "tokenizer.model", _TEMPLATE, *(f"{name}.json" for name in _SETTINGS)]
     return [*(folder / name for name in names if is_file(folder / name)), *folder.glob("tokenizer.model.v*")]
 

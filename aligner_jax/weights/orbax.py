@@ -19,7 +19,7 @@ import functools
 import gc
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -153,16 +153,16 @@ def load_orbax(
       InputError: the folder is not such a base, or is damaged. Names the file, or the leaf and block.
     """
     numbers = check_dtype(dtype)
-    with contextlib.closing(OrbaxReader(path)) as reader:
-        parts_of = reader.parts(dtype)
+    reader = OrbaxReader(path)
+    parts_of = reader.parts(dtype)
 
-        def make(leaf: str, spec: Spec, sharding: NamedSharding | None) -> jax.Array:
-            parts = functools.partial(parts_of, leaf)
-            if sharding is None:
-                return jax.device_put(parts([[slice(None)] * len(spec.shape)])[0])
-            return make_on_devices(spec.shape, sharding, numbers, parts)
+    def make(leaf: str, spec: Spec, sharding: NamedSharding | None) -> jax.Array:
+        parts = functools.partial(parts_of, leaf)
+        if sharding is None:
+            return jax.device_put(parts([[slice(None)] * len(spec.shape)])[0])
+        return make_on_devices(spec.shape, sharding, numbers, parts)
 
-        return reader.config, build_params(reader.config, make, shardings=shardings, finish=finish)
+    return reader.config, build_params(reader.config, make, shardings=shardings, finish=finish)
 
 
 class OrbaxReader:
@@ -185,23 +185,30 @@ class OrbaxReader:
         digits = checksums_of(digests, lengths)
         stored = DTYPES[self.stored_dtype]
         self._specs, self._leaves = leaf_specs(self.config), {}
-        self._pool = concurrent.futures.ThreadPoolExecutor(min(_MOST_THREADS, 4 * (os.cpu_count() or 1)))
-        try:
+        with _threads() as pool:
             for leaf, spec in self._specs.items():
                 checks = None if digits is None else digits[leaf]
-                self._leaves[leaf] = _open(path, leaf, spec, lengths[leaf], checks, stored, self._pool)
-        except BaseException:
-            self.close()
-            raise
+                self._leaves[leaf] = _open(path, leaf, spec, lengths[leaf], checks, stored, pool)
 
     def parts(self, dtype: str) -> Parts:
         """Returns a function that reads parts of the leaves; see `open_parts`."""
         numbers = check_dtype(dtype)
-        return lambda leaf, indexes: _parts(self._leaves[leaf], self._specs[leaf].shape, numbers, self._pool, indexes)
 
-    def close(self) -> None:
-        """Ends the threads that read."""
-        self._pool.shutdown(cancel_futures=True)
+        def read(leaf: str, indexes: Sequence[Sequence[slice]]) -> list[np.ndarray]:
+            with _threads() as pool:
+                return _parts(self._leaves[leaf], self._specs[leaf].shape, numbers, pool, indexes)
+
+        return read
+
+
+@contextlib.contextmanager
+def _threads() -> Iterator[concurrent.futures.Executor]:
+    """Yields threads that end with the block, so that none outlives a reader."""
+    pool = concurrent.futures.ThreadPoolExecutor(min(_MOST_THREADS, 4 * (os.cpu_count() or 1)))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 type _Leaf = list[tuple[int, Block, str | None]]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf_files
 import jax.numpy as jnp
 import numpy as np
 import places
@@ -133,6 +134,30 @@ def test_orbax_goes_in_and_out(hf_base, orbax_base, tmp_path):
         np.testing.assert_allclose(logits(aj.load_base(out)), logits(base, with_strength(adapter, 0.5)), atol=2e-5)
 
 
+def test_a_gguf_file_goes_out_with_its_vocabulary(tmp_path):
+    metadata, tensors = gguf_files.converted(LLAMA)
+    size = metadata["vocab_size"] = len(tensors["token_embd.weight"])
+    tokens = ["a", "b", "ab", *(f"t{i}" for i in range(3, size))]
+    vocabulary = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": tokens,
+                  "tokenizer.ggml.merges": ["a b"], "tokenizer.ggml.eos_token_id": 3}  # fmt: skip
+    file = gguf_files.write_gguf(tmp_path / "base.gguf", metadata | vocabulary, tensors)
+    base = aj.load_base(file)
+    adapter, saved_file = saved(tmp_path / "a.safetensors", base, start_layer=1)
+    for form in ("hf", "orbax"):
+        out = tmp_path / form
+        ended = export(f"--base={file}", f"--adapter={saved_file}", f"--to={form}", f"--out={out}")
+        assert (ended.status, ended.err) == (0, "")
+        again = aj.load_base(out)
+        np.testing.assert_allclose(logits(again), logits(base, adapter), atol=2e-5)
+        assert again.tokenizer.stop_ids == base.tokenizer.stop_ids == {3}
+        assert (
+            open_stored(str(out)).tokenizer_files()["tokenizer.gguf"]
+            == (open_stored(str(file)).tokenizer_files()["tokenizer.gguf"])
+        )
+        assert ("copy tokenizer.json" in ended.out) == (form == "hf")
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["eos_token_id"] == 3
+
+
 def test_adapters_are_folded_in_their_order(tmp_path):
     base = aj.load_base(LLAMA)
     lora, first = saved(tmp_path / "lora.safetensors", base, "lora", rank=2, targets=("v", "o"))
@@ -187,7 +212,7 @@ def test_peft_takes_lora_and_prefixes_of_more_tokens_as_they_are(tmp_path):
         np.testing.assert_allclose(logits(base, aj.load_adapter(out, base)), logits(base, adapter), atol=1e-6)
 
 
-def test_what_cannot_be_is_refused_in_one_sentence(hf_base, tmp_path):
+def test_what_cannot_be_is_refused_in_one_sentence(hf_base, orbax_base, tmp_path):
     base = aj.load_base(LLAMA)
     _, one = saved(tmp_path / "one.safetensors", base, start_layer=1)
     _, many = saved(tmp_path / "many.safetensors", base, num_tokens=2, start_layer=1)
@@ -226,6 +251,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(hf_base, tmp_path):
         ({"strength": "nan"}, "--strength=nan is not a finite number"),
         ({"strength": "1e39"}, "with --strength=1e+39: gates_ln"),
         ({"dtype": "float16"}, "float16 cannot hold exactly"),
+        ({"base": orbax_base, "adapter": grouped, "dtype": "float16"}, "float16 cannot hold exactly; use float32"),
         ({"to": "peft", "dtype": "float32"}, "--dtype is of a base's weights"),
         ({"to": "peft", "adapter": full}, "write a folded base with --to=hf"),
         ({"to": "peft", "adapter": many}, "cannot be written for PEFT"),

@@ -73,7 +73,7 @@ def converted(folder: Path) -> tuple[dict[str, float | int], Tensors]:
 def write_gguf(
     path: Path, metadata: dict[str, object], tensors: Tensors, architecture: str = "llama", alignment: int | None = None
 ) -> Path:
-    """Writes a file with the gguf package; keys that begin with "general.", "split." or "other." keep their names."""
+    """Writes a file with the gguf package; keys with one of four prefixes keep their names."""
     writer = gguf.GGUFWriter(path, architecture)
     if alignment is not None:
         writer.add_custom_alignment(alignment)
@@ -82,7 +82,9 @@ def write_gguf(
         list: writer.add_array,
     }  # fmt: skip
     for key, value in metadata.items():
-        add[type(value)](key if key.startswith(("general.", "split.", "other.")) else f"{architecture}.{key}", value)
+        add[type(value)](
+            key if key.startswith(("general.", "split.", "other.", "tokenizer.")) else f"{architecture}.{key}", value
+        )
     for name, tensor in tensors.items():
         array, kind = tensor if isinstance(tensor, tuple) else (tensor, None)
         writer.add_tensor(name, np.ascontiguousarray(array), raw_dtype=kind)
