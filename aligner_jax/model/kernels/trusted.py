@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aligner_jax.model.kernels import xla
+from aligner_jax.model.kernels.cards import cards
 from aligner_jax.model.kernels.kernel import Inputs, Kernel
 
 TOLERANCE = {"bfloat16": 2**-4, "float16": 2**-6, "float32": 2**-6}
@@ -58,15 +59,6 @@ def trusted(name: str, kernel: Kernel, inputs: Inputs) -> bool:
       inputs: inputs, or their tracers; only shapes and dtypes are read.
     """
     return all(_agrees(name, kernel, _sample(inputs), card) for card in cards())
-
-
-def cards() -> list:
-    """Returns one local device of each kind of NVIDIA card; empty on a machine without one."""
-    try:
-        devices = jax.local_devices(backend="cuda")
-    except RuntimeError:
-        return []
-    return list({device.device_kind: device for device in devices}.values())
 
 
 def differences(kernel: Kernel, sample: Sample, device) -> dict[str, float]:
