@@ -43,8 +43,8 @@ class Blocks:
 _SIZES = (Blocks(128, 64, 3), Blocks(128, 64, 2), Blocks(64, 64, 2), Blocks(64, 32, 2), Blocks(32, 32, 2),
           Blocks(32, 16, 2), Blocks(16, 16, 1))  # fmt: skip
 SHARED_BYTES = 96 * 2**10
-"""Shared memory for tiles. A program has 99 KiB on sm_86, sm_89 and sm_120, 163 KiB on sm_80 and 227 KiB on sm_90. So at
-least 3 KiB are left for what `Blocks.shared_bytes` does not count."""
+"""Shared memory for tiles. A program has 99 KiB on sm_86, sm_89 and sm_120, 163 KiB on sm_80 and 227 KiB on sm_90, so
+that at least 3 KiB are left for what `Blocks.shared_bytes` does not count."""
 
 
 def default_blocks(length: int, head_dim: int, dtype: jnp.dtype, *, tiles: int) -> Blocks:
