@@ -37,17 +37,18 @@ def check_same_step(program: Program, arguments: tuple[Any, ...]) -> None:
     """
     if distributed.is_alone():
         return
-    lower = getattr(program.step, "lower", None)
-    text = "" if lower is None else lower(*arguments).as_text()
-    digest = hashlib.sha256(_PAYLOAD.sub('""', text).encode()).hexdigest()
+    digest, lower = None, getattr(program.step, "lower", None)
+    if lower is not None:
+        digest = hashlib.sha256(_PAYLOAD.sub('""', lower(*arguments).as_text()).encode()).hexdigest()
     with jax.transfer_guard("allow"):
-        first, *others = map(json.loads, agreement.exchange(json.dumps([digest, trusted.verdicts()])))
-    for process, other in enumerate(others, 1):
-        kernels = _changed(first[1], other[1])
-        if kernels or first[0] != other[0]:
+        told = agreement.exchange(json.dumps([digest, trusted.verdicts()]))
+    (first_digest, first_verdicts), *others = map(json.loads, told)
+    for process, (digest, verdicts) in enumerate(others, 1):
+        kernels = _changed(first_verdicts, verdicts)
+        if kernels or (None not in (first_digest, digest) and first_digest != digest):
             reason = f"attention by {' and '.join(kernels)} fails on one of them" if kernels else "its program differs"
             raise InputError(
-                f"process {process} of {1 + len(others)} would take another training step than process 0 ({reason}): "
+                f"process {process} of {len(told)} would take another training step than process 0 ({reason}): "
                 "all processes need the same kind of device with as much free memory; start them again"
             )
 

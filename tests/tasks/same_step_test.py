@@ -16,6 +16,7 @@ from aligner_jax.tasks.same_step import RECORD, check_same_step
 
 KERNEL = "'triton' (NVIDIA L4, bfloat16, head dim 64, packed rows of 256)"
 ADD, MULTIPLY = (jax.jit(lambda x, y: x + y), jax.jit(lambda x, y: x * y))
+COMPILED = ADD.lower(jnp.ones(3), jnp.ones(3)).compile()
 
 
 def program(step: Any) -> Any:
@@ -37,6 +38,8 @@ def test_processes_with_one_step_go_on(monkeypatch: pytest.MonkeyPatch):
     # Process 0 has compared one more kernel, for a program that it alone runs.
     first, second = texts([ADD, ADD], [{KERNEL: True, "another": False}, {KERNEL: True}], monkeypatch)
     assert json.loads(first)[0] == json.loads(second)[0]
+    # Of a compiled step, the program is not known any more.
+    texts([ADD, COMPILED], [{}, {}], monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +47,7 @@ def test_processes_with_one_step_go_on(monkeypatch: pytest.MonkeyPatch):
     [
         ([ADD, MULTIPLY], [True, True], "its program differs"),
         ([ADD, ADD], [True, False], "attention by 'triton' .*packed rows of 256.* fails on one of them"),
-        ([ADD.lower(*[jnp.ones(3)] * 2).compile()] * 2, [False, True], "attention by 'triton' .* fails on one of them"),
+        ([COMPILED, COMPILED], [False, True], "attention by 'triton' .* fails on one of them"),
     ],
     ids=["program", "kernel", "compiled"],
 )
