@@ -111,7 +111,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, **given: Any) -> list[Planned]:
 
     def compiled(chip, jitted, params, adapter, tokens_bt, *others, config, slots=None):
         seen.append(Planned(tokens_bt.shape, slots))
-        return Compiled(0, 16 << 30, None, None, None, None, 0.0)
+        return Compiled(0, 16 << 30, 16 << 30, None, None, None, None, 0.0)
 
     monkeypatch.setattr(inference_plan, "compile_for", compiled)
     make_evaluation_plan(config(), MODEL, "v5e:2x2", topology_devices("v5e:2x2", 1), **given)
@@ -154,7 +154,7 @@ def test_the_named_adapter_is_planned(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         inference_plan,
         "compile_for",
-        lambda *arguments, **_: compiled.append(arguments) or Compiled(0, 16 << 30, None, None, None, None, 0.0),
+        lambda *arguments, **_: compiled.append(arguments) or Compiled(0, 16 << 30, 16 << 30, None, None, None, None, 0.0),
     )
     lora = init_adapter("lora", MODEL, rank=4)
     save_adapter(lora, path)
