@@ -62,7 +62,7 @@ from aligner_jax.weights.orbax_index import (
 
 _CHUNK_BYTES = 2**20
 _BLOCK_BYTES = 2**24
-_MOST_THREADS = 32
+_MAX_THREADS = 32
 
 
 def write_orbax(
@@ -147,7 +147,7 @@ def load_orbax(
     check_files(path, files, digests)
     digits = checksums_of(digests, lengths)
     stored = DTYPES[fields.text("dtype")]
-    pool = concurrent.futures.ThreadPoolExecutor(min(_MOST_THREADS, 4 * (os.cpu_count() or 1)))
+    pool = concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, 4 * (os.cpu_count() or 1)))
     try:
         leaves = {
             leaf: _open(path, leaf, spec, lengths[leaf], None if digits is None else digits[leaf], stored, pool)
