@@ -158,7 +158,7 @@ def aligner_attention_backward_dkv(
 
     num_blocks = pl.cdiv(t, query)
     first = lax.div(j * key, query) if causal else 0
-    # From this block on, every query may attend to every key of the program.
+    # In this block and those after it, every query may attend to every key of the program.
     clear = jnp.minimum(lax.div(j * key + key + query - 2, query), num_blocks) if causal else 0
     end = num_blocks if end_ref is None else end_ref[j]
 
