@@ -74,7 +74,7 @@ def batch_of(config: LlamaConfig, rows: int, length: int, packed: bool) -> Batch
             segments[row, end - size : end], positions[row, end - size : end] = number, np.arange(size)
     tokens = np.random.default_rng(0).integers(3, config.vocab_size, shape, dtype=np.int32)
     return Batch(
-        tokens_bt=tokens, segment_ids_bt=segments, positions_bt=positions, loss_mask_bt=segments > 0
+        tokens_bt=tokens, segment_ids_bt=segments, positions_bt=positions, loss_mask_bt=segments > 0, packed=packed
     )  # fmt: skip
 
 

@@ -5,13 +5,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import places
 import pytest
 
-from scripts.bench import gpu, gpu_arms, gpu_attention
+from aligner_jax.model.attention import attend
+from scripts.bench import gpu, gpu_arms, gpu_attention, gpu_worker
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -81,15 +83,48 @@ def test_documents_have_alpacas_lengths_and_fill_rows():
     assert sum(map(sum, rows)) > 0.9 * 8 * 512
 
 
-def test_a_wrong_implementation_is_reported(monkeypatch: pytest.MonkeyPatch):
-    right = gpu_attention.attend
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_of_one_document_are_timed_without_segments(packed: bool):
+    batch = gpu_worker.batch_of(gpu_worker.model_config("tiny"), rows=2, length=512, packed=packed)
+    assert batch.packed == packed
+    assert (batch.segment_ids_bt.max() > 1) == packed
+
+
+def across_documents(q, k, v, prefix, *, segment_ids_bt):
+    return attend(q, k, v, prefix)
+
+
+def wrong_without_segments(q, k, v, prefix, *, segment_ids_bt):
+    return attend(q, k, v, prefix, segment_ids_bt=segment_ids_bt) * (1.1 if segment_ids_bt is None else 1)
+
+
+def not_a_number(q, k, v, prefix, *, segment_ids_bt):
+    return attend(q, k, v, prefix, segment_ids_bt=segment_ids_bt).at[0, 0, 0, 0].set(np.nan)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [(across_documents, "differs by"), (wrong_without_segments, "differs by"), (not_a_number, "not finite")],
+)
+def test_a_wrong_implementation_is_reported(monkeypatch: pytest.MonkeyPatch, wrong: Callable, sentence: str):
     monkeypatch.setattr(gpu_attention, "candidates", lambda: ("xla", "auto"))
     monkeypatch.setattr(gpu_attention, "TOKENS", (0,))
 
-    def across_documents(q, k, v, prefix, *, segment_ids_bt, implementation):
-        return right(q, k, v, prefix, segment_ids_bt=segment_ids_bt if implementation == "xla" else None)
+    def one_is_wrong(*inputs, segment_ids_bt, implementation: str):
+        function = wrong if implementation == "auto" else attend
+        return function(*inputs, segment_ids_bt=segment_ids_bt)
 
-    monkeypatch.setattr(gpu_attention, "attend", across_documents)
+    monkeypatch.setattr(gpu_attention, "attend", one_is_wrong)
     found = gpu_attention.check(32)
     assert found["failed"].keys() == {"auto"}
-    assert "differs by" in found["failed"]["auto"]
+    assert sentence in found["failed"]["auto"]
+    assert found["errors"]["xla"] <= gpu_attention.TOLERANCE
+
+
+def test_an_implementation_that_does_not_run_is_reported(monkeypatch: pytest.MonkeyPatch):
+    def silent(*inputs, **options):
+        raise RuntimeError
+
+    monkeypatch.setattr(gpu_attention, "attend", silent)
+    found = gpu_attention.check(32)
+    assert found["failed"] == dict.fromkeys(gpu_attention.candidates(), "RuntimeError: ")
