@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import places
 import pytest
 
 from aligner_jax.model.attention import attend
-from scripts.bench import gpu, gpu_arms, gpu_attention, gpu_worker
+from scripts.bench import gpu, gpu_arms, gpu_attention, gpu_peer, gpu_worker, protocol
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -100,6 +101,37 @@ def wrong_without_segments(q, k, v, prefix, *, segment_ids_bt):
 
 def not_a_number(q, k, v, prefix, *, segment_ids_bt):
     return attend(q, k, v, prefix, segment_ids_bt=segment_ids_bt).at[0, 0, 0, 0].set(np.nan)
+
+
+def test_a_decode_step_is_timed_without_the_first_call():
+    # A call of 4 steps takes 2 seconds; the first ends at 10, after the prefill.
+    times = [10.0, 10.1, 10.1, 10.1, 12.0, 12.1, 12.1, 12.1, 14.0, 14.1]
+    assert gpu_worker.seconds_per_step(times, 4) == 0.5
+    with pytest.raises(ValueError, match="one call"):
+        gpu_worker.seconds_per_step(times[:4], 4)
+
+
+@pytest.mark.parametrize("by_length", [False, True])
+def test_padded_rows_of_the_peer_fit_the_card(by_length: bool):
+    asked: list[dict] = []
+
+    class Peer:
+        def ask(self, command: str, **arguments) -> dict:
+            asked.append({"command": command, **arguments})
+            return {"tokens": 10, "seconds": 2.0, "bytes": 3, "parameters": 4}
+
+    packed = {"rows": 8, "length": 512, "packed": True, "by_length": by_length}
+    found = gpu_peer.train(
+        cast(protocol.Worker, Peer()), "7b", lora={}, attention="sdpa", checkpointing=False, **packed
+    )  # fmt: skip
+    assert found == {"tokens_per_second": 5.0, "peak_bytes": 3, "parameters": 4}
+    train = next(request for request in asked if request["command"] == "train")
+    lengths, size = [len(document["tokens"]) for document in train["documents"]], train["batch_size"]
+    longest = [max(lengths[i : i + size]) for i in range(0, len(lengths), size)]
+    assert max(longest) * size <= 16 * 512
+    # Every turn is a pass over the documents.
+    assert {request["count"] for request in asked if request["command"] == "steps"} == {len(longest)}
+    assert (sum(lengths) / sum(longest) / size > 0.8) == by_length
 
 
 @pytest.mark.parametrize(
