@@ -31,7 +31,7 @@ def test_without_a_gpu_one_sentence_says_that_nothing_is_measured():
 
 
 def test_our_arms_run_at_tiny_shapes(tmp_path: Path):
-    done = run("--smoke", f"--json={tmp_path / 'found.json'}", "--part=attention,packed,decoding")
+    done = run("--smoke", f"--json={tmp_path / 'found.json'}", "--part=attention,packed,llama3,decoding,quantized")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     results = found["results"]
@@ -39,8 +39,8 @@ def test_our_arms_run_at_tiny_shapes(tmp_path: Path):
     assert "a smoke test, not a measurement" in done.stdout
     assert results["attention"]["errors"]["xla"] < gpu_attention.TOLERANCE
     assert results["attention"]["errors"]["auto"] < gpu_attention.TOLERANCE
-    ours = {arm.name for arm in gpu_arms.arms((), smoke=True) if arm.side == "ours"}
-    assert results.keys() == {name for name in ours if name.startswith(("attention", "packed", "decode"))}
+    ours = {arm.name for arm in gpu_arms.arms((), smoke=True) if arm.side == "ours" and arm.part != "training"}
+    assert results.keys() == ours
     assert not [name for name, figures in results.items() if "error" in figures]
     assert "target" not in done.stdout
 
@@ -82,6 +82,35 @@ def test_documents_have_alpacas_lengths_and_fill_rows():
     rows = gpu_arms.packed_rows(8, 512)
     assert all(sum(row) <= 512 for row in rows)
     assert sum(map(sum, rows)) > 0.9 * 8 * 512
+
+
+def test_wrong_attention_is_not_timed():
+    parts = ("kernels", "packed", "llama3")
+    found = {"errors": {"auto": 1e-3, "cudnn": None, "triton": 2e-3}, "failed": {"cudnn": "unsupported: here"}}
+    arms = gpu.to_time(found, parts, smoke=False)
+    assert {arm.part for arm in arms} == set(parts)
+    assert {arm.arguments.get("implementation") for arm in arms} == {None, "triton"}
+    assert "cudnn: unsupported: here" in gpu.checked(found)
+    assert "triton: correct, largest relative error 2.0e-03" in gpu.checked(found)
+
+    found["failed"]["auto"] = "differs by 1.0e+00 from the reference"
+    arms = gpu.to_time(found, parts, smoke=False)
+    assert {arm.arguments.get("implementation") for arm in arms if arm.side == "ours"} == {"triton"}
+    assert "packed peft_lora_8, sdpa" in {arm.name for arm in arms}
+    assert gpu.checked(found).splitlines()[-1].endswith("are not timed")
+
+
+def test_a_check_that_fails_says_why():
+    assert gpu.checked({"error": "the card fell off"}) == "attention was not checked: the card fell off"
+    arms = gpu.to_time({"error": "the card fell off"}, ("kernels", "llama3"), smoke=False)
+    assert {arm.part for arm in arms} == {"llama3"}
+
+
+def test_a_peer_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(protocol.PEER_VARIABLE, "no/such/python")
+    arm = next(arm for arm in gpu_arms.arms(()) if arm.side == "peer")
+    error = gpu.measure(arm, gpu_worker.about)["error"]
+    assert error == "not at hand: PEER_PYTHON names no interpreter"
 
 
 @pytest.mark.parametrize("packed", [False, True])
