@@ -75,8 +75,12 @@ def workers(cache: str, smoke: bool) -> Iterator[Ask]:
       smoke: True for a CPU.
     """
     variables = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    # Memory is allocated when it is needed: programs are compiled beside each other.
-    variables |= {"JAX_PLATFORMS": "cpu"} if smoke else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    if smoke:
+        # Compiling is nearly all of the time.
+        variables |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    else:
+        # Memory is allocated when it is needed: programs are compiled beside each other.
+        variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     start = functools.partial(Worker, sys.executable, "-m", "scripts.bench.gpu_worker", **variables)
 
     def ask(command: str, **arguments: Any) -> dict[str, Any]:

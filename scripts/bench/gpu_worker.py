@@ -1,4 +1,4 @@
-"""The worker of this package on a GPU (or, for a smoke test, a CPU); scripts.bench.gpu starts one for every arm."""
+"""The worker of this package on a GPU, or on a CPU for a smoke test; part of scripts.bench.gpu."""
 
 import functools
 import statistics
