@@ -33,7 +33,7 @@ from aligner_jax.model.params import Params, Spec
 from aligner_jax.runtime.files import new_folder, system_reason
 from aligner_jax.weights.assemble import Parts
 from aligner_jax.weights.fill import aligned
-from aligner_jax.weights.finite import check_finite
+from aligner_jax.weights.finite import check_finite, rounded
 from aligner_jax.weights.form import Form
 from aligner_jax.weights.leaves import (
     DTYPES,
@@ -62,7 +62,7 @@ from aligner_jax.weights.orbax_index import (
 
 _CHUNK_BYTES = 2**20
 _BLOCK_BYTES = 2**24
-_MOST_THREADS = 32
+_MAX_THREADS = 32
 
 
 def write_orbax(
@@ -134,8 +134,7 @@ def load_orbax(
     """Loads a base that `write_orbax` wrote.
 
     Args:
-      dtype: dtype of the parameters, "float32" or "bfloat16"; rounding is to nearest even.
-      shardings, finish: see `assemble`. A process reads only the chunks that its own devices hold a part of.
+      dtype, shardings, finish: see `assemble`. A process reads only the chunks that its own devices hold a part of.
 
     Raises:
       InputError: the folder is not such a base, or is damaged. Names the file, or the leaf and block.
@@ -148,7 +147,7 @@ def load_orbax(
     check_files(path, files, digests)
     digits = checksums_of(digests, lengths)
     stored = DTYPES[fields.text("dtype")]
-    pool = concurrent.futures.ThreadPoolExecutor(min(_MOST_THREADS, 4 * (os.cpu_count() or 1)))
+    pool = concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, 4 * (os.cpu_count() or 1)))
     try:
         leaves = {
             leaf: _open(path, leaf, spec, lengths[leaf], None if digits is None else digits[leaf], stored, pool)
@@ -213,9 +212,8 @@ def _parts(
     def copy(first: int, block: Block, digits: str | None, at: tuple[int, ...]) -> None:
         crc = None if digits is None else checksum_of(digits, block.number(at))
         numbers = block.read(at, crc)
-        # Checked after rounding, because a large float32 overflows to infinity in bfloat16.
-        numbers = numbers.astype(dtype, copy=False)
         check_finite(numbers, block.what)
+        numbers = rounded(numbers, dtype, block.what)
         rows, *rest = block.cuts(at)
         lies = [(rows.start + first, rows.stop + first), *((cut.start, cut.stop) for cut in rest)]
         for part, ends in zip(parts, wanted, strict=True):

@@ -64,7 +64,7 @@ def target(card: Card) -> str:
     """Returns the card as a `GpuTargetConfigProto` of XLA, in text format."""
     major, minor = card.capability
     features = "feature_extension: ACCELERATED_FEATURES" if major >= 9 else ""
-    # From 8.0 on 1 KiB is reserved.
+    # Cards of capability 8.0 and later reserve 1 KiB.
     block_kib = card.shared_kib - (1 if major >= 8 else 0)
     return f"""
         platform_name: "CUDA"

@@ -4,7 +4,7 @@
 
 Every device has the same number of rows of 512 tokens, so the batch grows with the devices. Every step recomputes as
 little as fits (remat "auto"); the last column compares its roofline with that of full rematerialization. Where weights
-in bfloat16 do not fit, int8 and then int4 are planned too. No TPU is needed; a plan takes one to five compilations of
+in bfloat16 do not fit, int8 and then int4 are planned too. No TPU is needed; a plan takes one to six compilations of
 about 40 seconds. Finished plans are kept in FILE, one JSON object per line, and the same command continues after them.
 """
 
