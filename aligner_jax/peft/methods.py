@@ -18,6 +18,7 @@ from aligner_jax.peft.llama_adapter import LLAMA_ADAPTER
 from aligner_jax.peft.lora import LORA
 from aligner_jax.peft.prefix import PREFIX
 from aligner_jax.peft.prompt import PROMPT
+from aligner_jax.peft.sum import SUM
 from aligner_jax.runtime.fields import parse_section
 
 METHODS: dict[str, Method[Any]] = {
@@ -28,6 +29,7 @@ METHODS: dict[str, Method[Any]] = {
     "prefix": PREFIX,
     "bias": BIAS,
     "full": FULL,
+    "sum": SUM,
 }
 
 
