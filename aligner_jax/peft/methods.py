@@ -86,6 +86,17 @@ def fresh_adapter(method: str, config: LlamaConfig, key: int | Array, options: O
     return Adapter(trainable=METHODS[method].init(options, config, key), method=method, options=options)
 
 
+def check_fits(adapter: Adapter, config: LlamaConfig) -> None:
+    """Raises InputError if the adapter's options or the shapes of its arrays do not fit the model."""
+    adapter.options.check(config)
+    fitting = METHODS[adapter.method].shapes(adapter.options, config)
+    for name, shape in fitting.items():
+        if adapter.trainable[name].shape != shape:
+            raise InputError(
+                f"{name} of this adapter has shape {adapter.trainable[name].shape}, but {shape} fits this base"
+            )
+
+
 def with_strength(adapter: Adapter, strength: float) -> Adapter:
     """Multiplies an adapter's effect on every layer.
 
