@@ -1,6 +1,7 @@
 """Weighted sums of adapters: what they add is the weighted sum of what each of them adds."""
 
 import dataclasses
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, abstract_params
 from aligner_jax.model.quantized import Quantization
 from aligner_jax.peft import Adapter, apply, init_adapter, with_strength
+from aligner_jax.peft.artifact import load_adapter, save_adapter
 from aligner_jax.peft.combine import combine
 from aligner_jax.peft.fold import make_fold
 from aligner_jax.peft.sum import parts_of
@@ -215,3 +217,18 @@ def test_the_sum_of_fresh_adapters_is_the_base_bit_for_bit(base: Model, config: 
     fresh = [(init_adapter("aligner", config, key), 1.0) for key in range(2)]
     np.testing.assert_array_equal(base.logits(combine(fresh, base)), base.logits(None))
     assert not jnp.any(combine(fresh, base).trainable["o_bias_ld"])
+
+
+def test_a_file_without_a_base_is_checked_part_by_part(make, tmp_path: Path):
+    parts = make("llama_adapter", 1, num_tokens=2, start_layer=1), make("aligner", 2, num_tokens=3, start_layer=2)
+    both = combine([(part, 1) for part in parts])
+    save_adapter(both, tmp_path / "sum.safetensors")
+    again = load_adapter(tmp_path / "sum.safetensors")
+    assert again.options == both.options
+    jax.tree.map(np.testing.assert_array_equal, again.trainable, both.trainable)
+    # Tokens of two layers, but gates of three.
+    gates_ln = jnp.ones((3, 4))
+    wrong = both.replace(trainable={**both.trainable, "llama_adapter_0/gates_ln": gates_ln})
+    save_adapter(wrong, tmp_path / "wrong.safetensors")
+    with pytest.raises(InputError, match=r"'llama_adapter_0/(gates_ln|tokens_lpd)' has shape"):
+        load_adapter(tmp_path / "wrong.safetensors")
