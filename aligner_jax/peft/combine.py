@@ -1,5 +1,6 @@
 """Weighted sums of adapters of one base: sums, differences, negations and interpolations."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from aligner_jax.peft.adapter import Adapter, LayerOptions
 from aligner_jax.peft.bias import BiasOptions
 from aligner_jax.peft.fold import make_fold
 from aligner_jax.peft.gated import GatedOptions
-from aligner_jax.peft.lora import TARGETS, LoraOptions
+from aligner_jax.peft.lora import TARGETS, LoraOptions, Target
 from aligner_jax.peft.methods import check_fits, has_strength, with_strength
 from aligner_jax.peft.sum import PARTS, parts_of, sum_of
 
@@ -108,26 +109,24 @@ def _constants(parts: Weighted, base: BaseWithParams | None) -> Adapter:
     """Returns the sum of adapters that add a constant to every layer, as a bias."""
     options = [cast(LayerOptions, adapter.options) for adapter, _ in parts]
     start = min(each.start_layer for each in options)
-    targets = {each.target if isinstance(each, BiasOptions) else None for each in options}
-    target = targets.pop()
-    if target is None or targets:
+    if all(isinstance(each, BiasOptions) for each in options) and len({str(each["target"]) for each in options}) == 1:
+        result, (name,) = dataclasses.replace(options[0], start_layer=start), parts[0][0].trainable
+        constants = [(_array(adapter.trainable[name]), weight) for adapter, weight in parts]
+    else:
         if base is None:
             raise InputError(
                 "the sum of these adapters is a bias that is computed with the base's projections: give the base "
                 "(base=…, or --base=PATH)"
             )
-        constants, target = [(_of_output(adapter, base), weight) for adapter, weight in parts], "o"
-    else:
-        constants = [(_array(next(iter(adapter.trainable.values()))), weight) for adapter, weight in parts]
+        result, name = BiasOptions(start_layer=start, target="o"), _O_BIAS
+        constants = [(_of_output(adapter, base), weight) for adapter, weight in parts]
     stops = {each.start_layer + len(constant) for each, (constant, _) in zip(options, constants, strict=True)}
     if len(stops) > 1 or len({constant.shape[1:] for constant, _ in constants}) > 1:
         raise InputError(_OF_DIFFERENT_MODELS)
     total = np.zeros((stops.pop() - start, *constants[0][0].shape[1:]))
     for constant, weight in constants:
         total[len(total) - len(constant) :] += weight * constant
-    name = _O_BIAS if target == "o" else "v_bias_lkh"
-    trainable = {name: jnp.asarray(total, jnp.float32)}
-    return Adapter(trainable, method="bias", options=BiasOptions(start_layer=start, target=target))
+    return Adapter({name: jnp.asarray(total, jnp.float32)}, method="bias", options=result)
 
 
 def _of_output(adapter: Adapter, base: BaseWithParams) -> Float[np.ndarray, "l d"]:
@@ -162,7 +161,7 @@ def _weight(params: Params, name: str, layer: int) -> Array:
 def _lora(parts: Weighted) -> Adapter:
     """Returns one LoRA whose ranks are those of all, with factors of zero where one has no such target."""
     options = [cast(LoraOptions, adapter.options) for adapter, _ in parts]
-    targets = tuple(target for target in TARGETS if any(target in each.targets for each in options))
+    targets: tuple[Target, ...] = tuple(target for target in TARGETS if any(target in each.targets for each in options))
     rank = sum(each.rank for each in options)
     trainable = {}
     for target, (side, axis) in itertools.product(targets, (("a", -1), ("b", 1))):
