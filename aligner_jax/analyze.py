@@ -28,7 +28,9 @@ from aligner_jax.runtime.output import wide_console
 from aligner_jax.weights.base import load_base
 
 ADAPTER = flags.DEFINE_multi_string(
-    "adapter", None, "An adapter: a .safetensors, a .pth or a PEFT folder; may be given several times."
+    "adapter",
+    None,
+    "An adapter: a .safetensors, a .pth, a folder of a run or of PEFT, or a hub name; may be given several times.",
 )
 BASE = flags.DEFINE_string(
     "base",

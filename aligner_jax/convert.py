@@ -25,6 +25,7 @@ from aligner_jax.data.tokenizer_files import tokenizer_files
 from aligner_jax.errors import InputError
 from aligner_jax.peft.artifact import read_artifact, save_adapter
 from aligner_jax.peft.hf_peft import write_peft
+from aligner_jax.peft.location import locate_adapter
 from aligner_jax.runtime import command
 from aligner_jax.runtime.files import place
 from aligner_jax.weights.assemble import open_parts
@@ -33,7 +34,9 @@ from aligner_jax.weights.leaves import leaf_specs
 from aligner_jax.weights.orbax import write_orbax
 
 ADAPTER = flags.DEFINE_string(
-    "adapter", None, "A .safetensors of this project, a .pth of an Aligner or of lit-llama, or a PEFT folder."
+    "adapter",
+    None,
+    "A .safetensors of this project, a .pth of an Aligner or lit-llama, a folder of a run or of PEFT, or a hub name.",
 )
 TO = flags.DEFINE_string("to", None, "Path to write: a name that ends in .safetensors, or a folder for PEFT.")
 BASE = flags.DEFINE_string(
@@ -82,7 +85,7 @@ def _write_adapter() -> None:
         )
     if flags.FLAGS["dtype"].present:
         raise InputError("--dtype is of a base that is written to --out; adapters are float32")
-    source, target = Path(ADAPTER.value), place(TO.value, "--to")
+    source, target = locate_adapter(ADAPTER.value), place(TO.value, "--to")
     if os.path.realpath(source) == os.path.realpath(target):
         raise InputError(f"{source} would be overwritten: give another name as --to")
     to_peft = _is_for_peft(target)

@@ -16,7 +16,10 @@ from aligner_jax.runtime.files import place
 
 CONFIG = command.config_flag()
 ADAPTER = flags.DEFINE_string(
-    "adapter", None, "An adapter: a .safetensors, a .pth or a PEFT folder; without one, the base alone is evaluated."
+    "adapter",
+    None,
+    "An adapter: a .safetensors, a .pth, a folder of a run or of PEFT, or a hub name; without one, the base alone "
+    "is evaluated.",
 )
 OUT = flags.DEFINE_string("out", None, "Folder of the results; default runs/eval/CONFIG/ADAPTER.")
 

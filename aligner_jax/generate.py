@@ -22,7 +22,10 @@ BASE = flags.DEFINE_string(
     "base", None, "The base: a folder of Hugging Face, Meta or Orbax, a .gguf file or a hub name."
 )
 ADAPTER = flags.DEFINE_string(
-    "adapter", None, "An adapter: a .safetensors, a .pth or a PEFT folder; without one, the base alone answers."
+    "adapter",
+    None,
+    "An adapter: a .safetensors, a .pth, a folder of a run or of PEFT, or a hub name; without one, the base alone "
+    "answers.",
 )
 PROMPT = flags.DEFINE_multi_string("prompt", None, "Text to continue or answer; may be given several times.")
 STRENGTH = flags.DEFINE_float("strength", 1.0, "Multiplies what the adapter adds: 0 is the base, 1 the adapter.")

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from aligner_jax.errors import InputError
+from aligner_jax.exports.source import StoredBase
 from aligner_jax.peft.fold import Fold
-from aligner_jax.weights.assemble import Parts, open_parts
+from aligner_jax.weights.assemble import Parts
 from aligner_jax.weights.finite import all_finite
 from aligner_jax.weights.leaves import DTYPES, leaf_specs
-from aligner_jax.weights.source import Checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +70,10 @@ class FoldedParts:
         return rounded
 
 
-def folded_parts(checkpoint: Checkpoint, fold: Fold, dtype: str) -> FoldedParts:
+def folded_parts(base: StoredBase, fold: Fold, dtype: str) -> FoldedParts:
     """Returns the parts of a folded base, after all names and shapes of its files are checked.
 
     Raises:
       InputError: see `assemble.open_parts`.
     """
-    return FoldedParts(fold, dtype, open_parts(checkpoint, dtype), open_parts(checkpoint, "float32"))
+    return FoldedParts(fold, dtype, base.open_parts(dtype), base.open_parts("float32"))

@@ -30,6 +30,7 @@ from aligner_jax.peft.adapter_file import (
     read_adapter_header,
 )
 from aligner_jax.peft.hf_peft import load_peft
+from aligner_jax.peft.location import locate_adapter
 from aligner_jax.peft.released import load_released
 from aligner_jax.peft.shapes import check_shapes
 from aligner_jax.runtime.files import write_atomically
@@ -104,7 +105,7 @@ class Artifact:
     """Content of an adapter's file.
 
     Attributes:
-      path: the file or folder.
+      path: the file, or the PEFT folder.
       adapter: the adapter.
       base: the base that it was saved with; None if the file does not name one, as in other projects' formats.
       metadata: metadata of the file; empty for other projects' formats.
@@ -144,14 +145,14 @@ def read_artifact(path: str | Path, base: FingerprintedBase | None = None) -> Ar
     folders of Hugging Face PEFT (see `hf_peft`). They do not name their base, so only their shapes are checked.
 
     Args:
-      path: the file or folder.
+      path: the file, a folder that holds it, or a hub name; see `locate_adapter`.
       base: the base to apply the adapter to. If it is None and the file does not name a base, shapes are checked
         against the options only.
 
     Raises:
       InputError: the file does not exist, is not an adapter, is damaged, or was trained on another base.
     """
-    path = Path(path)
+    path = locate_adapter(path)
     if is_folder(path):
         return Artifact(path, load_peft(path, base.config if base is not None else None))
     if path.suffix == ".pth":
@@ -176,13 +177,13 @@ def read_shapes(path: str | Path, config: LlamaConfig) -> Adapter:
     Arrays of this project's files are not read, and the base's fingerprint is not checked.
 
     Args:
-      path: the file or folder.
+      path: the file, a folder that holds it, or a hub name; see `locate_adapter`.
       config: configuration of the base to apply the adapter to.
 
     Raises:
       InputError: the file does not exist, is not an adapter, or was trained on a base of another configuration.
     """
-    path = Path(path)
+    path = locate_adapter(path)
     if is_folder(path) or path.suffix == ".pth":
         adapter = load_peft(path, config) if is_folder(path) else _load_released(path, config)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), adapter)

@@ -71,7 +71,7 @@ class Fold:
           inputs: the base's leaves `needs[name]`, without a layer axis.
         """
         given = {key: jnp.asarray(inputs[key], jnp.float32) for key in self.needs[name]}
-        here = self.adapters if layer is None else _at_layer(self.adapters, layer, self.config)
+        here = self.adapters if layer is None else at_layer(self.adapters, layer, self.config)
         with jax.default_matmul_precision("highest"):
             folded = _folded(_arrays(here), given, _Program.of(self, here, name)) if here else None
         if folded is not None:
@@ -101,7 +101,7 @@ def make_fold(adapters: Sequence[Adapter], config: LlamaConfig, target: Target =
             _check_gates(adapter, config)
     fold = Fold(tuple(adapters), config, target, {})
     # All adapters adapt the last layer.
-    last, needs = _at_layer(adapters, config.num_layers - 1, config), {}
+    last, needs = at_layer(adapters, config.num_layers - 1, config), {}
     for name in dict.fromkeys([*leaf_specs(config), *_QKV_BIASES, _O_BIAS]):
         here = last if name in _LAYER_FIELDS else adapters
         needs[name] = _needs(_arrays(here), _Program.of(fold, here, name))
@@ -133,10 +133,15 @@ class _Program:
         return [self.name]
 
 
-def _at_layer(adapters: Sequence[Adapter], layer: int, config: LlamaConfig) -> list[Adapter]:
+def at_layer(adapters: Sequence[Adapter], layer: int, config: LlamaConfig) -> list[Adapter]:
     """Returns the adapters that adapt a layer, each reduced to this layer for a model of one layer.
 
     Arrays whose first axis is "l" (see `Method.shapes`) are indexed; an axis of size 1 is shared by the layers.
+
+    Args:
+      adapters: adapters that fit `config`.
+      layer: index of the layer.
+      config: configuration of the whole base.
     """
     found = []
     for adapter in adapters:
@@ -205,7 +210,7 @@ def _with_prefix(layer: Layers, prefix: Prefix, program: _Program) -> Layers:
     if num_tokens > 1:
         raise Unfoldable(
             f"the adapter has {num_tokens} prefix tokens, whose weights depend on the query: a bias holds exactly one "
-            f"token; --nearest fits the closest one-token bias on your own data"
+            f"token"
         )
     v_nh = gated_values(prefix, program.config.num_heads)[0, 0]
     if program.target == "v":

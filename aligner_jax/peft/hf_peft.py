@@ -82,6 +82,11 @@ def write_peft(adapter: Adapter, folder: str | Path, *, config: LlamaConfig, bas
     Raises:
       InputError: PEFT has no equivalent of the adapter, or the folder cannot be written.
     """
+    write_folder_atomically(folder, peft_files(adapter, config=config, base_name=base_name))
+
+
+def peft_files(adapter: Adapter, *, config: LlamaConfig, base_name: str | None = None) -> dict[str, bytes]:
+    """Returns the contents, by name, of the files that `write_peft` writes. Raises InputError as it does."""
     adapter.options.check(config)
     fitting = METHODS[adapter.method].shapes(adapter.options, config)
     for name, leaf in adapter.trainable.items():
@@ -97,9 +102,18 @@ def write_peft(adapter: Adapter, folder: str | Path, *, config: LlamaConfig, bas
         text = adaption_prompt_config(num_tokens, num_layers, base_name)
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     tensors = {place.name: np.ascontiguousarray(_outward(arrays[place.leaf][place.part], place)) for place in places}
+    return packed(tensors, text)
+
+
+def packed(tensors: dict[str, np.ndarray], config_text: str) -> dict[str, bytes]:
+    """Returns the contents, by name, of a PEFT folder with these tensors and this adapter_config.json."""
     # transformers requires these metadata in files for torch.
-    data = safetensors.numpy.save(tensors, {"format": "pt"})
-    write_folder_atomically(folder, {_TENSORS: data, FILE: text})
+    return {_TENSORS: safetensors.numpy.save(tensors, {"format": "pt"}), FILE: config_text.encode()}
+
+
+def tensor_prefix(layer: int, target: str) -> str:
+    """Returns the name prefix of the tensors of a layer's projection, such as target "o"."""
+    return f"{_PREFIX.format(l=layer)}{MODULES[target]}"
 
 
 def _load_lora(folder: Path, found: PeftConfig, config: LlamaConfig, tensors: dict[str, np.ndarray]) -> Adapter:
@@ -187,7 +201,7 @@ def _lora_places(options: LoraOptions, config: LlamaConfig) -> Iterator[_Place]:
             size = math.prod(shapes[leaf][1:]) // options.rank
             shape = (options.rank, size) if side == "A" else (size, options.rank)
             for layer in range(config.num_layers):
-                yield _Place(f"{_PREFIX.format(l=layer)}{MODULES[target]}.lora_{side}.weight", leaf, layer, shape)
+                yield _Place(f"{tensor_prefix(layer, target)}.lora_{side}.weight", leaf, layer, shape)
 
 
 def _adaption_prompt_places(num_layers: int, num_adapted: int, num_tokens: int, d_model: int) -> Iterator[_Place]:

@@ -1,7 +1,7 @@
 """Reads, checks and writes adapter_config.json, the configuration file of Hugging Face PEFT."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -201,6 +201,25 @@ def lora_config(options: Mapping[str, Any], base_name: str | None) -> str:
         r=options["rank"],
         target_modules=[MODULES[target].rpartition(".")[2] for target in lora.TARGETS if target in options["targets"]],
         use_rslora=options["rslora"],
+    )
+
+
+def lora_bias_config(targets: Sequence[str], layers: Sequence[int], base_name: str | None) -> str:
+    """Returns the text of adapter_config.json for a LoRA of rank 1 and scale 1 whose second matrix has a bias."""
+    return _text(
+        base_name,
+        peft_type="LORA",
+        bias="none",
+        fan_in_fan_out=False,
+        init_lora_weights=True,
+        layers_to_transform=list(layers),
+        lora_alpha=1,
+        lora_bias=True,
+        lora_dropout=0.0,
+        modules_to_save=None,
+        r=1,
+        target_modules=[MODULES[target].rpartition(".")[2] for target in lora.TARGETS if target in targets],
+        use_rslora=False,
     )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +21,7 @@ from aligner_jax.weights.finite import check_fits_float16
 from aligner_jax.weights.form import Form
 from aligner_jax.weights.gguf import GGUF
 from aligner_jax.weights.hf import HF
+from aligner_jax.weights.hub import download, is_hub_name
 from aligner_jax.weights.leaves import Finish, Shardings, check_dtype
 from aligner_jax.weights.meta import META
 from aligner_jax.weights.orbax import ORBAX
@@ -234,20 +234,6 @@ def _expanded(path: str | Path) -> Path:
 
 
 def _from_hub(name: str) -> Path:
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII) or name.endswith(".gguf"):
+    if not is_hub_name(name):
         raise InputError(f"there is no base model at {name}; give {_ANY_FORM}")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise InputError(
-            f"there is no base model at {name}, and without the package huggingface_hub it cannot be a hub name"
-        ) from None
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except Exception as error:  # The hub client passes on all errors of its HTTP library.
-        reason = str(error).strip().splitlines()
-        raise InputError(
-            f"there is no base model at {name} here, and no hub gave one of that name "
-            f"({type(error).__name__}: {reason[0] if reason else 'no reason given'}); fetch it where a hub can be "
-            f"reached, with `hf download {name} --local-dir DIR`, and give that folder as the base's path"
-        ) from None
+    return download(name, "base model", _HUB_FILES)

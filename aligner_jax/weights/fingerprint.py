@@ -3,23 +3,27 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from aligner_jax.files.identity import identity
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Layers, Params
+from aligner_jax.weights.assemble import Parts
+from aligner_jax.weights.leaves import leaf_specs
 
 
 class LeafSums(NamedTuple):
     """Shape and sums of one parameter, from which `digest` computes the fingerprint."""
 
     shape: tuple[int, ...]
-    sums: tuple[Array, Array]
+    sums: tuple[Array | np.uint32, Array | np.uint32]
 
 
 def fingerprint(config: LlamaConfig, params: Params) -> str:
@@ -32,6 +36,25 @@ def fingerprint(config: LlamaConfig, params: Params) -> str:
     """
     leaves = {path[-1].name: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     return digest(config, {name: leaf_sums(leaf) for name, leaf in leaves.items()})
+
+
+def fingerprint_of_parts(config: LlamaConfig, parts: Parts) -> str:
+    """Returns the fingerprint of a model that is read layer by layer. The host holds one layer of a leaf at a time.
+
+    Args:
+      parts: reads the model's leaves, in any dtype that holds the weights rounded to bfloat16.
+    """
+    leaves = {}
+    for leaf, spec in leaf_specs(config).items():
+        totals = np.zeros(2, np.uint32)
+        step = 1 if spec.axes[0] == "layers" else spec.shape[0]
+        row_size = math.prod(spec.shape[1:])
+        for row in range(0, spec.shape[0], step):
+            part = parts(leaf, [[slice(row, row + step), *[slice(None)] * (len(spec.shape) - 1)]])[0]
+            # Positions are counted modulo 2³², as the sums are.
+            totals += np.array(_part_sums(part, np.uint32(row * row_size % 2**32)), np.uint32)
+        leaves[leaf] = LeafSums(spec.shape, (totals[0], totals[1]))
+    return digest(config, leaves)
 
 
 def leaf_sums(leaf: Array) -> LeafSums:
@@ -63,11 +86,21 @@ def digest(config: LlamaConfig, leaves: Mapping[str, LeafSums]) -> str:
 @jax.jit
 def _sums(leaf: Array) -> tuple[Array, Array]:
     """Returns two sums of the leaf's bfloat16 bits, with odd multipliers that are hashes of the positions."""
+    return _sums_from(leaf, jnp.uint32(0))
+
+
+@jax.jit
+def _part_sums(part: np.ndarray, start: np.uint32) -> tuple[Array, Array]:
+    """Returns the two sums of a part of a leaf, whose first number is at position `start`."""
+    return _sums_from(jnp.asarray(part), jnp.asarray(start))
+
+
+def _sums_from(leaf: Array, start: Array) -> tuple[Array, Array]:
     bits = _bfloat16_bits(leaf)
     position = jnp.zeros(leaf.shape, jnp.uint32)
     for axis, size in enumerate(leaf.shape):
         position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-    first = _scatter(position)
+    first = _scatter(position + start)
     second = _scatter(first ^ jnp.uint32(0x9E3779B9))
     products = bits * (first | 1), bits * (second | 1)
     zeros = jnp.uint32(0), jnp.uint32(0)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -34,19 +34,28 @@ def write_hf_folder(folder: Path, config: LlamaConfig, params: Params) -> None:
     write_hf(folder, config, parts, str(params.embed_vd.dtype))
 
 
-def write_hf(folder: Path, config: LlamaConfig, parts: Parts, dtype: str, shard_bytes: int = SHARD_BYTES) -> None:
+def write_hf(
+    folder: Path,
+    config: LlamaConfig,
+    parts: Parts,
+    dtype: str,
+    *,
+    ids: Mapping[str, object] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
     """Writes config.json and the weights. The host holds one tensor at a time.
 
     Args:
       folder: existing folder.
       parts: reads the model's leaves in `dtype`.
       dtype: dtype of the tensors.
+      ids: ids of BOS, EOS and padding, by their names in config.json; None leaves them null.
       shard_bytes: most bytes in a file of weights.
 
     Raises:
       InputError: see `parts`.
     """
-    values = hf_fields(config, dtype)
+    values = hf_fields(config, dtype) | dict(ids or {})
     write_model(folder, list(hf_tensors(config, parts, dtype)), DTYPES[dtype], shard_bytes)
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
 
@@ -86,12 +95,21 @@ def hf_fields(config: LlamaConfig, dtype: str) -> dict:
         "rope_theta": config.rope_theta,
         "rope_parameters": rope,
         "tie_word_embeddings": config.tied_embeddings,
-        **({"attention_bias": config.o_bias} if architecture == "llama" else {"use_sliding_window": False}),
+        **({"attention_bias": config.o_bias} if architecture == "llama" else _no_window(config)),
         "hidden_act": "silu",
         "dtype": dtype,
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
+    }
+
+
+def _no_window(config: LlamaConfig) -> dict:
+    # candle requires all three fields and applies the window in any case, so it is as long as the context.
+    return {
+        "use_sliding_window": False,
+        "sliding_window": config.context_length,
+        "max_window_layers": config.num_layers,
     }
 
 

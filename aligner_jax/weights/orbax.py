@@ -14,6 +14,7 @@ process checks what it reads, and reads nothing only to check it.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import gc
 import math
@@ -79,30 +80,36 @@ def write_orbax(
     Raises:
       InputError: `folder` is not empty or cannot be written, or a value is not finite in `dtype`; or see `parts`.
     """
+    with new_folder(folder) as temporary:
+        fill_orbax(temporary, config, parts, dtype, tokenizer)
+
+
+def fill_orbax(folder: Path, config: LlamaConfig, parts: Parts, dtype: str, tokenizer: Mapping[str, bytes]) -> None:
+    """Writes a base into an existing empty folder; see `write_orbax`.
+
+    Raises:
+      OSError: the folder cannot be written.
+      InputError: a value is not finite in `dtype`, or the folder's name is not UTF-8; or see `parts`.
+    """
     try:
         os.path.abspath(folder).encode()
     except UnicodeEncodeError:
         raise InputError(f"{folder}: a name on the way to it is not UTF-8, as those of Orbax must be") from None
     blocks = _blocks(config, DTYPES[dtype].itemsize)
     digits: dict[str, list[str]] = {leaf: [] for leaf in blocks}
-    with new_folder(folder) as temporary, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         for leaf, spec in leaf_specs(config).items():
             start = 0
             for number, length in enumerate(blocks[leaf]):
                 index = [slice(start, start + length), *[slice(None)] * (len(spec.shape) - 1)]
-                try:
-                    digits[leaf].append(_write_block(checkpointer, temporary, leaf, number, parts(leaf, [index])[0]))
-                except Exception as error:
-                    if found := system_reason(error):
-                        raise InputError(f"{folder} cannot be written: {found}") from error
-                    raise
+                digits[leaf].append(_write_block(checkpointer, folder, leaf, number, parts(leaf, [index])[0]))
                 start += length
                 # Orbax leaves the array in a reference cycle, and the next one is as large.
                 gc.collect()
-        for name, content in tokenizer.items():
-            (temporary / TOKENIZER).mkdir(exist_ok=True)
-            (temporary / TOKENIZER / name).write_bytes(content)
-        write_index(temporary, config, dtype, blocks, digits)
+    for name, content in tokenizer.items():
+        (folder / TOKENIZER).mkdir(exist_ok=True)
+        (folder / TOKENIZER / name).write_bytes(content)
+    write_index(folder, config, dtype, blocks, digits)
 
 
 def _write_block(checkpointer: ocp.Checkpointer, folder: Path, leaf: str, number: int, block: np.ndarray) -> str:
@@ -111,7 +118,12 @@ def _write_block(checkpointer: ocp.Checkpointer, folder: Path, leaf: str, number
     target, what = folder / PARAMS / leaf / str(number), f"block {number} of leaf {leaf}"
     options = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)
     items = ocp.args.StandardSave({leaf: jax.device_put(block)}, save_args={leaf: options})
-    checkpointer.save(target.absolute(), args=items)
+    try:
+        checkpointer.save(target.absolute(), args=items)
+    except Exception as error:
+        if found := system_reason(error):
+            raise OSError(0, found) from error
+        raise
     return checksums(block, Block(target, leaf, what).chunks)
 
 
@@ -140,29 +152,55 @@ def load_orbax(
       InputError: the folder is not such a base, or is damaged. Names the file, or the leaf and block.
     """
     numbers = check_dtype(dtype)
-    fields = orbax_fields(path)
-    config = config_of(fields)
-    lengths, files = blocks_of(fields, config), files_of(fields)
-    digests = digests_of(fields)
-    check_files(path, files, digests)
-    digits = checksums_of(digests, lengths)
-    stored = DTYPES[fields.text("dtype")]
-    pool = concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, 4 * (os.cpu_count() or 1)))
-    try:
-        leaves = {
-            leaf: _open(path, leaf, spec, lengths[leaf], None if digits is None else digits[leaf], stored, pool)
-            for leaf, spec in leaf_specs(config).items()
-        }
+    with contextlib.closing(OrbaxReader(path)) as reader:
+        parts_of = reader.parts(dtype)
 
         def make(leaf: str, spec: Spec, sharding: NamedSharding | None) -> jax.Array:
-            parts = functools.partial(_parts, leaves[leaf], spec.shape, numbers, pool)
+            parts = functools.partial(parts_of, leaf)
             if sharding is None:
                 return jax.device_put(parts([[slice(None)] * len(spec.shape)])[0])
             return make_on_devices(spec.shape, sharding, numbers, parts)
 
-        return config, build_params(config, make, shardings=shardings, finish=finish)
-    finally:
-        pool.shutdown(cancel_futures=True)
+        return reader.config, build_params(reader.config, make, shardings=shardings, finish=finish)
+
+
+class OrbaxReader:
+    """Reads parts of the leaves of a base that `write_orbax` wrote. Chunks are checked when they are read.
+
+    Attributes:
+      config: configuration of the base.
+      stored_dtype: dtype of its arrays.
+
+    Raises:
+      InputError: see `load_orbax`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        fields = orbax_fields(path)
+        self.config, self.stored_dtype = config_of(fields), fields.text("dtype")
+        lengths, files = blocks_of(fields, self.config), files_of(fields)
+        digests = digests_of(fields)
+        check_files(path, files, digests)
+        digits = checksums_of(digests, lengths)
+        stored = DTYPES[self.stored_dtype]
+        self._specs, self._leaves = leaf_specs(self.config), {}
+        self._pool = concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, 4 * (os.cpu_count() or 1)))
+        try:
+            for leaf, spec in self._specs.items():
+                checks = None if digits is None else digits[leaf]
+                self._leaves[leaf] = _open(path, leaf, spec, lengths[leaf], checks, stored, self._pool)
+        except BaseException:
+            self.close()
+            raise
+
+    def parts(self, dtype: str) -> Parts:
+        """Returns a function that reads parts of the leaves; see `open_parts`."""
+        numbers = check_dtype(dtype)
+        return lambda leaf, indexes: _parts(self._leaves[leaf], self._specs[leaf].shape, numbers, self._pool, indexes)
+
+    def close(self) -> None:
+        """Ends the threads that read."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 type _Leaf = list[tuple[int, Block, str | None]]

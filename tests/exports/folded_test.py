@@ -7,9 +7,10 @@ import pytest
 
 import aligner_jax as aj
 from aligner_jax.exports.folded import folded_parts
+from aligner_jax.exports.source import open_stored
 from aligner_jax.peft.fold import make_fold
 from aligner_jax.weights.fingerprint import fingerprint
-from aligner_jax.weights.hf import load_hf, open_hf
+from aligner_jax.weights.hf import load_hf
 from aligner_jax.weights.hf_write import write_hf
 from aligner_jax.weights.orbax import load_orbax, write_orbax
 
@@ -29,7 +30,7 @@ def test_the_written_base_has_the_adapters_logits(tmp_path, form, method, option
     config, params = load_hf(LLAMA)
     adapter = trained(method, config, **options)
     fold = make_fold([adapter], config)
-    parts = folded_parts(open_hf(LLAMA), fold, "float32")
+    parts = folded_parts(open_stored(str(LLAMA)), fold, "float32")
     if form == "hf":
         write_hf(tmp_path, fold.folded_config, parts, "float32")
         again, folded = load_hf(tmp_path)
@@ -44,14 +45,14 @@ def test_the_written_base_has_the_adapters_logits(tmp_path, form, method, option
 
 def test_unchanged_leaves_are_those_of_the_files():
     config, params = load_hf(LLAMA)
-    parts = folded_parts(open_hf(LLAMA), make_fold([trained("aligner", config)], config), "float32")
+    parts = folded_parts(open_stored(str(LLAMA)), make_fold([trained("aligner", config)], config), "float32")
     index = [[slice(1, 2), slice(None), slice(0, 3)]]
     np.testing.assert_array_equal(parts("gate_ldf", index)[0], params.layers.gate_ldf[1:2, :, :3])
 
 
 def test_a_part_of_a_changed_leaf_is_that_part():
     config, _ = load_hf(LLAMA)
-    parts = folded_parts(open_hf(LLAMA), make_fold([trained("lora", config, rank=2)], config), "float32")
+    parts = folded_parts(open_stored(str(LLAMA)), make_fold([trained("lora", config, rank=2)], config), "float32")
     whole = parts("q_ldnh", [[slice(None)] * 4])[0]
     part = parts("q_ldnh", [[slice(1, 2), slice(2, 5), slice(None), slice(None)]])[0]
     np.testing.assert_array_equal(part, whole[1:2, 2:5])
@@ -59,5 +60,5 @@ def test_a_part_of_a_changed_leaf_is_that_part():
 
 def test_folding_nothing_keeps_the_fingerprint(tmp_path):
     config, params = load_hf(LLAMA)
-    write_hf(tmp_path, config, folded_parts(open_hf(LLAMA), make_fold([], config), "float32"), "float32")
+    write_hf(tmp_path, config, folded_parts(open_stored(str(LLAMA)), make_fold([], config), "float32"), "float32")
     assert fingerprint(*load_hf(tmp_path)) == fingerprint(config, params)

@@ -45,7 +45,9 @@ def test_a_file_that_cannot_be_read_is_one_sentence(saved: Path, monkeypatch: py
 
 def test_files_that_are_no_adapter_are_refused(saved: Path, base: NamedBase):
     assert "does not exist" in refusal(saved.with_name("absent.safetensors"), base)
-    assert "no folder of a PEFT adapter" in refusal(saved.parent, base)
+    folder = saved.with_name("folder")
+    folder.mkdir()
+    assert "no folder of a PEFT adapter" in refusal(folder, base)
     model = GOLDENS / "models" / "llama" / "model.safetensors"
     assert "not an adapter of this project" in refusal(model, base)
 

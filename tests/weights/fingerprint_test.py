@@ -16,8 +16,9 @@ import pytest
 from aligner_jax.files.identity import later
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
-from aligner_jax.weights.fingerprint import fingerprint
-from aligner_jax.weights.hf import load_hf
+from aligner_jax.weights.assemble import open_parts
+from aligner_jax.weights.fingerprint import fingerprint, fingerprint_of_parts
+from aligner_jax.weights.hf import load_hf, open_hf
 
 MODELS = places.GOLDENS / "models"
 MASK = 2**32 - 1
@@ -65,6 +66,13 @@ def test_a_field_that_a_later_release_adds_counts_only_where_it_is_set(base):
     assert newer.window == 0
     assert fingerprint(newer, params) == fingerprint(config, params)
     assert fingerprint(dataclasses.replace(newer, window=4096), params) != fingerprint(config, params)
+
+
+@pytest.mark.parametrize("model", ["bfloat16", "llama", "llama3", "mistral", "sharded", "wide_head"])
+def test_layer_by_layer_it_is_the_same(model):
+    checkpoint = open_hf(MODELS / model)
+    parts = open_parts(checkpoint, checkpoint.stored_dtype)
+    assert fingerprint_of_parts(checkpoint.config, parts) == fingerprint(*load_hf(MODELS / model))
 
 
 def test_float32_and_bfloat16_loads_agree():

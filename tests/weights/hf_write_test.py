@@ -80,7 +80,10 @@ def test_every_set_of_biases_has_an_architecture(tmp_path: Path, qkv: bool, o: b
     config = dataclasses.replace(config, qkv_bias=qkv, o_bias=o)
     params = jax.tree.map(lambda x: x if x.any() else x + 0.5, init_params(config, 1))
     hf_write.write_hf_folder(tmp_path, config, params)
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == model_type
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["model_type"] == model_type
+    window = (written.get("use_sliding_window"), written.get("sliding_window"))
+    assert window == ((False, config.context_length) if model_type == "qwen2" else (None, None))
     again, loaded = load_hf(tmp_path)
     assert (again.qkv_bias, again.o_bias) == (True, o)
     np.testing.assert_array_equal(loaded.layers.o_lnhd, params.layers.o_lnhd)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import AdaptionPromptConfig, LoraConfig, get_peft_model
+from peft import AdaptionPromptConfig, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
 from scripts.bench import protocol
@@ -46,6 +46,10 @@ class Peer:
             folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
         )
         self.model.eval()
+        return {}
+
+    def load_adapter(self, folder: str) -> dict[str, Any]:
+        self.model = PeftModel.from_pretrained(self.model, folder).eval()
         return {}
 
     def make(
@@ -194,7 +198,8 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     peer = Peer()
     names = (
-        "about", "load", "make", "gpu_memory", "logits", "train", "check_padding_free", "steps", "generate",
+        "about", "load", "load_adapter", "make", "gpu_memory", "logits", "train", "check_padding_free", "steps",
+        "generate",
     )  # fmt: skip
     handlers = {name: getattr(peer, name) for name in names}
     protocol.serve({**handlers, "peak_memory": protocol.peak_memory})

@@ -1,0 +1,105 @@
+"""The command's folders for a hub: the adapter's own, model cards, and the upload."""
+
+import json
+from pathlib import Path
+
+import hub_server
+import jax.numpy as jnp
+import numpy as np
+import places
+import pytest
+from command_runs import Ended, run_command
+from huggingface_hub import constants
+
+import aligner_jax as aj
+
+LLAMA = places.GOLDENS / "models" / "llama"
+
+
+@pytest.fixture(scope="module")
+def base() -> aj.Base:
+    return aj.load_base(LLAMA)
+
+
+@pytest.fixture
+def run(tmp_path: Path, base: aj.Base) -> Path:
+    """The folder of a finished run."""
+    adapter = aj.init_adapter("aligner", base.config, key=1, start_layer=1)
+    gates_ln = jnp.full_like(adapter.trainable["gates_ln"], 0.3)
+    folder = tmp_path / "run"
+    aj.save_adapter(
+        adapter.replace(trainable={**adapter.trainable, "gates_ln": gates_ln}), folder / "adapter.safetensors", base
+    )
+    (folder / "config.json").write_text(json.dumps({"data": {"path": "/home/me/private/mine.jsonl"}, "steps": 7}))
+    (folder / "metrics.jsonl").write_text('{"step": 7, "heldout_loss": 1.25}\n')
+    return folder
+
+
+def export(**flags: object) -> Ended:
+    return run_command("export", *(f"--{name}={value}" for name, value in flags.items()))
+
+
+def test_the_folder_of_an_adapter(run, base, tmp_path):
+    ended = export(adapter=run, to="adapter", out=tmp_path / "out", base_model="org/base")
+    assert (ended.status, ended.err) == (0, "")
+    assert (tmp_path / "out" / "adapter.safetensors").read_bytes() == (run / "adapter.safetensors").read_bytes()
+    card = (tmp_path / "out" / "README.md").read_text()
+    for fact in ('base_model: "org/base"', f"`{base.fingerprint}`", "# `out`", "`mine.jsonl`", "`heldout_loss`: 1.25"):
+        assert fact in card
+    assert "private" not in card
+    aj.load_adapter(tmp_path / "out", base)
+
+
+@pytest.mark.parametrize("form", ["hf", "orbax"])
+def test_the_card_of_a_model(form, run, base, tmp_path):
+    ended = export(base=LLAMA, adapter=run, to=form, out=tmp_path / "out", strength=0.5)
+    assert (ended.status, ended.err) == (0, "")
+    card = (tmp_path / "out" / "README.md").read_text()
+    for fact in ("at strength 0.5", f"`{base.fingerprint}`", "Largest difference of logits", "`mine.jsonl`"):
+        assert fact in card
+    assert "base_model" not in card
+    assert str(LLAMA) not in card
+    assert ("| candle |" in card, "candle" in ended.out) == ((form == "hf"),) * 2
+    again = aj.load_base(tmp_path / "out")
+    tokens = jnp.arange(9, dtype=jnp.int32)[None]
+    logits, of_base = (np.asarray(aj.apply(b.params, None, tokens, config=b.config)) for b in (again, base))
+    assert np.abs(logits - of_base).max() > 1e-3
+
+
+def test_the_upload(run, base, tmp_path, monkeypatch):
+    with hub_server.serving() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        ended = export(adapter=run, to="adapter", out=tmp_path / "out", push="org/name", public=True)
+        assert ended.status == 0
+        assert ended.out.endswith(f"uploaded to {hub.url}/org/name\n")
+        assert "hf_secret" not in ended.out + ended.err
+        assert hub.made[0]["visibility"] == "public"
+        assert hub.files["org/name"]["README.md"].decode().count("org/name") == 3
+        again = export(adapter=run, to="adapter", out=tmp_path / "again", push="org/name")
+        assert again.status == 1
+        assert "that name is taken" in again.err
+        assert (tmp_path / "again" / "adapter.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"public": True}, "--public is of a repository that --push=ORG/NAME makes"),
+        ({"strength": 0.5}, "--strength is of a base's weights, and --to=adapter writes the adapter as it is"),
+        ({"base_model": "/home/me/model"}, "'/home/me/model' is not the name of a model on a hub"),
+        ({"push": "name"}, "--push=name is not the name of a repository"),
+        ({"run": "missing"}, "missing is not the folder of a run"),
+        ({"adapter": places.GOLDENS / "peft" / "adaption_prompt"}, "add --base=PATH"),
+    ],
+)
+def test_refusals_leave_nothing(run, tmp_path, flags, sentence):
+    ended = export(**{"adapter": run, "to": "adapter", "out": tmp_path / "out", **flags})
+    assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert sentence in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_adapters_have_no_one_folder(run, tmp_path):
+    arguments = [f"--adapter={run}", f"--adapter={run}", "--to=adapter", f"--out={tmp_path / 'out'}"]
+    assert "writes one adapter to a folder" in run_command("export", *arguments).err
