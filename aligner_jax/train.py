@@ -122,7 +122,7 @@ def _train_on(
         if config.remat == AUTO:
             watchdog.waiting_for("the search for the least recomputation that fits", compiles=True)
             program = with_least_remat(
-                config, base.config, adapter, program, workdir, check=stop_requests.check, console=console
+                config, base.config, adapter, program, task.reference, workdir, check=stop_requests.check, console=console
             )
         run = Run(
             config, workdir, program, base.params, task.reference, task.feed, checkpoints, model_flops,

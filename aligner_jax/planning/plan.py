@@ -11,7 +11,8 @@ from aligner_jax.planning.compiled import Compiled, chip_of, compile_for, comput
 from aligner_jax.runtime import sharding
 from aligner_jax.runtime.config import MeshConfig, TrainConfig
 from aligner_jax.runtime.memory import nbytes
-from aligner_jax.tasks.cost import first_adapter_shapes, step_cost
+from aligner_jax.tasks.cost import step_cost
+from aligner_jax.tasks.first_adapter import first_adapter_shapes
 from aligner_jax.tasks.program import abstract_arguments, make_program
 from aligner_jax.tasks.remat import AUTO, Memory, least_remat, need_of
 

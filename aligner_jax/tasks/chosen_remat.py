@@ -32,6 +32,7 @@ def with_least_remat(
     model: LlamaConfig,
     adapter: Adapter,
     program: Program,
+    reference: Adapter | None,
     workdir: Workdir,
     *,
     check: Callable[[], None],
@@ -44,6 +45,7 @@ def with_least_remat(
 
     Args:
       program: the program of the config, whose remat is "auto".
+      reference: the frozen adapter that every step compares with, or None.
       check: called before each compilation; ends a run that was asked to stop.
     """
     here = {"devices": sharding.describe(program.mesh), "rules": dict(config.mesh.rules)}
@@ -51,7 +53,7 @@ def with_least_remat(
     if recorded is not None:
         console.out(f"remat: {described(Choice(recorded, {}), model.num_layers)}, as this run began")
         return make_program(dataclasses.replace(config, remat=recorded), model, adapter, program.mesh)
-    steps = _Steps(config, model, adapter, program, check)
+    steps = _Steps(config, model, adapter, program, reference, check)
     choice = least_remat(steps.memory_of, steps.need, steps.limit_bytes)
     if distributed.is_first():
         workdir.check()
@@ -68,12 +70,18 @@ class _Steps:
     """
 
     def __init__(
-        self, config: TrainConfig, model: LlamaConfig, adapter: Adapter, program: Program, check: Callable[[], None]
+        self,
+        config: TrainConfig,
+        model: LlamaConfig,
+        adapter: Adapter,
+        program: Program,
+        reference: Adapter | None,
+        check: Callable[[], None],
     ) -> None:
         self._config, self._model, self._adapter, self._check = config, model, adapter, check
         self._mesh, self._compiled = program.mesh, dict[Remat, Program]()
         dtype = platform.compute_dtype(config.base.dtype)
-        self._arguments = abstract_arguments(config, model, program, dtype)
+        self._arguments = abstract_arguments(config, model, program, dtype, reference)
         size = nbytes(self._arguments)
         self.limit_bytes: int = _of_first(limit_bytes(size))
         self.need = need_of(config, model, self._mesh, self._arguments[1], size)

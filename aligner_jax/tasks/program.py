@@ -1,6 +1,7 @@
 """Training step of a config as a program for a device mesh. Training runs it, and the planner compiles it."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from aligner_jax.objectives.step import Step, init_state, make_step
 from aligner_jax.peft import Adapter
 from aligner_jax.runtime import optim, sharding
 from aligner_jax.runtime.config import BaseConfig, TrainConfig
-from aligner_jax.tasks.first_adapter import first_adapter
+from aligner_jax.tasks.first_adapter import first_adapter_shapes
 from aligner_jax.tasks.objectives import objective_of
 from aligner_jax.tasks.task import row_options
 
@@ -74,24 +75,28 @@ def make_program(config: TrainConfig, model: LlamaConfig, adapter: Adapter, mesh
     return Program(jitted, optimizer, mesh, rules, params_sharding, rows, replicated)
 
 
-def abstract_arguments(config: TrainConfig, model: LlamaConfig, program: Program, dtype: str) -> tuple[Any, ...]:
+def abstract_arguments(
+    config: TrainConfig, model: LlamaConfig, program: Program, dtype: str, reference: Adapter | None = None
+) -> tuple[Any, ...]:
     """Returns the step's arguments as `jax.ShapeDtypeStruct`s with the program's shardings; allocates nothing.
 
     Args:
       dtype: dtype of the base.
+      reference: the reference adapter that the steps compare with. If None, one like the initial adapter is assumed,
+        which is enough for planning.
 
     Returns:
       (state, params, batch, reference), for `program.step.lower`.
     """
-    adapter = jax.eval_shape(lambda: first_adapter(config, model))
-    state = jax.eval_shape(lambda: init_state(first_adapter(config, model), program.optimizer))
+    adapter = first_adapter_shapes(config, model)
+    state = jax.eval_shape(functools.partial(init_state, optimizer=program.optimizer), adapter)
     _, options = objective_of(config)
-    reference = adapter if options.reference_in_steps else None
+    compared = (adapter if reference is None else reference) if options.reference_in_steps else None
     return (
         _placed(state, program.replicated),
         jax.tree.map(_struct, abstract_params(model, dtype, quantization_of(config.base)), program.params_sharding),
         _placed(abstract_batch(config), program.batch_sharding),
-        _placed(reference, program.replicated),
+        _placed(compared, program.replicated),
     )
 
 

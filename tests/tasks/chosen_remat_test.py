@@ -13,7 +13,7 @@ from aligner_jax.runtime import sharding
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.tasks import chosen_remat
 from aligner_jax.tasks.chosen_remat import _Steps
-from aligner_jax.tasks.cost import first_adapter_shapes
+from aligner_jax.tasks.first_adapter import first_adapter_shapes
 from aligner_jax.tasks.program import make_program
 from aligner_jax.weights.base import base_config
 
@@ -80,7 +80,7 @@ def steps(tiny_model: Path) -> Iterator[Any]:
     model, mesh = base_config(tiny_model), sharding.mesh_of(config.mesh)
     adapter = first_adapter_shapes(config, model)
     with sharding.use(mesh):
-        yield lambda: _Steps(config, model, adapter, make_program(config, model, adapter, mesh), lambda: None)
+        yield lambda: _Steps(config, model, adapter, make_program(config, model, adapter, mesh), None, lambda: None)
 
 
 def test_memory_is_remembered_and_the_compiled_step_is_the_one_that_runs(steps: Any, compiled: list[int]):
