@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
 from aligner_jax.model.quantized import Quantization
+from aligner_jax.model.remat import AUTO, parts
 from aligner_jax.objectives.batch import Batch, abstract
 from aligner_jax.objectives.step import Step, init_state, make_step
 from aligner_jax.peft import Adapter
@@ -54,10 +55,11 @@ def make_program(config: TrainConfig, model: LlamaConfig, adapter: Adapter, mesh
       adapter: the adapter, or the sweep's stack of adapters; its arrays may be `jax.ShapeDtypeStruct`s.
 
     Raises:
-      InputError: the mesh does not divide the rows or the model.
+      InputError: the mesh does not divide the rows or the model, or remat names more layers than there are.
     """
     rules = sharding.rules_of(config.mesh)
     _check_rows(config, mesh, rules)
+    _check_remat(config, model)
     optimizer = make_optimizer(config)
     objective, options = objective_of(config)
     step = make_step(
@@ -134,6 +136,14 @@ def row_multiple(config: TrainConfig, mesh: Mesh, rules: sharding.Rules | None =
     shards = sharding.batch_sharding(mesh, rules or sharding.rules_of(config.mesh)).shard_shape((mesh.size,))
     objective, _ = objective_of(config)
     return mesh.size // shards[0] * config.optim.accumulate * objective.batch.rows_per_unit(config.data.packing)
+
+
+def _check_remat(config: TrainConfig, model: LlamaConfig) -> None:
+    if config.remat != AUTO:
+        try:
+            parts(config.remat, range(model.num_layers))
+        except InputError as error:
+            raise InputError(f"config.{error}") from None
 
 
 def _check_rows(config: TrainConfig, mesh: Mesh, rules: sharding.Rules) -> None:
