@@ -127,6 +127,14 @@ def test_rows_that_the_mesh_does_not_divide_are_refused():
         program.make_program(config, llama_config("stories_260k"), None, abstract(2, 2, 1))
 
 
+def test_more_layers_than_the_model_has_are_refused():
+    config = config_of(remat="dots:6")
+    with pytest.raises(
+        InputError, match=r"^config\.remat 'dots:6' keeps results of 6 layers, but there are 5: give fewer$"
+    ):
+        program.make_program(config, llama_config("stories_260k"), None, abstract(2, 2, 1))
+
+
 @pytest.mark.parametrize(
     "changed",
     [{}, {"sweep": {"lr": [0.1, 0.01]}}, {"sweep": {"seed": [0, 1]}}, {"adapter": {"method": "lora"}}, DPO],
