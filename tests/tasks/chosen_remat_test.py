@@ -65,9 +65,13 @@ def test_on_other_devices_it_chooses_again(
     auto = {**tiny_run, "remat": "auto"}
     run({**auto, "steps": 3}, tmp_path / "run")
     monkeypatch.setattr(sharding, "describe", lambda mesh: "8 of TPU v4")
+    shutil.rmtree(tmp_path / "cache")
+    waits: list[str] = []
+    monkeypatch.setattr(train.Watchdog, "waiting_for", lambda _, what, compiles=False: waits.append(what))
     _, text = run({**auto, "steps": 4}, tmp_path / "run")
     assert "remat: dots in 2 of 4 layers (" in text
     assert recorded(tmp_path / "run", 4)["devices"] == "8 of TPU v4"
+    assert waits.count("a compilation for the least recomputation that fits") == len(PEAKS), "each has its own limit"
 
 
 def test_a_run_that_began_with_full_goes_on_with_it_until_another_is_named(
