@@ -19,6 +19,7 @@ from aligner_jax.runtime.memory import available_bytes, is_exhausted, limit_byte
 from aligner_jax.runtime.program_digest import cache_folder, digest_of
 from aligner_jax.tasks.program import Program, abstract_arguments, make_program
 from aligner_jax.tasks.remat import Memory, need_of
+from aligner_jax.tasks.same_step import check_same_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,8 @@ class StepMemory:
         program = self._jitted(remat)
         jitted: Any = program.step
         with program.use():
+            # A compiled step, which the search hands to the run, can no longer be compared.
+            check_same_step(program, self._arguments)
             lowered: jax.stages.Lowered = jitted.lower(*self._arguments)
         folder, compiled = cache_folder("remat"), None
         path = folder and folder / f"{digest_of(lowered, list(self._mesh.devices.flat))}.json"
