@@ -8,6 +8,7 @@ import places
 import pytest
 
 from aligner_jax.compile import planned_model
+from aligner_jax.model.remat import AUTO
 from aligner_jax.planning import table
 from aligner_jax.planning.compiled import chip_of, compile_for
 from aligner_jax.planning.plan import make_plan
@@ -17,7 +18,6 @@ from aligner_jax.runtime.command import load_config
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.tasks.first_adapter import first_adapter
 from aligner_jax.tasks.program import abstract_arguments, make_program
-from aligner_jax.tasks.remat import AUTO
 
 pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
 
