@@ -180,7 +180,7 @@ def _lora(parts: Weighted) -> Adapter:
         if len({tuple(np.delete(x.shape, axis)) for x in factors}) > 1:
             raise InputError(_OF_DIFFERENT_MODELS)
         trainable[name] = jnp.asarray(np.concatenate(factors, axis), jnp.float32)
-    # With alpha = rank the scale is 1: every part's own is in its factors.
+    # alpha = rank makes the scale 1; every part's own scale is in its factors.
     return Adapter(trainable, "lora", LoraOptions(rank=rank, alpha=rank, targets=targets, dropout=0.0))
 
 

@@ -91,7 +91,7 @@ class StepMemory:
         limit = min((each for each in (self.limit_bytes, entry.available_bytes) if each is not None), default=0)
         memory = Memory(entry.peak_bytes, limit, entry.compiles and entry.peak_bytes <= limit)
         if memory.fits:
-            # Of the programs that fit, the search takes the last.
+            # The search takes the last program that fits.
             self._fitting = {} if compiled is None else {remat: dataclasses.replace(program, step=compiled)}
         return memory
 

@@ -36,7 +36,7 @@ class Card:
       bandwidth: in GB/s.
       l2_mib: in MiB.
       shared_kib: shared memory of a multiprocessor, in KiB.
-      threads, lanes: of a multiprocessor: resident threads, and float32 lanes.
+      threads, lanes: resident threads and float32 lanes of a multiprocessor.
       clock: in GHz.
     """
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from aligner_jax.model.config import llama_config
+from aligner_jax.weights.hf_write import hf_fields
 from scripts.bench.gpu_arms import MODELS, documents
 from scripts.bench.protocol import PEER_VARIABLE, Worker
 
@@ -17,6 +18,11 @@ PADDED_DOCUMENTS, PADDED_STEPS = 16, 16
 
 The longest documents fill 16 rows of 512, twice the positions of our step. More do not fit: 32 such rows need about 87
 GiB, by the 31.2 GiB that 8 rows took."""
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings",
+)  # fmt: skip
+"""Names of a model's sizes in Hugging Face's config."""
 
 
 def run_peer(command: str, **arguments: Any) -> dict[str, Any]:
@@ -94,14 +100,5 @@ def decode(peer: Worker, model: str, rows: int, prompt: int, new_tokens: int) ->
 
 def hf_sizes(model: str) -> dict[str, int]:
     """Returns a model's sizes by the names of Hugging Face's config."""
-    config = llama_config(MODELS[model]["name"])
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_mlp,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.context_length,
-    }
+    fields = hf_fields(llama_config(MODELS[model]["name"]), "bfloat16")
+    return {name: fields[name] for name in SIZES}

@@ -16,7 +16,7 @@ from aligner_jax.runtime import sharding
 from aligner_jax.tasks import step_memory
 
 PEAKS = (90 << 20, 80 << 20, 20 << 20, 50 << 20)
-"""Of "none", "dots", "full" and "dots:2", in the order in which they are compiled."""
+"""Peaks of "none", "dots", "full" and "dots:2", in the order in which they are compiled."""
 EXHAUSTED = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
 
 

@@ -38,7 +38,7 @@ def test_processes_with_one_step_go_on(monkeypatch: pytest.MonkeyPatch):
     # Process 0 has compared one more kernel, for a program that it alone runs.
     first, second = texts([ADD, ADD], [{KERNEL: True, "another": False}, {KERNEL: True}], monkeypatch)
     assert json.loads(first)[0] == json.loads(second)[0]
-    # Of a compiled step, the program is not known any more.
+    # The program of a compiled step is not known any more.
     texts([ADD, COMPILED], [{}, {}], monkeypatch)
 
 
