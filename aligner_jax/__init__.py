@@ -20,6 +20,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig, llama_config
 from aligner_jax.peft import Adapter, apply, init_adapter
 from aligner_jax.peft.artifact import load_adapter, save_adapter
+from aligner_jax.peft.combine import combine
 from aligner_jax.weights.base import Base, load_base
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "InputError",
     "LlamaConfig",
     "apply",
+    "combine",
     "init_adapter",
     "llama_config",
     "load_adapter",

@@ -21,6 +21,7 @@ from aligner_jax.data import pipeline
 from aligner_jax.errors import InputError
 from aligner_jax.evals import before_after
 from aligner_jax.model.llama import abstract_params
+from aligner_jax.model.remat import AUTO
 from aligner_jax.objectives.step import TrainState, init_state
 from aligner_jax.peft import METHODS, Adapter
 from aligner_jax.peft.artifact import save_adapter
@@ -33,12 +34,11 @@ from aligner_jax.runtime.preemption import StopRequests
 from aligner_jax.runtime.same_run import Origin, check_same_run, save_config
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.runtime.workdir import Workdir
-from aligner_jax.tasks.chosen_remat import with_least_remat
+from aligner_jax.tasks.chosen_remat import exhaustion_is_one_sentence, with_least_remat
 from aligner_jax.tasks.first_adapter import check_adapter, first_adapter, method_choice
 from aligner_jax.tasks.loop import Run, run_steps
 from aligner_jax.tasks.objectives import complete, objective_choice, objective_of, parse_complete
 from aligner_jax.tasks.program import make_program
-from aligner_jax.tasks.remat import AUTO
 from aligner_jax.tasks.task import TaskInputs
 from aligner_jax.weights.base import Base, load_base, locate, unused_model
 
@@ -100,6 +100,10 @@ def _train_on(
     def evaluate(state: TrainState) -> dict[str, float]:
         return task.evaluate(adapter.replace(trainable=state.trainable))
 
+    def search_goes_on() -> None:
+        watchdog.waiting_for("a compilation for the least recomputation that fits", compiles=True)
+        stop_requests.check()
+
     origin, folder = Origin(config, task.input_digests, workdir.path, parse_complete), workdir.path / "checkpoints"
     with (
         Watchdog(config.stall) as watchdog,
@@ -119,16 +123,19 @@ def _train_on(
             if config.optim.cosine_zero == "at_last":
                 console.out("the cosine is that of the version that began this run: its last update has rate 0")
         save_config(config, workdir.path)
-        if config.remat == AUTO:
-            watchdog.waiting_for("the search for the least recomputation that fits", compiles=True)
-            program = with_least_remat(
-                config, base.config, adapter, program, workdir, check=stop_requests.check, console=console
-            )
+        if config.remat != AUTO:
+            checkpoints.remat = {"name": config.remat}
+        else:
+            program, checkpoints.remat = with_least_remat(
+                config, base.config, adapter, program, task.reference,
+                recorded=checkpoints.remat, check=search_goes_on, console=console,
+            )  # fmt: skip
         run = Run(
             config, workdir, program, base.params, task.reference, task.feed, checkpoints, model_flops,
             evaluate if task.has_heldout else None, stop_requests, watchdog, console,
         )  # fmt: skip
-        state = run_steps(run, state)
+        with exhaustion_is_one_sentence(config, checkpoints.remat["name"]):
+            state = run_steps(run, state)
     stop_requests.end_steps()
 
     adapter = adapter.replace(trainable=state.trainable)

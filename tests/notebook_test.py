@@ -27,7 +27,7 @@ RESULTS = """
 import json
 print(json.dumps({"losses": losses, "before": before, "after": after, "num_params": loaded.num_params, "same": same,
                   "answers": answers, "gradients": {name: float(abs(leaf).max()) for name, leaf in gradient.items()},
-                  "equal_logits": bool((plain_btv == adapted_btv).all())}))
+                  "dial": dial, "equal_logits": bool((plain_btv == adapted_btv).all())}))
 """
 
 
@@ -83,4 +83,6 @@ def test_it_trains_and_plots(tiny_model: Path, tmp_path: Path, monkeypatch: pyte
     assert results["after"] < results["before"] - 0.05
     assert {name: len(texts) for name, texts in results["answers"].items()} == {"base": 2, "with adapter": 2}
     assert results["same"]
+    assert results["after"] < results["dial"]["0.5"] < results["before"]
+    assert abs(results["dial"]["0.5 + 0.5"] - results["after"]) < 1e-4
     assert (tmp_path / "adapter.safetensors").stat().st_size < 4 * results["num_params"] + 2000

@@ -65,6 +65,18 @@ def test_a_run_that_an_older_version_began_ends_as_that_would_have_ended_it(sett
     check_adapter(workdir, schedule)
 
 
+@pytest.mark.parametrize("name", ["constant", "sft"])
+def test_under_remat_auto_an_old_run_keeps_that_of_its_config(settings: dict, name: str):
+    """The checkpoints of the oldest versions do not say it, so that config.json decides."""
+    workdir = copied(name)
+    if name == "sft":
+        Path("data.jsonl").rename("sft.jsonl")
+        settings = settings_of("sft")
+    _, text = run({**settings, "remat": "auto"}, workdir)
+    assert "remat: full, as this run began" in text
+    check_adapter(workdir, name)
+
+
 def test_a_new_cosine_ends_elsewhere(settings: dict):
     settings["optim"]["schedule"] = "cosine"
     run(settings, Path("new"))

@@ -1,5 +1,6 @@
 """The names that users call: their arguments, defaults, shapes and published parameter counts."""
 
+import importlib
 import inspect
 import math
 from pathlib import Path
@@ -24,6 +25,7 @@ MODELS = places.GOLDENS / "models"
         (aj.init_adapter, {"method": REQUIRED, "config": REQUIRED, "key": 0, "options": REQUIRED}),
         (aj.apply, {"params": REQUIRED, "adapter": REQUIRED, "tokens_bt": REQUIRED, "config": REQUIRED}),
         (aj.save_adapter, {"adapter": REQUIRED, "path": REQUIRED, "base": None}),
+        (aj.combine, {"parts": REQUIRED, "base": None}),
         (aj.load_adapter, {"path": REQUIRED, "base": None}),
         (aj.sample, {"base": REQUIRED, "adapter": REQUIRED, "prompts": REQUIRED}),
         (aj.llama_config, {"name": REQUIRED}),
@@ -52,8 +54,14 @@ def test_keyword_arguments_and_their_defaults():
 def test_no_public_name_is_a_commands_file():
     commands = {"train", "evaluate", "generate", "analyze", "convert", "compile"}
     files = {path.stem for path in Path(aj.__file__).parent.glob("*.py")}
-    assert not set(aj.__all__) & (commands | files)
+    assert set(aj.__all__) & (commands | files) == {"combine"}
     assert all(hasattr(aj, name) for name in aj.__all__)
+
+
+def test_the_command_that_shares_its_name_with_a_function_cannot_replace_it():
+    with pytest.raises(ImportError, match=r"^aligner_jax\.combine is a command"):
+        importlib.import_module("aligner_jax.combine")
+    assert inspect.isfunction(aj.combine)
 
 
 @pytest.mark.parametrize(

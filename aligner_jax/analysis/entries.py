@@ -35,7 +35,7 @@ class Shared:
 def compare(first: Adapter, second: Adapter) -> list[Shared]:
     """Compares all arrays that have the same name, shape and dtype in both adapters, and LoRA's updates.
 
-    Of shared tokens (tokens_pd), one method's adapters may have different numbers; the first ones, which both have, are
+    Adapters of one method may have different numbers of shared tokens (tokens_pd); the first ones, which both have, are
     compared.
     """
     found = []

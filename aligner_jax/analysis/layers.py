@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from aligner_jax.model.attention import Prefix, attend, gated_values
-from aligner_jax.model.kernels import xla
+from aligner_jax.model.attention import Prefix, add_gated, attend
 from aligner_jax.model.layers import Layer, run_layers
 from aligner_jax.model.llama import Layers, LlamaConfig, Params, embed, rms_norm, transform, unembed
 from aligner_jax.model.rope import rotation
@@ -92,43 +91,33 @@ def walk(
 
 def _adapted_layer(x_btd, layer: Layer, *, segment_ids_bt, cos_sin, config: LlamaConfig):
     """Returns the layer's output and the adapter's shift in it."""
-    base, prefix, updates = layer.weights, layer.prefix, layer.updates
+    base, prefixes, updates = layer.weights, layer.prefixes, layer.updates
     heads: list[Array] = []
 
-    def run(layer: Layers, prefix: Prefix | None) -> Array:
-        """Returns the layer's output; appends the heads' output and the prefix's part of it to `heads`."""
+    def run(layer: Layers, prefixes: tuple[Prefix, ...]) -> Array:
+        """Returns the layer's output; appends the heads' output and the gated prefixes' part of it to `heads`."""
 
         def attention(q_btnh, k_bskh, v_bskh):
-            o_btnh = attend(q_btnh, k_bskh, v_bskh, prefix, segment_ids_bt=segment_ids_bt)
-            heads.extend([o_btnh, _of_prefix(q_btnh, prefix)])
+            o_btnh = attend(q_btnh, k_bskh, v_bskh, prefixes, segment_ids_bt=segment_ids_bt)
+            heads.extend([o_btnh, add_gated(jnp.zeros_like(o_btnh), q_btnh, prefixes)])
             return o_btnh
 
         return transform(x_btd, layer, attention, cos_sin=cos_sin, config=config)
 
     changed = layer.updated()
-    after_btd = run(changed, prefix)
-    if prefix is None and not updates:
+    after_btd = run(changed, prefixes)
+    if not prefixes and not updates:
         return after_btd, jnp.zeros_like(x_btd)
-    if prefix is not None and not prefix.joint and not updates:
+    if not updates and not any(prefix.joint for prefix in prefixes):
         # Computed directly, since a difference would lose most digits in bfloat16.
         return after_btd, project("btnh,nhd->btd", heads[1], base.o_lnhd)
     # The MLP's output of this run is unused, so the compiler removes it.
-    run(base, None)
+    run(base, ())
     shift_btd = _put_out(heads[0], changed) - _put_out(heads[2], base)
     if any(name in _OF_MLP for part in updates for name in part):
         kept = {name: getattr(base, name) for name in _OF_MLP}
-        shift_btd += after_btd - run(dataclasses.replace(changed, **kept), prefix)
+        shift_btd += after_btd - run(dataclasses.replace(changed, **kept), prefixes)
     return after_btd, shift_btd
-
-
-def _of_prefix(q_btnh, prefix: Prefix | None) -> Array:
-    """Returns a gated prefix's part of the heads' outputs; zeros without a gated prefix."""
-    if prefix is None or prefix.joint:
-        return jnp.zeros_like(q_btnh)
-    gated_v_bpnh = gated_values(prefix, q_btnh.shape[2])
-    if gated_v_bpnh.shape[1] == 1:
-        return jnp.broadcast_to(gated_v_bpnh, q_btnh.shape).astype(q_btnh.dtype)
-    return xla.attend_prefix(q_btnh, prefix.k_bpkh, gated_v_bpnh).astype(q_btnh.dtype)
 
 
 def _put_out(o_btnh, layer: Layers) -> Array:

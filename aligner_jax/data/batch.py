@@ -1,4 +1,4 @@
-"""Batches of packed rows.
+"""Batches of rows, each with one document or several.
 
 Each array is declared once. Its declaration says how it is padded, checked and planned for.
 
@@ -31,7 +31,7 @@ def array(axes: str, dtype: str, *, padding: float = 0, optional: bool = False) 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A batch of packed rows.
+    """A batch of rows, each with one document or several.
 
     The pipeline makes NumPy arrays. A step holds JAX arrays instead, and a plan `jax.ShapeDtypeStruct`s.
 

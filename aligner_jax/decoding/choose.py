@@ -15,7 +15,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.model.logical import constrain, replicated
 
 _LEAST, _LARGEST = float(jnp.finfo(jnp.float32).tiny), float(jnp.finfo(jnp.float32).max)
-_MOST_TOKENS = jnp.iinfo(jnp.int32).max
+_MAX_TOKENS = jnp.iinfo(jnp.int32).max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class RowSampling:
         temperatures = [min(max(float(row.temperature), _LEAST), _LARGEST) if row.temperature else 0.0 for row in rows]
         return cls(
             temperature_b=jnp.asarray(temperatures, jnp.float32),
-            top_k_b=jnp.asarray([min(int(row.top_k), _MOST_TOKENS) for row in rows], jnp.int32),
+            top_k_b=jnp.asarray([min(int(row.top_k), _MAX_TOKENS) for row in rows], jnp.int32),
             # A top_p below 1 that rounds to 1 in float32 stays on: it drops tokens whose rounded sum reaches 1.
             top_p_b=jnp.asarray([row.top_p if row.top_p < 1 else math.inf for row in rows], jnp.float32),
         )

@@ -159,6 +159,9 @@ def decode_tokens(
     params: Params, bound: Bound, state: State, stops: Int[Array, " stops"], *, config: LlamaConfig, count: int
 ) -> tuple[State, Int[Array, "b count"]]:
     """Decodes `count` tokens per row. The first is `State.token_b`, which was chosen before the call."""
+    # XLA's GPU compiler reads weights in place only if no loop carries them.
+    if count == 1:
+        return step(params, bound, state, stops, config=config), replicated(state.token_b[:, None])
 
     def one(state: State, _):
         return step(params, bound, state, stops, config=config), state.token_b
@@ -167,19 +170,25 @@ def decode_tokens(
     return state, replicated(tokens_tb.T)
 
 
+def tokens_per_program(platform: str, tokens_per_call: int = TOKENS_PER_CALL) -> int:
+    """Returns the number of tokens that one program decodes per row on this platform ("cpu", "gpu" or "tpu").
+
+    On GPUs it is 1, so that no loop carries the weights. Calls are asynchronous, so the device does not wait for the
+    host.
+    """
+    return 1 if platform == "gpu" else tokens_per_call
+
+
 def _decode(
     params: Params, bound: Bound, state: State, stops: Int[Array, " stops"], *, config: LlamaConfig, count: int
 ) -> tuple[State, np.ndarray]:
-    """Calls `decode_tokens`; returns the tokens on the host."""
-    if next(iter(params.embed_vd.devices())).platform != "gpu":
-        state, tokens_bt = decode_tokens(params, bound, state, stops, config=config, count=count)
-        return state, np.asarray(tokens_bt)
-    # XLA's GPU compiler reads the weights of a layer in place only if they are arguments of the program, not values of
-    # a loop. Calls are asynchronous, so the device does not wait for the host.
-    tokens = []
-    for _ in range(count):
-        state, tokens_b1 = decode_tokens(params, bound, state, stops, config=config, count=1)
-        tokens.append(tokens_b1)
+    """Decodes `count` tokens per row; returns the tokens on the host."""
+    # The parameters may be NumPy arrays.
+    (platform,) = {device.platform for device in state.token_b.devices()}
+    each, tokens = tokens_per_program(platform, count), []
+    for _ in range(count // each):
+        state, tokens_bt = decode_tokens(params, bound, state, stops, config=config, count=each)
+        tokens.append(tokens_bt)
     return state, np.concatenate(jax.device_get(tokens), axis=1)
 
 

@@ -42,7 +42,7 @@ def front_matter(
 
     Args:
       library: library that loads the files.
-      relation: what the files are of the base: "adapter" or "finetune".
+      relation: relation of the files to the base, "adapter" or "finetune".
       methods: methods of the adapters.
       name: name of the folder or repository.
       base: the base.

@@ -15,7 +15,7 @@ Support = Literal["runs", "drops", "refuses", "unverified"]
 """An engine applies the bias, ignores it without an error, does not load the file; or no source was found."""
 
 READ = "November 2026"
-"""When the sources were read."""
+"""Date on which the sources were read."""
 
 _PHRASES: dict[Support, str] = {
     "runs": "runs it",
@@ -27,7 +27,7 @@ _PHRASES: dict[Support, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What an engine makes of a bias.
+    """An engine's treatment of a bias.
 
     Attributes:
       support: see `Support`.

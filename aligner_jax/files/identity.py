@@ -21,5 +21,11 @@ def identity(record: Any) -> dict[str, Any]:
         value = getattr(record, field.name)
         if field.metadata.get(LATER) and value == field.default:
             continue
-        fields[field.name] = identity(value) if dataclasses.is_dataclass(value) else value
+        fields[field.name] = _identity(value)
     return fields
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_identity, value))
+    return identity(value) if dataclasses.is_dataclass(value) else value

@@ -7,7 +7,7 @@ gate per head scales the prefix's output (arXiv 2312.05503, section 3; arXiv 230
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.struct
@@ -72,17 +72,18 @@ def attend(
     q_btnh: Float[Array, "b t n h"],
     k_bskh: Float[Array, "b s k h"],
     v_bskh: Float[Array, "b s k h"],
-    prefix: Prefix | None = None,
+    prefix: Prefix | Sequence[Prefix] | None = None,
     *,
     segment_ids_bt: Int[Array, "b t"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "b t n h"]:
-    """Computes causal self-attention of each row (s = t), plus the prefix.
+    """Computes causal self-attention of each row (s = t), plus the prefix or prefixes.
 
     Args:
       q_btnh, k_bskh: queries and keys, already rotated.
       v_bskh: values.
-      prefix: optional prefix, which every query attends to.
+      prefix: optional prefix, which every query attends to; or several, whose outputs are summed. Each has a softmax
+        of its own, and at most one is joint.
       segment_ids_bt: positions attend only to positions with the same segment id.
       implementation: "auto" selects the first of the platform's kernels (`KERNELS`) that supports the inputs, and
         `kernels.xla` otherwise; none stores attention weights for the backward pass. On an NVIDIA card it selects only
@@ -96,58 +97,118 @@ def attend(
 
     Raises:
       Unsupported: the named kernel does not support these inputs; the message says why.
-      InputError: the shapes do not fit together, or the implementation is unknown.
+      InputError: the shapes do not fit together, two prefixes are joint, or the implementation is unknown.
     """
     if implementation not in IMPLEMENTATIONS:
         raise InputError(f"attention implementation {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
-    _check(q_btnh, k_bskh, v_bskh, prefix)
+    prefixes = as_prefixes(prefix)
+    _check(q_btnh, k_bskh, v_bskh, prefixes)
     if implementation == "xla":
         mask_bts = xla.causal_mask(q_btnh.shape[1], segment_ids_bt)
-        return attend_masked(q_btnh, k_bskh.swapaxes(1, 2), v_bskh.swapaxes(1, 2), prefix, mask_bts=mask_bts)
-    inputs = Inputs(q_btnh, k_bskh, v_bskh, segment_ids_bt)
-    if prefix is None:
-        return _attend_on_each_device(inputs, implementation)
-    if prefix.joint:
-        k_bskh, v_bskh = _joined(prefix.k_bpkh, k_bskh, axis=1), _joined(prefix.v_bpkh, v_bskh, axis=1)
-        return _attend_on_each_device(inputs._replace(k_bskh=k_bskh, v_bskh=v_bskh), implementation)
-    gated_v_bpnh = gated_values(prefix, q_btnh.shape[2]).astype(q_btnh.dtype)
-    if gated_v_bpnh.shape[1] == 1:
-        return xla.add_everywhere(_attend_on_each_device(inputs, implementation), gated_v_bpnh)
-    inputs = inputs._replace(prefix_k_bpkh=prefix.k_bpkh.astype(q_btnh.dtype), gated_v_bpnh=gated_v_bpnh)
-    return _attend_on_each_device(inputs, implementation)
+        return attend_masked(q_btnh, k_bskh.swapaxes(1, 2), v_bskh.swapaxes(1, 2), prefixes, mask_bts=mask_bts)
+    inputs, joint = Inputs(q_btnh, k_bskh, v_bskh, segment_ids_bt), joint_prefix(prefixes)
+    if joint is not None:
+        k_bskh, v_bskh = _joined(joint.k_bpkh, k_bskh, axis=1), _joined(joint.v_bpkh, v_bskh, axis=1)
+        inputs = inputs._replace(k_bskh=k_bskh, v_bskh=v_bskh)
+    gated = gated_prefixes(prefixes, q_btnh.shape[2], q_btnh.dtype)
+    terms = [(k_bpkh.astype(q_btnh.dtype), gated_v_bpnh.astype(q_btnh.dtype)) for k_bpkh, gated_v_bpnh in gated.terms]
+    if terms and joint is None:
+        # A kernel takes one prefix, and computes it together with the text.
+        (prefix_k_bpkh, gated_v_bpnh), *terms = terms
+        inputs = inputs._replace(prefix_k_bpkh=prefix_k_bpkh, gated_v_bpnh=gated_v_bpnh)
+    o_btnh = _attend_on_each_device(inputs, implementation)
+    if gated.constant_b1nh is not None:
+        o_btnh = xla.add_everywhere(o_btnh, gated.constant_b1nh)
+    for term in terms:
+        o_btnh += xla.attend_prefix(q_btnh, *term)
+    return o_btnh
 
 
 def attend_masked(
     q_btnh: Float[Array, "b t n h"],
     k_bksh: Float[Array, "b k s h"],
     v_bksh: Float[Array, "b k s h"],
-    prefix: Prefix | None,
+    prefixes: Sequence[Prefix],
     *,
     mask_bts: Bool[Array, "#b t s"],
 ) -> Float[Array, "b t n h"]:
-    """Computes attention with an explicit mask, plus the prefix, which every query attends to.
+    """Computes attention with an explicit mask, plus the prefixes, which every query attends to.
 
     Args:
       q_btnh: queries, already rotated.
       k_bksh, v_bksh: keys (already rotated) and values; heads come before positions, as in a cache.
-      prefix: optional prefix.
+      prefixes: any number of prefixes, of which at most one is joint.
       mask_bts: True where query t may attend to key s.
 
     Returns:
       The heads' outputs in q's dtype, before the output projection.
     """
-    if prefix is not None and prefix.joint:
-        k_bksh = _joined(prefix.k_bpkh.swapaxes(1, 2), k_bksh, axis=2)
-        v_bksh = _joined(prefix.v_bpkh.swapaxes(1, 2), v_bksh, axis=2)
-        mask_bts = jnp.pad(mask_bts, [(0, 0), (0, 0), (prefix.k_bpkh.shape[1], 0)], constant_values=True)
-        prefix = None
+    joint = joint_prefix(prefixes)
+    if joint is not None:
+        k_bksh = _joined(joint.k_bpkh.swapaxes(1, 2), k_bksh, axis=2)
+        v_bksh = _joined(joint.v_bpkh.swapaxes(1, 2), v_bksh, axis=2)
+        mask_bts = jnp.pad(mask_bts, [(0, 0), (0, 0), (joint.k_bpkh.shape[1], 0)], constant_values=True)
     o_btnh, _ = xla.attend_text(q_btnh, k_bksh, v_bksh, mask_bts)
+    return add_gated(o_btnh, q_btnh, prefixes)
+
+
+def add_gated(
+    o_btnh: Float[Array, "b t n h"], q_btnh: Float[Array, "b t n h"], prefixes: Sequence[Prefix]
+) -> Float[Array, "b t n h"]:
+    """Adds the outputs of the prefixes that are not joint to the heads' outputs, in XLA's operations."""
+    gated = gated_prefixes(prefixes, q_btnh.shape[2], q_btnh.dtype)
+    if gated.constant_b1nh is not None:
+        o_btnh += gated.constant_b1nh
+    for k_bpkh, gated_v_bpnh in gated.terms:
+        o_btnh += xla.attend_prefix(q_btnh, k_bpkh, gated_v_bpnh)
+    return o_btnh
+
+
+def as_prefixes(prefix: Prefix | Sequence[Prefix] | None) -> tuple[Prefix, ...]:
+    """Returns none, one or several prefixes as a tuple."""
     if prefix is None:
-        return o_btnh
-    gated_v_bpnh = gated_values(prefix, q_btnh.shape[2])
-    if gated_v_bpnh.shape[1] == 1:
-        return o_btnh + gated_v_bpnh.astype(q_btnh.dtype)
-    return o_btnh + xla.attend_prefix(q_btnh, prefix.k_bpkh, gated_v_bpnh)
+        return ()
+    return (prefix,) if isinstance(prefix, Prefix) else tuple(prefix)
+
+
+def joint_prefix(prefixes: Sequence[Prefix]) -> Prefix | None:
+    """Returns the joint prefix; None if there is none.
+
+    Raises:
+      InputError: there are several.
+    """
+    joint = [prefix for prefix in prefixes if prefix.joint]
+    if len(joint) > 1:
+        raise InputError(
+            f"{len(joint)} adapters have prefixes that share the text's softmax in one layer (prompt or prefix tuning):"
+            " apply one of them only"
+        )
+    return next(iter(joint), None)
+
+
+class Gated(NamedTuple):
+    """The prefixes of one layer that have a softmax of their own.
+
+    Attributes:
+      constant_b1nh: sum over the prefixes of one token, which add the same at every position; None without any.
+      terms: keys, and values multiplied by the gates in float32, of every prefix of several tokens.
+    """
+
+    constant_b1nh: Float[Array, "#b 1 n h"] | None
+    terms: list[tuple[Float[Array, "#b p k h"], Float[Array, "#b p n h"]]]
+
+
+def gated_prefixes(prefixes: Sequence[Prefix], num_heads: int, dtype: jnp.dtype) -> Gated:
+    """Returns the prefixes that are not joint; their constant has the given dtype."""
+    constants, terms = [], []
+    for prefix in prefixes:
+        if not prefix.joint:
+            gated_v_bpnh = gated_values(prefix, num_heads)
+            if gated_v_bpnh.shape[1] == 1:
+                constants.append(gated_v_bpnh)
+            else:
+                terms.append((prefix.k_bpkh, gated_v_bpnh))
+    return Gated(functools.reduce(jnp.add, constants).astype(dtype) if constants else None, terms)
 
 
 def gated_values(prefix: Prefix, num_heads: int) -> Float[Array, "b p n h"]:
@@ -244,17 +305,16 @@ def _kernel(platform: str, inputs: Inputs) -> Kernel | None:
     return None
 
 
-def _check(q_btnh, k_bskh, v_bskh, prefix: Prefix | None):
+def _check(q_btnh, k_bskh, v_bskh, prefixes: Sequence[Prefix]):
     b, t, n, h = q_btnh.shape
     k = k_bskh.shape[2]
     if k_bskh.shape != (b, t, k, h) or v_bskh.shape != k_bskh.shape or n % k:
         raise InputError(f"queries {q_btnh.shape}, keys {k_bskh.shape} and values {v_bskh.shape} do not fit together")
-    if prefix is None:
-        return
-    rows, p = prefix.v_bpkh.shape[:2]
-    fits = prefix.v_bpkh.shape == (rows, p, k, h) and prefix.k_bpkh.shape == (rows, p, k, h)
-    if not fits or prefix.gate_bn.shape != (rows, n) or rows not in (1, b):
-        raise InputError(
-            f"prefix keys {prefix.k_bpkh.shape}, values {prefix.v_bpkh.shape} and gates {prefix.gate_bn.shape} "
-            f"do not fit queries {q_btnh.shape} and keys {k_bskh.shape}"
-        )
+    for prefix in prefixes:
+        rows, p = prefix.v_bpkh.shape[:2]
+        fits = prefix.v_bpkh.shape == (rows, p, k, h) and prefix.k_bpkh.shape == (rows, p, k, h)
+        if not fits or prefix.gate_bn.shape != (rows, n) or rows not in (1, b):
+            raise InputError(
+                f"prefix keys {prefix.k_bpkh.shape}, values {prefix.v_bpkh.shape} and gates {prefix.gate_bn.shape} "
+                f"do not fit queries {q_btnh.shape} and keys {k_bskh.shape}"
+            )

@@ -89,7 +89,7 @@ def prefill_cache(
             # In another layout the compiler would copy the whole cache.
             k_lbksh, v_lbksh = as_stored(k_lbksh), as_stored(v_lbksh)
             # Causality masks the padding, which follows a row's tokens.
-            return attend(q_btnh, k_btkh, v_btkh, layer.prefix)
+            return attend(q_btnh, k_btkh, v_btkh, layer.prefixes)
 
         x_btd = transform(x_btd, layer.updated(), attention, cos_sin=cos_sin, config=config)
         return (x_btd, k_lbksh, v_lbksh), None
@@ -137,7 +137,7 @@ def forward_cached(
             k_bksh = jax.lax.dynamic_index_in_dim(cache.k_lbksh, layer.index, keepdims=False)
             v_bksh = jax.lax.dynamic_index_in_dim(cache.v_lbksh, layer.index, keepdims=False)
             return attend_cached(
-                q_btnh, k_bksh, v_bksh, new_k_bkth, new_v_bkth, layer.prefix, lengths_b=cache.lengths_b
+                q_btnh, k_bksh, v_bksh, new_k_bkth, new_v_bkth, layer.prefixes, lengths_b=cache.lengths_b
             )
 
         return transform(x_btd, layer.updated(), attention, cos_sin=cos_sin, config=config), new

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from aligner_jax.model.attention import Prefix, gated_values
+from aligner_jax.model.attention import Prefix, add_gated, joint_prefix
 from aligner_jax.model.kernels import xla
 
 type _Part = tuple[Float[Array, "b k s h"], Float[Array, "b k s h"], Bool[Array, "#b t s"] | None]
@@ -20,11 +20,11 @@ def attend_cached(
     v_bksh: Float[Array, "b k s h"],
     new_k_bkth: Float[Array, "b k t h"],
     new_v_bkth: Float[Array, "b k t h"],
-    prefix: Prefix | None = None,
+    prefixes: Sequence[Prefix] = (),
     *,
     lengths_b: Int[Array, " b"],
 ) -> Float[Array, "b t n h"]:
-    """Computes attention of t new tokens per row to the cache, to each other (causally), and to the prefix.
+    """Computes attention of t new tokens per row to the cache, to each other (causally), and to prefixes.
 
     The cache is neither written nor copied.
 
@@ -32,24 +32,19 @@ def attend_cached(
       q_btnh: queries of the new tokens, already rotated.
       k_bksh, v_bksh: one layer of a cache. Row b attends to its slots s < lengths_b[b].
       new_k_bkth, new_v_bkth: keys (already rotated) and values of the new tokens.
-      prefix: optional prefix, which every query attends to.
+      prefixes: prefixes, which every query attends to; at most one is joint.
       lengths_b: number of filled slots per row.
 
     Returns:
       The heads' outputs in q's dtype, before the output projection.
     """
-    (b, t, n, _), slots = q_btnh.shape, k_bksh.shape[2]
+    (b, t, _, _), slots = q_btnh.shape, k_bksh.shape[2]
     filled_b1s = jnp.arange(slots)[None, None] < lengths_b[:, None, None]
     parts: list[_Part] = [(k_bksh, v_bksh, filled_b1s), (new_k_bkth, new_v_bkth, xla.causal_mask(t, None))]
-    if prefix is not None and prefix.joint:
-        parts.append((*_joint_keys_values(prefix, b, k_bksh.dtype), None))
-    o_btnh = _attend_parts(q_btnh, parts)
-    if prefix is None or prefix.joint:
-        return o_btnh
-    gated_v_bpnh = gated_values(prefix, n)
-    if gated_v_bpnh.shape[1] == 1:
-        return o_btnh + gated_v_bpnh.astype(q_btnh.dtype)
-    return o_btnh + xla.attend_prefix(q_btnh, prefix.k_bpkh, gated_v_bpnh)
+    joint = joint_prefix(prefixes)
+    if joint is not None:
+        parts.append((*_joint_keys_values(joint, b, k_bksh.dtype), None))
+    return add_gated(_attend_parts(q_btnh, parts), q_btnh, prefixes)
 
 
 def _attend_parts(

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from aligner_jax.errors import InputError
 from aligner_jax.model.attention import RESIDUAL, Prefix
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.layout import as_stored
@@ -53,13 +52,13 @@ class Layer:
     Attributes:
       index: index of the layer in the model.
       weights: weights of the base.
-      prefix: prefix of at most one adapter.
+      prefixes: prefixes of all adapters, each with a softmax of its own; at most one is joint.
       updates: updates of all adapters, in the order in which they are applied.
     """
 
     index: Int[Array, ""]
     weights: Layers
-    prefix: Prefix | None = None
+    prefixes: tuple[Prefix, ...] = ()
     updates: tuple[Mapping[str, Update], ...] = ()
 
     def updated(self) -> Layers:
@@ -88,34 +87,30 @@ def run_layers[Carry](
       carry: initial carry.
       layers: stacked weights.
       indices: indices of the layers to run.
-      adapted: prefixes and updates of the adapters. At most one of them may have a prefix at any layer.
+      adapted: prefixes and updates of the adapters, in the order in which they are applied.
       read: indexes one layer's weights out of the stack; by default `layer_at`.
       remat: rematerialization, see `remat.parts`; None does not use `jax.checkpoint`.
       unroll_on_gpu: unrolls the scan on GPUs, so that weights are read in place. In a loop, XLA's GPU compiler copies
         every layer's weights out of the stacks, which triples the memory traffic of a decode step.
 
     Raises:
-      InputError: two adapters have a prefix at the same layer, or remat is unknown.
+      InputError: remat is unknown.
     """
     read = read or layer_at
     outputs = []
     policies = [(indices, None)] if remat is None else parts(remat, indices)
     for segment, saved in _segments(policies, adapted):
         here = [part.within(segment) for part in adapted if segment.start in part.layers]
-        prefixes = [part.prefix for part in here if part.prefix is not None]
-        if len(prefixes) > 1:
-            raise InputError(
-                f"{len(prefixes)} of the adapters have a prefix at layer {segment.start}: apply one of them only"
-            )
 
         def one(carry, index_and_adapted):
-            index, prefix, updates = index_and_adapted
-            return step(carry, Layer(index, read(layers, index), prefix, updates))
+            index, prefixes, updates = index_and_adapted
+            return step(carry, Layer(index, read(layers, index), prefixes, updates))
 
         if saved is not None:
             one = jax.checkpoint(one, prevent_cse=False, policy=remat_policy(saved))
-        prefix, updates = next(iter(prefixes), None), tuple(part.updates for part in here if part.updates)
-        xs = (jnp.arange(segment.start, segment.stop), prefix, updates)
+        prefixes = tuple(part.prefix for part in here if part.prefix is not None)
+        updates = tuple(part.updates for part in here if part.updates)
+        xs = (jnp.arange(segment.start, segment.stop), prefixes, updates)
         if unroll_on_gpu:
             scan, unrolled = functools.partial(jax.lax.scan, one), functools.partial(_unrolled, one, segment)
             carry, output = jax.lax.platform_dependent(carry, xs, cuda=unrolled, default=scan)

@@ -52,7 +52,7 @@ def forward(
     def step(x_btd, layer: Layer):
         def attention(q_btnh, k_bskh, v_bskh):
             return attend(
-                q_btnh, k_bskh, v_bskh, layer.prefix, segment_ids_bt=segment_ids_bt, implementation=implementation
+                q_btnh, k_bskh, v_bskh, layer.prefixes, segment_ids_bt=segment_ids_bt, implementation=implementation
             )
 
         return transform(x_btd, layer.updated(), attention, cos_sin=cos_sin, config=config), None

@@ -127,9 +127,12 @@ def _backward(equation: str, weight: Quantized, dy: Array):
         return jnp.einsum(transposed, dy, dequantized(weight, dy.dtype)), None
     if dy.dtype != jnp.float16:
         return jnp.einsum(transposed, _scaled(dy, scales).astype(dy.dtype), weight.values.astype(dy.dtype)), None
-    # Scales are about 1e-3, and gradients times that would underflow. So the largest scale is applied afterwards.
-    largest = jnp.max(scales)
-    dx = _unscaled(transposed, _scaled(dy, scales / largest).astype(dy.dtype), weight.values)
+    # Scales are about 1e-3, and gradients times that would underflow. So the largest scale is applied afterwards. That
+    # of a channel without weights is 1, and does not count.
+    live = jnp.any(weight.values != 0, axis=_summed_axes(equation))
+    largest = jnp.max(scales, where=live, initial=jnp.finfo(scales.dtype).tiny)
+    relative = jnp.where(live, scales / largest, 0)
+    dx = _unscaled(transposed, _scaled(dy, relative).astype(dy.dtype), weight.values)
     return (dx.astype(jnp.float32) * largest).astype(dy.dtype), None
 
 
@@ -140,10 +143,16 @@ def _channels(equation: str, weight: Quantized) -> tuple[str, Array | None]:
     """Returns the transposed product's equation, and the per-channel scales; None if scales or offsets vary within."""
     inputs, result = equation.split("->")
     of_x, of_weight = inputs.split(",")
-    sizes = dict(zip(of_weight, weight.scales.shape, strict=True))
-    after_sum = weight.offsets is None and all(size == 1 for axis, size in sizes.items() if axis in of_x)
-    channels = [size for axis, size in sizes.items() if axis not in of_x]
+    summed = _summed_axes(equation)
+    after_sum = weight.offsets is None and all(weight.scales.shape[axis] == 1 for axis in summed)
+    channels = [size for axis, size in enumerate(weight.scales.shape) if axis not in summed]
     return f"{result},{of_weight}->{of_x}", weight.scales.reshape(channels) if after_sum else None
+
+
+def _summed_axes(equation: str) -> tuple[int, ...]:
+    """Returns the axes of the weight that the product sums over."""
+    of_x, of_weight = equation.split("->")[0].split(",")
+    return tuple(index for index, axis in enumerate(of_weight) if axis in of_x)
 
 
 def _unscaled(equation: str, x: Array, values: Array) -> Array:

@@ -8,6 +8,9 @@ from aligner_jax.files.fields import shown
 type Remat = str
 """A name that `parts` takes: "full", "dots", "dots:N" or "none"."""
 
+AUTO = "auto"
+"""Name in a config for the least rematerialization that fits; `tasks.remat` finds it."""
+
 POLICIES = ("full", "dots", "none")
 """Names of the policies of single layers; `layers.remat_policy` has their meaning."""
 

@@ -33,6 +33,11 @@ class Options:
           config: configuration of the model; None if an adapter's file is read without its base.
         """
 
+    @property
+    def least_layers(self) -> int:
+        """Fewest layers of a model that the options fit."""
+        return 1
+
     def as_dict(self) -> dict[str, Any]:
         """Returns the options by name, sorted by name."""
         return {name: getattr(self, name) for name in sorted(field.name for field in dataclasses.fields(self))}
@@ -57,6 +62,11 @@ class LayerOptions(Options):
             raise InputError(
                 f"start_layer is {shown(self.start_layer)}, but the model has layers 0 to {config.num_layers - 1}"
             )
+
+    @property
+    def least_layers(self) -> int:
+        """Fewest layers of a model that has a layer start_layer."""
+        return self.start_layer + 1
 
     def adapted(self, config: LlamaConfig) -> range:
         """Returns the indices of the adapted layers."""

@@ -21,7 +21,8 @@ from aligner_jax.model.attention import Prefix, gated_values
 from aligner_jax.model.llama import Layers, LlamaConfig, Params
 from aligner_jax.model.updates import LowRankWeight, updated
 from aligner_jax.peft.adapter import Adapter, LayerOptions, Options
-from aligner_jax.peft.methods import METHODS
+from aligner_jax.peft.methods import check_fits
+from aligner_jax.peft.sum import parts_of
 from aligner_jax.peft.together import bind
 from aligner_jax.weights.leaves import leaf_specs
 
@@ -40,7 +41,7 @@ class Fold:
     """Adapters as changes of a base's leaves.
 
     Attributes:
-      adapters: adapters in the order in which they are applied.
+      adapters: adapters in the order in which they are applied; parts of sums one by one.
       config: configuration of the base.
       target: projection whose bias holds a prefix.
       needs: names of the base's leaves that a changed leaf is computed from, by the name of the changed leaf. Biases
@@ -93,8 +94,9 @@ def make_fold(adapters: Sequence[Adapter], config: LlamaConfig, target: Target =
         target is "v" and query heads of a kv head have gates of their own.
       InputError: an adapter does not fit the base.
     """
+    adapters = [part for adapter in adapters for part in parts_of(adapter)]
     for adapter in adapters:
-        _check_fits(adapter, config)
+        check_fits(adapter, config)
         if target == "v":
             _check_gates(adapter, config)
     fold = Fold(tuple(adapters), config, target, {})
@@ -225,16 +227,6 @@ def _merged(weight) -> Array:
 
 def _first(x: Array) -> Array:
     return x[0]
-
-
-def _check_fits(adapter: Adapter, config: LlamaConfig) -> None:
-    adapter.options.check(config)
-    fitting = METHODS[adapter.method].shapes(adapter.options, config)
-    for name, shape in fitting.items():
-        if adapter.trainable[name].shape != shape:
-            raise InputError(
-                f"{name} of this adapter has shape {adapter.trainable[name].shape}, but {shape} fits this base"
-            )
 
 
 def _check_gates(adapter: Adapter, config: LlamaConfig) -> None:

@@ -50,6 +50,11 @@ class LoraOptions(Options):
     dropout: int | float = number(0.05, least=0, below=1)
     rslora: bool = False
 
+    @property
+    def scale(self) -> float:
+        """Factor of the product A B."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
     def check(self, config: LlamaConfig | None) -> None:
         """Raises InputError if targets is empty or has duplicates."""
         if not self.targets or len(set(self.targets)) < len(self.targets):
@@ -93,7 +98,6 @@ def bind(
       config: configuration of the base.
       dropout_key: a `jax.random.key` of this training step; None applies no dropout.
     """
-    scale = options.alpha / (math.sqrt(options.rank) if options.rslora else options.rank)
     dropout = options.dropout if dropout_key is not None else 0.0
     updates = {}
     for index, target in enumerate(options.targets):
@@ -104,7 +108,7 @@ def bind(
         updates[TARGETS[target]] = LowRank(
             a=trainable[f"a_{target}_l{into}r"],
             b=trainable[f"b_{target}_lr{out}"],
-            scale=scale,
+            scale=options.scale,
             dropout=dropout,
             keys=keys,
         )

@@ -18,6 +18,7 @@ from aligner_jax.peft.llama_adapter import LLAMA_ADAPTER
 from aligner_jax.peft.lora import LORA
 from aligner_jax.peft.prefix import PREFIX
 from aligner_jax.peft.prompt import PROMPT
+from aligner_jax.peft.sum import SUM
 from aligner_jax.runtime.fields import parse_section
 
 METHODS: dict[str, Method[Any]] = {
@@ -28,6 +29,7 @@ METHODS: dict[str, Method[Any]] = {
     "prefix": PREFIX,
     "bias": BIAS,
     "full": FULL,
+    "sum": SUM,
 }
 
 
@@ -82,6 +84,17 @@ def fresh_adapter(method: str, config: LlamaConfig, key: int | Array, options: O
     """Initializes an adapter like `init_adapter`, with options from `complete_options`."""
     key = jax.random.key(key) if isinstance(key, int) else key
     return Adapter(trainable=METHODS[method].init(options, config, key), method=method, options=options)
+
+
+def check_fits(adapter: Adapter, config: LlamaConfig) -> None:
+    """Raises InputError if the adapter's options or the shapes of its arrays do not fit the model."""
+    adapter.options.check(config)
+    fitting = METHODS[adapter.method].shapes(adapter.options, config)
+    for name, shape in fitting.items():
+        if adapter.trainable[name].shape != shape:
+            raise InputError(
+                f"{name} of this adapter has shape {adapter.trainable[name].shape}, but {shape} fits this base"
+            )
 
 
 def with_strength(adapter: Adapter, strength: float) -> Adapter:

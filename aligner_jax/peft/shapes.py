@@ -8,7 +8,7 @@ import numpy as np
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig
-from aligner_jax.peft.adapter import LayerOptions, Options
+from aligner_jax.peft.adapter import Options
 from aligner_jax.peft.methods import METHODS
 
 
@@ -35,13 +35,14 @@ def check_shapes(
     known, optional = (METHODS[method].shapes(options, config), set()) if config else _without_model(method, options)
     for name in sorted((tensors.keys() ^ known.keys()) - (optional - tensors.keys())):
         raise InputError(f"{path} {'has no' if name in known else 'has an unknown'} tensor {name!r}")
-    sizes: dict[str, int] = {}
+    sizes: dict[tuple[str, str], int] = {}
     for name, tensor in tensors.items():
-        axes = name.rpartition("_")[2]
+        # An axis has one size within a part of a sum: the parts may start at different layers.
+        part, axes = name.rpartition("/")[0], name.rpartition("_")[2]
         wanted = known[name]
         if len(tensor.shape) == len(wanted):
             pairs = zip(axes, tensor.shape, wanted, strict=True)
-            wanted = tuple(sizes.setdefault(axis, size) if most is None else most for axis, size, most in pairs)
+            wanted = tuple(sizes.setdefault((part, axis), size) if most is None else most for axis, size, most in pairs)
         if tensor.shape != wanted or 0 in wanted:
             shape = tuple("any" if size in (None, 0) else size for size in wanted)
             raise InputError(f"{path}: tensor {name!r} has shape {tensor.shape}, but {shape} fits this base")
@@ -59,9 +60,9 @@ def _without_model(method: str, options: Options) -> tuple[dict[str, tuple[int |
 
 def _models(options: Options) -> tuple[LlamaConfig, LlamaConfig, LlamaConfig]:
     """Returns two models that differ in every size, and one without the optional parameters."""
-    start = options.start_layer if isinstance(options, LayerOptions) else 0
+    least = options.least_layers
     return (
-        LlamaConfig(11, 24, 13, start + 2, 6, 3, 4, qkv_bias=True, o_bias=True),
-        LlamaConfig(17, 60, 19, start + 3, 10, 5, 6, qkv_bias=True, o_bias=True),
-        LlamaConfig(11, 24, 13, start + 2, 6, 3, 4, tied_embeddings=True),
+        LlamaConfig(11, 24, 13, least + 1, 6, 3, 4, qkv_bias=True, o_bias=True),
+        LlamaConfig(17, 60, 19, least + 2, 10, 5, 6, qkv_bias=True, o_bias=True),
+        LlamaConfig(11, 24, 13, least + 1, 6, 3, 4, tied_embeddings=True),
     )

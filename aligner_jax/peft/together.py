@@ -58,7 +58,8 @@ def bind_together(
     """Binds adapters that are applied together, each to the base with the updates of the preceding adapters.
 
     For example, an Aligner after a LoRA projects its tokens with the updated weights; an Aligner before a LoRA uses the
-    base's weights. At most one adapter may have a prefix at any layer, which `run_layers` checks.
+    base's weights. Prefixes have a softmax each, and their outputs are summed; at most one prefix of a layer may share
+    the text's softmax (prompt and prefix tuning). The embeddings of prompt tuning do not attend to other prefixes.
 
     Args:
       adapters: the adapters in order.

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from aligner_jax.model.llama import LlamaConfig, Remat
+from aligner_jax.model.remat import AUTO
 from aligner_jax.planning.collectives import bytes_by_kind
 from aligner_jax.planning.compiled import Compiled, chip_of, compile_for, compute_dtype, weight_dtype
 from aligner_jax.runtime import sharding
 from aligner_jax.runtime.config import MeshConfig, TrainConfig
 from aligner_jax.runtime.memory import nbytes
-from aligner_jax.tasks.cost import first_adapter_shapes, step_cost
+from aligner_jax.tasks.cost import step_cost
+from aligner_jax.tasks.first_adapter import first_adapter_shapes
 from aligner_jax.tasks.program import abstract_arguments, make_program
-from aligner_jax.tasks.remat import AUTO, Memory, least_remat, need_of
+from aligner_jax.tasks.remat import Memory, least_remat, need_of
 
 ATTAINED = 0.5
 """Share of the roofline that a training step is expected to reach."""

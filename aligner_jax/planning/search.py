@@ -3,12 +3,11 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 
+from aligner_jax.model.remat import AUTO, POLICIES
 from aligner_jax.planning.plan import Plan
 from aligner_jax.runtime.config import TrainConfig
-from aligner_jax.tasks.remat import AUTO
 
-POLICIES = ("none", "dots", "full")
-MOST_ROWS = 65_536
+MAX_ROWS = 65_536
 
 
 def search(config: TrainConfig, step: int, plan: Callable[[TrainConfig], Plan]) -> Iterator[Plan]:
@@ -22,7 +21,7 @@ def search(config: TrainConfig, step: int, plan: Callable[[TrainConfig], Plan]) 
     """
     if config.remat == AUTO:
         yield plan(config)
-    for policy in POLICIES:
+    for policy in reversed(POLICIES):
         yield _largest(lambda rows, policy=policy: plan(_with(config, rows, policy)), step)
 
 
@@ -31,7 +30,7 @@ def _largest(plan: Callable[[int], Plan], step: int) -> Plan:
     if not best.fits:
         return best
     failed: Plan | None = None
-    failing = MOST_ROWS // step + 1
+    failing = MAX_ROWS // step + 1
     while failing - fitting > 1:
         guess = _guess(best, failed, fitting, failing)
         latest = plan(guess * step)

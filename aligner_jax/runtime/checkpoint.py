@@ -24,6 +24,7 @@ from aligner_jax.errors import InputError, one_line
 from aligner_jax.files.content import is_file, open_file
 from aligner_jax.files.fields import read_fields
 from aligner_jax.files.json_text import read_object
+from aligner_jax.model.remat import AUTO, check_name
 from aligner_jax.runtime import distributed
 from aligner_jax.runtime.files import reason, system_reason, write_atomically
 from aligner_jax.runtime.same_run import Origin
@@ -56,6 +57,10 @@ class Checkpoints:
     All processes of a run share the folder and make the same calls. Process 0 writes checksums, removes folders, and
     decides which checkpoint is restored.
 
+    Attributes:
+      remat: rematerialization of the run's steps, saved in every checkpoint: its "name", and for remat "auto" all else
+        of the record (`tasks.chosen_remat`). `restore` sets it to that of the restored steps; empty if unknown.
+
     `save` and `wait` may be called under a transfer guard. They allow implicit transfers for Orbax's copies to the host
     and for the collectives that synchronize its processes.
     """
@@ -81,6 +86,7 @@ class Checkpoints:
         """
         self.directory = Path(directory).absolute()
         self._origin, self._check_place = origin, check
+        self.remat: dict[str, Any] = {}
         check()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -110,6 +116,8 @@ class Checkpoints:
         run = {"step": step, "leaves": _describe(state), "data_state": data_state}
         if self._origin is not None:
             run["origin"] = self._origin.as_dict()
+        if self.remat:
+            run["remat"] = self.remat
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
         with self._failure_is_one_sentence(), jax.transfer_guard("allow"):
             self._manager.wait_until_finished()
@@ -133,8 +141,11 @@ class Checkpoints:
             return None
         folder = self.directory / str(step)
         run = _read_run(folder)
+        self.remat = run.remat
         if self._origin is not None:
-            self._origin.check(run.origin, folder)
+            began = self._origin.check(run.origin, folder)
+            if not self.remat and began.remat != AUTO:
+                self.remat = {"name": began.remat}
         if run.leaves != _describe(template):
             raise InputError(f"{folder} is of another run: {_difference(run.leaves, template)}")
         items = ocp.args.Composite(state=ocp.args.StandardRestore(template))
@@ -256,6 +267,7 @@ class _Run:
     leaves: dict[str, Any]
     data_state: dict[str, Any]
     origin: object
+    remat: dict[str, Any]
 
 
 def _read_run(folder: Path) -> _Run:
@@ -266,7 +278,12 @@ def _read_run(folder: Path) -> _Run:
         raise fields.error("leaves" if leaves is None else "data_state", "is missing")
     # The oldest versions did not write the step.
     step = fields.integer("step", int(folder.name), least=0)
-    return _Run(step, dict(leaves.values), dict(data_state.values), fields.get("origin"))
+    remat = fields.section("remat")
+    if remat is not None:
+        check_name(remat.text("name"))
+    return _Run(
+        step, dict(leaves.values), dict(data_state.values), fields.get("origin"), dict(remat.values) if remat else {}
+    )
 
 
 def _check(folder: Path, step: int) -> None:

@@ -33,8 +33,8 @@ _V5P = Chip("v5p", 459e12, 2765e9, 95 << 30, 600e9)
 _V6E = Chip("v6e", 918e12, 1638e9, 32 << 30, 400e9)
 _TPU7X = Chip("tpu7x", 2307e12 / 2, 7380e9 / 2, (192 << 30) // 2, 1200e9 / 2)
 
-# From NVIDIA's datasheets: "H100 Tensor Core GPU", "H200 Tensor Core GPU", "A100 80GB" and "A100 40GB", "L4", "T4" and
-# "V100". Where they give tensor cores "with sparsity" (H100, H200, L4), these are half of it. Links are published as
+# Sources: NVIDIA's datasheets "H100 Tensor Core GPU", "H200 Tensor Core GPU", "A100 80GB" and "A100 40GB", "L4", "T4",
+# "V100". FLOPs are half of the published ones where these are "with sparsity" (H100, H200, L4). Links are published as
 # the sum of both directions, of which half receives: NVLink 900 (H100 SXM, H200), 600 (A100, and the bridges of H100
 # PCIe and NVL) and 300 GB/s (V100 SXM2); PCI Express 64 (L4) and 32 GB/s (T4, V100 PCIe).
 _H100_SXM = Chip("H100 SXM", 989e12, 3350e9, 80 << 30, 450e9)

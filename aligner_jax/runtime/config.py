@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from aligner_jax.errors import InputError
-from aligner_jax.model.remat import check_name
+from aligner_jax.model.remat import AUTO, check_name
 from aligner_jax.runtime.fields import number, parse_section
 
 SEEDS = 2**32
@@ -206,7 +206,8 @@ class StallConfig:
 
     Attributes:
       seconds: limit on the wait for a batch, a step or a checkpoint.
-      compile_seconds: limit on the first step and on a held-out evaluation, which are compiled.
+      compile_seconds: limit on the first step, on a held-out evaluation and on each compilation of the search
+        of remat "auto".
     """
 
     seconds: float | None = number(1800.0, least=0)
@@ -319,9 +320,9 @@ def _check_together(config: TrainConfig) -> None:
         )
     if config.data.format == "fields" and not config.data.fields:
         raise InputError("config.data.format is 'fields', but config.data.fields names none of the file's fields")
-    if config.remat != "auto":
+    if config.remat != AUTO:
         try:
-            check_name(config.remat, also=", auto")
+            check_name(config.remat, also=f", {AUTO}")
         except InputError as error:
             raise InputError(f"config.{error}") from None
     if config.data.system is not None and config.data.template != "chat":

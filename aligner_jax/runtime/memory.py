@@ -22,6 +22,11 @@ def bits(dtype: Any) -> int:
     return 4 if "int4" in str(dtype) else 8 * jax.numpy.dtype(dtype).itemsize
 
 
+def is_exhausted(error: Exception) -> bool:
+    """Returns True if the error says that a device has not enough memory, for a program or for an array."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def nbytes(tree: Any) -> int:
     """Returns the bytes of a tree's shards on one device."""
     return sum(
@@ -44,31 +49,37 @@ def available_bytes(message: str) -> int | None:
     return _bytes(used[3], used[4]) if used and used[3] else None
 
 
-def limit_bytes(argument_bytes: int) -> int:
+def limit_bytes(argument_bytes: int) -> int | None:
     """Returns the memory that a training step may take on one of this process's devices, arguments included.
 
-    Memory that is held by anything but the step's arguments is left out.
+    Memory that this process holds for anything but the step's arguments is left out. Memory that other processes hold
+    on a GPU is not known.
 
     Args:
       argument_bytes: size of the step's arguments on the device, where they already are.
+
+    Returns:
+      The memory in bytes; None if neither the device, the chip's table nor the system says how much there is.
     """
     device = jax.local_devices()[0]
     stats: dict[str, int] = device.memory_stats() or {}
+    share = _GPU_SHARE if device.platform == "gpu" else 1
     if "bytes_limit" in stats:
-        share = _GPU_SHARE if device.platform == "gpu" else 1
         return int(share * stats["bytes_limit"]) - max(stats.get("bytes_in_use", 0) - argument_bytes, 0)
-    if device.device_kind in CHIPS:
-        return CHIPS[device.device_kind].hbm_bytes
-    return argument_bytes + int(_CPU_SHARE * _host_bytes()) // jax.local_device_count()
+    if device.platform != "cpu":
+        chip = CHIPS.get(device.device_kind)
+        return None if chip is None else int(share * chip.hbm_bytes)
+    host_bytes = _host_bytes()
+    return None if host_bytes is None else argument_bytes + int(_CPU_SHARE * host_bytes) // jax.local_device_count()
 
 
-def _host_bytes() -> int:
-    """Returns the host's memory that is available without swapping; 0 if the system does not say."""
+def _host_bytes() -> int | None:
+    """Returns the host's memory that is available without swapping; None if the system does not say."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) << 10
     except (OSError, KeyError, ValueError):
-        return 0
+        return None
 
 
 def _bytes(number: str, unit: str) -> int:

@@ -23,7 +23,7 @@ _GPU_DEVICES = ("/dev/nvidia[0-9]*", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _AMX_FLAGS = "--xla_cpu_use_onednn=true --xla_cpu_experimental_onednn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
 _AMX_JAXLIB = "0.12."
 
-# By default JAX takes three quarters of a GPU's memory when it starts and never uses the rest. A second process on the
+# JAX's default takes three quarters of a GPU's memory at the start and never uses the rest. A second process on the
 # card (a notebook's kernel beside its commands, or PyTorch) would then find no room, and a base that fills the card
 # would not fit. So memory is taken as it is needed, up to nearly all. Nothing is given back before the process ends.
 _GPU_MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_CLIENT_MEM_FRACTION": "0.95"}

@@ -10,6 +10,11 @@ from typing import Any
 
 import jax
 
+_COMPILERS = (
+    "jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt",
+)  # fmt: skip
+"""Packages whose versions decide what a lowered program is compiled to."""
+
 _LOCATION = re.compile(r'(?:^(#loc\d*) = )?loc\((?:"([^"]*)"[()]|(#loc\d*)\))', re.MULTILINE)
 """A location in a lowered text: the definition of an alias, a name, or a use of an alias."""
 
@@ -22,7 +27,7 @@ def digest_of(lowered: jax.stages.Lowered, devices: Sequence[Any]) -> str:
             [
                 lowered.as_text(), *_operation_names(lowered.as_text(debug_info=True)),
                 *map(str, devices), devices[0].device_kind, client.platform_version, str(client.device_count()),
-                *(f"{name} {_version(name)}" for name in ("jaxlib", "libtpu")),
+                *(f"{name} {_version(name)}" for name in _COMPILERS),
                 *(f"{name} {os.environ.get(name)}" for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")),
                 *(f"{name} {value}" for name, value in sorted(jax.config.values.items()) if "cache" not in name),
             ]

@@ -31,7 +31,7 @@ rounding; another mesh also changes LoRA's dropout, whose masks depend on a row'
 """
 Parse = Callable[[Mapping[str, Any]], TrainConfig]
 
-_INPUTS = "inputs.json"
+_CONFIG, _INPUTS = "config.json", "inputs.json"
 _NOTED_LATER = ("form of the base",)
 """Inputs that the first versions did not record. A missing one counts as unchanged."""
 _MISPLACED = "put it back where it was written, or choose another --workdir"
@@ -61,13 +61,16 @@ class Origin:
         """Writes `inputs.json` of a new run. Raises InputError if it cannot be written."""
         write_atomically(self.workdir / _INPUTS, json.dumps(self.input_digests, indent=2) + "\n")
 
-    def check(self, recorded: object, checkpoint: Path) -> None:
+    def check(self, recorded: object, checkpoint: Path) -> TrainConfig:
         """Refuses a checkpoint of another config, base, data or other input.
 
         Args:
           recorded: result of `as_dict` that the checkpoint holds; None in checkpoints of older versions, for which only
             `inputs.json` is compared.
           checkpoint: folder of the checkpoint.
+
+        Returns:
+          The config that the checkpoint was made with; that of `config.json` if the checkpoint does not say.
 
         Raises:
           InputError: an input differs (named), or `inputs.json` or the record is missing or cannot be used.
@@ -81,15 +84,18 @@ class Origin:
                 "before, or choose another --workdir"
             )
         if recorded is None:
-            return
+            path = self.workdir / _CONFIG
+            return _parse(_read(path), path, self.parse) if exists(path) else self.config
         fields = Fields({"origin": recorded}, checkpoint).section("origin")
         config, inputs = (fields.section(name) if fields else None for name in ("config", "inputs"))
         if config is None or inputs is None:
             raise InputError(f"{checkpoint} does not say of what run it is: remove it, or choose another --workdir")
-        if different := _differing(_parse(config.values, checkpoint, self.parse), self.config):
+        made_with = _parse(config.values, checkpoint, self.parse)
+        if different := _differing(made_with, self.config):
             raise InputError(f"{checkpoint} is of a run with another configuration ({different}): {_MISPLACED}")
         if changed := _changed(inputs.values, self.input_digests):
             raise InputError(f"{checkpoint} is of a run that began with another {changed}: {_MISPLACED}")
+        return made_with
 
 
 def save_config(config: TrainConfig, workdir: str | Path) -> None:
@@ -98,7 +104,7 @@ def save_config(config: TrainConfig, workdir: str | Path) -> None:
     Raises:
       InputError: the file cannot be written.
     """
-    write_atomically(Path(workdir) / "config.json", json.dumps(as_dict(config), indent=2) + "\n")
+    write_atomically(Path(workdir) / _CONFIG, json.dumps(as_dict(config), indent=2) + "\n")
 
 
 def check_same_run(config: TrainConfig, workdir: str | Path, parse: Parse = parse_config) -> TrainConfig:
@@ -114,7 +120,7 @@ def check_same_run(config: TrainConfig, workdir: str | Path, parse: Parse = pars
       InputError: fields differ (all are named, with old and new values), config.json cannot be used, or the workdir has
         checkpoints but no config.json.
     """
-    path = Path(workdir) / "config.json"
+    path = Path(workdir) / _CONFIG
     if not exists(path):
         _check_no_checkpoints(Path(workdir), path)
         return config

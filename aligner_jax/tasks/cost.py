@@ -4,11 +4,11 @@ import jax
 from jax.sharding import Mesh
 
 from aligner_jax.model.llama import LlamaConfig, Params
-from aligner_jax.peft import METHODS, Adapter
+from aligner_jax.peft import METHODS
 from aligner_jax.runtime import roofline
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.memory import bits
-from aligner_jax.tasks.first_adapter import first_adapter
+from aligner_jax.tasks.first_adapter import first_adapter_shapes
 
 
 def step_cost(config: TrainConfig, model: LlamaConfig, mesh: Mesh, params: Params) -> roofline.Cost:
@@ -34,8 +34,3 @@ def first_adapted(config: TrainConfig, model: LlamaConfig) -> int:
     """Returns the index of the first layer with a backward pass."""
     adapter = first_adapter_shapes(config, model)
     return METHODS[adapter.method].cost(adapter.options, model).start_layer
-
-
-def first_adapter_shapes(config: TrainConfig, model: LlamaConfig) -> Adapter:
-    """Returns the initial adapter of a run, with `jax.ShapeDtypeStruct`s in place of arrays."""
-    return jax.eval_shape(lambda: first_adapter(config, model))

@@ -2,6 +2,8 @@
 
 import functools
 
+import jax
+
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft import METHODS, Adapter, complete_options
@@ -39,6 +41,11 @@ def first_adapter(config: TrainConfig, model: LlamaConfig, base: Base | None = N
     seeds = config.sweep.seed or (config.seed,) * (num_adapters or 1)
     adapter = one(config.seed) if num_adapters is None else stack_adapters([one(seed) for seed in seeds])
     return adapter.replace(trainable=optim.to_state_dtype(adapter.trainable, config.optim))
+
+
+def first_adapter_shapes(config: TrainConfig, model: LlamaConfig) -> Adapter:
+    """Returns the initial adapter of a run, with `jax.ShapeDtypeStruct`s in place of arrays."""
+    return jax.eval_shape(lambda: first_adapter(config, model))
 
 
 def check_adapter(config: TrainConfig) -> None:

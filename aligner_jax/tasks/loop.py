@@ -29,6 +29,7 @@ from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.runtime.workdir import Workdir
 from aligner_jax.tasks.objectives import objective_of
 from aligner_jax.tasks.program import Program
+from aligner_jax.tasks.same_step import check_same_step, record_kernels
 from aligner_jax.tasks.task import row_options
 
 
@@ -130,9 +131,13 @@ class _Steps:
         check(batch, self._sizes)
         rows = _on_devices(batch, run.program)
         run.watchdog.waiting_for(f"step {step}", compiles=self._before is None)
+        if self._before is None:
+            check_same_step(run.program, (state, run.params, rows, run.reference))
         called = time.monotonic()
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             state, metrics = run.program.step(state, run.params, rows, run.reference)
+        if self._before is None:
+            record_kernels(run.workdir, run.console)
         # Some backends compute within the call, so the previous steps had ended when it began.
         at_once = cast(Any, metrics.loss).is_ready()
         # This step is dispatched by now, so fetching metrics of the previous one does not delay it.

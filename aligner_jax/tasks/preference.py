@@ -117,14 +117,14 @@ def reference_tables(
         save_config(config, workdir.path)
     for name, pairs in parts.items():
         path = workdir.path / f"reference_{name}.npz"
-        input_digests = fingerprint(base, reference, pairs)
-        found_t, why = load_table(path, input_digests, pairs)
+        digests = fingerprint(base, reference, pairs)
+        found_t, why = load_table(path, digests, pairs)
         if found_t is None:
             console.out(f"reference: {f'{why}; ' if why else ''}its log-probabilities of {len(pairs):,} {name} pairs…")
             batches = _checked(eval_pair_batches(pairs, **row_options(config.data)), inputs.check)
             found_t = table(base.params, reference, batches, pairs, config=base.config)
             workdir.check()
-            save_table(path, found_t, input_digests)
+            save_table(path, found_t, digests)
         tables[name] = found_t
     return tables
 

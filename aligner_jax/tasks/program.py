@@ -1,6 +1,7 @@
 """Training step of a config as a program for a device mesh. Training runs it, and the planner compiles it."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,12 +12,13 @@ from jax.sharding import Mesh, NamedSharding
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
 from aligner_jax.model.quantized import Quantization
+from aligner_jax.model.remat import AUTO, parts
 from aligner_jax.objectives.batch import Batch, abstract
 from aligner_jax.objectives.step import Step, init_state, make_step
 from aligner_jax.peft import Adapter
 from aligner_jax.runtime import optim, sharding
 from aligner_jax.runtime.config import BaseConfig, TrainConfig
-from aligner_jax.tasks.first_adapter import first_adapter
+from aligner_jax.tasks.first_adapter import first_adapter_shapes
 from aligner_jax.tasks.objectives import objective_of
 from aligner_jax.tasks.task import row_options
 
@@ -53,10 +55,11 @@ def make_program(config: TrainConfig, model: LlamaConfig, adapter: Adapter, mesh
       adapter: the adapter, or the sweep's stack of adapters; its arrays may be `jax.ShapeDtypeStruct`s.
 
     Raises:
-      InputError: the mesh does not divide the rows or the model.
+      InputError: the mesh does not divide the rows or the model, or remat names more layers than there are.
     """
     rules = sharding.rules_of(config.mesh)
     _check_rows(config, mesh, rules)
+    _check_remat(config, model)
     optimizer = make_optimizer(config)
     objective, options = objective_of(config)
     step = make_step(
@@ -74,24 +77,28 @@ def make_program(config: TrainConfig, model: LlamaConfig, adapter: Adapter, mesh
     return Program(jitted, optimizer, mesh, rules, params_sharding, rows, replicated)
 
 
-def abstract_arguments(config: TrainConfig, model: LlamaConfig, program: Program, dtype: str) -> tuple[Any, ...]:
+def abstract_arguments(
+    config: TrainConfig, model: LlamaConfig, program: Program, dtype: str, reference: Adapter | None = None
+) -> tuple[Any, ...]:
     """Returns the step's arguments as `jax.ShapeDtypeStruct`s with the program's shardings; allocates nothing.
 
     Args:
       dtype: dtype of the base.
+      reference: the reference adapter that the steps compare with. If None, one like the initial adapter is assumed,
+        which is enough for planning.
 
     Returns:
       (state, params, batch, reference), for `program.step.lower`.
     """
-    adapter = jax.eval_shape(lambda: first_adapter(config, model))
-    state = jax.eval_shape(lambda: init_state(first_adapter(config, model), program.optimizer))
+    adapter = first_adapter_shapes(config, model)
+    state = jax.eval_shape(functools.partial(init_state, optimizer=program.optimizer), adapter)
     _, options = objective_of(config)
-    reference = adapter if options.reference_in_steps else None
+    compared = (adapter if reference is None else reference) if options.reference_in_steps else None
     return (
         _placed(state, program.replicated),
         jax.tree.map(_struct, abstract_params(model, dtype, quantization_of(config.base)), program.params_sharding),
         _placed(abstract_batch(config), program.batch_sharding),
-        _placed(reference, program.replicated),
+        _placed(compared, program.replicated),
     )
 
 
@@ -129,6 +136,14 @@ def row_multiple(config: TrainConfig, mesh: Mesh, rules: sharding.Rules | None =
     shards = sharding.batch_sharding(mesh, rules or sharding.rules_of(config.mesh)).shard_shape((mesh.size,))
     objective, _ = objective_of(config)
     return mesh.size // shards[0] * config.optim.accumulate * objective.batch.rows_per_unit(config.data.packing)
+
+
+def _check_remat(config: TrainConfig, model: LlamaConfig) -> None:
+    if config.remat != AUTO:
+        try:
+            parts(config.remat, range(model.num_layers))
+        except InputError as error:
+            raise InputError(f"config.{error}") from None
 
 
 def _check_rows(config: TrainConfig, mesh: Mesh, rules: sharding.Rules) -> None:

@@ -9,8 +9,7 @@ from aligner_jax.model.llama import LlamaConfig, Params, Remat
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.tasks.cost import first_adapted, step_cost
 
-AUTO = "auto"
-_MOST_TRIES = 3
+_MAX_TRIES = 3
 """Compilations of "dots:N" at most, each with another N."""
 _GIB = 2**30
 
@@ -55,7 +54,7 @@ def least_remat(memory_of: Callable[[Remat], Memory], need: Need, limit_bytes: i
     """Returns the first that fits of "none", "dots", and "dots:N" with the largest N; "full" if none does.
 
     The peak of "dots:N" is close to linear in N. So N is interpolated between peaks that are known, with at most
-    `_MOST_TRIES` compilations, and may be slightly less than the largest.
+    `_MAX_TRIES` compilations, and may be slightly less than the largest.
 
     Args:
       memory_of: compiles the step and returns its memory.
@@ -77,7 +76,7 @@ def least_remat(memory_of: Callable[[Remat], Memory], need: Need, limit_bytes: i
     failed, most = need.layers, least + need.of("dots") - need.of("full")
     if "dots" in compiled:
         most = compiled["dots"].peak_bytes
-    for _ in range(_MOST_TRIES):
+    for _ in range(_MAX_TRIES):
         limit = min(memory.limit_bytes for memory in compiled.values())
         a_layer = max(most - least, 1) / (failed - kept)
         more = int((limit - least) / a_layer)

@@ -44,7 +44,7 @@ def assemble(
     leaf is whole on the default device.
 
     Args:
-      dtype: dtype of the parameters, "float32" or "bfloat16"; rounding is to nearest even.
+      dtype: dtype of the parameters; see `open_parts`.
       shardings: see `leaves.Shardings`.
       finish: see `leaves.Finish`.
 
@@ -65,11 +65,13 @@ def open_parts(checkpoint: Checkpoint, dtype: str) -> Parts:
     """Returns a function that reads parts of a checkpoint's leaves, after all names and shapes are checked.
 
     Args:
-      dtype: dtype of the parts. Rounding to "bfloat16" is to nearest even; "float16" must be exact.
+      dtype: dtype of the parts, "float32", "bfloat16" or "float16". Rounding to "bfloat16" is to nearest even. Every
+        weight must be exact in "float16"; `base.load_base` rounds to it after the fingerprint is known.
 
     Raises:
       InputError: a tensor is unknown, missing, duplicated, incomplete, of a wrong shape or of an unsupported encoding;
-        a redundant tensor differs from the one it repeats; or dtype is not supported.
+        a redundant tensor differs from the one it repeats; or dtype is not supported. Reading the parts also raises
+        it, if a weight is not finite or does not fit the dtype.
     """
     numbers = check_dtype(dtype)
     config, form, where = checkpoint.config, checkpoint.form, checkpoint.where

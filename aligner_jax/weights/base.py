@@ -114,7 +114,7 @@ def load_base(
     if chosen is None and dtype != "float16":
         config, params = load(local, dtype, shardings=shardings, finish=finish)
         return Base(params, config, tokenizer)
-    leaves = _ConvertedLeaves(chosen, dtype, shardings, finish)
+    leaves = _ConvertedLeaves(local, chosen, dtype, shardings, finish)
     read_as = "float32" if dtype == "float16" else dtype
     config, params = load(local, read_as, shardings=leaves.begin, finish=leaves.finish)
     return Base(params, config, tokenizer, chosen, digest(config, leaves.sums))
@@ -123,19 +123,24 @@ def load_base(
 class _ConvertedLeaves:
     """Quantizes leaves or rounds them to float16 as they are loaded, and keeps their sums for the fingerprint."""
 
-    def __init__(self, quantization: Quantization | None, dtype: str, shardings: Shardings, finish: Finish) -> None:
+    def __init__(
+        self, path: Path, quantization: Quantization | None, dtype: str, shardings: Shardings, finish: Finish
+    ) -> None:
         self.sums: dict[str, LeafSums] = {}
-        self._quantization, self._dtype, self._shardings, self._finish = quantization, dtype, shardings, finish
+        self._base, self._quantization, self._dtype = f"the base at {path}", quantization, dtype
+        self._shardings, self._finish = shardings, finish
 
     def begin(self, config: LlamaConfig) -> Params | None:
         """Returns the shardings; called before the first leaf is finished."""
-        self._quantize = None if self._quantization is None else quantizer(config, self._quantization)
+        self._quantize = None
+        if self._quantization is not None:
+            self._quantize = quantizer(config, self._quantization, base=self._base)
         return self._shardings(config) if callable(self._shardings) else self._shardings
 
     def finish(self, name: str, leaf: jax.Array) -> Any:
         self.sums[name] = leaf_sums(leaf)
         if self._dtype == "float16":
-            check_fits_float16(leaf, name)
+            check_fits_float16(leaf, f"leaf {name} of {self._base}")
         held: Any = leaf if self._quantize is None else self._quantize(name, leaf)
         if held is leaf and self._dtype == "float16":
             held = jax.block_until_ready(leaf.astype(jnp.float16))

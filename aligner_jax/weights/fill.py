@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aligner_jax.errors import InputError
-from aligner_jax.weights.finite import all_finite
+from aligner_jax.weights.finite import rounded
 from aligner_jax.weights.source import Format, Part, Slot, Source
 
 _CHUNK_BYTES = 2**20
@@ -53,7 +52,7 @@ def fill(
     Args:
       shape: shape of the whole leaf.
       placed: every source of the leaf (a tensor, or a part of one) and its place.
-      dtype: dtype of the result. Rounding is to nearest even; float16 must be exact.
+      dtype: dtype of the result; see `finite.rounded`.
       indexes: one index per part: a slice of every axis.
 
     Raises:
@@ -121,24 +120,8 @@ def _fill_from(
         first = int(chosen.min())
         decoded = form.decode(source, first, int(chosen.max()) + 1)[_indexer(chosen - first)]
         for target_rc, put, pick in columns:
-            target_rc[at, put] = _rounded(decoded[:, pick], dtype, source).view(target_rc.dtype)
-
-
-def _rounded(numbers: np.ndarray, dtype: np.dtype, source: Source) -> np.ndarray:
-    """Rounds to nearest even; refuses values that overflow, and those that are not exact in float16."""
-    if numbers.dtype == dtype:
-        return numbers
-    # A float32 beyond the largest bfloat16 overflows to infinity, which is refused below.
-    with np.errstate(over="ignore"):
-        rounded = numbers.astype(dtype)
-    # Fingerprints are of weights in bfloat16, which other weights than the stored ones might round to.
-    exact = dtype != np.float16 or np.array_equal(rounded.astype(np.float32), numbers.astype(np.float32))
-    if not exact or not all_finite(rounded):
-        exactly = "" if exact else " exactly"
-        raise InputError(
-            f"{source.file}: tensor {source.name} holds numbers that {dtype} cannot hold{exactly}; load it in float32"
-        )
-    return rounded
+            numbers_rc = rounded(decoded[:, pick], dtype, f"{source.file}: tensor {source.name}")
+            target_rc[at, put] = numbers_rc.view(target_rc.dtype)
 
 
 def _leaf_axes(group: str) -> str:

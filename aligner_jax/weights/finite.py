@@ -1,4 +1,4 @@
-"""Refuses weights that are not finite, in the arrays of readers and quantizers, or not in float16."""
+"""Refuses weights that are not finite, as stored or in the dtype that they are rounded to."""
 
 import jax
 import jax.numpy as jnp
@@ -44,12 +44,35 @@ def all_finite(numbers: np.ndarray) -> bool:
     return largest_positive < infinity and largest_negative < infinity | 1 << 8 * size - 1
 
 
-def check_fits_float16(leaf: jax.Array, name: str) -> None:
+def rounded(numbers: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
+    """Returns weights in another dtype, rounded to nearest even; those in float16 must be exact.
+
+    Args:
+      numbers: finite floating-point array of any shape.
+      what: file and tensor; the error begins with it.
+
+    Raises:
+      InputError: a value overflows, or is not exact in float16.
+    """
+    if numbers.dtype == dtype:
+        return numbers
+    # A float32 beyond the largest bfloat16 overflows to infinity, which is refused below.
+    with np.errstate(over="ignore"):
+        result = numbers.astype(dtype)
+    # Fingerprints are of weights in bfloat16, which other weights than the stored ones might round to.
+    exact = dtype != np.float16 or np.array_equal(result.astype(np.float32), numbers.astype(np.float32))
+    if not exact or not all_finite(result):
+        exactly = "" if exact else " exactly"
+        raise InputError(f"{what} holds numbers that {dtype} cannot hold{exactly}; load it in float32")
+    return result
+
+
+def check_fits_float16(leaf: jax.Array, what: str) -> None:
     """Refuses a leaf with values that float16 rounds to infinity.
 
     Args:
       leaf: float32 array of any shape and sharding.
-      name: name of the leaf, for the error.
+      what: leaf and path of the base; the error begins with it.
 
     Raises:
       InputError: a value is too large.
@@ -57,8 +80,8 @@ def check_fits_float16(leaf: jax.Array, name: str) -> None:
     if not _fits_float16(leaf):
         largest = float(jnp.finfo(jnp.float16).max)
         raise InputError(
-            f"leaf {name} of the base holds numbers beyond ±{largest:,.0f}, which float16 cannot hold: load it in "
-            "float32 (--dtype=float32 or config.base.dtype)"
+            f"{what} holds numbers beyond ±{largest:,.0f}, which float16 cannot hold: load it in float32 "
+            "(--dtype=float32 or config.base.dtype)"
         )
 
 

@@ -14,7 +14,7 @@ from aligner_jax.weights.source import Checkpoint
 
 
 class Load(Protocol):
-    """Loads the weights of a base; see `base.load_base` for the arguments."""
+    """Loads the weights of a base; see `assemble.assemble` for the arguments."""
 
     def __call__(
         self, path: Path, dtype: str = "float32", *, shardings: Shardings = None, finish: Finish = None

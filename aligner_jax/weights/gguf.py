@@ -103,8 +103,7 @@ def load_gguf(
     The host never holds more than the model in `dtype` and a few megabytes.
 
     Args:
-      dtype: dtype of the parameters, "float32" or "bfloat16".
-      shardings, finish: see `assemble`.
+      dtype, shardings, finish: see `assemble`.
       header: the file's header if it is already read.
 
     Raises:

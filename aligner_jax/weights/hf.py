@@ -58,8 +58,7 @@ def load_hf(
     The host never holds more than the model in `dtype` and a few megabytes.
 
     Args:
-      dtype: dtype of the parameters, "float32" or "bfloat16".
-      shardings, finish: see `assemble`.
+      dtype, shardings, finish: see `assemble`.
 
     Raises:
       InputError: the architecture is not LLaMA's, or a file or tensor is missing, truncated, unknown, duplicated or of

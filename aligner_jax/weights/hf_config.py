@@ -11,7 +11,7 @@ from aligner_jax.files.fields import Fields
 from aligner_jax.files.json_text import read_object
 from aligner_jax.model.config import LlamaConfig, RopeScaling
 
-_MOST_BYTES = 2**20
+_MAX_BYTES = 2**20
 
 
 class _Kind(NamedTuple):
@@ -61,7 +61,7 @@ def hf_config(path: Path) -> LlamaConfig:
         activation other than SiLU, a rotary scaling other than llama3's, layers that differ.
     """
     file = path / "config.json"
-    fields = Fields(read_object(file, most=_MOST_BYTES), file)
+    fields = Fields(read_object(file, most=_MAX_BYTES), file)
     kind = _KINDS[fields.choice("model_type", _KINDS)]
     d_model, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     num_layers = fields.integer("num_hidden_layers")

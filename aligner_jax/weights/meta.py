@@ -74,8 +74,7 @@ def load_meta(
     process compares them while it reads, several processes as in `torch_file.share_checks`.
 
     Args:
-      dtype: dtype of the parameters, "float32" or "bfloat16".
-      shardings, finish: see `assemble`.
+      dtype, shardings, finish: see `assemble`.
 
     Raises:
       InputError: params.json is not a LLaMA's; a file is missing, truncated, damaged, not written by torch, duplicated,

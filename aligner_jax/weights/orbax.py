@@ -34,7 +34,7 @@ from aligner_jax.model.params import Params, Spec
 from aligner_jax.runtime.files import new_folder, system_reason
 from aligner_jax.weights.assemble import Parts
 from aligner_jax.weights.fill import aligned
-from aligner_jax.weights.finite import check_finite
+from aligner_jax.weights.finite import check_finite, rounded
 from aligner_jax.weights.form import Form
 from aligner_jax.weights.leaves import (
     DTYPES,
@@ -63,7 +63,7 @@ from aligner_jax.weights.orbax_index import (
 
 _CHUNK_BYTES = 2**20
 _BLOCK_BYTES = 2**24
-_MOST_THREADS = 32
+_MAX_THREADS = 32
 
 
 def write_orbax(
@@ -146,8 +146,7 @@ def load_orbax(
     """Loads a base that `write_orbax` wrote.
 
     Args:
-      dtype: dtype of the parameters, "float32" or "bfloat16"; rounding is to nearest even.
-      shardings, finish: see `assemble`. A process reads only the chunks that its own devices hold a part of.
+      dtype, shardings, finish: see `assemble`. A process reads only the chunks that its own devices hold a part of.
 
     Raises:
       InputError: the folder is not such a base, or is damaged. Names the file, or the leaf and block.
@@ -204,7 +203,7 @@ class OrbaxReader:
 @contextlib.contextmanager
 def _threads() -> Iterator[concurrent.futures.Executor]:
     """Yields threads that end with the block, so that none outlives a reader."""
-    pool = concurrent.futures.ThreadPoolExecutor(min(_MOST_THREADS, 4 * (os.cpu_count() or 1)))
+    pool = concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, 4 * (os.cpu_count() or 1)))
     try:
         yield pool
     finally:
@@ -257,7 +256,9 @@ def _parts(
 
     def copy(first: int, block: Block, digits: str | None, at: tuple[int, ...]) -> None:
         crc = None if digits is None else checksum_of(digits, block.number(at))
-        numbers = _rounded(block.read(at, crc), dtype, block.what)
+        numbers = block.read(at, crc)
+        check_finite(numbers, block.what)
+        numbers = rounded(numbers, dtype, block.what)
         rows, *rest = block.cuts(at)
         lies = [(rows.start + first, rows.stop + first), *((cut.start, cut.stop) for cut in rest)]
         for part, ends in zip(parts, wanted, strict=True):
@@ -283,17 +284,6 @@ def _parts(
             read.cancel()
         concurrent.futures.wait(reads)
     return parts
-
-
-def _rounded(numbers: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
-    """Rounds to nearest even; refuses values that overflow, and those that are not exact in float16."""
-    with np.errstate(over="ignore"):
-        rounded = numbers.astype(dtype, copy=False)
-    # Checked after rounding, because a large float32 overflows to infinity in bfloat16.
-    check_finite(rounded, what)
-    if dtype == np.float16 and not np.array_equal(rounded.astype(np.float32), numbers.astype(np.float32)):
-        raise InputError(f"{what} holds numbers that float16 cannot hold exactly; use float32")
-    return rounded
 
 
 def _hint(path: Path) -> str | None:

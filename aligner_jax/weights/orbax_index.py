@@ -28,7 +28,7 @@ from aligner_jax.weights.leaves import DTYPES, leaf_specs
 INDEX, PARAMS, TOKENIZER = "base.json", "params", "tokenizer"
 _FORMAT, _VERSION = "aligner_jax base", 1
 _FIELDS = ("format", "version", "dtype", "config", "blocks", "files", "digests")
-_MOST_BYTES = 2**62
+_MAX_BYTES = 2**62
 
 
 def write_index(
@@ -134,7 +134,7 @@ def files_of(fields: Fields) -> dict[str, int]:
         raise fields.error("files", "is missing")
     for name in files.values:
         _check_name(files, name)
-    return {name: files.integer(name, least=0, most=_MOST_BYTES) for name in files.values}
+    return {name: files.integer(name, least=0, most=_MAX_BYTES) for name in files.values}
 
 
 def check_files(path: Path, files: Mapping[str, int], digests: Fields | None) -> None:

@@ -19,7 +19,7 @@ _REFITS = 2
 
 
 def quantizer(
-    config: LlamaConfig, quantization: Quantization, shardings: Params | None = None
+    config: LlamaConfig, quantization: Quantization, shardings: Params | None = None, *, base: str = "the base"
 ) -> Callable[[str, Array], Array | Quantized]:
     """Returns a function of a leaf's name and array that quantizes projections and returns other leaves unchanged.
 
@@ -29,6 +29,7 @@ def quantizer(
     Args:
       shardings: shardings of the quantized parameters, from `runtime.sharding.param_shardings`. None leaves them to the
         compiler, which derives them from the leaf's sharding.
+      base: name of the base in error messages.
     """
     layers = param_specs(config, quantization).layers
 
@@ -42,7 +43,7 @@ def quantizer(
         leaf.delete()
         if not finite:
             raise InputError(
-                f"leaf {name} of the base holds numbers that are not finite, or too large to be quantized: it is "
+                f"leaf {name} of {base} holds numbers that are not finite, or too large to be quantized: it is "
                 "damaged, or of a run that diverged"
             )
         return quantized

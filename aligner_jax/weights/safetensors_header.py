@@ -24,7 +24,7 @@ _BITS = {
 }  # fmt: skip
 """Bits per number, by dtype. Some have no decoder: a tensor is refused for its dtype only when it is used."""
 # The header of a model of 500 layers has half of this. Parsed JSON takes up to 60 times the memory of its text.
-_MOST_HEADER_BYTES = MEBIBYTE
+_MAX_HEADER_BYTES = MEBIBYTE
 
 
 class SafetensorsFile(NamedTuple):
@@ -60,8 +60,8 @@ def read_header(path: Path) -> SafetensorsFile:
         length = int.from_bytes(prefix, "little") if len(prefix := file.read(8)) == 8 else size
         if length > size - 8:
             raise _broken(path, "it ends inside its header")
-        if length > _MOST_HEADER_BYTES:
-            raise _broken(path, f"its header has {length:,} bytes, of at most {_MOST_HEADER_BYTES:,}")
+        if length > _MAX_HEADER_BYTES:
+            raise _broken(path, f"its header has {length:,} bytes, of at most {_MAX_HEADER_BYTES:,}")
         header = file.read(length)
     if header[:1] != b"{":
         raise _broken(path, "its header is no JSON object")

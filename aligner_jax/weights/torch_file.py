@@ -15,7 +15,7 @@ import numpy as np
 from aligner_jax.errors import InputError
 from aligner_jax.weights.finite import check_finite
 from aligner_jax.weights.source import Source
-from aligner_jax.weights.torch_pickle import MOST_BYTES, Tensor, read_state
+from aligner_jax.weights.torch_pickle import MAX_BYTES, Tensor, read_state
 from aligner_jax.weights.torch_zip import Checksum, Member, read_archive, read_member
 
 _DTYPES = {
@@ -24,11 +24,11 @@ _DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(jnp.bfloat16),
 }
-MOST_STORAGE = 2**33
+MAX_STORAGE = 2**33
 """Largest storage that is read whole, in bytes. The storages of a base, which are read in parts, have no limit."""
-_MOST_DIMENSIONS, _MOST_NUMBERS = 8, 2**48
+_MAX_DIMENSIONS, _MAX_NUMBERS = 8, 2**48
 # Tensors may share a storage, such as an Aligner's tokens and their copy in every layer.
-_MOST_SHARING = 128
+_MAX_SHARING = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def read_torch_tensors(path: str | Path) -> dict[str, np.ndarray]:
     for name, source in torch_sources(path).items():
         member = source.member
         if member.name not in storages:
-            storages[member.name] = read_member(member, MOST_STORAGE)
+            storages[member.name] = read_member(member, MAX_STORAGE)
         dtype = _DTYPES[source.encoding]
         flat = np.frombuffer(
             storages[member.name], dtype, source.nbytes // dtype.itemsize, source.offset - member.start
@@ -103,15 +103,15 @@ def torch_sources(path: str | Path) -> dict[str, TorchSource]:
         raise InputError(f"{path} is of a machine with another byte order; save it anew on one without")
     checksums: dict[str, Checksum] = {}
     sources = {}
-    for name, tensor in read_state(read_member(members[pickles[0]], MOST_BYTES), path).items():
+    for name, tensor in read_state(read_member(members[pickles[0]], MAX_BYTES), path).items():
         key = f"{folder}data/{tensor.storage.key}"
         if key not in members:
             raise InputError(f"{path}: tensor {name!r} is in a storage {tensor.storage.key!r} that the file lacks")
         checksum = checksums.setdefault(key, Checksum(members[key]))
         sources[name] = _source(path, name, tensor, checksum)
     stored = sum(checksum.member.size for checksum in checksums.values())
-    if sum(source.nbytes for source in sources.values()) > _MOST_SHARING * stored:
-        raise InputError(f"{path} has storages of {stored:,} bytes that more than {_MOST_SHARING} tensors share")
+    if sum(source.nbytes for source in sources.values()) > _MAX_SHARING * stored:
+        raise InputError(f"{path} has storages of {stored:,} bytes that more than {_MAX_SHARING} tensors share")
     return sources
 
 
@@ -142,10 +142,10 @@ def share_checks(sources: Iterable[Source], process: int, processes: int) -> Non
 def _source(path: Path, name: str, tensor: Tensor, checksum: Checksum) -> TorchSource:
     storage, offset, shape, strides = tensor
     itemsize, member = _DTYPES[storage.encoding].itemsize, checksum.member
-    if len(shape) > _MOST_DIMENSIONS:
-        raise InputError(f"{path}: tensor {name!r} has {len(shape)} dimensions, of at most {_MOST_DIMENSIONS}")
+    if len(shape) > _MAX_DIMENSIONS:
+        raise InputError(f"{path}: tensor {name!r} has {len(shape)} dimensions, of at most {_MAX_DIMENSIONS}")
     # NumPy limits the product of the nonzero sizes, also of an empty array.
-    absurd = min((offset, *shape, *strides)) < 0 or math.prod(max(1, size) for size in shape) >= _MOST_NUMBERS
+    absurd = min((offset, *shape, *strides)) < 0 or math.prod(max(1, size) for size in shape) >= _MAX_NUMBERS
     if absurd or len(strides) != len(shape):
         raise InputError(f"{path}: tensor {name!r} has an absurd shape or offset")
     count = math.prod(shape)

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 from aligner_jax.errors import InputError
 
-MOST_BYTES = 8 * 2**20
+MAX_BYTES = 8 * 2**20
 """Largest pickle that is read, in bytes. That of a LLaMA of 80 layers has 150 kB."""
-MOST_OPCODES = 300_000
+MAX_OPCODES = 300_000
 """Most opcodes of a pickle. Bounds the objects, the stack and the memo. A tensor takes about 30 opcodes."""
-_MOST_TEXT = 4096
-_MOST_ITEMS = 32
+_MAX_TEXT = 4096
+_MAX_ITEMS = 32
 
 _OPCODES = {opcode.code.encode("latin-1"): opcode.name for opcode in pickletools.opcodes}
 _ENCODINGS = {"FloatStorage": "F32", "DoubleStorage": "F64", "HalfStorage": "F16", "BFloat16Storage": "BF16"}
@@ -88,7 +88,7 @@ class _Reader:
         self._memo: dict[int, object] = {}
 
     def read(self) -> object:
-        for _ in range(MOST_OPCODES):
+        for _ in range(MAX_OPCODES):
             code = self._take(1)
             if code == b".":
                 return self._result()
@@ -98,7 +98,7 @@ class _Reader:
                     "not write of a dict of tensors"
                 )
             _STEPS[code](self)
-        raise self._error(f"has more than the {MOST_OPCODES:,} opcodes that a dict of tensors may have")
+        raise self._error(f"has more than the {MAX_OPCODES:,} opcodes that a dict of tensors may have")
 
     def _result(self) -> object:
         value = self._pop()
@@ -128,7 +128,7 @@ class _Reader:
             raise self._error(f"has text that is not UTF-8 before byte {self._at}") from None
 
     def _line(self) -> str:
-        end = self._content.find(b"\n", self._at, self._at + _MOST_TEXT)
+        end = self._content.find(b"\n", self._at, self._at + _MAX_TEXT)
         if end < 0:
             raise self._error(f"has a name without an end at byte {self._at}")
         line = self._take(end - self._at)
@@ -176,12 +176,12 @@ class _Reader:
         self._push(int.from_bytes(self._take(count), "little", signed=True))
 
     def _text(self, form: str) -> None:
-        if (count := self._number(form)) > _MOST_TEXT:
+        if (count := self._number(form)) > _MAX_TEXT:
             raise self._error(f"has text of {count:,} bytes at byte {self._at}, which is no tensor's name")
         self._push(self._decode(self._take(count)))
 
     def _tuple(self, items: list[object]) -> None:
-        if len(items) > _MOST_ITEMS:
+        if len(items) > _MAX_ITEMS:
             raise self._error(f"has a tuple of {len(items):,} items before byte {self._at}, more than any of a tensor")
         if any(type(y) is tuple for x in items if type(x) is tuple for y in x):
             raise self._error(f"has tuples nested deeper before byte {self._at} than any of a tensor")

@@ -18,8 +18,8 @@ from typing import BinaryIO, NamedTuple
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, open_file
 
-MOST_MEMBERS = 50_000
-_MOST_NAME = 1024
+MAX_MEMBERS = 50_000
+_MAX_NAME = 1024
 _PIECE, _WORTH_A_THREAD = MEBIBYTE, MEBIBYTE // 8
 _END, _END64, _LOCATOR64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
 _ENTRY, _HEADER = struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s5H3L2H")
@@ -190,8 +190,8 @@ def _directory(path: Path, file: BinaryIO, size: int) -> tuple[int, int, int]:
             raise _damaged(path, "says twice where it is, and not the same")
     if any(disks) or entries != count or comment or start + length != stop:
         raise _damaged(path, "is not where its end says")
-    if count > MOST_MEMBERS or count * _ENTRY.size > length:
-        raise _damaged(path, f"is said to have {count:,} members, of at most {MOST_MEMBERS:,}")
+    if count > MAX_MEMBERS or count * _ENTRY.size > length:
+        raise _damaged(path, f"is said to have {count:,} members, of at most {MAX_MEMBERS:,}")
     return count, start, stop
 
 
@@ -220,7 +220,7 @@ def _entry(path: Path, directory: bytes, at: int) -> tuple[_Entry, int]:
     shown = name.decode(errors="backslashreplace")
     if flags & 1:
         raise InputError(f"{path}: its member {shown} is encrypted, as torch never writes it")
-    if len(name) > _MOST_NAME:
+    if len(name) > _MAX_NAME:
         raise _damaged(path, f"has a name of {len(name):,} bytes")
     if method or stored != size:
         raise InputError(f"{path}: its member {shown} is compressed, as torch never writes it")

@@ -142,6 +142,9 @@ def _training(
         for attention in ("eager", "sdpa") if part == "training" and not checkpointing else ("sdpa",):
             options = {**shape, "lora": PEFT_LORA, "attention": attention, "checkpointing": checkpointing}
             found.append(Arm(f"{label} peft_lora_8, {attention}", part, "peer", "train", options))
+            if part == "packed":
+                grouped = options | {"by_length": True}
+                found.append(Arm(f"{label} peft_lora_8, {attention}, by length", part, "peer", "train", grouped))
     return found
 
 
@@ -157,7 +160,10 @@ TARGETS = (
         "8 x 2048 aligner_1", ("8 x 2048 peft_lora_8, sdpa",), "peak_bytes", 0.75,
         lower=True,
     ),
-    Target("packed aligner_1", ("packed peft_lora_8, sdpa",), "tokens_per_second", 2.0),
+    Target(
+        "packed aligner_1", ("packed peft_lora_8, sdpa", "packed peft_lora_8, sdpa, by length"),
+        "tokens_per_second", 2.0,
+    ),
     Target("2 x 4096 lora_16_all", (), "tokens_per_second", 12_500),
     Target("2 x 4096 aligner_1", (), "tokens_per_second", 14_000),
     Target("decode 8", ("transformers decode 8",), "tokens_per_second", 2.0),

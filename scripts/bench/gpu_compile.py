@@ -23,7 +23,7 @@ from aligner_jax.compile import planned_model
 from aligner_jax.runtime import sharding
 from aligner_jax.runtime.command import load_config
 from aligner_jax.runtime.config import TrainConfig, parse_config
-from aligner_jax.tasks.first_adapter import first_adapter, method_choice
+from aligner_jax.tasks.first_adapter import first_adapter_shapes, method_choice
 from aligner_jax.tasks.program import abstract_arguments, make_program
 
 
@@ -36,7 +36,7 @@ class Card:
       bandwidth: in GB/s.
       l2_mib: in MiB.
       shared_kib: shared memory of a multiprocessor, in KiB.
-      threads, lanes: of a multiprocessor: resident threads, and float32 lanes.
+      threads, lanes: resident threads and float32 lanes of a multiprocessor.
       clock: in GHz.
     """
 
@@ -64,7 +64,7 @@ def target(card: Card) -> str:
     """Returns the card as a `GpuTargetConfigProto` of XLA, in text format."""
     major, minor = card.capability
     features = "feature_extension: ACCELERATED_FEATURES" if major >= 9 else ""
-    # From 8.0 on 1 KiB is reserved.
+    # Cards of capability 8.0 and later reserve 1 KiB.
     block_kib = card.shared_kib - (1 if major >= 8 else 0)
     return f"""
         platform_name: "CUDA"
@@ -110,7 +110,7 @@ def compiled_step(config: TrainConfig, card: Card, dtype: str) -> dict[str, Any]
     except NotImplementedError:
         raise SystemExit(f'the GPU compiler is not installed: pip install "jax[cuda12]=={jax.__version__}"') from None
     model, mesh = planned_model(config.base), sharding.mesh_of(config.mesh, topology.devices)
-    program = make_program(config, model, jax.eval_shape(lambda: first_adapter(config, model)), mesh)
+    program = make_program(config, model, first_adapter_shapes(config, model), mesh)
     began = time.monotonic()
     with program.use():
         arguments = abstract_arguments(config, model, program, dtype)

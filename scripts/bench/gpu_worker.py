@@ -1,8 +1,9 @@
-"""The worker of this package on a GPU (or, for a smoke test, a CPU); scripts.bench.gpu starts one for every arm."""
+"""The worker of this package on a GPU, or on a CPU for a smoke test; part of scripts.bench.gpu."""
 
 import functools
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,11 +36,13 @@ def about() -> dict[str, Any]:
 
 
 def model_config(model: str) -> LlamaConfig:
+    """Returns the config of one of `MODELS`."""
     sizes = MODELS[model]
     return llama_config(sizes["name"]) if "name" in sizes else LlamaConfig(**sizes)
 
 
 def quantization_of(kind: str | None) -> Quantization | None:
+    """Returns the quantization of a kind, such as "int8"; None for float weights."""
     return None if kind is None else Quantization(kind)  # pyright: ignore[reportArgumentType]
 
 
@@ -74,7 +77,7 @@ def batch_of(config: LlamaConfig, rows: int, length: int, packed: bool) -> Batch
             segments[row, end - size : end], positions[row, end - size : end] = number, np.arange(size)
     tokens = np.random.default_rng(0).integers(3, config.vocab_size, shape, dtype=np.int32)
     return Batch(
-        tokens_bt=tokens, segment_ids_bt=segments, positions_bt=positions, loss_mask_bt=segments > 0
+        tokens_bt=tokens, segment_ids_bt=segments, positions_bt=positions, loss_mask_bt=segments > 0, packed=packed
     )  # fmt: skip
 
 
@@ -91,7 +94,18 @@ def train(
     implementation: str | None = None,
     only_compile: bool = False,
 ) -> dict[str, Any]:
-    """Times a training step. Tokens count without padding; the peak is that of the device since the start."""
+    """Times a training step. Tokens count without padding; the peak is that of the device since the start.
+
+    Args:
+      model: one of `MODELS`.
+      rows, length: shape of the batch.
+      remat: see `model.remat`.
+      method, options: see `peft.init_adapter`; `start_layer` is at most the last layer.
+      packed: True for rows of several documents.
+      quantization: kind of quantization; None for float weights.
+      implementation: the only attention implementation of GPUs; None for the package's choice.
+      only_compile: True to compile the step into the cache of programs, and not to run it.
+    """
     if implementation is not None:
         use_attention(implementation)
     config, dtype = model_config(model), platform.compute_dtype("auto")
@@ -136,7 +150,11 @@ def decode(
     quantization: str | None = None,
     only_compile: bool = False,
 ) -> dict[str, Any]:
-    """Times greedy decoding after a prefill, and the share of the bandwidth that the decode steps reach."""
+    """Times greedy decoding after a prefill.
+
+    `bandwidth_share` is the least traffic of a decode step, which reads the weights as they are held and the whole
+    cache, over the time of a step and the bandwidth of the card.
+    """
     config, dtype = model_config(model), platform.compute_dtype("auto")
     if only_compile:
         compile_decoding(config, dtype, rows, prompt, new_tokens, quantization_of(quantization))
@@ -151,17 +169,30 @@ def decode(
         ):  # fmt: skip
             times.append(time.perf_counter())
         whole.append(times[-1] - began)
-        # Tokens come in calls of several: those after the first call are decode steps alone.
-        later = [at for at in times if at - times[0] > 0.1 * (times[-1] - times[0])] or times[-1:]
-        steps.append((times[-1] - later[0]) / max(1, len(later) - 1))
+        steps.append(seconds_per_step(times, sampler.TOKENS_PER_CALL))
     result = {"tokens_per_second": rows * new_tokens / statistics.median(whole[1:]), **peak_bytes()}
     chip = chips.CHIPS.get(jax.devices()[0].device_kind)
     if chip is not None:
         held = sum(bits(x.dtype) * x.size for x in jax.tree.leaves(params)) / 8
         count = sum(x.size for x in jax.tree.leaves(params))
-        cost = roofline.decode_step(config, batch_size=rows, length=prompt + new_tokens // 2, weight_bytes=held / count)
+        # A step reads all slots of the cache.
+        slots = sampler.num_slots(sampler.padded_size(prompt), new_tokens, config.context_length)
+        cost = roofline.decode_step(config, batch_size=rows, length=slots, num_tokens=0, weight_bytes=held / count)
         result["bandwidth_share"] = cost.hbm_bytes / statistics.median(steps[1:]) / chip.hbm_bytes_per_second
     return result
+
+
+def seconds_per_step(times: Sequence[float], tokens_per_call: int) -> float:
+    """Returns the time of a decode step, without the prefill and the first call.
+
+    Args:
+      times: arrival of each token of a row. All tokens of a call arrive when it ends.
+      tokens_per_call: decode steps of a call.
+    """
+    ends = times[::tokens_per_call]
+    if len(ends) < 2:
+        raise ValueError(f"{len(times)} tokens are one call, which includes the prefill; decode more")
+    return (ends[-1] - ends[0]) / ((len(ends) - 1) * tokens_per_call)
 
 
 def compile_decoding(
@@ -177,7 +208,7 @@ def compile_decoding(
     static = {"config": config, "slots": sampler.num_slots(tokens.shape[1], new_tokens, config.context_length)}
     sampler.prefill_prompts.lower(*arguments, **static).compile()
     bound, state = jax.eval_shape(functools.partial(sampler.prefill_prompts, **static), *arguments)
-    count = 1 if jax.default_backend() == "gpu" else sampler.TOKENS_PER_CALL
+    count = sampler.tokens_per_program(jax.default_backend())
     sampler.decode_tokens.lower(shapes, bound, state, arguments[5], config=config, count=count).compile()
 
 

@@ -4,7 +4,7 @@
 
 Every device has the same number of rows of 512 tokens, so the batch grows with the devices. Every step recomputes as
 little as fits (remat "auto"); the last column compares its roofline with that of full rematerialization. Where weights
-in bfloat16 do not fit, int8 and then int4 are planned too. No TPU is needed; a plan takes one to five compilations of
+in bfloat16 do not fit, int8 and then int4 are planned too. No TPU is needed; a plan takes one to six compilations of
 about 40 seconds. Finished plans are kept in FILE, one JSON object per line, and the same command continues after them.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 from aligner_jax import compile as planner
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import abstract_params
+from aligner_jax.model.remat import AUTO
 from aligner_jax.planning.plan import make_plan, refitted
 from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime import platform
@@ -29,7 +30,6 @@ from aligner_jax.runtime.sharding import mesh_of
 from aligner_jax.studies.flag_values import names
 from aligner_jax.tasks.cost import step_cost
 from aligner_jax.tasks.program import quantization_of
-from aligner_jax.tasks.remat import AUTO
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MODELS = {"7b": "llama7b_alpaca", "13b": "llama13b_alpaca", "70b": "llama70b_alpaca"}

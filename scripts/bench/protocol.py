@@ -1,6 +1,7 @@
-"""Worker processes that answer one line of JSON with another; part of scripts.bench.train and generate.
+"""Worker processes that answer one line of JSON with another; part of scripts.bench.train, generate and gpu.
 
-Only one worker is ever at work: the others wait for their next line. Standard library only, for both interpreters.
+Only one worker is at work while something is timed: the others wait for their next line. Standard library only, for
+both interpreters.
 """
 
 import json

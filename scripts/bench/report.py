@@ -1,4 +1,4 @@
-"""Medians, ratios and plain tables; part of scripts.bench.train and generate."""
+"""Medians, ratios and plain tables; part of scripts.bench.train, generate and gpu."""
 
 import json
 import statistics
@@ -27,6 +27,7 @@ def quiet(turns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def quiet_text(turns: Sequence[Mapping[str, Any]]) -> str:
+    """Formats the number of quiet turns, and that of all."""
     return f"{len(quiet(turns))} of {len(turns)}"
 
 
@@ -48,6 +49,7 @@ def ratio(ours: float, peers: Sequence[float], best: Callable[[Sequence[float]],
 
 
 def ratio_text(value: float | None) -> str:
+    """Formats a ratio; an empty text for None."""
     return "" if value is None else f"{value:.2f}×"
 
 
@@ -63,10 +65,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def megabytes(value: float) -> str:
+    """Formats bytes as megabytes (1e6 bytes)."""
     return f"{value / 1e6:,.0f}"
 
 
 def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
+    """Writes a result to a file, if there is one; makes its folder."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")

@@ -236,6 +236,7 @@ def test_processes_that_are_started_differently_say_which_and_in_what(folder: Pa
     assert not workdir.exists()
 
 
+# tests/tasks/input_digests_test.py has the data of both objectives. Bases are compared before the objective is known.
 @pytest.mark.parametrize(("objective", "kind"), [("sft", "base"), ("sft", "training data"), ("dpo", "held-out data")])
 def test_processes_with_files_of_their_own_say_which_differ(folder: Path, tmp_path: Path, kind: str, objective: str):
     for number in (0, 1):

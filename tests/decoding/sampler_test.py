@@ -115,6 +115,17 @@ def test_slots_hold_every_prompt_of_a_padded_length_and_never_exceed_the_context
         assert max(padded, length + new) <= slots <= max(padded, context)
 
 
+def test_parameters_may_be_numpy_arrays(base: LetterModel, adapter: Adapter, greedy):
+    on_host = base._replace(params=jax.device_get(base.params))
+    assert sample(on_host, adapter, PROMPTS, max_new_tokens=NEW) == greedy
+
+
+def test_a_program_per_token_gives_the_same_text(base, adapter, greedy, monkeypatch: pytest.MonkeyPatch):
+    assert [sampler.tokens_per_program(platform, 5) for platform in ("gpu", "tpu", "cpu")] == [1, 5, 5]
+    monkeypatch.setattr(sampler, "tokens_per_program", lambda platform, count: 1)
+    assert sample(base, adapter, PROMPTS, max_new_tokens=NEW) == greedy
+
+
 def test_the_adapter_is_used(base: LetterModel, adapter, greedy):
     assert sample(base, with_strength(adapter, 0.0), PROMPTS, max_new_tokens=NEW) != greedy
 

@@ -25,9 +25,11 @@ def _inputs(num_heads: int, num_kv_heads: int):
     return _normal(0, B, T, num_heads, H), _normal(1, *kv), _normal(2, *kv)
 
 
-def _prefix(num_tokens: int, num_heads: int, num_kv_heads: int, rows: int = 1, joint: bool = False) -> Prefix:
+def _prefix(
+    num_tokens: int, num_heads: int, num_kv_heads: int, rows: int = 1, joint: bool = False, key: int = 3
+) -> Prefix:
     shape = (rows, num_tokens, num_kv_heads, H)
-    return Prefix(_normal(3, *shape), _normal(4, *shape), _normal(5, rows, num_heads), joint=joint)
+    return Prefix(_normal(key, *shape), _normal(key + 1, *shape), _normal(key + 2, rows, num_heads), joint=joint)
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:
@@ -35,24 +37,22 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def _oracle(q_btnh, k_bskh, v_bskh, prefix: Prefix | None, segment_ids_bt=None) -> np.ndarray:
+def _oracle(q_btnh, k_bskh, v_bskh, *prefixes: Prefix, segment_ids_bt=None) -> np.ndarray:
     q, k, v = (np.asarray(x, np.float64) for x in (q_btnh, k_bskh, v_bskh))
     group = q.shape[2] // k.shape[2]
     out = np.zeros_like(q)
     for b, t, n in np.ndindex(*q.shape[:3]):
         seen = [s for s in range(t + 1) if segment_ids_bt is None or segment_ids_bt[b, s] == segment_ids_bt[b, t]]
         keys, values = k[b, seen, n // group], v[b, seen, n // group]
-        if prefix is None:
-            out[b, t, n] = _softmax(keys @ q[b, t, n] / np.sqrt(H)) @ values
-            continue
-        row = b % prefix.k_bpkh.shape[0]
-        p_keys, p_values = (np.asarray(x, np.float64)[row, :, n // group] for x in (prefix.k_bpkh, prefix.v_bpkh))
-        if prefix.joint:
-            keys, values = np.concatenate([p_keys, keys]), np.concatenate([p_values, values])
-        out[b, t, n] = _softmax(keys @ q[b, t, n] / np.sqrt(H)) @ values
-        if not prefix.joint:
-            weights = _softmax(p_keys @ q[b, t, n] / np.sqrt(H))
-            out[b, t, n] += float(prefix.gate_bn[row, n]) * (weights @ p_values)
+        for prefix in prefixes:
+            row = b % prefix.k_bpkh.shape[0]
+            p_keys, p_values = (np.asarray(x, np.float64)[row, :, n // group] for x in (prefix.k_bpkh, prefix.v_bpkh))
+            if prefix.joint:
+                keys, values = np.concatenate([p_keys, keys]), np.concatenate([p_values, values])
+            else:
+                weights = _softmax(p_keys @ q[b, t, n] / np.sqrt(H))
+                out[b, t, n] += float(prefix.gate_bn[row, n]) * (weights @ p_values)
+        out[b, t, n] += _softmax(keys @ q[b, t, n] / np.sqrt(H)) @ values
     return out
 
 
@@ -64,7 +64,7 @@ def _oracle(q_btnh, k_bskh, v_bskh, prefix: Prefix | None, segment_ids_bt=None) 
 def test_text_alone(num_heads: int, num_kv_heads: int, segments):
     inputs = _inputs(num_heads, num_kv_heads)
     o_btnh = attend_jit(*inputs, segment_ids_bt=segments)
-    np.testing.assert_allclose(o_btnh, _oracle(*inputs, None, segments), atol=1e-5)
+    np.testing.assert_allclose(o_btnh, _oracle(*inputs, segment_ids_bt=segments), atol=1e-5)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3, MAX_BLOCK_DIAGONAL_TOKENS, MAX_BLOCK_DIAGONAL_TOKENS + 1])
@@ -73,7 +73,7 @@ def test_prefix(num_tokens: int, rows: int):
     inputs = _inputs(4, 2)
     prefix = _prefix(num_tokens, 4, 2, rows)
     o_btnh = attend_jit(*inputs, prefix, segment_ids_bt=SEGMENTS_BT)
-    np.testing.assert_allclose(o_btnh, _oracle(*inputs, prefix, SEGMENTS_BT), atol=1e-5)
+    np.testing.assert_allclose(o_btnh, _oracle(*inputs, prefix, segment_ids_bt=SEGMENTS_BT), atol=1e-5)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3])
@@ -85,6 +85,38 @@ def test_joint_is_one_softmax_over_prefix_and_text_without_gates(num_tokens: int
     np.testing.assert_allclose(o_btnh, _oracle(*inputs, prefix), atol=1e-5)
     ungated = prefix.replace(gate_bn=jnp.full_like(prefix.gate_bn, jnp.nan))
     np.testing.assert_array_equal(attend_jit(*inputs, ungated), o_btnh)
+
+
+SEVERAL = {
+    "constants": [{"num_tokens": 1}, {"num_tokens": 1}],
+    "two of several tokens": [{"num_tokens": 3}, {"num_tokens": 2}],
+    "a row's own beside shared ones": [{"num_tokens": 1}, {"num_tokens": 3, "rows": B}, {"num_tokens": 17}],
+    "a joint one beside others": [{"num_tokens": 2}, {"num_tokens": 3, "joint": True}, {"num_tokens": 1}],
+}
+
+
+@pytest.mark.parametrize("implementation", ["auto", "xla"])
+@pytest.mark.parametrize("several", SEVERAL.values(), ids=SEVERAL)
+def test_several_prefixes_have_a_softmax_each(several: list[dict], implementation: str):
+    inputs = _inputs(4, 2)
+    prefixes = [_prefix(**each, num_heads=4, num_kv_heads=2, key=10 * i) for i, each in enumerate(several)]
+    o_btnh = attend_jit(*inputs, prefixes, segment_ids_bt=SEGMENTS_BT, implementation=implementation)
+    np.testing.assert_allclose(o_btnh, _oracle(*inputs, *prefixes, segment_ids_bt=SEGMENTS_BT), atol=1e-5)
+
+
+def test_several_prefixes_have_the_gradients_of_the_reference():
+    inputs = (*_inputs(4, 2), [_prefix(p, 4, 2, key=10 * p) for p in (1, 2, 1, 3)])
+
+    def loss(inputs, implementation):
+        return jnp.sum(jnp.sin(attend(*inputs, implementation=implementation)))
+
+    fast, slow = (jax.jit(jax.grad(functools.partial(loss, implementation=name)))(inputs) for name in ("auto", "xla"))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), fast, slow)
+
+
+def test_two_joint_prefixes_are_refused():
+    with pytest.raises(InputError, match=r"^2 adapters have prefixes that share the text's softmax in one layer"):
+        attend(*_inputs(4, 2), [_prefix(2, 4, 2, joint=True), _prefix(1, 4, 2, joint=True)])
 
 
 @pytest.mark.parametrize(
@@ -135,12 +167,11 @@ def test_gate_zero_is_no_prefix_bit_for_bit(num_tokens: int, dtype: str):
 @pytest.mark.parametrize("num_tokens", [0, 1, 3, MAX_BLOCK_DIAGONAL_TOKENS + 1])
 def test_half_precision_is_the_float32_result_of_the_same_inputs_rounded(num_tokens: int, dtype: str, tolerance: float):
     inputs = jax.tree.map(lambda x: x.astype(dtype), _inputs(4, 2))
-    prefix = _prefix(num_tokens, 4, 2) if num_tokens else None
-    if prefix is not None:
-        prefix = jax.tree.map(lambda x: x.astype(dtype), prefix)
-    o_btnh = attend_jit(*inputs, prefix)
+    prefixes = (_prefix(num_tokens, 4, 2),) if num_tokens else ()
+    prefixes = jax.tree.map(lambda x: x.astype(dtype), prefixes)
+    o_btnh = attend_jit(*inputs, prefixes)
     assert o_btnh.dtype == dtype
-    np.testing.assert_allclose(o_btnh.astype(jnp.float32), _oracle(*inputs, prefix), atol=tolerance)
+    np.testing.assert_allclose(o_btnh.astype(jnp.float32), _oracle(*inputs, *prefixes), atol=tolerance)
 
 
 def test_large_scores_do_not_overflow():

@@ -47,12 +47,15 @@ def _continued(params: Params, config: LlamaConfig, adapted, cache: KVCache, pie
     return np.concatenate(outs, axis=1), cache
 
 
-@pytest.fixture(scope="module", params=["base", "p1", "p3", "joint"])
+@pytest.fixture(scope="module", params=["base", "p1", "p3", "joint", "several"])
 def adapted(request, config: LlamaConfig, params: Params, trained_adapter, randomized):
     if request.param == "base":
         return Bound().adapted
     if request.param == "joint":
         return bind(randomized(init_adapter("prefix", config, num_tokens=3, start_layer=1)), params, config).adapted
+    if request.param == "several":
+        joint = randomized(init_adapter("prefix", config, num_tokens=3, start_layer=2))
+        return bind([trained_adapter(3), trained_adapter(1), trained_adapter(2), joint], params, config).adapted
     return bind(trained_adapter(int(request.param[1:])), params, config).adapted
 
 

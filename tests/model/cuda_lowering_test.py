@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 import aligner_jax as aj
+from aligner_jax.decoding import sampler
+from aligner_jax.decoding.choose import RowSampling, Sampling
 from aligner_jax.decoding.state import prefill
 from aligner_jax.model.attention import Prefix, attend
 from aligner_jax.model.config import LlamaConfig
@@ -48,15 +51,15 @@ def params():
     return abstract_params(CONFIG, "bfloat16")
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["", "packed"])
 @pytest.mark.parametrize(("num_tokens", "remat"), [(1, "full"), (10, "dots"), (10, "none")])
-def test_the_training_step(params, num_tokens: int, remat: str):
-    """Batches have segment ids."""
+def test_the_training_step(params, num_tokens: int, remat: str, packed: bool):
     adapter = init_adapter("aligner", CONFIG, num_tokens=num_tokens, start_layer=1)
     optimizer = optim.make_optimizer(OptimConfig(), 10)
     step = make_step(adapter, optimizer, config=CONFIG, remat=remat)
     state = jax.eval_shape(lambda: init_state(adapter, optimizer))
-    arguments = state, params, abstract(Batch, {"b": 2, "t": LENGTH})
-    assert kernels(step, *arguments) == {TRITON}
+    arguments = state, params, abstract(Batch, {"b": 2, "t": LENGTH}, packed=packed)
+    assert kernels(step, *arguments) == ({TRITON} if packed else {FORWARD, BACKWARD})
     assert kernels(step, *arguments, platform="cpu") == set()
     assert kernels(step, *arguments, platform="tpu") == {"tpu_custom_call"}
 
@@ -87,6 +90,19 @@ def test_prefill(params):
     arguments = params, ids(2, LENGTH), ids(2)
     assert kernels(run, *arguments) == {FORWARD}
     assert kernels(run, *arguments, platform="cpu") == set()
+
+
+@pytest.mark.parametrize(("count", "carried"), [(1, False), (sampler.TOKENS_PER_CALL, True)])
+def test_no_loop_carries_weights_if_a_program_decodes_one_token(params, count: int, carried: bool):
+    stops, sampling = ids(1), RowSampling.of([Sampling()] * 2)
+    arguments = params, None, ids(2, LENGTH), ids(2), sampling, stops, jax.ShapeDtypeStruct((), jnp.uint32)
+    prefill_prompts = partial(sampler.prefill_prompts, config=CONFIG, slots=LENGTH)
+    bound, state = jax.eval_shape(prefill_prompts, *arguments)
+    traced = sampler.decode_tokens.trace(params, bound, state, stops, config=CONFIG, count=count)
+    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    loops = [line for line in program.splitlines() if "stablehlo.while" in line]
+    weights = {f"tensor<{'x'.join(map(str, leaf.shape))}xbf16>" for leaf in jax.tree.leaves(params)}
+    assert any(weight in line for line in loops for weight in weights) == carried
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """cuDNN's attention: its calls are JAX's own, its support is declared. Comparison needs a card: `kernels.trusted`."""
 
+import contextlib
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as of_jax
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from aligner_jax.model.attention import attend
-from aligner_jax.model.kernels import cudnn
+from aligner_jax.model.kernels import cards, cudnn
 from aligner_jax.model.kernels.kernel import Inputs, Unsupported
 
 OURS_ALONE = {"force_deterministic": True}
@@ -84,6 +87,25 @@ def test_what_cudnn_does_not_support_is_refused_with_the_reason(changed: dict, p
     cudnn.check_supported(inputs())
     with pytest.raises(Unsupported, match=reason):
         cudnn.check_supported(inputs(**changed))
+
+
+@pytest.mark.parametrize(("kind", "supported"), [("Tesla T4", False), ("NVIDIA A100", True), ("NVIDIA L4", True)])
+def test_auto_leaves_cudnn_out_for_cards_before_compute_capability_8(kind: str, supported: bool):
+    q, kv = (jax.ShapeDtypeStruct((2, 256, n, 64), "float16") for n in (4, 2))
+    with use_abstract_mesh(AbstractMesh((), (), abstract_device=AbstractDevice(kind, None, "cuda"))):
+        found = calls(lambda *x: attend(*x), q, kv, kv)
+        assert len(found) == supported
+        with contextlib.nullcontext() if supported else pytest.raises(Unsupported, match=r"8.0 and up, not 7.5"):
+            calls(lambda *x: attend(*x, implementation="cudnn"), q, kv, kv)
+
+
+def test_a_card_whose_name_jax_does_not_know_has_the_capability_that_it_states(monkeypatch: pytest.MonkeyPatch):
+    q, kv = (jax.ShapeDtypeStruct((2, 256, n, 64), "float16") for n in (4, 2))
+    monkeypatch.setattr(cards, "cards", lambda: [SimpleNamespace(compute_capability="7.0")])
+    with pytest.raises(Unsupported, match=r"8.0 and up, not 7.0"):
+        cudnn.check_supported(Inputs(q, kv, kv))
+    monkeypatch.setattr(cards, "cards", lambda: [SimpleNamespace(compute_capability="12.0")])
+    cudnn.check_supported(Inputs(q, kv, kv))
 
 
 def test_a_bias_masks_pairs_of_different_segments_alone():

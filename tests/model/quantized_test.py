@@ -100,6 +100,16 @@ def test_products_of_float16_with_integers_neither_overflow_nor_underflow():
     np.testing.assert_allclose(pull(slope)[0][0, 0, :2], 127 * 3e-5 * 5e-4, rtol=0.02)
 
 
+@pytest.mark.parametrize("live", [2, 0])
+def test_channels_without_weights_do_not_change_gradients_in_float16(live: int):
+    """Quantization gives them a scale of 1, thousands of times that of the others."""
+    values = jnp.full((64, 3), 127, jnp.int8).at[:, live:].set(0)
+    weight = Quantized(values, jnp.asarray([[2e-4, 1e-4][:live] + [1.0] * (3 - live)]))
+    _, pull = jax.vjp(lambda x: project("btd,df->btf", x, weight), jnp.ones((1, 1, 64), jnp.float16))
+    (dx,) = pull(jnp.full((1, 1, 3), 3e-4, jnp.float16))
+    np.testing.assert_allclose(dx, 127 * 3e-4 * (3e-4 if live else 0), rtol=0.02)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_low_rank_update_is_added_to_the_quantized_product(quantized, kind: str):
     weight, equation = layer_weight(quantized(kind), "o_lnhd"), EQUATIONS["o_lnhd"]

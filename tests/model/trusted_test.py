@@ -11,7 +11,9 @@ from jax.sharding import Mesh
 from aligner_jax.model import attention
 from aligner_jax.model.attention import Order, attend
 from aligner_jax.model.kernels import trusted, xla
+from aligner_jax.model.kernels.cards import cards
 from aligner_jax.model.kernels.kernel import Inputs, Kernel, Unsupported
+from aligner_jax.model.kernels.triton_blocks import default_blocks
 
 RIGHT = xla.with_gated_prefix(lambda inputs: None, xla.attend_causally, xla.attend_causally_backward)
 
@@ -48,7 +50,7 @@ def card(monkeypatch: pytest.MonkeyPatch):
     """Makes this machine's CPU the card, and returns a function that sets the kernels, in order of preference."""
     device = jax.devices("cpu")[0]
     monkeypatch.setattr(trusted, "cards", lambda: [device])
-    trusted._agrees.cache_clear()
+    trusted._reasons.clear()
 
     def install(**kernels: Kernel) -> None:
         monkeypatch.setattr(attention, "_NAMED", kernels)
@@ -60,11 +62,40 @@ def card(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("dtype", trusted.TOLERANCE)
 @pytest.mark.parametrize("packed", [False, True], ids=["", "packed"])
-@pytest.mark.parametrize(("length", "before"), [(256, 0), (33, 3)], ids=["", "joint, odd"])
+@pytest.mark.parametrize(
+    ("length", "before"), [(256, 0), (131, 3), (9, 0), (33, 3)], ids=["", "joint, odd", "short", "joint, short"]
+)
 def test_a_right_kernel_is_used_without_a_word(card, dtype: str, packed: bool, length: int, before: int):
     card(first=RIGHT, second=kernel())
     found = attention._kernel("cuda", inputs(packed=packed, length=length, dtype=dtype, before=before))
     assert found is RIGHT
+    assert list(trusted.verdicts().values()) == [True]
+
+
+def test_rows_that_fill_no_block_are_compared_at_a_length_with_their_blocks():
+    lengths = [16, 32, 48, 65, 9, 33, 128, 130, 131, 512, 513]
+    assert [trusted._length(t) for t in lengths] == [16, 32, 62, 127, 15, 63, 256, 200, 201, 256, 201]
+    for t in range(1, 600):
+        length, dtype = trusted._length(t), jnp.dtype("bfloat16")
+        assert default_blocks(length, 64, dtype, tiles=2) == default_blocks(t, 64, dtype, tiles=2)
+        assert (length % 2, length % 128 == 0) == (t % 2, t % 128 == 0)
+
+
+def test_a_kernel_without_memory_is_compared_once_more(card):
+    failures = ["RESOURCE_EXHAUSTED: Out of memory"]
+
+    def forward(*arguments):
+        if failures:
+            raise RuntimeError(failures.pop())
+        return xla.attend_causally(*arguments)
+
+    late = kernel(forward=forward)
+    card(first=late, second=RIGHT)
+    assert attention._kernel("cuda", inputs(packed=False)) is late
+    failures += ["RESOURCE_EXHAUSTED: Out of memory"] * 3
+    with pytest.warns(UserWarning, match="it fails: RESOURCE_EXHAUSTED: Out of memory$"):
+        assert attention._kernel("cuda", inputs(packed=True)) is RIGHT
+    assert len(failures) == 1
 
 
 @pytest.mark.parametrize(
@@ -89,6 +120,9 @@ def test_a_wrong_kernel_is_named_once_and_the_next_is_used(card, wrong: Kernel, 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert attention._kernel("cuda", inputs(packed=True, length=512)) is RIGHT
+    assert trusted.verdicts() == {
+        f"{name!r} (cpu, bfloat16, head dim 64, packed rows of 256)": name == "second" for name in ("first", "second")
+    }
 
 
 def test_a_kernel_that_is_wrong_for_packed_rows_alone_is_used_for_others(card):
@@ -108,7 +142,7 @@ def test_a_kernel_that_does_not_support_the_inputs_is_not_compared(card):
 
 
 def test_a_machine_without_a_card_trusts_every_kernel():
-    assert trusted.cards() == []
+    assert cards() == []
     assert trusted.trusted("wrong", kernel(forward=refused), inputs(packed=True))
 
 

@@ -72,8 +72,14 @@ CASES = [
 ]
 
 
+NAMES = [
+    f"{' and '.join(str(each) for each in methods)} into {target}".translate({ord(c): "" for c in "{}[]()'"})
+    for methods, target, _ in CASES
+]
+
+
 @pytest.mark.parametrize("biases", [False, True], ids=["plain", "with biases"])
-@pytest.mark.parametrize(("methods", "target", "needs"), CASES, ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize(("methods", "target", "needs"), CASES, ids=NAMES)
 def test_folded_weights_have_the_adapters_logits(methods, target, needs, biases):
     config = dataclasses.replace(CONFIG, qkv_bias=biases, o_bias=biases)
     params = init_params(config, 3)

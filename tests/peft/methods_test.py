@@ -37,6 +37,17 @@ VARIANTS: dict[str, tuple[str, dict]] = {
     "bias": ("bias", {"start_layer": 1}),
     "bias of values": ("bias", {"target": "v", "start_layer": 0}),
     "full": ("full", {}),
+    "sum": (
+        "sum",
+        {
+            "aligner": [{"num_tokens": 3, "start_layer": 1}, {"num_tokens": 1, "gates": "kv_head"}, {"num_tokens": 2}],
+            "llama_adapter": [{"num_tokens": 2, "start_layer": 1}],
+        },
+    ),
+    "sum of kinds": (
+        "sum",
+        {"aligner": [], "bias": [{"start_layer": 2}, {"target": "v"}], "lora": [{"rank": 2}, {"rank": 1}]},
+    ),
 }
 CASES = {name: (name, {}) for name in METHODS} | VARIANTS
 """Variants by method; a method without variants here runs with its defaults."""

@@ -126,10 +126,24 @@ def test_the_backward_pass_ends_at_the_first_layer_that_any_of_them_adapts(confi
     assert numbers_kept(7, (5, 6)) < numbers_kept(7, (4, 6))
 
 
+def test_two_aligners_add_two_softmaxes(config, params, aligner, randomized):
+    other = randomized(init_adapter("aligner", config, num_tokens=2, start_layer=1), 6)
+    parts = [bind(each, params, config).adapted[0] for each in (aligner, other)]
+    expected = forward(params, TOKENS_BT, config=config, adapted=parts, implementation="xla")
+    both, _ = hidden_states(params, (aligner, other), TOKENS_BT, config=config)
+    np.testing.assert_allclose(both, expected, atol=2e-5)
+    # A sum, so the order does not matter.
+    swapped, _ = hidden_states(params, (other, aligner), TOKENS_BT, config=config)
+    np.testing.assert_allclose(both, swapped, atol=2e-5)
+    for one in (aligner, other):
+        alone, _ = hidden_states(params, one, TOKENS_BT, config=config)
+        assert np.abs(both - alone).max() > 1e-3
+
+
 def test_what_cannot_be_together_is_refused(config, params, aligner, randomized):
-    soft = init_adapter("prompt", config, num_tokens=2)
-    with pytest.raises(InputError, match="2 of the adapters have a prefix at layer 2: apply one of them only"):
-        apply(params, (aligner, soft), TOKENS_BT, config=config)
+    soft, joint = init_adapter("prompt", config, num_tokens=2), init_adapter("prefix", config, num_tokens=2)
+    with pytest.raises(InputError, match=r"^2 adapters have prefixes .* apply one of them only"):
+        apply(params, (aligner, soft, joint), TOKENS_BT, config=config)
     with pytest.raises(InputError, match="not from adapters applied together"):
         hidden_states(params, (aligner,), TOKENS_BT, config=config, adapter_b=np.zeros(2, np.int32))
 

@@ -30,6 +30,7 @@ from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime import chips, roofline
 
 MODEL = llama_config("stories_260k")
+COMPILED = Compiled(0, 16 << 30, 16 << 30, None, None, None, None, 0.0)
 NEW = ProgramPlan("new tokens", 8 << 30, True, 4 << 30, {"all-gather": 98 << 30}, 9.0)
 PLAN = EvaluationPlan(
     topology="v5e:2x4", devices=8, mesh={"data": 1, "fsdp": 4, "tensor": 2}, rows=32, tokens=1024, new_tokens=512,
@@ -111,7 +112,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, **given: Any) -> list[Planned]:
 
     def compiled(chip, jitted, params, adapter, tokens_bt, *others, config, slots=None):
         seen.append(Planned(tokens_bt.shape, slots))
-        return Compiled(0, 16 << 30, None, None, None, None, 0.0)
+        return COMPILED
 
     monkeypatch.setattr(inference_plan, "compile_for", compiled)
     make_evaluation_plan(config(), MODEL, "v5e:2x2", topology_devices("v5e:2x2", 1), **given)
@@ -151,11 +152,7 @@ def test_the_planned_programs_are_those_of_the_evaluation(
 def test_the_named_adapter_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
     path, devices, compiled = tmp_path / "a.safetensors", topology_devices("v5e:2x2", 1), []
-    monkeypatch.setattr(
-        inference_plan,
-        "compile_for",
-        lambda *arguments, **_: compiled.append(arguments) or Compiled(0, 16 << 30, None, None, None, None, 0.0),
-    )
+    monkeypatch.setattr(inference_plan, "compile_for", lambda *arguments, **_: compiled.append(arguments) or COMPILED)
     lora = init_adapter("lora", MODEL, rank=4)
     save_adapter(lora, path)
     of = {

@@ -69,7 +69,7 @@ def test_the_search_finds_the_largest_batch_that_fits(most: int, calls_at_most: 
 
     plans = list(search.search(small(), 8, plan))
     assert [(each.remat, each.batch, each.fits) for each in plans] == [
-        (policy, 8 * most, True) for policy in search.POLICIES
+        (policy, 8 * most, True) for policy in reversed(search.POLICIES)
     ]
     assert len(calls) <= 3 * calls_at_most
 
@@ -80,7 +80,7 @@ def test_the_search_of_an_auto_config_begins_with_what_auto_takes():
         return dataclasses.replace(PLAN, batch=config.data.batch_size, remat=remat, fits=config.data.batch_size <= 8)
 
     plans = list(search.search(small(remat="auto"), 8, plan))
-    assert [each.remat for each in plans] == ["dots:20", *search.POLICIES]
+    assert [each.remat for each in plans] == ["dots:20", *reversed(search.POLICIES)]
     assert {each.batch for each in plans} == {8}
 
 

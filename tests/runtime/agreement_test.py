@@ -5,9 +5,10 @@ import pytest
 
 from aligner_jax.errors import InputError
 from aligner_jax.runtime import agreement
-from aligner_jax.runtime.config import parse_config
+from aligner_jax.runtime.config import as_dict, parse_config
 
-CONFIG = parse_config({"base": {"path": "m", "dtype": "float32"}, "data": {"path": "d"}, "steps": 1})
+SETTINGS = {"base": {"path": "m", "dtype": "float32"}, "data": {"path": "d"}, "steps": 1}
+CONFIG = parse_config(SETTINGS)
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +31,29 @@ def test_processes_in_different_environments_say_what_differs(name: str, monkeyp
     sentence = rf"^process 1 of 2 runs in another environment \({name} is 'another' there and '.*' on process 0\): all"
     with pytest.raises(InputError, match=sentence):
         agreement.check_same_config(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("changed", "fields"),
+    [
+        ({"steps": 2}, "steps is 2 there and 1 on process 0"),
+        (
+            {"seed": 7, "adapter": {"init_from": "a.safetensors"}},
+            "adapter.init_from is 'a.safetensors' there and None on process 0; seed is 7 there and 0 on process 0",
+        ),
+    ],
+)
+def test_processes_with_different_configs_say_in_what(changed: dict, fields: str, monkeypatch: pytest.MonkeyPatch):
+    config = parse_config({**SETTINGS, **changed})
+
+    def exchange(text: str) -> list[str]:
+        return [text, text, json.dumps({**json.loads(text), "config": as_dict(config)})]
+
+    monkeypatch.setattr(agreement, "exchange", exchange)
+    with pytest.raises(InputError) as caught:
+        agreement.check_same_config(CONFIG)
+    began, ended = "was started with another configuration", "give all processes the same command and config file"
+    assert str(caught.value) == f"process 2 of 3 {began} ({fields}): {ended}"
 
 
 def test_a_process_alone_reads_nothing(monkeypatch: pytest.MonkeyPatch):

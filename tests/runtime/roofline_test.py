@@ -82,9 +82,6 @@ def test_forward_is_what_xla_counts():
     assert 2 * xla_flops(unembed, abstract_params(one), hidden) == cost["head"].model_flops
 
 
-# JAX's derivative of attention has two products over all pairs forward and four backward, and one more here. It repeats
-# the scores under "dots" and both products under "full". The cost is that of the kernels, which keep all residuals of
-# their backward pass under "dots".
 def test_layers_that_keep_their_products_cost_as_under_dots_and_the_others_as_under_full():
     full, dots = (train_7b(remat=remat, start_layer=2) for remat in ("full", "dots"))
     for kept in (1, 20, 29):
@@ -97,6 +94,9 @@ def test_layers_that_keep_their_products_cost_as_under_dots_and_the_others_as_un
         train_7b(remat="dots:33")
 
 
+# JAX's derivative of attention has two products over all pairs forward and four backward, and one more here. It repeats
+# the scores under "dots" and both products under "full". The cost is that of the kernels, which keep all residuals of
+# their backward pass under "dots".
 @pytest.mark.parametrize(("remat", "reference_products"), [("none", 7), ("dots", 8), ("full", 9)])
 def test_a_training_step_is_what_xla_counts(remat, reference_products):
     adapter = init_adapter("aligner", SMALL, num_tokens=1, start_layer=0)

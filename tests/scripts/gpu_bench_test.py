@@ -5,13 +5,16 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import places
 import pytest
 
-from scripts.bench import gpu, gpu_arms, gpu_attention
+from aligner_jax.model.attention import attend
+from scripts.bench import gpu, gpu_arms, gpu_attention, gpu_peer, gpu_worker, protocol
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,7 +31,7 @@ def test_without_a_gpu_one_sentence_says_that_nothing_is_measured():
 
 
 def test_our_arms_run_at_tiny_shapes(tmp_path: Path):
-    done = run("--smoke", f"--json={tmp_path / 'found.json'}", "--part=attention,packed,decoding")
+    done = run("--smoke", f"--json={tmp_path / 'found.json'}", "--part=attention,packed,llama3,decoding,quantized")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     results = found["results"]
@@ -36,8 +39,8 @@ def test_our_arms_run_at_tiny_shapes(tmp_path: Path):
     assert "a smoke test, not a measurement" in done.stdout
     assert results["attention"]["errors"]["xla"] < gpu_attention.TOLERANCE
     assert results["attention"]["errors"]["auto"] < gpu_attention.TOLERANCE
-    ours = {arm.name for arm in gpu_arms.arms((), smoke=True) if arm.side == "ours"}
-    assert results.keys() == {name for name in ours if name.startswith(("attention", "packed", "decode"))}
+    ours = {arm.name for arm in gpu_arms.arms((), smoke=True) if arm.side == "ours" and arm.part != "training"}
+    assert results.keys() == ours
     assert not [name for name, figures in results.items() if "error" in figures]
     assert "target" not in done.stdout
 
@@ -81,15 +84,108 @@ def test_documents_have_alpacas_lengths_and_fill_rows():
     assert sum(map(sum, rows)) > 0.9 * 8 * 512
 
 
-def test_a_wrong_implementation_is_reported(monkeypatch: pytest.MonkeyPatch):
-    right = gpu_attention.attend
+def test_wrong_attention_is_not_timed():
+    parts = ("kernels", "packed", "llama3")
+    found = {"errors": {"auto": 1e-3, "cudnn": None, "triton": 2e-3}, "failed": {"cudnn": "unsupported: here"}}
+    arms = gpu.to_time(found, parts, smoke=False)
+    assert {arm.part for arm in arms} == set(parts)
+    assert {arm.arguments.get("implementation") for arm in arms} == {None, "triton"}
+    assert "cudnn: unsupported: here" in gpu.checked(found)
+    assert "triton: correct, largest relative error 2.0e-03" in gpu.checked(found)
+
+    found["failed"]["auto"] = "differs by 1.0e+00 from the reference"
+    arms = gpu.to_time(found, parts, smoke=False)
+    assert {arm.arguments.get("implementation") for arm in arms if arm.side == "ours"} == {"triton"}
+    assert "packed peft_lora_8, sdpa" in {arm.name for arm in arms}
+    assert gpu.checked(found).splitlines()[-1].endswith("are not timed")
+
+
+def test_a_check_that_fails_says_why():
+    assert gpu.checked({"error": "the card fell off"}) == "attention was not checked: the card fell off"
+    arms = gpu.to_time({"error": "the card fell off"}, ("kernels", "llama3"), smoke=False)
+    assert {arm.part for arm in arms} == {"llama3"}
+
+
+def test_a_peer_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(protocol.PEER_VARIABLE, "no/such/python")
+    arm = next(arm for arm in gpu_arms.arms(()) if arm.side == "peer")
+    error = gpu.measure(arm, gpu_worker.about)["error"]
+    assert error == "not at hand: PEER_PYTHON names no interpreter"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_of_one_document_are_timed_without_segments(packed: bool):
+    batch = gpu_worker.batch_of(gpu_worker.model_config("tiny"), rows=2, length=512, packed=packed)
+    assert batch.packed == packed
+    assert (batch.segment_ids_bt.max() > 1) == packed
+
+
+def across_documents(q, k, v, prefix, *, segment_ids_bt):
+    return attend(q, k, v, prefix)
+
+
+def wrong_without_segments(q, k, v, prefix, *, segment_ids_bt):
+    return attend(q, k, v, prefix, segment_ids_bt=segment_ids_bt) * (1.1 if segment_ids_bt is None else 1)
+
+
+def not_a_number(q, k, v, prefix, *, segment_ids_bt):
+    return attend(q, k, v, prefix, segment_ids_bt=segment_ids_bt).at[0, 0, 0, 0].set(np.nan)
+
+
+def test_a_decode_step_is_timed_without_the_first_call():
+    # A call of 4 steps takes 2 seconds; the first ends at 10, after the prefill.
+    times = [10.0, 10.1, 10.1, 10.1, 12.0, 12.1, 12.1, 12.1, 14.0, 14.1]
+    assert gpu_worker.seconds_per_step(times, 4) == 0.5
+    with pytest.raises(ValueError, match="one call"):
+        gpu_worker.seconds_per_step(times[:4], 4)
+
+
+@pytest.mark.parametrize("by_length", [False, True])
+def test_padded_rows_of_the_peer_fit_the_card(by_length: bool):
+    asked: list[dict] = []
+
+    class Peer:
+        def ask(self, command: str, **arguments) -> dict:
+            asked.append({"command": command, **arguments})
+            return {"tokens": 10, "seconds": 2.0, "bytes": 3, "parameters": 4}
+
+    packed = {"rows": 8, "length": 512, "packed": True, "by_length": by_length}
+    found = gpu_peer.train(
+        cast(protocol.Worker, Peer()), "7b", lora={}, attention="sdpa", checkpointing=False, **packed
+    )  # fmt: skip
+    assert found == {"tokens_per_second": 5.0, "peak_bytes": 3, "parameters": 4}
+    train = next(request for request in asked if request["command"] == "train")
+    lengths, size = [len(document["tokens"]) for document in train["documents"]], train["batch_size"]
+    longest = [max(lengths[i : i + size]) for i in range(0, len(lengths), size)]
+    assert max(longest) * size <= 16 * 512
+    # Every turn is a pass over the documents.
+    assert {request["count"] for request in asked if request["command"] == "steps"} == {len(longest)}
+    assert (sum(lengths) / sum(longest) / size > 0.8) == by_length
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [(across_documents, "differs by"), (wrong_without_segments, "differs by"), (not_a_number, "not finite")],
+)
+def test_a_wrong_implementation_is_reported(monkeypatch: pytest.MonkeyPatch, wrong: Callable, sentence: str):
     monkeypatch.setattr(gpu_attention, "candidates", lambda: ("xla", "auto"))
     monkeypatch.setattr(gpu_attention, "TOKENS", (0,))
 
-    def across_documents(q, k, v, prefix, *, segment_ids_bt, implementation):
-        return right(q, k, v, prefix, segment_ids_bt=segment_ids_bt if implementation == "xla" else None)
+    def one_is_wrong(*inputs, segment_ids_bt, implementation: str):
+        function = wrong if implementation == "auto" else attend
+        return function(*inputs, segment_ids_bt=segment_ids_bt)
 
-    monkeypatch.setattr(gpu_attention, "attend", across_documents)
+    monkeypatch.setattr(gpu_attention, "attend", one_is_wrong)
     found = gpu_attention.check(32)
     assert found["failed"].keys() == {"auto"}
-    assert "differs by" in found["failed"]["auto"]
+    assert sentence in found["failed"]["auto"]
+    assert found["errors"]["xla"] <= gpu_attention.TOLERANCE
+
+
+def test_an_implementation_that_does_not_run_is_reported(monkeypatch: pytest.MonkeyPatch):
+    def silent(*inputs, **options):
+        raise RuntimeError
+
+    monkeypatch.setattr(gpu_attention, "attend", silent)
+    found = gpu_attention.check(32)
+    assert found["failed"] == dict.fromkeys(gpu_attention.candidates(), "RuntimeError: ")

@@ -155,10 +155,14 @@ def the_cost_counts_the_layers_that_it_adapts(case: Case, folder: Path) -> None:
     method, config = METHODS[case.adapter.method], case.config
     cost = method.cost(case.adapter.options, config)
     bound = jax.eval_shape(lambda: bind(case.adapter, case.params, config))
-    (part,) = bound.adapted
-    adapted = len(part.layers)
-    assert part.layers == range(cost.start_layer, config.num_layers)
-    assert cost.num_tokens == (0 if part.prefix is None else part.prefix.k_bpkh.shape[2])
+    # A sum has several parts, and its backward pass ends at the first layer that any of them adapts.
+    layers = max((part.layers for part in bound.adapted), key=len)
+    adapted = len(layers)
+    assert layers == range(cost.start_layer, config.num_layers)
+    assert {part.layers.stop for part in bound.adapted} == {config.num_layers}
+    tokens = [part.prefix.k_bpkh.shape[2] for part in bound.adapted if part.prefix is not None]
+    # Prefixes of one token are constants, so they add no key to those of other prefixes.
+    assert cost.num_tokens == (sum(p for p in tokens if p > 1) or max(tokens, default=0))
     assert first_position(case.adapter, case.params, config) == bound.first_position
     step = train_step(config, batch_size=2, sequence_length=12, adapter=cost, trains_base=method.trains_base)
     backward = config.num_layers + adapted * (2 if method.trains_base else 1)

@@ -1,6 +1,7 @@
-"""A run's own search for the least recomputation: told, recorded, remembered, and kept when the run resumes."""
+"""A run's own choice of recomputation: told, kept in the checkpoints, kept when the run resumes, and explained."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,14 @@ import jax
 import pytest
 from whole_runs import run
 
+from aligner_jax import train
+from aligner_jax.errors import InputError
 from aligner_jax.runtime import sharding
-from aligner_jax.runtime.config import parse_config
-from aligner_jax.tasks import chosen_remat
-from aligner_jax.tasks.chosen_remat import _Steps
-from aligner_jax.tasks.cost import first_adapter_shapes
-from aligner_jax.tasks.program import make_program
-from aligner_jax.weights.base import base_config
+from aligner_jax.tasks import step_memory
 
 PEAKS = (90 << 20, 80 << 20, 20 << 20, 50 << 20)
-"""Of "none", "dots", "full" and "dots:2", in the order in which they are compiled."""
+"""Peaks of "none", "dots", "full" and "dots:2", in the order in which they are compiled."""
+EXHAUSTED = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
 
 
 @pytest.fixture
@@ -31,84 +30,97 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
         seen.append(next(peaks))
         return seen[-1]
 
-    monkeypatch.setattr(chosen_remat, "limit_bytes", lambda argument_bytes: 60 << 20)
-    monkeypatch.setattr(chosen_remat, "_peak_bytes", peak)
-    monkeypatch.setattr(chosen_remat, "cache_folder", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(step_memory, "limit_bytes", lambda argument_bytes: 60 << 20)
+    monkeypatch.setattr(step_memory, "_peak_bytes", peak)
+    monkeypatch.setattr(step_memory, "cache_folder", lambda name: tmp_path / "cache" / name)
     return seen
 
 
+def recorded(workdir: Path, step: int) -> dict[str, Any]:
+    return json.loads((workdir / "checkpoints" / str(step) / "run" / "metadata").read_text())["remat"]
+
+
 def test_a_resumed_run_keeps_its_choice_bit_for_bit(tiny_run: dict, tmp_path: Path, compiled: list[int]):
-    auto = {**tiny_run, "remat": "auto"}
-    _, text = run({**auto, "steps": 4}, tmp_path / "run")
+    auto, workdir = {**tiny_run, "remat": "auto"}, tmp_path / "run"
+    _, text = run({**auto, "steps": 4}, workdir)
     assert "remat: dots in 2 of 4 layers (0.0 of 0.1 GiB; dots in all would need 0.1)" in text
     assert compiled == list(PEAKS)
-    recorded = json.loads((tmp_path / "run" / "remat.json").read_text())
-    assert recorded == {"remat": "dots:2", "devices": sharding.describe(sharding.make_mesh()), "rules": {}}
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["remat"] == "auto"
-    _, text = run(auto, tmp_path / "run")
+    record = {"name": "dots:2", "devices": sharding.describe(sharding.make_mesh()), "rules": {}}
+    assert recorded(workdir, 4) == record
+    assert json.loads((workdir / "config.json").read_text())["remat"] == "auto"
+    shutil.rmtree(tmp_path / "cache")
+    _, text = run(auto, workdir)
     assert "resuming after step 4 of 8" in text
     assert "remat: dots in 2 of 4 layers, as this run began" in text
     assert len(compiled) == len(PEAKS)
+    assert recorded(workdir, 8) == record
     run({**tiny_run, "remat": "dots:2"}, tmp_path / "told")
-    resumed, told = (tmp_path / name / "adapter.safetensors" for name in ("run", "told"))
+    resumed, told = (path / "adapter.safetensors" for path in (workdir, tmp_path / "told"))
     assert resumed.read_bytes() == told.read_bytes()
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"remat": 3}', '{"remat": "dots:2", "devices": "8 of TPU v4"}'])
-def test_a_record_that_cannot_be_used_or_is_of_other_devices_is_not(tmp_path: Path, damage: str):
-    (tmp_path / "remat.json").write_text(damage)
-    assert chosen_remat._recorded(tmp_path / "remat.json", {"devices": "1 of cpu", "rules": {}}) is None
-
-
-def test_a_run_that_began_with_full_goes_on_with_auto(tiny_run: dict, tmp_path: Path, compiled: list[int]):
-    run({**tiny_run, "steps": 3}, tmp_path / "run")
-    assert not (tmp_path / "run" / "remat.json").exists()
-    _, text = run({**tiny_run, "steps": 4, "remat": "auto"}, tmp_path / "run")
-    assert "resuming after step 3 of 4" in text
+def test_on_other_devices_it_chooses_again(
+    tiny_run: dict, tmp_path: Path, compiled: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    auto = {**tiny_run, "remat": "auto"}
+    run({**auto, "steps": 3}, tmp_path / "run")
+    monkeypatch.setattr(sharding, "describe", lambda mesh: "8 of TPU v4")
+    shutil.rmtree(tmp_path / "cache")
+    waits: list[str] = []
+    monkeypatch.setattr(train.Watchdog, "waiting_for", lambda _, what, compiles=False: waits.append(what))
+    _, text = run({**auto, "steps": 4}, tmp_path / "run")
     assert "remat: dots in 2 of 4 layers (" in text
+    assert recorded(tmp_path / "run", 4)["devices"] == "8 of TPU v4"
+    assert waits.count("a compilation for the least recomputation that fits") == len(PEAKS), "each has its own limit"
 
 
-@pytest.fixture
-def steps(tiny_model: Path) -> Iterator[Any]:
-    """Makes the `_Steps` of a tiny run."""
-    config = parse_config(
-        {
-            "base": {"path": str(tiny_model), "dtype": "float32"}, "adapter": {"start_layer": 1}, "steps": 1,
-            "data": {"path": "", "batch_size": 2, "sequence_length": 64}, "remat": "auto",
-        }
-    )  # fmt: skip
-    model, mesh = base_config(tiny_model), sharding.mesh_of(config.mesh)
-    adapter = first_adapter_shapes(config, model)
-    with sharding.use(mesh):
-        yield lambda: _Steps(config, model, adapter, make_program(config, model, adapter, mesh), lambda: None)
-
-
-def test_memory_is_remembered_and_the_compiled_step_is_the_one_that_runs(steps: Any, compiled: list[int]):
-    first, second = steps(), steps()
-    assert first.need.layers == 3
-    memory = first.memory_of("dots")
-    assert isinstance(first.program_of("dots").step, jax.stages.Compiled)
-    again = steps()
-    assert again.memory_of("dots") == memory
-    assert len(compiled) == 1
-    assert not isinstance(again.program_of("dots").step, jax.stages.Compiled)
-    assert second.memory_of("dots") != memory, "it was made before anything was remembered"
-
-
-@pytest.mark.parametrize("damage", [b"", b"[]", b'{"dots": {}}', b'{"dots": [1, 2]}', b"\xff"])
-def test_a_damaged_entry_is_searched_again(steps: Any, compiled: list[int], tmp_path: Path, damage: bytes):
-    steps().memory_of("dots")
-    (entry,) = (tmp_path / "cache" / "remat").iterdir()
-    entry.write_bytes(damage)
-    steps().memory_of("dots")
-    assert len(compiled) == 2
-
-
-def test_a_step_that_the_compiler_refuses_does_not_fit(steps: Any, compiled: list[int], monkeypatch):
-    def refuse(lowered: Any) -> None:
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: … Used 31.50G of 15.75G hbm. Exceeded …")
-
-    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
-    memory = steps().memory_of("none")
-    assert (memory.peak_bytes, memory.limit_bytes, memory.fits) == (int(31.5 * 2**30), 60 << 20, False)
+def test_a_run_that_began_with_full_goes_on_with_it_until_another_is_named(
+    tiny_run: dict, tmp_path: Path, compiled: list[int]
+):
+    workdir = tmp_path / "run"
+    run({**tiny_run, "steps": 2}, workdir)
+    assert recorded(workdir, 2) == {"name": "full"}
+    _, text = run({**tiny_run, "steps": 3, "remat": "auto"}, workdir)
+    assert "resuming after step 2 of 3" in text
+    assert "remat: full, as this run began" in text
+    run({**tiny_run, "steps": 4, "remat": "dots"}, workdir)
+    assert recorded(workdir, 4) == {"name": "dots"}
+    _, text = run({**tiny_run, "steps": 5, "remat": "auto"}, workdir)
+    assert "remat: dots, as this run began" in text
     assert compiled == []
+
+
+def test_devices_that_do_not_say_how_much_memory_they_have_take_full(tiny_run: dict, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(step_memory, "limit_bytes", lambda argument_bytes: None)
+    _, text = run({**tiny_run, "steps": 1, "remat": "auto"}, tmp_path / "run")
+    assert "remat: full, since nothing says how much memory cpu has; --config.remat=dots recomputes less" in text
+    assert recorded(tmp_path / "run", 1)["name"] == "full"
+
+
+@pytest.mark.parametrize(
+    ("peaks", "told"),
+    [
+        ((90, 80, 20, 50), "'dots:2', which config.remat 'auto' took: give --config.remat=full, which needs the"),
+        ((90, 80, 70), "'full', which config.remat 'auto' took: give a smaller --config.data.batch_size"),
+    ],
+)
+def test_memory_that_is_exhausted_is_one_sentence(
+    tiny_run: dict, tmp_path: Path, compiled: list[int], monkeypatch: pytest.MonkeyPatch, peaks, told: str
+):
+    mebibytes = iter(peaks)
+    monkeypatch.setattr(step_memory, "_peak_bytes", lambda step: next(mebibytes) << 20)
+    steps = train.run_steps
+
+    def exhaust(*_: object) -> None:
+        raise EXHAUSTED
+
+    monkeypatch.setattr(train, "run_steps", exhaust)
+    with pytest.raises(InputError, match=f"^the devices' memory is exhausted in a run with remat {told}") as error:
+        run({**tiny_run, "steps": 2, "remat": "auto"}, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"^the devices' memory is exhausted in a run with remat 'dots': give"):
+        run({**tiny_run, "steps": 2, "remat": "dots"}, tmp_path / "run")
+    monkeypatch.setattr(train, "run_steps", steps)
+    _, text = run({**tiny_run, "steps": 2, "remat": "auto"}, tmp_path / "run")
+    assert f"remat: {'dots in 2' if len(peaks) == 4 else 'full'}" in text
+    assert "as this run began" not in text, "nothing is kept of a choice that has made no checkpoint"

@@ -18,7 +18,7 @@ from aligner_jax.model.config import llama_config
 from aligner_jax.runtime import sharding
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.tasks import program
-from aligner_jax.tasks.first_adapter import first_adapter
+from aligner_jax.tasks.first_adapter import first_adapter, first_adapter_shapes
 from aligner_jax.weights.base import base_config
 
 
@@ -78,7 +78,7 @@ def test_training_runs_what_the_planner_compiles(tiny_model: Path, tmp_path: Pat
     command_train.train(config, tmp_path / "run", Console(file=io.StringIO()))
     (made, arguments), model = ran[0], base_config(tiny_model)
     mesh = sharding.mesh_of(config.mesh)
-    planned = make(config, model, jax.eval_shape(lambda: first_adapter(config, model)), mesh)
+    planned = make(config, model, first_adapter_shapes(config, model), mesh)
     with planned.use():
         plan = planned.step.lower(*program.abstract_arguments(config, model, planned, "float32"))
         run = made.step.lower(*arguments)
@@ -127,6 +127,14 @@ def test_rows_that_the_mesh_does_not_divide_are_refused():
         program.make_program(config, llama_config("stories_260k"), None, abstract(2, 2, 1))
 
 
+def test_more_layers_than_the_model_has_are_refused():
+    config = config_of(remat="dots:6")
+    with pytest.raises(
+        InputError, match=r"^config\.remat 'dots:6' keeps results of 6 layers, but there are 5: give fewer$"
+    ):
+        program.make_program(config, llama_config("stories_260k"), None, abstract(2, 2, 1))
+
+
 @pytest.mark.parametrize(
     "changed",
     [{}, {"sweep": {"lr": [0.1, 0.01]}}, {"sweep": {"seed": [0, 1]}}, {"adapter": {"method": "lora"}}, DPO],
@@ -140,7 +148,7 @@ def test_lowering_the_step_reads_nothing_from_a_device(monkeypatch: pytest.Monke
         **changed,
     })  # fmt: skip
     mesh = sharding.mesh_of(config.mesh, jax.devices()[:1])
-    made = program.make_program(config, model, jax.eval_shape(lambda: first_adapter(config, model)), mesh)
+    made = program.make_program(config, model, first_adapter_shapes(config, model), mesh)
     arguments = program.abstract_arguments(config, model, made, "float32")
 
     def refuse(array):

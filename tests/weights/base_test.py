@@ -90,9 +90,18 @@ def test_weights_that_float16_cannot_hold_are_refused_by_name(tmp_path: Path):
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = 65_520
     write_hf(folder, CONFIG, tensors)
     for quantization in ("none", "int4"):
-        sentence = r"leaf up_ldf of the base holds numbers beyond ±65,504.* load it in float32"
+        sentence = rf"leaf up_ldf of the base at {folder} holds numbers beyond ±65,504.* load it in float32"
         with pytest.raises(InputError, match=sentence):
             load_base(folder, "float16", quantization=quantization)
+
+
+def test_weights_that_cannot_be_quantized_are_refused_with_the_path_of_the_base(tmp_path: Path):
+    tensors = draw()
+    tensors["model.layers.1.mlp.up_proj.weight"][3, :2] = 3e38, -3e38
+    folder = write_hf(tmp_path / "model", CONFIG, tensors)
+    sentence = rf"leaf up_ldf of the base at {folder} holds numbers .* too large to be quantized"
+    with pytest.raises(InputError, match=sentence):
+        load_base(folder, quantization="int4")
 
 
 def touch(path: Path) -> Path:
@@ -263,6 +272,12 @@ def test_a_form_is_told_from_the_others_and_says_the_same_model(form: Form, of_e
     assert form.open is None or form.open(path).config == config
     np.testing.assert_array_equal(params.embed_vd, HF.load(of_each_form[HF.description])[1].embed_vd)
     assert load_base(path).tokenizer is form.tokenizer(path) is None
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.description)
+def test_a_form_loads_nothing_in_float16_that_is_not_exact(form: Form, of_each_form: dict[str, Path]):
+    with pytest.raises(InputError, match="holds numbers that float16 cannot hold exactly; load it in float32"):
+        form.load(of_each_form[form.description], "float16")
 
 
 def test_another_form_is_a_line_of_the_table(tmp_path: Path, of_each_form: dict[str, Path], monkeypatch):

@@ -1,11 +1,11 @@
-"""NaN and infinity among the values of every dtype that readers return."""
+"""NaN and infinity among the values of every dtype that readers return, and values that rounding changes too much."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from aligner_jax.errors import InputError
-from aligner_jax.weights.finite import all_finite, check_finite
+from aligner_jax.weights.finite import all_finite, check_finite, rounded
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
@@ -35,3 +35,23 @@ def test_nothing_is_finite():
 def test_the_error_begins_with_the_tensor():
     with pytest.raises(InputError, match=r"^model\.gguf: tensor a holds numbers that are not finite"):
         check_finite(np.array([np.inf], np.float32), "model.gguf: tensor a")
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "refused"),
+    [
+        (1 + 2**-8, jnp.bfloat16, None),
+        (3.4e38, jnp.bfloat16, "bfloat16 cannot hold"),
+        (1 + 2**-10, np.float16, None),
+        (1 + 2**-11, np.float16, "float16 cannot hold exactly"),
+        (65_536, np.float16, "float16 cannot hold exactly"),
+        (3.4e38, np.float32, None),
+    ],
+)
+def test_rounding_neither_overflows_nor_changes_weights_in_float16(value, dtype, refused):
+    numbers = np.array([0, value], np.float32)
+    if refused is None:
+        np.testing.assert_array_equal(rounded(numbers, np.dtype(dtype), "a"), numbers.astype(dtype))
+        return
+    with pytest.raises(InputError, match=rf"^model\.gguf: tensor a holds numbers that {refused}; load it in float32$"):
+        rounded(numbers, np.dtype(dtype), "model.gguf: tensor a")

@@ -16,7 +16,7 @@ import pytest
 from torch_files import pickled
 
 from aligner_jax.errors import InputError
-from aligner_jax.weights.torch_pickle import MOST_OPCODES, Storage, Tensor, read_state
+from aligner_jax.weights.torch_pickle import MAX_OPCODES, Storage, Tensor, read_state
 
 PATH = Path("file.pth")
 TENSORS = {"a": np.zeros((6, 4), np.float32), "b": np.zeros(5, np.float16), "none": np.zeros((0, 3), np.float32)}
@@ -100,7 +100,7 @@ def test_every_protocol(fake_torch, protocol: int, of_module: bool):
         (b"\x80\x02}" + b"K\x01" + b"q\x05h\x05\x86" * 40 + b"K\x01s.", "has tuples nested deeper"),
         (b"\x80\x02(" + b"K\x01" * 100_000 + b"t.", "has a tuple of 100,000 items"),
         (b"\x80\x02" + b"}0" * 10, "has the opcode POP at byte 3, which torch does not write"),
-        (b"\x80\x02" + b"}" * MOST_OPCODES, "has more than the 300,000 opcodes"),
+        (b"\x80\x02" + b"}" * MAX_OPCODES, "has more than the 300,000 opcodes"),
         (b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".", "has the opcode BYTEARRAY8 at byte 2"),
         (b"\x80\x02X" + struct.pack("<I", 2**31) + b"a.", "has text of 2,147,483,648 bytes"),
         (b"\x80\x02\x8a\xff" + b"\x01" * 255 + b".", "has an integer of 255 bytes"),

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from aligner_jax.model.kernels.cards import check_capability
 from aligner_jax.model.kernels.kernel import Inputs, Kernel, Unsupported
 from aligner_jax.model.kernels.xla import with_gated_prefix
 
@@ -57,6 +58,8 @@ def check_supported(inputs: Inputs) -> None:
         raise Unsupported("cuDNN's attention has no joint softmax over prefix and text")
     if inputs.segment_ids_bt is not None and t % 2:
         raise Unsupported(f"cuDNN's attention supports packed rows of an even length, not {t}")
+    # Unlike Triton's, the calls do not depend on the card, so a program may be lowered before it is known.
+    check_capability("cuDNN's attention")
 
 
 def attend_causally(

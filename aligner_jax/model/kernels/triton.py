@@ -9,10 +9,10 @@ that have it, unless `jax.default_matmul_precision` says otherwise.
 """
 
 import jax.numpy as jnp
-from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from aligner_jax.model.kernels import triton_forward, xla
+from aligner_jax.model.kernels.cards import check_capability, target_capability
 from aligner_jax.model.kernels.kernel import Inputs, Kernel, Unsupported
 from aligner_jax.model.kernels.triton_backward import key_gradients, query_gradient
 from aligner_jax.model.kernels.triton_tiles import operands_of
@@ -20,8 +20,6 @@ from aligner_jax.model.kernels.triton_tiles import operands_of
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_HEAD_DIM = 256
 """Largest size of a head whose tiles fit the registers of a GPU."""
-LEAST_CAPABILITY = 80
-"""XLA compiles Triton's programs for sm_80 (A100) and later, hence not for T4 and V100."""
 
 
 def kernel(*, interpret: bool = False) -> Kernel:
@@ -56,18 +54,12 @@ def check_supported(inputs: Inputs) -> None:
 def _check_compiled(inputs: Inputs) -> None:
     check_supported(inputs)
     # Lowering asks for the kind of the card. Without one it would fail, even in a branch for another platform.
-    try:
-        capability = plgpu.get_gpu_info().compute_capability
-    except ValueError as error:
+    if target_capability() is None:
         raise Unsupported(
             "the Triton attention kernel is compiled for one kind of GPU, and neither is there one here, nor does the "
             "abstract device of the mesh in context name one"
-        ) from error
-    if capability < LEAST_CAPABILITY:
-        raise Unsupported(
-            f"the Triton attention kernel takes GPUs of compute capability {LEAST_CAPABILITY / 10} and up, not "
-            f"{capability / 10}"
         )
+    check_capability("the Triton attention kernel")
 
 
 def forward(

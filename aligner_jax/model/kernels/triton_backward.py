@@ -142,8 +142,8 @@ def aligner_attention_backward_dkv(
     k_positions_s1 = positions(j, key)[:, None]
     k_ids_s = None if segments_ref is None else load_values(segments_ref, j, key, t)
 
-    # Scores are transposed, so that no weights are for the products with queries and cotangents. Queries outside the
-    # row need no mask: their cotangents and deltas are 0.
+    # Scores are transposed (keys before queries), so that the weights need not be transposed for the products with
+    # queries and cotangents. Queries outside the row need no mask: their cotangents and deltas are 0.
     def add_queries(head: Index, i: Index, sums: tuple[Array, Array], *, masked: bool) -> tuple[Array, Array]:
         dk_sh, dv_sh = sums
         q_th, do_th = (load_tile(ref, i, (query, h), t, head) for ref in (q_ref, do_ref))
@@ -158,7 +158,7 @@ def aligner_attention_backward_dkv(
 
     num_blocks = pl.cdiv(t, query)
     first = lax.div(j * key, query) if causal else 0
-    # From this block on, every query may attend to every key of the program.
+    # In this block and those after it, every query may attend to every key of the program.
     clear = jnp.minimum(lax.div(j * key + key + query - 2, query), num_blocks) if causal else 0
     end = num_blocks if end_ref is None else end_ref[j]
 

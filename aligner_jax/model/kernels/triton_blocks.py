@@ -26,7 +26,11 @@ class Blocks:
     stages: int
 
     def shared_bytes(self, width: int, itemsize: int, tiles: int) -> int:
-        """Returns an upper bound of the shared memory of a program that holds `tiles` tiles of its own rows."""
+        """Returns the bytes of the tiles in the shared memory of a program that holds `tiles` tiles of its own rows.
+
+        A compiled program also has a little memory for reductions and values per position (128 bytes measured), or
+        less in all, because it keeps tiles in registers.
+        """
         return (tiles * self.own + 2 * self.stages * self.streamed) * width * itemsize
 
     def compiler_params(self, width: int, tiles: int) -> plgpu.CompilerParams:
@@ -39,7 +43,8 @@ class Blocks:
 _SIZES = (Blocks(128, 64, 3), Blocks(128, 64, 2), Blocks(64, 64, 2), Blocks(64, 32, 2), Blocks(32, 32, 2),
           Blocks(32, 16, 2), Blocks(16, 16, 1))  # fmt: skip
 SHARED_BYTES = 96 * 2**10
-"""Shared memory of a program: a GPU has 99 KiB on sm_86, sm_89 and sm_120, 163 KiB on sm_80 and 227 KiB on sm_90."""
+"""Shared memory for tiles. A program has 99 KiB on sm_86, sm_89 and sm_120, 163 KiB on sm_80 and 227 KiB on sm_90, so
+that at least 3 KiB are left for what `Blocks.shared_bytes` does not count."""
 
 
 def default_blocks(length: int, head_dim: int, dtype: jnp.dtype, *, tiles: int) -> Blocks:

@@ -2,20 +2,26 @@
 
 A kernel for GPUs depends on the generation of the card, its driver, cuDNN and the compiler, of which no test has seen
 every combination. So each process compares a kernel once per kind of card, dtype and shape of head, packed and
-unpacked, forward and backward. Processes with cards of one kind come to the same result, so all lower one program.
+unpacked, forward and backward.
+
+Processes with cards of one kind come to the same result, unless a kernel fails because memory is short or the driver
+is busy. So training compares the steps of all processes before it takes one, and records the results in the workdir
+(`tasks.same_step`).
 """
 
-import functools
+import gc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from aligner_jax.model.kernels import xla
+from aligner_jax.model.kernels.cards import cards
 from aligner_jax.model.kernels.kernel import Inputs, Kernel
+from aligner_jax.model.kernels.triton_blocks import padded
 
 TOLERANCE = {"bfloat16": 2**-4, "float16": 2**-6, "float32": 2**-6}
 """Largest difference from XLA's attention in float32, relative to a position's largest value.
@@ -34,7 +40,7 @@ class Sample(NamedTuple):
 
     Attributes:
       group: query heads per kv head.
-      length: positions of a row; a multiple of 128, or odd or even otherwise, as the rows of the inputs.
+      length: positions of a row, see `_length`.
       before: keys of a joint prefix.
     """
 
@@ -60,15 +66,6 @@ def trusted(name: str, kernel: Kernel, inputs: Inputs) -> bool:
     return all(_agrees(name, kernel, _sample(inputs), card) for card in cards())
 
 
-def cards() -> list:
-    """Returns one local device of each kind of NVIDIA card; empty on a machine without one."""
-    try:
-        devices = jax.local_devices(backend="cuda")
-    except RuntimeError:
-        return []
-    return list({device.device_kind: device for device in devices}.values())
-
-
 def differences(kernel: Kernel, sample: Sample, device) -> dict[str, float]:
     """Returns the differences of output and gradients from XLA's attention, by name."""
     run = jax.jit(_run, static_argnums=0)
@@ -82,30 +79,70 @@ def differences(kernel: Kernel, sample: Sample, device) -> dict[str, float]:
     return {key: _difference(actual[key], wanted[key], least.get(key, _LEAST)) for key in wanted}
 
 
-@functools.cache
+def verdicts() -> dict[str, bool]:
+    """Returns the comparisons of this process: True if a kernel is used, by its name, kind of card and inputs."""
+    return {
+        f"{name!r} ({device.device_kind}, {_described(sample)})": reason is None
+        for (name, _, sample, device), reason in _reasons.items()
+    }
+
+
+_reasons: dict[tuple[str, Kernel, Sample, Any], str | None] = {}
+"""Results of the comparisons: why a kernel is not used, or None."""
+
+
 def _agrees(name: str, kernel: Kernel, sample: Sample, device) -> bool:
+    key = (name, kernel, sample, device)
+    if key not in _reasons:
+        _reasons[key] = reason = _reason(kernel, sample, device)
+        if reason is not None:
+            shape = _described(sample)
+            warnings.warn(f"{device.device_kind}: attention by {name!r} is not used ({shape}): {reason}", stacklevel=2)
+    return _reasons[key] is None
+
+
+def _reason(kernel: Kernel, sample: Sample, device) -> str | None:
+    """Returns why the kernel is not to be used; None if it agrees."""
     # The caller traces, under a mesh and a guard against transfers; all three belong to its thread.
     with ThreadPoolExecutor(1) as thread:
         try:
-            found = thread.submit(differences, kernel, sample, device).result()
+            found = thread.submit(_differences_with_retry, kernel, sample, device).result()
         # A compiler or driver that refuses a kernel may raise anything.
         except Exception as failure:
-            reason = f"it fails: {' '.join(str(failure).split())[:300] or type(failure).__name__}"
-        else:
-            worst = max(found, key=lambda key: found[key])
-            if found[worst] <= TOLERANCE[sample.dtype]:
-                return True
-            reason = f"its {worst} differs from XLA's by {found[worst]:.2g} of its size"
+            return f"it fails: {' '.join(str(failure).split())[:300] or type(failure).__name__}"
+    worst = max(found, key=lambda key: found[key])
+    if found[worst] <= TOLERANCE[sample.dtype]:
+        return None
+    return f"its {worst} differs from XLA's by {found[worst]:.2g} of its size"
+
+
+def _differences_with_retry(kernel: Kernel, sample: Sample, device) -> dict[str, float]:
+    try:
+        return differences(kernel, sample, device)
+    except Exception as failure:
+        if "RESOURCE_EXHAUSTED" not in str(failure):
+            raise
+    # Memory of arrays that nothing refers to is free after this, and may suffice. The failed attempt's are among them.
+    gc.collect()
+    return differences(kernel, sample, device)
+
+
+def _described(sample: Sample) -> str:
     rows = "packed rows" if sample.packed else "rows"
-    shape = f"{sample.dtype}, head dim {sample.head_dim}, {rows} of {sample.length}"
-    warnings.warn(f"{device.device_kind}: attention by {name!r} is not used ({shape}): {reason}", stacklevel=2)
-    return False
+    return f"{sample.dtype}, head dim {sample.head_dim}, {rows} of {sample.length}"
 
 
 def _sample(inputs: Inputs) -> Sample:
     (_, t, n, h), (_, s, k, _) = inputs.q_btnh.shape, inputs.k_bskh.shape
-    length = 256 if t % 128 == 0 else 200 + t % 2
-    return Sample(str(inputs.q_btnh.dtype), h, n // k, length, min(s - t, 3), inputs.segment_ids_bt is not None)
+    return Sample(str(inputs.q_btnh.dtype), h, n // k, _length(t), min(s - t, 3), inputs.segment_ids_bt is not None)
+
+
+def _length(t: int) -> int:
+    """Returns the length of the sample for rows of length t: a multiple of 128, or odd or even otherwise, as t is."""
+    if t >= 128:
+        return 256 if t % 128 == 0 else 200 + t % 2
+    # Blocks of Triton's programs are no longer than the padded rows, so there is a sample for every size of block.
+    return t if t == padded(t) else padded(t) - 2 + t % 2
 
 
 def _draw(sample: Sample, device) -> tuple[Inputs, jax.Array]:
@@ -120,8 +157,11 @@ def _draw(sample: Sample, device) -> tuple[Inputs, jax.Array]:
     if not sample.packed:
         return Inputs(q_btnh, k_bskh, v_bskh), do_btnh
     # Documents end inside the blocks of a kernel, one returns, and padding has an id of its own.
-    rows = [[(1, 100), (2, 28), (1, 40), (3, sample.length - 168)], [(5, 7), (2, 150), (0, sample.length - 157)]]
-    ids_bt = np.asarray([[i for i, size in row for _ in range(size)] for row in rows], np.int32)
+    rows = [[(1, 0.4), (2, 0.5), (1, 0.65), (3, 1)], [(5, 0.03), (2, 0.6), (0, 1)]]
+    ids_bt = np.zeros((2, sample.length), np.int32)
+    for ids_t, documents in zip(ids_bt, rows, strict=True):
+        for index, end in reversed(documents):
+            ids_t[: round(end * sample.length)] = index
     return Inputs(q_btnh, k_bskh, v_bskh, jax.device_put(ids_bt, device)), do_btnh
 
 

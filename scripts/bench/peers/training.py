@@ -1,12 +1,14 @@
 """The peer's worker of scripts.bench.train, generate and gpu: torch, transformers and PEFT, in their own environment.
 
-Written for transformers 5 and PEFT 0.21, with their fastest settings on CPUs: sdpa attention, all cores, a fused AdamW
-over the trained parameters alone, no gradient checkpointing, no cache while training, no attention mask where nothing
-is padded, and adapters in the model's dtype (PEFT would make LoRA's float32, and convert in every layer). It is eager
-PyTorch, as PEFT's users run it; torch.compile is not tried.
+Written for transformers 5 and PEFT 0.21, with their fastest settings: a fused AdamW over the trained parameters alone,
+no cache while training, no attention mask where nothing is padded, and adapters in the model's dtype (PEFT would make
+LoRA's float32, and convert in every layer). On CPUs, all cores, sdpa attention and no gradient checkpointing; on GPUs
+the arm names the attention and the checkpointing. PyTorch is eager, as PEFT's users run it; torch.compile is not tried.
 """
 
+import gc
 import itertools
+import tempfile
 import time
 from collections.abc import Iterator
 from importlib import metadata
@@ -35,9 +37,11 @@ class Peer:
     device = "cpu"
 
     def about(self) -> dict[str, Any]:
+        """Returns the versions of the packages."""
         return {"versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")}}
 
     def load(self, folder: str, dtype: str) -> dict[str, Any]:
+        """Loads a Hugging Face folder on the CPU."""
         self.model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
         )
@@ -51,7 +55,15 @@ class Peer:
     def make(
         self, sizes: dict[str, int], attention: str, checkpointing: bool = False, bits: int = 16, device: str = "cuda"
     ) -> dict[str, Any]:
-        """Makes a model with random weights on a GPU, in bfloat16 or with bitsandbytes' integers."""
+        """Makes a model with random weights.
+
+        Args:
+          sizes: sizes by the names of Hugging Face's config.
+          attention: `attn_implementation` of transformers.
+          checkpointing: True for gradient checkpointing of every layer.
+          bits: 16 for bfloat16; 8 or 4 for bitsandbytes' integers.
+          device: torch's name of the device.
+        """
         if bits != 16:
             # A missing package is noticed before the model is made.
             import bitsandbytes  # noqa: F401
@@ -60,15 +72,35 @@ class Peer:
             config = LlamaConfig(**sizes, attn_implementation=attention)
             self.model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.bfloat16)
         if bits != 16:
-            self.model = _with_integers(self.model, bits)
+            self._quantize(bits, attention)
         if checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.model.enable_input_require_grads()
         self.model.eval()
+        if device == "cuda":
+            # The peak is that of training or decoding.
+            torch.cuda.reset_peak_memory_stats()
         return {}
 
+    def _quantize(self, bits: int, attention: str) -> None:
+        """Replaces the model by one whose projections bitsandbytes holds in 8 or 4 bits (NF4)."""
+        quantization = BitsAndBytesConfig(
+            load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )  # fmt: skip
+        # transformers quantizes weights only while it reads them from files.
+        with tempfile.TemporaryDirectory(prefix="bench_peer_") as folder:
+            self.model.save_pretrained(folder)
+            del self.model
+            gc.collect()
+            torch.cuda.empty_cache()
+            self.model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.bfloat16, attn_implementation=attention, quantization_config=quantization,
+                device_map={"": 0 if self.device == "cuda" else self.device}, local_files_only=True,
+            )  # fmt: skip
+
     def gpu_memory(self) -> dict[str, int]:
-        """Returns the peak of the memory that torch allocated on the GPU, in bytes."""
+        """Returns the peak of the memory that torch allocated on the GPU since `make`, in bytes."""
         return {"bytes": torch.cuda.max_memory_allocated()}
 
     def logits(self, rows: list[list[int]], to: str) -> dict[str, Any]:
@@ -129,22 +161,6 @@ class Peer:
         if abs(losses[0] - losses[1]) > 0.01 * losses[0]:
             raise ValueError(f"the loss of padded rows is {losses[0]:.4f}, without padding {losses[1]:.4f}")
         return {}
-
-
-def _with_integers(model: Any, bits: int) -> Any:
-    """Returns the model with its projections held by bitsandbytes in 8 or 4 bits (NF4)."""
-    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-
-    quantization = BitsAndBytesConfig(
-        load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )  # fmt: skip
-    held = {name: x.cpu() for name, x in model.state_dict().items()}
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
-    empty = replace_with_bnb_linear(empty, modules_to_not_convert=["lm_head"], quantization_config=quantization)
-    empty.load_state_dict(held, strict=False, assign=True)
-    return empty.to("cuda")
 
 
 def _padded(documents: list[dict]) -> dict[str, Any]:
