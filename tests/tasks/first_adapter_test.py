@@ -54,7 +54,7 @@ def config_of(**sections) -> TrainConfig:
         ),
         (
             {"adapter": {"method": "dora"}},
-            "adapter method 'dora' is not one of aligner, llama_adapter, lora, prompt, prefix, bias, full",
+            "adapter method 'dora' is not one of aligner, llama_adapter, lora, prompt, prefix, bias, full, sum",
         ),
     ],
 )
