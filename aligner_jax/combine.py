@@ -22,7 +22,7 @@ from aligner_jax.runtime.files import place
 from aligner_jax.weights.base import load_base, locate, open_base
 
 if __name__ != "__main__":
-    # As a module of the package it would take the place of the function aj.combine.
+    # An import would set the attribute `combine` of the package, which is the function aj.combine, to this module.
     raise ImportError("aligner_jax.combine is a command; import the function from aligner_jax.peft.combine")
 
 ADAPTER = flags.DEFINE_multi_string(
