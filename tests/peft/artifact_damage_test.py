@@ -17,18 +17,6 @@ from aligner_jax.peft import init_adapter
 from aligner_jax.peft.artifact import load_adapter, read_artifact, save_adapter
 
 
-@pytest.fixture
-def base(config: LlamaConfig) -> NamedBase:
-    return NamedBase(config)
-
-
-@pytest.fixture
-def saved(tmp_path: Path, trained_adapter, base: NamedBase) -> Path:
-    path = tmp_path / "adapter.safetensors"
-    save_adapter(trained_adapter(3), path, base)
-    return path
-
-
 @pytest.mark.parametrize("length", [0, 4, 30, -1])
 def test_truncated_files_are_refused(length: int, saved: Path):
     saved.write_bytes(saved.read_bytes()[:length])

@@ -24,18 +24,6 @@ from aligner_jax.weights.base import Base
 from aligner_jax.weights.hf import hf_config
 
 
-@pytest.fixture
-def base(config: LlamaConfig) -> NamedBase:
-    return NamedBase(config)
-
-
-@pytest.fixture
-def saved(tmp_path: Path, trained_adapter, base: NamedBase) -> Path:
-    path = tmp_path / "adapter.safetensors"
-    save_adapter(trained_adapter(3), path, base)
-    return path
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_saved_is_loaded(dtype: str, tmp_path: Path, trained_adapter, base: NamedBase):
     adapter = jax.tree.map(lambda x: x.astype(dtype), trained_adapter(3, start_layer=1))
