@@ -15,11 +15,12 @@ from absl import flags
 
 from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
+from aligner_jax.exports.source import open_stored
 from aligner_jax.peft.artifact import Artifact, RecordedBase, read_artifact, save_adapter
 from aligner_jax.peft.combine import combine
 from aligner_jax.runtime import command
 from aligner_jax.runtime.files import place
-from aligner_jax.weights.base import load_base, locate, open_base
+from aligner_jax.weights.base import load_base
 
 if __name__ != "__main__":
     # An import would set the attribute `combine` of the package, which is the function aj.combine, to this module.
@@ -44,7 +45,7 @@ def main() -> None:
     base = None
     if BASE.value:
         # The dtype of the files is exact, and takes no more memory than they do.
-        base = load_base(BASE.value, open_base(locate(BASE.value)).stored_dtype)
+        base = load_base(BASE.value, open_stored(BASE.value).stored_dtype)
     artifacts = [read_artifact(path, base) for path, _ in given]
     known = base or _recorded_base(artifacts)
     adapter = combine([(each.adapter, weight) for each, (_, weight) in zip(artifacts, given, strict=True)], base)

@@ -186,13 +186,17 @@ def _lora(parts: Weighted) -> Adapter:
 
 def _full(parts: Weighted) -> Adapter:
     first = parts[0][0]
+    if any(_shapes(each) != _shapes(first) for each, _ in parts):
+        raise InputError(_OF_DIFFERENT_MODELS)
     trainable = {}
-    for name, leaf in first.trainable.items():
-        if any(name not in each.trainable or each.trainable[name].shape != leaf.shape for each, _ in parts):
-            raise InputError(_OF_DIFFERENT_MODELS)
+    for name in first.trainable:
         total = sum(weight * _array(adapter.trainable[name]) for adapter, weight in parts)
         trainable[name] = jnp.asarray(total, jnp.float32)
     return first.replace(trainable=trainable)
+
+
+def _shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
+    return {name: x.shape for name, x in adapter.trainable.items()}
 
 
 def _array(x: Array) -> np.ndarray:

@@ -58,6 +58,16 @@ def test_it_writes_what_the_function_returns(saved, hf_base: Path, tmp_path: Pat
     assert artifact.metadata["prompt_format"] == '{"system": null, "template": "alpaca"}'
 
 
+def test_the_base_may_be_an_orbax_folder(saved, hf_base: Path, orbax_base: Path, tmp_path: Path, randomized):
+    one, other = _made(randomized, 1), _made(randomized, 2)
+    paths = saved("a.safetensors", one), saved("b.safetensors", other)
+    ended = _run(tmp_path, f"--adapter={paths[0]}:1", f"--adapter={paths[1]}:-0.5", f"--base={orbax_base}")
+    assert (ended.status, ended.err) == (0, "")
+    expected = combine([(one, 1), (other, -0.5)], load_base(hf_base))
+    written = read_artifact(tmp_path / "sum.safetensors").adapter
+    jax.tree.map(np.testing.assert_array_equal, written.trainable, expected.trainable)
+
+
 def test_a_sum_without_a_base_keeps_what_all_files_record(saved, hf_base: Path, tmp_path: Path, randomized):
     wide = [_made(randomized, key, num_tokens=key) for key in (2, 3)]
     paths = saved("a.safetensors", wide[0]), saved("b.safetensors", wide[1], CHAT)

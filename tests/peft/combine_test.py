@@ -211,6 +211,9 @@ def test_what_has_no_sum_is_refused(base: Model, config: LlamaConfig, make, rand
             other = randomized(init_adapter(method, larger))
             refused([(make(method), 1), (other, 1)], "models of different shapes")
             refused([(other, 1)], "fits this base", base)
+    # The first model's arrays are all there; the second has more.
+    other = randomized(init_adapter("full", dataclasses.replace(config, qkv_bias=True)))
+    refused([(make("full"), 1), (other, 1)], "models of different shapes")
 
 
 def test_the_sum_of_fresh_adapters_is_the_base_bit_for_bit(base: Model, config: LlamaConfig):
