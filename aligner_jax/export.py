@@ -67,7 +67,10 @@ RUN = flags.DEFINE_string(
     "run", None, "Folder of the run that the model card describes; default: the folder that the adapter's file is in."
 )
 BASE_MODEL = flags.DEFINE_string(
-    "base_model", None, "Hub name of the base for the model card; default: --base, if it is one."
+    "base_model",
+    None,
+    "Hub name of the base, for the model card and for PEFT's configuration; default: --base, which only PEFT's "
+    "configuration names if it is a path.",
 )
 PUSH = flags.DEFINE_string(
     "push", None, "Name of a new repository on a hub, ORG/NAME, to which the folder is uploaded."
@@ -103,14 +106,16 @@ def _write_form(folder: Path, name: str) -> list[str]:
     artifacts = [read_artifact(path, base) for path in cast(list[str], ADAPTER.value)]
     adapters = tuple(_with_strength(artifact) for artifact in artifacts)
     dtype = base.stored_dtype if DTYPE.value == "stored" else cast(str, DTYPE.value)
-    job = Job(base, adapters, cast(Any, BIAS.value), dtype)
+    # What the card says is read first, so that an error in it does not come after the weights are written.
+    card_base, run = _card_base(artifacts, base.config), _run(artifacts)
+    job = Job(base, adapters, cast(Any, BIAS.value), dtype, card_base.hub_name)
     written = form.write(job, folder)
     if not form.is_base:
         return [*map(str, adapters), *written]
     rounding = summary.rounding(job, logit_difference(job, open_stored(str(folder))))
     note = f"{rounding[0].upper()}{rounding[1:]}."
     export = ModelExport(cast(Any, TO.value), job.fold, dtype, cast(float, STRENGTH.value), [note])
-    card = model_card(artifacts, export, name, _card_base(artifacts, base.config), _run(artifacts))
+    card = model_card(artifacts, export, name, card_base, run)
     (folder / "README.md").write_text(card, encoding="utf-8")
     engines = [] if TO.value == "orbax" else engine_lines(added_bias(base.config, job.fold.folded_config))
     return [*map(str, adapters), *summary.changes(job), *written, rounding, *engines]
@@ -144,6 +149,11 @@ def _check_flags() -> None:
         raise InputError(f"--strength={STRENGTH.value} is not a finite number")
     if TO.value == "peft" and flags.FLAGS["dtype"].present:
         raise InputError("--dtype is of a base's weights, and --to=peft writes adapters, which are float32")
+    if TO.value == "peft" and PUSH.value and not (BASE_MODEL.value or is_hub_name(cast(str, BASE.value))):
+        raise InputError(
+            f"PEFT's configuration would publish the path --base={BASE.value}, where nobody else has the base: add "
+            f"--base_model=ORG/NAME"
+        )
     if TO.value == "adapter":
         for name in ("strength", "dtype", "bias"):
             if flags.FLAGS[name].present:

@@ -18,12 +18,14 @@ class Job:
       adapters: adapters in the order in which they are applied, with their strength.
       target: projection whose bias holds a prefix of one token.
       dtype: dtype of written weights.
+      base_model: hub name of the base; None if it is unknown.
     """
 
     base: StoredBase
     adapters: tuple[Adapter, ...]
     target: Target
     dtype: str
+    base_model: str | None = None
 
     @functools.cached_property
     def fold(self) -> Fold:
@@ -34,7 +36,7 @@ class Job:
         """Returns the layers in which each changed leaf may differ from the base; None for a leaf without layers."""
         config, specs = self.base.config, leaf_specs(self.fold.folded_config)
         firsts: dict[str, int] = {}
-        for adapter in self.adapters:
+        for adapter in self.fold.adapters:
             options = adapter.options
             first = options.adapted(config).start if isinstance(options, LayerOptions) else 0
             for leaf in make_fold([adapter], config, self.target).needs:

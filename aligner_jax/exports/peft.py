@@ -43,13 +43,13 @@ def _files(job: Job) -> tuple[dict[str, bytes], str]:
     """Returns the contents of the files by name, and a sentence about them."""
     first, *more = job.adapters
     if first.method == "lora" and not more:
-        return peft_files(first, config=job.base.config, base_name=job.base.name), "PEFT: LoRA"
+        return peft_files(first, config=job.base.config, base_name=_base_name(job)), "PEFT: LoRA"
     try:
         changed = job.fold.needs
     except Unfoldable:
         if more:
             raise
-        return peft_files(first, config=job.base.config, base_name=job.base.name), "PEFT: AdaptionPrompt"
+        return peft_files(first, config=job.base.config, base_name=_base_name(job)), "PEFT: AdaptionPrompt"
     if not changed.keys() <= _TARGETS.keys():
         methods = ", ".join(adapter.method for adapter in job.adapters)
         raise InputError(
@@ -82,4 +82,9 @@ def _biases(job: Job) -> dict[str, bytes]:
             tensors[f"{name}.lora_A.weight"] = np.zeros((1, input_size), np.float32)
             tensors[f"{name}.lora_B.weight"] = np.zeros((bias_size, 1), np.float32)
             tensors[f"{name}.lora_B.bias"] = np.ascontiguousarray(added.reshape(bias_size))
-    return packed(tensors, lora_bias_config([_TARGETS[leaf] for leaf in changed], layers, job.base.name))
+    return packed(tensors, lora_bias_config([_TARGETS[leaf] for leaf in changed], layers, _base_name(job)))
+
+
+def _base_name(job: Job) -> str:
+    """Returns the name from which PEFT's `AutoPeftModel` loads the base."""
+    return job.base_model or job.base.name

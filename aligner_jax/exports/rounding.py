@@ -38,7 +38,7 @@ def logit_difference(job: Job, written: StoredBase) -> float:
     """
     tokens_t = np.random.default_rng(0).integers(0, job.base.config.vocab_size, NUM_TOKENS)
     base, folded = job.base.open_parts(job.base.stored_dtype), folded_parts(job.base, job.fold, "float32")
-    expected_tv = streamed_logits(job.base.config, base, tokens_t, job.adapters, outside=folded)
+    expected_tv = streamed_logits(job.base.config, base, tokens_t, job.fold.adapters, outside=folded)
     found_tv = streamed_logits(written.config, written.open_parts(written.stored_dtype), tokens_t)
     return float(np.abs(expected_tv - found_tv).max())
 
@@ -56,7 +56,8 @@ def streamed_logits(
       config: configuration of the model.
       parts: reads the leaves of its layers.
       tokens_t: token ids.
-      adapters: adapters with an effect on layers alone; any replacements of other leaves are in `outside`.
+      adapters: adapters with an effect on layers alone, sums in parts (`Fold.adapters`); any replacements of other
+        leaves are in `outside`.
       outside: reads embedding, final norm and head; None means `parts`.
     """
     specs, outside = leaf_specs(config), outside or parts

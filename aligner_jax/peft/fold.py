@@ -139,7 +139,7 @@ def at_layer(adapters: Sequence[Adapter], layer: int, config: LlamaConfig) -> li
     Arrays whose first axis is "l" (see `Method.shapes`) are indexed; an axis of size 1 is shared by the layers.
 
     Args:
-      adapters: adapters that fit `config`.
+      adapters: adapters that fit `config`; sums in parts (`sum.parts_of`).
       layer: index of the layer.
       config: configuration of the whole base.
     """

@@ -169,6 +169,20 @@ def test_adapters_are_folded_in_their_order(tmp_path):
     np.testing.assert_allclose(logits(aj.load_base(out)), expected, atol=2e-5)
 
 
+def test_a_sum_is_folded_part_by_part(tmp_path):
+    base = aj.load_base(LLAMA)
+    adapter = aj.combine([(trained("aligner", base, start_layer=2), 1.0), (trained("lora", base, rank=2), 0.5)], base)
+    assert adapter.method == "sum"
+    aj.save_adapter(adapter, tmp_path / "sum.safetensors", base=base)
+    out = tmp_path / "out"
+    ended = export(f"--base={LLAMA}", f"--adapter={tmp_path / 'sum.safetensors'}", "--to=hf", f"--out={out}")
+    assert (ended.status, ended.err) == (0, "")
+    last = base.config.num_layers - 1
+    assert f"added: self_attn.o_proj.bias of layers 2 to {last}\n" in ended.out
+    assert f"changed: self_attn.q_proj.weight of layers 0 to {last}\n" in ended.out
+    np.testing.assert_allclose(logits(aj.load_base(out)), logits(base, adapter), atol=2e-5)
+
+
 def test_a_folder_in_shards_has_an_index(tmp_path):
     base = aj.load_base(LLAMA)
     adapter = trained("aligner", base, start_layer=1)
@@ -212,6 +226,18 @@ def test_peft_takes_lora_and_prefixes_of_more_tokens_as_they_are(tmp_path):
         np.testing.assert_allclose(logits(base, aj.load_adapter(out, base)), logits(base, adapter), atol=1e-6)
 
 
+def test_a_peft_folder_names_its_base(tmp_path):
+    base = aj.load_base(LLAMA)
+    _, lora = saved(tmp_path / "lora.safetensors", base, "lora", rank=2)
+    _, one = saved(tmp_path / "one.safetensors", base, start_layer=1)
+    _, many = saved(tmp_path / "many.safetensors", base, num_tokens=3, gates="layer", start_layer=1)
+    for number, (flags, name) in enumerate([([], str(LLAMA)), (["--base_model=org/base"], "org/base")]):
+        for file in (lora, one, many):
+            out = tmp_path / f"{file.stem}{number}"
+            assert export(f"--base={LLAMA}", f"--adapter={file}", "--to=peft", f"--out={out}", *flags).status == 0
+            assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == name
+
+
 def test_what_cannot_be_is_refused_in_one_sentence(hf_base, orbax_base, tmp_path):
     base = aj.load_base(LLAMA)
     _, one = saved(tmp_path / "one.safetensors", base, start_layer=1)
@@ -246,6 +272,10 @@ def test_what_cannot_be_is_refused_in_one_sentence(hf_base, orbax_base, tmp_path
         ({"base": other}, "was trained on a base of the same shape with other weights"),
         ({"base": hf_base}, "was trained on another model than this base"),
         ({"adapter": many}, "the adapter has 2 prefix tokens"),
+        # These are checked before the adapter is folded.
+        ({"adapter": many, "base_model": "/mine"}, "'/mine' is not the name of a model on a hub"),
+        ({"adapter": many, "run": mine}, f"{mine} is not the folder of a run"),
+        ({"to": "peft", "push": "org/name"}, f"would publish the path --base={LLAMA}"),
         ({"adapter": prompt}, "prompt tuning changes no weight"),
         ({"base": hf_base, "adapter": grouped, "bias": "v"}, "fold into the output projection"),
         ({"strength": "nan"}, "--strength=nan is not a finite number"),
