@@ -83,9 +83,9 @@ class HFBackend:
         with guarded(f"{self._where} cannot decode the tokens"):
             return self._starting.decode(inner, skip_special_tokens=True)
 
-    def to_json(self) -> str:
-        """Returns the content of an equivalent tokenizer.json."""
-        return self._starting.to_str()
+    def to_json(self) -> str | None:
+        """Returns the content of an equivalent tokenizer.json; None if the files give a token an id that it cannot."""
+        return None if self._outer else self._starting.to_str()
 
     def first_id(self) -> int | None:
         """Returns the id of the token that the post-processor puts before a text, None if it puts none."""

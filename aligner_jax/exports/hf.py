@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aligner_jax.data.tokenizer import Tokenizer
+from aligner_jax.data.tokenizer_transformers import transformers_files
 from aligner_jax.exports.folded import folded_parts
 from aligner_jax.exports.job import Job
+from aligner_jax.exports.source import StoredBase
 from aligner_jax.files.json_text import parse_object
 from aligner_jax.weights.hf_write import architecture_of, write_hf
 from aligner_jax.weights.safetensors_write import SHARD_BYTES
 
 _IDS: tuple[str, ...] = ("bos_token_id", "eos_token_id", "pad_token_id")
-_READ_BY_TRANSFORMERS = ("tokenizer.json", "tokenizer.model")
 
 
 def export_hf(job: Job, folder: Path, shard_bytes: int = SHARD_BYTES) -> list[str]:
@@ -29,7 +30,7 @@ def export_hf(job: Job, folder: Path, shard_bytes: int = SHARD_BYTES) -> list[st
     Raises:
       InputError: an adapter cannot be folded (`Unfoldable`), or the base's files cannot be read.
     """
-    fold, files = job.fold, job.base.tokenizer_files()
+    fold, files = job.fold, tokenizer_folder_files(job.base)
     parts = folded_parts(job.base, fold, job.dtype)
     ids = _token_ids(files, job.base.tokenizer)
     write_hf(folder, fold.folded_config, parts, job.dtype, ids=ids, shard_bytes=shard_bytes)
@@ -39,6 +40,17 @@ def export_hf(job: Job, folder: Path, shard_bytes: int = SHARD_BYTES) -> list[st
         if name != "config.json":
             (folder / name).write_bytes(content)
     return [*_about_architecture(job), *_about_tokenizer(files)]
+
+
+def tokenizer_folder_files(base: StoredBase) -> dict[str, bytes]:
+    """Returns the contents, by name, of the files that an exported folder has of the base's tokenizer.
+
+    These are the base's own, and those that transformers needs (`transformers_files`) if it cannot read them.
+    """
+    files = base.tokenizer_files()
+    if base.tokenizer is not None and not _has_vocabulary(files):
+        files |= transformers_files(base.tokenizer)
+    return files
 
 
 def _token_ids(files: Mapping[str, bytes], tokenizer: Tokenizer | None) -> dict[str, object]:
@@ -62,12 +74,17 @@ def _about_architecture(job: Job) -> list[str]:
     return [f"architecture: LlamaForCausalLM{zeros}"]
 
 
+def _has_vocabulary(files: Mapping[str, bytes]) -> bool:
+    """Returns True if the files hold a vocabulary that transformers reads."""
+    return any(name in files for name in ("tokenizer.json", "tokenizer.model"))
+
+
 def _about_tokenizer(files: Mapping[str, bytes]) -> list[str]:
-    if any(name in files for name in _READ_BY_TRANSFORMERS):
-        return []
+    if not _has_vocabulary(files):
+        lacks = "the base has none" if "tokenizer.gguf" not in files else "transformers cannot hold the base's"
+        return [f"tokenizer: {lacks}; copy the files of the original model's into the folder"]
     if "tokenizer.gguf" in files:
         return [
-            "tokenizer: this project reads tokenizer.gguf; for transformers copy tokenizer.json and "
-            "tokenizer_config.json of the original model into the folder"
+            "tokenizer: tokenizer.json, made from the vocabulary of the GGUF file; this project reads tokenizer.gguf"
         ]
-    return ["tokenizer: the base has none; copy the files of the original model's into the folder"]
+    return []

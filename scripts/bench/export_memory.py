@@ -1,10 +1,12 @@
 """Measures the host memory of an export; run from the repository's root.
 
-    python -m scripts.bench.export_memory [--scratch=DIR]
+    python -m scripts.bench.export_memory [--scratch=DIR] [--plan] [--adapter=PATH]
 
 Writes a random bfloat16 model of 2 GB and a one-token Aligner, exports them in a process of their own, and compares the
 process's peak memory with that of an export of a tiny model. The difference must stay below three times the largest
-tensor. The folder needs 4.2 GB. Then prints what the same needs for LLaMA-7B, from its shapes.
+tensor. The folder needs 4.2 GB. Before that, folds an adapter over LLaMA-2-7B by shapes alone, and prints what that
+export needs; --plan prints this alone. The adapter is a fresh Aligner of one token, or that of --adapter, such as a
+file that the authors released.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import numpy as np
 
 import aligner_jax as aj
 from aligner_jax.exports.source import open_stored
+from aligner_jax.peft.fold import make_fold
 from aligner_jax.weights.hf_write import write_hf
 from aligner_jax.weights.leaves import leaf_specs
 from scripts.bench import protocol
@@ -50,8 +53,22 @@ print(protocol.peak_memory()["bytes"])
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", help="folder for the models (default: a temporary one)")
+    parser.add_argument("--plan", action="store_true", help="measure nothing")
+    parser.add_argument("--adapter", help="adapter of LLaMA-2-7B (default: a fresh Aligner of one token)")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+    config = aj.llama_config("llama2_7b")
+    adapter = aj.load_adapter(args.adapter) if args.adapter else aj.init_adapter("aligner", config)
+    planned, largest = plan(config, adapter), largest_tensor(config)
+    print(
+        f"LLaMA-2-7B in bfloat16 with {adapter}: {planned / 2**20:.0f} MiB, {planned / largest:.2f} of largest tensor"
+    )
+    if not args.plan:
+        check(args.scratch)
+
+
+def check(scratch_folder: str | None) -> None:
+    """Measures an export of 2 GB. Ends the program if it takes more than three times the largest tensor."""
+    with tempfile.TemporaryDirectory(dir=scratch_folder) as scratch:
         baseline = measure(TINY, Path(scratch) / "tiny")
         began = time.perf_counter()
         peak = measure(LARGE, Path(scratch) / "large")
@@ -60,10 +77,6 @@ def main() -> None:
     print(json.dumps({"largest_tensor": largest, "baseline": baseline, "peak": peak, "seconds": round(seconds)}))
     ratio = (peak - baseline) / largest
     print(f"beyond the baseline: {ratio:.2f} times the largest tensor of {largest / 2**20:.0f} MiB")
-    planned = plan(aj.llama_config("llama_7b"))
-    print(
-        f"LLaMA-7B in bfloat16: {planned / 2**20:.0f} MiB, {planned / largest_tensor(aj.llama_config('llama_7b')):.2f}"
-    )
     if ratio > 3:
         sys.exit(f"error: an export takes {ratio:.2f} times the largest tensor, more than 3")
 
@@ -102,14 +115,18 @@ def largest_tensor(config: aj.LlamaConfig, itemsize: int = 2) -> int:
     return max(math.prod(spec.shape[spec.axes[0] == "layers" :]) * itemsize for spec in leaf_specs(config).values())
 
 
-def plan(config: aj.LlamaConfig, itemsize: int = 2) -> int:
+def plan(config: aj.LlamaConfig, adapter: aj.Adapter, itemsize: int = 2) -> int:
     """Returns the bytes that an export holds at most, from the shapes of the model's leaves.
 
-    Writing holds a tensor and its transposed copy. The check of logits holds a layer as stored, and one of its matrices
+    Writing holds a tensor and its transposed copy. Folding holds the leaves of a layer that a changed one is computed
+    from in float32, on the host and on the device. The check of logits holds a layer as stored, and one of its matrices
     in float32.
     """
-    layer = [math.prod(spec.shape[1:]) for spec in leaf_specs(config).values() if spec.axes[0] == "layers"]
-    return max(2 * largest_tensor(config, itemsize), sum(layer) * itemsize + 4 * max(layer))
+    sizes = {leaf: math.prod(spec.shape[spec.axes[0] == "layers" :]) for leaf, spec in leaf_specs(config).items()}
+    layer = [sizes[leaf] for leaf, spec in leaf_specs(config).items() if spec.axes[0] == "layers"]
+    folded = [sum(sizes[leaf] for leaf in needed) for needed in make_fold([adapter], config).needs.values()]
+    writing, folding, checking = 2 * max(sizes.values()) * itemsize, 8 * max(folded), 4 * max(layer)
+    return max(writing, folding, sum(layer) * itemsize + checking)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import places
 import pytest
+import tokenizers
 from command_runs import Ended, run_command
 from safetensors.numpy import load_file
 
@@ -154,7 +155,11 @@ def test_a_gguf_file_goes_out_with_its_vocabulary(tmp_path):
             open_stored(str(out)).tokenizer_files()["tokenizer.gguf"]
             == (open_stored(str(file)).tokenizer_files()["tokenizer.gguf"])
         )
-        assert ("copy tokenizer.json" in ended.out) == (form == "hf")
+        assert ("tokenizer.json, made from the vocabulary" in ended.out) == (form == "hf")
+        assert (out / "tokenizer.json").exists() == (form == "hf")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
+    assert theirs.encode("abab").ids == base.tokenizer.encode("abab") == [2, 2]
+    assert json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())["eos_token"] == "t3"
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["eos_token_id"] == 3
 
 

@@ -13,15 +13,18 @@ import pytest
 from torch_files import write_torch_file
 
 from aligner_jax.errors import InputError
-from aligner_jax.model.config import LlamaConfig
+from aligner_jax.model.config import LlamaConfig, llama_config
 from aligner_jax.peft import apply
 from aligner_jax.peft.artifact import load_adapter
+from aligner_jax.peft.fold import make_fold
 from aligner_jax.peft.released import load_released
 from aligner_jax.weights.hf import load_hf
 from aligner_jax.weights.hf_config import hf_config
+from aligner_jax.weights.leaves import leaf_specs
 
 GOLDEN = places.GOLDENS / "released.pth"
 SHARED = places.SHARED / "data" / "official_aligners"
+TOKEN_AND_LAST_GATES = (("tokens_pd", 0), ("gates_ln", -1))
 
 
 class ShapedBase(NamedTuple):
@@ -225,6 +228,24 @@ def test_numbers_that_are_not_finite_are_refused_without_any_base(tmp_path: Path
         InputError, match=r"lit\.pth: tensor transformer\.h\.2\.attn\.gating_factor holds numbers that are not finite"
     ):
         load_adapter(write_torch_file(tmp_path / "lit.pth", tensors))
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the released files are not beside this checkout")
+def test_the_released_aligner_of_one_token_folds_over_llama2_7b():
+    config, adapter = llama_config("llama2_7b"), load_adapter(SHARED / "alpaca_llama2_7b_aligner1.pth")
+    fold = make_fold([adapter], config)
+    assert fold.needs == {"o_bias_ld": {"v_ldkh", "o_lnhd"}}
+    assert fold.folded_config.o_bias
+    assert leaf_specs(fold.folded_config)["o_bias_ld"].shape == (32, 4096)
+    # A layer of random weights in the model's shapes.
+    rng, specs = np.random.default_rng(0), leaf_specs(config)
+    v_dkh, o_nhd = (rng.standard_normal(specs[leaf].shape[1:], np.float32) / 64 for leaf in ("v_ldkh", "o_lnhd"))
+    bias_d = fold.leaf("o_bias_ld", 31, {"v_ldkh": v_dkh, "o_lnhd": o_nhd})
+    token_d, gates_n = (np.asarray(adapter.trainable[name][i], np.float64) for name, i in TOKEN_AND_LAST_GATES)
+    v_nh = gates_n[:, None] * np.einsum("d,dnh->nh", token_d, v_dkh, optimize=True)
+    np.testing.assert_allclose(bias_d, np.einsum("nh,nhd->d", v_nh, o_nhd, optimize=True), atol=1e-5)
+    assert np.abs(bias_d).max() > 0.01
+    assert not fold.leaf("o_bias_ld", 1, {"v_ldkh": v_dkh, "o_lnhd": o_nhd}).any()
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the released files are not beside this checkout")

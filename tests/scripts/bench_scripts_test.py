@@ -1,5 +1,6 @@
 """The benchmarks without measurements: the protocol, the arithmetic, the messages."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import numpy as np
 import places
 import pytest
 
-from scripts.bench import generate, protocol, quantization, report, same_model, train
+import aligner_jax as aj
+from scripts.bench import export_memory, generate, protocol, quantization, report, same_model, train
 
 
 @pytest.mark.parametrize("name", ["train", "generate"])
@@ -144,3 +146,13 @@ def test_two_int4_are_a_byte():
     bench = quantization
     params = {"a": np.zeros((4, 8), ml_dtypes.int4), "b": np.zeros(3, ml_dtypes.bfloat16)}
     assert bench.nbytes(types.SimpleNamespace(params=params)) == 16 + 6
+
+
+def test_an_export_of_7b_is_planned_within_three_times_its_largest_tensor():
+    config = aj.llama_config("llama2_7b")
+    largest = export_memory.largest_tensor(config)
+    assert largest == 2 * 32_000 * 4096
+    assert largest < export_memory.plan(config, aj.init_adapter("aligner", config)) < 3 * largest
+    # Without a large MLP, what the fold reads in float32 counts most.
+    narrow = dataclasses.replace(config, vocab_size=64, d_mlp=64)
+    assert export_memory.plan(narrow, aj.init_adapter("aligner", narrow)) == 8 * 2 * 4096**2
