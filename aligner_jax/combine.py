@@ -18,6 +18,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.exports.source import open_stored
 from aligner_jax.peft.artifact import Artifact, RecordedBase, read_artifact, save_adapter
 from aligner_jax.peft.combine import combine
+from aligner_jax.peft.location import locate_adapter
 from aligner_jax.runtime import command
 from aligner_jax.runtime.files import place
 from aligner_jax.weights.base import load_base
@@ -40,7 +41,7 @@ def main() -> None:
     if target.suffix != ".safetensors":
         raise InputError(f"--out is a file whose name ends in .safetensors, not {target}")
     for path, _ in given:
-        if os.path.realpath(path) == os.path.realpath(target):
+        if os.path.realpath(locate_adapter(path)) == os.path.realpath(target):
             raise InputError(f"{path} would be overwritten: give another name as --out")
     base = None
     if BASE.value:

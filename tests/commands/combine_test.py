@@ -102,5 +102,10 @@ def test_wrong_arguments_are_refused_in_one_sentence(saved, tmp_path: Path, rand
     assert "give the base (base=…, or --base=PATH)" in _refused(tmp_path, f"--adapter={path}:1", f"--adapter={path}:2")
     ended = run_command("combine", f"--adapter={path}:1", f"--out={path}")
     assert "would be overwritten" in ended.err
+    # The folder of a run stands for the file in it.
+    (tmp_path / "run").mkdir()
+    file = Path(saved("run/adapter.safetensors", _made(randomized, 1)))
+    ended = run_command("combine", f"--adapter={file.parent}:2", f"--out={file}")
+    assert "would be overwritten" in ended.err
     ended = run_command("combine", f"--adapter={path}:1", f"--out={tmp_path / 'sum'}")
     assert "name ends in .safetensors" in ended.err
