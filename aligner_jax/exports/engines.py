@@ -133,7 +133,7 @@ def engine_lines(bias: Bias | None) -> list[str]:
         return ["engines: all that run the base, since the export has the same tensors"]
     lines = [f"engines, by their source code of {READ}, with a bias of {_projection(bias)}:"]
     for support in get_args(Support):
-        if names := [engine.name for engine in ENGINES if _finding(engine, bias).support == support]:
+        if names := [_named(engine, bias) for engine in ENGINES if _finding(engine, bias).support == support]:
             lines.append(f"  {_PHRASES[support]}: {', '.join(names)}")
     return lines
 
@@ -152,6 +152,11 @@ def engine_table(bias: Bias | None) -> str:
         found = _finding(engine, bias)
         lines.append(f"| {engine.name} | {_PHRASES[found.support]} | {found.condition} | {found.source} |")
     return "\n".join(lines)
+
+
+def _named(engine: Engine, bias: Bias) -> str:
+    condition = _finding(engine, bias).condition
+    return f"{engine.name} (with {condition})" if condition else engine.name
 
 
 def _finding(engine: Engine, bias: Bias) -> Finding:

@@ -22,7 +22,7 @@ def test_every_finding_names_its_source():
 def test_lines_and_table_have_every_engine_once(bias):
     text, table = "\n".join(engine_lines(bias)), engine_table(bias)
     for engine in ENGINES:
-        assert len(re.findall(rf"(?<![\w.]){re.escape(engine.name)}(, |\n|$)", text)) == 1, engine.name
+        assert len(re.findall(rf"(?<![\w.]){re.escape(engine.name)}( \(with |, |\n|$)", text)) == 1, engine.name
         assert table.count(f"| {engine.name} |") == 1
 
 
@@ -57,3 +57,10 @@ def test_the_added_bias(config):
     assert [added_bias(same, same) for same in (config, with_o, with_qkv)] == [None] * 3
     assert "same tensors" in engine_table(None)
     assert "same tensors" in engine_lines(None)[0]
+
+
+def test_conditions_are_printed():
+    lines = "\n".join(engine_lines("v"))
+    assert "vLLM (with head_dim = d_model / num_heads)," in lines
+    assert "llama.cpp (with no scaling of the rotary embedding)," in lines
+    assert "ExLlamaV3 (with input widths of 128 · n)" in "\n".join(engine_lines("o"))
