@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "tasks": MIDDLE | {"objectives", "decoding", "evals", "tasks"},
     "planning": MIDDLE | {"objectives", "decoding", "evals", "tasks", "planning"},
     "analysis": MIDDLE | {"objectives", "decoding", "evals", "analysis"},
-    "studies": MIDDLE | {"objectives", "evals", "tasks", "studies"},
+    "studies": MIDDLE | {"objectives", "decoding", "evals", "tasks", "studies"},
 }
 """Folders that each folder may import; all may import the file `errors`, and verbs may import every folder."""
 

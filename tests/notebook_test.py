@@ -1,4 +1,4 @@
-"""The notebook, executed on a model small enough for a test, without its install cell."""
+"""The notebooks, executed on a model small enough for a test, without the install cell."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import pytest
 
 REPO = places.ROOT
 NOTEBOOK = REPO / "notebooks" / "quickstart.ipynb"
+TWO_BEHAVIOURS = REPO / "notebooks" / "two_behaviours.ipynb"
 
 PARAMETERS = """
 base_path = {base!r}
@@ -31,8 +32,8 @@ print(json.dumps({"losses": losses, "before": before, "after": after, "num_param
 """
 
 
-def _read() -> nbformat.NotebookNode:
-    return nbformat.read(NOTEBOOK, as_version=4)
+def _read(notebook: Path = NOTEBOOK) -> nbformat.NotebookNode:
+    return nbformat.read(notebook, as_version=4)
 
 
 def _cell(notebook: nbformat.NotebookNode, tag: str) -> nbformat.NotebookNode:
@@ -57,7 +58,9 @@ def test_one_line_installs_the_package_and_nothing_else_is_installed():
     assert installs[0] in _cell(notebook, "install").source
 
 
-def test_it_trains_and_plots(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables of the interpreter that runs a notebook."""
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -66,6 +69,9 @@ def test_it_trains_and_plots(tiny_model: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # compilation takes most of the time
     monkeypatch.setenv("PYTHONPATH", str(REPO))
 
+
+@pytest.mark.usefixtures("kernel")
+def test_it_trains_and_plots(tiny_model: Path, tmp_path: Path):
     notebook = _read()
     _cell(notebook, "install").source = ""
     _cell(notebook, "parameters").source = PARAMETERS.format(base=str(tiny_model))
@@ -86,3 +92,13 @@ def test_it_trains_and_plots(tiny_model: Path, tmp_path: Path, monkeypatch: pyte
     assert results["after"] < results["dial"]["0.5"] < results["before"]
     assert abs(results["dial"]["0.5 + 0.5"] - results["after"]) < 1e-4
     assert (tmp_path / "adapter.safetensors").stat().st_size < 4 * results["num_params"] + 2000
+
+
+@pytest.mark.usefixtures("kernel")
+def test_the_notebook_of_two_behaviours_runs(tiny_model: Path, tmp_path: Path):
+    notebook = _read(TWO_BEHAVIOURS)
+    nbformat.validate(notebook)
+    _cell(notebook, "parameters").source = f"base_path, steps, num_questions = {str(tiny_model)!r}, 2, 2"
+    notebook.cells.append(nbformat.v4.new_code_cell("print(sorted(found) == sorted(WEIGHTS), len(adapters))"))
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert notebook.cells[-1].outputs[0].text == "True 2\n"

@@ -22,8 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from aligner_jax.data.tokenizer import Tokenizer
-from aligner_jax.data.tokenizer_hf import HFBackend
+from aligner_jax.data.tokenizer_transformers import transformers_files
 from aligner_jax.errors import InputError
 from aligner_jax.evals.harness import DOCUMENTS
 from aligner_jax.evals.harness_tasks import write_mmlu, write_task
@@ -97,17 +96,12 @@ def _write(folder: Path, name: str, records: list[dict], *, metric: str, **field
 def export(base_path: str, folder: Path) -> None:
     """Exports the base as a Hugging Face folder with its tokenizer, which `lm_eval --model hf` reads."""
     base = load_base(base_path, "float32")
-    if base.tokenizer is None or not isinstance(base.tokenizer.backend, HFBackend):
-        raise InputError(f"{base_path} has no byte-level BPE vocabulary, which is what can be exported")
+    files = {} if base.tokenizer is None else transformers_files(base.tokenizer)
+    if not files:
+        raise InputError(f"{base_path} has no vocabulary that transformers reads")
     write_hf_folder(folder, base.config, base.params)
-    (folder / "tokenizer.json").write_text(base.tokenizer.backend.to_json(), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(_tokenizer_config(base.tokenizer)) + "\n")
-
-
-def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    special = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
-    names = {name: tokenizer.backend.token(i) for name, i in special.items() if i is not None}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
 
 
 def read_documents(file: Path) -> dict[tuple[str, int], dict[str, Any]]:
