@@ -184,16 +184,6 @@ def test_more_tokens_are_refused(tmp_path):
     assert "3 prefix tokens" in ended.err
 
 
-def test_a_quantized_type_is_of_gguf_alone(tmp_path):
-    path = gguf_base(tmp_path / "base.gguf")
-    _, file = saved(tmp_path / "a.safetensors", aj.load_base(path))
-    ended = run_command(
-        "export", f"--base={path}", f"--adapter={file}", "--to=hf", f"--out={tmp_path / 'out'}", "--dtype=q8_0"
-    )
-    assert ended.status != 0
-    assert "--to=hf has none" in ended.err
-
-
 def whole(base: Path, folder: Path, dtype: str) -> tuple[Path, list[str]]:
     """Writes a base of another form as a GGUF file."""
     folder.mkdir()
