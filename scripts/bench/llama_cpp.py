@@ -65,6 +65,7 @@ CASES = {
     "lora_q8_0": Case("lora", _LORA, dtype="q8_0"),
     "f32": Case(None, dtype="float32", whole=True),
     "f32_o": Case("aligner", dtype="float32", trained=True, whole=True),
+    "f32_v": Case("aligner", {"gates": "kv_head"}, "v", dtype="float32", whole=True),
     "f32_lora": Case("lora", _LORA, dtype="float32", whole=True),
 }
 
