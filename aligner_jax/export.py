@@ -6,6 +6,8 @@ python -m aligner_jax.export --adapter=runs/quickstart --to=adapter --out=DIR [-
 Forms (--to):
 
 - hf: a Hugging Face folder with the tokenizer, which transformers loads without code of its own.
+- gguf: a folder with model.gguf for llama.cpp. If the base is a GGUF file, it is copied, and the tensors that the
+  adapter changes are added or replaced.
 - orbax: an Orbax folder, which every command of this project takes as --base.
 - peft: a PEFT folder, for adapters that PEFT can apply exactly.
 - adapter: one adapter of this project with a model card; `aj.load_adapter` takes the folder.
@@ -26,7 +28,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.exports import summary
 from aligner_jax.exports.adapter_folder import fill_adapter_folder
 from aligner_jax.exports.card import CardBase
-from aligner_jax.exports.engines import added_bias, engine_lines
+from aligner_jax.exports.engines import added_bias, engine_lines, gguf_engines
 from aligner_jax.exports.forms import EXPORT_FORMS
 from aligner_jax.exports.hub import check_push, push
 from aligner_jax.exports.job import Job
@@ -41,6 +43,7 @@ from aligner_jax.peft.artifact import Artifact, read_artifact
 from aligner_jax.runtime import command
 from aligner_jax.runtime.files import new_folder, place
 from aligner_jax.weights.finite import check_finite
+from aligner_jax.weights.gguf import GGUF
 from aligner_jax.weights.hub import is_hub_name
 
 BASE = flags.DEFINE_string(
@@ -50,13 +53,14 @@ ADAPTER = flags.DEFINE_multi_string(
     "adapter", None,
     "An adapter: a .safetensors, a .pth, a folder of a run or of PEFT, or a hub name; several apply in their order.",
 )  # fmt: skip
-TO = flags.DEFINE_enum("to", None, [*EXPORT_FORMS, "adapter", "gguf"], "Form to write.")
+TO = flags.DEFINE_enum("to", None, [*EXPORT_FORMS, "adapter"], "Form to write.")
 OUT = flags.DEFINE_string("out", None, "Folder to write, new or empty.")
 STRENGTH = flags.DEFINE_float("strength", 1.0, "Multiplies what every adapter adds: 0 is the base, 1 the adapter.")
 DTYPE = flags.DEFINE_enum(
-    "dtype", "stored", ["stored", "float32", "bfloat16", "float16"],
+    "dtype", "stored", ["stored", "float32", "bfloat16", "float16", "q8_0"],
     "Dtype of written weights; stored: that of the base if all its tensors have one, else float32. float16 is refused "
-    "where it is not exact for the base's weights.",
+    "where it is not exact for the base's weights. From GGUF to GGUF, the type of changed tensors; stored: their own, "
+    "or float16 if that is a quantized type other than q8_0. Only --to=gguf has q8_0.",
 )  # fmt: skip
 BIAS = flags.DEFINE_enum(
     "bias", "o", ["o", "v"],
@@ -105,19 +109,23 @@ def _write_form(folder: Path, name: str) -> list[str]:
     base, form = open_stored(cast(str, BASE.value)), EXPORT_FORMS[cast(str, TO.value)]
     artifacts = [read_artifact(path, base) for path in cast(list[str], ADAPTER.value)]
     adapters = tuple(_with_strength(artifact) for artifact in artifacts)
-    dtype = base.stored_dtype if DTYPE.value == "stored" else cast(str, DTYPE.value)
+    keeps_types = TO.value == "gguf" and base.form is GGUF
+    dtype = base.stored_dtype if DTYPE.value == "stored" and not keeps_types else cast(str, DTYPE.value)
     # What the card says is read first, so that an error in it does not come after the weights are written.
     card_base, run = _card_base(artifacts, base.config), _run(artifacts)
     job = Job(base, adapters, cast(Any, BIAS.value), dtype, card_base.hub_name)
     written = form.write(job, folder)
     if not form.is_base:
         return [*map(str, adapters), *written]
-    rounding = summary.rounding(job, logit_difference(job, open_stored(str(folder))))
+    rounding = summary.rounding(job, logit_difference(job, open_stored(str(folder / form.file))))
     note = f"{rounding[0].upper()}{rounding[1:]}."
-    export = ModelExport(cast(Any, TO.value), job.fold, dtype, cast(float, STRENGTH.value), [note])
+    export = ModelExport(
+        cast(Any, TO.value), job.fold, "its own types" if keeps_types else dtype, cast(float, STRENGTH.value), [note]
+    )
     card = model_card(artifacts, export, name, card_base, run)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    engines = [] if TO.value == "orbax" else engine_lines(added_bias(base.config, job.fold.folded_config))
+    bias = added_bias(base.config, job.fold.folded_config)
+    engines = {"hf": engine_lines(bias), "gguf": [f"engines: {gguf_engines(bias)}"]}.get(cast(str, TO.value), [])
     return [*map(str, adapters), *summary.changes(job), *written, rounding, *engines]
 
 
@@ -140,11 +148,8 @@ def _check_flags() -> None:
         raise InputError(
             "give a base, an adapter, a form and a folder to write: --base=PATH --adapter=PATH --to=hf --out=DIR"
         )
-    if TO.value == "gguf":
-        raise InputError(
-            "--to=gguf is not supported yet: write --to=hf, and convert the folder with llama.cpp's "
-            "convert_hf_to_gguf.py"
-        )
+    if DTYPE.value == "q8_0" and TO.value != "gguf":
+        raise InputError(f"--dtype=q8_0 is a type of GGUF files, and --to={TO.value} has none")
     if not math.isfinite(cast(float, STRENGTH.value)):
         raise InputError(f"--strength={STRENGTH.value} is not a finite number")
     if TO.value == "peft" and flags.FLAGS["dtype"].present:

@@ -25,5 +25,9 @@ def rounding(job: Job, difference: float) -> str:
     """Returns a sentence about the largest difference of logits, see `rounding.logit_difference`."""
     return (
         f"largest difference of logits from base and adapter: {difference:.2g} (over {NUM_TOKENS} tokens, computed in "
-        f"float32; weights written in {job.dtype})"
+        f"float32; {_types(job.dtype)})"
     )
+
+
+def _types(dtype: str) -> str:
+    return "weights written in their own types" if dtype == "stored" else f"weights written in {dtype}"
