@@ -4,6 +4,7 @@ import json
 import math
 import random
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,10 @@ import numpy as np
 
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft import METHODS, Adapter
+from aligner_jax.peft.aligner import AlignerOptions
 from aligner_jax.peft.artifact import read_artifact, save_adapter
+from aligner_jax.peft.bias import BiasOptions
+from aligner_jax.peft.lora import LoraOptions
 from scripts.damage.kinds import _safetensors, mutations
 from scripts.damage.kinds.kind import Files, Kind, digest
 
@@ -33,6 +37,14 @@ _ADAPTERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("lora", {"rank": 2, "targets": ("q", "down"), "rslora": True}),
     ("bias", {"target": "v"}),
     ("prompt", {"num_tokens": 2}),
+    (
+        "sum",
+        {
+            "aligner": (AlignerOptions(start_layer=1), AlignerOptions(num_tokens=2, start_layer=2, gates="global")),
+            "bias": (BiasOptions(start_layer=0),),
+            "lora": (LoraOptions(rank=1, targets=("v",)),),
+        },
+    ),
 )
 
 
@@ -77,13 +89,21 @@ def _read(folder: Path) -> str:
     adapter = artifact.adapter
     arrays = {name: np.asarray(x) for name, x in adapter.trainable.items()}
     assert all(np.isfinite(x.astype(np.float32)).all() and x.dtype.kind in "fV" for x in arrays.values())
-    options = adapter.options.as_dict()
-    assert all(math.isfinite(x) for x in options.values() if isinstance(x, int | float))
+    assert all(math.isfinite(x) for x in _numbers(adapter.options.as_dict()))
     arranged = [(name, str(arrays[name].dtype), arrays[name].shape, arrays[name]) for name in sorted(arrays)]
     return digest(
         adapter.method, adapter.options, artifact.base, artifact.prompt_format,
         *(part for one in arranged for part in one),
     )  # fmt: skip
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """Yields the numbers of a JSON value."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(item)
 
 
 def _may_differ(_: Files, damaged: Files) -> bool:
