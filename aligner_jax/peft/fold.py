@@ -210,7 +210,7 @@ def _with_prefix(layer: Layers, prefix: Prefix, program: _Program) -> Layers:
     if num_tokens > 1:
         raise Unfoldable(
             f"the adapter has {num_tokens} prefix tokens, whose weights depend on the query: a bias holds exactly one "
-            f"token"
+            "token; to export the bias that is closest on held-out examples, add --nearest --data=FILE"
         )
     v_nh = gated_values(prefix, program.config.num_heads)[0, 0]
     if program.target == "v":
