@@ -26,7 +26,7 @@ DIGEST = "digest"
 _ENCODINGS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _FIELDS = (
     "format", "format_version", "method", "options", "base_config", "base_fingerprint", "base_quantization",
-    "prompt_format", DIGEST,
+    "prompt_format", "canary", DIGEST,
 )  # fmt: skip
 
 
