@@ -6,6 +6,8 @@ python -m aligner_jax.export --adapter=runs/quickstart --to=adapter --out=DIR [-
 Forms (--to):
 
 - hf: a Hugging Face folder with the tokenizer, which transformers loads without code of its own.
+- gguf: a folder with model.gguf for llama.cpp: the base's GGUF file, in which the tensors that the adapter changes are
+  added or replaced.
 - orbax: an Orbax folder, which every command of this project takes as --base.
 - peft: a PEFT folder, for adapters that PEFT can apply exactly.
 - adapter: one adapter of this project with a model card; `aj.load_adapter` takes the folder.
@@ -30,7 +32,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.exports import summary
 from aligner_jax.exports.adapter_folder import fill_adapter_folder
 from aligner_jax.exports.card import CardBase
-from aligner_jax.exports.engines import added_bias, engine_lines
+from aligner_jax.exports.engines import added_bias, engine_lines, gguf_engines
 from aligner_jax.exports.forms import EXPORT_FORMS
 from aligner_jax.exports.hub import check_push, push
 from aligner_jax.exports.job import Job
@@ -56,13 +58,14 @@ ADAPTER = flags.DEFINE_multi_string(
     "adapter", None,
     "An adapter: a .safetensors, a .pth, a folder of a run or of PEFT, or a hub name; several apply in their order.",
 )  # fmt: skip
-TO = flags.DEFINE_enum("to", None, [*EXPORT_FORMS, "adapter", "gguf"], "Form to write.")
+TO = flags.DEFINE_enum("to", None, [*EXPORT_FORMS, "adapter"], "Form to write.")
 OUT = flags.DEFINE_string("out", None, "Folder to write, new or empty.")
 STRENGTH = flags.DEFINE_float("strength", 1.0, "Multiplies what every adapter adds: 0 is the base, 1 the adapter.")
 DTYPE = flags.DEFINE_enum(
-    "dtype", "stored", ["stored", "float32", "bfloat16", "float16"],
+    "dtype", "stored", ["stored", "float32", "bfloat16", "float16", "q8_0"],
     "Dtype of written weights; stored: that of the base if all its tensors have one, else float32. float16 is refused "
-    "where it is not exact for the base's weights.",
+    "where it is not exact for the base's weights. With --to=gguf, the type of changed tensors; stored: their own, or "
+    "float16 if that is a quantized type other than q8_0. Only GGUF has q8_0.",
 )  # fmt: skip
 BIAS = flags.DEFINE_enum(
     "bias", "o", ["o", "v"],
@@ -124,20 +127,22 @@ def _write_form(folder: Path, name: str) -> list[str]:
     nearest = _nearest(base, artifacts[0], adapters[0]) if NEAREST.value else None
     if nearest is not None:
         adapters = (nearest.bias,)
-    dtype = base.stored_dtype if DTYPE.value == "stored" else cast(str, DTYPE.value)
+    keeps_types = TO.value == "gguf"
+    dtype = base.stored_dtype if DTYPE.value == "stored" and not keeps_types else cast(str, DTYPE.value)
     job = Job(base, adapters, cast(Any, BIAS.value), dtype)
     written = form.write(job, folder)
     told = [*map(str, adapters), *([] if nearest is None else [str(nearest)])]
     if not form.is_base:
         return [*told, *written]
-    rounding = summary.rounding(
-        job, logit_difference(job, open_stored(str(folder))), "base and adapter" if nearest is None else "base and bias"
-    )
+    difference = logit_difference(job, open_stored(str(folder / form.file)))
+    rounding = summary.rounding(job, difference, "base and adapter" if nearest is None else "base and bias")
     notes = [f"{note[0].upper()}{note[1:]}." for note in [*told[len(adapters) :], rounding]]
-    export = ModelExport(cast(Any, TO.value), job.fold, dtype, cast(float, STRENGTH.value), notes)
+    types = "its own types" if keeps_types else dtype
+    export = ModelExport(cast(Any, TO.value), job.fold, types, cast(float, STRENGTH.value), notes)
     card = model_card(artifacts, export, name, _card_base(artifacts, base.config), _run(artifacts))
     (folder / "README.md").write_text(card, encoding="utf-8")
-    engines = [] if TO.value == "orbax" else engine_lines(added_bias(base.config, job.fold.folded_config))
+    bias = added_bias(base.config, job.fold.folded_config)
+    engines = {"hf": engine_lines(bias), "gguf": [f"engines: {gguf_engines(bias)}"]}.get(cast(str, TO.value), [])
     return [*told, *summary.changes(job), *written, rounding, *engines]
 
 
@@ -170,11 +175,8 @@ def _check_flags() -> None:
         raise InputError(
             "give a base, an adapter, a form and a folder to write: --base=PATH --adapter=PATH --to=hf --out=DIR"
         )
-    if TO.value == "gguf":
-        raise InputError(
-            "--to=gguf is not supported yet: write --to=hf, and convert the folder with llama.cpp's "
-            "convert_hf_to_gguf.py"
-        )
+    if DTYPE.value == "q8_0" and TO.value != "gguf":
+        raise InputError(f"--dtype=q8_0 is a type of GGUF files, and --to={TO.value} has none")
     if not math.isfinite(cast(float, STRENGTH.value)):
         raise InputError(f"--strength={STRENGTH.value} is not a finite number")
     _check_nearest()

@@ -60,12 +60,14 @@ class GGUFHeader:
     Attributes:
       fields: metadata by key.
       tensors: tensor table by name.
+      table_offset: offset of the tensor table, where the metadata end, in bytes.
       data_offset: offset of the tensor data in the file, in bytes.
       alignment: tensors begin at multiples of it from `data_offset`, in bytes.
     """
 
     fields: dict[str, Value]
     tensors: dict[str, TensorEntry]
+    table_offset: int
     data_offset: int
     alignment: int
 
@@ -125,6 +127,7 @@ class _Cursor:
             key = self.name(_LONGEST_KEY, fields)
             self.reading = f"metadata field {key}"
             fields[key] = self.value(self.number("I"))
+        table_offset = self.position
         tensors: dict[str, TensorEntry] = {}
         for i in range(tensor_count):
             self.reading = f"entry {i + 1} of {tensor_count} of its tensor table"
@@ -134,7 +137,8 @@ class _Cursor:
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             shown = alignment if type(alignment) in (int, float, bool) else "no number"
             raise self.damaged(f"{_ALIGNMENT} is {shown}, not a power of two")
-        return GGUFHeader(fields, tensors, -(-self.position // alignment) * alignment, alignment)
+        data_offset = -(-self.position // alignment) * alignment
+        return GGUFHeader(fields, tensors, table_offset, data_offset, alignment)
 
     def damaged(self, problem: str) -> InputError:
         return InputError(f"{self.path} is damaged: {problem}")

@@ -154,6 +154,18 @@ def engine_table(bias: Bias | None) -> str:
     return "\n".join(lines)
 
 
+def gguf_engines(bias: Bias | None) -> str:
+    """Returns a sentence about the engines that run a GGUF file."""
+    if bias is None:
+        return "All engines that run the base run this model: it has the same tensors."
+    (found,) = (_finding(engine, bias) for engine in ENGINES if engine.name == "llama.cpp")
+    tensor = {"o": "attn_output.bias", "v": "attn_v.bias"}[bias]
+    return (
+        f"llama.cpp and the engines built on it run this model ({found.source}). Other readers of GGUF files may drop "
+        f"{tensor} without an error, so that the adapter is missing."
+    )
+
+
 def _finding(engine: Engine, bias: Bias) -> Finding:
     return {"o": engine.o, "v": engine.v}[bias]
 

@@ -17,7 +17,7 @@ class Job:
       base: the base.
       adapters: adapters in the order in which they are applied, with their strength.
       target: projection whose bias holds a prefix of one token.
-      dtype: dtype of written weights.
+      dtype: dtype of written weights; also "q8_0" and "stored" in a GGUF file, see `export_gguf`.
     """
 
     base: StoredBase

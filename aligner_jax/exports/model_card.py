@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from aligner_jax.exports.card import CardBase, adapter_section, bullets, fenced, front_matter, joined, training_section
-from aligner_jax.exports.engines import added_bias, engine_table
+from aligner_jax.exports.engines import added_bias, engine_table, gguf_engines
 from aligner_jax.exports.markup import code
 from aligner_jax.exports.run_folder import RunFolder
 from aligner_jax.peft.artifact import Artifact
@@ -102,7 +102,7 @@ def _change_section(export: ModelExport) -> str:
 
 def _use(form: ModelForm, path: str) -> str:
     if form == "gguf":
-        return fenced("sh", 'llama-cli -m MODEL.gguf -p "Why is the sky blue?"')
+        return fenced("sh", 'llama-cli -m model.gguf -p "Why is the sky blue?"')
     if form == "orbax":
         return fenced("python", "import aligner_jax as aj", "", 'base = aj.load_base("PATH/OF/THIS/FOLDER")')
     return fenced(
@@ -123,6 +123,8 @@ def _undo(export: ModelExport) -> str:
 def _engines(export: ModelExport) -> str:
     if export.form == "orbax":
         return "Every command of aligner_jax takes the folder as `--base`; other engines do not read it."
+    if export.form == "gguf":
+        return gguf_engines(added_bias(export.fold.config, export.fold.folded_config))
     return engine_table(added_bias(export.fold.config, export.fold.folded_config))
 
 

@@ -30,6 +30,10 @@ def rounding(job: Job, difference: float, model: str) -> str:
       model: words for what the written weights should equal, such as "base and adapter".
     """
     return (
-        f"largest difference of logits from {model}: {difference:.2g} (over {NUM_TOKENS} tokens, computed in "
-        f"float32; weights written in {job.dtype})"
+        f"largest difference of logits from {model}: {difference:.2g} (over {NUM_TOKENS} tokens, computed in float32; "
+        f"{_types(job.dtype)})"
     )
+
+
+def _types(dtype: str) -> str:
+    return "weights written in their own types" if dtype == "stored" else f"weights written in {dtype}"

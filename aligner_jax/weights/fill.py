@@ -37,6 +37,25 @@ def groups_of(layout: str) -> list[str]:
     return ["".join(group) for group in re.findall(r"\((\w+)\)|(\w)", layout)]
 
 
+def arranged(x: np.ndarray, axes: str, layout: str) -> np.ndarray:
+    """Returns a leaf's layer, or a part of one, as a tensor of a checkpoint; the inverse of `fill`.
+
+    Args:
+      x: array with the axes `axes`.
+      axes: letters of its axes, without "l".
+      layout: layout of the tensor; see `Slot`.
+    """
+    groups = groups_of(layout)
+    sizes = dict(zip(axes, x.shape, strict=True))
+    turned = x.transpose([axes.index(axis) for group in groups for axis in _leaf_axes(group)])
+    if len(groups[0]) > 2:
+        # Rotary pairs are interleaved: the halves of the second axis, h, become neighbours.
+        heads, dims, *rest = turned.shape
+        turned = turned.reshape(heads, 2, dims // 2, *rest).swapaxes(1, 2)
+    shape = [math.prod(sizes[axis] for axis in _leaf_axes(group)) for group in groups]
+    return np.ascontiguousarray(turned.reshape(shape))
+
+
 def fill(
     leaf: str,
     shape: tuple[int, ...],

@@ -78,7 +78,7 @@ FORMAT = Format(
 )
 
 # llama.cpp's LLaMA rotates adjacent dimensions, so its converter interleaves the halves of every query and key head.
-_INTERLEAVED = dataclasses.replace(
+INTERLEAVED = dataclasses.replace(
     FORMAT,
     slots={
         **FORMAT.slots,
@@ -125,8 +125,12 @@ def open_gguf(path: Path, header: GGUFHeader | None = None) -> Checkpoint:
     for source in sources:
         if source.name == "rope_freqs.weight":
             config = with_rope_factors(path, header, config, _rope_factors(source, config))
-    form = _INTERLEAVED if is_interleaved(header) else FORMAT
-    return Checkpoint(config, sources, form, path)
+    return Checkpoint(config, sources, gguf_format(header), path)
+
+
+def gguf_format(header: GGUFHeader) -> Format:
+    """Returns names and encodings of the tensors of a GGUF file, whose architecture decides the order of rows."""
+    return INTERLEAVED if is_interleaved(header) else FORMAT
 
 
 def _rope_factors(source: Source, config: LlamaConfig) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
 from aligner_jax.weights.assemble import Parts
-from aligner_jax.weights.fill import axes_of, groups_of
+from aligner_jax.weights.fill import arranged, axes_of, groups_of
 from aligner_jax.weights.hf import FORMAT
 from aligner_jax.weights.leaves import DTYPES, leaf_specs
 from aligner_jax.weights.safetensors_write import SHARD_BYTES, Tensor, write_model
@@ -132,9 +132,9 @@ def hf_tensors(config: LlamaConfig, parts: Parts, dtype: str) -> Iterator[Tensor
                 return np.zeros(shape, DTYPES[dtype])
             index = [slice(None)] * len(axes_of(leaf))
             if layer is None:
-                return _stored(parts(leaf, [index])[0], axes_of(leaf), layout)
+                return arranged(parts(leaf, [index])[0], axes_of(leaf), layout)
             index[0] = slice(layer, layer + 1)
-            return _stored(parts(leaf, [index])[0][0], axes_of(leaf)[1:], layout)
+            return arranged(parts(leaf, [index])[0][0], axes_of(leaf)[1:], layout)
 
         return Tensor(name, shape, make)
 
@@ -145,10 +145,3 @@ def hf_tensors(config: LlamaConfig, parts: Parts, dtype: str) -> Iterator[Tensor
         for name, slot in slots.items():
             if "{l}" in name:
                 yield tensor(name.format(l=layer), slot.leaf, slot.layout, layer)
-
-
-def _stored(x: np.ndarray, axes: str, layout: str) -> np.ndarray:
-    groups = groups_of(layout)
-    sizes = dict(zip(axes, x.shape, strict=True))
-    turned = x.transpose([axes.index(axis) for group in groups for axis in group])
-    return np.ascontiguousarray(turned.reshape([math.prod(sizes[axis] for axis in group) for group in groups]))

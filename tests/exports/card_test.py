@@ -128,7 +128,8 @@ def test_the_card_of_a_folded_aligner(form, trained_adapter, config, tmp_path):
     assert f"Set `{name}` to zero in all layers" in text
     assert "at strength 0.5" in text
     assert "Largest difference: 0.01." in text
-    assert ("| candle | drops the bias without an error" in text) == (form != "orbax")
+    assert ("| candle | drops the bias without an error" in text) == (form == "hf")
+    assert ("llama.cpp and the engines built on it run this model" in text) == (form == "gguf")
 
 
 def test_the_card_of_a_merged_lora(config, tmp_path):
