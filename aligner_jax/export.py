@@ -6,8 +6,8 @@ python -m aligner_jax.export --adapter=runs/quickstart --to=adapter --out=DIR [-
 Forms (--to):
 
 - hf: a Hugging Face folder with the tokenizer, which transformers loads without code of its own.
-- gguf: a folder with model.gguf for llama.cpp: the base's GGUF file, in which the tensors that the adapter changes are
-  added or replaced.
+- gguf: a folder with model.gguf for llama.cpp. If the base is a GGUF file, it is copied, and the tensors that the
+  adapter changes are added or replaced.
 - orbax: an Orbax folder, which every command of this project takes as --base.
 - peft: a PEFT folder, for adapters that PEFT can apply exactly.
 - adapter: one adapter of this project with a model card; `aj.load_adapter` takes the folder.
@@ -49,6 +49,7 @@ from aligner_jax.runtime import command
 from aligner_jax.runtime.files import new_folder, place
 from aligner_jax.weights.base import load_base
 from aligner_jax.weights.finite import check_finite
+from aligner_jax.weights.gguf import GGUF
 from aligner_jax.weights.hub import is_hub_name
 
 BASE = flags.DEFINE_string(
@@ -64,8 +65,8 @@ STRENGTH = flags.DEFINE_float("strength", 1.0, "Multiplies what every adapter ad
 DTYPE = flags.DEFINE_enum(
     "dtype", "stored", ["stored", "float32", "bfloat16", "float16", "q8_0"],
     "Dtype of written weights; stored: that of the base if all its tensors have one, else float32. float16 is refused "
-    "where it is not exact for the base's weights. With --to=gguf, the type of changed tensors; stored: their own, or "
-    "float16 if that is a quantized type other than q8_0. Only GGUF has q8_0.",
+    "where it is not exact for the base's weights. From GGUF to GGUF, the type of changed tensors; stored: their own, "
+    "or float16 if that is a quantized type other than q8_0. Only --to=gguf has q8_0.",
 )  # fmt: skip
 BIAS = flags.DEFINE_enum(
     "bias", "o", ["o", "v"],
@@ -127,7 +128,7 @@ def _write_form(folder: Path, name: str) -> list[str]:
     nearest = _nearest(base, artifacts[0], adapters[0]) if NEAREST.value else None
     if nearest is not None:
         adapters = (nearest.bias,)
-    keeps_types = TO.value == "gguf"
+    keeps_types = TO.value == "gguf" and base.form is GGUF
     dtype = base.stored_dtype if DTYPE.value == "stored" and not keeps_types else cast(str, DTYPE.value)
     job = Job(base, adapters, cast(Any, BIAS.value), dtype)
     written = form.write(job, folder)

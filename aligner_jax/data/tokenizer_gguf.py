@@ -22,7 +22,7 @@ from aligner_jax.data.tokenizer_settings import AddedToken, Settings
 from aligner_jax.errors import InputError
 from aligner_jax.files.fields import Fields
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -35,20 +35,20 @@ _TEKKEN = (
 )
 # Pre-tokenization patterns by tokenizer.ggml.pre. Each pattern splits the pieces that the previous one left. The names
 # and the "default" patterns are llama.cpp's.
-_CUTS = {
-    "gpt-2": (_GPT2,),
-    "smollm": (r"\p{N}", _GPT2),
+CUTS = {
+    "gpt-2": (GPT2,),
+    "smollm": (r"\p{N}", GPT2),
     "llama-bpe": (_LLAMA3,),
     "qwen2": (_QWEN2,),
     "tekken": (_TEKKEN,),
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
+    "default": (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
 }
 _SAME = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
 # Pre-tokenizers that keep a piece that is itself a token whole, regardless of merges, and add BOS by default.
-_WHOLE = ("llama-bpe", "tekken")
+WHOLE = ("llama-bpe", "tekken")
 
 
-_PREFIX = "tokenizer.ggml."
+PREFIX = "tokenizer.ggml."
 _NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _ENDS = ("eot", "eom")
 
@@ -82,7 +82,7 @@ def load(path: Path, header: GGUFHeader | None = None) -> Tokenizer | None:
         backend, add_bos = SentencePieceBackend(model, settings, str(path)), True
     else:
         backend = HFBackend(_bpe(ours, tokens, pre), settings, str(path))
-        add_bos = _SAME.get(pre, pre) in _WHOLE
+        add_bos = _SAME.get(pre, pre) in WHOLE
     return make_tokenizer(
         backend,
         bos_id=named["bos"],
@@ -99,10 +99,10 @@ class _Ours(Fields):
     """The fields `tokenizer.ggml.*`, by their names without that prefix."""
 
     def __init__(self, fields: Fields) -> None:
-        super().__init__(fields.values, fields.file, _PREFIX)
+        super().__init__(fields.values, fields.file, PREFIX)
 
     def get(self, name: str) -> object:
-        return self.values.get(_PREFIX + name)
+        return self.values.get(PREFIX + name)
 
 
 def _number(ours: _Ours, name: str, count: int) -> int | None:
@@ -153,8 +153,8 @@ def _vocabulary(ours: _Ours) -> tuple[list[str], list[int]]:
 
 def _bpe(ours: _Ours, tokens: list[str], pre: str) -> tokenizers.Tokenizer:
     name = _SAME.get(pre, pre)
-    if name not in _CUTS:
-        raise ours.error("pre", f"is {pre!r}; known are {', '.join(_CUTS)}")
+    if name not in CUTS:
+        raise ours.error("pre", f"is {pre!r}; known are {', '.join(CUTS)}")
     merges = ours.get("merges")
     if not isinstance(merges, list):
         raise InputError(f"{ours.file} has no tokenizer.ggml.merges")
@@ -164,9 +164,9 @@ def _bpe(ours: _Ours, tokens: list[str], pre: str) -> tokenizers.Tokenizer:
             raise ours.error("merges", f"has {merges[i][:100]!r} as number {i}, which is not two tokens and a space")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     with guarded(f"{ours.file}: tokenizer.ggml.merges do not fit tokenizer.ggml.tokens"):
-        model = models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=name in _WHOLE)
+        model = models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=name in WHOLE)
     tokenizer = tokenizers.Tokenizer(model)
-    cuts = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in _CUTS[name]]
+    cuts = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in CUTS[name]]
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, bytes_only])
     tokenizer.decoder = decoders.ByteLevel()

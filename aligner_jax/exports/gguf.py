@@ -1,27 +1,18 @@
 """Writes a folded base as a GGUF file for llama.cpp."""
 
-import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
-from aligner_jax.data.gguf_metadata import read_gguf_header
+from aligner_jax.data.gguf_metadata import Value, read_gguf_header
+from aligner_jax.data.tokenizer_gguf_write import gguf_vocabulary
 from aligner_jax.errors import InputError
-from aligner_jax.exports.folded import FoldedParts, folded_parts
+from aligner_jax.exports.folded import folded_parts
 from aligner_jax.exports.job import Job
-from aligner_jax.weights.fill import arranged, axes_of
 from aligner_jax.weights.gguf import GGUF, gguf_format, gguf_sources
-from aligner_jax.weights.gguf_write import (
-    KINDS,
-    GGUFTensor,
-    Kind,
-    copied_metadata,
-    copied_tensor,
-    encoded,
-    kind_for,
-    write_gguf,
-)
+from aligner_jax.weights.gguf_fields import encoded_fields, model_fields
+from aligner_jax.weights.gguf_model import gguf_tensors, read_tensor
+from aligner_jax.weights.gguf_write import KINDS, GGUFTensor, Kind, copied_metadata, copied_tensor, write_gguf
 from aligner_jax.weights.leaves import leaf_specs
 from aligner_jax.weights.source import Format, Slot
 
@@ -32,57 +23,62 @@ _REPLACEMENT = KINDS["float16"]
 
 
 def export_gguf(job: Job, folder: Path) -> list[str]:
-    """Writes a GGUF file with the tensors of the base's GGUF file; those that the adapters change are replaced.
+    """Writes a GGUF file.
 
-    All metadata, and every tensor that the adapters leave alone, keep their bytes. Added tensors are the last ones.
+    Over a GGUF base, all metadata and every tensor that the adapters leave alone keep their bytes; added tensors are
+    the last ones. Over another base, the file is of llama.cpp's architecture llama, which can hold all biases.
 
     Args:
-      job: adapters that can be folded, over their base. Its dtype is one of `KINDS`, the type of changed matrices, or
-        "stored": the tensor's own type, or float16 if that is another quantized type than q8_0.
+      job: adapters that can be folded, over their base. Its dtype is one of `KINDS`, the type of the matrices that are
+        written anew, or "stored": over a GGUF base a tensor's own type, or float16 if that is another quantized type
+        than q8_0; else the base's.
       folder: existing folder.
 
     Returns:
       Sentences for the user.
 
     Raises:
-      InputError: an adapter cannot be folded (`Unfoldable`), llama.cpp would refuse the file, the base is no GGUF file
-        or cannot be read, or a changed value is beyond its type's range.
+      InputError: an adapter cannot be folded (`Unfoldable`), llama.cpp would refuse the file or tokenize otherwise, the
+        base cannot be read, or a value is beyond its type's range.
     """
-    if job.base.form is not GGUF:
-        raise InputError(
-            f"{job.base.name} is no GGUF file, and --to=gguf writes those of GGUF bases: write --to=hf, and convert "
-            "the folder with llama.cpp's convert_hf_to_gguf.py"
-        )
-    path = job.base.path
-    header = read_gguf_header(path)
+    return (_patched if job.base.form is GGUF else _whole)(job, folder / FILE)
+
+
+def _whole(job: Job, path: Path) -> list[str]:
+    base, config = job.base, job.fold.folded_config
+    dtype = base.stored_dtype if job.dtype == "stored" else job.dtype
+    vocabulary, sentences = base.form.vocabulary(base.path), []
+    fields: dict[str, Value] = {"tokenizer.ggml.model": "none"}
+    if base.tokenizer is not None and vocabulary is not None:
+        fields, sentences = gguf_vocabulary(base.tokenizer, vocabulary, config.vocab_size)
+    else:
+        sentences = ["tokenizer: the base has none, so llama.cpp takes token ids alone"]
+    fields = model_fields(config, dtype, base.path.name) | fields
+    parts = folded_parts(base, job.fold, "float32")
+    # A changed leaf is computed as a whole, so reading it by rows would compute it again.
+    tensors = list(gguf_tensors(config, parts, KINDS[dtype], at_once=job.fold.needs))
+    write_gguf(path, encoded_fields(fields), tensors)
+    return [*sentences, f"tensors: {_types(tensors)}"]
+
+
+def _patched(job: Job, path: Path) -> list[str]:
+    header = read_gguf_header(job.base.path)
     _check_architecture(job, str(header.fields["general.architecture"]))
     parts, form = folded_parts(job.base, job.fold, "float32"), gguf_format(header)
-    sources = {source.name: source for source in gguf_sources(path, header)}
+    sources = {source.name: source for source in gguf_sources(job.base.path, header)}
     tensors = {name: copied_tensor(source) for name, source in sources.items()}
-    kinds: dict[str, int] = {}
+    new = {}
     for name, slot, layer in _new_tensors(job, form):
-        source = sources.get(name)
-        shape = source.shape if source else _shape(parts, slot)
-        kind = kind_for(_wanted(job.dtype, source.encoding if source else "F32"), shape)
-        kinds[kind.name] = kinds.get(kind.name, 0) + 1
-        tensors[name] = GGUFTensor(name, shape, kind, functools.partial(_chunks, parts, slot, layer, kind, name))
-    write_gguf(folder / FILE, copied_metadata(path, header), list(tensors.values()))
-    return [_about(kinds, len(tensors))]
+        kind = _kind(job.dtype, sources[name].encoding if name in sources else "F32")
+        new[name] = read_tensor(name, slot, layer, job.fold.folded_config, parts, kind, at_once=True)
+    tensors |= new
+    write_gguf(path, copied_metadata(job.base.path, header), list(tensors.values()))
+    others = len(tensors) - len(new)
+    types = _types(new.values()) or "none"
+    return [f"tensors added or replaced: {types}; the other {others} and all metadata have the base's bytes"]
 
 
-def _chunks(parts: FoldedParts, slot: Slot, layer: int | None, kind: Kind, name: str) -> Iterator[np.ndarray]:
-    """Yields the bytes of a tensor that is computed from base and adapters."""
-    axes = axes_of(slot.leaf)
-    index = [slice(None)] * len(axes)
-    if layer is None:
-        x = parts(slot.leaf, [index])[0]
-    else:
-        index[0], axes = slice(layer, layer + 1), axes[1:]
-        x = parts(slot.leaf, [index])[0][0]
-    yield from encoded(arranged(x, axes, slot.layout), kind, name)
-
-
-def _new_tensors(job: Job, form: Format) -> Iterable[tuple[str, Slot, int | None]]:
+def _new_tensors(job: Job, form: Format) -> Iterator[tuple[str, Slot, int | None]]:
     """Yields the tensors that the base's file lacks or holds with other values: name, slot and layer."""
     base, folded = leaf_specs(job.base.config), leaf_specs(job.fold.folded_config)
     changed = job.changed_layers()
@@ -98,12 +94,8 @@ def _new_tensors(job: Job, form: Format) -> Iterable[tuple[str, Slot, int | None
             yield from ((name.format(l=layer), slot, layer) for layer in layers)
 
 
-def _shape(parts: FoldedParts, slot: Slot) -> tuple[int, ...]:
-    """Returns the shape of an added bias in the file."""
-    return (int(np.prod(leaf_specs(parts.fold.folded_config)[slot.leaf].shape[1:])),)
-
-
-def _wanted(dtype: str, encoding: str) -> Kind:
+def _kind(dtype: str, encoding: str) -> Kind:
+    """Returns the type of a matrix that replaces one of type `encoding`."""
     if dtype != "stored":
         return KINDS[dtype]
     return next((kind for kind in KINDS.values() if kind.name == encoding), _REPLACEMENT)
@@ -118,7 +110,6 @@ def _check_architecture(job: Job, architecture: str) -> None:
         )
 
 
-def _about(kinds: Mapping[str, int], total: int) -> str:
-    new = sum(kinds.values())
-    types = ", ".join(f"{count} in {kind}" for kind, count in kinds.items())
-    return f"tensors added or replaced: {types}; the other {total - new} and all metadata have the base's bytes"
+def _types(tensors: Iterable[GGUFTensor]) -> str:
+    counts = Counter(tensor.kind.name for tensor in tensors)
+    return ", ".join(f"{count} in {kind}" for kind, count in counts.items())

@@ -1,6 +1,6 @@
 """Measures the host memory of an export; run from the repository's root.
 
-    python -m scripts.bench.export_memory [--scratch=DIR]
+    python -m scripts.bench.export_memory [--to=gguf] [--scratch=DIR]
 
 Writes a random bfloat16 model of 2 GB and a one-token Aligner, exports them in a process of their own, and compares the
 process's peak memory with that of an export of a tiny model. The difference must stay below three times the largest
@@ -50,11 +50,12 @@ print(protocol.peak_memory()["bytes"])
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", help="folder for the models (default: a temporary one)")
+    parser.add_argument("--to", choices=("hf", "gguf"), default="hf", help="form of the export (default %(default)s)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-        baseline = measure(TINY, Path(scratch) / "tiny")
+        baseline = measure(TINY, Path(scratch) / "tiny", args.to)
         began = time.perf_counter()
-        peak = measure(LARGE, Path(scratch) / "large")
+        peak = measure(LARGE, Path(scratch) / "large", args.to)
         seconds = time.perf_counter() - began
     largest = largest_tensor(LARGE)
     print(json.dumps({"largest_tensor": largest, "baseline": baseline, "peak": peak, "seconds": round(seconds)}))
@@ -68,8 +69,8 @@ def main() -> None:
         sys.exit(f"error: an export takes {ratio:.2f} times the largest tensor, more than 3")
 
 
-def measure(config: aj.LlamaConfig, folder: Path) -> int:
-    """Returns the peak memory of an export over a random model of this configuration, in bytes."""
+def measure(config: aj.LlamaConfig, folder: Path, form: str) -> int:
+    """Returns the peak memory of an export in a form over a random model of this configuration, in bytes."""
     (folder / "base").mkdir(parents=True)
     random = np.random.default_rng(0).standard_normal(2**20, np.float32) / 32
     block = random.astype(jnp.bfloat16)
@@ -85,7 +86,7 @@ def measure(config: aj.LlamaConfig, folder: Path) -> int:
     gates_ln = jnp.full_like(adapter.trainable["gates_ln"], 0.01)
     adapter = adapter.replace(trainable={**adapter.trainable, "gates_ln": gates_ln})
     aj.save_adapter(adapter, folder / "adapter.safetensors", base=base)
-    flags = [f"--base={folder / 'base'}", f"--adapter={folder / 'adapter.safetensors'}", "--to=hf"]
+    flags = [f"--base={folder / 'base'}", f"--adapter={folder / 'adapter.safetensors'}", f"--to={form}"]
     ended = subprocess.run(
         [sys.executable, "-c", EXPORT, *flags, f"--out={folder / 'out'}"],
         cwd=protocol.ROOT,

@@ -82,7 +82,6 @@ def export(made: Callable[[str], Path], out: Path, **changes: str) -> Ended:
         ({"adapter": "empty"}, "is no folder of a PEFT adapter"),
         ({"adapter": "LLAMA"}, "is no folder of a PEFT adapter"),
         ({"adapter": "none"}, "none does not exist"),
-        ({"to": "gguf"}, "is no GGUF file, and --to=gguf writes those of GGUF bases"),
         ({"to": "gguf", "base": "gguf", "dtype": "q4_0"}, "--dtype=q4_0: value should be one of"),
         ({"dtype": "q8_0"}, "--dtype=q8_0 is a type of GGUF files, and --to=hf has none"),
         ({"strength": "x"}, "--strength=x: could not convert"),

@@ -236,7 +236,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(hf_base, orbax_base, tmp_path
         ({"base": None}, "give a base, an adapter, a form and a folder to write"),
         ({"adapter": None}, "give a base, an adapter, a form and a folder to write"),
         ({"to": None}, "give a base, an adapter, a form and a folder to write"),
-        ({"to": "gguf"}, "convert_hf_to_gguf.py"),
+        ({"dtype": "q8_0"}, "--dtype=q8_0 is a type of GGUF files, and --to=hf has none"),
         ({"to": "onnx"}, "--to"),
         ({"out": mine}, f"{mine} is a folder with other things in it"),
         ({"out": mine / "notes.txt"}, "is a file, but a folder is to be written there"),

@@ -8,11 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import places
 import pytest
+import small_tokenizers
 from command_runs import Ended, run_command
 from gguf.constants import GGMLQuantizationType
+from tokenizers import pre_tokenizers
 
 import aligner_jax as aj
 from aligner_jax.data.gguf_metadata import read_gguf_header
+from aligner_jax.data.tokenizer_files import load_tokenizer
+from aligner_jax.data.tokenizer_gguf_write import gguf_vocabulary
+from aligner_jax.exports.gguf import export_gguf
+from aligner_jax.exports.job import Job
+from aligner_jax.exports.source import open_stored
 from aligner_jax.weights.gguf import gguf_sources
 
 LLAMA = places.GOLDENS / "models" / "llama"
@@ -177,11 +184,93 @@ def test_more_tokens_are_refused(tmp_path):
     assert "3 prefix tokens" in ended.err
 
 
-def test_a_quantized_type_is_of_gguf_alone(tmp_path):
-    path = gguf_base(tmp_path / "base.gguf")
-    _, file = saved(tmp_path / "a.safetensors", aj.load_base(path))
-    ended = run_command(
-        "export", f"--base={path}", f"--adapter={file}", "--to=hf", f"--out={tmp_path / 'out'}", "--dtype=q8_0"
+def whole(base: Path, folder: Path, dtype: str) -> tuple[Path, list[str]]:
+    """Writes a base of another form as a GGUF file."""
+    folder.mkdir()
+    sentences = export_gguf(Job(open_stored(str(base)), (), "o", dtype), folder)
+    return folder / "model.gguf", sentences
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "kind"),
+    [("llama", "float32", "F32"), ("bfloat16", "stored", "BF16"), ("llama3", "float32", "F32")],
+)
+def test_a_model_of_another_form_keeps_its_fingerprint(model, dtype, kind, tmp_path):
+    base = LLAMA.parent / model
+    path, _ = whole(base, tmp_path / "out", dtype)
+    again = open_stored(str(path))
+    assert again.config == open_stored(str(base)).config
+    assert again.fingerprint == open_stored(str(base)).fingerprint
+    _, tensors = contents(path)
+    assert {kind} == {tensor[0] for tensor in tensors.values() if len(tensor[1]) > 1}
+    assert {"F32"} == {tensor[0] for tensor in tensors.values() if len(tensor[1]) == 1}
+    assert ("rope_freqs.weight" in tensors) == (model == "llama3")
+    fields = gguf.GGUFReader(path).fields
+    assert fields["general.file_type"].contents() == {"F32": 0, "BF16": 32}[kind]
+
+
+def test_the_tensors_are_those_of_llama_cpps_converter(tmp_path):
+    path, _ = whole(LLAMA, tmp_path / "out", "float32")
+    metadata, expected = gguf_files.converted(LLAMA)
+    _, tensors = contents(path)
+    assert {name: x.tobytes() for name, x in expected.items()} == {name: x[2] for name, x in tensors.items()}
+    fields = read_gguf_header(path).fields
+    for key, value in metadata.items():
+        assert fields[f"llama.{key}"] == pytest.approx(value, rel=1e-6), key
+
+
+def test_adapter_and_tokenizer_over_another_form(tiny_model, tmp_path):
+    base = aj.load_base(tiny_model)
+    adapter, file = saved(tmp_path / "a.safetensors", base, start_layer=1)
+    ended = exported(tiny_model, file, tmp_path / "out")
+    assert (ended.status, ended.err) == (0, "")
+    again = aj.load_base(tmp_path / "out" / "model.gguf")
+    np.testing.assert_allclose(logits(again), logits(base, adapter), atol=1e-4)
+    text = "Hello there, it's 1984!\n<|im_end|>\n  ½ é"
+    assert again.tokenizer.encode(text) == base.tokenizer.encode(text)
+    for name in ("bos_id", "eos_id", "pad_id", "add_bos", "stop_ids", "chat_template"):
+        assert getattr(again.tokenizer, name) == getattr(base.tokenizer, name), name
+
+
+def test_quantized_matrices_of_another_form(tiny_model, tmp_path):
+    (path, _), (exact, _) = (whole(tiny_model, tmp_path / dtype, dtype) for dtype in ("q8_0", "float32"))
+    (_, tensors), (_, expected) = contents(path), contents(exact)
+    for name, (kind, shape, content) in tensors.items():
+        numbers = np.frombuffer(expected[name][2], np.float32).reshape(shape)
+        # Blocks of 32 do not divide all rows.
+        wanted = "F32" if len(shape) == 1 else "F16" if shape[-1] % 32 else "Q8_0"
+        assert kind == wanted, name
+        assert content == gguf.quantize(numbers, GGMLQuantizationType[wanted]).tobytes(), name
+    assert any(kind == "Q8_0" for kind, _, _ in tensors.values())
+
+
+def test_a_sentencepiece_vocabulary(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(small_tokenizers.train_sentencepiece(remove_extra_whitespaces=False))
+    tokenizer = load_tokenizer(path)
+    fields, sentences = gguf_vocabulary(tokenizer, path, 410)
+    assert sentences == []
+    expected = read_gguf_header(
+        small_tokenizers.write_sentencepiece_gguf(tmp_path / "expected.gguf", path.read_bytes())
+    ).fields
+    for name in ("tokens", "scores", "token_type", "bos_token_id", "eos_token_id"):
+        found = fields[f"tokenizer.ggml.{name}"]
+        cut = found[:400] if isinstance(found, list | np.ndarray) else found
+        np.testing.assert_array_equal(cut, expected[f"tokenizer.ggml.{name}"])
+    assert fields["tokenizer.ggml.tokens"][400:] == [f"[PAD{i}]" for i in range(400, 410)]
+    with pytest.raises(aj.InputError, match="400 tokens, but the model's embedding 300 rows"):
+        gguf_vocabulary(tokenizer, path, 300)
+
+
+def test_unknown_vocabularies_are_refused(tmp_path):
+    tokenizer = small_tokenizers.train_byte_level()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(" ", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    assert ended.status != 0
-    assert "--to=hf has none" in ended.err
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(aj.InputError, match="its pre-tokenizer is none of those of llama"):
+        gguf_vocabulary(load_tokenizer(tmp_path / "tokenizer.json"), tmp_path / "tokenizer.json", 400)
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(small_tokenizers.train_sentencepiece(remove_extra_whitespaces=True))
+    with pytest.raises(aj.InputError, match="normalizes texts"):
+        gguf_vocabulary(load_tokenizer(path), path, 400)
