@@ -95,7 +95,10 @@ def _write_adapter() -> None:
     adapter, known = artifact.adapter, base or artifact.base
     if not to_peft:
         prompt_format = artifact.prompt_format
-        save_adapter(adapter, target, known, prompt_format=prompt_format and dataclasses.asdict(prompt_format))
+        save_adapter(
+            adapter, target, known, prompt_format=prompt_format and dataclasses.asdict(prompt_format),
+            canary=artifact.canary or True,
+        )  # fmt: skip
     elif known is None:
         raise InputError(
             f"{source} does not say what its base looks like, which PEFT's form depends on: add --base=PATH"

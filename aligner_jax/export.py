@@ -12,9 +12,12 @@ Forms (--to):
 - peft: a PEFT folder, for adapters that PEFT can apply exactly.
 - adapter: one adapter of this project with a model card; `aj.load_adapter` takes the folder.
 
-The base is read a layer at a time, so it may be larger than the host's memory. An adapter that was trained on another
-base is refused. All but peft have a model card (README.md). --push uploads the folder to a new, private repository of a
-hub, with the token of HF_TOKEN or of `hf auth login`.
+An Aligner or LLaMA-Adapter of several tokens cannot be folded. --nearest --data=FILE folds the bias that is closest to
+it on held-out data, and prints the held-out losses of base, adapter and bias.
+
+The base is read a layer at a time, so it may be larger than the host's memory, but not with --nearest. An adapter that
+was trained on another base is refused. All but peft have a model card (README.md). --push uploads the folder to a new,
+private repository of a hub, with the token of HF_TOKEN or of `hf auth login`.
 """
 
 import math
@@ -24,6 +27,7 @@ from typing import Any, cast
 import numpy as np
 from absl import flags
 
+from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
 from aligner_jax.exports import summary
 from aligner_jax.exports.adapter_folder import fill_adapter_folder
@@ -33,15 +37,17 @@ from aligner_jax.exports.forms import EXPORT_FORMS
 from aligner_jax.exports.hub import check_push, push
 from aligner_jax.exports.job import Job
 from aligner_jax.exports.model_card import ModelExport, model_card
+from aligner_jax.exports.nearest import Nearest, approximate, read_heldout
 from aligner_jax.exports.rounding import logit_difference
 from aligner_jax.exports.run_folder import RunFolder, read_run_folder, run_beside
-from aligner_jax.exports.source import open_stored
+from aligner_jax.exports.source import StoredBase, open_stored
 from aligner_jax.files.content import exists
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft import Adapter, with_strength
 from aligner_jax.peft.artifact import Artifact, read_artifact
 from aligner_jax.runtime import command
 from aligner_jax.runtime.files import new_folder, place
+from aligner_jax.weights.base import load_base
 from aligner_jax.weights.finite import check_finite
 from aligner_jax.weights.gguf import GGUF
 from aligner_jax.weights.hub import is_hub_name
@@ -67,6 +73,19 @@ BIAS = flags.DEFINE_enum(
     "Projection whose bias holds a prefix of one token; v needs one gate per kv head, and is for engines that drop a "
     "bias of the output projection.",
 )  # fmt: skip
+NEAREST = flags.DEFINE_bool(
+    "nearest",
+    False,
+    "Writes the bias that is closest to an adapter of several prefix tokens on the examples of --data.",
+)
+DATA = flags.DEFINE_string("data", None, "Held-out examples for --nearest, in any format that training reads.")
+ROWS = flags.DEFINE_integer("rows", 256, "Most examples of --data that are used.", lower_bound=1)
+TEMPLATE = flags.DEFINE_enum(
+    "template",
+    "auto",
+    ["auto", "alpaca", "chat"],
+    "Template of the examples of --data; auto: that of the adapter's file.",
+)
 RUN = flags.DEFINE_string(
     "run", None, "Folder of the run that the model card describes; default: the folder that the adapter's file is in."
 )
@@ -109,24 +128,38 @@ def _write_form(folder: Path, name: str) -> list[str]:
     base, form = open_stored(cast(str, BASE.value)), EXPORT_FORMS[cast(str, TO.value)]
     artifacts = [read_artifact(path, base) for path in cast(list[str], ADAPTER.value)]
     adapters = tuple(_with_strength(artifact) for artifact in artifacts)
-    keeps_types = TO.value == "gguf" and base.form is GGUF
-    dtype = base.stored_dtype if DTYPE.value == "stored" and not keeps_types else cast(str, DTYPE.value)
     # What the card says is read first, so that an error in it does not come after the weights are written.
     card_base, run = _card_base(artifacts, base.config), _run(artifacts)
+    nearest = _nearest(base, artifacts[0], adapters[0]) if NEAREST.value else None
+    if nearest is not None:
+        adapters = (nearest.bias,)
+    keeps_types = TO.value == "gguf" and base.form is GGUF
+    dtype = base.stored_dtype if DTYPE.value == "stored" and not keeps_types else cast(str, DTYPE.value)
     job = Job(base, adapters, cast(Any, BIAS.value), dtype, card_base.hub_name)
     written = form.write(job, folder)
+    told = [*map(str, adapters), *([] if nearest is None else [str(nearest)])]
     if not form.is_base:
-        return [*map(str, adapters), *written]
-    rounding = summary.rounding(job, logit_difference(job, open_stored(str(folder / form.file))))
-    note = f"{rounding[0].upper()}{rounding[1:]}."
-    export = ModelExport(
-        cast(Any, TO.value), job.fold, "its own types" if keeps_types else dtype, cast(float, STRENGTH.value), [note]
-    )
+        return [*told, *written]
+    difference = logit_difference(job, open_stored(str(folder / form.file)))
+    rounding = summary.rounding(job, difference, "base and adapter" if nearest is None else "base and bias")
+    notes = [f"{note[0].upper()}{note[1:]}." for note in [*told[len(adapters) :], rounding]]
+    types = "its own types" if keeps_types else dtype
+    export = ModelExport(cast(Any, TO.value), job.fold, types, cast(float, STRENGTH.value), notes)
     card = model_card(artifacts, export, name, card_base, run)
     (folder / "README.md").write_text(card, encoding="utf-8")
     bias = added_bias(base.config, job.fold.folded_config)
     engines = {"hf": engine_lines(bias), "gguf": [f"engines: {gguf_engines(bias)}"]}.get(cast(str, TO.value), [])
-    return [*map(str, adapters), *summary.changes(job), *written, rounding, *engines]
+    return [*told, *summary.changes(job), *written, rounding, *engines]
+
+
+def _nearest(stored: StoredBase, artifact: Artifact, adapter: Adapter) -> Nearest:
+    prompt_format = PromptFormat.resolve(
+        cast(str, TEMPLATE.value), None, {str(artifact.path): artifact}, others=("chat",)
+    )
+    # float16 is no dtype to compute in here.
+    base = load_base(stored.name, "float32" if stored.stored_dtype == "float16" else stored.stored_dtype)
+    heldout = read_heldout(cast(str, DATA.value), cast(int, ROWS.value), base, prompt_format)
+    return approximate(base, adapter, heldout)
 
 
 def _card_base(artifacts: list[Artifact], config: LlamaConfig | None) -> CardBase:
@@ -152,6 +185,7 @@ def _check_flags() -> None:
         raise InputError(f"--dtype=q8_0 is a type of GGUF files, and --to={TO.value} has none")
     if not math.isfinite(cast(float, STRENGTH.value)):
         raise InputError(f"--strength={STRENGTH.value} is not a finite number")
+    _check_nearest()
     if TO.value == "peft" and flags.FLAGS["dtype"].present:
         raise InputError("--dtype is of a base's weights, and --to=peft writes adapters, which are float32")
     if TO.value == "peft" and PUSH.value and not (BASE_MODEL.value or is_hub_name(cast(str, BASE.value))):
@@ -160,13 +194,25 @@ def _check_flags() -> None:
             f"--base_model=ORG/NAME"
         )
     if TO.value == "adapter":
-        for name in ("strength", "dtype", "bias"):
+        for name in ("strength", "dtype", "bias", "nearest"):
             if flags.FLAGS[name].present:
                 raise InputError(f"--{name} is of a base's weights, and --to=adapter writes the adapter as it is")
         if len(cast(list[str], ADAPTER.value)) > 1:
             raise InputError("--to=adapter writes one adapter to a folder: give one --adapter")
     if PUBLIC.value and not PUSH.value:
         raise InputError("--public is of a repository that --push=ORG/NAME makes")
+
+
+def _check_nearest() -> None:
+    if NEAREST.value and not DATA.value:
+        raise InputError("--nearest needs held-out examples on which it compares: add --data=FILE")
+    for name in ("data", "rows", "template"):
+        if flags.FLAGS[name].present and not NEAREST.value:
+            raise InputError(f"--{name} is of --nearest, which approximates an adapter of several prefix tokens")
+    if NEAREST.value and len(cast(list[str], ADAPTER.value)) > 1:
+        raise InputError("--nearest approximates one adapter: give one --adapter")
+    if NEAREST.value and BIAS.value == "v":
+        raise InputError("--nearest makes a bias of the output projection, so --bias=v does not go with it")
 
 
 def _with_strength(artifact: Artifact) -> Adapter:

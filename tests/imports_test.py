@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "runtime": RUNTIME,
     "weights": MODEL | DATA | RUNTIME | {"weights"},
     "peft": MIDDLE,
-    "exports": MIDDLE | {"decoding", "exports"},
+    "exports": MIDDLE | {"objectives", "decoding", "evals", "exports"},
     "objectives": MIDDLE | {"objectives"},
     "decoding": MIDDLE | {"decoding"},
     "evals": MIDDLE | {"objectives", "decoding", "evals"},

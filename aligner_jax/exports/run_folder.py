@@ -1,8 +1,8 @@
 """Data, settings and last held-out results of a training run, read from its folder."""
 
 import dataclasses
-import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
@@ -91,4 +91,5 @@ def _last_heldout(path: Path) -> tuple[int | None, dict[str, float]]:
 
 
 def _is_finite(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < math.inf  # pyright: ignore[reportArgumentType]
+    # An integer of JSON may be larger than any float.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # pyright: ignore[reportArgumentType]

@@ -21,11 +21,17 @@ def changes(job: Job) -> list[str]:
     return [*sentences, f"{count} tensor{plural} with the adapter's effect; every other weight is the base's"]
 
 
-def rounding(job: Job, difference: float) -> str:
-    """Returns a sentence about the largest difference of logits, see `rounding.logit_difference`."""
+def rounding(job: Job, difference: float, model: str) -> str:
+    """Returns a sentence about the largest difference of logits, see `rounding.logit_difference`.
+
+    Args:
+      job: the export.
+      difference: the difference.
+      model: words for what the written weights should equal, such as "base and adapter".
+    """
     return (
-        f"largest difference of logits from base and adapter: {difference:.2g} (over {NUM_TOKENS} tokens, computed in "
-        f"float32; {_types(job.dtype)})"
+        f"largest difference of logits from {model}: {difference:.2g} (over {NUM_TOKENS} tokens, computed in float32; "
+        f"{_types(job.dtype)})"
     )
 
 

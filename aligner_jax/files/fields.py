@@ -128,6 +128,32 @@ class Fields:
             raise self._wrong(name, value, f"a list of integers from {least} to {most}")
         return value
 
+    def numbers(self, name: str, *, least: float, most: float) -> list[float]:
+        """Returns a list of numbers from `least` to `most`, empty if the field is absent.
+
+        Raises:
+          InputError: the field is no such list.
+        """
+        value = self.get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(type(x) in (int, float) and least <= x <= most for x in value):
+            raise self._wrong(name, value, f"a list of numbers from {least:g} to {most:g}")
+        return [float(x) for x in value]
+
+    def sections(self, name: str, *, most: int) -> "list[Fields]":
+        """Returns a list of at most `most` objects, empty if the field is absent.
+
+        Raises:
+          InputError: the field is no such list.
+        """
+        value = self.get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or len(value) > most or not all(isinstance(item, dict) for item in value):
+            raise self._wrong(name, value, f"a list of at most {most} objects")
+        return [Fields(item, self.file, f"{self.prefix}{name}[{i}].") for i, item in enumerate(value)]
+
     def section(self, name: str) -> "Fields | None":
         """Returns the object in a field, None if it is absent. Raises InputError for other values."""
         value = self.get(name)

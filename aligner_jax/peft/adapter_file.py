@@ -26,7 +26,7 @@ DIGEST = "digest"
 _ENCODINGS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _FIELDS = (
     "format", "format_version", "method", "options", "base_config", "base_fingerprint", "base_quantization",
-    "prompt_format", DIGEST,
+    "prompt_format", "canary", DIGEST,
 )  # fmt: skip
 
 
@@ -95,11 +95,14 @@ def read_adapter_header(path: Path) -> AdapterHeader:
         )
     if (version := metadata.get("format_version", "")) not in map(str, range(1, FORMAT_VERSION + 1)):
         raise InputError(f"{path} has format version {version!r}, and this release reads up to {FORMAT_VERSION}")
-    for name in metadata:
+    for name, text in metadata.items():
         if name not in _FIELDS:
             raise InputError(
                 f"{path} has metadata {name!r}, which no adapter has: it is damaged, or of a newer release"
             )
+        # JSON can escape lone surrogates, but no UTF-8 file can hold them, and the safetensors library refuses them.
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError(f"{path}: its metadata field {name!r} is not Unicode text: it is damaged")
     for source in sources:
         FORMAT.check_encoding(source)
     return AdapterHeader(metadata, sources)

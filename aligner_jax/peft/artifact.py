@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ from aligner_jax.peft.adapter_file import (
     read_adapter_file,
     read_adapter_header,
 )
+from aligner_jax.peft.canary import Canary, parse_canary
+from aligner_jax.peft.canary_logits import LoadedBase, compute_canary, is_loaded
 from aligner_jax.peft.hf_peft import load_peft
 from aligner_jax.peft.location import locate_adapter
 from aligner_jax.peft.released import load_released
@@ -55,6 +57,7 @@ def save_adapter(
     base: FingerprintedBase | None = None,
     *,
     prompt_format: dict[str, str | None] | None = None,
+    canary: Canary | bool = True,
 ) -> None:
     """Writes an adapter as a safetensors file, atomically. Equal adapters have equal bytes.
 
@@ -63,12 +66,16 @@ def save_adapter(
     with any base that it fits. If the base is quantized, base_quantization records that for information only; the
     fingerprint is that of the base before quantization, so the adapter loads with both.
 
+    A base with weights also gives a canary, by which `aligner_jax.verify` tells a model that lost the adapter: two
+    forward passes over four short prompts. It is omitted if a logit is not finite.
+
     Args:
       adapter: an adapter of any method.
       path: path of the file, by convention with the suffix .safetensors.
       base: the base that the adapter was trained on.
       prompt_format: prompt format of the training data ({"template": "chat", "system": ""}), to be used for generation
         too; `Artifact.prompt_format` returns it.
+      canary: True computes it, if the base has weights; False records none; or the canary of the same adapter and base.
 
     Raises:
       InputError: the file cannot be written, an array has a dtype other than float32, bfloat16 and float16, or the
@@ -88,6 +95,13 @@ def save_adapter(
     if prompt_format is not None:
         _check_prompt_format(prompt_format)
         metadata["prompt_format"] = json.dumps(prompt_format, sort_keys=True)
+    if canary is True:
+        prompts = (
+            None if prompt_format is None else PromptFormat(str(prompt_format["template"]), prompt_format.get("system"))
+        )
+        canary = is_loaded(base) and (compute_canary(cast(LoadedBase, base), adapter, prompts) or False)
+    if canary:
+        metadata["canary"] = canary.as_json()
     tensors = {name: np.asarray(leaf) for name, leaf in adapter.trainable.items()}
     write_atomically(Path(path), adapter_bytes(AdapterFile(metadata, tensors)))
 
@@ -131,6 +145,18 @@ class Artifact:
         found = Fields(fields, self.path, prefix="its metadata field 'prompt_format': ")
         template, system = (found.text(name) if found.has(name) else None for name in ("template", "system"))
         return None if template is None else PromptFormat(template, system)
+
+    @property
+    def canary(self) -> Canary | None:
+        """Canary of the adapter; None if the file does not record one. It is parsed here, as `prompt_format` is.
+
+        Raises:
+          InputError: the file's metadata field is not a canary.
+        """
+        if "canary" not in self.metadata:
+            return None
+        fields = _json(self.path, self.metadata, "canary")
+        return parse_canary(Fields(fields, self.path, prefix="its metadata field 'canary': "))
 
 
 def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Adapter:
@@ -241,6 +267,12 @@ def _check_prompt_format(prompt_format: Mapping[str, object]) -> None:
         raise InputError(f"prompt_format's template is {shown(template)}, but should be one of {', '.join(_TEMPLATES)}")
     if not isinstance(system, str | None):
         raise InputError(f"prompt_format's system is {shown(system)}, but should be text or None")
+
+
+def _format(prompt_format: Mapping[str, str | None] | None) -> PromptFormat | None:
+    if prompt_format is None:
+        return None
+    return PromptFormat(str(prompt_format["template"]), prompt_format.get("system"))
 
 
 def _complete_options(path: Path, method: str, config: LlamaConfig | None, options: dict) -> Options:

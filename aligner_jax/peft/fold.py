@@ -24,6 +24,7 @@ from aligner_jax.peft.adapter import Adapter, LayerOptions, Options
 from aligner_jax.peft.methods import check_fits
 from aligner_jax.peft.sum import parts_of
 from aligner_jax.peft.together import bind
+from aligner_jax.weights.finite import all_finite
 from aligner_jax.weights.leaves import leaf_specs
 
 Target = Literal["o", "v"]
@@ -69,13 +70,22 @@ class Fold:
           name: name of the leaf, a key of `needs`.
           layer: index of the layer; None for a leaf without layers.
           inputs: the base's leaves `needs[name]`, without a layer axis.
+
+        Raises:
+          InputError: a number of the result is beyond float32.
         """
         given = {key: jnp.asarray(inputs[key], jnp.float32) for key in self.needs[name]}
         here = self.adapters if layer is None else at_layer(self.adapters, layer, self.config)
         with jax.default_matmul_precision("highest"):
             folded = _folded(_arrays(here), given, _Program.of(self, here, name)) if here else None
         if folded is not None:
-            return np.asarray(folded)
+            if not all_finite(result := np.asarray(folded)):
+                where = "" if layer is None else f" in layer {layer}"
+                raise InputError(
+                    f"with the adapter, {name}{where} holds numbers beyond float32: the adapter's numbers, or its "
+                    "strength, are too large"
+                )
+            return result
         # No adapter changes the leaf in this layer.
         shape = leaf_specs(self.folded_config)[name].shape[1:]
         return np.asarray(given[name]) if name in given else np.zeros(shape, np.float32)
@@ -210,7 +220,7 @@ def _with_prefix(layer: Layers, prefix: Prefix, program: _Program) -> Layers:
     if num_tokens > 1:
         raise Unfoldable(
             f"the adapter has {num_tokens} prefix tokens, whose weights depend on the query: a bias holds exactly one "
-            f"token"
+            "token; to export the bias that is closest on held-out examples, add --nearest --data=FILE"
         )
     v_nh = gated_values(prefix, program.config.num_heads)[0, 0]
     if program.target == "v":

@@ -163,3 +163,9 @@ def test_a_damaged_line_of_metrics_is_named(run):
     (run / "metrics.jsonl").write_text('{"step": 1}\n{"heldout_loss": \n')
     with pytest.raises(aj.InputError, match=r"metrics\.jsonl:2 is not JSON"):
         read_run_folder(run)
+
+
+def test_an_integer_beyond_every_float_is_no_result(run):
+    huge = "1" + "0" * 400
+    (run / "metrics.jsonl").write_text(f'{{"step": 3, "heldout_loss": {huge}, "heldout_kl": 2}}\n')
+    assert read_run_folder(run).heldout == {"heldout_kl": 2.0}

@@ -49,6 +49,7 @@ def test_files_that_are_no_adapter_are_refused(saved: Path, base: NamedBase):
         ("format_version", "²", "format version '²'"),
         ("format_version", "1" * 5000, "format version '111"),
         ("format_version", "01", "format version '01'"),
+        ("base_fingerprint", "\ud800", "'base_fingerprint' is not Unicode text"),
         ("digesu", "x", "metadata 'digesu', which no adapter has"),
         ("options", "[" * 100_000, "'options' is not JSON that can be read: it is nested too deeply"),
         ("options", '{"num_tokens": ' + "9" * 5000 + "}", "'options' is not JSON that can be read: it holds a number"),

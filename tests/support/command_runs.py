@@ -74,7 +74,7 @@ def _state() -> Iterator[None]:
 def _flags() -> Iterator[None]:
     values = vars(flags.FLAGS)
     before = {name: _copied(value) for name, value in values.items()}
-    libraries = ("absl", "jax", "ml_collections")
+    libraries = ("absl", "grain", "jax", "ml_collections")
     for module, defined in list(flags.FLAGS.flags_by_module_dict().items()):
         if module.partition(".")[0] not in libraries:
             for flag in list(defined):

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +12,25 @@ import numpy as np
 
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft import METHODS, Adapter
+from aligner_jax.peft.aligner import AlignerOptions
 from aligner_jax.peft.artifact import read_artifact, save_adapter
+from aligner_jax.peft.bias import BiasOptions
+from aligner_jax.peft.canary import Canary, CanaryPrompt, Row
+from aligner_jax.peft.lora import LoraOptions
 from scripts.damage.kinds import _safetensors, mutations
 from scripts.damage.kinds.kind import Files, Kind, digest
 
 _NAME = "adapter.safetensors"
 # A sample with this file is read beside its base. The file is never changed.
 _BESIDE = "beside_its_base"
-_TEXTS = ("options", "base_config", "prompt_format")
+_TEXTS = ("options", "base_config", "prompt_format", "canary")
+_CANARY = Canary(
+    "float32",
+    (
+        CanaryPrompt(Row((1, 2), "a b"), (5, 6), ("c", " d"), (-1.0, -2.0), (-3.0, -0.5)),
+        CanaryPrompt(Row((3,)), (7,), (), (-0.25,), (-9.0,)),
+    ),
+)
 
 
 class _Base(NamedTuple):
@@ -33,6 +45,14 @@ _ADAPTERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("lora", {"rank": 2, "targets": ("q", "down"), "rslora": True}),
     ("bias", {"target": "v"}),
     ("prompt", {"num_tokens": 2}),
+    (
+        "sum",
+        {
+            "aligner": (AlignerOptions(start_layer=1), AlignerOptions(num_tokens=2, start_layer=2, gates="global")),
+            "bias": (BiasOptions(start_layer=0),),
+            "lora": (LoraOptions(rank=1, targets=("v",)),),
+        },
+    ),
 )
 
 
@@ -47,7 +67,8 @@ def _samples() -> list[Files]:
         for recorded in (base, None):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / _NAME
-                save_adapter(adapter, path, recorded, prompt_format={"template": "chat", "system": None})
+                prompt_format: dict[str, str | None] = {"template": "chat", "system": None}
+                save_adapter(adapter, path, recorded, prompt_format=prompt_format, canary=_CANARY)
                 content = path.read_bytes()
             header, data = _safetensors.split(content)
             del header["__metadata__"]["digest"]
@@ -77,13 +98,25 @@ def _read(folder: Path) -> str:
     adapter = artifact.adapter
     arrays = {name: np.asarray(x) for name, x in adapter.trainable.items()}
     assert all(np.isfinite(x.astype(np.float32)).all() and x.dtype.kind in "fV" for x in arrays.values())
-    options = adapter.options.as_dict()
-    assert all(math.isfinite(x) for x in options.values() if isinstance(x, int | float))
+    assert all(math.isfinite(x) for x in _numbers(adapter.options.as_dict()))
+    canary = artifact.canary
+    assert canary is None or all(
+        math.isfinite(x) for prompt in canary.prompts for x in (prompt.effect, *prompt.base, *prompt.adapted)
+    )
     arranged = [(name, str(arrays[name].dtype), arrays[name].shape, arrays[name]) for name in sorted(arrays)]
     return digest(
-        adapter.method, adapter.options, artifact.base, artifact.prompt_format,
+        adapter.method, adapter.options, artifact.base, artifact.prompt_format, canary,
         *(part for one in arranged for part in one),
     )  # fmt: skip
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """Yields the numbers of a JSON value."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(item)
 
 
 def _may_differ(_: Files, damaged: Files) -> bool:
