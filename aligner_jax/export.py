@@ -25,19 +25,22 @@ from absl import flags
 from aligner_jax.errors import InputError
 from aligner_jax.exports import summary
 from aligner_jax.exports.adapter_folder import fill_adapter_folder
+from aligner_jax.exports.canary import canary_rows, write_canary
 from aligner_jax.exports.card import CardBase
 from aligner_jax.exports.engines import added_bias, engine_lines
-from aligner_jax.exports.forms import EXPORT_FORMS
+from aligner_jax.exports.forms import EXPORT_FORMS, ExportForm
 from aligner_jax.exports.hub import check_push, push
 from aligner_jax.exports.job import Job
 from aligner_jax.exports.model_card import ModelExport, model_card
-from aligner_jax.exports.rounding import logit_difference
+from aligner_jax.exports.rounding import measure
 from aligner_jax.exports.run_folder import RunFolder, read_run_folder, run_beside
 from aligner_jax.exports.source import open_stored
 from aligner_jax.files.content import exists
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft import Adapter, with_strength
 from aligner_jax.peft.artifact import Artifact, read_artifact
+from aligner_jax.peft.canary import choose
+from aligner_jax.peft.fold import Unfoldable
 from aligner_jax.runtime import command
 from aligner_jax.runtime.files import new_folder, place
 from aligner_jax.weights.finite import check_finite
@@ -105,15 +108,31 @@ def _write_form(folder: Path, name: str) -> list[str]:
     dtype = base.stored_dtype if DTYPE.value == "stored" else cast(str, DTYPE.value)
     job = Job(base, adapters, cast(Any, BIAS.value), dtype)
     written = form.write(job, folder)
-    if not form.is_base:
+    difference = _measure(folder, job, form, artifacts)
+    if difference is None:
         return [*map(str, adapters), *written]
-    rounding = summary.rounding(job, logit_difference(job, open_stored(str(folder))))
+    rounding = summary.rounding(job, difference)
     note = f"{rounding[0].upper()}{rounding[1:]}."
     export = ModelExport(cast(Any, TO.value), job.fold, dtype, cast(float, STRENGTH.value), [note])
     card = model_card(artifacts, export, name, _card_base(artifacts, base.config), _run(artifacts))
     (folder / "README.md").write_text(card, encoding="utf-8")
     engines = [] if TO.value == "orbax" else engine_lines(added_bias(base.config, job.fold.folded_config))
     return [*map(str, adapters), *summary.changes(job), *written, rounding, *engines]
+
+
+def _measure(folder: Path, job: Job, form: ExportForm, artifacts: list[Artifact]) -> float | None:
+    """Writes the canary; returns the largest difference of logits, None if the form is no base."""
+    try:
+        job.fold  # noqa: B018
+    except Unfoldable:
+        # A PEFT folder of prefixes: the adapter's own file has the canary, unless other adapters or a strength count.
+        if len(artifacts) == 1 and STRENGTH.value == 1 and (canary := artifacts[0].canary) is not None:
+            write_canary(folder, canary)
+        return None
+    rows = canary_rows(job, artifacts)
+    measured = measure(job, open_stored(str(folder)) if form.is_base else None, rows)
+    write_canary(folder, choose(rows, measured.base_bv, measured.adapted_bv, job.base.tokenizer, "float32"))
+    return measured.difference
 
 
 def _card_base(artifacts: list[Artifact], config: LlamaConfig | None) -> CardBase:

@@ -22,7 +22,7 @@ def changes(job: Job) -> list[str]:
 
 
 def rounding(job: Job, difference: float) -> str:
-    """Returns a sentence about the largest difference of logits, see `rounding.logit_difference`."""
+    """Returns a sentence about the largest difference of logits, see `rounding.measure`."""
     return (
         f"largest difference of logits from base and adapter: {difference:.2g} (over {NUM_TOKENS} tokens, computed in "
         f"float32; weights written in {job.dtype})"
