@@ -12,13 +12,15 @@ import numpy as np
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft import METHODS, Adapter
 from aligner_jax.peft.artifact import read_artifact, save_adapter
+from aligner_jax.peft.canary import Canary, CanaryPrompt, Row
 from scripts.damage.kinds import _safetensors, mutations
 from scripts.damage.kinds.kind import Files, Kind, digest
 
 _NAME = "adapter.safetensors"
 # A sample with this file is read beside its base. The file is never changed.
 _BESIDE = "beside_its_base"
-_TEXTS = ("options", "base_config", "prompt_format")
+_TEXTS = ("options", "base_config", "prompt_format", "canary")
+_CANARY = Canary("float32", (CanaryPrompt(Row((1, 2), "a"), (3, 4), (" b", "c"), (-1.0, -2.5), (-3.0, -0.25)),))
 
 
 class _Base(NamedTuple):
@@ -47,7 +49,9 @@ def _samples() -> list[Files]:
         for recorded in (base, None):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / _NAME
-                save_adapter(adapter, path, recorded, prompt_format={"template": "chat", "system": None})
+                save_adapter(
+                    adapter, path, recorded, prompt_format={"template": "chat", "system": None}, canary=_CANARY
+                )
                 content = path.read_bytes()
             header, data = _safetensors.split(content)
             del header["__metadata__"]["digest"]
@@ -81,7 +85,7 @@ def _read(folder: Path) -> str:
     assert all(math.isfinite(x) for x in options.values() if isinstance(x, int | float))
     arranged = [(name, str(arrays[name].dtype), arrays[name].shape, arrays[name]) for name in sorted(arrays)]
     return digest(
-        adapter.method, adapter.options, artifact.base, artifact.prompt_format,
+        adapter.method, adapter.options, artifact.base, artifact.prompt_format, artifact.canary,
         *(part for one in arranged for part in one),
     )  # fmt: skip
 
