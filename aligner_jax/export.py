@@ -31,20 +31,23 @@ from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
 from aligner_jax.exports import summary
 from aligner_jax.exports.adapter_folder import fill_adapter_folder
+from aligner_jax.exports.canary import canary_rows, write_canary
 from aligner_jax.exports.card import CardBase
 from aligner_jax.exports.engines import added_bias, engine_lines, gguf_engines
-from aligner_jax.exports.forms import EXPORT_FORMS
+from aligner_jax.exports.forms import EXPORT_FORMS, ExportForm
 from aligner_jax.exports.hub import check_push, push
 from aligner_jax.exports.job import Job
 from aligner_jax.exports.model_card import ModelExport, model_card
 from aligner_jax.exports.nearest import Nearest, approximate, read_heldout
-from aligner_jax.exports.rounding import logit_difference
+from aligner_jax.exports.rounding import measure
 from aligner_jax.exports.run_folder import RunFolder, read_run_folder, run_beside
 from aligner_jax.exports.source import StoredBase, open_stored
 from aligner_jax.files.content import exists
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft import Adapter, with_strength
 from aligner_jax.peft.artifact import Artifact, read_artifact
+from aligner_jax.peft.canary import choose
+from aligner_jax.peft.fold import Unfoldable
 from aligner_jax.runtime import command
 from aligner_jax.runtime.files import new_folder, place
 from aligner_jax.weights.base import load_base
@@ -138,9 +141,9 @@ def _write_form(folder: Path, name: str) -> list[str]:
     job = Job(base, adapters, cast(Any, BIAS.value), dtype, card_base.hub_name)
     written = form.write(job, folder)
     told = [*map(str, adapters), *([] if nearest is None else [str(nearest)])]
-    if not form.is_base:
+    difference = _measure(folder, job, form, artifacts)
+    if difference is None:
         return [*told, *written]
-    difference = logit_difference(job, open_stored(str(folder / form.file)))
     rounding = summary.rounding(job, difference, "base and adapter" if nearest is None else "base and bias")
     notes = [f"{note[0].upper()}{note[1:]}." for note in [*told[len(adapters) :], rounding]]
     types = "its own types" if keeps_types else dtype
@@ -160,6 +163,21 @@ def _nearest(stored: StoredBase, artifact: Artifact, adapter: Adapter) -> Neares
     base = load_base(stored.name, "float32" if stored.stored_dtype == "float16" else stored.stored_dtype)
     heldout = read_heldout(cast(str, DATA.value), cast(int, ROWS.value), base, prompt_format)
     return approximate(base, adapter, heldout)
+
+
+def _measure(folder: Path, job: Job, form: ExportForm, artifacts: list[Artifact]) -> float | None:
+    """Writes the canary; returns the largest difference of logits, None if the form is no base."""
+    try:
+        job.fold  # noqa: B018
+    except Unfoldable:
+        # A PEFT folder of prefixes: the adapter's own file has the canary, unless other adapters or a strength count.
+        if len(artifacts) == 1 and STRENGTH.value == 1 and (canary := artifacts[0].canary) is not None:
+            write_canary(folder, canary)
+        return None
+    rows = canary_rows(job, artifacts)
+    measured = measure(job, open_stored(str(folder / form.file)) if form.is_base else None, rows)
+    write_canary(folder, choose(rows, measured.base_bv, measured.adapted_bv, job.base.tokenizer, "float32"))
+    return measured.difference
 
 
 def _card_base(artifacts: list[Artifact], config: LlamaConfig | None) -> CardBase:

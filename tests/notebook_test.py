@@ -91,7 +91,7 @@ def test_it_trains_and_plots(tiny_model: Path, tmp_path: Path):
     assert results["same"]
     assert results["after"] < results["dial"]["0.5"] < results["before"]
     assert abs(results["dial"]["0.5 + 0.5"] - results["after"]) < 1e-4
-    assert (tmp_path / "adapter.safetensors").stat().st_size < 4 * results["num_params"] + 2000
+    assert (tmp_path / "adapter.safetensors").stat().st_size < 4 * results["num_params"] + 3500
 
 
 @pytest.mark.usefixtures("kernel")

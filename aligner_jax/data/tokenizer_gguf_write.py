@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def gguf_vocabulary(tokenizer: Tokenizer, path: Path, rows: int) -> tuple[dict[s
         raise InputError(f"{path} has {tokenizer.vocab_size:,} tokens, but the model's embedding {rows:,} rows")
     backend = tokenizer.backend
     assert isinstance(backend, HFBackend)
-    state = json.loads(backend.to_json())
+    state = _state(backend, path)
     model_file = path / "tokenizer.model" if is_folder(path) else path
     if isinstance(backend, SentencePieceBackend) or (state["model"].get("byte_fallback") and is_file(model_file)):
         vocabulary = _sentencepiece(backend, model_file, rows)
@@ -59,6 +60,14 @@ def gguf_vocabulary(tokenizer: Tokenizer, path: Path, rows: int) -> tuple[dict[s
     if tokenizer.chat_template is not None:
         fields["tokenizer.chat_template"] = tokenizer.chat_template
     return fields, _check(tokenizer, fields, path)
+
+
+def _state(backend: HFBackend, path: Path) -> dict[str, Any]:
+    """Returns the contents of the backend's tokenizer.json."""
+    text = backend.to_json()
+    if text is None:
+        raise InputError(f"the tokenizer of {path} gives some tokens other ids, which a GGUF file cannot hold")
+    return json.loads(text)
 
 
 def _byte_level(backend: HFBackend, state: Mapping, path: Path, rows: int) -> dict[str, Value]:
@@ -75,7 +84,7 @@ def _sentencepiece(backend: HFBackend, path: Path, rows: int) -> dict[str, Value
         raise InputError(f"{path} is a Unigram model, and llama.cpp's SentencePiece vocabularies are BPE")
     if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
         raise InputError(f"{path} normalizes texts ({normalizer.name}, extra spaces), which llama.cpp does not")
-    state = {"added_tokens": json.loads(backend.to_json())["added_tokens"]}
+    state = {"added_tokens": _state(backend, path)["added_tokens"]}
     tokens, types = _tokens(backend, state, rows)
     scores = [_UNUSED_SCORE if kind == UNUSED else _ADDED_SCORE for kind in types]
     for i, piece in enumerate(model.pieces):

@@ -42,6 +42,8 @@ def adapter_card(artifact: Artifact, name: str, base: CardBase, run: RunFolder |
             f'adapter = aj.load_adapter("{path}", base)',
             "logits_btv = aj.apply(base.params, adapter, tokens_bt, config=base.config)",
         ),
+        "This says whether the adapter has its effect:",
+        fenced("sh", f"python -m aligner_jax.verify {path} --base={base_path}"),
         "## Undo",
         f"Leave the adapter out{strength}: the files of the base were never changed.\n",
     )

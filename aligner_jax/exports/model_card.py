@@ -81,6 +81,8 @@ def model_card(
         training_section(run),
         "## Use",
         _use(export.form, name if is_hub_name(name) else "PATH/OF/THIS/FOLDER"),
+        "This says whether the adapter has its effect, here or (with `--endpoint=URL --model=NAME`) in a server:",
+        fenced("sh", "python -m aligner_jax.verify PATH/OF/THIS/FOLDER"),
         "## Undo",
         _undo(export),
         "## Engines",

@@ -22,7 +22,7 @@ def changes(job: Job) -> list[str]:
 
 
 def rounding(job: Job, difference: float, model: str) -> str:
-    """Returns a sentence about the largest difference of logits, see `rounding.logit_difference`.
+    """Returns a sentence about the largest difference of logits, see `rounding.measure`.
 
     Args:
       job: the export.

@@ -229,7 +229,9 @@ def _namer(row: Row, tokenizer: Tokenizer | None) -> Callable[[int], str | None]
     def name(token: int) -> str | None:
         both = tokenizer.decode([*last, token])
         added = both[len(before) :]
-        return added if both.startswith(before) and added and "\N{REPLACEMENT CHARACTER}" not in both else None
+        # Engines differ in how they report parts of characters and control characters.
+        is_plain = added.replace("\n", " ").isprintable() and "\N{REPLACEMENT CHARACTER}" not in both
+        return added if both.startswith(before) and added and is_plain else None
 
     return name
 

@@ -155,14 +155,14 @@ def load_config(
     return loaded
 
 
-def run(main: Callable[[], None], *, lasting: bool = False) -> None:
+def run(main: Callable[[], int | None], *, lasting: bool = False, argument: str | None = None) -> None:
     """Parses flags, prepares the platform, calls `main` and exits. Every command's file ends with this call.
 
     On several hosts, the process joins the others before `main` is called.
 
     Exit status:
 
-    - 0: `main` returned.
+    - 0: `main` returned; or the status that it returned, which is an answer and no error.
     - 1, with one sentence: an `InputError`, a wrong flag, a file that the system refuses, or output that cannot be
       written.
     - 124: the run waited too long (`runtime.watchdog`), or its other processes are gone.
@@ -174,18 +174,20 @@ def run(main: Callable[[], None], *, lasting: bool = False) -> None:
 
     Args:
       lasting: True if the command runs to its end even when its output can no longer be written.
+      argument: flag whose value may be given without its name; None refuses such values.
     """
     starting.open_closed_streams()
     make_plain()
+    status = None
     shown = sys.stdout
     output = replace_stdout(lasting=lasting)
     try:
-        _parse_flags(sys.argv)
+        _parse_flags(sys.argv, argument)
         platform.prepare()
         starting.may_raise(lasting=lasting)
         distributed.initialize()
         with _named_files():
-            main()
+            status = main()
         output.flush()
     except InputError as error:
         distributed.end_alone(error)
@@ -211,7 +213,7 @@ def run(main: Callable[[], None], *, lasting: bool = False) -> None:
         sys.exit(141)
     if output.failure is not None:
         sys.exit(f"error: what this command prints cannot be written: {reason(output.failure)}")
-    sys.exit(0)
+    sys.exit(status or 0)
 
 
 @contextlib.contextmanager
@@ -241,7 +243,7 @@ def _say(sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
 
 
-def _parse_flags(argv: Sequence[str]) -> None:
+def _parse_flags(argv: Sequence[str], argument_name: str | None) -> None:
     rest = list(argv)
     if _config_flags:
         rest, _config_flags[0].overrides = _split_overrides(argv)
@@ -258,6 +260,8 @@ def _parse_flags(argv: Sequence[str]) -> None:
         raise InputError(f"--{error.flagname} is not a flag of this command; {hint}") from None
     except flags.Error as error:
         raise InputError(" ".join(str(error).split())) from None
+    if argument_name is not None and len(positional) == 1 and not flags.FLAGS[argument_name].present:
+        flags.FLAGS[argument_name].parse(positional.pop())
     if positional:
         raise InputError(f"{positional[0]!r} is not a flag; flags are written --name=value")
 

@@ -75,7 +75,7 @@ def test_the_upload(run, base, tmp_path, monkeypatch):
         assert ended.out.endswith(f"uploaded to {hub.url}/org/name\n")
         assert "hf_secret" not in ended.out + ended.err
         assert hub.made[0]["visibility"] == "public"
-        assert hub.files["org/name"]["README.md"].decode().count("org/name") == 3
+        assert hub.files["org/name"]["README.md"].decode().count("org/name") == 4
         again = export(adapter=run, to="adapter", out=tmp_path / "again", push="org/name")
         assert again.status == 1
         assert "that name is taken" in again.err
