@@ -1,6 +1,7 @@
 """Bound adapters on the device: a fixed number of places, the least recently used adapter replaced first."""
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Hashable, Sequence
 
@@ -59,9 +60,10 @@ class HeldAdapters:
 
     def warm_up(self, method: str, options: Options) -> None:
         """Compiles the program that binds adapters of this method and these options. May use up a place."""
-        adapter = fresh_adapter(method, self._config, 0, options)
+        adapter = StoredAdapter.of(fresh_adapter(method, self._config, 0, options), None)
+        self.needs(adapter)
         place = self._next_place()
-        self._bind(StoredAdapter.of(adapter, None), place)
+        self._bind(adapter, place)
         self._free.append(place)
 
     def _place(self, adapter: StoredAdapter) -> int:
@@ -114,4 +116,4 @@ def _with_dtype(rows: RowAdapters, params: Params) -> RowAdapters:
     if rows.k_lbpkh is None or rows.v_lbpkh is None:
         return rows
     dtype = params.embed_vd.dtype
-    return rows.replace(k_lbpkh=rows.k_lbpkh.astype(dtype), v_lbpkh=rows.v_lbpkh.astype(dtype))
+    return dataclasses.replace(rows, k_lbpkh=rows.k_lbpkh.astype(dtype), v_lbpkh=rows.v_lbpkh.astype(dtype))
