@@ -1,17 +1,18 @@
-"""Generates continuations of prompts in batches of static shapes, and stores every finished batch."""
+"""Generates answers to prompts on an engine, and stores them as they end."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rich.console import Console
 
 from aligner_jax.decoding.choose import Sampling
-from aligner_jax.decoding.sampler import TOKENS_PER_CALL, continue_ids, padded_size
+from aligner_jax.decoding.engine import TOKENS_PER_CALL, Engine, EngineOptions
+from aligner_jax.decoding.lengths import padded_slots
+from aligner_jax.decoding.request import Request
 from aligner_jax.errors import InputError
 from aligner_jax.evals.answer_text import AloneAnswer, ContinuedAnswer
-from aligner_jax.evals.batches import in_batches, length_bucket
 from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.subject import Subject
 from aligner_jax.runtime.progress import Count
@@ -39,7 +40,10 @@ class Prompt(NamedTuple):
     @property
     def key(self) -> str:
         """Hash of all fields: the key of the answer in `ResultStore`."""
-        parts = [self.ids, self.max_new_tokens, list(vars(self.sampling).values()), self.until, self.number]
+        sampling = list(vars(self.sampling).values())
+        # Options that came later change the key only if they are used, so that stored answers keep theirs.
+        sampling = sampling[:3] if self.sampling == Sampling(*sampling[:3]) else sampling
+        parts = [self.ids, self.max_new_tokens, sampling, self.until, self.number]
         parts += ["alone"] if self.alone else []
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -62,36 +66,76 @@ def generate(
 
     Args:
       prompts: prompts that, with their new tokens, fit the model's context.
-      store: finished answers by `Prompt.key`; finished batches are added to it.
+      store: finished answers by `Prompt.key`; new ones are added to it, about a batch at a time.
       seed: sampling seed. The same prompts, batch size and seed give the same answers.
       what: noun for the answers in the progress line.
 
     Raises:
       InputError: the base has no embedding of a token, a prompt is empty or does not fit the context with its new
-        tokens, or a finished batch cannot be written.
+        tokens, or finished answers cannot be written.
     """
     unique = list({prompt.key: prompt for prompt in prompts}.values())
     for number, prompt in enumerate(prompts, 1):
         _check(subject, prompt, number)
-    # The prompts of a batch share their decoding options: a batch runs until all its rows have ended, and its random
-    # draws depend on its rows.
-    ways = [(prompt.sampling, prompt.max_new_tokens, prompt.until) for prompt in unique]
-    total, done = len(unique), 0
-    batches: list[list[int]] = []
-    for way in dict.fromkeys(ways):
-        numbers = [i for i, each in enumerate(ways) if each == way]
-        buckets = [_bucket(subject, unique[i]) for i in numbers]
-        batches += [[numbers[i] for i in batch] for batch in in_batches(buckets, subject.batch_size)]
-    unfinished = [batch for batch in batches if not all(unique[i].key in store for i in batch)]
-    done = total - sum(map(len, unfinished))
-    with Count(console, what, total=total, done=done) as count:
-        for batch in unfinished:
-            members = [unique[i] for i in batch]
-            # The seed depends on the batch's first prompt, so that no two batches draw the same random numbers.
-            texts = _generated(subject, members, (seed + batch[0] * 1_000_003) % 2**32)
-            store.add({prompt.key: text for prompt, text in zip(members, texts, strict=True)})
-            count.add(len(batch))
+    # Draws depend on a prompt's place among all, so that a resumed run has those of an uninterrupted one.
+    unfinished = {i: prompt for i, prompt in enumerate(unique) if prompt.key not in store}
+    if unfinished:
+        with Count(console, what, total=len(unique), done=len(unique) - len(unfinished)) as count:
+            _generate(subject, unique, unfinished, store, count, seed)
     return [store[prompt.key] for prompt in prompts]
+
+
+def _generate(
+    subject: Subject,
+    unique: Sequence[Prompt],
+    unfinished: Mapping[int, Prompt],
+    store: ResultStore,
+    count: Count,
+    seed: int,
+) -> None:
+    """Generates answers, and stores them whenever as many have ended as there are rows."""
+    # The sizes are those of all prompts, so that a resumed run has the same programs.
+    engine = Engine(
+        subject.base.params, subject.base.config, engine_options(unique, subject.batch_size),
+        adapter=subject.adapter, stop_ids=subject.tokenizer.stop_ids,
+    )  # fmt: skip
+    # The longest prompts come first, so that a lack of memory shows at once.
+    order = sorted(unfinished, key=lambda i: -len(unfinished[i].ids))
+    numbers = {
+        engine.add(Request(unique[i].ids, unique[i].max_new_tokens, unique[i].sampling, seed=seed, draw=i)): unique[i]
+        for i in order
+    }
+    answers = {number: _answer(subject, prompt) for number, prompt in numbers.items()}
+    made = dict.fromkeys(numbers, 0)
+    ready: dict[str, str] = {}
+    while not engine.is_idle:
+        for new in engine.turn():
+            # The last turn may have brought tokens after a stop text.
+            if new.request not in answers:
+                continue
+            answer = answers[new.request]
+            made[new.request] += 1
+            if new.end != "stop":
+                answer.add(new.token)
+            checked = made[new.request] % TOKENS_PER_CALL == 0
+            if new.end or (checked and answer.is_over()):
+                engine.cancel(new.request)
+                ready[numbers[new.request].key] = answers.pop(new.request).text()
+        if len(ready) >= subject.batch_size or engine.is_idle:
+            store.add(ready)
+            count.add(len(ready))
+            ready = {}
+
+
+def engine_options(prompts: Sequence[Prompt], rows: int) -> EngineOptions:
+    """Returns the sizes of the engine that generates the answers to these prompts."""
+    longest = max(len(prompt.ids) for prompt in prompts)
+    return EngineOptions(
+        rows=rows,
+        slots=padded_slots(max(len(prompt.ids) + prompt.max_new_tokens for prompt in prompts)),
+        longest_part=padded_slots(longest),
+        has_penalty=any(prompt.sampling.repetition_penalty != 1 for prompt in prompts),
+    )
 
 
 def _check(subject: Subject, prompt: Prompt, number: int) -> None:
@@ -105,40 +149,6 @@ def _check(subject: Subject, prompt: Prompt, number: int) -> None:
             f"prompt {number} has {len(prompt.ids)} tokens, which with {prompt.max_new_tokens} new ones do not fit the "
             f"model's context of {context}"
         )
-
-
-def prompt_bucket(length: int, max_new_tokens: int, context_length: int) -> int:
-    """Returns the padded length of a prompt of `length` tokens, which fits the context with its new tokens."""
-    # The limit is a padded length, since the sampler pads the longest prompts too.
-    return length_bucket(length, padded_size(context_length - max_new_tokens))
-
-
-def _bucket(subject: Subject, prompt: Prompt) -> int:
-    return prompt_bucket(len(prompt.ids), prompt.max_new_tokens, subject.base.config.context_length)
-
-
-def _generated(subject: Subject, prompts: Sequence[Prompt], seed: int) -> list[str]:
-    first = prompts[0]
-    # Copies of the last prompt fill the batch. The loop does not wait for them to end.
-    ids = [prompt.ids for prompt in prompts] + [prompts[-1].ids] * (subject.batch_size - len(prompts))
-    answers = [_answer(subject, prompt) for prompt in prompts]
-    over = [False] * len(prompts)
-    steps = continue_ids(
-        subject.base.params, subject.adapter, ids, config=subject.base.config, max_new_tokens=first.max_new_tokens,
-        sampling=first.sampling, stop_ids=subject.tokenizer.stop_ids, seed=seed,
-        padded_length=_bucket(subject, first),
-    )  # fmt: skip
-    for step, tokens in enumerate(steps, 1):
-        for number, token in enumerate(tokens[: len(prompts)]):
-            if token is None:
-                over[number] = True
-            else:
-                answers[number].add(token)
-        if step % TOKENS_PER_CALL == 0:
-            over = [ended or answer.is_over() for ended, answer in zip(over, answers, strict=True)]
-        if all(over):
-            break
-    return [answer.text() for answer in answers]
 
 
 def _answer(subject: Subject, prompt: Prompt) -> AloneAnswer | ContinuedAnswer:

@@ -21,6 +21,7 @@ from aligner_jax.model.kernels import cudnn, flash, triton, xla
 from aligner_jax.model.kernels.kernel import Inputs, Kernel, Outputs
 from aligner_jax.model.kernels.trusted import trusted
 from aligner_jax.model.logical import Axes, is_split, num_parts, on_each_device
+from aligner_jax.model.row_prefix import RowPrefix, attend_row_prefix
 
 RESIDUAL = "attention_residual"
 """Checkpoint name of attention's residuals, for the policies of `jax.checkpoint`."""
@@ -72,7 +73,7 @@ def attend(
     q_btnh: Float[Array, "b t n h"],
     k_bskh: Float[Array, "b s k h"],
     v_bskh: Float[Array, "b s k h"],
-    prefix: Prefix | Sequence[Prefix] | None = None,
+    prefix: Prefix | Sequence[Prefix | RowPrefix] | None = None,
     *,
     segment_ids_bt: Int[Array, "b t"] | None = None,
     implementation: str = "auto",
@@ -121,6 +122,8 @@ def attend(
         o_btnh = xla.add_everywhere(o_btnh, gated.constant_b1nh)
     for term in terms:
         o_btnh += xla.attend_prefix(q_btnh, *term)
+    for row_prefix in gated.of_rows:
+        o_btnh += attend_row_prefix(q_btnh, row_prefix)
     return o_btnh
 
 
@@ -128,7 +131,7 @@ def attend_masked(
     q_btnh: Float[Array, "b t n h"],
     k_bksh: Float[Array, "b k s h"],
     v_bksh: Float[Array, "b k s h"],
-    prefixes: Sequence[Prefix],
+    prefixes: Sequence[Prefix | RowPrefix],
     *,
     mask_bts: Bool[Array, "#b t s"],
 ) -> Float[Array, "b t n h"]:
@@ -153,7 +156,7 @@ def attend_masked(
 
 
 def add_gated(
-    o_btnh: Float[Array, "b t n h"], q_btnh: Float[Array, "b t n h"], prefixes: Sequence[Prefix]
+    o_btnh: Float[Array, "b t n h"], q_btnh: Float[Array, "b t n h"], prefixes: Sequence[Prefix | RowPrefix]
 ) -> Float[Array, "b t n h"]:
     """Adds the outputs of the prefixes that are not joint to the heads' outputs, in XLA's operations."""
     gated = gated_prefixes(prefixes, q_btnh.shape[2], q_btnh.dtype)
@@ -161,23 +164,25 @@ def add_gated(
         o_btnh += gated.constant_b1nh
     for k_bpkh, gated_v_bpnh in gated.terms:
         o_btnh += xla.attend_prefix(q_btnh, k_bpkh, gated_v_bpnh)
+    for row_prefix in gated.of_rows:
+        o_btnh += attend_row_prefix(q_btnh, row_prefix)
     return o_btnh
 
 
-def as_prefixes(prefix: Prefix | Sequence[Prefix] | None) -> tuple[Prefix, ...]:
+def as_prefixes(prefix: Prefix | Sequence[Prefix | RowPrefix] | None) -> tuple[Prefix | RowPrefix, ...]:
     """Returns none, one or several prefixes as a tuple."""
     if prefix is None:
         return ()
     return (prefix,) if isinstance(prefix, Prefix) else tuple(prefix)
 
 
-def joint_prefix(prefixes: Sequence[Prefix]) -> Prefix | None:
+def joint_prefix(prefixes: Sequence[Prefix | RowPrefix]) -> Prefix | None:
     """Returns the joint prefix; None if there is none.
 
     Raises:
       InputError: there are several.
     """
-    joint = [prefix for prefix in prefixes if prefix.joint]
+    joint = [prefix for prefix in prefixes if isinstance(prefix, Prefix) and prefix.joint]
     if len(joint) > 1:
         raise InputError(
             f"{len(joint)} adapters have prefixes that share the text's softmax in one layer (prompt or prefix tuning):"
@@ -192,23 +197,28 @@ class Gated(NamedTuple):
     Attributes:
       constant_b1nh: sum over the prefixes of one token, which add the same at every position; None without any.
       terms: keys, and values multiplied by the gates in float32, of every prefix of several tokens.
+      of_rows: tokens of the rows' own prefixes.
     """
 
     constant_b1nh: Float[Array, "#b 1 n h"] | None
     terms: list[tuple[Float[Array, "#b p k h"], Float[Array, "#b p n h"]]]
+    of_rows: list[RowPrefix]
 
 
-def gated_prefixes(prefixes: Sequence[Prefix], num_heads: int, dtype: jnp.dtype) -> Gated:
+def gated_prefixes(prefixes: Sequence[Prefix | RowPrefix], num_heads: int, dtype: jnp.dtype) -> Gated:
     """Returns the prefixes that are not joint; their constant has the given dtype."""
-    constants, terms = [], []
+    constants, terms, of_rows = [], [], []
     for prefix in prefixes:
-        if not prefix.joint:
+        if isinstance(prefix, RowPrefix):
+            constants.append(prefix.constant_bnh[:, None])
+            of_rows += [] if prefix.k_bpkh is None else [prefix]
+        elif not prefix.joint:
             gated_v_bpnh = gated_values(prefix, num_heads)
             if gated_v_bpnh.shape[1] == 1:
                 constants.append(gated_v_bpnh)
             else:
                 terms.append((prefix.k_bpkh, gated_v_bpnh))
-    return Gated(functools.reduce(jnp.add, constants).astype(dtype) if constants else None, terms)
+    return Gated(functools.reduce(jnp.add, constants).astype(dtype) if constants else None, terms, of_rows)
 
 
 def gated_values(prefix: Prefix, num_heads: int) -> Float[Array, "b p n h"]:
@@ -305,12 +315,14 @@ def _kernel(platform: str, inputs: Inputs) -> Kernel | None:
     return None
 
 
-def _check(q_btnh, k_bskh, v_bskh, prefixes: Sequence[Prefix]):
+def _check(q_btnh, k_bskh, v_bskh, prefixes: Sequence[Prefix | RowPrefix]):
     b, t, n, h = q_btnh.shape
     k = k_bskh.shape[2]
     if k_bskh.shape != (b, t, k, h) or v_bskh.shape != k_bskh.shape or n % k:
         raise InputError(f"queries {q_btnh.shape}, keys {k_bskh.shape} and values {v_bskh.shape} do not fit together")
     for prefix in prefixes:
+        if isinstance(prefix, RowPrefix):
+            continue
         rows, p = prefix.v_bpkh.shape[:2]
         fits = prefix.v_bpkh.shape == (rows, p, k, h) and prefix.k_bpkh.shape == (rows, p, k, h)
         if not fits or prefix.gate_bn.shape != (rows, n) or rows not in (1, b):

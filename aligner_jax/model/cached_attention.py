@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from aligner_jax.model.attention import Prefix, add_gated, joint_prefix
 from aligner_jax.model.kernels import xla
+from aligner_jax.model.row_prefix import RowPrefix
 
 type _Part = tuple[Float[Array, "b k s h"], Float[Array, "b k s h"], Bool[Array, "#b t s"] | None]
 
@@ -20,7 +21,7 @@ def attend_cached(
     v_bksh: Float[Array, "b k s h"],
     new_k_bkth: Float[Array, "b k t h"],
     new_v_bkth: Float[Array, "b k t h"],
-    prefixes: Sequence[Prefix] = (),
+    prefixes: Sequence[Prefix | RowPrefix] = (),
     *,
     lengths_b: Int[Array, " b"],
 ) -> Float[Array, "b t n h"]:

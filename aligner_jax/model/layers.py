@@ -20,6 +20,7 @@ from aligner_jax.model.logical import constrain, is_split
 from aligner_jax.model.params import Layers, is_spec, param_specs
 from aligner_jax.model.quantized import Quantized
 from aligner_jax.model.remat import Remat, parts
+from aligner_jax.model.row_prefix import RowPrefix
 from aligner_jax.model.updates import Update, Updates, updated
 
 
@@ -30,11 +31,13 @@ class Adapted:
     Attributes:
       layers: indices of the adapted layers.
       prefix: prefix of their attention.
+      row_prefix: prefixes of rows that have adapters of their own.
       updates: updates of their weights, by field of `Layers`.
     """
 
     layers: range = flax.struct.field(pytree_node=False)
     prefix: Prefix | None = None
+    row_prefix: RowPrefix | None = None
     updates: Updates = flax.struct.field(default_factory=dict)
 
     def within(self, part: range) -> "Adapted":
@@ -58,7 +61,7 @@ class Layer:
 
     index: Int[Array, ""]
     weights: Layers
-    prefixes: tuple[Prefix, ...] = ()
+    prefixes: tuple[Prefix | RowPrefix, ...] = ()
     updates: tuple[Mapping[str, Update], ...] = ()
 
     def updated(self) -> Layers:
@@ -108,7 +111,8 @@ def run_layers[Carry](
 
         if saved is not None:
             one = jax.checkpoint(one, prevent_cse=False, policy=remat_policy(saved))
-        prefixes = tuple(part.prefix for part in here if part.prefix is not None)
+        of_parts = [prefix for part in here for prefix in (part.prefix, part.row_prefix)]
+        prefixes = tuple(prefix for prefix in of_parts if prefix is not None)
         updates = tuple(part.updates for part in here if part.updates)
         xs = (jnp.arange(segment.start, segment.stop), prefixes, updates)
         if unroll_on_gpu:

@@ -1,0 +1,391 @@
+"""Continuous batching: rows are refilled as requests finish, and every request has its own adapters and options.
+
+The loop is `admit → decode`, without threads: every turn starts the programs of new prompts and of the next tokens, and
+reads tokens that earlier programs made. All shapes are fixed when the engine is made, but for the padded lengths of
+prompts, so that nothing compiles after a warm-up. A request's tokens depend on the request alone, in float32 to the
+bit, since the shape of its programs depends on the length of its own prompt.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aligner_jax.decoding import programs
+from aligner_jax.decoding.arrivals import Arrivals
+from aligner_jax.decoding.held import HeldAdapters
+from aligner_jax.decoding.lengths import padded_length, prompts_at_once
+from aligner_jax.decoding.programs import Tokens
+from aligner_jax.decoding.request import Alternative, NewToken, Request, check_lengths, check_prompt, check_seed
+from aligner_jax.decoding.state import State
+from aligner_jax.errors import InputError
+from aligner_jax.model.llama import LlamaConfig, Params
+from aligner_jax.model.logical import num_parts
+from aligner_jax.peft import Adapter
+from aligner_jax.peft.adapter import Options
+from aligner_jax.peft.row_adapters import Capacity
+from aligner_jax.peft.row_sums import MOST_IN_A_SUM
+
+TOKENS_PER_CALL = 8
+"""Tokens that are decoded per call when no request waits."""
+LONGEST_PART = 512
+"""Tokens of a prompt that are prefilled at once at most, if no other number is given."""
+TOKENS_PER_TURN = 512
+"""Tokens of prompts that are prefilled per turn at most, so that running rows do not wait longer."""
+
+
+def tokens_per_program(platform: str, tokens_per_call: int = TOKENS_PER_CALL) -> int:
+    """Returns the number of tokens that one program decodes per row on this platform ("cpu", "gpu" or "tpu").
+
+    On GPUs it is 1, so that no loop carries the weights. Calls are asynchronous, so the device does not wait for the
+    host.
+    """
+    return 1 if platform == "gpu" else tokens_per_call
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Sizes of an engine.
+
+    Attributes:
+      rows: requests that run at once.
+      slots: tokens of a request at most, prompt and new ones.
+      longest_part: tokens of a prompt that are prefilled at once at most.
+      tokens_per_call: tokens that are decoded per call when no request waits.
+      alternatives: number of most probable tokens whose log-probabilities requests may ask for; None for no
+        log-probabilities.
+      has_penalty: True if requests may have a repetition penalty.
+      capacity: capacity for adapters of a request's own; None if all requests have the engine's adapter alone.
+      places: bound adapters that are kept on the device.
+    """
+
+    rows: int
+    slots: int
+    longest_part: int = LONGEST_PART
+    tokens_per_call: int = TOKENS_PER_CALL
+    alternatives: int | None = None
+    has_penalty: bool = False
+    capacity: Capacity | None = None
+    places: int = 64
+
+
+@dataclasses.dataclass
+class _Running:
+    """A request that has a row.
+
+    Attributes:
+      number: number of the request.
+      row: its row.
+      made: tokens that have been read.
+      started: tokens that programs make which have been started.
+    """
+
+    number: int
+    request: Request
+    row: int
+    made: int = 0
+    started: int = 1
+    is_over: bool = False
+
+
+@dataclasses.dataclass
+class _Parts:
+    """A long prompt of which some parts are prefilled."""
+
+    running: _Running
+    state: State
+    prefilled: int
+
+
+@dataclasses.dataclass
+class _Flight:
+    """Tokens that a started program makes, and the requests of their rows by index in the tokens."""
+
+    tokens: Tokens
+    owners: dict[int, _Running]
+
+
+class Engine:
+    """Continues the prompts of many requests at once.
+
+    Attributes:
+      options: sizes of the engine.
+      held: adapters on the device; None if requests have none of their own.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        config: LlamaConfig,
+        options: EngineOptions,
+        *,
+        adapter: Adapter | Sequence[Adapter] | None = None,
+        stop_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        """Makes an engine whose rows are free.
+
+        Args:
+          params: parameters of the base.
+          config: configuration of the base.
+          options: sizes of the engine.
+          adapter: an adapter of any method that all requests share, or several that are applied together.
+          stop_ids: token ids that end a row.
+        """
+        shared = tuple(adapter) if adapter is not None and not isinstance(adapter, Adapter) else adapter
+        self.options, self._params, self._config = options, params, config
+        self._stops = np.asarray(sorted(stop_ids) or [-1], np.int32)
+        self._shared = programs.bind_shared(params, shared, config=config)
+        self._state = programs.make_state(
+            config=config, batch_size=options.rows, slots=options.slots, dtype=params.embed_vd.dtype,
+            first_position=self._shared.first_position, alternatives=options.alternatives,
+            has_penalty=options.has_penalty, capacity=options.capacity,
+        )  # fmt: skip
+        (device, *_) = self._state.token_b.devices()
+        self._platform = device.platform
+        self.held = None
+        if options.capacity is not None:
+            self.held = HeldAdapters(params, config, options.capacity, self._places())
+        self._waiting: collections.OrderedDict[int, Request] = collections.OrderedDict()
+        self._running: dict[int, _Running] = {}
+        self._free = list(range(options.rows))[::-1]
+        self._parts: _Parts | None = None
+        self._flights: collections.deque[_Flight] = collections.deque()
+        self._ended: list[int] = []
+        self._next = 0
+        # A CPU computes while the host waits either way, so that a call in advance would only be wasted at the end.
+        self._ahead = 0 if self._platform == "cpu" else 1
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of requests that have no row."""
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Number of requests that have a row."""
+        return len(self._running)
+
+    @property
+    def is_idle(self) -> bool:
+        """Returns True if there is nothing to do."""
+        return not (self._waiting or self._running or self._flights)
+
+    def check(self, request: Request) -> None:
+        """Refuses a request that this engine cannot serve. Raises InputError."""
+        check_prompt(request.prompt_ids, self._config, "the prompt")
+        check_lengths(len(request.prompt_ids), request.max_new_tokens, self._config)
+        check_seed(request.seed)
+        if request.num_tokens > self.options.slots:
+            raise InputError(
+                f"a prompt of {len(request.prompt_ids)} tokens and {request.max_new_tokens} new ones do not fit the "
+                f"{self.options.slots} tokens that the engine has for a request"
+            )
+        if request.logprobs and self.options.alternatives is None:
+            raise InputError("the engine was made without log-probabilities")
+        if request.sampling.repetition_penalty != 1 and not self.options.has_penalty:
+            raise InputError("the engine was made without repetition penalties")
+        if request.adapters and self.held is None:
+            raise InputError("the engine was made without adapters for requests")
+        if self.held is not None:
+            self.held.check([adapter for adapter, _ in request.adapters])
+
+    def add(self, request: Request) -> int:
+        """Lets a request wait for a row; returns its number.
+
+        Raises:
+          InputError: the engine cannot serve it, see `check`.
+        """
+        self.check(request)
+        number, self._next = self._next, self._next + 1
+        self._waiting[number] = request
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Ends a request; no more tokens of it are returned. Does nothing if the request has ended."""
+        self._waiting.pop(number, None)
+        if number in self._running:
+            self._end(self._running[number])
+
+    def turn(self) -> list[NewToken]:
+        """Admits waiting requests, decodes the next tokens, and returns tokens that are ready, in order."""
+        self._admit()
+        started = self._decode()
+        found: list[NewToken] = []
+        while len(self._flights) > (self._ahead if started else 0):
+            found += self._read(self._flights.popleft())
+        return found
+
+    def run(self, requests: Sequence[Request]) -> Iterator[NewToken]:
+        """Yields the tokens of requests, which are numbered from 0, until all have ended."""
+        numbers = {self.add(request): index for index, request in enumerate(requests)}
+        while not self.is_idle:
+            for new in self.turn():
+                if new.request in numbers:
+                    yield new._replace(request=numbers[new.request])
+
+    def warm_up(self, kinds: Sequence[tuple[str, Options]] = ()) -> None:
+        """Compiles every program that requests may need.
+
+        Args:
+          kinds: methods and options of the adapters that requests may have.
+        """
+        for kind in kinds:
+            assert self.held is not None
+            self.held.warm_up(*kind)
+        longest, part = min(self.options.slots, self._config.context_length) - 1, self.options.longest_part
+        # The longest prompt of every padded length, whole or as the last part of a longer one.
+        whole = {min(padded_length(length), part, longest) for length in range(1, min(longest, part) + 1)}
+        last = {min(padded_length(length), part, longest - part) for length in range(1, min(longest - part, part) + 1)}
+        lengths = [
+            *sorted(whole),
+            *(part + length for length in sorted(last)),
+            *([2 * part + 1] * (longest > 2 * part)),
+        ]
+        for length in lengths:
+            list(self.run([Request([0] * length, 1)]))
+        for new in (2, min(self.options.tokens_per_call + 1, longest)):
+            list(self.run([Request([0], new)]))
+
+    def _admit(self) -> None:
+        budget = TOKENS_PER_TURN if self._running else TOKENS_PER_TURN * self.options.rows
+        if self._parts is not None:
+            budget -= self._add_part(self._parts)
+        while self._waiting and self._free and budget > 0:
+            number = next(iter(self._waiting))
+            request = self._waiting[number]
+            width = self._width(len(request.prompt_ids))
+            if width is None:
+                # The prompts behind it wait too: they are served in their order.
+                if self._parts is not None:
+                    return
+                budget -= self._begin_parts(self._take(number))
+                continue
+            group = self._group(width)
+            together = [
+                number for number in self._waiting if self._width(len(self._waiting[number].prompt_ids)) == width
+            ]
+            running = [self._take(number) for number in together[: min(group, len(self._free))]]
+            arrivals = self._arrivals(running, width, group)
+            self._state, tokens = programs.admit(
+                self._params, self._shared, self.held and self.held.rows, self._state, arrivals, self._stops,
+                config=self._config,
+            )  # fmt: skip
+            self._flights.append(_Flight(tokens, dict(enumerate(running))))
+            budget -= group * width
+
+    def _width(self, length: int) -> int | None:
+        """Returns the padded length of a prompt; None if it is prefilled in parts."""
+        longest = self.options.longest_part
+        return None if length > longest else min(padded_length(length), longest)
+
+    def _group(self, width: int) -> int:
+        return prompts_at_once(width, self.options.rows, num_parts("batch"), self._platform)
+
+    def _places(self) -> int:
+        """Returns the number of places. The adapters of all prompts of one program have places at the same time."""
+        return max(self.options.places, MOST_IN_A_SUM * self._group(1))
+
+    def _take(self, number: int) -> _Running:
+        request = self._waiting.pop(number)
+        running = _Running(number, request, self._free.pop())
+        # The row's next request must not be ended in the place of the last one.
+        if running.row in self._ended:
+            self._ended.remove(running.row)
+        self._running[number] = running
+        return running
+
+    def _begin_parts(self, running: _Running) -> int:
+        part = self.options.longest_part
+        group = self._group(part)
+        arrivals = self._arrivals([running], part, group)
+        # The padding of the last part needs slots too.
+        state = programs.begin_parts(
+            self._params, self._shared, self.held and self.held.rows, arrivals, config=self._config,
+            slots=self.options.slots + part, has_penalty=self.options.has_penalty,
+        )  # fmt: skip
+        self._parts = _Parts(running, state, part)
+        return group * part
+
+    def _add_part(self, parts: _Parts) -> int:
+        running, longest = parts.running, self.options.longest_part
+        if running.is_over:
+            self._parts = None
+            return 0
+        ids = running.request.prompt_ids[parts.prefilled :]
+        is_last = len(ids) <= longest
+        width = (is_last and self._width(len(ids))) or longest
+        group = self._group(width)
+        # The adapters are in the state already.
+        arrivals = Arrivals.of([running.request], [running.row], [ids[:width]], width=width, group=group, held=None)
+        if is_last:
+            self._parts = None
+            self._state, tokens = programs.admit_parts(
+                self._params, self._shared, self._state, parts.state, arrivals, self._stops, config=self._config
+            )
+            self._flights.append(_Flight(tokens, {0: running}))
+        else:
+            parts.state = programs.add_part(self._params, self._shared, parts.state, arrivals, config=self._config)
+            parts.prefilled += width
+        return group * width
+
+    def _arrivals(self, running: Sequence[_Running], width: int, group: int) -> Arrivals:
+        requests = [each.request for each in running]
+        prompts = [request.prompt_ids[:width] for request in requests]
+        rows = [each.row for each in running]
+        return Arrivals.of(requests, rows, prompts, width=width, group=group, held=self.held)
+
+    def _decode(self) -> bool:
+        """Starts the program of the next tokens, if a row may have one; returns True if it did."""
+        unfinished = [
+            each for each in self._running.values()
+            if each.started < each.request.max_new_tokens and not (self._parts and self._parts.running is each)
+        ]  # fmt: skip
+        if not unfinished:
+            return False
+        most = max(each.request.max_new_tokens - each.started for each in unfinished)
+        several = not self._waiting and self._parts is None and most >= self.options.tokens_per_call
+        count = self.options.tokens_per_call if several else 1
+        ended = np.full(self.options.rows, self.options.rows, np.int32)
+        ended[: len(self._ended)], self._ended = self._ended, []
+        columns = []
+        each_call = tokens_per_program(self._platform, count)
+        for _ in range(count // each_call):
+            self._state, tokens = programs.decode(
+                self._params, self._shared, self._state, ended, self._stops, config=self._config, count=each_call
+            )
+            columns.append(tokens)
+        tokens = columns[0] if len(columns) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *columns)
+        for each in unfinished:
+            each.started += count
+        self._flights.append(_Flight(tokens, {each.row: each for each in unfinished}))
+        return True
+
+    def _read(self, flight: _Flight) -> Iterator[NewToken]:
+        """Yields the tokens of a program, after it has ended."""
+        tokens = jax.device_get(flight.tokens)
+        for column in range(tokens.token_bt.shape[1]):
+            for row, running in flight.owners.items():
+                if not running.is_over:
+                    yield self._new_token(running, tokens, row, column)
+
+    def _new_token(self, running: _Running, tokens: Tokens, row: int, column: int) -> NewToken:
+        token = int(tokens.token_bt[row, column])
+        running.made += 1
+        end = "stop" if token in self._stops else "length" if running.made == running.request.max_new_tokens else None
+        logprob, alternatives = None, ()
+        if running.request.logprobs and tokens.logprobs is not None:
+            logprob = float(tokens.logprobs.token_b[row, column])
+            ids, values = (x[row, :, column] for x in (tokens.logprobs.top_ids_bx, tokens.logprobs.top_bx))
+            alternatives = tuple(Alternative(int(i), float(x)) for i, x in zip(ids, values, strict=True))
+        if end is not None:
+            self._end(running)
+        return NewToken(running.number, token, logprob, alternatives, end)
+
+    def _end(self, running: _Running) -> None:
+        running.is_over = True
+        del self._running[running.number]
+        self._free.append(running.row)
+        self._ended.append(running.row)
