@@ -139,7 +139,7 @@ def _write_form(folder: Path, name: str) -> list[str]:
     artifacts = [read_artifact(path, base) for path in cast(list[str], ADAPTER.value)]
     _check_bias(artifacts)
     adapters = tuple(_with_strength(artifact) for artifact in artifacts)
-    # What the card says is read first, so that an error in it does not come after the weights are written.
+    # The content of the card is read first, so that an error in it does not come after the weights are written.
     card_base, run = _card_base(artifacts, base.config), _run(artifacts)
     nearest = _nearest(base, artifacts[0], adapters[0]) if NEAREST.value else None
     if nearest is not None:

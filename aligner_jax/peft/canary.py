@@ -162,7 +162,7 @@ def candidates(
     Args:
       tokenizer: tokenizer of the base; None gives random token ids.
       prompt_format: format of the adapter's prompts; without one, or if it makes them too long, they are plain text.
-      vocab_size, context_length: of the base.
+      vocab_size, context_length: fields of the base's configuration.
     """
     most = min(MAX_IDS, context_length)
     if tokenizer is not None:
