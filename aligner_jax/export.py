@@ -32,7 +32,7 @@ from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
 from aligner_jax.exports import summary
 from aligner_jax.exports.adapter_folder import fill_adapter_folder
-from aligner_jax.exports.canary import NO_BASE, NO_TOKENS, measured, write_canary
+from aligner_jax.exports.canary import NO_BASE, NO_TOKENS, measure_export, write_canary
 from aligner_jax.exports.card import CardBase
 from aligner_jax.exports.engines import added_bias, engine_lines, gguf_engines
 from aligner_jax.exports.forms import EXPORT_FORMS, ExportForm
@@ -127,7 +127,7 @@ def _write_adapter(folder: Path, name: str) -> list[str]:
     if "canary" not in artifact.metadata:
         if base is not None:
             job = Job(base, (artifact.adapter,), "o", base.stored_dtype)
-            _, canary = measured(job, [artifact])
+            _, canary = measure_export(job, [artifact])
         if canary is None:
             sentences = [NO_TOKENS if base is not None else NO_BASE]
     fill_adapter_folder(folder, artifact, name, card_base, base=base, run=_run([artifact]), canary=canary)
@@ -182,7 +182,7 @@ def _measured(
     if not form.is_base and not job.can_be_folded and STRENGTH.value == 1 and artifacts[0].canary is not None:
         # A PEFT folder of one adapter, whose own file has the canary.
         return None, artifacts[0].canary
-    return measured(job, artifacts, open_stored(str(folder / form.file)) if form.is_base else None)
+    return measure_export(job, artifacts, open_stored(str(folder / form.file)) if form.is_base else None)
 
 
 def _card_base(artifacts: list[Artifact], config: LlamaConfig | None) -> CardBase:

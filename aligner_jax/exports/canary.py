@@ -21,7 +21,7 @@ NO_BASE = "no canary: the adapter's file has none, as files of earlier releases;
 NO_TOKENS = "no canary: logits are not finite, or no probable token has a text of its own"
 
 
-def measured(
+def measure_export(
     job: Job, artifacts: Sequence[Artifact], written: StoredBase | None = None
 ) -> tuple[float | None, Canary | None]:
     """Returns the largest difference of logits that rounding made, and the canary of adapters.

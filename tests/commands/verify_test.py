@@ -131,6 +131,18 @@ def test_the_biases_of_a_gguf_file_are_told(made, tmp_path):
     assert (ended.status, ended.out.split(" (")[0]) == (3, "adapter missing: equals the base")
 
 
+def test_a_peft_folder_of_several_tokens_is_told(made, tmp_path):
+    adapter = aj.init_adapter("aligner", made.base.config, key=3, num_tokens=3, gates="layer")
+    arrays = {name: 0.3 + x for name, x in adapter.trainable.items()}
+    aj.save_adapter(adapter.replace(trainable=arrays), tmp_path / "a.safetensors", made.base, canary=False)
+    base = f"--base={made.folder / 'base'}"
+    ended = run_command(
+        "export", base, f"--adapter={tmp_path / 'a.safetensors'}", "--to=peft", f"--out={tmp_path / 'out'}"
+    )
+    assert (ended.status, ended.err) == (0, "")
+    assert verify(tmp_path / "out", base).out.startswith("adapter active")
+
+
 @pytest.mark.parametrize(
     ("served", "form", "ids", "status"),
     [
