@@ -15,13 +15,12 @@ from absl import flags
 
 from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
-from aligner_jax.exports.source import open_stored
+from aligner_jax.exports.source import load_whole, open_stored
 from aligner_jax.peft.artifact import Artifact, RecordedBase, read_artifact, save_adapter
 from aligner_jax.peft.combine import combine
 from aligner_jax.peft.location import locate_adapter
 from aligner_jax.runtime import command
 from aligner_jax.runtime.files import place
-from aligner_jax.weights.base import load_base
 
 if __name__ != "__main__":
     # An import would set the attribute `combine` of the package, which is the function aj.combine, to this module.
@@ -45,8 +44,7 @@ def main() -> None:
             raise InputError(f"{path} would be overwritten: give another name as --out")
     base = None
     if BASE.value:
-        # The dtype of the files is exact, and takes no more memory than they do.
-        base = load_base(BASE.value, open_stored(BASE.value).stored_dtype)
+        base = load_whole(open_stored(BASE.value))
     artifacts = [read_artifact(path, base) for path, _ in given]
     known = base or _recorded_base(artifacts)
     adapter = combine([(each.adapter, weight) for each, (_, weight) in zip(artifacts, given, strict=True)], base)
@@ -57,6 +55,8 @@ def main() -> None:
 
 def _weighted(text: str) -> tuple[str, float]:
     path, _, weight = text.rpartition(":")
+    if not path.strip() and ":" in text:
+        raise InputError(f"--adapter={text} names no adapter before the weight, as in PATH:1.0")
     try:
         return path, float(weight)
     except ValueError:

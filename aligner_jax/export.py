@@ -15,9 +15,10 @@ Forms (--to):
 An Aligner or LLaMA-Adapter of several tokens cannot be folded. --nearest --data=FILE folds the bias that is closest to
 it on held-out data, and prints the held-out losses of base, adapter and bias.
 
-The base is read a layer at a time, so it may be larger than the host's memory, but not with --nearest. An adapter that
-was trained on another base is refused. All but peft have a model card (README.md). --push uploads the folder to a new,
-private repository of a hub, with the token of HF_TOKEN or of `hf auth login`.
+The base is read a layer at a time, so it may be larger than the host's memory; but not with --nearest, nor for the
+canary of an adapter that cannot be folded. An adapter that was trained on another base is refused. All but peft have a
+model card (README.md). --push uploads the folder to a new, private repository of a hub, with the token of HF_TOKEN or
+of `hf auth login`.
 """
 
 import math
@@ -31,7 +32,7 @@ from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
 from aligner_jax.exports import summary
 from aligner_jax.exports.adapter_folder import fill_adapter_folder
-from aligner_jax.exports.canary import canary_rows, write_canary
+from aligner_jax.exports.canary import NO_BASE, NO_TOKENS, measure_export, write_canary
 from aligner_jax.exports.card import CardBase
 from aligner_jax.exports.engines import added_bias, engine_lines, gguf_engines
 from aligner_jax.exports.forms import EXPORT_FORMS, ExportForm
@@ -39,18 +40,17 @@ from aligner_jax.exports.hub import check_push, push
 from aligner_jax.exports.job import Job
 from aligner_jax.exports.model_card import ModelExport, model_card
 from aligner_jax.exports.nearest import Nearest, approximate, read_heldout
-from aligner_jax.exports.rounding import measure
 from aligner_jax.exports.run_folder import RunFolder, read_run_folder, run_beside
-from aligner_jax.exports.source import StoredBase, open_stored
+from aligner_jax.exports.source import StoredBase, load_whole, open_stored
 from aligner_jax.files.content import exists
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft import Adapter, with_strength
 from aligner_jax.peft.artifact import Artifact, read_artifact
-from aligner_jax.peft.canary import choose
-from aligner_jax.peft.fold import Unfoldable
+from aligner_jax.peft.canary import Canary
+from aligner_jax.peft.gated import GatedOptions
+from aligner_jax.peft.sum import parts_of
 from aligner_jax.runtime import command
 from aligner_jax.runtime.files import new_folder, place
-from aligner_jax.weights.base import load_base
 from aligner_jax.weights.finite import check_finite
 from aligner_jax.weights.gguf import GGUF
 from aligner_jax.weights.hub import is_hub_name
@@ -123,15 +123,23 @@ def _write_adapter(folder: Path, name: str) -> list[str]:
     artifact = read_artifact(cast(list[str], ADAPTER.value)[0], base)
     known = base or artifact.base
     card_base = _card_base([artifact], known and known.config)
-    fill_adapter_folder(folder, artifact, name, card_base, base=base, run=_run([artifact]))
-    return [str(artifact.adapter)]
+    canary, sentences = None, []
+    if "canary" not in artifact.metadata:
+        if base is not None:
+            job = Job(base, (artifact.adapter,), "o", base.stored_dtype)
+            _, canary = measure_export(job, [artifact])
+        if canary is None:
+            sentences = [NO_TOKENS if base is not None else NO_BASE]
+    fill_adapter_folder(folder, artifact, name, card_base, base=base, run=_run([artifact]), canary=canary)
+    return [str(artifact.adapter), *sentences]
 
 
 def _write_form(folder: Path, name: str) -> list[str]:
     base, form = open_stored(cast(str, BASE.value)), EXPORT_FORMS[cast(str, TO.value)]
     artifacts = [read_artifact(path, base) for path in cast(list[str], ADAPTER.value)]
+    _check_bias(artifacts)
     adapters = tuple(_with_strength(artifact) for artifact in artifacts)
-    # What the card says is read first, so that an error in it does not come after the weights are written.
+    # The content of the card is read first, so that an error in it does not come after the weights are written.
     card_base, run = _card_base(artifacts, base.config), _run(artifacts)
     nearest = _nearest(base, artifacts[0], adapters[0]) if NEAREST.value else None
     if nearest is not None:
@@ -140,14 +148,18 @@ def _write_form(folder: Path, name: str) -> list[str]:
     dtype = base.stored_dtype if DTYPE.value == "stored" and not keeps_types else cast(str, DTYPE.value)
     job = Job(base, adapters, cast(Any, BIAS.value), dtype, card_base.hub_name)
     written = form.write(job, folder)
+    difference, canary = _measured(folder, job, form, artifacts)
+    if canary is not None:
+        write_canary(folder, canary)
+    else:
+        written = [*written, NO_TOKENS]
     told = [*map(str, adapters), *([] if nearest is None else [str(nearest)])]
-    difference = _measure(folder, job, form, artifacts)
     if difference is None:
         return [*told, *written]
     rounding = summary.rounding(job, difference, "base and adapter" if nearest is None else "base and bias")
     notes = [f"{note[0].upper()}{note[1:]}." for note in [*told[len(adapters) :], rounding]]
     types = "its own types" if keeps_types else dtype
-    export = ModelExport(cast(Any, TO.value), job.fold, types, cast(float, STRENGTH.value), notes)
+    export = ModelExport(cast(Any, TO.value), job.fold, types, cast(float, STRENGTH.value), notes, nearest is not None)
     card = model_card(artifacts, export, name, card_base, run)
     (folder / "README.md").write_text(card, encoding="utf-8")
     bias = added_bias(base.config, job.fold.folded_config)
@@ -159,25 +171,18 @@ def _nearest(stored: StoredBase, artifact: Artifact, adapter: Adapter) -> Neares
     prompt_format = PromptFormat.resolve(
         cast(str, TEMPLATE.value), None, {str(artifact.path): artifact}, others=("chat",)
     )
-    # float16 is no dtype to compute in here.
-    base = load_base(stored.name, "float32" if stored.stored_dtype == "float16" else stored.stored_dtype)
+    base = load_whole(stored)
     heldout = read_heldout(cast(str, DATA.value), cast(int, ROWS.value), base, prompt_format)
     return approximate(base, adapter, heldout)
 
 
-def _measure(folder: Path, job: Job, form: ExportForm, artifacts: list[Artifact]) -> float | None:
-    """Writes the canary; returns the largest difference of logits, None if the form is no base."""
-    try:
-        job.fold  # noqa: B018
-    except Unfoldable:
-        # A PEFT folder of prefixes: the adapter's own file has the canary, unless other adapters or a strength count.
-        if len(artifacts) == 1 and STRENGTH.value == 1 and (canary := artifacts[0].canary) is not None:
-            write_canary(folder, canary)
-        return None
-    rows = canary_rows(job, artifacts)
-    measured = measure(job, open_stored(str(folder / form.file)) if form.is_base else None, rows)
-    write_canary(folder, choose(rows, measured.base_bv, measured.adapted_bv, job.base.tokenizer, "float32"))
-    return measured.difference
+def _measured(
+    folder: Path, job: Job, form: ExportForm, artifacts: list[Artifact]
+) -> tuple[float | None, Canary | None]:
+    if not form.is_base and not job.can_be_folded and STRENGTH.value == 1 and artifacts[0].canary is not None:
+        # A PEFT folder of one adapter, whose own file has the canary.
+        return None, artifacts[0].canary
+    return measure_export(job, artifacts, open_stored(str(folder / form.file)) if form.is_base else None)
 
 
 def _card_base(artifacts: list[Artifact], config: LlamaConfig | None) -> CardBase:
@@ -231,6 +236,14 @@ def _check_nearest() -> None:
         raise InputError("--nearest approximates one adapter: give one --adapter")
     if NEAREST.value and BIAS.value == "v":
         raise InputError("--nearest makes a bias of the output projection, so --bias=v does not go with it")
+
+
+def _check_bias(artifacts: list[Artifact]) -> None:
+    parts = [part for artifact in artifacts for part in parts_of(artifact.adapter)]
+    if BIAS.value == "v" and not any(isinstance(part.options, GatedOptions) for part in parts):
+        raise InputError(
+            "--bias=v has no effect on these adapters: it is of the prefix tokens of Aligners and LLaMA-Adapters"
+        )
 
 
 def _with_strength(artifact: Artifact) -> Adapter:

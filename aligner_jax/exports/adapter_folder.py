@@ -9,7 +9,9 @@ from aligner_jax.exports.adapter_card import adapter_card
 from aligner_jax.exports.card import CardBase
 from aligner_jax.exports.run_folder import RunFolder
 from aligner_jax.files.identity import identity
+from aligner_jax.peft.adapter_file import AdapterFile, adapter_bytes, read_adapter_file
 from aligner_jax.peft.artifact import Artifact, FingerprintedBase, save_adapter
+from aligner_jax.peft.canary import Canary
 from aligner_jax.peft.location import ADAPTER_FILE
 
 CONFIG_FILE = "aligner_config.json"
@@ -28,16 +30,19 @@ def fill_adapter_folder(
     *,
     base: FingerprintedBase | None = None,
     run: RunFolder | None = None,
+    canary: Canary | None = None,
 ) -> None:
     """Writes adapter.safetensors, aligner_config.json and README.md.
 
     Args:
       folder: existing folder; see `runtime.files.new_folder`.
-      artifact: the adapter. A file of this project is copied byte for byte; other forms are converted.
+      artifact: the adapter. A file of this project is copied byte for byte, if no canary is added to it; other forms
+        are converted.
       name: name for the card: of the folder, or of the repository on a hub.
       card_base: the base, as card and description name it.
       base: the base that a converted adapter records.
       run: the run that trained the adapter.
+      canary: the adapter's canary, if its file has none.
 
     Raises:
       InputError: an adapter of another form has no base to record.
@@ -46,10 +51,14 @@ def fill_adapter_folder(
         raise InputError(
             f"{artifact.path} does not name its base, which a published adapter is checked against: add --base=PATH"
         )
-    if artifact.metadata:
+    if not artifact.metadata:
+        save_adapter(artifact.adapter, folder / ADAPTER_FILE, base, canary=canary or True)
+    elif canary is None:
         shutil.copyfile(artifact.path, folder / ADAPTER_FILE)
     else:
-        save_adapter(artifact.adapter, folder / ADAPTER_FILE, base)
+        metadata, tensors = read_adapter_file(artifact.path)
+        content = AdapterFile({**metadata, "canary": canary.as_json()}, tensors)
+        (folder / ADAPTER_FILE).write_bytes(adapter_bytes(content))
     (folder / CONFIG_FILE).write_text(_description(artifact, card_base), encoding="utf-8")
     (folder / "README.md").write_text(adapter_card(artifact, name, card_base, run), encoding="utf-8")
 

@@ -5,7 +5,7 @@ import functools
 
 from aligner_jax.exports.source import StoredBase
 from aligner_jax.peft.adapter import Adapter, LayerOptions
-from aligner_jax.peft.fold import Fold, Target, make_fold
+from aligner_jax.peft.fold import Fold, Target, Unfoldable, make_fold
 from aligner_jax.weights.leaves import leaf_specs
 
 
@@ -31,6 +31,15 @@ class Job:
     def fold(self) -> Fold:
         """The adapters as changes of the base's leaves. Raises Unfoldable if there are none; see `make_fold`."""
         return make_fold(self.adapters, self.base.config, self.target)
+
+    @property
+    def can_be_folded(self) -> bool:
+        """True if `fold` does not raise Unfoldable."""
+        try:
+            self.fold  # noqa: B018
+        except Unfoldable:
+            return False
+        return True
 
     def changed_layers(self) -> dict[str, range | None]:
         """Returns the layers in which each changed leaf may differ from the base; None for a leaf without layers."""

@@ -31,6 +31,7 @@ class ModelExport:
       dtype: dtype of the weights, such as "bfloat16".
       strength: factor of the adapters' effect.
       notes: further sentences about the change, such as the largest difference of logits.
+      is_nearest: True if the fold is the bias that is closest to the adapter, and not the adapter itself.
     """
 
     form: ModelForm
@@ -38,6 +39,7 @@ class ModelExport:
     dtype: str
     strength: float = 1.0
     notes: Sequence[str] = ()
+    is_nearest: bool = False
 
     @property
     def added(self) -> list[str]:
@@ -72,10 +74,11 @@ def model_card(
     """
     methods = tuple(dict.fromkeys(artifact.adapter.method for artifact in artifacts))
     number = "one adapter" if len(artifacts) == 1 else f"{len(artifacts)} adapters"
+    folded = f"the bias that is closest to {number}" if export.is_nearest else number
     return joined(
         front_matter(_LIBRARIES[export.form], "finetune", methods, name, base, run),
         f"# {code(name)}",
-        f"The weights of {base.words} with {number} folded in at strength {export.strength:g}.",
+        f"The weights of {base.words} with {folded} folded in at strength {export.strength:g}.",
         _change_section(export),
         *(adapter_section(artifact, base) for artifact in artifacts),
         training_section(run),

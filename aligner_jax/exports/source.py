@@ -10,7 +10,7 @@ from aligner_jax.data.tokenizer_files import tokenizer_files
 from aligner_jax.files.content import is_folder
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.weights.assemble import Parts, open_parts
-from aligner_jax.weights.base import form_of, locate
+from aligner_jax.weights.base import Base, form_of, load_base, locate
 from aligner_jax.weights.fingerprint import fingerprint_of_parts
 from aligner_jax.weights.form import Form
 from aligner_jax.weights.orbax import OrbaxReader
@@ -73,6 +73,12 @@ def open_stored(name: str) -> StoredBase:
     checkpoint = form.open(path)
     parts = functools.partial(open_parts, checkpoint)
     return StoredBase(name, path, form, checkpoint.config, _stored_dtype(checkpoint), parts)
+
+
+def load_whole(stored: StoredBase) -> Base:
+    """Loads a stored base as a whole, in a dtype that holds its weights exactly. Raises InputError as `load_base`."""
+    # float16 is no dtype to compute in here.
+    return load_base(stored.name, "float32" if stored.stored_dtype == "float16" else stored.stored_dtype)
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> str:

@@ -18,7 +18,8 @@ _MAX_REPORTED = 1000
 _BY_ID = re.compile(r"token_id:(\d{1,9})")
 # Pieces of byte-level and SentencePiece vocabularies, which some servers report as they are.
 _PIECES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n"})
-_REFUSALS = (400, 404, 422)
+# llama-cpp-python answers a prompt of token ids with 500.
+_REFUSALS = (400, 404, 422, 500)
 
 
 def found_at_endpoint(canary: Canary, endpoint: Endpoint, model: str) -> list[Found]:
@@ -38,7 +39,7 @@ def found_at_endpoint(canary: Canary, endpoint: Endpoint, model: str) -> list[Fo
 
 
 async def _found(canary: Canary, endpoint: Endpoint, model: str) -> list[Found]:
-    found, as_text = [], False
+    reported, as_text = [], False
     async with open_client(endpoint, _MAX_BYTES) as client:
         create = client.completions.with_raw_response.create
         for prompt in canary.prompts:
@@ -53,7 +54,13 @@ async def _found(canary: Canary, endpoint: Endpoint, model: str) -> list[Found]:
                     as_text = True
             if content is None:
                 content = await body_of(create, {**request, "prompt": prompt.row.text}, endpoint)
-            found.append(_matched(prompt, _reported(content, endpoint.url)))
+            reported.append(_reported(content, endpoint.url))
+    if not any(reported):
+        raise InputError(
+            f"{endpoint.url} reports no log-probabilities of tokens (logprobs={_NUM_LOG_PROBS} at /completions), by "
+            f"which alone the adapter is found: start the server with them, or verify the folder without --endpoint"
+        )
+    found = [_matched(*each) for each in zip(canary.prompts, reported, strict=True)]
     if all(x is None for each in found for x in each.log_probs) and not any(prompt.names for prompt in canary.prompts):
         raise InputError(
             f"{endpoint.url} reports texts of tokens, and the canary has ids alone, since the base has no tokenizer: "
@@ -63,7 +70,10 @@ async def _found(canary: Canary, endpoint: Endpoint, model: str) -> list[Found]:
 
 
 def _reported(content: bytes, url: str) -> dict[str | int, float]:
-    """Returns the most probable next tokens of a completion, by id where the server gives it, else by text."""
+    """Returns the most probable next tokens of a completion, by id where the server gives it, else by text.
+
+    There are none where a server reports nothing about an answer that ends at once.
+    """
     try:
         completion = parse_json(content.decode("utf-8"), "the answer")
     except (InputError, UnicodeDecodeError):
@@ -72,11 +82,6 @@ def _reported(content: bytes, url: str) -> dict[str | int, float]:
     for token, value in _entries(value_at(completion, "choices", 0, "logprobs"))[:_MAX_REPORTED]:
         if isinstance(token, str | int) and isinstance(value, int | float) and -math.inf < value <= 0.01:
             reported[_key(token)] = max(float(value), -1e6)
-    if not reported:
-        raise InputError(
-            f"{url} reports no log-probabilities of tokens (logprobs={_NUM_LOG_PROBS} at /completions), by which alone "
-            f"the adapter is found: start the server with them, or verify the folder without --endpoint"
-        )
     return reported
 
 
@@ -118,4 +123,5 @@ def _matched(prompt: CanaryPrompt, reported: Mapping[str | int, float]) -> Found
         return alike[0] if len(alike) == 1 and bare.count(name.strip()) == 1 else None
 
     log_probs: list[Any] = [log_prob(*each) for each in zip(prompt.tokens, names, strict=True)]
-    return Found(log_probs, min(reported.values()))
+    # Without a report, a token may have any probability.
+    return Found(log_probs, min(reported.values(), default=0.0))

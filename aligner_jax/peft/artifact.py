@@ -32,7 +32,7 @@ from aligner_jax.peft.adapter_file import (
 from aligner_jax.peft.canary import Canary, parse_canary
 from aligner_jax.peft.canary_logits import LoadedBase, compute_canary, is_loaded
 from aligner_jax.peft.hf_peft import load_peft
-from aligner_jax.peft.location import locate_adapter
+from aligner_jax.peft.location import check_no_base, locate_adapter
 from aligner_jax.peft.released import load_released
 from aligner_jax.peft.shapes import check_shapes
 from aligner_jax.runtime.files import write_atomically
@@ -179,6 +179,7 @@ def read_artifact(path: str | Path, base: FingerprintedBase | None = None) -> Ar
       InputError: the file does not exist, is not an adapter, is damaged, or was trained on another base.
     """
     path = locate_adapter(path)
+    check_no_base(path)
     if is_folder(path):
         return Artifact(path, load_peft(path, base.config if base is not None else None))
     if path.suffix == ".pth":

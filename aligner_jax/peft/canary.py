@@ -26,7 +26,14 @@ _MAX_PROMPTS, _MAX_TOKENS, _MAX_BYTES = 3, 64, 1500
 _NUM_TOP = 4
 _LEAST_LOG_PROB = -1e6
 
-_TEXTS = ("Why is the sky blue?", "Write a short poem about the sea.", "Who are you?", "How do I tie a knot?")
+_QUESTIONS = ("Why is the sky blue?", "Write a short poem about the sea.", "Who are you?", "How do I tie a knot?")
+# A model may end plain text after a question, and some servers report nothing about a text that ends.
+_BEGINNINGS = (
+    "The sky is blue because",
+    "My name is",
+    "Once upon a time there was a",
+    "The best way to tie a knot is to",
+)
 _NUM_RANDOM_IDS = 8
 
 
@@ -155,18 +162,19 @@ def candidates(
     Args:
       tokenizer: tokenizer of the base; None gives random token ids.
       prompt_format: format of the adapter's prompts; without one, or if it makes them too long, they are plain text.
-      vocab_size, context_length: of the base.
+      vocab_size, context_length: fields of the base's configuration.
     """
     most = min(MAX_IDS, context_length)
     if tokenizer is not None:
-        for rendered in [prompt_format, None] if prompt_format is not None else [None]:
-            if rows := [row for text in _TEXTS if (row := _row(text, tokenizer, rendered, most)) is not None]:
+        asked = [] if prompt_format is None else [(prompt_format, text) for text in _QUESTIONS]
+        for prompts in (asked, [(None, text) for text in _BEGINNINGS]):
+            if rows := [row for each in prompts if (row := _row(*each, tokenizer, most)) is not None]:
                 return rows
-    ids = np.random.default_rng(0).integers(0, vocab_size, (len(_TEXTS), min(_NUM_RANDOM_IDS, most)))
+    ids = np.random.default_rng(0).integers(0, vocab_size, (len(_QUESTIONS), min(_NUM_RANDOM_IDS, most)))
     return [Row(tuple(row)) for row in ids.tolist()]
 
 
-def _row(text: str, tokenizer: Tokenizer, prompt_format: PromptFormat | None, most: int) -> Row | None:
+def _row(prompt_format: PromptFormat | None, text: str, tokenizer: Tokenizer, most: int) -> Row | None:
     try:
         rendered = text if prompt_format is None else prompt_format.render(text, tokenizer)
         ids = tokenizer.encode(rendered, bos=tokenizer.add_bos)
@@ -187,6 +195,8 @@ def choose(
 ) -> Canary | None:
     """Returns the canary of the prompts that the adapter changes most; None if a logit is not finite.
 
+    Prompts at which either model ends at once come last.
+
     Args:
       rows: the prompts, from `candidates`.
       base_bv, adapted_bv: next-token logits of the base and of the adapted model.
@@ -196,7 +206,8 @@ def choose(
     if not (np.isfinite(base_bv).all() and np.isfinite(adapted_bv).all()):
         return None
     base_bv, adapted_bv = _log_softmax(base_bv), _log_softmax(adapted_bv)
-    prompts = []
+    stop_ids = frozenset() if tokenizer is None else tokenizer.stop_ids
+    prompts, ends = [], []
     for row, base_v, adapted_v in zip(rows, base_bv, adapted_bv, strict=True):
         names = _namer(row, tokenizer)
         tokens = tuple(dict.fromkeys(i for x_v in (adapted_v, base_v) for i in _top(x_v, names)))
@@ -204,8 +215,10 @@ def choose(
             values = (tuple(round(float(x_v[i]), 4) for i in tokens) for x_v in (base_v, adapted_v))
             texts = () if tokenizer is None else tuple(names(i) or "" for i in tokens)
             prompts.append(CanaryPrompt(row, tokens, texts, *values))
+            ends.append(not stop_ids.isdisjoint((int(base_v.argmax()), int(adapted_v.argmax()))))
     chosen: list[CanaryPrompt] = []
-    for prompt in sorted(prompts, key=lambda prompt: -prompt.effect):
+    # Some servers report nothing about an answer that ends at once.
+    for _, prompt in sorted(zip(ends, prompts, strict=True), key=lambda each: (each[0], -each[1].effect)):
         more = Canary(computed_in, (*chosen, prompt))
         # An adapter's file holds it as a JSON text within JSON.
         if len(chosen) < _MAX_PROMPTS and len(json.dumps(more.as_json(), ensure_ascii=False).encode()) <= _MAX_BYTES:

@@ -5,6 +5,7 @@ from pathlib import Path
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import exists, is_file, is_folder
 from aligner_jax.peft import hf_peft_config
+from aligner_jax.weights.base import FORMS
 from aligner_jax.weights.hub import download, is_hub_name
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -37,3 +38,12 @@ def locate_adapter(path: str | Path) -> Path:
     if is_folder(local / "checkpoints"):
         raise InputError(f"{path} is the folder of a run that has not ended, so it has no {ADAPTER_FILE} yet")
     return local
+
+
+def check_no_base(path: Path) -> None:
+    """Raises InputError if `path`, which `locate_adapter` returned, is the file or folder of a base model."""
+    if is_folder(path) and is_file(path / hf_peft_config.FILE):
+        return
+    for form in FORMS:
+        if exists(path) and form.detect(path):
+            raise InputError(f"{path} is no adapter: it has the form of a base model, {form.description}")

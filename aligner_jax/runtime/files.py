@@ -39,7 +39,7 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _write_beside(path, content)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be written: {reason(error)}") from error
+        raise InputError(f"{path} cannot be written: {_why(path, error)}") from error
     try:
         os.replace(temporary, path)
         _sync(path.parent)
@@ -82,7 +82,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         temporary = _temporary_name(folder)
         temporary.mkdir()
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {reason(error)}") from error
+        raise InputError(f"{folder} cannot be written: {_why(folder, error)}") from error
     try:
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
@@ -118,6 +118,16 @@ def system_reason(error: BaseException) -> str | None:
             return os.strerror(int(found[1]))
         link = link.__cause__ or link.__context__
     return None
+
+
+def _why(path: Path, error: BaseException) -> str:
+    """Returns the reason why `path` or its parent folders could not be made."""
+    # The system says "File exists" or "Not a directory", but not of which part of the path.
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        for parent in path.parents:
+            if parent.exists() and not parent.is_dir():
+                return f"{parent} is a file, not a folder"
+    return reason(error)
 
 
 def _write_beside(path: Path, content: bytes) -> Path:

@@ -83,7 +83,7 @@ def compare(name: str, cases: list[str], dtype: str, scratch: Path) -> list[floa
         before_btv = np.asarray(aj.apply(base.params, None, jnp.asarray(rows_bt, jnp.int32), config=base.config))
         for case_name in cases:
             case = CASES[case_name]
-            adapter = _random(case, base)
+            adapter = random_adapter(base, case.method, case.options)
             ours_btv = np.asarray(aj.apply(base.params, adapter, jnp.asarray(rows_bt, jnp.int32), config=base.config))
             folder = _write(stored, adapter, case, scratch / case_name)
             if case.form == "peft":
@@ -108,12 +108,12 @@ def _rows(base: aj.Base) -> np.ndarray:
     return np.asarray(rows[:_NUM_ROWS])
 
 
-def _random(case: Case, base: aj.Base) -> aj.Adapter | None:
-    """Returns an adapter of which small random numbers replace the arrays that are zero at first."""
-    if case.method is None:
+def random_adapter(base: aj.Base, method: str | None, options: Mapping[str, Any]) -> aj.Adapter | None:
+    """Returns an adapter with small random numbers in place of arrays that are zero at first; None without a method."""
+    if method is None:
         return None
-    adapter = aj.init_adapter(case.method, base.config, key=1, **case.options)
-    rng, scale = np.random.default_rng(1), _SCALES[case.method]
+    adapter = aj.init_adapter(method, base.config, key=1, **options)
+    rng, scale = np.random.default_rng(1), _SCALES[method]
     arrays = {
         name: x if np.any(x) else jnp.asarray(scale * rng.standard_normal(x.shape), jnp.float32)
         for name, x in adapter.trainable.items()

@@ -30,12 +30,12 @@ from aligner_jax.exports.job import Job
 from aligner_jax.exports.source import StoredBase, open_stored
 from aligner_jax.peft.fold import Target
 from aligner_jax.studies.flag_values import MODEL, names
+from scripts.bench.exported_logits import random_adapter
 from scripts.bench.protocol import PEER_VARIABLE, ROOT, Worker
 
 HELDOUT = ROOT / "aligner_jax" / "data" / "quickstart" / "heldout.jsonl"
 _VARIABLE = "LLAMA_PYTHON"
 _CONTEXT = 512
-_SCALES = {"aligner": 0.01, "lora": 0.005}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,9 @@ def compare(args: argparse.Namespace, llama: Worker, scratch: Path) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name in args.cases:
         case = CASES[name]
-        adapter = aj.load_adapter(args.adapter, base) if case.trained and args.adapter else _random(case, base)
+        adapter = random_adapter(base, case.method, case.options)
+        if case.trained and args.adapter:
+            adapter = aj.load_adapter(args.adapter, base)
         file = _write(stored, adapter, case, scratch / name)
         llama.ask("load", path=str(file), context=_CONTEXT)
         same = sum(llama.ask("tokens", text=text)["tokens"] == ids for text, ids in zip(texts, prompts, strict=True))
@@ -142,19 +144,6 @@ def _rows(prompts: Sequence[list[int]], found: Sequence[list[int]]) -> np.ndarra
     rows = [[*prompt, *tokens] for prompt, tokens in zip(prompts, found, strict=True)]
     longest = max(map(len, rows))
     return np.asarray([row + [0] * (longest - len(row)) for row in rows], np.int32)
-
-
-def _random(case: Case, base: aj.Base) -> aj.Adapter | None:
-    """Returns an adapter of which small random numbers replace the arrays that are zero at first."""
-    if case.method is None:
-        return None
-    adapter = aj.init_adapter(case.method, base.config, key=1, **case.options)
-    rng, scale = np.random.default_rng(1), _SCALES[case.method]
-    arrays = {
-        name: x if np.any(x) else jnp.asarray(scale * rng.standard_normal(x.shape), jnp.float32)
-        for name, x in adapter.trainable.items()
-    }
-    return adapter.replace(trainable=arrays)
 
 
 def _write(base: StoredBase, adapter: aj.Adapter | None, case: Case, folder: Path) -> Path:

@@ -98,6 +98,7 @@ def test_wrong_arguments_are_refused_in_one_sentence(saved, tmp_path: Path, rand
     assert "give adapters with weights" in _refused(tmp_path)
     assert "does not end in a weight after a colon" in _refused(tmp_path, f"--adapter={path}")
     assert "does not end in a weight" in _refused(tmp_path, f"--adapter={path}:half")
+    assert "names no adapter before the weight" in _refused(tmp_path, "--adapter=:1.0")
     assert "should be a finite number" in _refused(tmp_path, f"--adapter={path}:inf")
     assert "give the base (base=…, or --base=PATH)" in _refused(tmp_path, f"--adapter={path}:1", f"--adapter={path}:2")
     ended = run_command("combine", f"--adapter={path}:1", f"--out={path}")

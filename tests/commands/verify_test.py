@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import gguf
 import jax.numpy as jnp
 import numpy as np
 import places
@@ -110,6 +111,38 @@ def test_an_export_with_other_biases_is_told(bias, status, sentence, made, tmp_p
     assert (ended.status, ended.out.split(" (")[0]) == (status, sentence)
 
 
+def test_the_biases_of_a_gguf_file_are_told(made, tmp_path):
+    out = tmp_path / "out"
+    ended = run_command(
+        "export", f"--base={made.folder / 'base'}", f"--adapter={made.file}", "--to=gguf", f"--out={out}"
+    )
+    assert (ended.status, ended.err) == (0, "")
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "canary.json", "model.gguf"]
+    for path in (out, out / "model.gguf"):
+        ended = verify(path)
+        assert (ended.status, ended.err) == (0, "")
+        assert ended.out.startswith("adapter active")
+        assert differences(ended)[0] < 1e-3
+    biases = [t for t in gguf.GGUFReader(out / "model.gguf", "r+").tensors if t.name.endswith("attn_output.bias")]
+    assert len(biases) == made.base.config.num_layers
+    for bias in biases:
+        bias.data[:] = 0
+    ended = verify(out)
+    assert (ended.status, ended.out.split(" (")[0]) == (3, "adapter missing: equals the base")
+
+
+def test_a_peft_folder_of_several_tokens_is_told(made, tmp_path):
+    adapter = aj.init_adapter("aligner", made.base.config, key=3, num_tokens=3, gates="layer")
+    arrays = {name: 0.3 + x for name, x in adapter.trainable.items()}
+    aj.save_adapter(adapter.replace(trainable=arrays), tmp_path / "a.safetensors", made.base, canary=False)
+    base = f"--base={made.folder / 'base'}"
+    ended = run_command(
+        "export", base, f"--adapter={tmp_path / 'a.safetensors'}", "--to=peft", f"--out={tmp_path / 'out'}"
+    )
+    assert (ended.status, ended.err) == (0, "")
+    assert verify(tmp_path / "out", base).out.startswith("adapter active")
+
+
 @pytest.mark.parametrize(
     ("served", "form", "ids", "status"),
     [
@@ -131,6 +164,25 @@ def test_a_server_is_told(served, form, ids, status, made):
     asked = [request.body["prompt"] for request in server.requests]
     assert all(isinstance(prompt, list) for prompt in asked) == ids
     assert all(request.body["model"] == "tiny" for request in server.requests)
+
+
+@pytest.mark.parametrize("refusal", [404, 422, 500])
+def test_a_server_that_refuses_token_ids_is_asked_with_text(refusal, made):
+    with judge_server(completions(made.base, made.adapter, ids=False, refusal=refusal)) as server:
+        ended = verify(made.file, f"--endpoint={server.url}", "--model=tiny")
+    assert (ended.status, ended.err) == (0, "")
+    assert isinstance(server.requests[-1].body["prompt"], str)
+
+
+@pytest.mark.parametrize(("served", "status"), [("adapter", 0), ("base", 3)])
+def test_a_server_may_report_nothing_about_an_answer_that_ends_at_once(served, status, made):
+    reply = completions(made.base, made.adapter if served == "adapter" else None)
+    logprobs = {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
+    empty = Reply(json.dumps({"choices": [{"text": "", "logprobs": logprobs, "finish_reason": "stop"}]}).encode())
+    with judge_server(lambda request, number: empty if number == 0 else reply(request, number)) as server:
+        ended = verify(made.file, f"--endpoint={server.url}", "--model=tiny")
+    assert (ended.status, ended.err) == (status, "")
+    assert len(server.requests) > 1
 
 
 @pytest.mark.parametrize(("served", "status"), [("adapter", 0), ("base", 3)])

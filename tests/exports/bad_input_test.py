@@ -42,6 +42,7 @@ def made(gguf_base, tmp_path_factory) -> Callable[[str], Path]:
     one = saved(folder / "one.safetensors", base)
     saved(folder / "ten.safetensors", base, num_tokens=10)
     saved(folder / "huge.safetensors", base, factor=1e25)
+    aj.save_adapter(aj.init_adapter("lora", base.config), folder / "lora.safetensors", base=base, canary=False)
     header, data = adapter_files.parts(one)
 
     adapter_files.write(folder / "nan.safetensors", header, np.float32("nan").tobytes() + data[4:])
@@ -80,7 +81,9 @@ def export(made: Callable[[str], Path], out: Path, **changes: str) -> Ended:
         ({"base": "partly.gguf"}, "tensor blk.1.attn_output.bias has no place in this model"),
         ({"adapter": "nan.safetensors"}, "'gates_ln' holds numbers that are not finite"),
         ({"adapter": "empty"}, "is no folder of a PEFT adapter"),
-        ({"adapter": "LLAMA"}, "is no folder of a PEFT adapter"),
+        ({"adapter": "LLAMA"}, "llama is no adapter: it has the form of a base model, a Hugging Face folder"),
+        ({"adapter": "gguf"}, "base.gguf is no adapter: it has the form of a base model, a .gguf file"),
+        ({"adapter": "lora.safetensors", "bias": "v"}, "--bias=v has no effect on these adapters"),
         ({"adapter": "none"}, "none does not exist"),
         ({"to": "gguf", "base": "gguf", "dtype": "q4_0"}, "--dtype=q4_0: value should be one of"),
         ({"dtype": "q8_0"}, "--dtype=q8_0 is a type of GGUF files, and --to=hf has none"),
@@ -126,7 +129,7 @@ def test_what_is_there_is_not_overwritten(made, form, tmp_path):
     for out, sentence in [
         (file, "is a file, but a folder is to be written there"),
         (full, "is a folder with other things in it; name a new one"),
-        (file / "out", "cannot be written: "),
+        (file / "out", f"cannot be written: {file} is a file, not a folder"),
     ]:
         _refused(export(made, out, to=form, **base), sentence)
     assert sorted(tmp_path.rglob("*")) == before

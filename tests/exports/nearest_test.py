@@ -115,6 +115,7 @@ def test_the_command_folds_the_bias_and_prints_the_losses(tiny_model, randomized
     (line,) = [line for line in ended.out.splitlines() if "held-out loss" in line]
     card = (tmp_path / "out" / "README.md").read_text()
     assert line[1:] in card
+    assert "with the bias that is closest to one adapter folded in at strength 1." in card
     assert "2 examples of mine.json" in line
     of = {name: float(re.findall(rf"{name} (\d+\.\d+)", line)[0]) for name in ("base", "adapter", "bias")}
     stored = open_stored(str(tmp_path / "out"))

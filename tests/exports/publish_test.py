@@ -12,6 +12,7 @@ from command_runs import Ended, run_command
 from huggingface_hub import constants
 
 import aligner_jax as aj
+from aligner_jax.peft.artifact import read_artifact
 
 LLAMA = places.GOLDENS / "models" / "llama"
 
@@ -48,6 +49,29 @@ def test_the_folder_of_an_adapter(run, base, tmp_path):
         assert fact in card
     assert "private" not in card
     aj.load_adapter(tmp_path / "out", base)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("aligner", {}), ("aligner", {"num_tokens": 3}), ("prefix", {"num_tokens": 2})]
+)
+def test_the_folder_of_an_old_file_has_a_canary(method, options, base, tmp_path):
+    adapter = aj.init_adapter(method, base.config, key=1, **options)
+    arrays = {name: 0.2 + x for name, x in adapter.trainable.items()}
+    adapter, old = adapter.replace(trainable=arrays), tmp_path / "old.safetensors"
+    aj.save_adapter(adapter, old, base, prompt_format={"template": "alpaca", "system": None}, canary=False)
+    ended = export(adapter=old, to="adapter", out=tmp_path / "without")
+    assert (ended.status, ended.err) == (0, "")
+    assert "no canary: the adapter's file has none, as files of earlier releases; add --base=PATH" in ended.out
+    assert (tmp_path / "without" / "adapter.safetensors").read_bytes() == old.read_bytes()
+    ended = export(adapter=old, to="adapter", out=tmp_path / "out", base=LLAMA)
+    assert (ended.status, ended.err) == (0, "")
+    assert "no canary" not in ended.out
+    before, after = read_artifact(old), read_artifact(tmp_path / "out", base)
+    assert {name: x for name, x in after.metadata.items() if name != "canary"} == before.metadata
+    for name, x in adapter.trainable.items():
+        np.testing.assert_array_equal(after.adapter.trainable[name], x)
+    verified = run_command("verify", str(tmp_path / "out"), f"--base={LLAMA}")
+    assert verified.out.startswith("adapter active")
 
 
 @pytest.mark.parametrize("form", ["hf", "orbax"])

@@ -14,7 +14,18 @@ from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
 from aligner_jax.files.fields import Fields
 from aligner_jax.peft.artifact import read_artifact, save_adapter
-from aligner_jax.peft.canary import FLOOR, Canary, CanaryPrompt, Found, Row, candidates, found_in, judge, parse_canary
+from aligner_jax.peft.canary import (
+    FLOOR,
+    Canary,
+    CanaryPrompt,
+    Found,
+    Row,
+    candidates,
+    choose,
+    found_in,
+    judge,
+    parse_canary,
+)
 from aligner_jax.peft.canary_logits import next_logits
 from aligner_jax.weights.base import Base
 
@@ -98,6 +109,21 @@ def test_prompts_have_text_where_there_is_a_tokenizer(prompt_format, tiny_model,
 def test_prompts_that_a_template_makes_too_long_are_plain(tiny_model):
     tokenizer, long = aj.load_base(tiny_model).tokenizer, PromptFormat("chat", "be brief " * 100)
     assert candidates(tokenizer, long, 512, 64) == candidates(tokenizer, None, 512, 64)
+
+
+def test_prompts_at_which_a_model_ends_come_last(tiny_model):
+    tokenizer = aj.load_base(tiny_model).tokenizer
+    rows = candidates(tokenizer, None, 512, 64)
+    vocab_size = tokenizer.num_embeddings
+    base_bv = np.zeros((len(rows), vocab_size))
+    base_bv[:, tokenizer.encode("a")[0]] = 5
+    adapted_bv = np.zeros_like(base_bv)
+    # The first prompt has the largest effect, but the adapter ends there.
+    adapted_bv[:, tokenizer.encode("b")[0]] = 9, 5, 7, 6
+    adapted_bv[0, tokenizer.eos_id] = 10
+    canary = choose(rows, base_bv, adapted_bv, tokenizer, "float32")
+    assert canary is not None
+    assert [rows.index(prompt.row) for prompt in canary.prompts] == [2, 3, 1]
 
 
 def test_the_decision_bears_a_third_of_the_effect():

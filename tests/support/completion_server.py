@@ -12,14 +12,20 @@ import aligner_jax as aj
 
 
 def completions(
-    base: aj.Base, adapter: aj.Adapter | None, *, ids: bool = True, form: str = "text", noise: float = 0.0
+    base: aj.Base,
+    adapter: aj.Adapter | None,
+    *,
+    ids: bool = True,
+    refusal: int = 400,
+    form: str = "text",
+    noise: float = 0.0,
 ) -> Callable[[Request, int], Reply]:
     """Returns the replies of a server that applies an adapter, or none.
 
     Args:
       base: the base.
       adapter: the adapter; None gives the server's replies without it.
-      ids: False refuses prompts of token ids.
+      ids: False refuses prompts of token ids, with the status `refusal`.
       form: "text" reports tokens as text, "ids" as vLLM does with ids, "chat" as llama.cpp does, "none" reports none.
       noise: standard deviation of what is added to the logits, as by quantization.
     """
@@ -31,7 +37,7 @@ def completions(
         assert (body["max_tokens"], body["temperature"], body["logprobs"]) == (1, 0.0, 5)
         prompt = body["prompt"]
         if isinstance(prompt, list) and not ids:
-            return failure(400, "prompt must be a string")
+            return failure(refusal, "prompt must be a string")
         tokens = prompt if isinstance(prompt, list) else base.tokenizer.encode(prompt, bos=base.tokenizer.add_bos)
         logits_v = aj.apply(base.params, adapter, jnp.asarray(tokens)[None], config=base.config)[0, -1]
         logits_v = logits_v + noise * jnp.asarray(rng.standard_normal(logits_v.shape), jnp.float32)
