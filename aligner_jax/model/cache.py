@@ -216,13 +216,13 @@ def insert_rows(
       new_lbksh: keys or values of the new rows, with at most as many slots.
       rows_b: index in the cache of each new row.
     """
-    is_split, are_new_split = (x.shape[1] % num_parts("batch") == 0 for x in (x_lbksh, new_lbksh))
-    axes = mesh_axes("batch") if is_split else ()
+    split, new_split = (x.shape[1] % num_parts("batch") == 0 for x in (x_lbksh, new_lbksh))
+    axes = mesh_axes("batch") if split else ()
 
-    def write(x_lbksh, new_lbksh, rows_b):
+    def write(x_lbksh, new_lbksh, rows_b, layer):
         first = jax.lax.axis_index(axes) * x_lbksh.shape[1] if axes else 0
 
-        def write_row(i, x_lbksh, new_lbksh, layer):
+        def write_row(i, x_lbksh):
             new_l1ksh = jax.lax.dynamic_slice_in_dim(new_lbksh, i, 1, axis=1)
             row = rows_b[i] - first
             start = (layer, row, 0, 0, 0)
@@ -232,20 +232,19 @@ def insert_rows(
                 new_l1ksh = jnp.where((row >= 0) & (row < x_lbksh.shape[1]), new_l1ksh, held_l1ksh)
             return as_stored(jax.lax.dynamic_update_slice(x_lbksh, new_l1ksh, start))
 
-        def write_rows(x_lbksh, new_lbksh, layer):
-            return jax.lax.fori_loop(0, len(rows_b), lambda i, x: write_row(i, x, new_lbksh, layer), x_lbksh)
+        return jax.lax.fori_loop(0, len(rows_b), write_row, x_lbksh)
 
-        def write_layer(layer, x_lbksh):
-            new_1bksh = jax.lax.dynamic_slice_in_dim(new_lbksh, layer, 1)
-            return write_rows(x_lbksh, jax.lax.all_gather(new_1bksh, axes, axis=1, tiled=True), layer)
+    if not split:
+        return write(x_lbksh, new_lbksh, rows_b, 0)
+    # Each device gets all new rows: any row may move from the device that prefilled it to any other.
+    write_all = on_each_device(write, (_AXES, (None, None, "kv_heads", None, None), (None,), ()), _AXES)
+    if not (axes and new_split):
+        return write_all(x_lbksh, new_lbksh, rows_b, 0)
 
-        if not (axes and are_new_split):
-            return write_rows(x_lbksh, new_lbksh, 0)
-        return jax.lax.fori_loop(0, len(x_lbksh), write_layer, x_lbksh)
+    def write_layer(layer, x_lbksh):
+        # Split like all layers, or each iteration would gather all of them.
+        new_1bksh = constrain(jax.lax.dynamic_slice_in_dim(new_lbksh, layer, 1), *_AXES)
+        return write_all(x_lbksh, new_1bksh, rows_b, layer)
 
-    if not is_split:
-        return write(x_lbksh, new_lbksh, rows_b)
-    # Each device gets all new rows, since any row may move from the device that prefilled it to any other: a layer at a
-    # time, so that no device holds all layers of all new rows.
-    new_axes = _AXES if are_new_split else (None, None, "kv_heads", None, None)
-    return on_each_device(write, (_AXES, new_axes, (None,)), _AXES)(x_lbksh, new_lbksh, rows_b)
+    # A layer at a time, so that no device holds all layers of all new rows.
+    return jax.lax.fori_loop(0, len(x_lbksh), write_layer, x_lbksh)

@@ -1,5 +1,6 @@
 """The engine's programs, compiled for TPUs that are not attached."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,12 +10,15 @@ from jax.sharding import Mesh
 from aligner_jax.decoding import programs
 from aligner_jax.decoding.arrivals import Arrivals
 from aligner_jax.decoding.engine import EngineOptions
+from aligner_jax.decoding.held import empty_places
 from aligner_jax.decoding.lengths import prompts_at_once
 from aligner_jax.decoding.request import Request
 from aligner_jax.decoding.state import State
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.logical import num_parts
 from aligner_jax.peft import Adapter, Bound
+from aligner_jax.peft.row_adapters import RowAdapters
+from aligner_jax.peft.row_sums import Sums
 from aligner_jax.planning.compiled import Compiled, compile_for
 from aligner_jax.runtime import chips, sharding
 from aligner_jax.runtime.memory import nbytes
@@ -29,6 +33,7 @@ class EnginePrograms:
     Attributes:
       shared: shapes of the bound adapter that all rows share, with shardings.
       state: shapes of the engine's state, with shardings.
+      held: shapes of the places of adapters, with shardings; None if rows have no adapters of their own.
     """
 
     def __init__(
@@ -57,6 +62,11 @@ class EnginePrograms:
             dtype=params.embed_vd.dtype, first_position=self.shared.first_position, alternatives=options.alternatives,
             has_penalty=options.has_penalty, capacity=options.capacity,
         )  # fmt: skip
+        self.held: RowAdapters | None = None
+        if options.capacity is not None:
+            self.held = self._results(
+                empty_places, params, config=config, capacity=options.capacity, places=options.places
+            )
 
     @property
     def cache_bytes(self) -> int:
@@ -70,9 +80,11 @@ class EnginePrograms:
         group = prompts_at_once(width, self._options.rows, num_parts("batch"), "tpu")
         request = Request([0] * tokens, new_tokens)
         arrivals = Arrivals.of([request], [0], [request.prompt_ids], width=width, group=group, held=None)
+        if self._options.capacity is not None:
+            arrivals = dataclasses.replace(arrivals, sums=Sums.of([[]] * group, self._options.capacity))
         return compile_for(
-            self._chip, programs.admit, self._params, self.shared, None, self.state, on_device(arrivals, self._mesh),
-            self._ids(STOPS), config=self._config,
+            self._chip, programs.admit, self._params, self.shared, self.held, self.state,
+            on_device(arrivals, self._mesh), self._ids(STOPS), config=self._config,
         )  # fmt: skip
 
     def decode(self, count: int) -> Compiled:

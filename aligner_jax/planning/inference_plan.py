@@ -131,7 +131,7 @@ def make_evaluation_plan(
     chip, quantization = chip_of(devices[0]), quantization_of(base)
     params = planned_params(model, base, mesh, rules, quantization)
     options = engine_options(config.batch_size, tokens, tokens + new_tokens)
-    adapter = on_device(_planned_adapter(adapter_path, model), mesh)
+    adapter = on_device(planned_adapter(adapter_path, model), mesh)
     text = jax.ShapeDtypeStruct((config.batch_size, length_bucket(tokens, model.context_length)), jnp.int32)
     with sharding.use(mesh, rules):
         scores = compile_for(chip, scoring.hidden, params, adapter, on_device(text, mesh), config=model)
@@ -156,7 +156,7 @@ def make_evaluation_plan(
         hbm_bytes=chip.hbm_bytes,
         weights_bytes=nbytes(params),
         cache_bytes=None if prompts.sent is None else engine.cache_bytes,
-        programs=tuple(_program(name, compiled) for name, compiled in of_all.items()),
+        programs=tuple(program_plan(name, compiled) for name, compiled in of_all.items()),
         roofline_seconds=seconds,
         bound=bound,
     )
@@ -179,7 +179,7 @@ def bytes_per_weight(params: Params) -> float:
     return sum(bits(leaf.dtype) * leaf.size for leaf in leaves) / 8 / sum(leaf.size for leaf in leaves)
 
 
-def _planned_adapter(path: str | None, model: LlamaConfig) -> Adapter:
+def planned_adapter(path: str | None, model: LlamaConfig) -> Adapter:
     """Returns the shapes of the adapter at a path; those of an Aligner of one token if there is no path."""
     return jax.eval_shape(lambda: init_adapter("aligner", model)) if path is None else read_shapes(path, model)
 
@@ -204,18 +204,36 @@ def _token_seconds(
         num_tokens=added.num_tokens, start_layer=added.start_layer,
         weight_bytes=bytes_per_weight(params),
     )  # fmt: skip
+    return step_seconds(cost, 0, mesh, chip, new)
+
+
+def step_seconds(
+    cost: roofline.Cost, more_bytes: float, mesh: Mesh, chip: chips.Chip, new: Compiled
+) -> tuple[float, str]:
+    """Returns the least time of a decode step in seconds and the resource that limits it.
+
+    Args:
+      cost: cost of the step for the rows of one device, without splitting over the mesh's axis "tensor".
+      more_bytes: bytes that each device moves besides.
+      mesh: mesh of the devices.
+      chip: chip of the devices.
+      new: program that decodes `TOKENS_PER_CALL` tokens.
+    """
+    assert new.sent is not None
+    tensor = mesh.shape["tensor"]
+    # Gathered weights are written to HBM before they are read.
+    gathered = sum(each.nbytes * each.runs for each in new.sent) / TOKENS_PER_CALL
     seconds = {
         "compute": cost.hardware_flops / tensor / chip.flops_per_second,
-        # Gathered weights are written to HBM before they are read.
-        "memory": (cost.hbm_bytes / tensor + sum(each.nbytes * each.runs for each in new.sent) / TOKENS_PER_CALL)
-        / chip.hbm_bytes_per_second,
+        "memory": (cost.hbm_bytes / tensor + more_bytes + gathered) / chip.hbm_bytes_per_second,
         "network": sum(each.received for each in new.sent) / TOKENS_PER_CALL / chip.network_bytes_per_second,
     }
     bound = max(seconds, key=lambda name: seconds[name])
     return seconds[bound], bound
 
 
-def _program(name: str, compiled: Compiled) -> ProgramPlan:
+def program_plan(name: str, compiled: Compiled) -> ProgramPlan:
+    """Returns the cost of a compiled program."""
     return ProgramPlan(
         name=name,
         peak_bytes=compiled.peak_bytes,

@@ -197,7 +197,7 @@ def seconds_per_step(times: Sequence[float], tokens_per_call: int) -> float:
     calls = (len(times) - 1) // tokens_per_call
     ends = times[1 : 1 + calls * tokens_per_call : tokens_per_call]
     if len(ends) < 2:
-        raise ValueError(f"{len(times)} tokens are one call, which includes the prefill; decode more")
+        raise ValueError(f"{len(times)} tokens are a prefill and one call at most; decode more")
     return (ends[-1] - ends[0]) / ((len(ends) - 1) * tokens_per_call)
 
 

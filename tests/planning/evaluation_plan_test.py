@@ -21,7 +21,7 @@ from aligner_jax.evals.generating import Prompt, generate
 from aligner_jax.evals.interface import parse_evaluate_config
 from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.subject import Subject
-from aligner_jax.model.config import llama_config
+from aligner_jax.model.config import LlamaConfig, llama_config
 from aligner_jax.peft import init_adapter
 from aligner_jax.peft.artifact import save_adapter
 from aligner_jax.planning import engine_programs, inference_plan, inference_table
@@ -98,10 +98,10 @@ def test_7b_answers_on_one_chip_since_neither_cache_nor_weights_are_copied():
     plan = make_evaluation_plan(config(), model, "v5e:2x2", devices, tokens=960, new_tokens=64)
     assert plan.fits
     assert (plan.padded_tokens, plan.slots) == (1024, 1024)
-    assert (plan.weights_bytes + (plan.cache_bytes or 0)) / 2**30 == pytest.approx(14.80, abs=0.01)
-    assert plan.programs[2].peak_bytes < 14.85 * 2**30
+    assert (plan.weights_bytes + (plan.cache_bytes or 0)) / 2**30 == pytest.approx(14.55, abs=0.01)
+    assert plan.programs[2].peak_bytes < 14.60 * 2**30
     # Prompts of 960 tokens are padded to 1,024, which the attention kernel takes: no scores are in memory.
-    assert plan.programs[1].peak_bytes < 15.03 * 2**30
+    assert plan.programs[1].peak_bytes < 15.11 * 2**30
 
 
 type Shapes = list[tuple[int, ...]]
@@ -124,7 +124,7 @@ def taken(jitted: Any, arguments: tuple[Any, ...], static: dict[str, Any]) -> tu
 PROGRAMS = {"scores": scoring.hidden, "admit": programs.admit, "decode": programs.decode}
 
 
-def planned(monkeypatch: pytest.MonkeyPatch, **given: Any) -> list[Any]:
+def planned(monkeypatch: pytest.MonkeyPatch, model: LlamaConfig, **given: Any) -> list[Any]:
     """Returns the programs that a plan on one device compiles, without compiling the large ones."""
     seen: list[Any] = []
 
@@ -133,11 +133,11 @@ def planned(monkeypatch: pytest.MonkeyPatch, **given: Any) -> list[Any]:
         if program is None:
             return compile_for(chip, jitted, *arguments, **static)
         seen.append(program)
-        return COMPILED
+        return dataclasses.replace(COMPILED, sent=[])
 
     monkeypatch.setattr(inference_plan, "compile_for", compiled)
     monkeypatch.setattr(engine_programs, "compile_for", compiled)
-    make_evaluation_plan(config(), MODEL, "v5e:2x2", topology_devices("v5e:2x2", 1), **given)
+    make_evaluation_plan(config(), model, "v5e:2x2", topology_devices("v5e:2x2", 1), **given)
     return seen
 
 
@@ -151,7 +151,6 @@ def test_the_planned_programs_are_those_of_the_evaluation(
         pass
 
     subject, ran = tiny_subject(batch_size=4), []
-    assert subject.base.config.context_length == MODEL.context_length
 
     def seen(name: str) -> Callable:
         def run(*arguments, **static):
@@ -176,7 +175,7 @@ def test_the_planned_programs_are_those_of_the_evaluation(
         with pytest.raises(Ran):
             run_it()
     monkeypatch.undo()
-    assert planned(monkeypatch, tokens=tokens, new_tokens=new_tokens) == ran
+    assert planned(monkeypatch, subject.base.config, tokens=tokens, new_tokens=new_tokens) == ran
     assert [name for name, *_ in ran] == ["scores", "admit", "decode"]
 
 
