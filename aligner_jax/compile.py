@@ -1,14 +1,18 @@
-"""Plans a training run or an evaluation with the real TPU compiler. No TPU is needed.
+"""Plans a training run, an evaluation or a server with the real TPU compiler. No TPU is needed.
 
 python -m aligner_jax.compile --config=configs/llama7b_alpaca.py [--topology=v5e:2x4[,v6e:2x4]] [--devices=1] \
     [--search] [--json] [--config.data.batch_size=8]
 python -m aligner_jax.compile --config=configs/eval/gsm8k.py --topology=v5e:2x4 [--tokens=1024] [--new_tokens=512] \
     [--adapter=PATH]
+python -m aligner_jax.compile --serve --config=configs/eval/gsm8k.py --topology=v5e:2x4 [--tokens=1024] \
+    [--new_tokens=512] [--adapter=PATH]
 
 Prints the cost of the step per device: memory, collectives, FLOPs, HBM traffic, and the time that these bound. For an
 evaluation, prints the cost of the programs that score texts and that generate answers, with the named adapter or else
-with an Aligner of one token. The topology defaults to the config's. A plan takes half a minute, or seconds if the same
-program was compiled before; --search makes several plans, and remat "auto" compiles up to six programs for one.
+with an Aligner of one token. With --serve, prints how many requests of this length run at once, each with an adapter of
+its own, and what a decode step moves; the config gives base and mesh. The topology defaults to the config's. A plan
+takes half a minute, or seconds if the same program was compiled before; --search makes several plans, and remat "auto"
+compiles up to six programs for one.
 """
 
 import dataclasses
@@ -24,10 +28,11 @@ from rich.table import Table
 from aligner_jax.errors import InputError
 from aligner_jax.evals.interface import parse_evaluate_config
 from aligner_jax.model.config import LlamaConfig, llama_config
-from aligner_jax.planning import inference_table, table
+from aligner_jax.planning import inference_table, serving_table, table
 from aligner_jax.planning.inference_plan import EvaluationPlan, make_evaluation_plan, planned_base
 from aligner_jax.planning.plan import Plan, make_plan, refitted
 from aligner_jax.planning.search import search
+from aligner_jax.planning.serving_plan import ServingPlan, make_serving_plans
 from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime import command
 from aligner_jax.runtime.config import BaseConfig, MeshConfig, TrainConfig, parse_config
@@ -45,19 +50,22 @@ SEARCH = flags.DEFINE_boolean("search", False, "Find the largest batch that fits
 TOKENS = flags.DEFINE_integer("tokens", 1024, "Tokens of an evaluation's longest prompt or text.", lower_bound=1)
 NEW_TOKENS = flags.DEFINE_integer("new_tokens", 512, "Tokens of an evaluation's answers at most.", lower_bound=1)
 ADAPTER = flags.DEFINE_string("adapter", None, "An evaluation's adapter; without one, an Aligner of one token.")
+SERVE = flags.DEFINE_boolean("serve", False, "Plan a server of many adapters with the config's base and mesh.")
 JSON = flags.DEFINE_boolean("json", False, "Print one JSON object a plan and line.")
 
 
 def main() -> None:
     of_evaluation = "evaluation" in CONFIG.value
     _check_flags(of_evaluation)
-    if of_evaluation:
+    if SERVE.value:
+        _show(_serving_plans(of_evaluation), serving_table.table, serving_table.advice)
+    elif of_evaluation:
         _show(_evaluation_plans(), inference_table.table, inference_table.advice)
     else:
         _show(_training_plans(), table.table, table.advice)
 
 
-def _show[P: (Plan, EvaluationPlan)](
+def _show[P: (Plan, EvaluationPlan, ServingPlan)](
     made: Iterator[P], table_of: Callable[[Sequence[P]], Table], advice_on: Callable[[P], str | None]
 ) -> None:
     if JSON.value:
@@ -73,6 +81,10 @@ def _show[P: (Plan, EvaluationPlan)](
 
 def _check_flags(of_evaluation: bool) -> None:
     """Refuses flags that only the other kind of plan takes."""
+    if SERVE.value:
+        if flags.FLAGS["search"].present:
+            raise InputError("--search is of a training run, and --serve plans a server")
+        return
     others = ("search",) if of_evaluation else ("tokens", "new_tokens", "adapter")
     for name in others:
         if flags.FLAGS[name].present:
@@ -92,6 +104,21 @@ def _evaluation_plans() -> Iterator[EvaluationPlan]:
         yield make_evaluation_plan(
             config, model, name, devices, tokens=cast(int, TOKENS.value), new_tokens=cast(int, NEW_TOKENS.value),
             adapter_path=ADAPTER.value,
+        )  # fmt: skip
+
+
+def _serving_plans(of_evaluation: bool) -> Iterator[ServingPlan]:
+    if of_evaluation:
+        config = parse_evaluate_config(CONFIG.value)
+        base = planned_base(config)
+    else:
+        config = parse_config(CONFIG.load(method_choice(), objective_choice()))
+        base = config.base
+    model = planned_model(base)
+    for name, devices in _planned_devices(config.mesh, TOPOLOGY.value, DEVICES.value):
+        yield from make_serving_plans(
+            base, config.mesh, model, name, devices, tokens=cast(int, TOKENS.value),
+            new_tokens=cast(int, NEW_TOKENS.value), adapter_path=ADAPTER.value,
         )  # fmt: skip
 
 

@@ -71,6 +71,10 @@ class EngineOptions:
     capacity: Capacity | None = None
     places: int = 64
 
+    def width(self, length: int) -> int | None:
+        """Returns the padded length of a prompt; None if it is prefilled in parts."""
+        return None if length > self.longest_part else min(padded_length(length), self.longest_part)
+
 
 @dataclasses.dataclass
 class _Running:
@@ -256,7 +260,7 @@ class Engine:
         while self._waiting and self._free and budget > 0:
             number = next(iter(self._waiting))
             request = self._waiting[number]
-            width = self._width(len(request.prompt_ids))
+            width = self.options.width(len(request.prompt_ids))
             if width is None:
                 # The prompts behind it wait too: they are served in their order.
                 if self._parts is not None:
@@ -265,7 +269,7 @@ class Engine:
                 continue
             group = self._group(width)
             together = [
-                number for number in self._waiting if self._width(len(self._waiting[number].prompt_ids)) == width
+                number for number in self._waiting if self.options.width(len(self._waiting[number].prompt_ids)) == width
             ]
             running = [self._take(number) for number in together[: min(group, len(self._free))]]
             arrivals = self._arrivals(running, width, group)
@@ -275,11 +279,6 @@ class Engine:
             )  # fmt: skip
             self._flights.append(_Flight(tokens, dict(enumerate(running))))
             budget -= group * width
-
-    def _width(self, length: int) -> int | None:
-        """Returns the padded length of a prompt; None if it is prefilled in parts."""
-        longest = self.options.longest_part
-        return None if length > longest else min(padded_length(length), longest)
 
     def _group(self, width: int) -> int:
         return prompts_at_once(width, self.options.rows, num_parts("batch"), self._platform)
@@ -316,7 +315,7 @@ class Engine:
             return 0
         ids = running.request.prompt_ids[parts.prefilled :]
         is_last = len(ids) <= longest
-        width = (is_last and self._width(len(ids))) or longest
+        width = (is_last and self.options.width(len(ids))) or longest
         group = self._group(width)
         # The adapters are in the state already.
         arrivals = Arrivals.of([running.request], [running.row], [ids[:width]], width=width, group=group, held=None)

@@ -38,7 +38,7 @@ class HeldAdapters:
         """
         assert places >= MOST_IN_A_SUM
         self._params, self._config, self.capacity = params, config, capacity
-        self.rows: RowAdapters = _empty_places(params, config=config, capacity=capacity, places=places)
+        self.rows: RowAdapters = empty_places(params, config=config, capacity=capacity, places=places)
         self._places: collections.OrderedDict[Hashable, int] = collections.OrderedDict()
         self._free = list(range(places))
         self._needs: dict[tuple[str, Options], Capacity] = {}
@@ -90,7 +90,8 @@ class HeldAdapters:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "capacity", "places"))
-def _empty_places(params: Params, *, config: LlamaConfig, capacity: Capacity, places: int) -> RowAdapters:
+def empty_places(params: Params, *, config: LlamaConfig, capacity: Capacity, places: int) -> RowAdapters:
+    """Returns places without adapters."""
     # Constants and factors are float32, and rounded once when they are summed.
     held = empty_rows(config, places, capacity, jnp.float32)
     return _on_every_device(_with_dtype(held, params))

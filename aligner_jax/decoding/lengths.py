@@ -25,6 +25,17 @@ def padded_slots(length: int) -> int:
     return padded_length(length) if length <= LONG else -(-length // LONG_MULTIPLE) * LONG_MULTIPLE
 
 
+def slots_of(longest_prompt: int, new_tokens: int, context: int) -> int:
+    """Returns the number of slots for prompts and their new tokens; it is the same for all prompts padded alike.
+
+    Args:
+      longest_prompt: tokens of the longest prompt.
+      new_tokens: new tokens at most.
+      context: context of the model, which prompts and new tokens do not exceed.
+    """
+    return padded_slots(min(padded_slots(longest_prompt) + new_tokens, context))
+
+
 def prompts_at_once(width: int, rows: int, parts: int, platform: str) -> int:
     """Returns the number of prompts that one program prefills; a multiple of `parts`.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.decoding.engine import TOKENS_PER_CALL, Engine, EngineOptions
-from aligner_jax.decoding.lengths import padded_slots
+from aligner_jax.decoding.lengths import padded_slots, slots_of
 from aligner_jax.decoding.request import Request, check_lengths, check_prompt, check_seed
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params
@@ -89,7 +89,8 @@ def continue_ids(
     Args:
       params: parameters of the base.
       adapter: an adapter; None for the base alone.
-      prompt_ids: token ids of the prompts, which all run at once.
+      prompt_ids: token ids of the prompts. At most `MOST_ROWS` run at once, and a step is yielded when the last ones
+        have made it.
       config: configuration of the base.
       max_new_tokens: maximum number of new tokens per row.
       sampling: sampling options of all rows.
@@ -102,7 +103,7 @@ def continue_ids(
     """
     engine = make_engine(
         params, adapter, prompt_ids, config=config, max_new_tokens=max_new_tokens, stop_ids=stop_ids, seed=seed,
-        sampling=sampling, most_rows=len(prompt_ids), tokens_per_call=tokens_per_call,
+        sampling=sampling, tokens_per_call=tokens_per_call,
     )  # fmt: skip
     requests = [Request(ids, max_new_tokens, sampling, seed=seed, draw=index) for index, ids in enumerate(prompt_ids)]
     rows: list[list[int | None]] = [[] for _ in prompt_ids]
@@ -130,14 +131,9 @@ def make_engine(
     sampling: Sampling,
     stop_ids: frozenset[int],
     seed: int,
-    most_rows: int = MOST_ROWS,
     tokens_per_call: int = TOKENS_PER_CALL,
 ) -> Engine:
-    """Returns an engine for these prompts; see `continue_ids` for the arguments and errors.
-
-    Args:
-      most_rows: rows at most; further prompts wait.
-    """
+    """Returns an engine for these prompts; see `continue_ids` for the arguments and errors."""
     check_seed(seed)
     if not prompt_ids:
         raise InputError("there are no prompts to continue")
@@ -147,8 +143,8 @@ def make_engine(
     check_lengths(longest, max_new_tokens, config)
     dtype = params.embed_vd.dtype
     options = EngineOptions(
-        rows=max(min(len(prompt_ids), most_rows), LEAST_ROWS if dtype == jnp.bfloat16 else 1),
-        slots=padded_slots(longest + max_new_tokens),
+        rows=max(min(len(prompt_ids), MOST_ROWS), LEAST_ROWS if dtype == jnp.bfloat16 else 1),
+        slots=slots_of(longest, max_new_tokens, config.context_length),
         longest_part=padded_slots(longest),
         tokens_per_call=tokens_per_call,
         has_penalty=sampling.repetition_penalty != 1,

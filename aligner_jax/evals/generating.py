@@ -95,9 +95,15 @@ def _generate(
 ) -> None:
     """Generates answers, and stores them whenever as many have ended as there are rows."""
     # The sizes are those of all prompts, so that a resumed run has the same programs.
+    options = engine_options(
+        subject.batch_size,
+        max(len(prompt.ids) for prompt in unique),
+        max(len(prompt.ids) + prompt.max_new_tokens for prompt in unique),
+        has_penalty=any(prompt.sampling.repetition_penalty != 1 for prompt in unique),
+    )
     engine = Engine(
-        subject.base.params, subject.base.config, engine_options(unique, subject.batch_size),
-        adapter=subject.adapter, stop_ids=subject.tokenizer.stop_ids,
+        subject.base.params, subject.base.config, options, adapter=subject.adapter,
+        stop_ids=subject.tokenizer.stop_ids,
     )  # fmt: skip
     # The longest prompts come first, so that a lack of memory shows at once.
     order = sorted(unfinished, key=lambda i: -len(unfinished[i].ids))
@@ -127,14 +133,20 @@ def _generate(
             ready = {}
 
 
-def engine_options(prompts: Sequence[Prompt], rows: int) -> EngineOptions:
-    """Returns the sizes of the engine that generates the answers to these prompts."""
-    longest = max(len(prompt.ids) for prompt in prompts)
+def engine_options(rows: int, longest_prompt: int, most_tokens: int, *, has_penalty: bool = False) -> EngineOptions:
+    """Returns the sizes of the engine that generates answers.
+
+    Args:
+      rows: answers that are generated at once.
+      longest_prompt: tokens of the longest prompt.
+      most_tokens: tokens of a prompt and its new tokens at most.
+      has_penalty: True if prompts may have a repetition penalty.
+    """
     return EngineOptions(
         rows=rows,
-        slots=padded_slots(max(len(prompt.ids) + prompt.max_new_tokens for prompt in prompts)),
-        longest_part=padded_slots(longest),
-        has_penalty=any(prompt.sampling.repetition_penalty != 1 for prompt in prompts),
+        slots=padded_slots(most_tokens),
+        longest_part=padded_slots(longest_prompt),
+        has_penalty=has_penalty,
     )
 
 

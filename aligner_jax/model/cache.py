@@ -216,16 +216,16 @@ def insert_rows(
       new_lbksh: keys or values of the new rows, with at most as many slots.
       rows_b: index in the cache of each new row.
     """
-    split = x_lbksh.shape[1] % num_parts("batch") == 0
+    split, new_split = (x.shape[1] % num_parts("batch") == 0 for x in (x_lbksh, new_lbksh))
     axes = mesh_axes("batch") if split else ()
 
-    def write(x_lbksh, new_lbksh, rows_b):
+    def write(x_lbksh, new_lbksh, rows_b, layer):
         first = jax.lax.axis_index(axes) * x_lbksh.shape[1] if axes else 0
 
         def write_row(i, x_lbksh):
             new_l1ksh = jax.lax.dynamic_slice_in_dim(new_lbksh, i, 1, axis=1)
             row = rows_b[i] - first
-            start = (0, row, 0, 0, 0)
+            start = (layer, row, 0, 0, 0)
             if axes:
                 # A row of another device: the slice is clamped, and keeps its values.
                 held_l1ksh = jax.lax.dynamic_slice(x_lbksh, start, new_l1ksh.shape)
@@ -235,8 +235,16 @@ def insert_rows(
         return jax.lax.fori_loop(0, len(rows_b), write_row, x_lbksh)
 
     if not split:
-        return write(x_lbksh, new_lbksh, rows_b)
+        return write(x_lbksh, new_lbksh, rows_b, 0)
     # Each device gets all new rows: any row may move from the device that prefilled it to any other.
-    return on_each_device(write, (_AXES, (None, None, "kv_heads", None, None), (None,)), _AXES)(
-        x_lbksh, new_lbksh, rows_b
-    )
+    write_all = on_each_device(write, (_AXES, (None, None, "kv_heads", None, None), (None,), ()), _AXES)
+    if not (axes and new_split):
+        return write_all(x_lbksh, new_lbksh, rows_b, 0)
+
+    def write_layer(layer, x_lbksh):
+        # Split like all layers, or each iteration would gather all of them.
+        new_1bksh = constrain(jax.lax.dynamic_slice_in_dim(new_lbksh, layer, 1), *_AXES)
+        return write_all(x_lbksh, new_1bksh, rows_b, layer)
+
+    # A layer at a time, so that no device holds all layers of all new rows.
+    return jax.lax.fori_loop(0, len(x_lbksh), write_layer, x_lbksh)

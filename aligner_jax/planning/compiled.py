@@ -54,11 +54,13 @@ def compile_for(chip: chips.Chip, jitted: Any, *arguments: Any, **static: Any) -
       chip: chip of the devices.
       jitted: function to compile.
       arguments, static: arguments of the call, with `jax.ShapeDtypeStruct`s that have shardings in place of arrays.
+        Without arguments the program is for the mesh in context.
 
     Raises:
       InputError: the function cannot be compiled for another reason than its size.
     """
-    mesh = next(leaf.sharding.mesh for leaf in jax.tree.leaves(arguments))
+    leaves = jax.tree.leaves(arguments)
+    mesh = leaves[0].sharding.mesh if leaves else jax.sharding.get_mesh()
     with without_a_cache_of_programs():
         lowered = jitted.lower(*arguments, **static)
     digest = digest_of(lowered, list(mesh.devices.flat))

@@ -1,35 +1,32 @@
 """Plans an evaluation for a TPU topology: memory by the TPU compiler, time by the roofline."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from aligner_jax.decoding import sampler
-from aligner_jax.decoding.choose import RowSampling, Sampling
+from aligner_jax.decoding.engine import TOKENS_PER_CALL
 from aligner_jax.errors import InputError
 from aligner_jax.evals import scoring
 from aligner_jax.evals.batches import length_bucket
-from aligner_jax.evals.generating import prompt_bucket
+from aligner_jax.evals.generating import engine_options
 from aligner_jax.evals.interface import EvaluateConfig
 from aligner_jax.evals.subject import check_rows
 from aligner_jax.model.llama import LlamaConfig, Params, abstract_params
+from aligner_jax.model.quantized import Quantization
 from aligner_jax.peft import METHODS, Adapter, init_adapter
 from aligner_jax.peft.artifact import read_shapes
 from aligner_jax.planning.collectives import bytes_by_kind
 from aligner_jax.planning.compiled import Compiled, chip_of, compile_for, compute_dtype, weight_dtype
+from aligner_jax.planning.engine_programs import EnginePrograms, on_device
 from aligner_jax.planning.plan import refitted
 from aligner_jax.runtime import chips, roofline, sharding
 from aligner_jax.runtime.config import BaseConfig
 from aligner_jax.runtime.memory import bits, nbytes
 from aligner_jax.tasks.program import quantization_of
-
-STOPS = 2
-"""Number of stop tokens; it does not change the plan."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +56,9 @@ class EvaluationPlan:
       adapter_params: parameters of the adapter.
       weights_bytes: weights of the base.
       cache_bytes: keys and values of the device's rows; None if "prompts" does not fit.
-      programs: "scores", which scores texts; "prompts", the prefill; "new tokens", the decode loop, which generates
-        `sampler.TOKENS_PER_CALL` tokens per row in one call. If "prompts" does not fit, "new tokens" is left out.
+      programs: "scores", which scores texts; "prompts", which prefills the longest prompts; "new tokens", the decode
+        loop, which generates `TOKENS_PER_CALL` tokens per row in one call. If "prompts" does not fit, "new tokens" is
+        left out.
       roofline_seconds: least time of a decode step, which makes one token per row; None if "new tokens" is left out or
         does not fit.
       bound: the resource that limits the decode step: "compute", "memory" or "network"; None like `roofline_seconds`.
@@ -131,25 +129,17 @@ def make_evaluation_plan(
     mesh, rules = sharding.mesh_of(refitted(config.mesh, len(devices)), devices), sharding.rules_of(config.mesh)
     check_rows(config.batch_size, mesh)
     chip, quantization = chip_of(devices[0]), quantization_of(base)
-    params = jax.tree.map(
-        _struct,
-        abstract_params(model, compute_dtype(base), quantization),
-        sharding.param_shardings(model, mesh, rules, quantization),
-    )
-    shapes = _Shapes(mesh, config.batch_size, tokens, new_tokens, model.context_length)
-    adapter = shapes.replicated(_planned_adapter(adapter_path, model))
+    params = planned_params(model, base, mesh, rules, quantization)
+    options = engine_options(config.batch_size, tokens, tokens + new_tokens)
+    adapter = on_device(planned_adapter(adapter_path, model), mesh)
+    text = jax.ShapeDtypeStruct((config.batch_size, length_bucket(tokens, model.context_length)), jnp.int32)
     with sharding.use(mesh, rules):
-        scores = compile_for(chip, scoring.hidden, params, adapter, shapes.texts(), config=model)
-        prompts, state = _prompts(chip, model, params, adapter, shapes)
-        new = None
-        if state is not None:
-            bound, carried = state
-            new = compile_for(
-                chip, sampler.decode_tokens, params, bound, carried, shapes.stops(), config=model,
-                count=sampler.TOKENS_PER_CALL,
-            )  # fmt: skip
+        scores = compile_for(chip, scoring.hidden, params, adapter, on_device(text, mesh), config=model)
+        engine = EnginePrograms(chip, mesh, model, params, options, adapter)
+        prompts = engine.admit(tokens, new_tokens)
+        new = engine.decode(TOKENS_PER_CALL) if prompts.sent is not None else None
     of_all = {"scores": scores, "prompts": prompts, **({"new tokens": new} if new is not None else {})}
-    seconds, bound = _token_seconds(config, model, mesh, chip, params, adapter, shapes, new)
+    seconds, bound = _token_seconds(config, model, mesh, chip, params, adapter, options.slots, new)
     return EvaluationPlan(
         topology=topology,
         devices=len(devices),
@@ -157,84 +147,41 @@ def make_evaluation_plan(
         rows=config.batch_size,
         tokens=tokens,
         new_tokens=new_tokens,
-        padded_tokens=shapes.padded,
-        slots=shapes.slots,
+        padded_tokens=options.width(tokens) or options.longest_part,
+        slots=options.slots,
         adapter=str(adapter),
         adapter_path=adapter_path,
         adapter_params=adapter.num_params,
         weight_dtype=weight_dtype(base),
         hbm_bytes=chip.hbm_bytes,
         weights_bytes=nbytes(params),
-        cache_bytes=None if state is None else nbytes((state[1].cache.k_lbksh, state[1].cache.v_lbksh)),
-        programs=tuple(_program(name, compiled) for name, compiled in of_all.items()),
+        cache_bytes=None if prompts.sent is None else engine.cache_bytes,
+        programs=tuple(program_plan(name, compiled) for name, compiled in of_all.items()),
         roofline_seconds=seconds,
         bound=bound,
     )
 
 
-def _planned_adapter(path: str | None, model: LlamaConfig) -> Adapter:
+def planned_params(
+    model: LlamaConfig, base: BaseConfig, mesh: Mesh, rules: sharding.Rules, quantization: Quantization | None
+) -> Params:
+    """Returns the shapes of the base's parameters, with their shardings."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract_params(model, compute_dtype(base), quantization),
+        sharding.param_shardings(model, mesh, rules, quantization),
+    )
+
+
+def bytes_per_weight(params: Params) -> float:
+    """Returns the mean size of a parameter in bytes."""
+    leaves = jax.tree.leaves(params)
+    return sum(bits(leaf.dtype) * leaf.size for leaf in leaves) / 8 / sum(leaf.size for leaf in leaves)
+
+
+def planned_adapter(path: str | None, model: LlamaConfig) -> Adapter:
     """Returns the shapes of the adapter at a path; those of an Aligner of one token if there is no path."""
     return jax.eval_shape(lambda: init_adapter("aligner", model)) if path is None else read_shapes(path, model)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shapes:
-    """Shapes of the programs' inputs besides the base; all are replicated."""
-
-    mesh: Mesh
-    batch_size: int
-    tokens: int
-    new_tokens: int
-    context: int
-
-    @property
-    def padded(self) -> int:
-        """Length that prompts are padded to."""
-        return prompt_bucket(self.tokens, self.new_tokens, self.context)
-
-    @property
-    def slots(self) -> int:
-        """Slots of the cache per row."""
-        return sampler.num_slots(self.padded, self.new_tokens, self.context)
-
-    def replicated(self, tree: Any) -> Any:
-        where = sharding.replicated(self.mesh)
-        return jax.tree.map(lambda leaf: _struct(leaf, where), tree)
-
-    def texts(self) -> Any:
-        return self.replicated(
-            jax.ShapeDtypeStruct((self.batch_size, length_bucket(self.tokens, self.context)), jnp.int32)
-        )
-
-    def prompts(self) -> Any:
-        return self.replicated(jax.ShapeDtypeStruct((self.batch_size, self.padded), jnp.int32))
-
-    def lengths(self) -> Any:
-        return self.replicated(jax.ShapeDtypeStruct((self.batch_size,), jnp.int32))
-
-    def sampling(self) -> Any:
-        return self.replicated(jax.eval_shape(lambda: RowSampling.of([Sampling()] * self.batch_size)))
-
-    def stops(self) -> Any:
-        return self.replicated(jax.ShapeDtypeStruct((STOPS,), jnp.int32))
-
-    def seed(self) -> Any:
-        return self.replicated(jax.ShapeDtypeStruct((), jnp.uint32))
-
-
-def _prompts(
-    chip: chips.Chip, model: LlamaConfig, params: Params, adapter: Adapter, shapes: _Shapes
-) -> tuple[Compiled, Any]:
-    """Returns the prefill program and the shapes of its results; None for the shapes if it does not fit."""
-    static = {"config": model, "slots": shapes.slots}
-    arguments = (
-        params, adapter, shapes.prompts(), shapes.lengths(), shapes.sampling(), shapes.stops(), shapes.seed()
-    )  # fmt: skip
-    compiled = compile_for(chip, sampler.prefill_prompts, *arguments, **static)
-    if compiled.sent is None:
-        return compiled, None
-    state = jax.eval_shape(functools.partial(sampler.prefill_prompts, **static), *arguments)
-    return compiled, jax.tree.map(_struct, state, compiled.output_shardings)
 
 
 def _token_seconds(
@@ -244,32 +191,49 @@ def _token_seconds(
     chip: chips.Chip,
     params: Params,
     adapter: Adapter,
-    shapes: _Shapes,
+    slots: int,
     new: Compiled | None,
 ) -> tuple[float | None, str | None]:
     """Returns the least time of a decode step in seconds and the resource that limits it."""
     if new is None or new.sent is None:
         return None, None
-    tensor, leaves = mesh.shape["tensor"], jax.tree.leaves(params)
+    tensor = mesh.shape["tensor"]
     added = METHODS[adapter.method].cost(adapter.options, model)
     cost = roofline.decode_step(
-        model, batch_size=config.batch_size // (mesh.size // tensor), length=shapes.slots,
+        model, batch_size=config.batch_size // (mesh.size // tensor), length=slots,
         num_tokens=added.num_tokens, start_layer=added.start_layer,
-        weight_bytes=sum(bits(leaf.dtype) * leaf.size for leaf in leaves) / 8 / sum(leaf.size for leaf in leaves),
+        weight_bytes=bytes_per_weight(params),
     )  # fmt: skip
-    calls = sampler.TOKENS_PER_CALL
+    return step_seconds(cost, 0, mesh, chip, new)
+
+
+def step_seconds(
+    cost: roofline.Cost, more_bytes: float, mesh: Mesh, chip: chips.Chip, new: Compiled
+) -> tuple[float, str]:
+    """Returns the least time of a decode step in seconds and the resource that limits it.
+
+    Args:
+      cost: cost of the step for the rows of one device, without splitting over the mesh's axis "tensor".
+      more_bytes: bytes that each device moves besides.
+      mesh: mesh of the devices.
+      chip: chip of the devices.
+      new: program that decodes `TOKENS_PER_CALL` tokens.
+    """
+    assert new.sent is not None
+    tensor = mesh.shape["tensor"]
+    # Gathered weights are written to HBM before they are read.
+    gathered = sum(each.nbytes * each.runs for each in new.sent) / TOKENS_PER_CALL
     seconds = {
         "compute": cost.hardware_flops / tensor / chip.flops_per_second,
-        # Gathered weights are written to HBM before they are read.
-        "memory": (cost.hbm_bytes / tensor + sum(each.nbytes * each.runs for each in new.sent) / calls)
-        / chip.hbm_bytes_per_second,
-        "network": sum(each.received for each in new.sent) / calls / chip.network_bytes_per_second,
+        "memory": (cost.hbm_bytes / tensor + more_bytes + gathered) / chip.hbm_bytes_per_second,
+        "network": sum(each.received for each in new.sent) / TOKENS_PER_CALL / chip.network_bytes_per_second,
     }
     bound = max(seconds, key=lambda name: seconds[name])
     return seconds[bound], bound
 
 
-def _program(name: str, compiled: Compiled) -> ProgramPlan:
+def program_plan(name: str, compiled: Compiled) -> ProgramPlan:
+    """Returns the cost of a compiled program."""
     return ProgramPlan(
         name=name,
         peak_bytes=compiled.peak_bytes,
@@ -278,7 +242,3 @@ def _program(name: str, compiled: Compiled) -> ProgramPlan:
         collective_bytes=None if compiled.sent is None else bytes_by_kind(compiled.sent),
         compile_seconds=compiled.seconds,
     )
-
-
-def _struct(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)

@@ -113,7 +113,7 @@ def arms(implementations: tuple[str, ...], *, smoke: bool = False) -> list[Arm]:
         peer = {"bits": bits, "lora": PEFT_LORA, "attention": "sdpa", "checkpointing": False}
         found.append(Arm(f"bitsandbytes {kind} peft_lora_8", "quantized", "peer", "train", options | peer))
     if smoke:
-        small = {"rows": 2, "length": 32, "prompt": 8, "new_tokens": 16}
+        small = {"rows": 2, "length": 32, "prompt": 8, "new_tokens": 24}
         found = [
             dataclasses.replace(arm, arguments={
                 name: tiny.get(name, small.get(name, value)) for name, value in arm.arguments.items()

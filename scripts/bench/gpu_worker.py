@@ -10,8 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aligner_jax.decoding import sampler
-from aligner_jax.decoding.choose import RowSampling, Sampling
+from aligner_jax.decoding import programs
+from aligner_jax.decoding.arrivals import Arrivals
+from aligner_jax.decoding.choose import Sampling
+from aligner_jax.decoding.engine import TOKENS_PER_CALL, EngineOptions, tokens_per_program
+from aligner_jax.decoding.lengths import padded_slots, prompts_at_once, slots_of
+from aligner_jax.decoding.request import Request
 from aligner_jax.decoding.sampler import continue_ids
 from aligner_jax.model import attention
 from aligner_jax.model.config import LlamaConfig, llama_config
@@ -169,14 +173,14 @@ def decode(
         ):  # fmt: skip
             times.append(time.perf_counter())
         whole.append(times[-1] - began)
-        steps.append(seconds_per_step(times, sampler.TOKENS_PER_CALL))
+        steps.append(seconds_per_step(times, TOKENS_PER_CALL))
     result = {"tokens_per_second": rows * new_tokens / statistics.median(whole[1:]), **peak_bytes()}
     chip = chips.CHIPS.get(jax.devices()[0].device_kind)
     if chip is not None:
         held = sum(bits(x.dtype) * x.size for x in jax.tree.leaves(params)) / 8
         count = sum(x.size for x in jax.tree.leaves(params))
         # A step reads all slots of the cache.
-        slots = sampler.num_slots(sampler.padded_size(prompt), new_tokens, config.context_length)
+        slots = slots_of(prompt, new_tokens, config.context_length)
         cost = roofline.decode_step(config, batch_size=rows, length=slots, num_tokens=0, weight_bytes=held / count)
         result["bandwidth_share"] = cost.hbm_bytes / statistics.median(steps[1:]) / chip.hbm_bytes_per_second
     return result
@@ -186,12 +190,14 @@ def seconds_per_step(times: Sequence[float], tokens_per_call: int) -> float:
     """Returns the time of a decode step, without the prefill and the first call.
 
     Args:
-      times: arrival of each token of a row. All tokens of a call arrive when it ends.
+      times: arrival of each token of a row. The prefill makes the first one. All tokens of a call arrive when it ends;
+        at the end, calls make one token each.
       tokens_per_call: decode steps of a call.
     """
-    ends = times[::tokens_per_call]
+    calls = (len(times) - 1) // tokens_per_call
+    ends = times[1 : 1 + calls * tokens_per_call : tokens_per_call]
     if len(ends) < 2:
-        raise ValueError(f"{len(times)} tokens are one call, which includes the prefill; decode more")
+        raise ValueError(f"{len(times)} tokens are a prefill and one call at most; decode more")
     return (ends[-1] - ends[0]) / ((len(ends) - 1) * tokens_per_call)
 
 
@@ -199,17 +205,21 @@ def compile_decoding(
     config: LlamaConfig, dtype: str, rows: int, prompt: int, new_tokens: int, quantization: Quantization | None
 ) -> None:
     """Compiles the programs of `sampler.continue_ids`."""
-    shapes = abstract_params(config, dtype, quantization)
-    tokens = jax.ShapeDtypeStruct((rows, sampler.padded_size(prompt)), jnp.int32)
-    arguments = (
-        shapes, None, tokens, jax.ShapeDtypeStruct((rows,), jnp.int32), RowSampling.of([Sampling()] * rows),
-        jnp.asarray([-1], jnp.int32), jnp.uint32(0),
+    shapes, device = abstract_params(config, dtype, quantization), jax.default_backend()
+    slots, part = slots_of(prompt, new_tokens, config.context_length), padded_slots(prompt)
+    options = EngineOptions(rows=rows, slots=slots, longest_part=part)
+    width = options.width(prompt)
+    assert width is not None
+    bound = programs.bind_shared.eval_shape(shapes, None, config=config)
+    state = programs.make_state.eval_shape(
+        config=config, batch_size=rows, slots=slots, dtype=dtype, first_position=0, alternatives=None,
+        has_penalty=False, capacity=None,
     )  # fmt: skip
-    static = {"config": config, "slots": sampler.num_slots(tokens.shape[1], new_tokens, config.context_length)}
-    sampler.prefill_prompts.lower(*arguments, **static).compile()
-    bound, state = jax.eval_shape(functools.partial(sampler.prefill_prompts, **static), *arguments)
-    count = sampler.tokens_per_program(jax.default_backend())
-    sampler.decode_tokens.lower(shapes, bound, state, arguments[5], config=config, count=count).compile()
+    group, request, stops = prompts_at_once(width, rows, 1, device), Request([0] * prompt, new_tokens), np.int32([-1])
+    arrivals = Arrivals.of([request], [0], [request.prompt_ids], width=width, group=group, held=None)
+    programs.admit.lower(shapes, bound, None, state, arrivals, stops, config=config).compile()
+    ended, count = np.zeros(rows, np.int32), tokens_per_program(device)
+    programs.decode.lower(shapes, bound, state, ended, stops, config=config, count=count).compile()
 
 
 def peak_bytes() -> dict[str, int]:

@@ -1,5 +1,7 @@
 """Choosing a token: the exact distribution under temperature, top-k and top-p, by many draws with fixed keys."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,12 +17,13 @@ MIX = [
     Sampling(), Sampling(1.0), Sampling(0.7, 5), Sampling(1.3, 0, 0.8), Sampling(0.4, 20, 0.9), Sampling(1e-40),
     Sampling(1e-40, 3, 0.5), Sampling(2.0, 3, 0.5), Sampling(1.0, 10**12, 1 - 1e-12), Sampling(1.0, 1), Sampling(1e39),
     Sampling(0.0, 3, 0.5), Sampling(1.0, 50), Sampling(1.0, 49), Sampling(1.0, 0, 1e-45),
+    Sampling(1.0, min_p=0.1), Sampling(3.0, 9, 0.9, 0.3), Sampling(1.0, min_p=1.0),
 ]  # fmt: skip
 
 
 @jax.jit
-def choose_rows(logits_bv, keys_b, rows: RowSampling):
-    return choose(logits_bv, keys_b, rows)
+def choose_rows(logits_bv, keys_b, rows: RowSampling, seen_bv=None):
+    return choose(logits_bv, keys_b, rows, seen_bv)
 
 
 def choose_jit(logits_bv, keys_b, sampling: Sampling):
@@ -43,6 +46,7 @@ def chosen_alone(logits_v, key, sampling: Sampling):
         before_v = jnp.cumsum(probabilities_v) - probabilities_v
         least = jnp.min(jnp.where(before_v < sampling.top_p, sorted_v, 0.0))
         logits_v = jnp.where(logits_v < least, -jnp.inf, logits_v)
+    logits_v = jnp.where(logits_v < (math.log(sampling.min_p) if sampling.min_p else -jnp.inf), -jnp.inf, logits_v)
     return jax.random.categorical(key, logits_v)
 
 
@@ -73,6 +77,12 @@ def _kept(tokens: list[int], temperature: float = 1.0) -> np.ndarray:
         (Sampling(temperature=0.5, top_p=0.88), _kept([1, 3], 0.5)),
         (Sampling(temperature=2.0, top_p=0.69), _kept([1, 3, 4], 2.0)),
         (Sampling(temperature=1.0, top_k=3, top_p=0.8), _kept([1, 3])),
+        (Sampling(temperature=1.0, min_p=0.19), _kept([1, 3, 4, 5])),
+        (Sampling(temperature=1.0, min_p=0.21), _kept([1, 3, 4])),
+        (Sampling(temperature=2.0, min_p=0.21), _kept([0, 1, 2, 3, 4, 5], 2.0)),
+        (Sampling(temperature=0.5, min_p=0.5), _kept([1, 3], 0.5)),
+        (Sampling(temperature=1.0, min_p=1.0), _kept([1])),
+        (Sampling(temperature=1.0, top_k=2, min_p=0.1), _kept([1, 3])),
     ],
     ids=str,
 )
@@ -80,6 +90,38 @@ def test_distribution(sampling: Sampling, expected: np.ndarray):
     frequencies = _frequencies(sampling)
     np.testing.assert_array_equal(frequencies[expected == 0], 0)
     np.testing.assert_allclose(frequencies, expected, atol=4 * np.sqrt(0.25 / DRAWS))
+
+
+def test_min_p_keeps_the_tokens_that_hugging_face_keeps():
+    """MinPLogitsWarper drops tokens below min_p times the largest probability, after the temperature."""
+    rng = np.random.default_rng(0)
+    for temperature, min_p in ((1.0, 0.05), (0.7, 0.2), (2.0, 0.4)):
+        logits = rng.normal(size=12) * 2
+        scaled = np.exp(logits / temperature)
+        probabilities = scaled / scaled.sum()
+        kept = np.where(probabilities < min_p * probabilities.max(), 0, probabilities)
+        assert 0 < (kept > 0).sum() < 12
+        frequencies = _frequencies(Sampling(temperature, min_p=min_p), logits.astype(np.float32))
+        np.testing.assert_array_equal(frequencies[kept == 0], 0)
+        np.testing.assert_allclose(frequencies, kept / kept.sum(), atol=4 * np.sqrt(0.25 / DRAWS))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_repetition_penalty_is_that_of_hugging_face(seed: int):
+    """RepetitionPenaltyLogitsProcessor divides positive logits of seen tokens and multiplies negative ones."""
+    rng = np.random.default_rng(seed)
+    penalties = [1.0, 1.2, 2.0, 0.5, 3.0, 1e-3, 1.0, 50.0]
+    logits_bv = (rng.normal(size=(8, 50)) * 4).astype(np.float32)
+    seen_bv = rng.random((8, 50)) < 0.5
+    rules = [Sampling(1.0 if row % 2 else 0.0, repetition_penalty=penalty) for row, penalty in enumerate(penalties)]
+    keys_b = jax.random.split(jax.random.key(seed), 8)
+    penalty_b1 = np.asarray(penalties, np.float32)[:, None]
+    penalized_bv = np.where(seen_bv, np.where(logits_bv < 0, logits_bv * penalty_b1, logits_bv / penalty_b1), logits_bv)
+    plain = [Sampling(rule.temperature) for rule in rules]
+    wanted = [int(chosen_alone(*each)) for each in zip(jnp.asarray(penalized_bv), keys_b, plain, strict=True)]
+    found = choose_rows(logits_bv, keys_b, RowSampling.of(rules), seen_bv).tolist()
+    assert found == wanted
+    assert found != choose_rows(logits_bv, keys_b, RowSampling.of(plain), seen_bv).tolist()
 
 
 def test_temperature_zero_top_k_one_and_a_tiny_top_p_are_greedy():
@@ -170,6 +212,12 @@ def test_one_program_serves_every_mix():
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.1}, "top_p is 1.1"),
         ({"top_p": float("nan")}, "top_p is nan"),
+        ({"min_p": -0.1}, "min_p is -0.1"),
+        ({"min_p": 1.1}, "min_p is 1.1"),
+        ({"min_p": True}, "min_p is True"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        ({"repetition_penalty": -1.0}, "repetition_penalty is -1.0"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty is inf"),
     ],
 )
 def test_impossible_values_are_refused(values: dict, sentence: str):

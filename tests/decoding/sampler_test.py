@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from places import SHARED
 
-from aligner_jax.decoding import sampler
+from aligner_jax.decoding import engine, programs, sampler
 from aligner_jax.decoding.choose import Sampling
+from aligner_jax.decoding.lengths import padded_slots, slots_of
 from aligner_jax.decoding.sampler import sample
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params
@@ -91,11 +92,11 @@ def test_one_row_of_half_precision_equals_the_same_row_among_others(base: Letter
     assert [half.tokenizer.decode(row) for row in zip(*steps, strict=True)] == pair[:1]
 
 
-@pytest.mark.parametrize(("lengths", "new", "programs"), [(range(1, 65, 4), NEW, 4), (range(513, 641, 16), 200, 1)])
-def test_a_padded_length_has_one_program(lengths: range, new: int, programs: int, base: LetterModel):
+@pytest.mark.parametrize(("lengths", "new", "count"), [(range(1, 65, 4), NEW, 4), (range(513, 641, 16), 200, 1)])
+def test_a_padded_length_has_one_program(lengths: range, new: int, count: int, base: LetterModel):
     """With slots that follow the prompts in steps of 16, there are 8 programs that prefill, and 5 or 8 that decode."""
     config = dataclasses.replace(base.config, context_length=1024)
-    jitted = (sampler.prefill_prompts, sampler.decode_tokens)
+    jitted = (programs.admit, programs.decode)
     before = [each._cache_size() for each in jitted]
     for length in lengths:
         next(
@@ -103,16 +104,17 @@ def test_a_padded_length_has_one_program(lengths: range, new: int, programs: int
                 base.params, None, [[1] * length], config=config, max_new_tokens=new, sampling=Sampling()
             )
         )
-    assert [each._cache_size() - size for each, size in zip(jitted, before, strict=True)] == [programs] * 2
+    assert [each._cache_size() - size for each, size in zip(jitted, before, strict=True)] == [count] * 2
 
 
 @pytest.mark.parametrize("context", [64, 500, 512, 1000, 2048])
 @pytest.mark.parametrize("new", [1, 12, 60, 480])
 def test_slots_hold_every_prompt_of_a_padded_length_and_never_exceed_the_context(new: int, context: int):
     for length in range(1, context - new + 1):
-        padded = sampler.padded_size(length)
-        slots = sampler.num_slots(padded, new, context)
-        assert max(padded, length + new) <= slots <= max(padded, context)
+        padded = padded_slots(length)
+        slots = slots_of(length, new, context)
+        assert slots == slots_of(padded, new, context)
+        assert max(padded, length + new) <= slots <= max(padded, padded_slots(context))
 
 
 def test_parameters_may_be_numpy_arrays(base: LetterModel, adapter: Adapter, greedy):
@@ -121,8 +123,8 @@ def test_parameters_may_be_numpy_arrays(base: LetterModel, adapter: Adapter, gre
 
 
 def test_a_program_per_token_gives_the_same_text(base, adapter, greedy, monkeypatch: pytest.MonkeyPatch):
-    assert [sampler.tokens_per_program(platform, 5) for platform in ("gpu", "tpu", "cpu")] == [1, 5, 5]
-    monkeypatch.setattr(sampler, "tokens_per_program", lambda platform, count: 1)
+    assert [engine.tokens_per_program(platform, 5) for platform in ("gpu", "tpu", "cpu")] == [1, 5, 5]
+    monkeypatch.setattr(engine, "tokens_per_program", lambda platform, count: 1)
     assert sample(base, adapter, PROMPTS, max_new_tokens=NEW) == greedy
 
 
@@ -147,6 +149,32 @@ def test_every_option_reaches_the_choice(base: LetterModel, monkeypatch: pytest.
     sample(base, None, PROMPTS, max_new_tokens=5, temperature=0.7, top_k=3, top_p=0.8, seed=11)
     assert given["sampling"] == Sampling(temperature=0.7, top_k=3, top_p=0.8)
     assert (given["max_new_tokens"], given["seed"]) == (5, 11)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_more_prompts_than_rows_wait_and_get_the_same_tokens(stream: bool, base: LetterModel, adapter, monkeypatch):
+    prompts = [text * (1 + i % 2) for i, text in enumerate([*PROMPTS, "b", "a dog!"])]
+    options = {"max_new_tokens": NEW, "temperature": 1.0}
+    stop = sample(base, adapter, prompts[:1], **options)[0][5]
+    stopping = base._replace(tokenizer=Letters(stop_ids=frozenset([ALPHABET.index(stop)])))
+    together = sample(stopping, adapter, prompts, **options)
+    assert len({len(text) for text in together}) > 1
+    running, real, steps = [], engine.Engine.turn, []
+
+    def turn(self):
+        made = real(self)
+        running.append(self.num_running + self.num_waiting)
+        assert self.options.rows == 2
+        return made
+
+    monkeypatch.setattr(sampler, "MOST_ROWS", 2)
+    monkeypatch.setattr(engine.Engine, "turn", turn)
+    assert sample(stopping, adapter, prompts, **options, on_tokens=steps.append if stream else None) == together
+    assert max(running) > 2
+    if stream:
+        rows = list(zip(*steps, strict=True))
+        assert [Letters().decode([token for token in row if token is not None]) for row in rows] == together
+        assert len(steps) == max(map(len, together))
 
 
 def test_stop_tokens_end_their_row_alone_and_are_not_in_the_text(base: LetterModel, adapter, greedy):

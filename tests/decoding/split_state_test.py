@@ -13,13 +13,16 @@ import numpy as np
 import places
 import pytest
 
-from aligner_jax.decoding import sampler
+from aligner_jax.decoding import programs
+from aligner_jax.decoding.engine import EngineOptions
 from aligner_jax.decoding.state import State, empty_state, insert
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.llama import abstract_params
 from aligner_jax.peft import Bound
+from aligner_jax.peft.row_adapters import Capacity
 from aligner_jax.planning.collectives import Collective
 from aligner_jax.planning.compiled import chip_of, compile_for
+from aligner_jax.planning.engine_programs import EnginePrograms
 from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime import sharding
 
@@ -40,7 +43,7 @@ def structs(tree: Any, shardings: Any) -> Any:
 
 
 def abstract_state(mesh, rows: int, slots: int) -> State:
-    """Returns the shapes of a state, sharded as `prefill_prompts` returns it."""
+    """Returns the shapes of a state, sharded as the engine's programs take and return it."""
     state = jax.eval_shape(lambda: empty_state(MODEL, rows, slots, jnp.bfloat16))
     heads = "tensor" if mesh.shape["tensor"] > 1 else None
     axes = jax.sharding.PartitionSpec(None, "fsdp" if heads is None else None, heads)
@@ -64,17 +67,33 @@ def collectives_of(mesh, jitted, *arguments, **static) -> list[Collective]:
 def test_sampling_gathers_the_logits_once_and_its_loop_sends_nothing(mesh):
     params = structs(abstract_params(MODEL, "bfloat16"), sharding.param_shardings(MODEL, mesh, sharding.RULES))
     state, stops = abstract_state(mesh, ROWS, SLOTS), jax.ShapeDtypeStruct((2,), jnp.int32)
-    count = 4
+    count, ended = 4, jax.ShapeDtypeStruct((ROWS,), jnp.int32)
     with sharding.use(mesh):
         sent = collectives_of(
-            mesh, sampler.decode_tokens, params, structs(Bound(), sharding.replicated(mesh)), state,
-            structs(stops, sharding.replicated(mesh)), config=MODEL, count=count,
+            mesh, programs.decode, params, structs(Bound(), sharding.replicated(mesh)), state,
+            *structs((ended, stops), sharding.replicated(mesh)), config=MODEL, count=count,
         )  # fmt: skip
     # The bisection of top-k would run its collectives 32 times per token.
     assert max(each.runs for each in sent) <= count
     assert {each.kind for each in sent} <= {"all-gather", "all-reduce"}
     logits = [each for each in sent if each.nbytes == 4 * ROWS * MODEL.vocab_size]
     assert [each.kind for each in logits] == (["all-gather"] if mesh.shape["tensor"] > 1 else [])
+
+
+def test_programs_take_the_states_that_others_return(mesh):
+    """A program that returned another layout would make the next one move the whole cache, or compile again."""
+    params = structs(abstract_params(MODEL, "bfloat16"), sharding.param_shardings(MODEL, mesh, sharding.RULES))
+    capacity = Capacity(tokens=4, rank=2, factors=("q_ldnh",), biases=("o_bias_ld",))
+    options = EngineOptions(
+        rows=ROWS, slots=SLOTS, longest_part=128, alternatives=4, has_penalty=True, capacity=capacity, places=8
+    )
+    with sharding.use(mesh):
+        engine = EnginePrograms(chip_of(mesh.devices.flat[0]), mesh, MODEL, params, options)
+        for program in (engine.admit(100, 50), engine.decode(1), engine.decode(4)):
+            returned = program.output_shardings[0]
+            for taken, where in zip(jax.tree.leaves(engine.state), jax.tree.leaves(returned), strict=True):
+                assert taken.sharding.is_equivalent_to(where, taken.ndim)
+    assert "fsdp" in str(engine.state.cache.k_lbksh.sharding.spec) or mesh.shape["tensor"] > 1
 
 
 def test_inserted_rows_are_gathered_once(mesh):

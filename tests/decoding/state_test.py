@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aligner_jax.decoding.choose import RowSampling, Sampling
+from aligner_jax.decoding.choose import Sampling
 from aligner_jax.decoding.sampler import continue_ids
-from aligner_jax.decoding.state import State, begin, empty_state, insert, prefill, step
+from aligner_jax.decoding.state import Rows, State, begin, empty_state, insert, prefill, step
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.peft import Adapter, bind, bind_rows, init_adapter
 from aligner_jax.peft.rows import stack_adapters
@@ -31,7 +31,7 @@ def _begun(params: Params, bound, rows: list[int], config: LlamaConfig, slots: i
     lengths_b = np.asarray([len(PROMPTS[row]) for row in rows], np.int32)
     keys_b = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))(jnp.asarray(rows))
     prefilled = prefill_jit(params, bound, tokens_bt, lengths_b, config=config, slots=slots)
-    return begin(prefilled, RowSampling.of([RULES[row] for row in rows]), keys_b, STOPS)
+    return begin(prefilled, Rows.of(keys_b, [RULES[row] for row in rows]), STOPS)
 
 
 @pytest.fixture(scope="module", params=["aligner", "prompt"])
@@ -94,7 +94,7 @@ def test_a_stop_token_ends_its_row_in_prefill_and_in_a_step(config: LlamaConfig,
     prefilled = prefill_jit(
         params, bound, np.asarray([PROMPTS[0]], np.int32), np.asarray([3], np.int32), config=config, slots=8
     )
-    again = begin(prefilled, RowSampling.of(RULES[:1]), begun.keys_b[:1], begun.token_b[:1])
+    again = begin(prefilled, Rows.of(begun.rows.keys_b[:1], RULES[:1]), begun.token_b[:1])
     assert again.done_b.tolist() == [True]
     after = step_jit(params, bound, begun, STOPS, config=config)
     stopped = step_jit(params, bound, begun, after.token_b[1:], config=config)

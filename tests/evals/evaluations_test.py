@@ -14,8 +14,8 @@ import places
 import pytest
 from rich.console import Console
 
+from aligner_jax.decoding.engine import Engine
 from aligner_jax.errors import InputError
-from aligner_jax.evals import generating
 from aligner_jax.evals.interface import parse_evaluate_config, parse_options
 from aligner_jax.evals.run import evaluate, find_evaluation
 from aligner_jax.evals.subject import subject_name
@@ -90,33 +90,41 @@ def test_a_killed_evaluation_goes_on_and_its_files_are_those_of_one_that_was_not
     settings: dict, adapter: str, tmp_path: Path, monkeypatch
 ):
     _evaluate(settings, adapter, tmp_path / "whole")
-    batches = 0
-    real = generating._generated
+    requests, turns, stop = [], 0, 0
+    add, turn = Engine.add, Engine.turn
 
-    def counted(*args):
-        nonlocal batches
-        batches += 1
-        if batches == 2:
+    def counted(self, request):
+        requests.append(request.draw)
+        return add(self, request)
+
+    def interrupted(self):
+        nonlocal turns
+        turns += 1
+        if turns == stop:
             raise KeyboardInterrupt
-        return real(*args)
+        return turn(self)
 
-    monkeypatch.setattr(generating, "_generated", counted)
+    monkeypatch.setattr(Engine, "add", counted)
+    monkeypatch.setattr(Engine, "turn", interrupted)
+    kept = tmp_path / "killed" / "generated.jsonl"
+    _evaluate(settings, adapter, tmp_path / "again")
+    # One turn before the last one.
+    stop, turns = turns - 1, 0
     with pytest.raises(KeyboardInterrupt):
         _evaluate(settings, adapter, tmp_path / "killed")
     assert not (tmp_path / "killed" / "results.json").exists()
-    batches = 10
+    assert len(kept.read_text().splitlines()) > 1
+    requests.clear()
+    stop = 0
     assert "of 5" in _evaluate(settings, adapter, tmp_path / "killed")
-    needed = batches - 10
-    batches = 10
+    assert 0 < len(requests) < 5
+    requests.clear()
     _evaluate(settings, adapter, tmp_path / "killed")
-    assert batches == 10
+    assert requests == []
     names = ["results.json", "responses.jsonl", "responses.csv", "generated.jsonl"]
     assert [(tmp_path / "killed" / name).read_bytes() for name in names] == [
         (tmp_path / "whole" / name).read_bytes() for name in names
     ]
-    batches = 10
-    _evaluate(settings, adapter, tmp_path / "again")
-    assert needed == batches - 10 - 1
 
 
 def test_the_command_goes_on_after_a_real_kill(settings: dict, adapter: str, tmp_path: Path):
@@ -247,7 +255,7 @@ def test_answers_are_read_anew_with_another_marker(settings: dict, tmp_path: Pat
     problems.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n' * 3)
     settings["evaluation"] = {"name": "gsm8k", "path": str(problems), "max_new_tokens": 4}
     _evaluate(settings, None, tmp_path / "out")
-    monkeypatch.setattr(generating, "_generated", lambda *_: pytest.fail("answers are made again"))
+    monkeypatch.setattr(Engine, "add", lambda *_: pytest.fail("answers are made again"))
     settings["evaluation"]["marker"] = "#### "
     assert "answers with '####'" in _evaluate(settings, None, tmp_path / "out")
     made_from = json.loads((tmp_path / "out" / "results.json").read_text())["made_from"]

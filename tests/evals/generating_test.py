@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from aligner_jax.decoding.choose import Sampling
+from aligner_jax.decoding.engine import Engine
 from aligner_jax.decoding.sampler import continuation, continue_ids, sample
 from aligner_jax.errors import InputError
-from aligner_jax.evals import generating
 from aligner_jax.evals.generating import Prompt, encoded, generate
 from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.subject import Subject
@@ -73,26 +73,47 @@ def test_sampled_answers_differ_by_number_and_seed_and_are_the_same_again(
     assert not set(generate(subject, prompts, ResultStore(tmp_path / "other.jsonl", {}), QUIET, seed=2)) & set(answers)
 
 
-def test_finished_batches_are_not_repeated(tiny_subject, store: ResultStore, tmp_path: Path, monkeypatch):
-    subject = tiny_subject(batch_size=2)
-    prompts = [Prompt(encoded(subject, TEXTS[0]), 12, Sampling(1.0), number=number) for number in range(5)]
-    whole = generate(subject, prompts, ResultStore(tmp_path / "whole.jsonl", {}), QUIET)
-    made: list[int] = []
-    real = generating._generated
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, store: ResultStore, stored: int) -> list[int]:
+    """Makes engines raise KeyboardInterrupt when so many answers are stored; returns the requests that they get."""
+    requests: list[int] = []
+    add, turn = Engine.add, Engine.turn
 
-    def counted(subject, members, seed):
-        if len(made) == 2:
+    def counted(self, request):
+        requests.append(request.draw)
+        return add(self, request)
+
+    def interrupted(self):
+        if len(store) == stored:
             raise KeyboardInterrupt
-        made.append(len(members))
-        return real(subject, members, seed)
+        return turn(self)
 
-    monkeypatch.setattr(generating, "_generated", counted)
-    with pytest.raises(KeyboardInterrupt):
-        generate(subject, prompts, store, QUIET)
-    assert len(store) == 4
-    made.clear()
-    assert generate(subject, prompts, store, QUIET) == whole
-    assert made == [1]
+    monkeypatch.setattr(Engine, "add", counted)
+    monkeypatch.setattr(Engine, "turn", interrupted)
+    return requests
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0), Sampling(1.5, repetition_penalty=1.3)], ids=str)
+def test_an_interrupted_run_keeps_what_it_stored_and_a_resumed_one_is_that_of_one_that_was_not(
+    sampling: Sampling, tiny_subject, store: ResultStore, tmp_path: Path, monkeypatch
+):
+    subject = tiny_subject(batch_size=2)
+    prompts = [Prompt(encoded(subject, TEXTS[n % 3]), 12, sampling, number=n) for n in range(5)]
+    whole = generate(subject, prompts, ResultStore(tmp_path / "whole.jsonl", {}), QUIET)
+    with monkeypatch.context() as patch:
+        requests = interrupt_after(patch, store, 2)
+        with pytest.raises(KeyboardInterrupt):
+            generate(subject, prompts, store, QUIET)
+    assert sorted(requests) == [0, 1, 2, 3, 4]
+    kept = ResultStore(tmp_path / "store.jsonl", {})
+    assert len(kept) == 2
+    with monkeypatch.context() as patch:
+        requests = interrupt_after(patch, kept, -1)
+        assert generate(subject, prompts, kept, QUIET) == whole
+        # The others are not generated again, and those that are have the draws that they had.
+        assert len(requests) == 3
+        assert {prompts[i].key for i in requests}.isdisjoint(each.key for each in prompts if each.key in store)
+        assert generate(subject, prompts, kept, QUIET) == whole
+        assert len(requests) == 3
 
 
 def test_a_batch_of_which_a_part_is_kept_is_finished(tiny_subject: Callable[..., Subject], store: ResultStore):

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,8 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 import aligner_jax as aj
-from aligner_jax.decoding import sampler
-from aligner_jax.decoding.choose import RowSampling, Sampling
+from aligner_jax.decoding import programs
+from aligner_jax.decoding.engine import TOKENS_PER_CALL
 from aligner_jax.decoding.state import prefill
 from aligner_jax.model.attention import Prefix, attend
 from aligner_jax.model.config import LlamaConfig
@@ -92,13 +91,14 @@ def test_prefill(params):
     assert kernels(run, *arguments, platform="cpu") == set()
 
 
-@pytest.mark.parametrize(("count", "carried"), [(1, False), (sampler.TOKENS_PER_CALL, True)])
+@pytest.mark.parametrize(("count", "carried"), [(1, False), (TOKENS_PER_CALL, True)])
 def test_no_loop_carries_weights_if_a_program_decodes_one_token(params, count: int, carried: bool):
-    stops, sampling = ids(1), RowSampling.of([Sampling()] * 2)
-    arguments = params, None, ids(2, LENGTH), ids(2), sampling, stops, jax.ShapeDtypeStruct((), jnp.uint32)
-    prefill_prompts = partial(sampler.prefill_prompts, config=CONFIG, slots=LENGTH)
-    bound, state = jax.eval_shape(prefill_prompts, *arguments)
-    traced = sampler.decode_tokens.trace(params, bound, state, stops, config=CONFIG, count=count)
+    bound = programs.bind_shared.eval_shape(params, None, config=CONFIG)
+    state = programs.make_state.eval_shape(
+        config=CONFIG, batch_size=2, slots=LENGTH, dtype="bfloat16", first_position=0, alternatives=None,
+        has_penalty=False, capacity=None,
+    )  # fmt: skip
+    traced = programs.decode.trace(params, bound, state, ids(2), ids(1), config=CONFIG, count=count)
     program = traced.lower(lowering_platforms=("cuda",)).as_text()
     loops = [line for line in program.splitlines() if "stablehlo.while" in line]
     weights = {f"tensor<{'x'.join(map(str, leaf.shape))}xbf16>" for leaf in jax.tree.leaves(params)}

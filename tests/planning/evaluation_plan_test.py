@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,18 +13,19 @@ from command_runs import Ended, run_command
 from places import ROOT
 from rich.console import Console
 
-from aligner_jax.decoding import sampler
+from aligner_jax.decoding import engine, programs
+from aligner_jax.decoding.lengths import prompts_at_once
 from aligner_jax.errors import InputError
 from aligner_jax.evals import scoring
 from aligner_jax.evals.generating import Prompt, generate
 from aligner_jax.evals.interface import parse_evaluate_config
 from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.subject import Subject
-from aligner_jax.model.config import llama_config
+from aligner_jax.model.config import LlamaConfig, llama_config
 from aligner_jax.peft import init_adapter
 from aligner_jax.peft.artifact import save_adapter
-from aligner_jax.planning import inference_plan, inference_table
-from aligner_jax.planning.compiled import Compiled
+from aligner_jax.planning import engine_programs, inference_plan, inference_table
+from aligner_jax.planning.compiled import Compiled, compile_for
 from aligner_jax.planning.inference_plan import EvaluationPlan, ProgramPlan, make_evaluation_plan
 from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime import chips, roofline
@@ -69,11 +70,15 @@ def test_the_command_plans_an_evaluation():
     assert 4 * plan["weights_bytes"] == pytest.approx(2 * 260_032, rel=0.02)
     assert [program["name"] for program in plan["programs"]] == ["scores", "prompts", "new tokens"]
     assert all(program["fits"] and program["collective_bytes"]["all-gather"] > 0 for program in plan["programs"])
-    # A device receives three quarters of an array that four devices gather; a call makes eight tokens.
-    (kind, gathered), *others = plan["programs"][2]["collective_bytes"].items()
-    assert (kind, others, plan["bound"]) == ("all-gather", [], "network")
+    # Besides weights, a call sends the rows' tokens, lengths and ends, so that every device has those of all rows.
+    sent = plan["programs"][2]["collective_bytes"]
+    assert (sent.keys(), plan["bound"]) == ({"all-gather", "all-reduce"}, "network")
+    assert sent["all-reduce"] < 1024
+    # A device receives three quarters of an array that four devices gather, and twice so much of one that they sum; a
+    # call makes eight tokens.
     network = chips.CHIPS["TPU v5 lite"].network_bytes_per_second
-    assert plan["roofline_seconds"] == pytest.approx(gathered * 3 / 4 / 8 / network)
+    received = (sent["all-gather"] + 2 * sent["all-reduce"]) * 3 / 4
+    assert plan["roofline_seconds"] == pytest.approx(received / 8 / network)
 
 
 def test_on_one_device_nothing_is_sent_and_memory_bounds_a_token():
@@ -92,30 +97,47 @@ def test_7b_answers_on_one_chip_since_neither_cache_nor_weights_are_copied():
     model, devices = llama_config("llama2_7b"), topology_devices("v5e:2x2", 1)
     plan = make_evaluation_plan(config(), model, "v5e:2x2", devices, tokens=960, new_tokens=64)
     assert plan.fits
-    assert (plan.padded_tokens, plan.slots) == (1024, 1152)
-    assert (plan.weights_bytes + (plan.cache_bytes or 0)) / 2**30 == pytest.approx(14.80, abs=0.01)
-    assert plan.programs[2].peak_bytes < 14.85 * 2**30
+    assert (plan.padded_tokens, plan.slots) == (1024, 1024)
+    assert (plan.weights_bytes + (plan.cache_bytes or 0)) / 2**30 == pytest.approx(14.55, abs=0.01)
+    assert plan.programs[2].peak_bytes < 14.60 * 2**30
     # Prompts of 960 tokens are padded to 1,024, which the attention kernel takes: no scores are in memory.
-    assert plan.programs[1].peak_bytes < 15.03 * 2**30
+    assert plan.programs[1].peak_bytes < 15.11 * 2**30
 
 
-class Planned(NamedTuple):
-    """Shapes of a program's token ids, and its slots."""
-
-    shape: tuple[int, ...]
-    slots: int | None = None
+type Shapes = list[tuple[int, ...]]
+"""Shapes of all arguments of a program but weights, adapter and stop tokens."""
 
 
-def planned(monkeypatch: pytest.MonkeyPatch, **given: Any) -> list[Planned]:
-    """Returns the programs that a plan on one device compiles first, without compiling them."""
-    seen: list[Planned] = []
+def shapes_of(*arguments: Any) -> Shapes:
+    return [leaf.shape for leaf in jax.tree.leaves(arguments)]
 
-    def compiled(chip, jitted, params, adapter, tokens_bt, *others, config, slots=None):
-        seen.append(Planned(tokens_bt.shape, slots))
-        return COMPILED
+
+def taken(jitted: Any, arguments: tuple[Any, ...], static: dict[str, Any]) -> tuple[str, Shapes, int | None] | None:
+    """Returns a program's name, the shapes that it takes and its number of steps; None for programs of the start."""
+    if jitted is PROGRAMS["scores"]:
+        return "scores", shapes_of(arguments[2]), None
+    if jitted is PROGRAMS["admit"]:
+        return "admit", shapes_of(*arguments[3:5]), None
+    return ("decode", shapes_of(*arguments[2:4]), static["count"]) if jitted is PROGRAMS["decode"] else None
+
+
+PROGRAMS = {"scores": scoring.hidden, "admit": programs.admit, "decode": programs.decode}
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, model: LlamaConfig, **given: Any) -> list[Any]:
+    """Returns the programs that a plan on one device compiles, without compiling the large ones."""
+    seen: list[Any] = []
+
+    def compiled(chip, jitted, *arguments, **static):
+        program = taken(jitted, arguments, static)
+        if program is None:
+            return compile_for(chip, jitted, *arguments, **static)
+        seen.append(program)
+        return dataclasses.replace(COMPILED, sent=[])
 
     monkeypatch.setattr(inference_plan, "compile_for", compiled)
-    make_evaluation_plan(config(), MODEL, "v5e:2x2", topology_devices("v5e:2x2", 1), **given)
+    monkeypatch.setattr(engine_programs, "compile_for", compiled)
+    make_evaluation_plan(config(), model, "v5e:2x2", topology_devices("v5e:2x2", 1), **given)
     return seen
 
 
@@ -128,14 +150,23 @@ def test_the_planned_programs_are_those_of_the_evaluation(
     class Ran(Exception):
         pass
 
-    def seen(params, adapter, tokens_bt, *others, config, slots=None):
-        ran.append(Planned(tokens_bt.shape, slots))
-        raise Ran
-
     subject, ran = tiny_subject(batch_size=4), []
-    assert subject.base.config.context_length == MODEL.context_length
-    monkeypatch.setattr(scoring, "hidden", seen)
-    monkeypatch.setattr(sampler, "prefill_prompts", seen)
+
+    def seen(name: str) -> Callable:
+        def run(*arguments, **static):
+            ran.append(taken(PROGRAMS[name], arguments, static))
+            # The prefill goes on, to the first program that decodes.
+            if name == "admit":
+                return PROGRAMS[name](*arguments, **static)
+            raise Ran
+
+        return run
+
+    monkeypatch.setattr(scoring, "hidden", seen("scores"))
+    monkeypatch.setattr(programs, "admit", seen("admit"))
+    monkeypatch.setattr(programs, "decode", seen("decode"))
+    # The evaluation that is planned runs on a TPU.
+    monkeypatch.setattr(engine, "prompts_at_once", lambda *sizes: prompts_at_once(*sizes[:3], "tpu"))
     ids, kept, quiet = (1,) * tokens, ResultStore(tmp_path / "kept.jsonl", {}), Console(quiet=True)
     for run_it in (
         lambda: scoring.score(subject, [scoring.Continuation((*ids, 1), 1)], kept, quiet),
@@ -144,15 +175,22 @@ def test_the_planned_programs_are_those_of_the_evaluation(
         with pytest.raises(Ran):
             run_it()
     monkeypatch.undo()
-    assert planned(monkeypatch, tokens=tokens, new_tokens=new_tokens) == ran
-    assert ran[1].slots is not None
-    assert tokens + new_tokens <= ran[1].slots <= MODEL.context_length
+    assert planned(monkeypatch, subject.base.config, tokens=tokens, new_tokens=new_tokens) == ran
+    assert [name for name, *_ in ran] == ["scores", "admit", "decode"]
 
 
 def test_the_named_adapter_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
     path, devices, compiled = tmp_path / "a.safetensors", topology_devices("v5e:2x2", 1), []
-    monkeypatch.setattr(inference_plan, "compile_for", lambda *arguments, **_: compiled.append(arguments) or COMPILED)
+
+    def seen(*arguments, **static):
+        if arguments[1] in (scoring.hidden, programs.bind_shared):
+            compiled.append(arguments)
+        is_small = arguments[1] in (programs.bind_shared, programs.make_state)
+        return compile_for(*arguments, **static) if is_small else COMPILED
+
+    monkeypatch.setattr(inference_plan, "compile_for", seen)
+    monkeypatch.setattr(engine_programs, "compile_for", seen)
     lora = init_adapter("lora", MODEL, rank=4)
     save_adapter(lora, path)
     of = {

@@ -133,11 +133,12 @@ def not_a_number(q, k, v, prefix, *, segment_ids_bt):
 
 
 def test_a_decode_step_is_timed_without_the_first_call():
-    # A call of 4 steps takes 2 seconds; the first ends at 10, after the prefill.
-    times = [10.0, 10.1, 10.1, 10.1, 12.0, 12.1, 12.1, 12.1, 14.0, 14.1]
-    assert gpu_worker.seconds_per_step(times, 4) == 0.5
-    with pytest.raises(ValueError, match="one call"):
-        gpu_worker.seconds_per_step(times[:4], 4)
+    # A call of 4 steps takes 2 seconds; the first ends at 10, after the prefill. The last calls have one step each.
+    times = [7.0, 10.0, 10.1, 10.1, 10.1, 12.0, 12.1, 12.1, 12.1, 14.0, 14.1, 14.1, 14.1, 15.0, 15.9]
+    for count in (9, 12, 13, 15):
+        assert gpu_worker.seconds_per_step(times[:count], 4) == 0.5
+    with pytest.raises(ValueError, match="8 tokens are a prefill and one call"):
+        gpu_worker.seconds_per_step(times[:8], 4)
 
 
 @pytest.mark.parametrize("by_length", [False, True])

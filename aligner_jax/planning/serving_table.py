@@ -1,0 +1,48 @@
+"""Tables of serving plans."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from aligner_jax.planning.serving_plan import ServingPlan
+from aligner_jax.planning.table import columns, mesh, size, title
+
+
+def table(plans: Sequence[ServingPlan]) -> Table:
+    """Returns a table with one column per plan and one row per figure. Memory and traffic are per device."""
+    return columns(list(map(title, plans)), [dict(_rows(plan)) for plan in plans])
+
+
+def _rows(plan: ServingPlan) -> list[tuple[str, str]]:
+    rate, moved = plan.tokens_per_second, plan.step_bytes
+    return [
+        ("mesh", mesh(plan.mesh)),
+        ("different adapters", f"{plan.adapters:,}"),
+        ("adapters", plan.adapter.partition("(")[0]),
+        ("tokens + new ones, slots a row", f"{plan.tokens:,} + {plan.new_tokens:,}, {plan.slots:,}"),
+        ("weights", f"{size(plan.weights_bytes)} ({plan.weight_dtype})"),
+        ("rows at once", f"{plan.rows:,}" if plan.rows else "none fits"),
+        *((f"{program.name}: peak", size(program.peak_bytes)) for program in plan.programs),
+        ("adapters held", f"{size(plan.places_bytes)} in {plan.places:,} places"),
+        ("a step moves", size(sum(moved.values()))),
+        ("  weights", size(moved["weights"])),
+        (f"  keys and values of {plan.filled:,} tokens a row", size(moved["keys"])),
+        ("  rows' adapters", f"{size(moved['adapters'])} ({size(plan.row_bytes)} a row)"),
+        ("a step that reads all slots moves", size(plan.all_slots_bytes)),
+        (
+            "a new token of each row, at least",
+            "–" if plan.step_seconds is None else f"{plan.step_seconds * 1e3:,.1f} ms, bound by {plan.bound}",
+        ),
+        ("tokens/s by the roofline", "–" if rate is None else f"{rate:,.0f}"),
+        ("compiled in", f"{sum(program.compile_seconds for program in plan.programs):.0f} s"),
+    ]
+
+
+def advice(plan: ServingPlan) -> str | None:
+    """Returns one sentence that names the settings to change; None if a row fits."""
+    if plan.rows:
+        return None
+    return (
+        f"{title(plan)}: not one row of {plan.slots:,} slots fits beside the weights. What helps: fewer --tokens and "
+        "--new_tokens; --config.base.quantization=int8 (or int4); more devices (--topology)."
+    )
