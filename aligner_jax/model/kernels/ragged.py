@@ -48,6 +48,8 @@ def check_supported(dtype: jnp.dtype, k_lbksh: jax.ShapeDtypeStruct | Array, num
         )
     if h not in (64, 128, 256):
         raise Unsupported(f"the decoding kernel takes head dims 64, 128 and 256, not {h}")
+    if h % LANES and slots % LANES:
+        raise Unsupported(f"the decoding kernel takes a multiple of {LANES} slots for head dim {h}, not {slots}")
     if num_beside > _MAX_BESIDE:
         raise Unsupported(f"the decoding kernel takes up to {_MAX_BESIDE} keys beside the cache, not {num_beside}")
     _, block = block_sizes(k_lbksh.shape, k_lbksh.dtype)
@@ -131,6 +133,9 @@ def attend(
     heads, block = block_sizes(k_lbksh.shape, k_lbksh.dtype)
     if slots_last:
         k_lbksh, v_lbksh = k_lbksh.swapaxes(3, 4), v_lbksh.swapaxes(3, 4)
+    if not interpret:
+        # The compiler would move a whole cache that fits VMEM there and back.
+        k_lbksh, v_lbksh = (pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (k_lbksh, v_lbksh))
 
     def of_row(*shape):
         return pl.BlockSpec((None, heads, *shape), lambda j, i, rows, *_: (rows[i], j, 0, 0))
