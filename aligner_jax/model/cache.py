@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from aligner_jax.model.attention import attend
-from aligner_jax.model.cached_attention import attend_cached
+from aligner_jax.model.cached_attention import attend_cached, blocks_to_read
 from aligner_jax.model.layers import Adapted, Layer, layer_as_stored, run_layers
 from aligner_jax.model.layout import as_stored
 from aligner_jax.model.llama import LlamaConfig, Params, embed, rms_norm, transform
@@ -133,6 +133,7 @@ def forward_cached(
     t = tokens_bt.shape[1]
     positions_bt = cache.positions_b[:, None] + jnp.arange(t, dtype=jnp.int32)[None]
     cos_sin = rotation(positions_bt, config)
+    blocks = blocks_to_read(cache.k_lbksh, cache.lengths_b) if t == 1 else None
 
     def step(x_btd, layer: Layer):
         new = None
@@ -140,11 +141,10 @@ def forward_cached(
         def attention(q_btnh, k_btkh, v_btkh):
             nonlocal new
             new_k_bkth, new_v_bkth = new = k_btkh.swapaxes(1, 2), v_btkh.swapaxes(1, 2)
-            k_bksh = jax.lax.dynamic_index_in_dim(cache.k_lbksh, layer.index, keepdims=False)
-            v_bksh = jax.lax.dynamic_index_in_dim(cache.v_lbksh, layer.index, keepdims=False)
             return attend_cached(
-                q_btnh, k_bksh, v_bksh, new_k_bkth, new_v_bkth, layer.prefixes, lengths_b=cache.lengths_b
-            )
+                q_btnh, cache.k_lbksh, cache.v_lbksh, new_k_bkth, new_v_bkth, layer.prefixes,
+                lengths_b=cache.lengths_b, layer=layer.index, blocks=blocks,
+            )  # fmt: skip
 
         return transform(x_btd, layer.updated(), attention, cos_sin=cos_sin, config=config), new
 

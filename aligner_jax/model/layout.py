@@ -1,5 +1,7 @@
 """Memory layout of arrays on a device."""
 
+from collections.abc import Sequence
+
 import jax
 from jax.experimental.layout import Layout, with_layout_constraint
 
@@ -7,6 +9,14 @@ from aligner_jax.model.logical import Axes, num_parts
 
 LANES = 128
 """Lanes of a TPU's vector register."""
+
+
+def swaps_last(sizes: Sequence[int]) -> bool:
+    """Returns True if TPUs store arrays of these sizes with the second to last axis along the lanes.
+
+    They lay the last axis along the lanes, unless only the second to last fills them.
+    """
+    return len(sizes) > 1 and sizes[-1] % LANES != 0 and sizes[-2] % LANES == 0
 
 
 def as_stored(x: jax.Array, axes: Axes | None = None) -> jax.Array:
@@ -20,8 +30,7 @@ def as_stored(x: jax.Array, axes: Axes | None = None) -> jax.Array:
     is_divided = not any(size % number for size, number in zip(x.shape, parts, strict=True))
     sizes = [size // number if is_divided else size for size, number in zip(x.shape, parts, strict=True)]
     order = list(range(x.ndim))
-    # TPUs lay the last axis along the lanes, unless only the second to last fills them.
-    if x.ndim > 1 and sizes[-1] % LANES and not sizes[-2] % LANES:
+    if swaps_last(sizes):
         order[-2:] = reversed(order[-2:])
 
     def keep(x: jax.Array) -> jax.Array:
