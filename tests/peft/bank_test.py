@@ -360,3 +360,13 @@ def test_threads_and_processes_read_while_one_writes(tmp_path: Path):
             thread.join()
         assert failures == []
         assert (value_of(bank.get("n3")), value_of(bank.get("n4")), "n15" in bank) == (5903, 2904, False)
+
+
+def test_a_lookup_that_a_compaction_overtakes_is_repeated(bank: Bank, filled, monkeypatch: pytest.MonkeyPatch):
+    bank.register_many(Entry(f"n{i}", filled(i)) for i in range(3))
+    with Bank.open(bank.path) as other:
+        rows = [other._index.row("n1")]
+        bank.compact()
+        found = other._index.row
+        monkeypatch.setattr(other._index, "row", lambda name: rows.pop() if rows else found(name))
+        assert value_of(other.get("n1")) == 1
