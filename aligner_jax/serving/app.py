@@ -47,6 +47,8 @@ def make_app(service: Service) -> Starlette:
             Exception: _bug,
         },
     )
+    # Redirects have no error's form.
+    app.router.redirect_slashes = False
     app.state.service = service
     return app
 

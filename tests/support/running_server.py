@@ -26,6 +26,7 @@ SIZES = EngineOptions(
     rows=4, slots=128, longest_part=64, tokens_per_call=2, alternatives=5, has_penalty=True, capacity=CAPACITY, places=4
 )
 BASE_NAME = "tiny"
+LIMITS = Limits()
 
 
 @dataclasses.dataclass
@@ -69,7 +70,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    base: Base, folder: Path, *, limits: Limits = Limits(), keys: tuple[bytes, ...] = (), **sizes: Any
+    base: Base, folder: Path, *, limits: Limits = LIMITS, keys: tuple[bytes, ...] = (), **sizes: Any
 ) -> Iterator[Running]:
     """Runs a server on the adapters of a folder, until the block ends."""
     named = NamedBase.of(base)
