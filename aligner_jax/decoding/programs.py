@@ -104,7 +104,8 @@ def begin_parts(
     prefilled = prefill(params, bound, arrivals.tokens_bt, arrivals.lengths_b, config=config, slots=slots)
     seen_bv = arrivals.seen(config) if has_penalty else None
     zeros_b = jnp.zeros_like(arrivals.lengths_b)
-    return State(prefilled.cache, zeros_b, zeros_b == 0, arrivals.rows(), seen_bv=seen_bv, adapters=adapters)
+    rows = arrivals.rows()
+    return laid_out(State(prefilled.cache, zeros_b, zeros_b == 0, rows, seen_bv=seen_bv, adapters=adapters))
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("parts",))
@@ -168,7 +169,7 @@ def _added(
         params, parts.bound(shared), arrivals.tokens_bt, arrivals.lengths_b, parts.cache, config=config
     )
     seen_bv = None if parts.seen_bv is None else parts.seen_bv | arrivals.seen(config)
-    return dataclasses.replace(parts, cache=prefilled.cache, seen_bv=seen_bv), prefilled
+    return laid_out(dataclasses.replace(parts, cache=prefilled.cache, seen_bv=seen_bv)), prefilled
 
 
 def _inserted(

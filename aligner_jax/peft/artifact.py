@@ -125,12 +125,20 @@ class Artifact:
         Raises:
           InputError: the file's metadata field is not a prompt format.
         """
-        if "prompt_format" not in self.metadata:
-            return None
-        fields = _json(self.path, self.metadata, "prompt_format")
-        found = Fields(fields, self.path, prefix="its metadata field 'prompt_format': ")
-        template, system = (found.text(name) if found.has(name) else None for name in ("template", "system"))
-        return None if template is None else PromptFormat(template, system)
+        return recorded_prompt_format(self.path, self.metadata)
+
+
+def recorded_prompt_format(path: Path | str, metadata: Mapping[str, str]) -> PromptFormat | None:
+    """Returns the prompt format in an adapter's metadata, None if there is none.
+
+    Raises:
+      InputError: the field is not a prompt format; the message begins with `path`.
+    """
+    if "prompt_format" not in metadata:
+        return None
+    found = Fields(_json(path, metadata, "prompt_format"), path, prefix="its metadata field 'prompt_format': ")
+    template, system = (found.text(name) if found.has(name) else None for name in ("template", "system"))
+    return None if template is None else PromptFormat(template, system)
 
 
 def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Adapter:
@@ -220,7 +228,7 @@ def _load_released(path: Path, config: LlamaConfig | None) -> Adapter:
     return adapter
 
 
-def _json(path: Path, metadata: Mapping[str, str], name: str) -> dict:
+def _json(path: Path | str, metadata: Mapping[str, str], name: str) -> dict:
     return parse_object(metadata.get(name, ""), f"{path}: its metadata field {name!r}")
 
 

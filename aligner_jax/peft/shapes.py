@@ -13,7 +13,7 @@ from aligner_jax.peft.methods import METHODS
 
 
 def check_shapes(
-    path: Path,
+    path: Path | str,
     tensors: Mapping[str, np.ndarray | jax.ShapeDtypeStruct],
     method: str,
     options: Options,
@@ -22,7 +22,7 @@ def check_shapes(
     """Refuses arrays that do not match the method and its options.
 
     Args:
-      path: path of the adapter, for error messages.
+      path: path or name of the adapter, for error messages.
       tensors: arrays by name.
       method: a key of `METHODS`.
       options: complete options of the method.

@@ -42,7 +42,7 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
         raise InputError(f"{path} cannot be written: {reason(error)}") from error
     try:
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         _remove(temporary)
         raise InputError(f"{path} cannot be written: {reason(error)}") from error
@@ -86,15 +86,26 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
+            sync(path)
         os.replace(temporary, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(f"{folder} cannot be written: {reason(error)}") from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Returns once a file's content, or a folder's names, are on disk."""
+    # Without fsync a power cut can undo a rename. Not every file system allows it for folders.
+    with contextlib.suppress(PermissionError, IsADirectoryError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _encoded(content: bytes | str) -> bytes:
@@ -139,16 +150,6 @@ def _temporary_name(path: Path) -> Path:
     # `tempfile` makes files that are private to the user. Giving them the usual permissions needs the umask, which can
     # only be read by setting it, for all threads.
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-
-
-def _sync(path: Path) -> None:
-    # Without fsync a power cut can undo a rename. Not every file system allows it for folders.
-    with contextlib.suppress(PermissionError, IsADirectoryError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _remove(path: Path) -> None:
