@@ -1,6 +1,6 @@
 """Serves a base and its adapters over HTTP with OpenAI's API.
 
-python -m aligner_jax.serve --base=PATH --adapters=DIR
+python -m aligner_jax.serve --base=PATH --adapters=DIR_OR_BANK
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ from aligner_jax.weights.base import load_base
 BASE = flags.DEFINE_string(
     "base", None, "The base: a folder of Hugging Face, Meta or Orbax, a .gguf file or a hub name."
 )
-ADAPTERS = flags.DEFINE_string("adapters", None, "Folder of adapters: NAME.safetensors is the model NAME.")
+ADAPTERS = flags.DEFINE_string("adapters", None, "A bank, or a folder in which NAME.safetensors is the model NAME.")
 NAME = flags.DEFINE_string("name", None, "Name of the base as a model; by default the last part of its path.")
 HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0: all of this machine.")
 PORT = flags.DEFINE_integer("port", 8000, "Port to listen on; 0: a free one.", lower_bound=0, upper_bound=65535)
@@ -60,7 +60,7 @@ def main() -> None:
     from aligner_jax.serving.limits import Limits
 
     if not BASE.value or not ADAPTERS.value:
-        raise InputError("give a base and a folder of adapters: --base=PATH --adapters=DIR")
+        raise InputError("give a base and adapters: --base=PATH --adapters=DIR_OR_BANK")
     keys = gate.read_keys(API_KEY_FILE.value) if API_KEY_FILE.value else ()
     limits = Limits(
         output_tokens=_int(OUTPUT_TOKENS), prompt_tokens=_int(PROMPT_TOKENS), requests=_int(REQUESTS),

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 from aligner_jax.decoding.engine import Engine, EngineOptions
 from aligner_jax.decoding.sampler import LEAST_ROWS
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import is_file
 from aligner_jax.peft.adapter import Options
+from aligner_jax.peft.bank import INDEX, Bank
 from aligner_jax.peft.row_adapters import Capacity, capacity_of
 from aligner_jax.serving.adapters import Adapters, FolderAdapters, NamedBase
+from aligner_jax.serving.bank_adapters import BankAdapters
 from aligner_jax.serving.engine_thread import EngineThread
 from aligner_jax.serving.limits import Limits
 from aligner_jax.serving.metrics import Metrics
@@ -20,19 +23,18 @@ from aligner_jax.serving.service import Service
 from aligner_jax.weights.base import Base
 
 
-def open_adapters(place: str | Path | None, base: NamedBase) -> Adapters:
+def open_adapters(place: str | Path, base: NamedBase) -> Adapters:
     """Opens the adapters of a server.
 
     Args:
-      place: a folder of NAME.safetensors.
+      place: a bank, or a folder of NAME.safetensors.
       base: the base.
 
     Raises:
-      InputError: there are no adapters at `place`.
+      InputError: there are no adapters at `place`, or they are of another base.
     """
-    if place is None:
-        raise InputError("give a folder for adapters, which may be empty: --adapters=DIR")
-    return FolderAdapters(Path(place), base)
+    place = Path(place)
+    return BankAdapters(Bank.open(place, base)) if is_file(place / INDEX) else FolderAdapters(place, base)
 
 
 def room_for(kinds: list[tuple[str, Options]], base: Base, least: Capacity) -> Capacity:
