@@ -14,6 +14,7 @@ from absl import flags
 from aligner_jax.decoding.engine import EngineOptions
 from aligner_jax.errors import InputError
 from aligner_jax.model.quantized import KINDS
+from aligner_jax.peft.artifact import RecordedBase
 from aligner_jax.peft.row_adapters import Capacity
 from aligner_jax.runtime import command, platform
 from aligner_jax.weights.base import load_base
@@ -56,7 +57,6 @@ def main() -> None:
         raise InputError("the server needs more packages: pip install 'aligner_jax[serve]'")
     # Imported here, since they need those packages.
     from aligner_jax.serving import gate, server, start
-    from aligner_jax.serving.adapters import NamedBase
     from aligner_jax.serving.limits import Limits
 
     if not BASE.value or not ADAPTERS.value:
@@ -71,7 +71,7 @@ def main() -> None:
     listener = server.listen(HOST.value or "", _int(PORT))
     dtype = platform.compute_dtype(cast(Any, DTYPE.value))
     base = load_base(BASE.value, dtype, quantization=QUANTIZATION.value, group_size=_int(GROUP_SIZE))
-    named = NamedBase.of(base)
+    named = RecordedBase(base.config, base.fingerprint)
     adapters = start.open_adapters(ADAPTERS.value, named)
     kinds = adapters.kinds()
     least = Capacity(_int(PREFIX_TOKENS), _int(RANK), ("q_ldnh", "v_ldkh") if RANK.value else ())

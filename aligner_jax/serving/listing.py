@@ -9,8 +9,9 @@ from starlette.responses import JSONResponse, Response
 
 from aligner_jax.decoding.request import Request as EngineRequest
 from aligner_jax.errors import InputError
+from aligner_jax.peft.bank_index import name_problem
 from aligner_jax.peft.stored import StoredAdapter
-from aligner_jax.serving.adapters import is_name, parse_upload
+from aligner_jax.serving.adapters import parse_upload
 from aligner_jax.serving.errors import ApiError
 from aligner_jax.serving.models import unknown_model
 from aligner_jax.serving.service import Service
@@ -59,9 +60,8 @@ async def upload(http: Request) -> Response:
     """
     service: Service = http.app.state.service
     name = http.path_params.get("name") or http.query_params.get("name", "")
-    if not is_name(name):
-        message = "an adapter's name has up to 100 letters, digits and ._-, a letter or digit first"
-        raise ApiError(400, message, param="name")
+    if problem := name_problem(name):
+        raise ApiError(400, f"the adapter's name is not allowed: {problem}", param="name")
     if name == service.models.base_name:
         raise ApiError(400, f"{name!r} is the base's name", param="name")
     if service.uploading.locked():
@@ -79,7 +79,7 @@ def _register(service: Service, name: str, content: bytes) -> None:
         adapter = StoredAdapter.of(artifact.adapter, None)
         # The engine must have room for it in a row.
         service.engine.engine.check(EngineRequest([0], 1, adapters=((adapter, 1.0),)))
-        service.models.adapters.register(name, artifact, content)
+        service.models.adapters.register(name, artifact)
     except InputError as error:
         raise ApiError(400, str(error), code="invalid_adapter") from error
 

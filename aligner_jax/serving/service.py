@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 
 from aligner_jax.data.tokenizer import Tokenizer
-from aligner_jax.serving.adapters import NamedBase
+from aligner_jax.peft.artifact import RecordedBase
 from aligner_jax.serving.engine_thread import EngineThread
 from aligner_jax.serving.limits import Limits
 from aligner_jax.serving.metrics import Metrics
@@ -28,7 +28,7 @@ class Service:
       uploading: held by adapters that are uploaded.
     """
 
-    base: NamedBase
+    base: RecordedBase
     tokenizer: Tokenizer
     models: Models
     engine: EngineThread

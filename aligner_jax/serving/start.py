@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from aligner_jax.decoding.engine import Engine, EngineOptions
 from aligner_jax.decoding.sampler import LEAST_ROWS
 from aligner_jax.errors import InputError
-from aligner_jax.files.content import is_file
 from aligner_jax.peft.adapter import Options
-from aligner_jax.peft.bank import INDEX, Bank
+from aligner_jax.peft.artifact import RecordedBase
+from aligner_jax.peft.bank_folder import open_bank
 from aligner_jax.peft.row_adapters import Capacity, capacity_of
-from aligner_jax.serving.adapters import Adapters, FolderAdapters, NamedBase
-from aligner_jax.serving.bank_adapters import BankAdapters
+from aligner_jax.serving.adapters import Adapters
 from aligner_jax.serving.engine_thread import EngineThread
 from aligner_jax.serving.limits import Limits
 from aligner_jax.serving.metrics import Metrics
@@ -23,7 +22,7 @@ from aligner_jax.serving.service import Service
 from aligner_jax.weights.base import Base
 
 
-def open_adapters(place: str | Path, base: NamedBase) -> Adapters:
+def open_adapters(place: str | Path, base: RecordedBase) -> Adapters:
     """Opens the adapters of a server.
 
     Args:
@@ -33,8 +32,7 @@ def open_adapters(place: str | Path, base: NamedBase) -> Adapters:
     Raises:
       InputError: there are no adapters at `place`, or they are of another base.
     """
-    place = Path(place)
-    return BankAdapters(Bank.open(place, base)) if is_file(place / INDEX) else FolderAdapters(place, base)
+    return Adapters(open_bank(place, base))
 
 
 def room_for(kinds: list[tuple[str, Options]], base: Base, least: Capacity) -> Capacity:
@@ -57,7 +55,7 @@ def make_service(
     name: str,
     limits: Limits,
     keys: tuple[bytes, ...] = (),
-    named: NamedBase | None = None,
+    named: RecordedBase | None = None,
 ) -> Service:
     """Returns the parts of a server; its engine has not started.
 
@@ -78,8 +76,9 @@ def make_service(
     engine = Engine(base.params, base.config, options, stop_ids=base.tokenizer.stop_ids)
     thread = EngineThread(engine, limits.queue)
     return Service(
-        base=named or NamedBase.of(base), tokenizer=base.tokenizer, models=Models(name, adapters), engine=thread,
-        limits=limits, metrics=Metrics(thread), keys=keys, started=int(time.time()),
+        base=named or RecordedBase(base.config, base.fingerprint), tokenizer=base.tokenizer,
+        models=Models(name, adapters), engine=thread, limits=limits, metrics=Metrics(thread), keys=keys,
+        started=int(time.time()),
     )  # fmt: skip
 
 

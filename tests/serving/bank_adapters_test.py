@@ -9,9 +9,8 @@ from running_server import running
 import aligner_jax as aj
 from aligner_jax.data.templates import render_prompt
 from aligner_jax.errors import InputError
-from aligner_jax.peft.artifact import save_adapter
+from aligner_jax.peft.artifact import RecordedBase, save_adapter
 from aligner_jax.peft.bank import Bank
-from aligner_jax.serving.adapters import NamedBase
 from aligner_jax.serving.start import open_adapters
 
 PROMPT = "Why is the sky"
@@ -20,7 +19,7 @@ OPTIONS = {"max_tokens": 8, "temperature": 0}
 
 @pytest.fixture
 def place(base, adapters, tmp_path):
-    with Bank.open(tmp_path / "bank", NamedBase.of(base), create=True) as bank:
+    with Bank.open(tmp_path / "bank", RecordedBase(base.config, base.fingerprint), create=True) as bank:
         bank.register("A", adapters["A"], metadata={"prompt_format": '{"template": "alpaca", "system": null}'})
         bank.register("B", adapters["B"])
     return tmp_path / "bank"
@@ -54,4 +53,4 @@ def test_a_bank_is_served(place, base, adapters, tmp_path):
 def test_a_bank_of_another_base_is_refused(place, base):
     other = dataclasses.replace(base.config, rope_theta=5.0)
     with pytest.raises(InputError, match="bank"):
-        open_adapters(place, NamedBase(other, "0123456789abcdef" * 4))
+        open_adapters(place, RecordedBase(other, "0123456789abcdef" * 4))

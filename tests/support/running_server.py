@@ -13,10 +13,10 @@ from typing import Any
 import openai
 
 from aligner_jax.decoding.engine import EngineOptions
+from aligner_jax.peft.artifact import RecordedBase
 from aligner_jax.peft.row_adapters import Capacity
 from aligner_jax.serving import server as serving_server
 from aligner_jax.serving import start
-from aligner_jax.serving.adapters import NamedBase
 from aligner_jax.serving.limits import Limits
 from aligner_jax.serving.service import Service
 from aligner_jax.weights.base import Base
@@ -73,7 +73,7 @@ def running(
     base: Base, folder: Path, *, limits: Limits = LIMITS, keys: tuple[bytes, ...] = (), **sizes: Any
 ) -> Iterator[Running]:
     """Runs a server on the adapters of a folder, until the block ends."""
-    named = NamedBase.of(base)
+    named = RecordedBase(base.config, base.fingerprint)
     options = dataclasses.replace(SIZES, **sizes)
     adapters = start.open_adapters(folder, named)
     service = start.make_service(base, adapters, options, name=BASE_NAME, limits=limits, keys=keys, named=named)
