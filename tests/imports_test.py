@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "exports": MIDDLE | {"objectives", "decoding", "evals", "exports"},
     "objectives": MIDDLE | {"objectives"},
     "decoding": MIDDLE | {"decoding"},
+    "serving": MIDDLE | {"decoding", "serving"},
     "evals": MIDDLE | {"objectives", "decoding", "evals"},
     "tasks": MIDDLE | {"objectives", "decoding", "evals", "tasks"},
     "planning": MIDDLE | {"objectives", "decoding", "evals", "tasks", "planning"},

@@ -67,17 +67,34 @@ def _imports(tree: ast.AST, *, lazily: bool = False) -> Iterator[tuple[str, bool
         yield from _imports(node, lazily=lazily or inside)
 
 
+OF_EXTRAS = {"serving": "serve"}
+"""Folders that only commands with an extra import, inside a function."""
+
+
 def test_every_import_is_a_dependency_and_an_extra_is_only_imported_where_it_is_used():
     distributions = metadata.packages_distributions()
     ours = {"aligner_jax", *sys.stdlib_module_names}
     undeclared = set()
     for path in PACKAGE.rglob("*.py"):
         for module, lazily in _imports(ast.parse(path.read_text(encoding="utf-8"))):
-            allowed = {*DEPENDENCIES, *(EXTRAS if lazily else ())}
+            extra = OF_EXTRAS.get(path.relative_to(PACKAGE).parts[0])
+            of_folder = _ranges(PROJECT["project"]["optional-dependencies"][extra]) if extra else {}
+            allowed = {*DEPENDENCIES, *of_folder, *(EXTRAS if lazily else ())}
             names = {_name(name) for name in distributions.get(module, [module])}
             if module not in ours and not names & allowed:
                 undeclared.add(f"{path.relative_to(REPO)} imports {module}")
     assert not undeclared
+
+
+@pytest.mark.parametrize("folder", OF_EXTRAS)
+def test_a_folder_of_an_extra_is_only_imported_where_it_is_used(folder: str):
+    name = f"aligner_jax.{folder}"
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] == folder:
+            continue
+        for node in ast.iter_child_nodes(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                assert name not in ast.unparse(node), path
 
 
 def test_the_quickstart_data_are_found_as_resources():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.decoding.sampler import continuation
+from aligner_jax.decoding.stop_text import first_stop
 
 
 class ContinuedAnswer:
@@ -21,14 +22,12 @@ class ContinuedAnswer:
 
     def is_over(self) -> bool:
         """Returns True if the text contains a stop text. Decodes all tokens."""
-        text = self._whole() if self._until else ""
-        return any(end in text for end in self._until)
+        return bool(self._until) and first_stop(self._whole(), self._until) is not None
 
     def text(self) -> str:
         """Returns the text before the first stop text."""
         text = self._whole()
-        places = [text.index(end) for end in self._until if end in text]
-        return text[: min(places)] if places else text
+        return text[: first_stop(text, self._until)]
 
     def _whole(self) -> str:
         return continuation(self._tokenizer, self._prompt_ids, self._ids)

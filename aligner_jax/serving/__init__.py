@@ -1,0 +1,1 @@
+"""HTTP server with OpenAI's API for one base and any number of adapters."""

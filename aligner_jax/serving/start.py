@@ -1,0 +1,87 @@
+"""Makes a server from a base and its adapters."""
+
+import functools
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from aligner_jax.decoding.engine import Engine, EngineOptions
+from aligner_jax.decoding.sampler import LEAST_ROWS
+from aligner_jax.errors import InputError
+from aligner_jax.peft.adapter import Options
+from aligner_jax.peft.artifact import RecordedBase
+from aligner_jax.peft.bank_folder import open_bank
+from aligner_jax.peft.row_adapters import Capacity, capacity_of
+from aligner_jax.serving.adapters import Adapters
+from aligner_jax.serving.engine_thread import EngineThread
+from aligner_jax.serving.limits import Limits
+from aligner_jax.serving.metrics import Metrics
+from aligner_jax.serving.models import Models
+from aligner_jax.serving.service import Service
+from aligner_jax.weights.base import Base
+
+
+def open_adapters(place: str | Path, base: RecordedBase) -> Adapters:
+    """Opens the adapters of a server.
+
+    Args:
+      place: a bank, or a folder of NAME.safetensors.
+      base: the base.
+
+    Raises:
+      InputError: there are no adapters at `place`, or they are of another base.
+    """
+    return Adapters(open_bank(place, base))
+
+
+def room_for(kinds: list[tuple[str, Options]], base: Base, least: Capacity) -> Capacity:
+    """Returns a capacity for any two adapters of these kinds in a row, and at least `least`.
+
+    Raises:
+      InputError: rows cannot have different adapters of one of these methods.
+    """
+    needs = [capacity_of(*kind, base.params, base.config) for kind in kinds]
+    largest = functools.reduce(Capacity.joined, needs, Capacity())
+    twice = Capacity(2 * largest.tokens, 2 * largest.rank, largest.factors, largest.biases)
+    return twice.joined(least)
+
+
+def make_service(
+    base: Base,
+    adapters: Adapters,
+    options: EngineOptions,
+    *,
+    name: str,
+    limits: Limits,
+    keys: tuple[bytes, ...] = (),
+    named: RecordedBase | None = None,
+) -> Service:
+    """Returns the parts of a server; its engine has not started.
+
+    Args:
+      base: the base.
+      adapters: its adapters.
+      options: sizes of the engine.
+      name: name of the base as a model.
+      limits: limits of requests.
+      keys: keys of which a client must have one.
+      named: the base's fingerprint, if it is known already.
+
+    Raises:
+      InputError: the base has no tokenizer.
+    """
+    if base.tokenizer is None:
+        raise InputError("the base has no tokenizer (no tokenizer.json or tokenizer.model beside its weights)")
+    engine = Engine(base.params, base.config, options, stop_ids=base.tokenizer.stop_ids)
+    thread = EngineThread(engine, limits.queue)
+    return Service(
+        base=named or RecordedBase(base.config, base.fingerprint), tokenizer=base.tokenizer,
+        models=Models(name, adapters), engine=thread, limits=limits, metrics=Metrics(thread), keys=keys,
+        started=int(time.time()),
+    )  # fmt: skip
+
+
+def least_rows(base: Base, rows: int) -> int:
+    """Returns the number of rows of an engine that is to have `rows`."""
+    return max(rows, LEAST_ROWS if base.params.embed_vd.dtype == jnp.bfloat16 else 1)
