@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,20 +12,12 @@ from typing import Any, Literal
 from rich.console import Console
 
 from aligner_jax.errors import InputError
-from aligner_jax.evals.judge_client import (
-    Answer,
-    RateLimit,
-    UnusableError,
-    http_client,
-    most_bytes,
-    read_completion,
-    read_error,
-    redacted,
-)
+from aligner_jax.evals.judge_client import Answer, RateLimit, most_bytes, read_completion
 from aligner_jax.files.content import exists
 from aligner_jax.files.fields import read_fields
 from aligner_jax.runtime.fields import number
 from aligner_jax.runtime.files import write_atomically
+from aligner_jax.runtime.openai_client import Endpoint, body_of, check_url, open_client
 from aligner_jax.runtime.progress import Count
 
 _MALFORMED_ATTEMPTS = 3
@@ -200,14 +191,10 @@ def _check(config: EndpointConfig) -> str | None:
     for name in ("url", "model"):
         if not getattr(config, name):
             raise InputError(f"config.evaluation.endpoint.{name} is not set; it says which judge is asked")
-    # The URL is printed and written to the results, so it must not contain a key.
-    if re.search(r"[?#]|^([a-z]*://)?[^/]*@", str(config.url)):
-        raise InputError(
-            'config.evaluation.endpoint.url holds a user name, a "?" or a "#", but should end with the version; an API '
-            "key belongs into the environment variable that config.evaluation.endpoint.key_variable names"
-        )
-    if not str(config.url).startswith(("http://", "https://")):
-        raise InputError(f"config.evaluation.endpoint.url is {config.url!r}, but should begin with http:// or https://")
+    check_url(
+        str(config.url), "config.evaluation.endpoint.url",
+        "the environment variable that config.evaluation.endpoint.key_variable names",
+    )  # fmt: skip
     if config.key_variable is None:
         return None
     key = os.environ.get(config.key_variable, "").strip()
@@ -237,20 +224,11 @@ def _request(ask: Ask, config: EndpointConfig) -> dict[str, Any]:
 
 
 async def _ask_missing(missing: dict[str, dict[str, Any]], config: EndpointConfig, key: str | None, keep: Keep) -> None:
-    try:
-        import openai
-    except ModuleNotFoundError:
-        raise InputError("judging by an endpoint needs the package openai: pip install 'aligner_jax[judge]'") from None
     limit = RateLimit(config.requests_per_minute)
-    try:
-        http = http_client(config.timeout, most_bytes(config.max_tokens), limit.wait)
-        # The library refuses an empty key, and without a key it reads one from the environment.
-        client = openai.AsyncOpenAI(
-            base_url=config.url, api_key=key or "none", max_retries=config.retries, timeout=config.timeout,
-            http_client=http,
-        )  # fmt: skip
-    except Exception as error:  # The HTTP library that parses the URL has its own error types.
-        raise InputError(f"config.evaluation.endpoint.url is {config.url!r}, which cannot be used: {error}") from None
+    endpoint = Endpoint(
+        str(config.url), key, config.timeout, config.retries, "judging by an endpoint", "config.evaluation.endpoint.url"
+    )
+    client = open_client(endpoint, most_bytes(config.max_tokens), limit.wait)
     waiting, failures = iter(missing.items()), []
 
     async def work() -> None:
@@ -259,7 +237,7 @@ async def _ask_missing(missing: dict[str, dict[str, Any]], config: EndpointConfi
             if failures:
                 return
             try:
-                keep(name, await _ask(client.chat.completions.with_raw_response.create, request, config, key))
+                keep(name, await _ask(client.chat.completions.with_raw_response.create, request, endpoint))
             except InputError as error:
                 failures.append(error)
 
@@ -270,39 +248,12 @@ async def _ask_missing(missing: dict[str, dict[str, Any]], config: EndpointConfi
         raise failures[0]
 
 
-async def _ask(
-    create: Callable[..., Awaitable[Any]], request: dict[str, Any], config: EndpointConfig, key: str | None
-) -> Answer:
-    import openai
-
+async def _ask(create: Callable[..., Awaitable[Any]], request: dict[str, Any], endpoint: Endpoint) -> Answer:
     for _ in range(_MALFORMED_ATTEMPTS):
-        try:
-            answer = read_completion((await create(**request)).http_response.content, key)
-            if answer is not None:
-                return answer
-        except openai.APITimeoutError:
-            raise InputError(f"{config.url} did not answer within {config.timeout:g} seconds{_again(config)}") from None
-        except UnusableError as error:
-            raise InputError(f"{config.url} {error}") from None
-        except openai.APIConnectionError as error:
-            problem = redacted(_cause(error), key)
-            raise InputError(f"{config.url} cannot be reached{_again(config)}: {problem}") from None
-        except openai.APIStatusError as error:
-            elsewhere = ", which leads to another address: give that as the url" if error.status_code < 400 else ""
-            said = elsewhere or read_error(error.response.content, key)
-            raise InputError(f"{config.url} answers with status {error.status_code}{said}") from None
-        except Exception as error:  # The HTTP library has its own error types for malformed responses.
-            raise InputError(f"{config.url} cannot be used: {redacted(_cause(error), key)}") from None
-    raise InputError(f"{config.url} answered {_MALFORMED_ATTEMPTS} times with something that is no chat completion")
-
-
-def _again(config: EndpointConfig) -> str:
-    return f", {config.retries + 1} times" if config.retries else ""
-
-
-def _cause(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return " ".join(str(cause).split()) or type(cause).__name__
+        answer = read_completion(await body_of(create, request, endpoint), endpoint.key)
+        if answer is not None:
+            return answer
+    raise InputError(f"{endpoint.url} answered {_MALFORMED_ATTEMPTS} times with something that is no chat completion")
 
 
 def _usage(answers: dict[str, Answer], now: set[str], config: EndpointConfig) -> JudgeUsage:

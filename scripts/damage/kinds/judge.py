@@ -5,9 +5,10 @@ import random
 from pathlib import Path
 
 from aligner_jax.errors import InputError
-from aligner_jax.evals.judge_client import read_completion, read_error
+from aligner_jax.evals.judge_client import read_completion
 from aligner_jax.evals.judge_endpoint import JudgeCache
 from aligner_jax.evals.judge_prompts import PAIRWISE, SAFETY
+from aligner_jax.runtime.openai_client import read_error
 from scripts.damage.kinds.kind import Files, Kind
 from scripts.damage.kinds.mutations import of_bytes, of_json, one_file
 
