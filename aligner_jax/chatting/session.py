@@ -10,6 +10,7 @@ from aligner_jax.chatting.mix import Mix, parse_mix, parse_strength
 from aligner_jax.chatting.model import ChatModel, Piece, Question
 from aligner_jax.chatting.screen import Screen
 from aligner_jax.data.sources.example import Message
+from aligner_jax.data.tokenizer import check_encodable
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import exists
 from aligner_jax.runtime.fields import did_you_mean
@@ -39,6 +40,7 @@ class Session:
         """
         line = line.strip()
         try:
+            check_encodable(line)
             if line.startswith("/") and not line.startswith("//"):
                 name, _, rest = line[1:].partition(" ")
                 if name == "quit":
@@ -144,7 +146,7 @@ class Session:
         if exists(path) and path not in self._saved:
             raise InputError(f"{path} exists already; name another file")
         system: list[Message] = [] if self._system is None else [{"role": "system", "content": self._system}]
-        record = {"messages": [*system, *self._turns], "model": str(self.mix)}
+        record = {"messages": [*system, *self._turns]}
         write_atomically(path, json.dumps(record, ensure_ascii=False) + "\n")
         self._saved.add(path)
         self._screen.say(f"{len(self._turns)} messages are in {path}")
