@@ -1,0 +1,60 @@
+"""Prompts of conversations: the format of the adapters, or the base's chat template."""
+
+from collections.abc import Mapping, Sequence
+
+from aligner_jax.data.prompt_format import PromptFormat, Recording
+from aligner_jax.data.sources.example import Message
+from aligner_jax.data.tokenizer import Tokenizer
+from aligner_jax.errors import InputError
+
+
+def choose_format(
+    template: str, system: str | None, recorded: Mapping[str, Recording], tokenizer: Tokenizer
+) -> PromptFormat:
+    """Returns the format of a conversation's prompts.
+
+    The template "auto" is the one that the adapters record. If none records one, it is the base's chat template.
+
+    Args:
+      template: the user's template.
+      system: the user's system prompt; None for the recorded one.
+      recorded: the adapters' files by names for messages.
+      tokenizer: tokenizer of the base.
+
+    Raises:
+      InputError: there is no template, or see `PromptFormat.resolve`.
+    """
+    if template == "auto" and all(file.prompt_format is None for file in recorded.values()):
+        if tokenizer.chat_template is None:
+            whose = "base has no chat template" + (", and no adapter records one" if recorded else "")
+            raise InputError(f"the {whose}; name one: --template=alpaca or none")
+        template = "chat"
+    return PromptFormat.resolve(template, system, recorded)
+
+
+def render(messages: Sequence[Message], prompt_format: PromptFormat, tokenizer: Tokenizer) -> str:
+    """Returns the text whose continuation answers the last message. Encode it with `bos=tokenizer.add_bos`.
+
+    A conversation of one question has the prompt that `PromptFormat.render` gives it. Alpaca's template is of one
+    question; further ones begin with its headings again. Without a template, turns are lines.
+
+    Args:
+      messages: turns of user and assistant in alternation; the last is the user's.
+      prompt_format: template and system prompt.
+      tokenizer: tokenizer of the base.
+
+    Raises:
+      InputError: the chat template refuses the conversation.
+    """
+    if prompt_format.template == "chat":
+        system: list[Message] = []
+        if prompt_format.system is not None:
+            system = [{"role": "system", "content": prompt_format.system}]
+        return tokenizer.render_chat([*system, *messages], add_generation_prompt=True)
+    contents = [message["content"] for message in messages]
+    if prompt_format.template == "none":
+        return "\n".join(contents)
+    prompts = [prompt_format.render(question, tokenizer) for question in contents[::2]]
+    later = ["\n\n" + prompt[prompt.index("### Instruction:") :] for prompt in prompts[1:]]
+    parts = [prompts[0], *(part for pair in zip(contents[1::2], later, strict=True) for part in pair)]
+    return "".join(parts)
