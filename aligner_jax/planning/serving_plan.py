@@ -180,24 +180,24 @@ def _largest(engines: _Engines, samples: list[_Engine], adapters: int, parts: in
     first, second = samples
     place_bytes = first.places_bytes / first.options.places
 
-    def line(of: Any) -> tuple[float, float]:
-        slope = (of(second) - of(first)) / (second.rows - first.rows)
-        return of(first) - slope * first.rows, slope
-
-    lines = [line(lambda each: each.prompts.peak_bytes - each.places_bytes), line(lambda each: each.new.peak_bytes)]
-
     def needed(rows: int) -> float:
-        places = engines.places(adapters, rows) * place_bytes
-        return max(start + slope * rows for start, slope in lines) + places
+        """Returns the peak by the line through the two samples."""
+        places_bytes = engines.places(adapters, rows) * place_bytes
+        share = (rows - first.rows) / (second.rows - first.rows)
+        peaks = [
+            (each.prompts.peak_bytes - each.places_bytes, each.new.peak_bytes) for each in (first, second)
+        ]  # fmt: skip
+        return max(one + share * (other - one) for one, other in zip(*peaks, strict=True)) + places_bytes
 
     rows = parts
     while needed(rows + parts) <= first.new.hbm_bytes:
         rows += parts
+    found = engines.compiled(adapters, rows)
     for _ in range(MOST_TRIES):
-        found = engines.compiled(adapters, rows)
         if found.fits or rows == parts:
-            return found
+            break
         rows -= parts
+        found = engines.compiled(adapters, rows)
     return found
 
 
