@@ -215,11 +215,7 @@ def compile_decoding(
         config=config, batch_size=rows, slots=slots, dtype=dtype, first_position=0, alternatives=None,
         has_penalty=False, capacity=None,
     )  # fmt: skip
-    group, request, stops = (
-        prompts_at_once(width, rows, 1, device),
-        Request([0] * prompt, new_tokens),
-        np.asarray([-1], np.int32),
-    )
+    group, request = prompts_at_once(width, rows, 1, device), Request([0] * prompt, new_tokens)
     arrivals = Arrivals.of([request], [0], [request.prompt_ids], width=width, group=group, held=None)
     stops = np.asarray([-1], np.int32)
     programs.admit.lower(shapes, bound, None, state, arrivals, stops, config=config).compile()
