@@ -41,7 +41,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         options = EngineOptions(rows=rows, slots=192, longest_part=128, capacity=Capacity(), places=places)
         fixed = FIXED + ROW * rows
         return serving_plan._Engine(
-            rows, options, PLACE * places, program(fixed + PLACE * places), program(fixed + GIB // 4)
+            rows, options, ROW * rows, PLACE * places, program(fixed + PLACE * places), program(fixed + GIB // 4)
         )  # fmt: skip
 
     monkeypatch.setattr(serving_plan._Engines, "compiled", engine)
