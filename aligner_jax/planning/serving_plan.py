@@ -107,17 +107,18 @@ class _Engines:
         )  # fmt: skip
         engine = EnginePrograms(self.chip, self.mesh, self.model, self.params, options)
         return _Engine(
-            rows, options, nbytes(engine.held), engine.admit(self.tokens, self.new_tokens),
+            rows, options, engine.cache_bytes, nbytes(engine.held), engine.admit(self.tokens, self.new_tokens),
             engine.decode(TOKENS_PER_CALL),
         )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class _Engine:
-    """An engine's programs; `places_bytes` are those of a device."""
+    """An engine's programs; bytes are those of a device."""
 
     rows: int
     options: EngineOptions
+    cache_bytes: int
     places_bytes: int
     prompts: Compiled
     new: Compiled
@@ -169,35 +170,37 @@ def make_serving_plans(
         capacity = capacity_of(adapter.method, adapter.options, params, model)
         engines = _Engines(chip_of(devices[0]), mesh, model, params, capacity, tokens, new_tokens)
         parts = num_parts("batch")
-        samples = [engines.compiled(ADAPTERS[0], rows * parts) for rows in (2, 4)]
+        first = engines.compiled(ADAPTERS[0], 2 * parts)
+        # The second sample has about half of the rows that fit, so that the line through both is near the truth there.
+        room = (first.new.hbm_bytes - first.peak_bytes) / (first.cache_bytes / first.rows)
+        second = engines.compiled(ADAPTERS[0], parts * max(4, int(room / 2 / parts)))
         for adapters in ADAPTERS:
-            found = _largest(engines, samples, adapters, parts)
+            found = _largest(engines, first, second, adapters, parts)
             yield _plan(engines, found, adapters, topology, base, str(adapter))
 
 
-def _largest(engines: _Engines, samples: list[_Engine], adapters: int, parts: int) -> _Engine:
+def _largest(engines: _Engines, first: _Engine, second: _Engine, adapters: int, parts: int) -> _Engine:
     """Returns the engine with the most rows that fits; the smallest one if none does."""
-    first, second = samples
     place_bytes = first.places_bytes / first.options.places
 
-    def line(of: Any) -> tuple[float, float]:
-        slope = (of(second) - of(first)) / (second.rows - first.rows)
-        return of(first) - slope * first.rows, slope
-
-    lines = [line(lambda each: each.prompts.peak_bytes - each.places_bytes), line(lambda each: each.new.peak_bytes)]
-
     def needed(rows: int) -> float:
-        places = engines.places(adapters, rows) * place_bytes
-        return max(start + slope * rows for start, slope in lines) + places
+        """Returns the peak by the line through the two samples."""
+        places_bytes = engines.places(adapters, rows) * place_bytes
+        share = (rows - first.rows) / (second.rows - first.rows)
+        peaks = [
+            (each.prompts.peak_bytes - each.places_bytes, each.new.peak_bytes) for each in (first, second)
+        ]  # fmt: skip
+        return max(one + share * (other - one) for one, other in zip(*peaks, strict=True)) + places_bytes
 
     rows = parts
     while needed(rows + parts) <= first.new.hbm_bytes:
         rows += parts
+    found = engines.compiled(adapters, rows)
     for _ in range(MOST_TRIES):
-        found = engines.compiled(adapters, rows)
         if found.fits or rows == parts:
-            return found
+            break
         rows -= parts
+        found = engines.compiled(adapters, rows)
     return found
 
 

@@ -215,8 +215,9 @@ def compile_decoding(
         config=config, batch_size=rows, slots=slots, dtype=dtype, first_position=0, alternatives=None,
         has_penalty=False, capacity=None,
     )  # fmt: skip
-    group, request, stops = prompts_at_once(width, rows, 1, device), Request([0] * prompt, new_tokens), np.int32([-1])
+    group, request = prompts_at_once(width, rows, 1, device), Request([0] * prompt, new_tokens)
     arrivals = Arrivals.of([request], [0], [request.prompt_ids], width=width, group=group, held=None)
+    stops = np.asarray([-1], np.int32)
     programs.admit.lower(shapes, bound, None, state, arrivals, stops, config=config).compile()
     ended, count = np.zeros(rows, np.int32), tokens_per_program(device)
     programs.decode.lower(shapes, bound, state, ended, stops, config=config, count=count).compile()

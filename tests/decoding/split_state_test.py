@@ -1,5 +1,6 @@
 """The decoding loop on eight devices: collectives, by the real TPU compiler, and inserted rows."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -42,9 +43,9 @@ def structs(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
-def abstract_state(mesh, rows: int, slots: int) -> State:
+def abstract_state(mesh, rows: int, slots: int, model: LlamaConfig = MODEL) -> State:
     """Returns the shapes of a state, sharded as the engine's programs take and return it."""
-    state = jax.eval_shape(lambda: empty_state(MODEL, rows, slots, jnp.bfloat16))
+    state = jax.eval_shape(lambda: empty_state(model, rows, slots, jnp.bfloat16))
     heads = "tensor" if mesh.shape["tensor"] > 1 else None
     axes = jax.sharding.PartitionSpec(None, "fsdp" if heads is None else None, heads)
     cache, alone = jax.sharding.NamedSharding(mesh, axes), sharding.replicated(mesh)
@@ -96,8 +97,9 @@ def test_programs_take_the_states_that_others_return(mesh):
     assert "fsdp" in str(engine.state.cache.k_lbksh.sharding.spec) or mesh.shape["tensor"] > 1
 
 
-def test_inserted_rows_are_gathered_once(mesh):
-    state, begun = abstract_state(mesh, ROWS, SLOTS), abstract_state(mesh, NEW_ROWS, NEW_SLOTS)
+def test_inserted_rows_are_gathered_once_a_layer_at_a_time(mesh):
+    model = dataclasses.replace(MODEL, num_layers=3)
+    state, begun = (abstract_state(mesh, *sizes, model) for sizes in ((ROWS, SLOTS), (NEW_ROWS, NEW_SLOTS)))
     rows = jax.ShapeDtypeStruct((NEW_ROWS,), jnp.int32)
     with sharding.use(mesh):
         sent = collectives_of(
@@ -110,6 +112,7 @@ def test_inserted_rows_are_gathered_once(mesh):
     else:
         assert {each.kind for each in large} == {"all-gather"}
         assert sum(each.nbytes * each.runs for each in large) == 2 * nbytes
+        assert {each.nbytes for each in large} == {nbytes // 3}
 
 
 def inserted() -> dict[str, list]:
