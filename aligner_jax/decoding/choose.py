@@ -5,6 +5,7 @@ import functools
 import math
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -82,14 +83,15 @@ class RowSampling:
         # A temperature that underflows in float32 is raised to the least normal number: it is not greedy, since ties
         # stay equally likely.
         temperatures = [min(max(float(row.temperature), _LEAST), _LARGEST) if row.temperature else 0.0 for row in rows]
-        return cls(
-            temperature_b=np.asarray(temperatures, np.float32),
-            top_k_b=np.asarray([min(int(row.top_k), _MAX_TOKENS) for row in rows], np.int32),
+        arrays: dict[str, Any] = {
+            "temperature_b": np.asarray(temperatures, np.float32),
+            "top_k_b": np.asarray([min(int(row.top_k), _MAX_TOKENS) for row in rows], np.int32),
             # A top_p below 1 that rounds to 1 in float32 stays on: it drops tokens whose rounded sum reaches 1.
-            top_p_b=np.asarray([row.top_p if row.top_p < 1 else math.inf for row in rows], np.float32),
-            log_min_p_b=np.asarray([math.log(row.min_p) if row.min_p else -math.inf for row in rows], np.float32),
-            penalty_b=np.asarray([row.repetition_penalty for row in rows], np.float32),
-        )  # pyright: ignore[reportArgumentType]
+            "top_p_b": np.asarray([row.top_p if row.top_p < 1 else math.inf for row in rows], np.float32),
+            "log_min_p_b": np.asarray([math.log(row.min_p) if row.min_p else -math.inf for row in rows], np.float32),
+            "penalty_b": np.asarray([row.repetition_penalty for row in rows], np.float32),
+        }
+        return cls(**arrays)
 
 
 def choose(
@@ -102,7 +104,8 @@ def choose(
 
     top_k keeps the k most probable tokens (and ties with the last of them). top_p keeps the smallest set of tokens
     whose probability at this temperature reaches p (Holtzman et al., arXiv 1904.09751), and at least the most probable
-    token. min_p keeps tokens with that share of the largest probability (arXiv 2407.01082). As the temperature approaches 0, sampling approaches greedy, except that ties stay equally likely. As it
+    token. min_p keeps tokens with that share of the largest probability (arXiv 2407.01082). As the temperature
+    approaches 0, sampling approaches greedy, except that ties stay equally likely. As it
     grows, sampling approaches the uniform distribution.
 
     Args:

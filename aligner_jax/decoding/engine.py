@@ -15,19 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from aligner_jax.decoding import programs
-from aligner_jax.decoding.choose import RowSampling
+from aligner_jax.decoding.arrivals import Arrivals
 from aligner_jax.decoding.held import HeldAdapters
 from aligner_jax.decoding.lengths import padded_length, prompts_at_once
-from aligner_jax.decoding.programs import Arrivals, Tokens
+from aligner_jax.decoding.programs import Tokens
 from aligner_jax.decoding.request import Alternative, NewToken, Request, check_lengths, check_prompt, check_seed
-from aligner_jax.decoding.state import State, empty_state
+from aligner_jax.decoding.state import State
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.logical import num_parts
 from aligner_jax.peft import Adapter
 from aligner_jax.peft.adapter import Options
 from aligner_jax.peft.row_adapters import Capacity
-from aligner_jax.peft.row_sums import MOST_IN_A_SUM, Sums
+from aligner_jax.peft.row_sums import MOST_IN_A_SUM
 
 TOKENS_PER_CALL = 8
 """Tokens that are decoded per call when no request waits."""
@@ -138,8 +138,8 @@ class Engine:
         self.options, self._params, self._config = options, params, config
         self._stops = np.asarray(sorted(stop_ids) or [-1], np.int32)
         self._shared = programs.bind_shared(params, shared, config=config)
-        self._state = empty_state(
-            config, options.rows, options.slots, params.embed_vd.dtype,
+        self._state = programs.make_state(
+            config=config, batch_size=options.rows, slots=options.slots, dtype=params.embed_vd.dtype,
             first_position=self._shared.first_position, alternatives=options.alternatives,
             has_penalty=options.has_penalty, capacity=options.capacity,
         )  # fmt: skip
@@ -178,7 +178,7 @@ class Engine:
         check_prompt(request.prompt_ids, self._config, "the prompt")
         check_lengths(len(request.prompt_ids), request.max_new_tokens, self._config)
         check_seed(request.seed)
-        if len(request.prompt_ids) + request.max_new_tokens > self.options.slots:
+        if request.num_tokens > self.options.slots:
             raise InputError(
                 f"a prompt of {len(request.prompt_ids)} tokens and {request.max_new_tokens} new ones do not fit the "
                 f"{self.options.slots} tokens that the engine has for a request"
@@ -239,7 +239,11 @@ class Engine:
         # The longest prompt of every padded length, whole or as the last part of a longer one.
         whole = {min(padded_length(length), part, longest) for length in range(1, min(longest, part) + 1)}
         last = {min(padded_length(length), part, longest - part) for length in range(1, min(longest - part, part) + 1)}
-        lengths = [*sorted(whole), *(part + length for length in sorted(last)), *([2 * part + 1] * (longest > 2 * part))]
+        lengths = [
+            *sorted(whole),
+            *(part + length for length in sorted(last)),
+            *([2 * part + 1] * (longest > 2 * part)),
+        ]
         for length in lengths:
             list(self.run([Request([0] * length, 1)]))
         for new in (2, min(self.options.tokens_per_call + 1, longest)):
@@ -260,9 +264,11 @@ class Engine:
                 budget -= self._begin_parts(self._take(number))
                 continue
             group = self._group(width)
-            together = [number for number in self._waiting if self._width(len(self._waiting[number].prompt_ids)) == width]
+            together = [
+                number for number in self._waiting if self._width(len(self._waiting[number].prompt_ids)) == width
+            ]
             running = [self._take(number) for number in together[: min(group, len(self._free))]]
-            arrivals = self._arrivals(running, [each.request.prompt_ids for each in running], width, group)
+            arrivals = self._arrivals(running, width, group)
             self._state, tokens = programs.admit(
                 self._params, self._shared, self.held and self.held.rows, self._state, arrivals, self._stops,
                 config=self._config,
@@ -294,7 +300,7 @@ class Engine:
     def _begin_parts(self, running: _Running) -> int:
         part = self.options.longest_part
         group = self._group(part)
-        arrivals = self._arrivals([running], [running.request.prompt_ids[:part]], part, group)
+        arrivals = self._arrivals([running], part, group)
         # The padding of the last part needs slots too.
         state = programs.begin_parts(
             self._params, self._shared, self.held and self.held.rows, arrivals, config=self._config,
@@ -312,7 +318,8 @@ class Engine:
         is_last = len(ids) <= longest
         width = (is_last and self._width(len(ids))) or longest
         group = self._group(width)
-        arrivals = self._arrivals([running], [ids[:width]], width, group, with_adapters=False)
+        # The adapters are in the state already.
+        arrivals = Arrivals.of([running.request], [running.row], [ids[:width]], width=width, group=group, held=None)
         if is_last:
             self._parts = None
             self._state, tokens = programs.admit_parts(
@@ -324,33 +331,11 @@ class Engine:
             parts.prefilled += width
         return group * width
 
-    def _arrivals(
-        self,
-        running: Sequence[_Running],
-        prompts: Sequence[Sequence[int]],
-        width: int,
-        group: int,
-        *,
-        with_adapters: bool = True,
-    ) -> Arrivals:
-        """Returns prompts as arrays. Copies of the last one fill the group, and write the same row."""
-        tokens_bt, lengths_b = np.zeros((group, width), np.int32), np.zeros(group, np.int32)
-        filled = [*running, *[running[-1]] * (group - len(running))]
-        for row, ids in enumerate([*prompts, *[prompts[-1]] * (group - len(prompts))]):
-            tokens_bt[row, : len(ids)], lengths_b[row] = ids, len(ids)
-        requests = [each.request for each in filled]
-        sums = None
-        if self.held is not None and with_adapters:
-            sums = Sums.of([self.held.terms(request.adapters) for request in requests], self.held.capacity)
-        return Arrivals(
-            tokens_bt, lengths_b, np.asarray([each.row for each in filled], np.int32),
-            RowSampling.of([request.sampling for request in requests]),
-            np.asarray([len(request.prompt_ids) + request.max_new_tokens for request in requests], np.int32),
-            np.asarray([request.logprobs for request in requests]),
-            np.asarray([request.seed for request in requests], np.uint32),
-            np.asarray([request.draw for request in requests], np.int32),
-            sums,
-        )  # pyright: ignore[reportArgumentType]  # fmt: skip
+    def _arrivals(self, running: Sequence[_Running], width: int, group: int) -> Arrivals:
+        requests = [each.request for each in running]
+        prompts = [request.prompt_ids[:width] for request in requests]
+        rows = [each.row for each in running]
+        return Arrivals.of(requests, rows, prompts, width=width, group=group, held=self.held)
 
     def _decode(self) -> bool:
         """Starts the program of the next tokens, if a row may have one; returns True if it did."""

@@ -1,6 +1,7 @@
 """Bound adapters on the device: a fixed number of places, the least recently used adapter replaced first."""
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Hashable, Sequence
 
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from aligner_jax.model.llama import LlamaConfig, Params
+from aligner_jax.model.logical import replicated
 from aligner_jax.peft.adapter import Options
 from aligner_jax.peft.methods import METHODS, fresh_adapter
 from aligner_jax.peft.row_adapters import Capacity, RowAdapters, as_row, capacity_of, empty_rows, with_row
@@ -59,9 +61,10 @@ class HeldAdapters:
 
     def warm_up(self, method: str, options: Options) -> None:
         """Compiles the program that binds adapters of this method and these options. May use up a place."""
-        adapter = fresh_adapter(method, self._config, 0, options)
+        adapter = StoredAdapter.of(fresh_adapter(method, self._config, 0, options), None)
+        self.needs(adapter)
         place = self._next_place()
-        self._bind(StoredAdapter.of(adapter, None), place)
+        self._bind(adapter, place)
         self._free.append(place)
 
     def _place(self, adapter: StoredAdapter) -> int:
@@ -90,7 +93,7 @@ class HeldAdapters:
 def _empty_places(params: Params, *, config: LlamaConfig, capacity: Capacity, places: int) -> RowAdapters:
     # Constants and factors are float32, and rounded once when they are summed.
     held = empty_rows(config, places, capacity, jnp.float32)
-    return _with_dtype(held, params)
+    return _on_every_device(_with_dtype(held, params))
 
 
 @functools.partial(jax.jit, static_argnames=("method", "options", "config", "capacity"), donate_argnames=("held",))
@@ -107,11 +110,18 @@ def _bound(
 ) -> RowAdapters:
     """Binds an adapter to the base, and returns the places with it."""
     bound = METHODS[method].bind(trainable, options, params, config, None)
-    return with_row(held, _with_dtype(as_row(bound, config, capacity, jnp.float32), params), place)
+    row = _with_dtype(as_row(bound, config, capacity, jnp.float32), params)
+    return _on_every_device(with_row(held, row, place))
 
 
 def _with_dtype(rows: RowAdapters, params: Params) -> RowAdapters:
+    """Returns rows with keys and values in the parameters' dtype."""
     if rows.k_lbpkh is None or rows.v_lbpkh is None:
         return rows
     dtype = params.embed_vd.dtype
-    return rows.replace(k_lbpkh=rows.k_lbpkh.astype(dtype), v_lbpkh=rows.v_lbpkh.astype(dtype))
+    return dataclasses.replace(rows, k_lbpkh=rows.k_lbpkh.astype(dtype), v_lbpkh=rows.v_lbpkh.astype(dtype))
+
+
+def _on_every_device(held: RowAdapters) -> RowAdapters:
+    """Returns the places replicated: any row may take any of them."""
+    return jax.tree.map(replicated, held)

@@ -1,64 +1,33 @@
 """The compiled programs of the engine. Their shapes depend on the engine and on padded lengths, never on requests."""
 
+import dataclasses
 import functools
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, UInt
+from jaxtyping import Array, Int
 
-from aligner_jax.decoding.choose import RowSampling
+from aligner_jax.decoding.arrivals import Arrivals
 from aligner_jax.decoding.logprobs import Logprobs
 from aligner_jax.decoding.state import (
-    Prefilled, Rows, State, begin, continue_prefill, end_rows, insert, prefill, step, with_rows,
+    Prefilled,
+    State,
+    begin,
+    continue_prefill,
+    empty_state,
+    end_rows,
+    insert,
+    laid_out,
+    prefill,
+    step,
+    with_rows,
 )  # fmt: skip
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.logical import replicated
 from aligner_jax.peft import Adapter, Bound, bind
-from aligner_jax.peft.row_adapters import RowAdapters
-from aligner_jax.peft.row_sums import Sums, summed
-
-
-@flax.struct.dataclass
-class Arrivals:
-    """Prompts that enter the engine together, with what their requests ask for.
-
-    Attributes:
-      tokens_bt: prompts, or parts of them, padded at their ends.
-      lengths_b: numbers of these tokens.
-      places_b: the rows that they enter.
-      sampling: sampling options.
-      limits_b, logprobs_b: see `Rows`.
-      seeds_b, draws_b: seed of each row, and a number that tells its draws from others of the same seed.
-      sums: adapters of the rows' own; None if rows have none.
-    """
-
-    tokens_bt: Int[Array, "b t"]
-    lengths_b: Int[Array, " b"]
-    places_b: Int[Array, " b"]
-    sampling: RowSampling
-    limits_b: Int[Array, " b"]
-    logprobs_b: Bool[Array, " b"]
-    seeds_b: UInt[Array, " b"]
-    draws_b: Int[Array, " b"]
-    sums: Sums | None = None
-
-    def rows(self) -> Rows:
-        """Returns the options of the rows."""
-        keys_b = jax.vmap(lambda seed, draw: jax.random.fold_in(jax.random.key(seed), draw))(self.seeds_b, self.draws_b)
-        return Rows(keys_b, self.sampling, self.limits_b, self.logprobs_b)
-
-    def seen(self, config: LlamaConfig) -> Bool[Array, "b v"]:
-        """Returns the tokens of the prompts."""
-        b, t = self.tokens_bt.shape
-        # Padding is written past the vocabulary, and dropped.
-        token_bt = jnp.where(jnp.arange(t)[None] < self.lengths_b[:, None], self.tokens_bt, config.vocab_size)
-        return jnp.zeros((b, config.vocab_size), bool).at[jnp.arange(b)[:, None], token_bt].set(True, mode="drop")
-
-    def adapters(self, held: RowAdapters | None, dtype: Any) -> RowAdapters | None:
-        """Returns the weighted sums of held adapters."""
-        return None if held is None or self.sums is None else summed(held, self.sums, dtype)
+from aligner_jax.peft.row_adapters import Capacity, RowAdapters
 
 
 @flax.struct.dataclass
@@ -78,6 +47,25 @@ class Tokens:
 def bind_shared(params: Params, adapter: Adapter | tuple[Adapter, ...] | None, *, config: LlamaConfig) -> Bound:
     """Binds the adapter that all rows share."""
     return bind(adapter, params, config)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "config", "batch_size", "slots", "dtype", "first_position", "alternatives", "has_penalty", "capacity",
+    ),
+)  # fmt: skip
+def make_state(
+    *, config: LlamaConfig, batch_size: int, slots: int, dtype: Any, first_position: int, alternatives: int | None,
+    has_penalty: bool, capacity: Capacity | None,
+) -> State:  # fmt: skip
+    """Returns `empty_state`, laid out."""
+    return laid_out(
+        empty_state(
+            config, batch_size, slots, dtype, first_position=first_position, alternatives=alternatives,
+            has_penalty=has_penalty, capacity=capacity,
+        )
+    )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
@@ -116,7 +104,8 @@ def begin_parts(
     prefilled = prefill(params, bound, arrivals.tokens_bt, arrivals.lengths_b, config=config, slots=slots)
     seen_bv = arrivals.seen(config) if has_penalty else None
     zeros_b = jnp.zeros_like(arrivals.lengths_b)
-    return State(prefilled.cache, zeros_b, zeros_b == 0, arrivals.rows(), seen_bv=seen_bv, adapters=adapters)
+    rows = arrivals.rows()
+    return laid_out(State(prefilled.cache, zeros_b, zeros_b == 0, rows, seen_bv=seen_bv, adapters=adapters))
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("parts",))
@@ -170,7 +159,7 @@ def decode(
     else:
         state, made = jax.lax.scan(one, state, None, length=count)
     token_bt, logprobs = jax.tree.map(lambda x_tb: replicated(jnp.moveaxis(x_tb, 0, -1)), made)
-    return state, Tokens(token_bt, logprobs)
+    return laid_out(state), Tokens(token_bt, logprobs)
 
 
 def _added(
@@ -180,7 +169,7 @@ def _added(
         params, parts.bound(shared), arrivals.tokens_bt, arrivals.lengths_b, parts.cache, config=config
     )
     seen_bv = None if parts.seen_bv is None else parts.seen_bv | arrivals.seen(config)
-    return parts.replace(cache=prefilled.cache, seen_bv=seen_bv), prefilled
+    return laid_out(dataclasses.replace(parts, cache=prefilled.cache, seen_bv=seen_bv)), prefilled
 
 
 def _inserted(
@@ -192,10 +181,6 @@ def _inserted(
     stops: Int[Array, " stops"],
 ) -> tuple[State, Tokens]:
     alternatives = None if state.logprobs is None else state.logprobs.top_bx.shape[1]
-    begun = begin(
-        prefilled, arrivals.rows(), stops, alternatives=alternatives, seen_bv=seen_bv, adapters=adapters
-    )
+    begun = begin(prefilled, arrivals.rows(), stops, alternatives=alternatives, seen_bv=seen_bv, adapters=adapters)
     made = jax.tree.map(lambda x: replicated(x[..., None]), (begun.token_b, begun.logprobs))
-    return insert(state, begun, arrivals.places_b), Tokens(*made)
-
-
+    return laid_out(insert(state, begun, arrivals.places_b)), Tokens(*made)

@@ -10,6 +10,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig
 from aligner_jax.peft.stored import StoredAdapter
 
+GREEDY = Sampling()
 End = Literal["stop", "length"]
 """A row ends with a stop token, or with its last token."""
 
@@ -29,11 +30,16 @@ class Request:
 
     prompt_ids: Sequence[int]
     max_new_tokens: int
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
     adapters: tuple[tuple[StoredAdapter, float], ...] = ()
     seed: int = 0
     draw: int = 0
     logprobs: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt and new tokens at most."""
+        return len(self.prompt_ids) + self.max_new_tokens
 
 
 class Alternative(NamedTuple):

@@ -104,9 +104,7 @@ def continue_ids(
         params, adapter, prompt_ids, config=config, max_new_tokens=max_new_tokens, stop_ids=stop_ids, seed=seed,
         sampling=sampling, most_rows=len(prompt_ids), tokens_per_call=tokens_per_call,
     )  # fmt: skip
-    requests = [
-        Request(ids, max_new_tokens, sampling, seed=seed, draw=index) for index, ids in enumerate(prompt_ids)
-    ]
+    requests = [Request(ids, max_new_tokens, sampling, seed=seed, draw=index) for index, ids in enumerate(prompt_ids)]
     rows: list[list[int | None]] = [[] for _ in prompt_ids]
     given = 0
     for new in engine.run(requests):

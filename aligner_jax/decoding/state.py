@@ -1,7 +1,7 @@
 """Parts of the decoding loop: prefills prompts, inserts them into a state, and decodes one token in every row."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax
@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 from aligner_jax.decoding.choose import RowSampling, Sampling, choose
 from aligner_jax.decoding.logprobs import Logprobs, empty_logprobs, logprobs_of
 from aligner_jax.model.cache import KVCache, empty_cache, forward_cached, insert_rows, prefill_cache
+from aligner_jax.model.cache import laid_out as laid_out_cache
 from aligner_jax.model.llama import LlamaConfig, Params, unembed
-from aligner_jax.model.logical import replicated
+from aligner_jax.model.logical import constrain, replicated
 from aligner_jax.peft import Bound
 from aligner_jax.peft.row_adapters import Capacity, RowAdapters, empty_rows
 
@@ -84,7 +85,7 @@ class State:
 
 def with_rows(shared: Bound, adapters: RowAdapters | None) -> Bound:
     """Returns the adapter that all rows share with the rows' own adapters, if they have any."""
-    return shared if adapters is None else shared.replace(adapted=(*shared.adapted, adapters.adapted()))
+    return shared if adapters is None else dataclasses.replace(shared, adapted=(*shared.adapted, adapters.adapted()))
 
 
 def empty_state(
@@ -116,6 +117,21 @@ def empty_state(
         logprobs=None if alternatives is None else empty_logprobs(batch_size, alternatives),
         seen_bv=jnp.zeros((batch_size, config.vocab_size), bool) if has_penalty else None,
         adapters=None if capacity is None else empty_rows(config, batch_size, capacity, dtype),
+    )
+
+
+def laid_out(state: State) -> State:
+    """Returns the state with the sharding that all programs take and return: all but the largest arrays replicated."""
+
+    def by_row(axis: int) -> Callable[[Array], Array]:
+        return lambda x: constrain(x, *[None] * axis, "batch", *[None] * (x.ndim - axis - 1))
+
+    rest = dataclasses.replace(state, cache=None, adapters=None, seen_bv=None)
+    return dataclasses.replace(
+        jax.tree.map(replicated, rest),
+        cache=laid_out_cache(state.cache),
+        adapters=jax.tree.map(by_row(1), state.adapters),
+        seen_bv=jax.tree.map(by_row(0), state.seen_bv),
     )
 
 
@@ -190,8 +206,8 @@ def begin(
     """
     empty = State(prefilled.cache, rows.limits_b, jnp.zeros(rows.limits_b.shape, bool), rows)
     if alternatives is not None:
-        empty = empty.replace(logprobs=empty_logprobs(len(rows.limits_b), alternatives))
-    return _chosen(empty.replace(seen_bv=seen_bv, adapters=adapters), prefilled.logits_bv, stops)
+        empty = dataclasses.replace(empty, logprobs=empty_logprobs(len(rows.limits_b), alternatives))
+    return _chosen(dataclasses.replace(empty, seen_bv=seen_bv, adapters=adapters), prefilled.logits_bv, stops)
 
 
 def insert(state: State, begun: State, rows: Sequence[int] | Int[Array, " b"]) -> State:
@@ -221,18 +237,13 @@ def insert(state: State, begun: State, rows: Sequence[int] | Int[Array, " b"]) -
         v_lbksh=put_cache(state.cache.v_lbksh, begun.cache.v_lbksh),
         lengths_b=put(state.cache.lengths_b, begun.cache.lengths_b),
     )
-    rest = jax.tree.map(put, *(each.replace(cache=None, adapters=None) for each in (state, begun)))
-    return rest.replace(cache=cache, adapters=jax.tree.map(put_layers, state.adapters, begun.adapters))
-
-
-def repeat_row(state: State, times: int) -> State:
-    """Returns a state with `times` copies of the only row of `state`."""
-    return jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=1 if leaf.ndim == 5 else 0), state)
+    rest = jax.tree.map(put, *(dataclasses.replace(each, cache=None, adapters=None) for each in (state, begun)))
+    return dataclasses.replace(rest, cache=cache, adapters=jax.tree.map(put_layers, state.adapters, begun.adapters))
 
 
 def end_rows(state: State, rows: Sequence[int] | Int[Array, " b"]) -> State:
     """Returns the state with these rows ended; indices past the last row are ignored."""
-    return state.replace(done_b=state.done_b.at[jnp.asarray(rows)].set(True, mode="drop"))
+    return dataclasses.replace(state, done_b=state.done_b.at[jnp.asarray(rows)].set(True, mode="drop"))
 
 
 def step(params: Params, bound: Bound, state: State, stops: Int[Array, " stops"], *, config: LlamaConfig) -> State:
@@ -251,13 +262,13 @@ def step(params: Params, bound: Bound, state: State, stops: Int[Array, " stops"]
         params, state.token_b[:, None], state.cache, config=config, adapted=bound.adapted
     )
     cache = dataclasses.replace(cache, lengths_b=jnp.where(state.done_b, state.cache.lengths_b, cache.lengths_b))
-    return _chosen(state.replace(cache=cache), unembed(params, hidden_b1d[:, -1]), stops)
+    return _chosen(dataclasses.replace(state, cache=cache), unembed(params, hidden_b1d[:, -1]), stops)
 
 
 def _chosen(state: State, logits_bv: Float[Array, "b v"], stops: Int[Array, " stops"]) -> State:
     """Chooses the next token of the rows that are not done."""
     # Replicated, so that no device has to ask the others if any row samples.
-    rows = state.rows.replace(sampling=jax.tree.map(replicated, state.rows.sampling))
+    rows = jax.tree.map(replicated, state.rows)
     keys_b = jax.vmap(jax.random.fold_in)(rows.keys_b, state.cache.positions_b)
     token_b = choose(logits_bv, keys_b, rows.sampling, state.seen_bv)
     token_b = jnp.where(state.done_b, state.token_b, token_b)
@@ -268,4 +279,4 @@ def _chosen(state: State, logits_bv: Float[Array, "b v"], stops: Int[Array, " st
         seen_bv = seen_bv.at[jnp.arange(len(token_b)), token_b].set(True)
     # The text is the cache's tokens and the chosen one.
     done_b = state.done_b | jnp.isin(token_b, stops) | (state.cache.lengths_b + 1 >= rows.limits_b)
-    return state.replace(token_b=token_b, done_b=done_b, rows=rows, logprobs=logprobs, seen_bv=seen_bv)
+    return dataclasses.replace(state, token_b=token_b, done_b=done_b, rows=rows, logprobs=logprobs, seen_bv=seen_bv)

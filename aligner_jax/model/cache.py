@@ -14,7 +14,7 @@ from aligner_jax.model.cached_attention import attend_cached, blocks_to_read
 from aligner_jax.model.layers import Adapted, Layer, layer_as_stored, run_layers
 from aligner_jax.model.layout import as_stored
 from aligner_jax.model.llama import LlamaConfig, Params, embed, rms_norm, transform
-from aligner_jax.model.logical import constrain, mesh_axes, num_parts, on_each_device
+from aligner_jax.model.logical import constrain, mesh_axes, num_parts, on_each_device, replicated
 from aligner_jax.model.quantized import Quantized
 from aligner_jax.model.rope import rotation
 
@@ -54,6 +54,12 @@ def empty_cache(
     shape = (config.num_layers, batch_size, config.num_kv_heads, slots, config.head_dim)
     k_lbksh, v_lbksh = (constrain(jnp.zeros(shape, dtype), *_AXES) for _ in range(2))
     return KVCache(k_lbksh, v_lbksh, jnp.zeros(batch_size, jnp.int32), first_position)
+
+
+def laid_out(cache: KVCache) -> KVCache:
+    """Returns the cache with the sharding of `empty_cache`, so that programs take each other's results."""
+    k_lbksh, v_lbksh = (constrain(x, *_AXES) for x in (cache.k_lbksh, cache.v_lbksh))
+    return dataclasses.replace(cache, k_lbksh=k_lbksh, v_lbksh=v_lbksh, lengths_b=replicated(cache.lengths_b))
 
 
 def prefill_cache(

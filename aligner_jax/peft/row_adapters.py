@@ -1,8 +1,8 @@
 """Adapters of rows in shapes that do not depend on them: rows with other methods, tokens and ranks share a program.
 
-Every adapter is bound to the base alone. A row adds a weighted sum of its adapters' effects. The sum is exact: constants
-and biases are added, ranks of LoRA stand side by side, and so do the tokens of longer prefixes, each with the softmax of
-its own prefix.
+Every adapter is bound to the base alone. A row adds a weighted sum of its adapters' effects. The sum is exact:
+constants and biases are added, ranks of LoRA stand side by side, and so do the tokens of longer prefixes, each with the
+softmax of its own prefix.
 """
 
 import dataclasses
@@ -170,7 +170,7 @@ def as_row(bound: Bound, config: LlamaConfig, capacity: Capacity, dtype: Any) ->
         layers = slice(part.layers.start, part.layers.stop)
         if part.prefix is not None and part.prefix.k_bpkh.shape[2] == 1:
             outputs_lbpnh = jax.vmap(lambda prefix: gated_values(prefix, config.num_heads))(part.prefix)
-            row = row.replace(constant_lbnh=row.constant_lbnh.at[layers].add(outputs_lbpnh[:, :, 0]))
+            row = dataclasses.replace(row, constant_lbnh=row.constant_lbnh.at[layers].add(outputs_lbpnh[:, :, 0]))
         elif part.prefix is not None:
             group += 1
             row, token = _with_tokens(row, part, layers, token, group), token + part.prefix.k_bpkh.shape[2]
@@ -183,7 +183,7 @@ def as_row(bound: Bound, config: LlamaConfig, capacity: Capacity, dtype: Any) ->
             else:
                 row.biases[name] = row.biases[name].at[layers, 0].add(update)
     exact = {"gate_lbpn": row.gate_lbpn, "group_lbp": row.group_lbp}
-    return jax.tree.map(lambda x: x.astype(dtype), row).replace(**exact)
+    return dataclasses.replace(jax.tree.map(lambda x: x.astype(dtype), row), **exact)
 
 
 def _with_tokens(row: RowAdapters, part: Adapted, layers: slice, first: int, group: int) -> RowAdapters:
@@ -194,7 +194,8 @@ def _with_tokens(row: RowAdapters, part: Adapted, layers: slice, first: int, gro
     assert row.gate_lbpn is not None
     assert row.group_lbp is not None
     here = slice(first, first + prefix.k_bpkh.shape[2])
-    return row.replace(
+    return dataclasses.replace(
+        row,
         k_lbpkh=row.k_lbpkh.at[layers, :, here].set(prefix.k_bpkh),
         v_lbpkh=row.v_lbpkh.at[layers, :, here].set(prefix.v_bpkh),
         gate_lbpn=row.gate_lbpn.at[layers, :, here].set(prefix.gate_bn[:, :, None]),

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -117,11 +116,13 @@ def summed(held: RowAdapters, sums: Sums, dtype: Any) -> RowAdapters:
         assert held.gate_lbpn is not None
         assert held.group_lbp is not None
         groups = held.group_lbp.shape[2] + 1
-        rows = rows.replace(
+        is_used_bp = sums.token_weight_bp[None] != 0
+        rows = dataclasses.replace(
+            rows,
             k_lbpkh=tokens(held.k_lbpkh).astype(dtype),
             v_lbpkh=tokens(held.v_lbpkh).astype(dtype),
             gate_lbpn=tokens(held.gate_lbpn) * sums.token_weight_bp[None, :, :, None],
-            group_lbp=jnp.where(sums.token_weight_bp == 0, 0, tokens(held.group_lbp) + sums.token_term_bp * groups),
+            group_lbp=jnp.where(is_used_bp, tokens(held.group_lbp) + sums.token_term_bp[None] * groups, 0),
         )
 
     def ranks(x_lar: Array) -> Array:
