@@ -24,9 +24,11 @@ from aligner_jax.model.kernels.kernel import Unsupported
 from aligner_jax.model.kernels.operands import Ref
 
 _BLOCK_BYTES = 2**19
-"""Bytes of a block of keys at most, so that a fetch takes longer than an iteration's overhead."""
+"""Bytes of a block of keys at most."""
+_LONG_BLOCK_BYTES = 2**18
+"""The same for blocks of more than 128 slots. A row reads half a block more than it has, on average, so blocks are only
+long enough for a fetch to take longer than an iteration's instructions (v5e: 960 cycles, 340 static bundles)."""
 _MAX_BLOCK = 512
-"""Slots of a block at most. A row reads half a block more than it has, on average."""
 _MAX_BESIDE = 256
 _MAX_BLOCKS = 2**15
 """Blocks of all rows at most; their list of rows lies in scalar memory."""
@@ -69,9 +71,10 @@ def supports(dtype: jnp.dtype, k_lbksh: jax.ShapeDtypeStruct | Array, num_beside
 def block_sizes(shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[int, int]:
     """Returns the kv heads and the slots of the blocks in which a cache [l, b, k, s, h] is read."""
     *_, k, slots, h = shape
-    most = _BLOCK_BYTES // (LANES * max(h, LANES) * dtype.itemsize)
-    heads = next(heads for heads in range(min(k, most), 0, -1) if k % heads == 0)
-    return heads, min(slots, LANES * min(most // heads, _MAX_BLOCK // LANES))
+    head_bytes = LANES * max(h, LANES) * dtype.itemsize
+    heads = next(heads for heads in range(min(k, _BLOCK_BYTES // head_bytes), 0, -1) if k % heads == 0)
+    times = max(min(_LONG_BLOCK_BYTES // (heads * head_bytes), _MAX_BLOCK // LANES), 1)
+    return heads, min(slots, LANES * times)
 
 
 class Blocks[T](NamedTuple):
