@@ -7,11 +7,11 @@ PEER_PYTHON is an environment of torch and transformers, as for `scripts.bench.g
 `pip install 'llama-cpp-python[server]'`. Without a variable its side is left out.
 
 Clients of a server ask one request after the other, greedily and with streams, and every request is one prompt of the
-quickstart's data. All sides make the same number of new tokens per request, unless a stop token comes. Requests a second
-are those of all clients over the whole time; the time to the first token is the median and the 95th percentile.
-transformers continues the same prompts in batches of 8, all cut to the length of the shortest one;
-the ratio is that of our server at 8 clients to it in the same dtype. One side works at a time, and every server has answered
-requests before it is measured.
+quickstart's data. All sides make the same number of new tokens per request, unless a stop token comes. Requests per
+second are those of all clients over the whole time; the time to the first token is the median and the 95th percentile.
+transformers continues the same prompts in batches of 8, all cut to the length of the shortest one; the ratio is that of
+our server at 8 clients to it in the same dtype. One side works at a time, and every server has answered requests before
+it is measured.
 """
 
 import argparse
@@ -105,7 +105,8 @@ def ours(args: argparse.Namespace, dtype: str, scratch: Path) -> Iterator[str]:
     adapters.mkdir(exist_ok=True)
     command = [
         sys.executable, "-m", "aligner_jax.serve", f"--base={args.base}", "--name=model", f"--adapters={adapters}",
-        "--port=0", f"--dtype={dtype}", f"--tokens={args.prompt_tokens + args.new_tokens}", f"--rows={max(args.clients)}",
+        "--port=0", f"--dtype={dtype}", f"--rows={max(args.clients)}",
+        f"--tokens={args.prompt_tokens + args.new_tokens}",
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
