@@ -29,7 +29,10 @@ _ERRORS = (sqlite3.Error, UnicodeError)
 """Of a damaged file; SQLite's own message may hold bytes of it that are not UTF-8."""
 _SCHEMA = {
     "meta": "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID",
-    "kinds": "CREATE TABLE kinds (id INTEGER PRIMARY KEY, method TEXT NOT NULL, options TEXT NOT NULL)",
+    "kinds": (
+        "CREATE TABLE kinds (id INTEGER PRIMARY KEY, method TEXT NOT NULL, options TEXT NOT NULL, "
+        "checksum INTEGER NOT NULL)"
+    ),
     "adapters": (
         "CREATE TABLE adapters (name TEXT PRIMARY KEY, kind INTEGER NOT NULL, file INTEGER NOT NULL, "
         "place INTEGER NOT NULL, digest BLOB NOT NULL, metadata TEXT, checksum INTEGER NOT NULL) WITHOUT ROWID"
@@ -137,11 +140,15 @@ class Index:
         return self._rows("SELECT count(*) FROM adapters", ())[0][0]
 
     def kind(self, number: int) -> tuple[str, str]:
-        """Returns method and options (JSON) of a kind. Raises InputError if there is none."""
-        found = self._rows("SELECT method, options FROM kinds WHERE id = ?", (number,))
-        if not found or not all(isinstance(text, str) and len(text) <= LONGEST_TEXT for text in found[0]):
-            raise self._damaged(f"it has no kind {number}")
-        return found[0]
+        """Returns method and options (JSON) of a kind. Raises InputError if it is missing or damaged."""
+        found = self._rows("SELECT method, options, checksum FROM kinds WHERE id = ?", (number,))
+        if (
+            not found
+            or not all(isinstance(text, str) for text in found[0][:2])
+            or found[0][2] != _checksum(*found[0][:2])
+        ):
+            raise self._damaged(f"its kind {number} is missing or changed")
+        return found[0][:2]
 
     def kinds(self) -> list[int]:
         """Returns the numbers of all kinds."""
@@ -256,7 +263,8 @@ class Transaction:
             return found[0]
         if execute("SELECT count(*) FROM kinds").fetchone()[0] >= MOST_KINDS:
             raise InputError(f"{self._path} has adapters of {MOST_KINDS} methods and options, and can have no more")
-        number = execute("INSERT INTO kinds (method, options) VALUES (?, ?)", (method, options)).lastrowid
+        values = method, options, _checksum(method, options)
+        number = execute("INSERT INTO kinds (method, options, checksum) VALUES (?, ?, ?)", values).lastrowid
         assert number is not None
         return number
 
@@ -300,5 +308,5 @@ def check_name(name: str) -> None:
 _SELECT = "SELECT name, kind, file, place, digest, metadata, checksum FROM adapters"
 
 
-def _checksum(key: str, value: str) -> int:
-    return zlib.crc32(json.dumps([key, value]).encode())
+def _checksum(*texts: str) -> int:
+    return zlib.crc32(json.dumps(texts).encode())

@@ -78,15 +78,10 @@ def test_an_undamaged_bank_is_read(folder: Path):
         (("UPDATE meta SET value = '2' WHERE key = 'base'",), "its base is missing or changed"),
         (("UPDATE meta SET value = 2.5 WHERE key = 'base'",), "its base is missing or changed"),
         (("DELETE FROM meta",), "its base is missing or changed"),
-        (("DELETE FROM kinds",), "it has no kind 1"),
-        (("UPDATE kinds SET method = x'00'",), "it has no kind 1"),
-        (("UPDATE kinds SET method = 'newer'",), "kind 1 cannot be used: adapter method 'newer' is not one of"),
-        (("UPDATE kinds SET options = '{'",), "kind 1 cannot be used: options is not JSON"),
-        (("""UPDATE kinds SET options = '{"num_tokens": 1e99}'""",), "kind 1 cannot be used"),
-        (("""UPDATE kinds SET options = '{"num_tokens": 2000000000}'""",), "truncated"),
-        (("""UPDATE kinds SET options = '{"num_tokens": 1, "start_layer": 2}'""",), "not those that were registered"),
-        (("""UPDATE kinds SET options = '{"num_tokens": 1, "start_layer": 1}'""",), "not those that were registered"),
-        (("UPDATE kinds SET options = hex(zeroblob(60000))",), "it has no kind 1"),
+        (("DELETE FROM kinds",), "its kind 1 is missing or changed"),
+        (("UPDATE kinds SET method = x'00'",), "its kind 1 is missing or changed"),
+        (("UPDATE kinds SET options = '{}'",), "its kind 1 is missing or changed"),
+        (("UPDATE kinds SET options = hex(zeroblob(60000))",), "its kind 1 is missing or changed"),
         (("UPDATE adapters SET name = 'a/b' WHERE name = 'n3'",), "its names are changed"),
         (("UPDATE adapters SET name = 'x' WHERE name = 'n3'",), "the row of 'x' is changed"),
         (("UPDATE adapters SET kind = 'x'",), "the row of 'n0' is changed"),
@@ -116,6 +111,26 @@ def test_a_row_with_a_right_checksum_is_checked_too(values: dict, sentence: str,
     with index.transaction() as transaction:
         transaction.put([Row(*row)._replace(**values)])
     index.close()
+    assert sentence in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "sentence"),
+    [
+        ("newer", "{}", "kind 1 cannot be used: adapter method 'newer' is not one of"),
+        ("aligner", "{", "kind 1 cannot be used: options is not JSON"),
+        ("aligner", '{"num_tokens": 1e99}', "kind 1 cannot be used"),
+        ("aligner", '{"newer": 1}', "kind 1 cannot be used: adapter method 'aligner' has no option 'newer'"),
+        ("aligner", '{"num_tokens": 2000000000}', "is truncated"),
+        ("aligner", '{"num_tokens": 1, "start_layer": 1}', "not those that were registered"),
+    ],
+)
+def test_a_kind_with_a_right_checksum_is_checked_too(method: str, options: str, sentence: str, folder: Path):
+    index = Index(folder / INDEX)
+    with index.transaction() as transaction:
+        number = transaction.kind(method, options)
+    index.close()
+    execute(folder, "DELETE FROM kinds WHERE id = 1", f"UPDATE kinds SET id = 1 WHERE id = {number}")
     assert sentence in refusal(folder)
 
 

@@ -22,7 +22,7 @@ _ADAPTERS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 _COLUMNS = {
     "meta": ("key", "value", "checksum"),
-    "kinds": ("id", "method", "options"),
+    "kinds": ("id", "method", "options", "checksum"),
     "adapters": ("name", "kind", "file", "place", "digest", "metadata", "checksum"),
 }
 _STATEMENTS = (
