@@ -11,6 +11,7 @@ answered with another one's text.
 import argparse
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import itertools
 import random
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -206,6 +208,16 @@ class Torture:
         return "mixed up"
 
 
+def await_ready(port: int) -> None:
+    """Waits until the server has compiled its programs."""
+    deadline = time.monotonic() + 1200
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ready"):
+            return
+        time.sleep(0.5)
+    sys.exit("error: the server has not become ready")
+
+
 def memory_of(process: int) -> int:
     """Returns the resident memory of a process in bytes."""
     status = Path(f"/proc/{process}/status").read_text()
@@ -235,6 +247,7 @@ def main() -> None:
         if found is None:
             sys.exit(f"error: the server did not start: {line}")
         try:
+            await_ready(int(found[1]))
             is_right = torture(plan, int(found[1]), server.pid, args)
         finally:
             server.terminate()

@@ -93,7 +93,8 @@ def test_a_stream_of_completions_is_the_whole_answer(stop, client):
     whole = client.completions.create(**options)
     if stop is not None:
         # A part of the first answer that begins and ends within tokens.
-        options["stop"] = whole.choices[0].text[3:6]
+        assert any(3 <= offset < 9 for offset in whole.choices[0].logprobs.text_offset)
+        options["stop"] = whole.choices[0].text[3:9]
         whole = client.completions.create(**options)
         assert (whole.choices[0].finish_reason, len(whole.choices[0].text)) == ("stop", 3)
         assert whole.choices[0].logprobs.text_offset[-1] < 3
