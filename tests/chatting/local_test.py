@@ -147,6 +147,10 @@ def test_the_oldest_turns_are_left_out_and_that_is_said_once(make):
     fresh = make(context=64)
     assert ask(fresh, question(*old[left_out:], "Why?"), one("short")) == (texts, [])
     assert ask(model, question(*old, "Why?"), one("short"))[1] == []
+    # A question goes with its answer, however many tokens there is room for.
+    for room in range(48, 128, 8):
+        ids, count = make(context=room)._prompt(question(*old, "Why?"), one("short"))
+        assert (len(ids) <= room - 8, count % 2) == (True, 0)
     with pytest.raises(InputError, match=r"^the question has \d+ tokens, but 56 fit beside 8 new ones in 64$"):
         ask(model, question("Why? " * 60), one("short"))
 
