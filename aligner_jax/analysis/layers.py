@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from aligner_jax.model.attention import Prefix, add_gated, attend
+from aligner_jax.model.attention import Prefix, add_gated, attend, joint_prefix
 from aligner_jax.model.layers import Layer, run_layers
 from aligner_jax.model.llama import Layers, LlamaConfig, Params, embed, rms_norm, transform, unembed
 from aligner_jax.model.rope import rotation
+from aligner_jax.model.row_prefix import RowPrefix
 from aligner_jax.model.updates import project
 from aligner_jax.peft import Adapter, bind
 
@@ -94,7 +96,7 @@ def _adapted_layer(x_btd, layer: Layer, *, segment_ids_bt, cos_sin, config: Llam
     base, prefixes, updates = layer.weights, layer.prefixes, layer.updates
     heads: list[Array] = []
 
-    def run(layer: Layers, prefixes: tuple[Prefix, ...]) -> Array:
+    def run(layer: Layers, prefixes: Sequence[Prefix | RowPrefix]) -> Array:
         """Returns the layer's output; appends the heads' output and the gated prefixes' part of it to `heads`."""
 
         def attention(q_btnh, k_bskh, v_bskh):
@@ -108,7 +110,7 @@ def _adapted_layer(x_btd, layer: Layer, *, segment_ids_bt, cos_sin, config: Llam
     after_btd = run(changed, prefixes)
     if not prefixes and not updates:
         return after_btd, jnp.zeros_like(x_btd)
-    if not updates and not any(prefix.joint for prefix in prefixes):
+    if not updates and joint_prefix(prefixes) is None:
         # Computed directly, since a difference would lose most digits in bfloat16.
         return after_btd, project("btnh,nhd->btd", heads[1], base.o_lnhd)
     # The MLP's output of this run is unused, so the compiler removes it.

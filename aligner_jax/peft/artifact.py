@@ -141,6 +141,18 @@ class Artifact:
         """
         return recorded_prompt_format(self.path, self.metadata)
 
+    @property
+    def canary(self) -> Canary | None:
+        """Canary of the adapter; None if the file does not record one. It is parsed here, as `prompt_format` is.
+
+        Raises:
+          InputError: the file's metadata field is not a canary.
+        """
+        if "canary" not in self.metadata:
+            return None
+        fields = _json(self.path, self.metadata, "canary")
+        return parse_canary(Fields(fields, self.path, prefix="its metadata field 'canary': "))
+
 
 def recorded_prompt_format(path: Path | str, metadata: Mapping[str, str]) -> PromptFormat | None:
     """Returns the prompt format in an adapter's metadata, None if there is none.
@@ -153,18 +165,6 @@ def recorded_prompt_format(path: Path | str, metadata: Mapping[str, str]) -> Pro
     found = Fields(_json(path, metadata, "prompt_format"), path, prefix="its metadata field 'prompt_format': ")
     template, system = (found.text(name) if found.has(name) else None for name in ("template", "system"))
     return None if template is None else PromptFormat(template, system)
-
-    @property
-    def canary(self) -> Canary | None:
-        """Canary of the adapter; None if the file does not record one. It is parsed here, as `prompt_format` is.
-
-        Raises:
-          InputError: the file's metadata field is not a canary.
-        """
-        if "canary" not in self.metadata:
-            return None
-        fields = _json(self.path, self.metadata, "canary")
-        return parse_canary(Fields(fields, self.path, prefix="its metadata field 'canary': "))
 
 
 def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Adapter:

@@ -99,11 +99,9 @@ def test_events_are_read_however_they_are_cut():
 
 
 def test_an_error_has_the_servers_sentence_without_the_key():
-    body = b'{"error": {"message": "The model \\"x\\" does not exist, says ' + KEY.encode() + b'"}}'
+    body = b'{"error": {"message": "There is no \\"x\\", says ' + KEY.encode() + b'"}}'
     refused = Stream(iter([body]), 404, {"Content-Type": "application/json"})
-    assert (
-        failure(lambda asked: refused, key=KEY) == 'URL answers with status 404: The model "x" does not exist, says …'
-    )
+    assert failure(lambda asked: refused, key=KEY) == 'URL answers with status 404: There is no "x", says …'
     within = [event("one"), b'data: {"error": {"message": "out of memory, ' + KEY.encode() + b'"}}\n\n']
     assert failure(lambda asked: Stream(iter(within)), key=KEY) == "URL broke off its answer: out of memory, …"
 

@@ -147,6 +147,10 @@ def test_the_oldest_turns_are_left_out_and_that_is_said_once(make):
     fresh = make(context=64)
     assert ask(fresh, question(*old[left_out:], "Why?"), one("short")) == (texts, [])
     assert ask(model, question(*old, "Why?"), one("short"))[1] == []
+    # A question goes with its answer, however many tokens there is room for.
+    for room in range(48, 128, 8):
+        ids, count = make(context=room)._prompt(question(*old, "Why?"), one("short"))
+        assert (len(ids) <= room - 8, count % 2) == (True, 0)
     with pytest.raises(InputError, match=r"^the question has \d+ tokens, but 56 fit beside 8 new ones in 64$"):
         ask(model, question("Why? " * 60), one("short"))
 
@@ -205,11 +209,11 @@ def test_a_file_is_read_again_when_it_is_named_again(
 
 def test_adapters_that_do_not_exist_or_fit_are_refused(make, files: dict[str, str], base: aj.Base, tmp_path: Path):
     model = make()
-    with pytest.raises(InputError, match="^there is no adapter 'shirt'; did you mean short\\?$"):
+    with pytest.raises(InputError, match=r"^there is no adapter 'shirt'; did you mean short\?$"):
         model.find("shirt")
+    twin = tmp_path / "short.safetensors"
+    twin.write_bytes(Path(files["short"]).read_bytes())
     with pytest.raises(InputError, match="would both have the name 'short'; rename one"):
-        twin = tmp_path / "short.safetensors"
-        twin.write_bytes(Path(files["short"]).read_bytes())
         model.find(str(twin))
     (tmp_path / "odd.safetensors").write_text("odd")
     with pytest.raises(InputError, match=r"odd\.safetensors"):
@@ -217,7 +221,7 @@ def test_adapters_that_do_not_exist_or_fit_are_refused(make, files: dict[str, st
     other = base.replace(params=base.params.replace(embed_vd=base.params.embed_vd + 1))
     with pytest.raises(InputError, match="was trained on a base of the same shape with other weights"):
         LocalModel(other, OPTIONS).find(files["short"])
-    with pytest.raises(InputError, match="^there is no adapter 'none'; give its file$"):
+    with pytest.raises(InputError, match=r"^there is no adapter 'none'; give its file$"):
         LocalModel(base, OPTIONS).find("none")
 
 

@@ -26,7 +26,9 @@ class Recorded(NamedTuple):
 
 @pytest.fixture
 def tokenizer(tiny_model) -> Tokenizer:
-    return load_tokenizer(tiny_model)
+    loaded = load_tokenizer(tiny_model)
+    assert loaded is not None
+    return loaded
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_the_format_is_the_recorded_one_or_the_chat_template(tokenizer: Tokenize
 
 def test_a_base_without_a_chat_template_needs_a_template(tokenizer: Tokenizer):
     plain = dataclasses.replace(tokenizer, chat_template=None)
-    with pytest.raises(InputError, match="^the base has no chat template; name one: --template=alpaca or none$"):
+    with pytest.raises(InputError, match=r"^the base has no chat template; name one: --template=alpaca or none$"):
         choose_format("auto", None, {}, plain)
     with pytest.raises(InputError, match="and no adapter records one; name one"):
         choose_format("auto", None, {"a": Recorded(None)}, plain)

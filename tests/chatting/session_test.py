@@ -197,7 +197,7 @@ def test_a_choice_that_the_model_refuses_is_not_made(chat, model: Echo):
 
 def test_the_first_choice_is_checked_too(model: Echo, screen: Recorder):
     model.refused = "no"
-    with pytest.raises(InputError, match="^no$"):
+    with pytest.raises(InputError, match=r"^no$"):
         Session(model, screen, mix=Mix((("a", 1.0),)), system="Be.")
 
 

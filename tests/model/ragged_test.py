@@ -57,10 +57,10 @@ def attend(case: Case, arrays, lengths_b: np.ndarray, interpret: bool | pltpu.In
     q_bkgh, k_lbksh, v_lbksh, *beside = arrays
     blocks = ragged.filled_blocks(jnp.asarray(lengths_b), k_lbksh)
     swapped = swaps_last(k_lbksh.shape)
-    lengths_b = jnp.asarray(lengths_b)
     return ragged.attend(
-        q_bkgh, k_lbksh, v_lbksh, *beside, lengths_b, blocks, jnp.int32(LAYER), slots_last=swapped, interpret=interpret
-    )
+        q_bkgh, k_lbksh, v_lbksh, *beside, jnp.asarray(lengths_b), blocks, jnp.int32(LAYER), slots_last=swapped,
+        interpret=interpret,
+    )  # fmt: skip
 
 
 def expected(arrays, lengths_b: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from command_runs import run_command
 from whole_runs import config_file
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([places.PYTHONPATH, *sys.path])}
-COMMANDS = ("train", "evaluate", "generate", "convert", "compile", "analyze")
+COMMANDS = ("train", "evaluate", "generate", "chat", "convert", "compile", "analyze")
 # Stops the slowest import, so that the moment is the same on every machine.
 SLOW_JAX = "print('importing', flush=True)\nimport time\ntime.sleep(60)\n"
 
