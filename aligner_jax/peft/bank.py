@@ -232,7 +232,7 @@ class Bank:
             self._copy(last + 1, transaction)
             transaction.set_meta("file", str(last + 1))
         for path in self.path.glob("numbers.*"):
-            if path != self._file(last + 1):
+            if path.suffix[1:].isdecimal() and path != self._file(last + 1):
                 with contextlib.suppress(OSError):
                     path.unlink()
 

@@ -67,9 +67,9 @@ def memory() -> int:
 
 
 def percentiles(seconds: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Returns median, 99th percentile and largest value."""
-    p50, p99, most = np.percentile(np.asarray(seconds), [50, 99, 100]).tolist()
-    return {"p50": p50, "p99": p99, "most": most}
+    """Returns the least value, the median and the 99th percentile."""
+    least, p50, p99 = np.percentile(np.asarray(seconds), [0, 50, 99]).tolist()
+    return {"least": least, "p50": p50, "p99": p99}
 
 
 if __name__ == "__main__":
