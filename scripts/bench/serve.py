@@ -33,6 +33,7 @@ from typing import NamedTuple
 import openai
 
 from aligner_jax.studies.flag_values import names
+from aligner_jax.weights.base import form_of, locate
 from scripts.bench import report, same_model
 from scripts.bench.generate import sizes
 from scripts.bench.protocol import PEER_VARIABLE, Worker
@@ -71,14 +72,15 @@ def main() -> None:
             args.base, args.data, args.dtype, Path(scratch), examples=args.requests, peer=with_peer
         )
         prompts = [document["tokens"][: args.prompt_tokens] for document in model["documents"]][: args.requests]
+        texts = texts_of(args.base, prompts)
         for dtype in args.dtype:
             with ours(args, dtype, Path(scratch)) as url:
-                measured += ask_all(f"ours, {dtype}", url, prompts, args)
+                measured += ask_all(f"ours, {dtype}", url, texts, args)
             if with_peer:
                 measured.append(transformers(model["folders"][dtype], dtype, prompts, args.new_tokens))
         if os.environ.get(LLAMA_VARIABLE):
             with llama(args) as url:
-                measured += ask_all("llama.cpp, as in the file", url, prompts, args)
+                measured += ask_all("llama.cpp, as in the file", url, texts, args)
     print(as_table(measured), flush=True)
 
 
@@ -96,6 +98,14 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--new-tokens", type=int, default=64, help="new tokens of a request (default %(default)s)")
     return parser.parse_args()
+
+
+def texts_of(base: str, prompts: list[list[int]]) -> list[str]:
+    """Returns the prompts as texts: llama-cpp-python's server takes no token ids."""
+    local = locate(base)
+    tokenizer = form_of(local).tokenizer(local)
+    assert tokenizer is not None
+    return [tokenizer.decode(prompt) for prompt in prompts]
 
 
 @contextlib.contextmanager
@@ -149,13 +159,13 @@ def _until_ready(process: subprocess.Popen, url: str) -> Iterator[None]:
         process.wait(timeout=60)
 
 
-def ask_all(side: str, url: str, prompts: list[list[int]], args: argparse.Namespace) -> list[Measured]:
+def ask_all(side: str, url: str, prompts: list[str], args: argparse.Namespace) -> list[Measured]:
     """Measures a server with every number of clients."""
     asyncio.run(ask(side, url, prompts[: max(args.clients)], max(args.clients), args.new_tokens))
     return [asyncio.run(ask(side, url, prompts, clients, args.new_tokens)) for clients in args.clients]
 
 
-async def ask(side: str, url: str, prompts: list[list[int]], clients: int, new_tokens: int) -> Measured:
+async def ask(side: str, url: str, prompts: list[str], clients: int, new_tokens: int) -> Measured:
     """Asks for the continuation of every prompt, `clients` at a time."""
     left, firsts, made = iter(prompts), [], 0
 
