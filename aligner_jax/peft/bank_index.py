@@ -1,11 +1,13 @@
 """The index of a bank: a SQLite file that says where the numbers of every adapter are.
 
-The file may come from a stranger or a bad disk. Its schema must be this module's to the letter, so that no trigger or
-view runs; texts and blobs have bounds; and every row has a checksum.
+The file may come from a stranger or a bad disk. SQLite may neither play back a rollback journal beside it nor write
+through a link; its schema must be this module's to the letter, so that no trigger or view runs; texts and blobs have
+bounds; and every row has a checksum.
 """
 
 import contextlib
 import json
+import os
 import sqlite3
 import threading
 import zlib
@@ -77,9 +79,11 @@ class Index:
           can_write: False if the folder cannot be written.
 
         Raises:
-          InputError: the file is damaged, no index of a bank, or of a newer format.
+          InputError: the file is damaged, no index of a bank, or of a newer format; or there is a file beside it that
+            no bank has.
         """
         self.path = path
+        _check_files(path)
         self._reading, self._writing = threading.Lock(), threading.Lock()
         wal = path.with_name(f"{path.name}-wal")
         # Without a folder to write to, SQLite can read this format only if it need not look for other writers.
@@ -303,6 +307,17 @@ def check_name(name: str) -> None:
     """Refuses names that an adapter cannot have. Raises InputError."""
     if problem := name_problem(name):
         raise InputError(f"{shown(name)} cannot be the name of an adapter: {problem}")
+
+
+def _check_files(path: Path) -> None:
+    # SQLite plays a journal back before the first statement, and removes the file that is named at its end.
+    journal = path.with_name(f"{path.name}-journal")
+    if os.path.lexists(journal):
+        raise InputError(f"{journal} is a file that no bank has, and could harm other files; take another copy")
+    for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
+        # SQLite would write to the target of a link, and wait for a pipe.
+        if os.path.islink(file) or (os.path.lexists(file) and not os.path.isfile(file)):
+            raise InputError(f"{file} is a link, a folder, a device or a pipe, not a file; take another copy")
 
 
 _SELECT = "SELECT name, kind, file, place, digest, metadata, checksum FROM adapters"

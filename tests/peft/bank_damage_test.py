@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,6 +168,47 @@ def test_other_files_are_no_index(folder: Path, tmp_path: Path):
     (folder / INDEX).unlink()
     (folder / INDEX).mkdir()
     assert "it has no index.sqlite" in refusal(folder)
+
+
+def hot_journal(index: Path, named: Path) -> bytes:
+    """Returns a rollback journal without pages, of a transaction whose super-journal is the file `named`.
+
+    The layout is that of "The Rollback Journal" of SQLite's file format, and of `writeSuperJournal` of its source.
+    """
+    page_size, pages = struct.unpack_from(">H10xI", index.read_bytes(), 16)
+    magic, name = bytes.fromhex("d9d505f920a163d7"), str(named).encode()
+    head = (magic + struct.pack(">5I", 0, 0, pages, 512, page_size)).ljust(512, b"\0")
+    return head + struct.pack(">I", 2**30 // page_size + 1) + name + struct.pack(">2I", len(name), sum(name)) + magic
+
+
+def test_a_journal_beside_the_index_is_refused_before_it_is_played_back(folder: Path, tmp_path: Path):
+    kept, journal = tmp_path / "kept", folder / f"{INDEX}-journal"
+    kept.write_text("a file of the user")
+    journal.write_bytes(hot_journal(folder / INDEX, kept))
+    assert f"{journal} is a file that no bank has" in refusal(folder)
+    assert kept.read_text() == "a file of the user"
+    # SQLite itself removes the file, so this journal is one that it believes.
+    execute(folder, "SELECT * FROM meta")
+    assert not kept.exists()
+    journal.unlink(missing_ok=True)
+    journal.symlink_to(tmp_path / "nothing")
+    assert f"{journal} is a file that no bank has" in refusal(folder)
+
+
+@pytest.mark.parametrize("ending", ["", "-wal", "-shm"])
+def test_links_and_pipes_in_place_of_the_files_of_the_index_are_refused(ending: str, folder: Path, tmp_path: Path):
+    path, kept = folder / f"{INDEX}{ending}", tmp_path / "kept"
+    kept.write_bytes((folder / INDEX).read_bytes())
+    path.unlink(missing_ok=True)
+    for target, sentence in ((kept, "is a link"), (tmp_path / "nothing", "is a link" if ending else "it has no index")):
+        path.symlink_to(target)
+        assert sentence in refusal(folder)
+        path.unlink()
+    assert kept.read_bytes()[:6] == b"SQLite"
+    if ending:
+        os.mkfifo(path)
+        assert f"{path} is a link, a folder, a device or a pipe" in refusal(folder)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["bank", "kept"]
 
 
 def test_no_turned_bit_of_the_index_gives_an_adapter_another_content(folder: Path):
