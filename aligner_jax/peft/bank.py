@@ -239,7 +239,9 @@ class Bank:
     def _copy(self, number: int, transaction: Transaction) -> None:
         path, place = self._file(number), 0
         try:
-            with path.open("wb") as file:
+            # A new file, since one of that name may be a link to any file of the user.
+            path.unlink(missing_ok=True)
+            with path.open("xb") as file:
                 rows = self._index.rows()
                 while page := list(itertools.islice(rows, _AT_ONCE)):
                     moved = []

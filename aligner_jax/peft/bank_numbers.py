@@ -74,7 +74,8 @@ def append(path: Path, pieces: Iterable[bytes]) -> int:
       InputError: the file cannot be written. It is then as it was, or has unused bytes at its end.
     """
     try:
-        with path.open("r+b") as file:
+        # A link of a stranger's bank could lead to any file of the user.
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b") as file:
             end = file.seek(0, os.SEEK_END)
             try:
                 # A crash may have left a part of a number.

@@ -161,6 +161,22 @@ def test_numbers_that_are_truncated_under_an_open_bank_are_refused(folder: Path)
         assert "is truncated" in refusal(folder, lambda _: stored.read())
 
 
+def test_numbers_are_never_written_through_a_link(folder: Path, tmp_path: Path, config: LlamaConfig):
+    content, kept = (folder / "numbers.1").read_bytes(), tmp_path / "kept"
+    kept.write_bytes(content)
+    (folder / "numbers.2").symlink_to(kept)
+    with Bank.open(folder) as bank:
+        bank.delete("n9")
+        bank.compact()
+        assert kept.read_bytes() == content
+        assert (folder / "numbers.2").stat(follow_symlinks=False).st_size == len(content) * 9 // 10
+        (folder / "numbers.2").unlink()
+        (folder / "numbers.2").symlink_to(kept)
+        adapter = init_adapter("aligner", config)
+        assert "numbers.2 cannot be written" in refusal(folder, lambda _: bank.register("new", adapter))
+    assert kept.read_bytes() == content
+
+
 def test_other_files_are_no_index(folder: Path, tmp_path: Path):
     for content in (b"", b"x" * 5000, b"SQLite format 3\0" + bytes(500)):
         (folder / INDEX).write_bytes(content)
