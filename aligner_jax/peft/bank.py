@@ -232,7 +232,8 @@ class Bank:
             self._copy(last + 1, transaction)
             transaction.set_meta("file", str(last + 1))
         for path in self.path.glob("numbers.*"):
-            if path.suffix[1:].isdecimal() and path != self._file(last + 1):
+            # A later file may be that of another compaction, which has committed since.
+            if path.suffix[1:].isdecimal() and int(path.suffix[1:]) <= last:
                 with contextlib.suppress(OSError):
                     path.unlink()
 

@@ -254,6 +254,24 @@ def test_compaction_leaves_what_is_there(bank: Bank, filled, tmp_path: Path):
     other.close()
 
 
+def test_a_compaction_leaves_the_files_of_one_that_overtook_it(bank: Bank, filled, monkeypatch: pytest.MonkeyPatch):
+    bank.register_many(Entry(f"n{i}", filled(i)) for i in range(3))
+    with Bank.open(bank.path) as other, monkeypatch.context() as patch:
+        listed = Path.glob
+
+        def overtake(path: Path, pattern: str):
+            patch.setattr(Path, "glob", listed)
+            other.compact()
+            other.register("new", filled(7))
+            return listed(path, pattern)
+
+        patch.setattr(Path, "glob", overtake)
+        bank.compact()
+    with Bank.open(bank.path) as opened:
+        assert [value_of(opened.get(name)) for name in ("n0", "n1", "n2", "new")] == [0, 1, 2, 7]
+    assert [path.name for path in bank.path.glob("numbers*")] == ["numbers.3"]
+
+
 def test_a_failed_commit_changes_nothing(bank: Bank, filled, monkeypatch: pytest.MonkeyPatch):
     bank.register("a", filled(1))
     appended = bank_module.append
