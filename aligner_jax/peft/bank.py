@@ -129,8 +129,9 @@ class Bank:
         return self._index.names()
 
     def kinds(self) -> list[tuple[str, Options]]:
-        """Returns methods and options of which the bank has, or had, adapters."""
-        return [(kind.method, kind.options) for kind in map(self._known_kind, self._index.kinds())]
+        """Returns methods and options of the adapters, which takes time in proportion to their number."""
+        kinds = [self._parsed_kind(number, texts) for number, texts in self._index.kinds().items()]
+        return [(kind.method, kind.options) for kind in kinds]
 
     def get(self, name: str) -> StoredAdapter:
         """Returns an adapter. This takes one lookup in the index, and `read` takes one read of the numbers.
@@ -147,12 +148,11 @@ class Bank:
         """
         row = self._row(name)
         try:
-            numbers = self._opened(row.file)
+            numbers, kind = self._opened(row.file), self._known_kind(row.kind)
         except InputError:
             # The bank may have been compacted after the lookup.
             row = self._row(name)
-            numbers = self._opened(row.file)
-        kind = self._known_kind(row.kind)
+            numbers, kind = self._opened(row.file), self._known_kind(row.kind)
         return StoredAdapter(row.digest, kind.method, kind.options, lambda: _read(row, kind, numbers))
 
     def prompt_format(self, name: str) -> PromptFormat | None:
@@ -220,7 +220,7 @@ class Bank:
                 raise self._unknown(name)
 
     def compact(self) -> None:
-        """Copies the numbers of all adapters to a new file, without those that were replaced or deleted.
+        """Copies the numbers of all adapters to a new file, and removes kinds that no adapter has.
 
         Others can read meanwhile, but not write. A process that is killed leaves the bank as it was, or compacted.
 
@@ -231,6 +231,7 @@ class Bank:
             last = self._last_file()
             self._copy(last + 1, transaction)
             transaction.set_meta("file", str(last + 1))
+            transaction.remove_unused_kinds()
         for path in self.path.glob("numbers.*"):
             # A later file may be that of another compaction, which has committed since.
             if path.suffix[1:].isdecimal() and int(path.suffix[1:]) <= last:
@@ -283,10 +284,11 @@ class Bank:
         return numbers
 
     def _known_kind(self, number: int) -> Kind:
+        return self._kinds[number] if number in self._kinds else self._parsed_kind(number, self._index.kind(number))
+
+    def _parsed_kind(self, number: int, texts: tuple[str, str]) -> Kind:
         if number not in self._kinds:
-            self._kinds[number] = Kind.parse(
-                *self._index.kind(number), self.config, f"{self._index.path}: kind {number}"
-            )
+            self._kinds[number] = Kind.parse(*texts, self.config, f"{self._index.path}: kind {number}")
         return self._kinds[number]
 
     def _new(self, name: str, adapter: Adapter, metadata: Mapping[str, str] | None) -> _New:

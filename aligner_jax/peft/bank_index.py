@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -146,17 +146,20 @@ class Index:
     def kind(self, number: int) -> tuple[str, str]:
         """Returns method and options (JSON) of a kind. Raises InputError if it is missing or damaged."""
         found = self._rows("SELECT method, options, checksum FROM kinds WHERE id = ?", (number,))
-        if (
-            not found
-            or not all(isinstance(text, str) for text in found[0][:2])
-            or found[0][2] != _checksum(*found[0][:2])
-        ):
-            raise self._damaged(f"its kind {number} is missing or changed")
-        return found[0][:2]
+        return self._checked_kind(number, found[0] if found else ())
 
-    def kinds(self) -> list[int]:
-        """Returns the numbers of all kinds."""
-        return [number for (number,) in self._rows(f"SELECT id FROM kinds ORDER BY id LIMIT {MOST_KINDS}", ())]
+    def kinds(self) -> dict[int, tuple[str, str]]:
+        """Returns method and options (JSON) of all kinds that adapters have, by number; see `kind`.
+
+        Takes time in proportion to the number of adapters.
+        """
+        # One statement, since a compaction may remove kinds after it.
+        found = self._rows(
+            "SELECT id, method, options, checksum FROM kinds WHERE id IN (SELECT kind FROM adapters) "
+            f"ORDER BY id LIMIT {MOST_KINDS}",
+            (),
+        )
+        return {number: self._checked_kind(number, values) for number, *values in found}
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator["Transaction"]:
@@ -237,6 +240,12 @@ class Index:
             raise self._damaged(f"the row of {shown(row.name)} is changed")
         return row
 
+    def _checked_kind(self, number: int, values: Sequence[object]) -> tuple[str, str]:
+        match values:
+            case (str(method), str(options), int(checksum)) if checksum == _checksum(method, options):
+                return method, options
+        raise self._damaged(f"its kind {number} is missing or changed")
+
     def _next(self, name: str, following: object) -> str:
         # A damaged tree can be unsorted, and reading on from a name would then never end.
         if not isinstance(following, str) or following <= name or name_problem(following):
@@ -266,11 +275,24 @@ class Transaction:
         if found is not None:
             return found[0]
         if execute("SELECT count(*) FROM kinds").fetchone()[0] >= MOST_KINDS:
-            raise InputError(f"{self._path} has adapters of {MOST_KINDS} methods and options, and can have no more")
+            raise InputError(
+                f"{self._path} has had adapters of {MOST_KINDS} methods and options, and takes no more; compacting the "
+                "bank frees those without adapters"
+            )
         values = method, options, _checksum(method, options)
         number = execute("INSERT INTO kinds (method, options, checksum) VALUES (?, ?, ?)", values).lastrowid
         assert number is not None
         return number
+
+    def remove_unused_kinds(self) -> None:
+        """Removes kinds that no adapter has, except the last one.
+
+        SQLite gives the next kind the number after the last, so a number is never used again, and other processes can
+        keep the kinds they have read.
+        """
+        self._connection.execute(
+            "DELETE FROM kinds WHERE id NOT IN (SELECT kind FROM adapters) AND id < (SELECT max(id) FROM kinds)"
+        )
 
     def put(self, rows: Iterable[Row]) -> None:
         """Adds adapters, or replaces those of the same names."""

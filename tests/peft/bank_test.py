@@ -17,7 +17,7 @@ from places import ROOT
 from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig, llama_config
-from aligner_jax.peft import Adapter, init_adapter
+from aligner_jax.peft import Adapter, bank_index, init_adapter
 from aligner_jax.peft import bank as bank_module
 from aligner_jax.peft.artifact import read_artifact, save_adapter
 from aligner_jax.peft.bank import Bank, Entry
@@ -270,6 +270,37 @@ def test_a_compaction_leaves_the_files_of_one_that_overtook_it(bank: Bank, fille
     with Bank.open(bank.path) as opened:
         assert [value_of(opened.get(name)) for name in ("n0", "n1", "n2", "new")] == [0, 1, 2, 7]
     assert [path.name for path in bank.path.glob("numbers*")] == ["numbers.3"]
+
+
+def test_kinds_without_adapters_are_freed(bank: Bank, filled, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bank_index, "MOST_KINDS", 3)
+    ranks = [init_adapter("lora", bank.config, rank=rank) for rank in (1, 2, 3)]
+    for name, adapter in zip("abc", ranks, strict=True):
+        bank.register(name, adapter)
+    assert "compacting the bank frees those without adapters" in refusal(bank.register, "d", filled(1))
+    with Bank.open(bank.path) as other:
+        check_equal(other.get("c"), ranks[2])
+        bank.delete("a")
+        bank.register("c", ranks[1])
+        assert other.kinds() == bank.kinds() == [("lora", ranks[1].options)]
+        bank.compact()
+        # A number that was used again would be a LoRA of rank 3 here.
+        bank.register("d", filled(1))
+        check_equal(other.get("d"), filled(1))
+        assert other.kinds() == [("lora", ranks[1].options), ("aligner", filled(1).options)]
+
+
+def test_a_lookup_of_an_adapter_whose_kind_a_compaction_removes_says_so(bank: Bank, filled, monkeypatch):
+    bank.register("a", filled(1))
+    bank.register("b", init_adapter("lora", bank.config))
+    with Bank.open(bank.path) as other:
+        rows, found = [other._index.row("a")], other._index.row
+        other.get("b")
+        bank.delete("a")
+        bank.compact()
+        monkeypatch.setattr(other, "_opened", lambda file: None)
+        monkeypatch.setattr(other._index, "row", lambda name: rows.pop() if rows else found(name))
+        assert refusal(other.get, "a") == f"{bank.path} has no adapter 'a'"
 
 
 def test_a_failed_commit_changes_nothing(bank: Bank, filled, monkeypatch: pytest.MonkeyPatch):
