@@ -124,9 +124,13 @@ class Bank:
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._index.row(name) is not None
 
-    def names(self) -> Iterator[str]:
-        """Yields the names of all adapters in order. Reads some at a time, so others may write meanwhile."""
-        return self._index.names()
+    def names(self, after: str = "") -> Iterator[str]:
+        """Yields the names of all adapters in order. Reads some at a time, so others may write meanwhile.
+
+        Args:
+          after: skips this name and those before it, without reading them.
+        """
+        return self._index.names(after)
 
     def kinds(self) -> list[tuple[str, Options]]:
         """Returns methods and options of the adapters, which takes time in proportion to their number."""

@@ -70,9 +70,9 @@ class FolderBank:
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._key(name) is not None
 
-    def names(self) -> Iterator[str]:
-        """Yields the names of all adapters in order."""
-        return (name for name in self._stems() if name_problem(name) is None)
+    def names(self, after: str = "") -> Iterator[str]:
+        """Yields the names of all adapters in order, without `after` and those before it."""
+        return (name for name in self._stems() if name > after and name_problem(name) is None)
 
     def kinds(self) -> list[tuple[str, Options]]:
         """Returns methods and options of the adapters; reads all files that were not read before."""

@@ -26,6 +26,7 @@ LONGEST_TEXT = 2**16
 _APPLICATION = 0x616A626B
 _SECONDS = 60.0
 _PAGE = 256
+_LONGEST_NAME = 200
 _MAX_PLACE = 2**60
 _ERRORS = (sqlite3.Error, UnicodeError)
 """Of a damaged file; SQLite's own message may hold bytes of it that are not UTF-8."""
@@ -131,9 +132,10 @@ class Index:
                 name = self._next(name, row.name)
                 yield row
 
-    def names(self) -> Iterator[str]:
-        """Yields all names in order, like `rows`."""
-        name = ""
+    def names(self, after: str = "") -> Iterator[str]:
+        """Yields the names behind `after` in order, like `rows`."""
+        # No longer than what a name can be compared with, since SQLite refuses very long texts.
+        name = after[: _LONGEST_NAME + 1]
         while page := self._rows(f"SELECT name FROM adapters WHERE name > ? ORDER BY name LIMIT {_PAGE}", (name,)):
             for (following,) in page:
                 name = self._next(name, following)
@@ -316,8 +318,8 @@ def name_problem(name: str) -> str | None:
 
     A server joins names with "+" and "@", and a folder of files has names with neither "/" nor a dot in front.
     """
-    if not 1 <= len(name) <= 200:
-        return f"it has {len(name)} characters, but should have 1 to 200"
+    if not 1 <= len(name) <= _LONGEST_NAME:
+        return f"it has {len(name)} characters, but should have 1 to {_LONGEST_NAME}"
     if not name.isprintable() or name.strip() != name:
         return "it has characters that cannot be printed, or white space at an end"
     if name[0] == "." or any(letter in name for letter in "/\\@+"):

@@ -30,9 +30,9 @@ class Adapters:
         self._read: collections.OrderedDict[Hashable, Mapping[str, np.ndarray]] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def names(self) -> Iterator[str]:
-        """Yields the names, in order."""
-        return self._bank.names()
+    def names(self, after: str = "") -> Iterator[str]:
+        """Yields the names behind `after`, in order."""
+        return self._bank.names(after)
 
     def kinds(self) -> list[tuple[str, Options]]:
         """Returns methods and options of the adapters, each once."""

@@ -44,8 +44,7 @@ async def list_adapters(http: Request) -> Response:
         raise ApiError(400, f"limit is not a number from 1 to {_MOST_LISTED}", param="limit")
 
     def page() -> list[str]:
-        following = itertools.dropwhile(lambda name: name <= after, service.models.adapters.names())
-        return list(itertools.islice(following, int(text) + 1))
+        return list(itertools.islice(service.models.adapters.names(after), int(text) + 1))
 
     names = await asyncio.to_thread(page)
     shown = [{"id": name, "object": "adapter"} for name in names[: int(text)]]

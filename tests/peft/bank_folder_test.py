@@ -40,6 +40,7 @@ def test_files_are_adapters(folder: Path, base: NamedBase, trained_adapter):
     bank = open_bank(folder, base)
     assert isinstance(bank, FolderBank)
     assert (len(bank), list(bank.names()), "one" in bank, "two" in bank) == (2, ["one", "three"], True, False)
+    assert [list(bank.names(after)) for after in ("one", "oz", "three")] == [["three"], ["three"], []]
     for name, tokens in (("one", 1), ("three", 3)):
         stored, wanted = bank.get(name), trained_adapter(tokens)
         assert (stored.method, stored.options) == (wanted.method, wanted.options)

@@ -121,10 +121,20 @@ def test_names_are_a_dictionary(bank: Bank, filled):
     assert (len(bank), list(bank.names()), "ein Name" in bank, 3 in bank) == (703, names, True, False)
     for i, name in enumerate(names):
         assert value_of(bank.get(name)) == i
+    for after in ("", "n3", "n33x", "z.1-2_3", "é", "é" * 200_000, "\U0010ffff"):
+        assert list(bank.names(after)) == [name for name in names if name > after]
     bank.delete("n5")
     assert (len(bank), "n5" in bank) == (702, False)
     for function in (bank.get, bank.delete, bank.metadata, bank.prompt_format):
         assert refusal(function, "n5") == f"{bank.path} has no adapter 'n5'"
+
+
+def test_a_page_of_names_reads_no_names_before_it(bank: Bank, filled):
+    bank.register_many(Entry(f"n{i:03}", filled(i)) for i in range(600))
+    statements = []
+    bank._index._reader.set_trace_callback(statements.append)
+    assert next(bank.names("n550")) == "n551"
+    assert len(statements) == 1
 
 
 def test_a_replaced_adapter_has_another_key_and_can_still_be_read(bank: Bank, filled):
