@@ -5,6 +5,7 @@ file that is truncated or unreadable would end the process with a signal instead
 """
 
 import os
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,11 +31,8 @@ class Numbers:
         self.path = path
         with open_file(path) as file:
             self._handle = os.dup(file.fileno())
-
-    def __del__(self) -> None:
-        # The handle is missing if the file could not be opened.
-        if (handle := self.__dict__.get("_handle")) is not None:
-            os.close(handle)
+        # The system closes it at exit, when threads may still read.
+        weakref.finalize(self, os.close, self._handle).atexit = False
 
     def read(self, place: int, count: int) -> Float[np.ndarray, " n"]:
         """Returns numbers, which cannot be written.

@@ -21,6 +21,7 @@ from aligner_jax.peft import Adapter, bank_index, init_adapter
 from aligner_jax.peft import bank as bank_module
 from aligner_jax.peft.artifact import read_artifact, save_adapter
 from aligner_jax.peft.bank import Bank, Entry
+from aligner_jax.peft.bank_numbers import Numbers
 from aligner_jax.peft.stored import StoredAdapter
 
 STARTS_BANK = """
@@ -311,6 +312,29 @@ def test_a_lookup_of_an_adapter_whose_kind_a_compaction_removes_says_so(bank: Ba
         monkeypatch.setattr(other, "_opened", lambda file: None)
         monkeypatch.setattr(other._index, "row", lambda name: rows.pop() if rows else found(name))
         assert refusal(other.get, "a") == f"{bank.path} has no adapter 'a'"
+
+
+def test_numbers_that_are_open_at_exit_print_nothing(tmp_path: Path):
+    (tmp_path / "numbers.1").touch()
+    # Kept until the names of modules are gone, as by a cache that is not Python's.
+    program = (
+        "import os, sys; from pathlib import Path; from aligner_jax.peft import bank_numbers\n"
+        "sys._kept = os, bank_numbers, bank_numbers.Numbers(Path(sys.argv[1]))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "numbers.1"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert (ran.stdout, ran.stderr) == ("", "")
+
+
+def test_numbers_that_nobody_has_are_closed(tmp_path: Path):
+    (tmp_path / "numbers.1").touch()
+    numbers = Numbers(tmp_path / "numbers.1")
+    handle = numbers._handle
+    os.fstat(handle)
+    del numbers
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(handle)
 
 
 def test_a_failed_commit_changes_nothing(bank: Bank, filled, monkeypatch: pytest.MonkeyPatch):
