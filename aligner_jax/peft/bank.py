@@ -197,7 +197,7 @@ class Bank:
           entries: names, adapters and metadata; see `register`.
 
         Returns:
-          How many there were.
+          Number of entries.
 
         Raises:
           InputError: see `register`. Earlier transactions stay; nothing of the current one is kept.

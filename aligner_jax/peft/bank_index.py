@@ -29,7 +29,7 @@ _PAGE = 256
 _LONGEST_NAME = 200
 _MAX_PLACE = 2**60
 _ERRORS = (sqlite3.Error, UnicodeError)
-"""Of a damaged file; SQLite's own message may hold bytes of it that are not UTF-8."""
+"""Errors from a damaged file; SQLite's own message may hold bytes of it that are not UTF-8."""
 _SCHEMA = {
     "meta": "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID",
     "kinds": (
