@@ -5,24 +5,22 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from adapter_files import NamedBase
+from banks import check_equal, refusal, value_of
 from places import ROOT
 
 from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
-from aligner_jax.model.config import LlamaConfig, llama_config
-from aligner_jax.peft import Adapter, bank_index, init_adapter
+from aligner_jax.model.config import llama_config
+from aligner_jax.peft import Adapter, init_adapter
 from aligner_jax.peft import bank as bank_module
 from aligner_jax.peft.artifact import read_artifact, save_adapter
 from aligner_jax.peft.bank import Bank, Entry
-from aligner_jax.peft.bank_numbers import Numbers
-from aligner_jax.peft.stored import StoredAdapter
 
 STARTS_BANK = """
 import sys
@@ -40,28 +38,6 @@ bank = Bank.open(sys.argv[1], base)
 """
 
 
-@pytest.fixture
-def base(config: LlamaConfig) -> NamedBase:
-    return NamedBase(config)
-
-
-@pytest.fixture
-def bank(tmp_path: Path, base: NamedBase):
-    with Bank.open(tmp_path / "bank", base, create=True) as opened:
-        yield opened
-
-
-@pytest.fixture
-def filled(config: LlamaConfig) -> Callable[[float], Adapter]:
-    """Returns an Aligner whose numbers are all the same."""
-    fresh = init_adapter("aligner", config, start_layer=1)
-
-    def make(value: float) -> Adapter:
-        return fresh.replace(trainable={k: np.full(x.shape, value, np.float32) for k, x in fresh.trainable.items()})
-
-    return make
-
-
 def child(program: str, *args: str) -> subprocess.Popen[str]:
     """Starts a program after `STARTS_BANK`."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
@@ -69,27 +45,6 @@ def child(program: str, *args: str) -> subprocess.Popen[str]:
         [sys.executable, "-c", STARTS_BANK + program, *args], stdout=subprocess.PIPE, text=True, cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
-
-
-def check_equal(stored: StoredAdapter, adapter: Adapter) -> None:
-    assert (stored.method, stored.options) == (adapter.method, adapter.options)
-    arrays = stored.read()
-    assert arrays.keys() == adapter.trainable.keys()
-    for name, array in arrays.items():
-        assert array.dtype == np.float32
-        np.testing.assert_array_equal(array, np.asarray(adapter.trainable[name], np.float32))
-
-
-def value_of(stored: StoredAdapter) -> float:
-    """Returns the only value of a `filled` adapter."""
-    (value,) = {value for array in stored.read().values() for value in array.reshape(-1).tolist()}
-    return value
-
-
-def refusal(function: Callable, *args: object, **more: object) -> str:
-    with pytest.raises(InputError) as caught:
-        function(*args, **more)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -244,99 +199,6 @@ def test_a_folder_that_cannot_be_written_is_read(bank: Bank, filled, monkeypatch
         assert sorted(bank.path.iterdir()) == before
 
 
-def test_compaction_leaves_what_is_there(bank: Bank, filled, tmp_path: Path):
-    bank.register_many(Entry(f"n{i}", filled(i)) for i in range(300))
-    other = Bank.open(bank.path)
-    gone, kept = other.get("n7"), bank.get("n8")
-    for i in range(100):
-        bank.delete(f"n{i}")
-    bank.register("n200", filled(-1), metadata={"x": "y"})
-    before = {name: bank.get(name).key for name in bank.names()}
-    (bank.path / "numbers.txt").touch()
-    bank.compact()
-    assert sorted(path.name for path in bank.path.glob("numbers*")) == ["numbers.2", "numbers.txt"]
-    assert (bank.path / "numbers.2").stat().st_size == 200 * 4 * (16 + 2 * 4)
-    for opened in (bank, other):
-        assert {name: opened.get(name).key for name in opened.names()} == before
-        assert [value_of(opened.get(f"n{i}")) for i in (100, 200, 299)] == [100, -1, 299]
-    assert (value_of(gone), value_of(kept), bank.metadata("n200")) == (7, 8, {"x": "y"})
-    bank.register("new", filled(5))
-    assert value_of(other.get("new")) == 5
-    other.close()
-
-
-def test_a_compaction_leaves_the_files_of_one_that_overtook_it(bank: Bank, filled, monkeypatch: pytest.MonkeyPatch):
-    bank.register_many(Entry(f"n{i}", filled(i)) for i in range(3))
-    with Bank.open(bank.path) as other, monkeypatch.context() as patch:
-        listed = Path.glob
-
-        def overtake(path: Path, pattern: str):
-            patch.setattr(Path, "glob", listed)
-            other.compact()
-            other.register("new", filled(7))
-            return listed(path, pattern)
-
-        patch.setattr(Path, "glob", overtake)
-        bank.compact()
-    with Bank.open(bank.path) as opened:
-        assert [value_of(opened.get(name)) for name in ("n0", "n1", "n2", "new")] == [0, 1, 2, 7]
-    assert [path.name for path in bank.path.glob("numbers*")] == ["numbers.3"]
-
-
-def test_kinds_without_adapters_are_freed(bank: Bank, filled, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bank_index, "MOST_KINDS", 3)
-    ranks = [init_adapter("lora", bank.config, rank=rank) for rank in (1, 2, 3)]
-    for name, adapter in zip("abc", ranks, strict=True):
-        bank.register(name, adapter)
-    assert "compacting the bank frees those without adapters" in refusal(bank.register, "d", filled(1))
-    with Bank.open(bank.path) as other:
-        check_equal(other.get("c"), ranks[2])
-        bank.delete("a")
-        bank.register("c", ranks[1])
-        assert other.kinds() == bank.kinds() == [("lora", ranks[1].options)]
-        bank.compact()
-        # A number that was used again would be a LoRA of rank 3 here.
-        bank.register("d", filled(1))
-        check_equal(other.get("d"), filled(1))
-        assert other.kinds() == [("lora", ranks[1].options), ("aligner", filled(1).options)]
-
-
-def test_a_lookup_of_an_adapter_whose_kind_a_compaction_removes_says_so(bank: Bank, filled, monkeypatch):
-    bank.register("a", filled(1))
-    bank.register("b", init_adapter("lora", bank.config))
-    with Bank.open(bank.path) as other:
-        rows, found = [other._index.row("a")], other._index.row
-        other.get("b")
-        bank.delete("a")
-        bank.compact()
-        monkeypatch.setattr(other, "_opened", lambda file: None)
-        monkeypatch.setattr(other._index, "row", lambda name: rows.pop() if rows else found(name))
-        assert refusal(other.get, "a") == f"{bank.path} has no adapter 'a'"
-
-
-def test_numbers_that_are_open_at_exit_print_nothing(tmp_path: Path):
-    (tmp_path / "numbers.1").touch()
-    # Kept until the names of modules are gone, as by a cache that is not Python's.
-    program = (
-        "import os, sys; from pathlib import Path; from aligner_jax.peft import bank_numbers\n"
-        "sys._kept = os, bank_numbers, bank_numbers.Numbers(Path(sys.argv[1]))"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "numbers.1"], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    assert (ran.stdout, ran.stderr) == ("", "")
-
-
-def test_numbers_that_nobody_has_are_closed(tmp_path: Path):
-    (tmp_path / "numbers.1").touch()
-    numbers = Numbers(tmp_path / "numbers.1")
-    handle = numbers._handle
-    os.fstat(handle)
-    del numbers
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(handle)
-
-
 def test_a_failed_commit_changes_nothing(bank: Bank, filled, monkeypatch: pytest.MonkeyPatch):
     bank.register("a", filled(1))
     appended = bank_module.append
@@ -357,25 +219,6 @@ def test_a_failed_commit_changes_nothing(bank: Bank, filled, monkeypatch: pytest
     assert (list(bank.names()), value_of(bank.get("a")), len(bank.kinds())) == (["a"], 1, 1)
     bank.register("b", filled(3))
     assert (value_of(bank.get("a")), value_of(bank.get("b"))) == (1, 3)
-
-
-def test_a_compaction_that_is_killed_leaves_the_bank_as_it_was(bank: Bank, filled, monkeypatch: pytest.MonkeyPatch):
-    bank.register_many(Entry(f"n{i}", filled(i)) for i in range(10))
-    bank.delete("n0")
-
-    def crash(_: Path) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(bank_module, "sync", crash)
-        with pytest.raises(KeyboardInterrupt):
-            bank.compact()
-    assert sorted(path.name for path in bank.path.glob("numbers*")) == ["numbers.1", "numbers.2"]
-    assert [value_of(bank.get(f"n{i}")) for i in range(1, 10)] == [*range(1, 10)]
-    bank.register("x", filled(20))
-    bank.compact()
-    assert [path.name for path in bank.path.glob("numbers*")] == ["numbers.2"]
-    assert [value_of(bank.get(name)) for name in ("n9", "x")] == [9, 20]
 
 
 def test_a_process_that_is_killed_loses_at_most_the_adapter_in_flight(tmp_path: Path):
@@ -444,13 +287,3 @@ def test_threads_and_processes_read_while_one_writes(tmp_path: Path):
             thread.join()
         assert failures == []
         assert (value_of(bank.get("n3")), value_of(bank.get("n4")), "n15" in bank) == (5903, 2904, False)
-
-
-def test_a_lookup_that_a_compaction_overtakes_is_repeated(bank: Bank, filled, monkeypatch: pytest.MonkeyPatch):
-    bank.register_many(Entry(f"n{i}", filled(i)) for i in range(3))
-    with Bank.open(bank.path) as other:
-        rows = [other._index.row("n1")]
-        bank.compact()
-        found = other._index.row
-        monkeypatch.setattr(other._index, "row", lambda name: rows.pop() if rows else found(name))
-        assert value_of(other.get("n1")) == 1
