@@ -1,4 +1,4 @@
-"""Where the lines of a chat come from: the keyboard of a terminal, or any stream."""
+"""Sources of the lines of a chat: the keyboard of a terminal, or any stream."""
 
 import contextlib
 import os

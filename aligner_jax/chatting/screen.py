@@ -1,4 +1,4 @@
-"""Where a chat is shown: as lines of plain text, or on a terminal."""
+"""Outputs of a chat: lines of plain text, or a terminal."""
 
 import sys
 from collections.abc import Iterator, Sequence

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, UInt
 
 from aligner_jax.decoding.choose import RowSampling
-from aligner_jax.decoding.held import HeldAdapters
 from aligner_jax.decoding.request import Request
 from aligner_jax.decoding.state import Rows
 from aligner_jax.model.llama import LlamaConfig
@@ -67,7 +66,7 @@ class Arrivals:
         *,
         width: int,
         group: int,
-        held: HeldAdapters | None,
+        sums: Sums | None = None,
     ) -> "Arrivals":
         """Returns NumPy arrays. Copies of the last prompt fill the group, and write the same row.
 
@@ -77,7 +76,7 @@ class Arrivals:
           prompts: prompts or parts of them.
           width: length that they are padded to.
           group: number of prompts of the program.
-          held: adapters on the device, to which those of the requests are bound; None leaves adapters out.
+          sums: adapters of the whole group; None leaves adapters out.
         """
         copies = group - len(requests)
         requests, rows = [*requests, *[requests[-1]] * copies], [*rows, *[rows[-1]] * copies]
@@ -94,6 +93,6 @@ class Arrivals:
             "logprobs_b": np.asarray([request.logprobs for request in requests]),
             "seeds_b": np.asarray([request.seed for request in requests], np.uint32),
             "draws_b": np.asarray([request.draw for request in requests], np.int32),
-            "sums": None if held is None else Sums.of([held.terms(each.adapters) for each in requests], held.capacity),
+            "sums": sums,
         }
         return cls(**arrays)

@@ -8,6 +8,7 @@ bit, since the shape of its programs depends on the length of its own prompt.
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -27,7 +28,7 @@ from aligner_jax.model.logical import num_parts
 from aligner_jax.peft import Adapter
 from aligner_jax.peft.adapter import Options
 from aligner_jax.peft.row_adapters import Capacity
-from aligner_jax.peft.row_sums import MOST_IN_A_SUM
+from aligner_jax.peft.row_sums import MOST_IN_A_SUM, Term
 
 TOKENS_PER_CALL = 8
 """Tokens that are decoded per call when no request waits."""
@@ -44,6 +45,18 @@ def tokens_per_program(platform: str, tokens_per_call: int = TOKENS_PER_CALL) ->
     host.
     """
     return 1 if platform == "gpu" else tokens_per_call
+
+
+class UnreadableAdapter(InputError):
+    """The numbers of an adapter cannot be read when its request gets a row.
+
+    Attributes:
+      request: number of the request, which has ended.
+    """
+
+    def __init__(self, message: str, request: int) -> None:
+        super().__init__(message)
+        self.request = request
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,7 +227,12 @@ class Engine:
             self._end(self._running[number])
 
     def turn(self) -> list[NewToken]:
-        """Admits waiting requests, decodes the next tokens, and returns tokens that are ready, in order."""
+        """Admits waiting requests, decodes the next tokens, and returns tokens that are ready, in order.
+
+        Raises:
+          UnreadableAdapter: the numbers of a request's adapter cannot be read. The request no longer waits, and the
+            next turn goes on with the others.
+        """
         self._admit()
         started = self._decode()
         found: list[NewToken] = []
@@ -265,14 +283,13 @@ class Engine:
                 # The prompts behind it wait too: they are served in their order.
                 if self._parts is not None:
                     return
-                budget -= self._begin_parts(self._take(number))
+                budget -= self._begin_parts(number)
                 continue
             group = self._group(width)
-            together = [
-                number for number in self._waiting if self.options.width(len(self._waiting[number].prompt_ids)) == width
-            ]
-            running = [self._take(number) for number in together[: min(group, len(self._free))]]
-            arrivals = self._arrivals(running, width, group)
+            alike = (
+                number for number, each in self._waiting.items() if self.options.width(len(each.prompt_ids)) == width
+            )
+            running, arrivals = self._take(list(itertools.islice(alike, min(group, len(self._free)))), width, group)
             self._state, tokens = programs.admit(
                 self._params, self._shared, self.held and self.held.rows, self._state, arrivals, self._stops,
                 config=self._config,
@@ -287,19 +304,36 @@ class Engine:
         """Returns the number of places. The adapters of all prompts of one program have places at the same time."""
         return max(self.options.places, MOST_IN_A_SUM * self._group(1))
 
-    def _take(self, number: int) -> _Running:
-        request = self._waiting.pop(number)
-        running = _Running(number, request, self._free.pop())
-        # The row's next request must not be ended in the place of the last one.
-        if running.row in self._ended:
-            self._ended.remove(running.row)
-        self._running[number] = running
-        return running
+    def _take(self, numbers: Sequence[int], width: int, group: int) -> tuple[list[_Running], Arrivals]:
+        """Gives rows to waiting requests; returns them, and as arrays the first `width` tokens of their prompts."""
+        # Adapters come first: those that cannot be read must not cost a row.
+        terms = None if self.held is None else [self._terms(number) for number in numbers]
+        running = []
+        for number in numbers:
+            running.append(_Running(number, self._waiting.pop(number), self._free.pop()))
+            self._running[number] = running[-1]
+            # The row's next request must not be ended in the place of the last one.
+            if running[-1].row in self._ended:
+                self._ended.remove(running[-1].row)
+        requests = [each.request for each in running]
+        sums = None if self.held is None or terms is None else self.held.sums(terms, group)
+        return running, Arrivals.of(
+            requests, [each.row for each in running], [request.prompt_ids[:width] for request in requests],
+            width=width, group=group, sums=sums,
+        )  # fmt: skip
 
-    def _begin_parts(self, running: _Running) -> int:
+    def _terms(self, number: int) -> list[Term]:
+        assert self.held is not None
+        try:
+            return self.held.terms(self._waiting[number].adapters)
+        except InputError as error:
+            del self._waiting[number]
+            raise UnreadableAdapter(str(error), number) from error
+
+    def _begin_parts(self, number: int) -> int:
         part = self.options.longest_part
         group = self._group(part)
-        arrivals = self._arrivals([running], part, group)
+        (running,), arrivals = self._take([number], part, group)
         # The padding of the last part needs slots too.
         state = programs.begin_parts(
             self._params, self._shared, self.held and self.held.rows, arrivals, config=self._config,
@@ -318,7 +352,7 @@ class Engine:
         width = (is_last and self.options.width(len(ids))) or longest
         group = self._group(width)
         # The adapters are in the state already.
-        arrivals = Arrivals.of([running.request], [running.row], [ids[:width]], width=width, group=group, held=None)
+        arrivals = Arrivals.of([running.request], [running.row], [ids[:width]], width=width, group=group)
         if is_last:
             self._parts = None
             self._state, tokens = programs.admit_parts(
@@ -329,12 +363,6 @@ class Engine:
             parts.state = programs.add_part(self._params, self._shared, parts.state, arrivals, config=self._config)
             parts.prefilled += width
         return group * width
-
-    def _arrivals(self, running: Sequence[_Running], width: int, group: int) -> Arrivals:
-        requests = [each.request for each in running]
-        prompts = [request.prompt_ids[:width] for request in requests]
-        rows = [each.row for each in running]
-        return Arrivals.of(requests, rows, prompts, width=width, group=group, held=self.held)
 
     def _decode(self) -> bool:
         """Starts the program of the next tokens, if a row may have one; returns True if it did."""

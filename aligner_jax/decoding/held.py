@@ -15,7 +15,7 @@ from aligner_jax.model.logical import replicated
 from aligner_jax.peft.adapter import Options
 from aligner_jax.peft.methods import METHODS, fresh_adapter
 from aligner_jax.peft.row_adapters import Capacity, RowAdapters, as_row, capacity_of, empty_rows, with_row
-from aligner_jax.peft.row_sums import MOST_IN_A_SUM, Term, check_fits
+from aligner_jax.peft.row_sums import MOST_IN_A_SUM, Sums, Term, check_fits
 from aligner_jax.peft.stored import StoredAdapter
 
 
@@ -62,6 +62,10 @@ class HeldAdapters:
           InputError: the numbers of an adapter cannot be read.
         """
         return [Term(self._place(adapter), weight, self.needs(adapter)) for adapter, weight in adapters if weight]
+
+    def sums(self, terms: Sequence[Sequence[Term]], rows: int) -> Sums:
+        """Returns the sums of rows; copies of the last one fill up to `rows`."""
+        return Sums.of([*terms, *[terms[-1]] * (rows - len(terms))], self.capacity)
 
     def warm_up(self, method: str, options: Options) -> None:
         """Compiles the program that binds adapters of this method and these options. May use up a place."""

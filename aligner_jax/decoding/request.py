@@ -1,4 +1,4 @@
-"""What the engine is asked for, and the tokens that it answers with."""
+"""Requests to the engine, and the tokens that it answers with."""
 
 import dataclasses
 from collections.abc import Sequence

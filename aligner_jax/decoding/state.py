@@ -35,7 +35,7 @@ class Prefilled:
 
 @flax.struct.dataclass
 class Rows:
-    """What requests ask for their rows.
+    """Options of the rows, as their requests ask for them.
 
     Attributes:
       keys_b: a `jax.random.key` per row; a draw depends on it and on the position of the drawn token.
@@ -67,7 +67,7 @@ class State:
       rows: options of the rows.
       logprobs: log-probabilities of token_b; None if no row may ask for them.
       seen_bv: tokens of the rows' texts, for the repetition penalty; None if no row may have one.
-      adapters: what the rows' own adapters add; None if rows have none of their own.
+      adapters: effects of the rows' own adapters; None if rows have none of their own.
     """
 
     cache: KVCache

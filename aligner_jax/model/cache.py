@@ -91,7 +91,7 @@ def prefill_cache(
             nonlocal k_lbksh, v_lbksh
             start = (layer.index, 0, 0, 0, 0)
             k_lbksh = jax.lax.dynamic_update_slice(k_lbksh, k_btkh.swapaxes(1, 2)[None], start)
-            v_lbksh = jax.lax.dynamic_update_slice(v_lbksh, v_btkh.swapaxes(1, 2)[None], start)
+            v_lbksh = jax.lax.dynamic_update_slice(v_lbksh, _finite(v_btkh).swapaxes(1, 2)[None], start)
             # In another layout the compiler would copy the whole cache.
             k_lbksh, v_lbksh = as_stored(k_lbksh), as_stored(v_lbksh)
             # Causality masks the padding, which follows a row's tokens.
@@ -140,7 +140,8 @@ def forward_cached(
 
         def attention(q_btnh, k_btkh, v_btkh):
             nonlocal new
-            new_k_bkth, new_v_bkth = new = k_btkh.swapaxes(1, 2), v_btkh.swapaxes(1, 2)
+            new_k_bkth, new_v_bkth = k_btkh.swapaxes(1, 2), v_btkh.swapaxes(1, 2)
+            new = new_k_bkth, _finite(new_v_bkth)
             return attend_cached(
                 q_btnh, cache.k_lbksh, cache.v_lbksh, new_k_bkth, new_v_bkth, layer.prefixes,
                 lengths_b=cache.lengths_b, layer=layer.index, blocks=blocks,
@@ -165,6 +166,14 @@ def forward_cached(
         lengths_b=cache.lengths_b + t,
     )
     return rms_norm(x_btd, params.norm_d, config.norm_eps), new_cache
+
+
+def _finite(v: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns values with 0 for those that are not finite.
+
+    A row's slots outlive its request. Their keys are masked, but a weight of 0 times an infinite value would not be 0.
+    """
+    return jnp.where(jnp.isfinite(v), v, 0)
 
 
 def _written(

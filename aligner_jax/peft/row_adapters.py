@@ -59,7 +59,7 @@ class Capacity:
 
 @flax.struct.dataclass
 class RowAdapters:
-    """What adapters add to rows, for all layers; zero where a row has no adapter.
+    """Effects of adapters on rows, for all layers; zero where a row has no adapter.
 
     Attributes:
       constant_lbnh: sum of the outputs of prefixes of one token, before the output projection.

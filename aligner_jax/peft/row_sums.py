@@ -33,7 +33,7 @@ class Term:
 
 @flax.struct.dataclass
 class Sums:
-    """Which held adapters the rows take.
+    """Held adapters that the rows take, with their weights.
 
     Attributes:
       places_bm, weights_bm: the adapters of each row; unused ones have weight 0.
@@ -97,7 +97,7 @@ def summed(held: RowAdapters, sums: Sums, dtype: Any) -> RowAdapters:
 
     Args:
       held: adapters at unit strength.
-      sums: which of them each row takes.
+      sums: those of them that each row takes.
       dtype: dtype of the result, see `empty_rows`.
     """
 
@@ -107,8 +107,14 @@ def summed(held: RowAdapters, sums: Sums, dtype: Any) -> RowAdapters:
         # An unused term adds nothing, not even the sign of a zero.
         return jnp.sum(jnp.where(weights == 0, 0, terms * weights), axis=2).astype(dtype)
 
+    def chosen(x_lap: Array, index_bp: Array, weight_bp: Array) -> Array:
+        found = x_lap.reshape(len(x_lap), -1, *x_lap.shape[3:])[:, index_bp]
+        # Unused entries point to another row's adapter, whose numbers may not be finite.
+        is_used = (weight_bp != 0).reshape((1, *weight_bp.shape, *[1] * (found.ndim - 3)))
+        return jnp.where(is_used, found, 0)
+
     def tokens(x_lap: Array) -> Array:
-        return x_lap.reshape(len(x_lap), -1, *x_lap.shape[3:])[:, sums.token_bp]
+        return chosen(x_lap, sums.token_bp, sums.token_weight_bp)
 
     rows = RowAdapters(total(held.constant_lbnh), None, None, None, None, {}, {}, {})
     if held.k_lbpkh is not None:
@@ -126,7 +132,7 @@ def summed(held: RowAdapters, sums: Sums, dtype: Any) -> RowAdapters:
         )
 
     def ranks(x_lar: Array) -> Array:
-        return x_lar.reshape(len(x_lar), -1, *x_lar.shape[3:])[:, sums.rank_br]
+        return chosen(x_lar, sums.rank_br, sums.rank_weight_br)
 
     for name, a in held.a.items():
         # The rank is the last axis of `a`, and the first of `b` after the rows.

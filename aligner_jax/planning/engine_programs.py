@@ -79,7 +79,7 @@ class EnginePrograms:
         assert width is not None
         group = prompts_at_once(width, self._options.rows, num_parts("batch"), "tpu")
         request = Request([0] * tokens, new_tokens)
-        arrivals = Arrivals.of([request], [0], [request.prompt_ids], width=width, group=group, held=None)
+        arrivals = Arrivals.of([request], [0], [request.prompt_ids], width=width, group=group)
         if self._options.capacity is not None:
             arrivals = dataclasses.replace(arrivals, sums=Sums.of([[]] * group, self._options.capacity))
         return compile_for(

@@ -45,7 +45,7 @@ class ServingPlan:
       adapters: different adapters that are held on the devices.
       places: places for adapters; at least those of all prompts that one program admits.
       rows: requests that run at once, over all devices; 0 if none fits.
-      row_bytes: what one row's own adapters add, which a step reads for every row, whichever rows share an adapter.
+      row_bytes: bytes of one row's own adapters, which a step reads for every row, whichever rows share an adapter.
       places_bytes: adapters held on one device.
       step_bytes: bytes that a decode step moves when texts have `filled` tokens: "weights", "keys" (and values),
         "adapters", and "rest", which is activations and logits.

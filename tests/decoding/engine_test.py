@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aligner_jax.decoding.choose import Sampling
-from aligner_jax.decoding.engine import Engine, EngineOptions
+from aligner_jax.decoding.engine import Engine, EngineOptions, UnreadableAdapter
 from aligner_jax.decoding.request import NewToken, Request
 from aligner_jax.decoding.sampler import continue_ids
 from aligner_jax.errors import InputError
@@ -169,6 +169,47 @@ def test_more_adapters_than_places_are_bound_again(make, config, randomized, par
     for place, i in enumerate(order):
         steps = continue_ids(params, many[i], PROMPTS[:1], config=config, max_new_tokens=NEW, sampling=Sampling())
         assert [token for token, _ in got[place]] == [tokens[0] for tokens in steps]
+
+
+def huge(adapter: Adapter) -> Adapter:
+    """Returns an adapter whose numbers are finite, and whose effect is not."""
+    return adapter.replace(trainable={name: jnp.full_like(x, 1e30) for name, x in adapter.trainable.items()})
+
+
+# A large bias ends in a norm, and overflows nothing.
+@pytest.mark.parametrize("index", [0, 1, 2, 4, 5])
+def test_a_request_that_overflows_harms_no_other(index: int, make, adapters, requests: list[Request], stored, alone):
+    """Neither the row's next request nor those beside it, whose unused tokens and ranks point to the first place."""
+    bad = dataclasses.replace(requests[index], adapters=((StoredAdapter.of(huge(adapters[index]), "huge"), 1.0),))
+    engine = make(rows=2)
+    first = answers(engine.run([bad, bad]))
+    assert any(not np.isfinite(logprob) for _, logprob in first[0])
+    others = [dataclasses.replace(request, adapters=()) for request in requests[:2]]
+    found = answers(engine.run([bad, *others, *requests[1:3]]))
+    wanted = answers(make(rows=2).run([*others, *requests[1:3]]))
+    assert [found[i + 1] for i in range(4)] == [wanted[i] for i in range(4)]
+
+
+def test_an_adapter_that_cannot_be_read_ends_its_request_alone(make, requests: list[Request], stored, alone):
+    def unreadable() -> dict:
+        raise InputError("numbers.1 is damaged")
+
+    broken = dataclasses.replace(stored[1], key="broken", read=unreadable)
+    engine = make()
+    numbers = [
+        engine.add(dataclasses.replace(requests[i], adapters=((broken, 1.0),)) if i in (1, 4) else requests[i])
+        for i in range(6)
+    ]
+    found, failed = [], []
+    while not engine.is_idle:
+        try:
+            found += engine.turn()
+        except UnreadableAdapter as error:
+            failed.append((error.request, str(error)))
+    assert failed == [(numbers[i], "numbers.1 is damaged") for i in (1, 4)]
+    got = answers(found)
+    assert [got[numbers[i]] for i in (0, 2, 3, 5)] == [alone[i] for i in (0, 2, 3, 5)]
+    assert engine.num_running == 0
 
 
 def test_a_cancelled_request_frees_its_row_at_once(make, requests: list[Request], alone):

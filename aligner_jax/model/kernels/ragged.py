@@ -196,7 +196,7 @@ def _program(
     def _():
         v = v_ref[...]
         if slots % block:
-            # What is fetched from behind the last slot may be anything, also NaN.
+            # Numbers that are fetched from behind the last slot may be anything, also NaN.
             slot = first + lax.broadcasted_iota(jnp.int32, v.shape, 2 if slots_last else 1)
             v = jnp.where(slot < slots, v, jnp.zeros_like(v))
         scores_kgs = _scores(q_ref[...], k_ref[...], slots_last=slots_last)
