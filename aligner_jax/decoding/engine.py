@@ -8,7 +8,7 @@ bit, since the shape of its programs depends on the length of its own prompt.
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -230,14 +230,19 @@ class Engine:
                 if new.request in numbers:
                     yield new._replace(request=numbers[new.request])
 
-    def warm_up(self, kinds: Sequence[tuple[str, Options]] = ()) -> None:
+    def warm_up(
+        self, kinds: Sequence[tuple[str, Options]] = (), should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
         """Compiles every program that requests may need.
 
         Args:
           kinds: methods and options of the adapters that requests may have.
+          should_stop: called before each program; the warm-up ends early if it returns True.
         """
         for kind in kinds:
             assert self.held is not None
+            if should_stop():
+                return
             self.held.warm_up(*kind)
         longest, part = min(self.options.slots, self._config.context_length) - 1, self.options.longest_part
         # The longest prompt of every padded length, whole or as the last part of a longer one.
@@ -248,10 +253,12 @@ class Engine:
             *(part + length for length in sorted(last)),
             *([2 * part + 1] * (longest > 2 * part)),
         ]
-        for length in lengths:
-            list(self.run([Request([0] * length, 1)]))
-        for new in (2, min(self.options.tokens_per_call + 1, longest)):
-            list(self.run([Request([0], new)]))
+        sizes = [(length, 1) for length in lengths]
+        sizes += [(1, 2), (1, min(self.options.tokens_per_call + 1, longest))]
+        for length, new in sizes:
+            if should_stop():
+                return
+            list(self.run([Request([0] * length, new)]))
 
     def _admit(self) -> None:
         budget = TOKENS_PER_TURN if self._running else TOKENS_PER_TURN * self.options.rows

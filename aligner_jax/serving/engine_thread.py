@@ -70,7 +70,7 @@ class EngineThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread, and the jobs that have not ended."""
+        """Ends the thread, and the jobs that have not ended. A warm-up ends after the program it compiles."""
         with self._changed:
             self._stops = True
             self._changed.notify()
@@ -108,8 +108,8 @@ class EngineThread:
     def _run(self) -> None:
         try:
             if self._kinds is not None:
-                self.engine.warm_up(self._kinds)
-            self.is_ready = True
+                self.engine.warm_up(self._kinds, lambda: self._stops)
+            self.is_ready = not self._stops
             while self._take():
                 self._turn()
             error: Exception = RuntimeError("the server has stopped")

@@ -6,10 +6,11 @@ import time
 
 import openai
 import pytest
-from running_server import Running, http_request, read_responses, running
+from running_server import SIZES, Running, http_request, read_responses, running
 
 from aligner_jax.decoding.engine import Engine
 from aligner_jax.errors import InputError
+from aligner_jax.serving.engine_thread import EngineThread
 from aligner_jax.serving.gate import read_keys
 from aligner_jax.serving.limits import Limits
 
@@ -265,6 +266,25 @@ def test_a_server_that_stops_lets_requests_end(base, folder, slowly):
         assert not server.thread.is_alive()
         with server.client() as late, pytest.raises(openai.APIConnectionError):
             late.completions.create(**SHORT)
+
+
+def test_a_warm_up_ends_with_the_server(base, monkeypatch: pytest.MonkeyPatch):
+    engine = Engine(base.params, base.config, SIZES)
+    thread, asked = EngineThread(engine, 1), []
+
+    def run(requests):
+        asked.extend(requests)
+        # Told to stop while the first program compiles.
+        threading.Thread(target=thread.stop).start()
+        while not thread._stops:
+            time.sleep(0.001)
+        return iter(())
+
+    monkeypatch.setattr(engine, "run", run)
+    thread.start()
+    thread._thread.join(timeout=20)
+    assert (thread._thread.is_alive(), len(asked), thread.is_ready) == (False, 1, False)
+    assert isinstance(thread.failure, RuntimeError)
 
 
 def test_the_grace_period_ends(base, folder, slowly):
