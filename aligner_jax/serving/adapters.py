@@ -61,6 +61,18 @@ class Adapters:
         """Returns the prompt format that an adapter records; errors are those of `get`."""
         return self._known(name, self._bank.prompt_format)
 
+    def get_with_format(self, name: str) -> tuple[StoredAdapter, PromptFormat | None]:
+        """Returns an adapter and the prompt format that the same version of it records; errors are those of `get`."""
+        adapter = self.get(name)
+        for _ in range(_TRIES):
+            prompt_format = self.prompt_format(name)
+            again = self.get(name)
+            if again.key == adapter.key:
+                return adapter, prompt_format
+            # It was replaced between the two.
+            adapter = again
+        raise InputError(f"the adapter {name!r} is replaced again and again; ask for it later")
+
     def register(self, name: str, artifact: Artifact) -> None:
         """Adds an adapter or replaces it. Raises InputError if the name is wrong or it cannot be written."""
         self._bank.register(name, artifact.adapter, metadata=artifact.metadata)

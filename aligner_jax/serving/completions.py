@@ -28,7 +28,8 @@ class Completions:
             default = min(_DEFAULT_TOKENS, service.limits.output_tokens)
             fields = Fields({**fields.values, "max_tokens": default}, fields.file)
         options = parse_options(fields, service.limits, alternatives=alternatives, lengths=("max_tokens",))
-        return Asked(options, completion_prompts(fields, service.tokenizer, service.limits.choices))
+        prompts = completion_prompts(fields, service.tokenizer, service.limits.choices)
+        return Asked(options, prompts, service.models.stored(options.model))
 
     def choice(self, index: int, piece: Piece, has_logprobs: bool) -> dict[str, Any]:
         """Returns a whole choice or a piece of one: both have the same form."""

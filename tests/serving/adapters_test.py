@@ -10,6 +10,7 @@ import running_server
 import aligner_jax as aj
 from aligner_jax.peft import Adapter, init_adapter
 from aligner_jax.peft.artifact import RecordedBase, save_adapter
+from aligner_jax.serving.adapters import Adapters, parse_upload
 from aligner_jax.serving.limits import Limits
 from aligner_jax.serving.start import open_adapters
 
@@ -112,6 +113,28 @@ def test_a_request_keeps_the_adapter_that_it_began_with(server, client, base, ad
     first = next(iter(stream)).choices[0].text
     assert ask(server, "/v1/adapters/gone", method="DELETE")[0] == 200
     assert first + "".join(each.choices[0].text for each in stream) == wanted
+
+
+def test_a_chat_has_numbers_and_format_of_one_version(server, client, base, adapters, tmp_path, monkeypatch):
+    file = tmp_path / "made.safetensors"
+    save_adapter(adapters["A"], file, base, prompt_format={"template": "alpaca", "system": None})
+    assert ask(server, "/v1/adapters/twin", file.read_bytes())[0] == 201
+    save_adapter(adapters["B"], file, base)
+    kept, read, replaced = server.service.models.adapters, Adapters.prompt_format, []
+
+    def replaced_after(self, name: str):
+        found = read(self, name)
+        if not replaced:
+            replaced.append(parse_upload(file.read_bytes(), server.service.base))
+            kept.register(name, replaced[0])
+        return found
+
+    monkeypatch.setattr(Adapters, "prompt_format", replaced_after)
+    options = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": NEW, "temperature": 0}
+    found = client.chat.completions.create(model="twin", **options).choices[0].message.content
+    assert replaced
+    assert found == client.chat.completions.create(model="B", **options).choices[0].message.content
+    assert ask(server, "/v1/adapters/twin", method="DELETE")[0] == 200
 
 
 def test_a_file_that_is_replaced_in_the_folder_is_read_again(base, adapters, write_adapters, tmp_path):
