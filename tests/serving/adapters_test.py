@@ -1,6 +1,7 @@
 """Adapters are uploaded, replaced and deleted while the server runs."""
 
 import dataclasses
+import json
 
 import numpy as np
 import openai
@@ -8,6 +9,7 @@ import pytest
 import running_server
 
 import aligner_jax as aj
+from aligner_jax.errors import InputError
 from aligner_jax.peft import Adapter, init_adapter
 from aligner_jax.peft.artifact import RecordedBase, save_adapter
 from aligner_jax.serving.adapters import Adapters, parse_upload
@@ -135,6 +137,29 @@ def test_a_chat_has_numbers_and_format_of_one_version(server, client, base, adap
     assert replaced
     assert found == client.chat.completions.create(model="B", **options).choices[0].message.content
     assert ask(server, "/v1/adapters/twin", method="DELETE")[0] == 200
+
+
+def test_faults_of_the_server_are_told_as_such(server, file_of, adapters, monkeypatch):
+    content = file_of(adapters["A"])
+
+    def fail(*_, **__):
+        raise InputError("the disk is full")
+
+    for attribute in ("register", "delete", "names", "get", "prompt_format"):
+        monkeypatch.setattr(server.service.models.adapters._bank, attribute, fail)
+    body = json.dumps({"model": "A", "prompt": PROMPT, "messages": [{"role": "user", "content": "Why?"}]}).encode()
+    for path, method, sent in (
+        ("/v1/adapters/A", "PUT", content),
+        ("/v1/adapters/A", "DELETE", b""),
+        ("/v1/adapters", "GET", b""),
+        ("/v1/models", "GET", b""),
+        ("/v1/models/A", "GET", b""),
+        ("/v1/completions", "POST", body),
+        ("/v1/chat/completions", "POST", body),
+    ):
+        status, found = ask(server, path, sent, method)
+        error = found["error"]
+        assert (status, error["type"], error["message"]) == (503, "server_error", "the disk is full"), path
 
 
 def test_a_file_that_is_replaced_in_the_folder_is_read_again(base, adapters, write_adapters, tmp_path):
