@@ -24,8 +24,7 @@ class Chats:
             alternatives = read(fields.integer, "top_logprobs", 0, least=0, most=most)
         elif fields.has("top_logprobs"):
             raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
-        lengths = ("max_completion_tokens", "max_tokens")
-        options = parse_options(fields, service.limits, alternatives=alternatives, lengths=lengths)
+        options = parse_options(fields, service.limits, alternatives=alternatives)
         recorded = service.models.recorded(options.model)
         adapters = tuple((each.adapter, each.weight) for each in recorded.values())
         return Asked(options, [chat_prompt(fields, recorded, service.tokenizer)], adapters)

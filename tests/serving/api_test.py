@@ -287,6 +287,15 @@ def test_a_wrong_message_is_named(messages, param: str, server: running_server.R
     assert (status, found["error"]["param"]) == (400, param)
 
 
+def test_completions_take_the_length_of_chats(client):
+    options = {"model": "A", "prompt": PROMPT, "temperature": 0}
+    found = client.completions.create(**options, max_tokens=5, extra_body={"max_completion_tokens": 3})
+    assert found.usage.completion_tokens == 3
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(**options, extra_body={"max_completion_tokens": "3"})
+    assert caught.value.param == "max_completion_tokens"
+
+
 def test_fields_that_change_nothing_are_taken(client):
     extra = {"unknown": [1], "user": "me", "logit_bias": {}, "echo": False, "best_of": 1, "top_k": -1}
     found = client.completions.create(model="A", prompt=PROMPT, presence_penalty=0, temperature=0, extra_body=extra)
