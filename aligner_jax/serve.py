@@ -78,7 +78,7 @@ def main() -> None:
     options = EngineOptions(
         rows=start.least_rows(base, _int(ROWS)), slots=min(_int(TOKENS), base.config.context_length),
         tokens_per_call=_int(TOKENS_PER_CALL), alternatives=min(_int(TOP_LOGPROBS), base.config.vocab_size),
-        has_penalty=True, capacity=start.room_for(kinds, base, least), places=_int(PLACES),
+        has_penalty=True, capacity=start.room_for(adapters, base, least), places=_int(PLACES),
     )  # fmt: skip
     name = NAME.value or Path(os.path.abspath(BASE.value)).name
     service = start.make_service(base, adapters, options, name=name, limits=limits, keys=keys, named=named)

@@ -38,6 +38,15 @@ class Adapters:
         """Returns methods and options of the adapters, each once."""
         return self._bank.kinds()
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._bank
+
+    def source(self, name: str) -> str:
+        """Returns the place of an adapter, for messages."""
+        if isinstance(self._bank, FolderBank):
+            return f"{self._bank.path / name}{SUFFIX}"
+        return f"the adapter {name!r} of {self._bank.path}"
+
     def get(self, name: str) -> StoredAdapter:
         """Returns an adapter whose numbers are in memory, so that neither damage nor deletion can stop the engine.
 

@@ -91,6 +91,9 @@ def _parse(api: Api, body: bytes, service: Service) -> tuple[Asked, list[Request
     options, limits, sizes = asked.options, service.limits, service.engine.engine.options
     if len(asked.prompts) * options.n > limits.choices:
         raise ApiError(400, f"prompts times n is more than the {limits.choices} choices of a request", param="n")
+    if len(asked.prompts) * options.n > service.engine.most:
+        message = f"prompts times n is more than the {service.engine.most} choices that may run and wait at once"
+        raise ApiError(400, message, param="n")
     context = min(sizes.slots, service.base.config.context_length)
     requests: list[Request] = []
     for prompt in asked.prompts:

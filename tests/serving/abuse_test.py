@@ -216,6 +216,14 @@ def test_too_much_work_is_refused_with_429(base, folder, slowly):
         client.completions.create(**SHORT)
 
 
+def test_a_request_that_could_never_have_its_rows_is_wrong(base, folder):
+    with running(base, folder, rows=2, limits=Limits(queue=1)) as server, server.client() as client:
+        with pytest.raises(openai.BadRequestError, match="the 3 choices that may run and wait at once") as caught:
+            client.completions.create(**SHORT, n=4)
+        assert caught.value.param == "n"
+        assert len(client.completions.create(**SHORT, n=3).choices) == 3
+
+
 def test_too_many_requests_at_once_are_refused_but_health_is_told(base, folder, slowly):
     with running(base, folder, limits=Limits(requests=1)) as server, server.client() as client:
         stream = client.completions.create(**LONG, stream=True)

@@ -12,9 +12,10 @@ import aligner_jax as aj
 from aligner_jax.errors import InputError
 from aligner_jax.peft import Adapter, init_adapter
 from aligner_jax.peft.artifact import RecordedBase, save_adapter
+from aligner_jax.peft.row_adapters import Capacity
 from aligner_jax.serving.adapters import Adapters, parse_upload
 from aligner_jax.serving.limits import Limits
-from aligner_jax.serving.start import open_adapters
+from aligner_jax.serving.start import open_adapters, room_for
 
 PROMPT = "Why is the sky"
 NEW = 8
@@ -137,6 +138,26 @@ def test_a_chat_has_numbers_and_format_of_one_version(server, client, base, adap
     assert replaced
     assert found == client.chat.completions.create(model="B", **options).choices[0].message.content
     assert ask(server, "/v1/adapters/twin", method="DELETE")[0] == 200
+
+
+def test_an_adapter_that_cannot_be_served_is_named_at_the_start(base, write_adapters, tmp_path):
+    folder = write_adapters(tmp_path / "adapters")
+    save_adapter(init_adapter("full", base.config), folder / "F.safetensors", base)
+    kept = open_adapters(folder, RecordedBase(base.config, base.fingerprint))
+    with pytest.raises(InputError, match=r"adapters/F\.safetensors cannot be served: .* different in the rows"):
+        room_for(kept, base, Capacity())
+    (folder / "F.safetensors").unlink()
+    assert room_for(kept, base, Capacity()).tokens == 6
+
+
+def test_an_adapter_with_the_name_of_the_base_is_refused_at_the_start(base, write_adapters, tmp_path):
+    folder = write_adapters(tmp_path / "adapters")
+    (folder / "A.safetensors").rename(folder / "tiny.safetensors")
+    with (
+        pytest.raises(InputError, match=r"adapters/tiny\.safetensors has the name of the base"),
+        running_server.running(base, folder),
+    ):
+        pass
 
 
 def test_faults_of_the_server_are_told_as_such(server, file_of, adapters, monkeypatch):
