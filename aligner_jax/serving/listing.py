@@ -81,6 +81,10 @@ def _register(service: Service, name: str, content: bytes) -> None:
         service.engine.engine.check(EngineRequest([0], 1, adapters=((adapter, 1.0),)))
     except InputError as error:
         raise ApiError(400, str(error), code="invalid_adapter") from error
+    held = service.engine.engine.held
+    assert held is not None
+    # Here, since the engine's thread, which would compile at the first request, has other rows to serve.
+    held.prepare(adapter)
     service.models.adapters.register(name, artifact)
 
 

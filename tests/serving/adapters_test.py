@@ -9,6 +9,7 @@ import pytest
 import running_server
 
 import aligner_jax as aj
+from aligner_jax.decoding import held
 from aligner_jax.errors import InputError
 from aligner_jax.peft import Adapter, init_adapter
 from aligner_jax.peft.artifact import RecordedBase, save_adapter
@@ -116,6 +117,15 @@ def test_a_request_keeps_the_adapter_that_it_began_with(server, client, base, ad
     first = next(iter(stream)).choices[0].text
     assert ask(server, "/v1/adapters/gone", method="DELETE")[0] == 200
     assert first + "".join(each.choices[0].text for each in stream) == wanted
+
+
+def test_an_upload_of_a_new_kind_is_compiled_before_its_first_request(server, client, base, file_of):
+    before = held._bound._cache_size()
+    adapter = init_adapter("aligner", base.config, num_tokens=5, start_layer=1)
+    assert ask(server, "/v1/adapters/kind", file_of(adapter))[0] == 201
+    assert answer(client, "kind") == aj.sample(base, adapter, [PROMPT], max_new_tokens=NEW)[0]
+    assert held._bound._cache_size() == before
+    assert ask(server, "/v1/adapters/kind", method="DELETE")[0] == 200
 
 
 def test_a_chat_has_numbers_and_format_of_one_version(server, client, base, adapters, tmp_path, monkeypatch):
