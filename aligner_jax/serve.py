@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from absl import flags
 
-from aligner_jax.decoding.engine import EngineOptions
+from aligner_jax.decoding import server_options
 from aligner_jax.errors import InputError
 from aligner_jax.model.quantized import KINDS
 from aligner_jax.peft.artifact import RecordedBase
@@ -34,9 +34,11 @@ ROWS = flags.DEFINE_integer("rows", 16, "Choices that are decoded at once.", low
 TOKENS = flags.DEFINE_integer("tokens", 2048, "Tokens of a prompt and its answer together, at most.", lower_bound=2)
 PLACES = flags.DEFINE_integer("places", 64, "Adapters that are kept on the device.", lower_bound=4)
 TOKENS_PER_CALL = flags.DEFINE_integer(
-    "tokens_per_call", 4, "Tokens decoded per call when no request waits.", lower_bound=1
+    "tokens_per_call", server_options.TOKENS_PER_CALL, "Tokens decoded per call when no request waits.", lower_bound=1
 )
-TOP_LOGPROBS = flags.DEFINE_integer("top_logprobs", 20, "Alternatives of log-probabilities at most.", lower_bound=1)
+TOP_LOGPROBS = flags.DEFINE_integer(
+    "top_logprobs", server_options.ALTERNATIVES, "Alternatives of log-probabilities at most.", lower_bound=1
+)
 PREFIX_TOKENS = flags.DEFINE_integer(
     "prefix_tokens", 16, "Room for tokens of adapters in a row, at least; more if adapters need it.", lower_bound=0
 )
@@ -75,10 +77,10 @@ def main() -> None:
     adapters = start.open_adapters(ADAPTERS.value, named)
     kinds = adapters.kinds()
     least = Capacity(_int(PREFIX_TOKENS), _int(RANK), ("q_ldnh", "v_ldkh") if RANK.value else ())
-    options = EngineOptions(
-        rows=start.least_rows(base, _int(ROWS)), slots=min(_int(TOKENS), base.config.context_length),
-        tokens_per_call=_int(TOKENS_PER_CALL), alternatives=min(_int(TOP_LOGPROBS), base.config.vocab_size),
-        has_penalty=True, capacity=start.room_for(kinds, base, least), places=_int(PLACES),
+    options = server_options.server_options(
+        base.config, rows=start.least_rows(base, _int(ROWS)), slots=min(_int(TOKENS), base.config.context_length),
+        capacity=start.room_for(adapters, base, least), places=_int(PLACES),
+        tokens_per_call=_int(TOKENS_PER_CALL), alternatives=_int(TOP_LOGPROBS),
     )  # fmt: skip
     name = NAME.value or Path(os.path.abspath(BASE.value)).name
     service = start.make_service(base, adapters, options, name=name, limits=limits, keys=keys, named=named)

@@ -11,7 +11,8 @@ from aligner_jax.chatting.model import Piece, Question
 from aligner_jax.chatting.rendering import choose_format, render
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.decoding.choose import Sampling
-from aligner_jax.decoding.engine import Engine, EngineOptions
+from aligner_jax.decoding.engine import Engine
+from aligner_jax.decoding.engine_options import EngineOptions
 from aligner_jax.decoding.lengths import padded_slots
 from aligner_jax.decoding.request import GREEDY, NewToken, Request, check_seed
 from aligner_jax.errors import InputError

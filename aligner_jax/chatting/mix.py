@@ -29,10 +29,15 @@ class Mix:
     @property
     def model(self) -> str:
         """Name as servers of this project take it: "a@0.5+b"; "" for the base."""
-        return "+".join(name if weight == 1 else f"{name}@{weight:g}" for name, weight in self.weights)
+        return "+".join(name if weight == 1 else f"{name}@{_shown(weight)}" for name, weight in self.weights)
 
     def __str__(self) -> str:
         return self.model or "base"
+
+
+def _shown(weight: float) -> str:
+    # Exact, and without the + of an exponent, which separates adapters.
+    return repr(float(weight)).removesuffix(".0")
 
 
 def parse_mix(text: str) -> Mix:

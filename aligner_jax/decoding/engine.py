@@ -9,7 +9,7 @@ bit, since the shape of its programs depends on the length of its own prompt.
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 
 from aligner_jax.decoding import programs
 from aligner_jax.decoding.arrivals import Arrivals
+from aligner_jax.decoding.engine_options import EngineOptions, tokens_per_program
 from aligner_jax.decoding.held import HeldAdapters
 from aligner_jax.decoding.lengths import padded_length, prompts_at_once
 from aligner_jax.decoding.programs import Tokens
@@ -27,24 +28,10 @@ from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.logical import num_parts
 from aligner_jax.peft import Adapter
 from aligner_jax.peft.adapter import Options
-from aligner_jax.peft.row_adapters import Capacity
 from aligner_jax.peft.row_sums import MOST_IN_A_SUM, Term
 
-TOKENS_PER_CALL = 8
-"""Tokens that are decoded per call when no request waits."""
-LONGEST_PART = 512
-"""Tokens of a prompt that are prefilled at once at most, if no other number is given."""
 TOKENS_PER_TURN = 512
 """Tokens of prompts that are prefilled per turn at most, so that running rows do not wait longer."""
-
-
-def tokens_per_program(platform: str, tokens_per_call: int = TOKENS_PER_CALL) -> int:
-    """Returns the number of tokens that one program decodes per row on this platform ("cpu", "gpu" or "tpu").
-
-    On GPUs it is 1, so that no loop carries the weights. Calls are asynchronous, so the device does not wait for the
-    host.
-    """
-    return 1 if platform == "gpu" else tokens_per_call
 
 
 class UnreadableAdapter(InputError):
@@ -57,36 +44,6 @@ class UnreadableAdapter(InputError):
     def __init__(self, message: str, request: int) -> None:
         super().__init__(message)
         self.request = request
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """Sizes of an engine.
-
-    Attributes:
-      rows: requests that run at once.
-      slots: tokens of a request at most, prompt and new ones.
-      longest_part: tokens of a prompt that are prefilled at once at most.
-      tokens_per_call: tokens that are decoded per call when no request waits.
-      alternatives: number of most probable tokens whose log-probabilities requests may ask for; None for no
-        log-probabilities.
-      has_penalty: True if requests may have a repetition penalty.
-      capacity: capacity for adapters of a request's own; None if all requests have the engine's adapter alone.
-      places: bound adapters that are kept on the device.
-    """
-
-    rows: int
-    slots: int
-    longest_part: int = LONGEST_PART
-    tokens_per_call: int = TOKENS_PER_CALL
-    alternatives: int | None = None
-    has_penalty: bool = False
-    capacity: Capacity | None = None
-    places: int = 64
-
-    def width(self, length: int) -> int | None:
-        """Returns the padded length of a prompt; None if it is prefilled in parts."""
-        return None if length > self.longest_part else min(padded_length(length), self.longest_part)
 
 
 @dataclasses.dataclass
@@ -248,14 +205,19 @@ class Engine:
                 if new.request in numbers:
                     yield new._replace(request=numbers[new.request])
 
-    def warm_up(self, kinds: Sequence[tuple[str, Options]] = ()) -> None:
+    def warm_up(
+        self, kinds: Sequence[tuple[str, Options]] = (), should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
         """Compiles every program that requests may need.
 
         Args:
           kinds: methods and options of the adapters that requests may have.
+          should_stop: called before each program; the warm-up ends early if it returns True.
         """
         for kind in kinds:
             assert self.held is not None
+            if should_stop():
+                return
             self.held.warm_up(*kind)
         longest, part = min(self.options.slots, self._config.context_length) - 1, self.options.longest_part
         # The longest prompt of every padded length, whole or as the last part of a longer one.
@@ -266,10 +228,12 @@ class Engine:
             *(part + length for length in sorted(last)),
             *([2 * part + 1] * (longest > 2 * part)),
         ]
-        for length in lengths:
-            list(self.run([Request([0] * length, 1)]))
-        for new in (2, min(self.options.tokens_per_call + 1, longest)):
-            list(self.run([Request([0], new)]))
+        sizes = [(length, 1) for length in lengths]
+        sizes += [(1, 2), (1, min(self.options.tokens_per_call + 1, longest))]
+        for length, new in sizes:
+            if should_stop():
+                return
+            list(self.run([Request([0] * length, new)]))
 
     def _admit(self) -> None:
         budget = TOKENS_PER_TURN if self._running else TOKENS_PER_TURN * self.options.rows

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,10 @@ class HeldAdapters:
         self._places: collections.OrderedDict[Hashable, int] = collections.OrderedDict()
         self._free = list(range(places))
         self._needs: dict[tuple[str, Options], Capacity] = {}
+        self._prepared: dict[tuple[str, Options], jax.stages.Compiled] = {}
+        self._was_bound: set[tuple[str, Options]] = set()
+        # The places themselves belong to the engine's thread, which donates them.
+        self._shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.rows)
         self.hits = self.misses = 0
 
     def needs(self, adapter: StoredAdapter) -> Capacity:
@@ -75,6 +80,24 @@ class HeldAdapters:
         self._bind(adapter, adapter.read(), place)
         self._free.append(place)
 
+    def prepare(self, adapter: StoredAdapter) -> None:
+        """Compiles the program that binds adapters of this kind, unless there is one.
+
+        May be called from any thread while another one uses the places; no mesh may be in context.
+
+        Args:
+          adapter: an adapter of the kind.
+
+        Raises:
+          InputError: rows cannot have adapters of its method.
+        """
+        kind = adapter.method, adapter.options
+        if kind not in self._was_bound and kind not in self._prepared:
+            arrays = {name: jax.ShapeDtypeStruct(x.shape, jnp.float32) for name, x in adapter.read().items()}
+            place = jax.ShapeDtypeStruct((), jnp.int32)
+            lowered = _bound.lower(self._params, self._shapes, arrays, place, **self._static(adapter))
+            self._prepared[kind] = lowered.compile()
+
     def _place(self, adapter: StoredAdapter) -> int:
         if adapter.key in self._places:
             self.hits += 1
@@ -93,10 +116,16 @@ class HeldAdapters:
 
     def _bind(self, adapter: StoredAdapter, trainable: Mapping[str, np.ndarray], place: int) -> None:
         arrays = {name: np.asarray(x, np.float32) for name, x in trainable.items()}
-        self.rows = _bound(
-            self._params, self.rows, arrays, np.int32(place), method=adapter.method, options=adapter.options,
-            config=self._config, capacity=self.capacity, is_constant=self.needs(adapter) == Capacity(),
-        )  # fmt: skip
+        kind = adapter.method, adapter.options
+        program = self._prepared.get(kind) or functools.partial(_bound, **self._static(adapter))
+        self.rows = program(self._params, self.rows, arrays, np.int32(place))
+        self._was_bound.add(kind)
+
+    def _static(self, adapter: StoredAdapter) -> dict[str, Any]:
+        return {
+            "method": adapter.method, "options": adapter.options, "config": self._config, "capacity": self.capacity,
+            "is_constant": self.needs(adapter) == Capacity(),
+        }  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames=("config", "capacity", "places"))

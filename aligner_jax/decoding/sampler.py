@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.decoding.choose import Sampling
-from aligner_jax.decoding.engine import TOKENS_PER_CALL, Engine, EngineOptions
+from aligner_jax.decoding.engine import Engine
+from aligner_jax.decoding.engine_options import TOKENS_PER_CALL, EngineOptions
 from aligner_jax.decoding.lengths import padded_slots, slots_of
 from aligner_jax.decoding.request import Request, check_lengths, check_prompt, check_seed
 from aligner_jax.errors import InputError

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from rich.console import Console
 
 from aligner_jax.decoding.choose import Sampling
-from aligner_jax.decoding.engine import TOKENS_PER_CALL, Engine, EngineOptions
+from aligner_jax.decoding.engine import Engine
+from aligner_jax.decoding.engine_options import TOKENS_PER_CALL, EngineOptions
 from aligner_jax.decoding.lengths import padded_slots
 from aligner_jax.decoding.request import Request
 from aligner_jax.errors import InputError

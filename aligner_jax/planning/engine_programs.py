@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from aligner_jax.decoding import programs
 from aligner_jax.decoding.arrivals import Arrivals
-from aligner_jax.decoding.engine import EngineOptions
+from aligner_jax.decoding.engine_options import EngineOptions
 from aligner_jax.decoding.held import empty_places
 from aligner_jax.decoding.lengths import prompts_at_once
 from aligner_jax.decoding.request import Request

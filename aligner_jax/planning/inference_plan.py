@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from aligner_jax.decoding.engine import TOKENS_PER_CALL
+from aligner_jax.decoding.engine_options import TOKENS_PER_CALL
 from aligner_jax.errors import InputError
 from aligner_jax.evals import scoring
 from aligner_jax.evals.batches import length_bucket

@@ -6,8 +6,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from aligner_jax.decoding.engine import TOKENS_PER_CALL, EngineOptions
+from aligner_jax.decoding.engine_options import EngineOptions
 from aligner_jax.decoding.lengths import padded_slots, prompts_at_once
+from aligner_jax.decoding.server_options import server_options
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.logical import num_parts
@@ -101,14 +102,14 @@ class _Engines:
         return max(adapters, MOST_IN_A_SUM * prompts_at_once(1, rows, num_parts("batch"), "tpu"))
 
     def compiled(self, adapters: int, rows: int) -> "_Engine":
-        options = EngineOptions(
-            rows=rows, slots=padded_slots(self.tokens + self.new_tokens), longest_part=padded_slots(self.tokens),
-            capacity=self.capacity, places=self.places(adapters, rows),
+        options = server_options(
+            self.model, rows=rows, slots=padded_slots(self.tokens + self.new_tokens), capacity=self.capacity,
+            places=self.places(adapters, rows), longest_part=padded_slots(self.tokens),
         )  # fmt: skip
         engine = EnginePrograms(self.chip, self.mesh, self.model, self.params, options)
         return _Engine(
             rows, options, engine.cache_bytes, nbytes(engine.held), engine.admit(self.tokens, self.new_tokens),
-            engine.decode(TOKENS_PER_CALL),
+            engine.decode(options.tokens_per_call),
         )  # fmt: skip
 
 
@@ -199,7 +200,8 @@ def _largest(engines: _Engines, first: _Engine, second: _Engine, adapters: int, 
     for _ in range(MOST_TRIES):
         if found.fits or rows == parts:
             break
-        rows -= parts
+        # The compiler keeps about a 64th of the memory for itself.
+        rows -= parts * max(1, rows // (64 * parts))
         found = engines.compiled(adapters, rows)
     return found
 

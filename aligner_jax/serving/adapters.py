@@ -38,6 +38,15 @@ class Adapters:
         """Returns methods and options of the adapters, each once."""
         return self._bank.kinds()
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._bank
+
+    def source(self, name: str) -> str:
+        """Returns the place of an adapter, for messages."""
+        if isinstance(self._bank, FolderBank):
+            return f"{self._bank.path / name}{SUFFIX}"
+        return f"the adapter {name!r} of {self._bank.path}"
+
     def get(self, name: str) -> StoredAdapter:
         """Returns an adapter whose numbers are in memory, so that neither damage nor deletion can stop the engine.
 
@@ -60,6 +69,18 @@ class Adapters:
     def prompt_format(self, name: str) -> PromptFormat | None:
         """Returns the prompt format that an adapter records; errors are those of `get`."""
         return self._known(name, self._bank.prompt_format)
+
+    def get_with_format(self, name: str) -> tuple[StoredAdapter, PromptFormat | None]:
+        """Returns an adapter and the prompt format that the same version of it records; errors are those of `get`."""
+        adapter = self.get(name)
+        for _ in range(_TRIES):
+            prompt_format = self.prompt_format(name)
+            again = self.get(name)
+            if again.key == adapter.key:
+                return adapter, prompt_format
+            # It was replaced between the two.
+            adapter = again
+        raise InputError(f"the adapter {name!r} is replaced again and again; ask for it later")
 
     def register(self, name: str, artifact: Artifact) -> None:
         """Adds an adapter or replaces it. Raises InputError if the name is wrong or it cannot be written."""

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from aligner_jax.decoding.request import Request
 from aligner_jax.errors import InputError
 from aligner_jax.files.fields import Fields
+from aligner_jax.peft.stored import StoredAdapter
 from aligner_jax.serving.choices import Choice, Piece, joined
 from aligner_jax.serving.errors import ApiError
 from aligner_jax.serving.generation import generate
@@ -21,10 +22,11 @@ from aligner_jax.serving.transport import DONE, EventStream, event, parse_body, 
 
 
 class Asked(NamedTuple):
-    """A parsed request."""
+    """A parsed request; the adapters of its model have their strengths."""
 
     options: Options
     prompts: list[list[int]]
+    adapters: tuple[tuple[StoredAdapter, float], ...]
 
 
 class Api(Protocol):
@@ -87,9 +89,11 @@ def _parse(api: Api, body: bytes, service: Service) -> tuple[Asked, list[Request
     """Parses a request and checks it against the engine's sizes."""
     asked = api.parse(parse_body(body), service)
     options, limits, sizes = asked.options, service.limits, service.engine.engine.options
-    adapters = service.models.stored(options.model)
     if len(asked.prompts) * options.n > limits.choices:
         raise ApiError(400, f"prompts times n is more than the {limits.choices} choices of a request", param="n")
+    if len(asked.prompts) * options.n > service.engine.most:
+        message = f"prompts times n is more than the {service.engine.most} choices that may run and wait at once"
+        raise ApiError(400, message, param="n")
     context = min(sizes.slots, service.base.config.context_length)
     requests: list[Request] = []
     for prompt in asked.prompts:
@@ -103,8 +107,9 @@ def _parse(api: Api, body: bytes, service: Service) -> tuple[Asked, list[Request
             raise ApiError(400, message, param="max_tokens" if room > 0 else None, code="context_length_exceeded")
         for _ in range(options.n):
             request = Request(
-                prompt, most, options.sampling, adapters, options.seed, len(requests), options.alternatives is not None
-            )
+                prompt, most, options.sampling, asked.adapters, options.seed, len(requests),
+                options.alternatives is not None,
+            )  # fmt: skip
             requests.append(request)
     for request in requests:
         try:

@@ -84,7 +84,8 @@ async def _api_error(http: Request, error: Exception) -> Response:
 
 
 async def _input_error(http: Request, error: Exception) -> Response:
-    return ApiError(400, str(error)).response()
+    # Wrong requests are ApiErrors; what is left is wrong with the server's files, such as a damaged adapter.
+    return ApiError(503, str(error)).response()
 
 
 async def _http_error(http: Request, error: Exception) -> Response:

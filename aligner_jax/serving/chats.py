@@ -6,7 +6,6 @@ from aligner_jax.files.fields import Fields
 from aligner_jax.serving.answers import Asked
 from aligner_jax.serving.choices import Piece
 from aligner_jax.serving.errors import ApiError, read
-from aligner_jax.serving.models import unknown_model
 from aligner_jax.serving.options import parse_options
 from aligner_jax.serving.prompts import chat_prompt
 from aligner_jax.serving.service import Service
@@ -25,13 +24,10 @@ class Chats:
             alternatives = read(fields.integer, "top_logprobs", 0, least=0, most=most)
         elif fields.has("top_logprobs"):
             raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
-        lengths = ("max_completion_tokens", "max_tokens")
-        options = parse_options(fields, service.limits, alternatives=alternatives, lengths=lengths)
-        try:
-            prompt = chat_prompt(fields, options.model, service.models, service.tokenizer)
-        except KeyError:
-            raise unknown_model(options.model) from None
-        return Asked(options, [prompt])
+        options = parse_options(fields, service.limits, alternatives=alternatives)
+        recorded = service.models.recorded(options.model)
+        adapters = tuple((each.adapter, each.weight) for each in recorded.values())
+        return Asked(options, [chat_prompt(fields, recorded, service.tokenizer)], adapters)
 
     def choice(self, index: int, piece: Piece, has_logprobs: bool) -> dict[str, Any]:
         """Returns a whole choice."""

@@ -6,7 +6,7 @@ from aligner_jax.files.fields import Fields
 from aligner_jax.serving.answers import Asked
 from aligner_jax.serving.choices import Piece
 from aligner_jax.serving.errors import read
-from aligner_jax.serving.options import parse_options
+from aligner_jax.serving.options import LENGTHS, parse_options
 from aligner_jax.serving.prompts import completion_prompts
 from aligner_jax.serving.service import Service
 
@@ -24,11 +24,12 @@ class Completions:
         alternatives = None
         if fields.has("logprobs"):
             alternatives = read(fields.integer, "logprobs", least=0, most=most)
-        if not fields.has("max_tokens"):
+        if not any(map(fields.has, LENGTHS)):
             default = min(_DEFAULT_TOKENS, service.limits.output_tokens)
             fields = Fields({**fields.values, "max_tokens": default}, fields.file)
-        options = parse_options(fields, service.limits, alternatives=alternatives, lengths=("max_tokens",))
-        return Asked(options, completion_prompts(fields, service.tokenizer, service.limits.choices))
+        options = parse_options(fields, service.limits, alternatives=alternatives)
+        prompts = completion_prompts(fields, service.tokenizer, service.limits.choices)
+        return Asked(options, prompts, service.models.stored(options.model))
 
     def choice(self, index: int, piece: Piece, has_logprobs: bool) -> dict[str, Any]:
         """Returns a whole choice or a piece of one: both have the same form."""

@@ -35,6 +35,7 @@ class EngineThread:
     """Runs an engine in a thread of its own.
 
     Attributes:
+      most: requests that may run and wait at once.
       engine: the engine. Only its thread may call `add`, `cancel` and `turn`.
       failure: the exception that ended the thread; None while it runs.
       is_ready: True once the engine has warmed up.
@@ -47,7 +48,7 @@ class EngineThread:
           engine: an engine without requests.
           most_waiting: requests that may wait for a row.
         """
-        self.engine, self._most = engine, engine.options.rows + most_waiting
+        self.engine, self.most = engine, engine.options.rows + most_waiting
         self.failure: Exception | None = None
         self.is_ready = False
         self._changed = threading.Condition()
@@ -70,7 +71,7 @@ class EngineThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread, and the jobs that have not ended."""
+        """Ends the thread, and the jobs that have not ended. A warm-up ends after the program it compiles."""
         with self._changed:
             self._stops = True
             self._changed.notify()
@@ -92,7 +93,7 @@ class EngineThread:
         with self._changed:
             if self.failure is not None:
                 raise self.failure
-            if sum(self._left.values()) + len(job.requests) > self._most:
+            if sum(self._left.values()) + len(job.requests) > self.most:
                 raise QueueFullError
             self._left[job] = len(job.requests)
             self._new.append(job)
@@ -108,8 +109,8 @@ class EngineThread:
     def _run(self) -> None:
         try:
             if self._kinds is not None:
-                self.engine.warm_up(self._kinds)
-            self.is_ready = True
+                self.engine.warm_up(self._kinds, lambda: self._stops)
+            self.is_ready = not self._stops
             while self._take():
                 self._turn()
             error: Exception = RuntimeError("the server has stopped")

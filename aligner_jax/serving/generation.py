@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 
-from aligner_jax.decoding.request import Request
+from aligner_jax.decoding.request import NewToken, Request
 from aligner_jax.serving.choices import Choice, Piece
 from aligner_jax.serving.engine_thread import Event, Job, QueueFullError
 from aligner_jax.serving.errors import ApiError
@@ -23,7 +24,8 @@ async def generate(
       choices: the choices, which are filled.
 
     Raises:
-      ApiError: too many requests wait, the first token takes too long, or the engine has failed.
+      ApiError: too many requests wait, the first token takes too long, the engine has failed, or a choice's
+        log-probabilities are asked for and not finite.
     """
     loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
@@ -56,6 +58,8 @@ async def generate(
             for index, new in event:
                 if index not in open_choices:
                     continue
+                if choices[index].has_logprobs and not _is_finite(new):
+                    raise _not_finite()
                 piece = choices[index].add(new)
                 pieces.append((index, piece))
                 if piece.end is not None:
@@ -77,6 +81,16 @@ def _count(service: Service, requests: Sequence[Request], choices: Sequence[Choi
         seconds = time.monotonic() - began
         if made > len(choices) and seconds > 0:
             service.metrics.tokens_per_second.observe((made - len(choices)) / seconds)
+
+
+def _is_finite(new: NewToken) -> bool:
+    logprobs = [each.logprob for each in new.alternatives]
+    return all(math.isfinite(each) for each in logprobs) and (new.logprob is None or math.isfinite(new.logprob))
+
+
+def _not_finite() -> ApiError:
+    message = "the model gives log-probabilities that are not finite; ask for a smaller strength, or another adapter"
+    return ApiError(500, message, param="model", code="not_finite")
 
 
 def _failed() -> ApiError:

@@ -78,9 +78,13 @@ def _register(service: Service, name: str, content: bytes) -> None:
         adapter = StoredAdapter.of(artifact.adapter, None)
         # The engine must have room for it in a row.
         service.engine.engine.check(EngineRequest([0], 1, adapters=((adapter, 1.0),)))
-        service.models.adapters.register(name, artifact)
     except InputError as error:
         raise ApiError(400, str(error), code="invalid_adapter") from error
+    held = service.engine.engine.held
+    assert held is not None
+    # Here, since the engine's thread, which would compile at the first request, has other rows to serve.
+    held.prepare(adapter)
+    service.models.adapters.register(name, artifact)
 
 
 async def delete(http: Request) -> Response:

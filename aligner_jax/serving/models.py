@@ -1,8 +1,10 @@
 """Model names: the base, an adapter, its strength, and sums of adapters."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
+from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.peft.stored import StoredAdapter
 from aligner_jax.serving.adapters import Adapters
 from aligner_jax.serving.errors import ApiError
@@ -39,28 +41,29 @@ class Models:
 
     def stored(self, model: str) -> tuple[tuple[StoredAdapter, float], ...]:
         """Returns the adapters of a model with their strengths. May read files. Raises ApiError if there is none."""
-        return tuple((self._get(name, model), weight) for name, weight in self.weights(model).items())
+        weights = self.weights(model)
+        return tuple((self._known(self.adapters.get, name, model), weight) for name, weight in weights.items())
 
-    def formats(self, model: str) -> Mapping[str, "_Recorded"]:
-        """Returns what `PromptFormat.resolve` takes of the adapters of a model."""
-        return {f"the adapter {name}": _Recorded(self.adapters, name) for name in self.weights(model)}
+    def recorded(self, model: str) -> Mapping[str, "Recorded"]:
+        """Returns the adapters of a model with their formats, by names for messages; reads and errors as `stored`."""
+        return {
+            f"the adapter {name}": Recorded(*self._known(self.adapters.get_with_format, name, model), weight)
+            for name, weight in self.weights(model).items()
+        }
 
-    def _get(self, name: str, model: str) -> StoredAdapter:
+    def _known[T](self, read: Callable[[str], T], name: str, model: str) -> T:
         try:
-            return self.adapters.get(name)
+            return read(name)
         except KeyError:
             raise unknown_model(model) from None
 
 
-class _Recorded:
-    """The prompt format of an adapter, read when it is needed."""
+class Recorded(NamedTuple):
+    """An adapter of a model, with its prompt format and its strength."""
 
-    def __init__(self, adapters: Adapters, name: str) -> None:
-        self._adapters, self._name = adapters, name
-
-    @property
-    def prompt_format(self):
-        return self._adapters.prompt_format(self._name)
+    adapter: StoredAdapter
+    prompt_format: PromptFormat | None
+    weight: float
 
 
 def unknown_model(model: str) -> ApiError:

@@ -22,6 +22,8 @@ _NEUTRAL: dict[str, Callable[[object], bool]] = {
     "modalities": lambda value: value == ["text"],
 }
 """Fields of OpenAI's API that change the answer and are not supported, and the values that change nothing."""
+LENGTHS = ("max_completion_tokens", "max_tokens")
+"""Fields with the number of new tokens; the first one that is present counts."""
 _UNUSABLE = "is not supported by this server; leave it out"
 
 
@@ -52,14 +54,13 @@ class Options:
     include_usage: bool
 
 
-def parse_options(fields: Fields, limits: Limits, *, alternatives: int | None, lengths: tuple[str, ...]) -> Options:
+def parse_options(fields: Fields, limits: Limits, *, alternatives: int | None) -> Options:
     """Parses the fields that both APIs have. Unknown ones are ignored.
 
     Args:
       fields: fields of the request.
       limits: limits of requests.
       alternatives: see `Options`.
-      lengths: fields with the number of new tokens; the first one that is present counts.
 
     Raises:
       ApiError: a field has another type, is out of range, or is not supported.
@@ -68,7 +69,7 @@ def parse_options(fields: Fields, limits: Limits, *, alternatives: int | None, l
         if fields.has(name) and not is_neutral(fields.get(name)):
             raise ApiError(400, f"{name} {_UNUSABLE}", param=name, code="unsupported_parameter")
     most_new = None
-    for name in lengths:
+    for name in LENGTHS:
         if fields.has(name):
             most_new = read(fields.integer, name, least=1, most=limits.output_tokens)
             break

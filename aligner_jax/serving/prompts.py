@@ -1,6 +1,6 @@
 """Prompts of requests as token ids."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aligner_jax.data.prompt_format import PromptFormat
@@ -9,7 +9,7 @@ from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.files.fields import Fields, shown
 from aligner_jax.serving.errors import ApiError
-from aligner_jax.serving.models import Models
+from aligner_jax.serving.models import Recorded
 
 _ROLES = ("system", "developer", "user", "assistant")
 
@@ -48,17 +48,21 @@ def _ids(prompt: object, tokenizer: Tokenizer) -> list[int]:
     return prompt
 
 
-def chat_prompt(fields: Fields, model: str, models: Models, tokenizer: Tokenizer) -> list[int]:
+def chat_prompt(fields: Fields, recorded: Mapping[str, Recorded], tokenizer: Tokenizer) -> list[int]:
     """Returns the prompt of `/v1/chat/completions`, in the format that the model's adapters record.
 
     Without a recorded format it is the tokenizer's chat template.
+
+    Args:
+      fields: fields of the request.
+      recorded: the model's adapters, by names for messages.
+      tokenizer: tokenizer of the base.
 
     Raises:
       ApiError: the messages are not a conversation, or no template can write them.
     """
     messages = _messages(fields.get("messages"))
     try:
-        recorded = models.formats(model)
         has_format = any(each.prompt_format is not None for each in recorded.values())
         chosen = PromptFormat.resolve("auto", None, recorded) if has_format else PromptFormat("chat")
         return tokenizer.encode(_text(messages, chosen, tokenizer), bos=tokenizer.add_bos)

@@ -1,4 +1,4 @@
-"""What the endpoints of a server share."""
+"""Parts of a server that its endpoints share."""
 
 import asyncio
 import dataclasses

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from aligner_jax.decoding.engine import Engine, EngineOptions
+from aligner_jax.decoding.engine import Engine
+from aligner_jax.decoding.engine_options import EngineOptions
 from aligner_jax.decoding.sampler import LEAST_ROWS
 from aligner_jax.errors import InputError
 from aligner_jax.peft.adapter import Options
@@ -35,16 +36,25 @@ def open_adapters(place: str | Path, base: RecordedBase) -> Adapters:
     return Adapters(open_bank(place, base))
 
 
-def room_for(kinds: list[tuple[str, Options]], base: Base, least: Capacity) -> Capacity:
-    """Returns a capacity for any two adapters of these kinds in a row, and at least `least`.
+def room_for(adapters: Adapters, base: Base, least: Capacity) -> Capacity:
+    """Returns a capacity for any two of the adapters in a row, and at least `least`.
 
     Raises:
-      InputError: rows cannot have different adapters of one of these methods.
+      InputError: rows cannot have different adapters of the method of one of them, which is named.
     """
-    needs = [capacity_of(*kind, base.params, base.config) for kind in kinds]
+    needs = [_need(kind, adapters, base) for kind in adapters.kinds()]
     largest = functools.reduce(Capacity.joined, needs, Capacity())
     twice = Capacity(2 * largest.tokens, 2 * largest.rank, largest.factors, largest.biases)
     return twice.joined(least)
+
+
+def _need(kind: tuple[str, Options], adapters: Adapters, base: Base) -> Capacity:
+    try:
+        return capacity_of(*kind, base.params, base.config)
+    except InputError as error:
+        stored = ((name, adapters.get(name)) for name in adapters.names())
+        first = next(name for name, each in stored if (each.method, each.options) == kind)
+        raise InputError(f"{adapters.source(first)} cannot be served: {error}") from error
 
 
 def make_service(
@@ -69,10 +79,12 @@ def make_service(
       named: the base's fingerprint, if it is known already.
 
     Raises:
-      InputError: the base has no tokenizer.
+      InputError: the base has no tokenizer, or an adapter has its name.
     """
     if base.tokenizer is None:
         raise InputError("the base has no tokenizer (no tokenizer.json or tokenizer.model beside its weights)")
+    if name in adapters:
+        raise InputError(f"{adapters.source(name)} has the name of the base; give the base another one with --name")
     engine = Engine(base.params, base.config, options, stop_ids=base.tokenizer.stop_ids)
     thread = EngineThread(engine, limits.queue)
     return Service(

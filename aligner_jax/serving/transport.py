@@ -138,7 +138,7 @@ class EventStream(Response):
 
 def event(data: Mapping[str, Any]) -> str:
     """Returns one server-sent event."""
-    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
+    return f"data: {json.dumps(data, separators=(',', ':'), allow_nan=False)}\n\n"
 
 
 DONE = "data: [DONE]\n\n"

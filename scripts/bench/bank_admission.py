@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from aligner_jax.decoding.engine import Engine, EngineOptions
+from aligner_jax.decoding.engine import Engine
+from aligner_jax.decoding.engine_options import EngineOptions
 from aligner_jax.decoding.held import HeldAdapters
 from aligner_jax.decoding.request import Request
 from aligner_jax.model.config import LlamaConfig

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 import aligner_jax as aj
-from aligner_jax.decoding.engine import Engine, EngineOptions
+from aligner_jax.decoding.engine import Engine
+from aligner_jax.decoding.engine_options import EngineOptions
 from aligner_jax.decoding.request import Request
 from aligner_jax.peft import Adapter
 from aligner_jax.peft.row_adapters import Capacity, capacity_of

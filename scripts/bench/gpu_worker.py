@@ -13,7 +13,7 @@ import numpy as np
 from aligner_jax.decoding import programs
 from aligner_jax.decoding.arrivals import Arrivals
 from aligner_jax.decoding.choose import Sampling
-from aligner_jax.decoding.engine import TOKENS_PER_CALL, EngineOptions, tokens_per_program
+from aligner_jax.decoding.engine_options import TOKENS_PER_CALL, EngineOptions, tokens_per_program
 from aligner_jax.decoding.lengths import padded_slots, prompts_at_once, slots_of
 from aligner_jax.decoding.request import Request
 from aligner_jax.decoding.sampler import continue_ids

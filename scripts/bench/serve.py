@@ -18,7 +18,6 @@ import argparse
 import asyncio
 import contextlib
 import os
-import re
 import socket
 import statistics
 import subprocess
@@ -37,6 +36,7 @@ from aligner_jax.weights.base import form_of, locate
 from scripts.bench import report, same_model
 from scripts.bench.generate import sizes
 from scripts.bench.protocol import PEER_VARIABLE, Worker
+from scripts.lib import server_log
 
 LLAMA_VARIABLE = "LLAMA_PYTHON"
 BATCH = 8
@@ -118,13 +118,9 @@ def ours(args: argparse.Namespace, dtype: str, scratch: Path) -> Iterator[str]:
         "--port=0", f"--dtype={dtype}", f"--rows={max(args.clients)}",
         f"--tokens={args.prompt_tokens + args.new_tokens}",
     ]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        found = re.search(r"(http://\S+)/v1", line := process.stderr.readline())
-        if found is None:
-            sys.exit(f"error: our server did not start: {line}")
-        with _until_ready(process, f"{found[1]}/ready"):
-            yield f"{found[1]}/v1"
+    process, url = server_log.start(command, scratch / "server.log")
+    with process, _until_ready(process, f"{url}/ready"):
+        yield f"{url}/v1"
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ import dataclasses
 import itertools
 import random
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ import aligner_jax as aj
 from aligner_jax.peft import Adapter, with_strength
 from aligner_jax.peft.sum import sum_of
 from aligner_jax.weights.base import Base
+from scripts.lib import server_log
 from scripts.lib.tiny_llama import write_tiny_llama
 
 NEW = 16
@@ -240,15 +240,11 @@ def main() -> None:
             sys.executable, "-m", "aligner_jax.serve", f"--base={model}", f"--adapters={plan.folder}", "--port=0",
             "--dtype=float32", "--tokens=128", "--rows=16", "--places=8",
         ]  # fmt: skip
-        server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert server.stderr is not None
-        line = server.stderr.readline()
-        found = re.search(r":(\d+)/v1", line)
-        if found is None:
-            sys.exit(f"error: the server did not start: {line}")
+        server, url = server_log.start(command, Path(scratch) / "server.log")
+        port = int(url.rpartition(":")[2])
         try:
-            await_ready(int(found[1]))
-            is_right = torture(plan, int(found[1]), server.pid, args)
+            await_ready(port)
+            is_right = torture(plan, port, server.pid, args)
         finally:
             server.terminate()
             status = server.wait(timeout=60)

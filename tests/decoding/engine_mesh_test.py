@@ -11,7 +11,8 @@ import places
 import pytest
 
 from aligner_jax.decoding.choose import Sampling
-from aligner_jax.decoding.engine import Engine, EngineOptions
+from aligner_jax.decoding.engine import Engine
+from aligner_jax.decoding.engine_options import EngineOptions
 from aligner_jax.decoding.request import Request
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.llama import Params, init_params

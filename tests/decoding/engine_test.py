@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from aligner_jax.decoding.choose import Sampling
-from aligner_jax.decoding.engine import Engine, EngineOptions, UnreadableAdapter
+from aligner_jax.decoding.engine import Engine, UnreadableAdapter
+from aligner_jax.decoding.engine_options import EngineOptions
 from aligner_jax.decoding.request import NewToken, Request
 from aligner_jax.decoding.sampler import continue_ids
 from aligner_jax.errors import InputError

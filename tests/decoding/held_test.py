@@ -1,5 +1,7 @@
 """Adapters of a bank in places of the device: bound once, without compiling; the least recently used is replaced."""
 
+import dataclasses
+import threading
 from pathlib import Path
 
 import jax
@@ -14,6 +16,7 @@ from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params
 from aligner_jax.peft.bank import Bank, Entry
 from aligner_jax.peft.row_adapters import Capacity, as_row
+from aligner_jax.peft.stored import StoredAdapter
 from aligner_jax.peft.together import bind
 
 PLACES = 4
@@ -43,6 +46,30 @@ def test_every_place_has_the_adapter_that_was_bound_to_it(held, bank, params, co
         assert (weight, capacity) == (0.5, Capacity())
     assert (held.hits, held.misses) == (2, 7)
     assert held_module._bound._cache_size() == before
+
+
+def taken(held: HeldAdapters, place: int):
+    """Returns what a place has."""
+    return jax.tree.map(lambda x: x[:, place], jax.device_get(held.rows))
+
+
+def test_a_kind_that_was_prepared_is_bound_without_compiling(params, config, trained_adapter):
+    adapter = trained_adapter(3, key=7)
+    roomy = [HeldAdapters(params, config, Capacity(tokens=3), PLACES) for _ in range(2)]
+    stored = StoredAdapter.of(adapter, "new")
+    # In another thread, while the places are in use.
+    thread = threading.Thread(target=roomy[0].prepare, args=(stored,))
+    thread.start()
+    roomy[0].terms([(StoredAdapter.of(trained_adapter(1, key=1), "old"), 1.0)])
+    thread.join()
+    before = held_module._bound._cache_size()
+    for _ in range(2):
+        roomy[0].terms([(dataclasses.replace(stored, key=object()), 1.0)])
+    assert held_module._bound._cache_size() == before
+    roomy[0].prepare(StoredAdapter.of(trained_adapter(1, key=1), "old"))
+    assert len(roomy[0]._prepared) == 1
+    found = [taken(each, each.terms([(stored, 1.0)])[0].place) for each in roomy]
+    jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 def test_the_least_recently_used_adapter_is_replaced(held, bank):

@@ -15,7 +15,7 @@ import places
 import pytest
 
 from aligner_jax.decoding import programs
-from aligner_jax.decoding.engine import EngineOptions
+from aligner_jax.decoding.engine_options import EngineOptions
 from aligner_jax.decoding.state import State, empty_state, insert
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.llama import abstract_params

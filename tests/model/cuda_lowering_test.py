@@ -10,7 +10,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 import aligner_jax as aj
 from aligner_jax.decoding import programs
-from aligner_jax.decoding.engine import TOKENS_PER_CALL
+from aligner_jax.decoding.engine_options import TOKENS_PER_CALL
 from aligner_jax.decoding.state import prefill
 from aligner_jax.model.attention import Prefix, attend
 from aligner_jax.model.config import LlamaConfig

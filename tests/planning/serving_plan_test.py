@@ -8,7 +8,7 @@ import pytest
 from command_runs import run_command
 from places import ROOT
 
-from aligner_jax.decoding.engine import EngineOptions
+from aligner_jax.decoding.engine_options import EngineOptions
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import llama_config
 from aligner_jax.peft import init_adapter
@@ -61,6 +61,25 @@ def test_rows_are_the_most_that_fit_beside_the_adapters(compiled: list[tuple[int
     assert [plan.rows for plan in plans] == [27, 27, 25]
     # Two engines for the lines, and one for each plan.
     assert len(compiled) == 5
+
+
+def test_engines_have_the_options_of_the_server(monkeypatch: pytest.MonkeyPatch):
+    made: list[EngineOptions] = []
+
+    class Planned(Exception):
+        pass
+
+    def programs(chip, mesh, config, params, options):
+        made.append(options)
+        raise Planned
+
+    monkeypatch.setattr(serving_plan, "EnginePrograms", programs)
+    pytest.importorskip("libtpu", reason=NEEDS_LIBTPU)
+    devices = topology_devices("v5e:2x2", 1)
+    with pytest.raises(Planned):
+        next(make_serving_plans(BASE, MeshConfig(), MODEL, "v5e:2x2", devices, tokens=128, new_tokens=64))
+    (options,) = made
+    assert (options.tokens_per_call, options.alternatives, options.has_penalty) == (4, 20, True)
 
 
 def test_a_step_moves_weights_filled_keys_and_the_rows_adapters(compiled):

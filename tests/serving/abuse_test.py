@@ -6,10 +6,11 @@ import time
 
 import openai
 import pytest
-from running_server import Running, http_request, read_responses, running
+from running_server import SIZES, Running, http_request, read_responses, running
 
 from aligner_jax.decoding.engine import Engine
 from aligner_jax.errors import InputError
+from aligner_jax.serving.engine_thread import EngineThread
 from aligner_jax.serving.gate import read_keys
 from aligner_jax.serving.limits import Limits
 
@@ -215,6 +216,14 @@ def test_too_much_work_is_refused_with_429(base, folder, slowly):
         client.completions.create(**SHORT)
 
 
+def test_a_request_that_could_never_have_its_rows_is_wrong(base, folder):
+    with running(base, folder, rows=2, limits=Limits(queue=1)) as server, server.client() as client:
+        with pytest.raises(openai.BadRequestError, match="the 3 choices that may run and wait at once") as caught:
+            client.completions.create(**SHORT, n=4)
+        assert caught.value.param == "n"
+        assert len(client.completions.create(**SHORT, n=3).choices) == 3
+
+
 def test_too_many_requests_at_once_are_refused_but_health_is_told(base, folder, slowly):
     with running(base, folder, limits=Limits(requests=1)) as server, server.client() as client:
         stream = client.completions.create(**LONG, stream=True)
@@ -265,6 +274,25 @@ def test_a_server_that_stops_lets_requests_end(base, folder, slowly):
         assert not server.thread.is_alive()
         with server.client() as late, pytest.raises(openai.APIConnectionError):
             late.completions.create(**SHORT)
+
+
+def test_a_warm_up_ends_with_the_server(base, monkeypatch: pytest.MonkeyPatch):
+    engine = Engine(base.params, base.config, SIZES)
+    thread, asked = EngineThread(engine, 1), []
+
+    def run(requests):
+        asked.extend(requests)
+        # Told to stop while the first program compiles.
+        threading.Thread(target=thread.stop).start()
+        while not thread._stops:
+            time.sleep(0.001)
+        return iter(())
+
+    monkeypatch.setattr(engine, "run", run)
+    thread.start()
+    thread._thread.join(timeout=20)
+    assert (thread._thread.is_alive(), len(asked), thread.is_ready) == (False, 1, False)
+    assert isinstance(thread.failure, RuntimeError)
 
 
 def test_the_grace_period_ends(base, folder, slowly):

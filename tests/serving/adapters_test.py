@@ -1,6 +1,7 @@
 """Adapters are uploaded, replaced and deleted while the server runs."""
 
 import dataclasses
+import json
 
 import numpy as np
 import openai
@@ -8,10 +9,14 @@ import pytest
 import running_server
 
 import aligner_jax as aj
+from aligner_jax.decoding import held
+from aligner_jax.errors import InputError
 from aligner_jax.peft import Adapter, init_adapter
 from aligner_jax.peft.artifact import RecordedBase, save_adapter
+from aligner_jax.peft.row_adapters import Capacity
+from aligner_jax.serving.adapters import Adapters, parse_upload
 from aligner_jax.serving.limits import Limits
-from aligner_jax.serving.start import open_adapters
+from aligner_jax.serving.start import open_adapters, room_for
 
 PROMPT = "Why is the sky"
 NEW = 8
@@ -112,6 +117,80 @@ def test_a_request_keeps_the_adapter_that_it_began_with(server, client, base, ad
     first = next(iter(stream)).choices[0].text
     assert ask(server, "/v1/adapters/gone", method="DELETE")[0] == 200
     assert first + "".join(each.choices[0].text for each in stream) == wanted
+
+
+def test_an_upload_of_a_new_kind_is_compiled_before_its_first_request(server, client, base, file_of):
+    before = held._bound._cache_size()
+    adapter = init_adapter("aligner", base.config, num_tokens=5, start_layer=1)
+    assert ask(server, "/v1/adapters/kind", file_of(adapter))[0] == 201
+    assert answer(client, "kind") == aj.sample(base, adapter, [PROMPT], max_new_tokens=NEW)[0]
+    assert held._bound._cache_size() == before
+    assert ask(server, "/v1/adapters/kind", method="DELETE")[0] == 200
+
+
+def test_a_chat_has_numbers_and_format_of_one_version(server, client, base, adapters, tmp_path, monkeypatch):
+    file = tmp_path / "made.safetensors"
+    save_adapter(adapters["A"], file, base, prompt_format={"template": "alpaca", "system": None})
+    assert ask(server, "/v1/adapters/twin", file.read_bytes())[0] == 201
+    save_adapter(adapters["B"], file, base)
+    kept, read, replaced = server.service.models.adapters, Adapters.prompt_format, []
+
+    def replaced_after(self, name: str):
+        found = read(self, name)
+        if not replaced:
+            replaced.append(parse_upload(file.read_bytes(), server.service.base))
+            kept.register(name, replaced[0])
+        return found
+
+    monkeypatch.setattr(Adapters, "prompt_format", replaced_after)
+    options = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": NEW, "temperature": 0}
+    found = client.chat.completions.create(model="twin", **options).choices[0].message.content
+    assert replaced
+    assert found == client.chat.completions.create(model="B", **options).choices[0].message.content
+    assert ask(server, "/v1/adapters/twin", method="DELETE")[0] == 200
+
+
+def test_an_adapter_that_cannot_be_served_is_named_at_the_start(base, write_adapters, tmp_path):
+    folder = write_adapters(tmp_path / "adapters")
+    save_adapter(init_adapter("full", base.config), folder / "F.safetensors", base)
+    kept = open_adapters(folder, RecordedBase(base.config, base.fingerprint))
+    with pytest.raises(InputError, match=r"adapters/F\.safetensors cannot be served: .* different in the rows"):
+        room_for(kept, base, Capacity())
+    (folder / "F.safetensors").unlink()
+    assert room_for(kept, base, Capacity()).tokens == 6
+
+
+def test_an_adapter_with_the_name_of_the_base_is_refused_at_the_start(base, write_adapters, tmp_path):
+    folder = write_adapters(tmp_path / "adapters")
+    (folder / "A.safetensors").rename(folder / "tiny.safetensors")
+    with (
+        pytest.raises(InputError, match=r"adapters/tiny\.safetensors has the name of the base"),
+        running_server.running(base, folder),
+    ):
+        pass
+
+
+def test_faults_of_the_server_are_told_as_such(server, file_of, adapters, monkeypatch):
+    content = file_of(adapters["A"])
+
+    def fail(*_, **__):
+        raise InputError("the disk is full")
+
+    for attribute in ("register", "delete", "names", "get", "prompt_format"):
+        monkeypatch.setattr(server.service.models.adapters._bank, attribute, fail)
+    body = json.dumps({"model": "A", "prompt": PROMPT, "messages": [{"role": "user", "content": "Why?"}]}).encode()
+    for path, method, sent in (
+        ("/v1/adapters/A", "PUT", content),
+        ("/v1/adapters/A", "DELETE", b""),
+        ("/v1/adapters", "GET", b""),
+        ("/v1/models", "GET", b""),
+        ("/v1/models/A", "GET", b""),
+        ("/v1/completions", "POST", body),
+        ("/v1/chat/completions", "POST", body),
+    ):
+        status, found = ask(server, path, sent, method)
+        error = found["error"]
+        assert (status, error["type"], error["message"]) == (503, "server_error", "the disk is full"), path
 
 
 def test_a_file_that_is_replaced_in_the_folder_is_read_again(base, adapters, write_adapters, tmp_path):

@@ -8,8 +8,10 @@ import running_server
 
 import aligner_jax as aj
 from aligner_jax.data.templates import render_prompt
+from aligner_jax.decoding.engine import Engine
 from aligner_jax.peft import with_strength
 from aligner_jax.peft.sum import sum_of
+from aligner_jax.serving import transport
 
 PROMPT = "Why is the sky"
 MESSAGES = [{"role": "user", "content": "Why?"}]
@@ -183,6 +185,32 @@ def test_log_probabilities_are_sums_to_one(client):
         assert sum(map(math.exp, top.values())) <= 1 + 1e-6
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("made_before", [0, 2])
+def test_log_probabilities_that_are_not_finite_have_an_error_of_their_own(
+    stream: bool, made_before: int, client, server, monkeypatch
+):
+    turn, made = Engine.turn, []
+
+    def broken(self):
+        new = turn(self)
+        made.extend(new)
+        return new if len(made) <= made_before else [each._replace(logprob=math.nan) for each in new]
+
+    monkeypatch.setattr(Engine, "turn", broken)
+    options = {"model": "A", "prompt": PROMPT, "max_tokens": NEW, "temperature": 0, "stream": stream}
+    with pytest.raises(openai.APIError, match="log-probabilities that are not finite") as caught:
+        list(client.completions.create(**options, logprobs=2))
+    assert caught.value.code == "not_finite"
+    assert server.becomes_idle()
+    assert list(client.completions.create(**options))
+
+
+def test_an_event_is_json():
+    with pytest.raises(ValueError, match="JSON"):
+        transport.event({"logprob": math.nan})
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -257,6 +285,15 @@ def test_a_wrong_message_is_named(messages, param: str, server: running_server.R
         connection.sendall(running_server.http_request("/v1/chat/completions", {"model": "B", "messages": messages}))
         ((status, found),) = running_server.read_responses(connection)
     assert (status, found["error"]["param"]) == (400, param)
+
+
+def test_completions_take_the_length_of_chats(client):
+    options = {"model": "A", "prompt": PROMPT, "temperature": 0}
+    found = client.completions.create(**options, max_tokens=5, extra_body={"max_completion_tokens": 3})
+    assert found.usage.completion_tokens == 3
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(**options, extra_body={"max_completion_tokens": "3"})
+    assert caught.value.param == "max_completion_tokens"
 
 
 def test_fields_that_change_nothing_are_taken(client):

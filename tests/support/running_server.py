@@ -12,7 +12,7 @@ from typing import Any
 
 import openai
 
-from aligner_jax.decoding.engine import EngineOptions
+from aligner_jax.decoding.engine_options import EngineOptions
 from aligner_jax.peft.artifact import RecordedBase
 from aligner_jax.peft.row_adapters import Capacity
 from aligner_jax.serving import server as serving_server
