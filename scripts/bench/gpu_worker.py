@@ -216,7 +216,7 @@ def compile_decoding(
         has_penalty=False, capacity=None,
     )  # fmt: skip
     group, request = prompts_at_once(width, rows, 1, device), Request([0] * prompt, new_tokens)
-    arrivals = Arrivals.of([request], [0], [request.prompt_ids], width=width, group=group, held=None)
+    arrivals = Arrivals.of([request], [0], [request.prompt_ids], width=width, group=group)
     stops = np.asarray([-1], np.int32)
     programs.admit.lower(shapes, bound, None, state, arrivals, stops, config=config).compile()
     ended, count = np.zeros(rows, np.int32), tokens_per_program(device)

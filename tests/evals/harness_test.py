@@ -95,7 +95,7 @@ def test_tasks_of_every_kind_run_from_local_files_and_go_on_where_they_were(
     assert 0 < tasks["own_rolling"]["bits_per_byte"] < 100
     (generated,) = {len(each["responses"]) for each in documents if each["task"] == "own_generating"}
     assert generated == 1
-    for module, name in ((scoring, "_scored"), (generating, "_generated")):
+    for module, name in ((scoring, "_scored"), (generating, "_generate")):
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("what was finished is computed again"))
     assert _run(tiny_subject(), tmp_path, options).scores == outcome.scores
 
