@@ -25,7 +25,7 @@ from aligner_jax.exports.verify_endpoint import found_at_endpoint
 from aligner_jax.exports.verify_local import PEER_VARIABLE, found_here, found_in_transformers, found_with_adapter
 from aligner_jax.files.content import is_file, is_folder, read_text
 from aligner_jax.peft.artifact import read_artifact
-from aligner_jax.peft.canary import Canary, Found, Verdict, judge
+from aligner_jax.peft.canary import Canary, Found, Verdict, judge, parse_computed_in
 from aligner_jax.peft.location import locate_adapter
 from aligner_jax.runtime import command
 from aligner_jax.runtime.openai_client import Endpoint, check_url
@@ -87,7 +87,10 @@ def _canary(path: str) -> tuple[Canary, Path | None]:
 def _with_adapter(canary: Canary, adapter: Path) -> list[Found]:
     if not BASE.value:
         raise InputError(f"{adapter} is an adapter: add --base=PATH, or --endpoint=URL --model=NAME of a server")
-    base = load_base(BASE.value)
+    # Rounding of the base may change log-probabilities more than the adapter does.
+    dtype, quantization = parse_computed_in(canary.computed_in)
+    given = {} if quantization is None else {"quantization": quantization.kind, "group_size": quantization.group_size}
+    base = load_base(BASE.value, dtype, **given)
     return found_with_adapter(canary, base, read_artifact(adapter, base).adapter)
 
 

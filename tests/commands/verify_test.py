@@ -83,6 +83,16 @@ def test_the_adapter_over_its_base_is_active(made):
     assert from_adapted < 1e-3 < 0.1 < from_base
 
 
+def test_the_base_is_loaded_as_the_one_that_computed_the_canary(made, tmp_path):
+    """The effect is so small that the rounding to int4 is larger than the distance that counts as equal."""
+    base = aj.load_base(made.folder / "base", quantization="int4", group_size=16)
+    adapter = made.adapter.replace(trainable={name: 0.3 * x for name, x in made.adapter.trainable.items()})
+    aj.save_adapter(adapter, tmp_path / "a.safetensors", base)
+    ended = verify(tmp_path / "a.safetensors", f"--base={made.folder / 'base'}")
+    assert (ended.status, ended.err) == (0, "")
+    assert differences(ended)[0] < 1e-3
+
+
 def test_an_export_is_active_and_its_files_say_how_to_check(made):
     ended = verify(made.exported)
     assert (ended.status, ended.err) == (0, "")
