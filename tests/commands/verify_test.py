@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -236,8 +237,12 @@ def test_a_server_that_cannot_tell_is_one_sentence(reply, sentence, made):
 
 def test_what_cannot_be_checked_is_one_sentence(made, tmp_path):
     aj.save_adapter(made.adapter, tmp_path / "bare.safetensors", made.base, canary=False)
-    damaged = tmp_path / "damaged"
+    damaged, strange = tmp_path / "damaged", tmp_path / "strange"
     damaged.mkdir()
+    shutil.copytree(made.exported, strange)
+    values = json.loads((strange / "canary.json").read_text())
+    values["prompts"][0]["ids"] = [1, 999_999]
+    (strange / "canary.json").write_text(json.dumps(values))
     (damaged / "canary.json").write_text(json.dumps({"computed_in": "float32", "prompts": 3}))
     for arguments, sentence in [
         ((), "give an adapter or an exported folder"),
@@ -247,6 +252,7 @@ def test_what_cannot_be_checked_is_one_sentence(made, tmp_path):
         ((made.folder / "base",), "has no canary"),
         ((tmp_path / "none.safetensors",), "does not exist"),
         ((tmp_path / "bare.safetensors",), "aligner_jax.convert"),
+        ((strange,), "the canary's prompt has the token 999999"),
         ((damaged,), "canary.json: prompts is 3, not a list of at most 3 objects"),
         ((made.file, "--endpoint=http://127.0.0.1:9/v1"), "--endpoint=URL --model=NAME"),
         ((made.file, "--endpoint=ftp://x", "--model=a"), "should begin with http://"),
