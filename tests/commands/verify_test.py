@@ -221,11 +221,12 @@ def test_the_key_is_sent_and_not_shown(made, tmp_path):
     [
         (Reply(b'{"choices": [{"text": "", "logprobs": null}]}'), "reports no log-probabilities of tokens"),
         (Reply(b'{"choices": [{"logprobs": {"top_logprobs": [{"a": NaN, "b": "c"}]}}]}'), "reports no log-prob"),
+        (Reply(b'{"choices": [{"logprobs": {"top_logprobs": [{"a": false}]}}]}'), "reports no log-prob"),
         (Reply(b"[" * 200_000), "answers with something that is no completion"),
         (failure(404, "no such model"), "answers with status 404: no such model"),
         (failure(403, "no"), "answers with status 403: no"),
     ],
-    ids=["none", "odd", "deep", "404", "403"],
+    ids=["none", "odd", "false", "deep", "404", "403"],
 )
 def test_a_server_that_cannot_tell_is_one_sentence(reply, sentence, made):
     with judge_server(lambda request, number: reply) as server:
@@ -233,6 +234,13 @@ def test_a_server_that_cannot_tell_is_one_sentence(reply, sentence, made):
     assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
     assert ended.err.startswith(f"error: {server.url} ")
     assert sentence in ended.err
+
+
+def test_a_server_may_report_an_integer_beyond_every_float(made):
+    reply = Reply(b'{"choices": [{"logprobs": {"top_logprobs": [{"a": -1' + b"0" * 400 + b"}]}}]}")
+    with judge_server(lambda request, number: reply) as server:
+        ended = verify(made.file, f"--endpoint={server.url}", "--model=tiny")
+    assert (ended.status, ended.err, ended.out.split(" (")[0]) == (4, "", "something else")
 
 
 def test_what_cannot_be_checked_is_one_sentence(made, tmp_path):
