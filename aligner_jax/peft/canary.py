@@ -152,12 +152,18 @@ def judge(canary: Canary, found: Sequence[Found]) -> Verdict:
     """
     adapted, base = [], []
     for prompt, each in zip(canary.prompts, found, strict=True):
-        least = FLOOR if None not in each.log_probs else max(FLOOR, each.at_most)
-        theirs = _clipped([least if x is None else x for x in each.log_probs], least)
+        # A token that is not reported may have any probability up to the bound.
+        least = [max(FLOOR, each.at_most) if x is None else FLOOR for x in each.log_probs]
+        theirs = _clipped([each.at_most if x is None else x for x in each.log_probs], least)
         adapted.append(theirs - _clipped(prompt.adapted, least))
         base.append(theirs - _clipped(prompt.base, least))
     from_adapted, from_base = np.concatenate(adapted), np.concatenate(base)
     effect = _rms(from_adapted - from_base)
+    if effect < LEAST_EFFECT <= max(prompt.effect for prompt in canary.prompts):
+        raise InputError(
+            "the model reports too few of the canary's tokens to tell the adapter: let the server report more of the "
+            "most probable tokens, or verify without it"
+        )
     if effect < LEAST_EFFECT:
         raise InputError(
             f"the adapter changes the log-probabilities of its canary by {effect:.2g} only, which cannot be told from "
@@ -324,7 +330,7 @@ def padded(rows: Sequence[Row], multiple: int = 1) -> tuple[np.ndarray, np.ndarr
     return tokens_bt, last_b
 
 
-def _clipped(log_probs: Sequence[float], least: float = FLOOR) -> np.ndarray:
+def _clipped(log_probs: Sequence[float], least: float | Sequence[float] = FLOOR) -> np.ndarray:
     return np.maximum(np.asarray(log_probs, np.float64), least)
 
 

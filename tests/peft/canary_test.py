@@ -145,6 +145,16 @@ def test_a_token_that_is_not_reported_is_improbable():
     assert judge(CANARY, [Found([None, None, None], at_most=FLOOR)]).status == "other"
 
 
+def test_a_token_that_is_reported_counts_whatever_the_others_do():
+    """The only reported token is the most probable one, so that the bound of the others is near 0."""
+    swapped = CanaryPrompt(Row((1, 2)), (5, 6, 7), (), (-0.05, -4.0, -5.0), (-4.0, -0.05, -5.0))
+    canary = Canary("float32", (swapped,))
+    assert judge(canary, [Found([None, -0.05, None], at_most=-0.05)]).status == "active"
+    assert judge(canary, [Found([-0.05, None, None], at_most=-0.05)]).status == "missing"
+    with pytest.raises(InputError, match="reports too few of the canary's tokens"):
+        judge(canary, [Found([None, None, -5.0], at_most=-0.01)])
+
+
 def test_an_effect_that_rounding_could_have_is_not_judged():
     prompt = CanaryPrompt(Row((1,)), (5,), (), (-1.0,), (-1.01,))
     with pytest.raises(InputError, match=r"by 0\.01 only"):
