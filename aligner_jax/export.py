@@ -159,7 +159,10 @@ def _write_form(folder: Path, name: str) -> list[str]:
     rounding = summary.rounding(job, difference, "base and adapter" if nearest is None else "base and bias")
     notes = [f"{note[0].upper()}{note[1:]}." for note in [*told[len(adapters) :], rounding]]
     types = "its own types" if keeps_types else dtype
-    export = ModelExport(cast(Any, TO.value), job.fold, types, cast(float, STRENGTH.value), notes, nearest is not None)
+    export = ModelExport(
+        cast(Any, TO.value), job.fold, types, cast(float, STRENGTH.value), notes, nearest is not None,
+        has_canary=canary is not None,
+    )  # fmt: skip
     card = model_card(artifacts, export, name, card_base, run)
     (folder / "README.md").write_text(card, encoding="utf-8")
     bias = added_bias(base.config, job.fold.folded_config)

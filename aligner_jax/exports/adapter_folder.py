@@ -60,7 +60,9 @@ def fill_adapter_folder(
         content = AdapterFile({**metadata, "canary": canary.as_json()}, tensors)
         (folder / ADAPTER_FILE).write_bytes(adapter_bytes(content))
     (folder / CONFIG_FILE).write_text(_description(artifact, card_base), encoding="utf-8")
-    (folder / "README.md").write_text(adapter_card(artifact, name, card_base, run), encoding="utf-8")
+    has_canary = "canary" in read_adapter_file(folder / ADAPTER_FILE).metadata
+    card = adapter_card(artifact, name, card_base, run, has_canary=has_canary)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _description(artifact: Artifact, base: CardBase) -> str:

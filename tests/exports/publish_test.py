@@ -63,6 +63,7 @@ def test_the_folder_of_an_old_file_has_a_canary(method, options, base, tmp_path)
     assert (ended.status, ended.err) == (0, "")
     assert "no canary: the adapter's file has none, as files of earlier releases; add --base=PATH" in ended.out
     assert (tmp_path / "without" / "adapter.safetensors").read_bytes() == old.read_bytes()
+    assert "aligner_jax.verify" not in (tmp_path / "without" / "README.md").read_text()
     ended = export(adapter=old, to="adapter", out=tmp_path / "out", base=LLAMA)
     assert (ended.status, ended.err) == (0, "")
     assert "no canary" not in ended.out
@@ -72,6 +73,7 @@ def test_the_folder_of_an_old_file_has_a_canary(method, options, base, tmp_path)
         np.testing.assert_array_equal(after.adapter.trainable[name], x)
     verified = run_command("verify", str(tmp_path / "out"), f"--base={LLAMA}")
     assert verified.out.startswith("adapter active")
+    assert "python -m aligner_jax.verify" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("form", ["hf", "orbax"])
