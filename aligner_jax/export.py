@@ -36,6 +36,7 @@ from aligner_jax.exports.canary import NO_BASE, NO_TOKENS, measure_export, write
 from aligner_jax.exports.card import CardBase
 from aligner_jax.exports.engines import added_bias, engine_lines, gguf_engines
 from aligner_jax.exports.forms import EXPORT_FORMS, ExportForm
+from aligner_jax.exports.gguf import architecture_of
 from aligner_jax.exports.hub import check_push, push
 from aligner_jax.exports.job import Job
 from aligner_jax.exports.model_card import ModelExport, model_card
@@ -161,12 +162,14 @@ def _write_form(folder: Path, name: str) -> list[str]:
     types = "its own types" if keeps_types else dtype
     export = ModelExport(
         cast(Any, TO.value), job.fold, types, cast(float, STRENGTH.value), notes, nearest is not None,
-        has_canary=canary is not None,
+        architecture=architecture_of(base), has_canary=canary is not None,
     )  # fmt: skip
     card = model_card(artifacts, export, name, card_base, run)
     (folder / "README.md").write_text(card, encoding="utf-8")
     bias = added_bias(base.config, job.fold.folded_config)
-    engines = {"hf": engine_lines(bias), "gguf": [f"engines: {gguf_engines(bias)}"]}.get(cast(str, TO.value), [])
+    engines = {"hf": engine_lines(bias), "gguf": [f"engines: {gguf_engines(bias, export.architecture)}"]}.get(
+        cast(str, TO.value), []
+    )
     return [*told, *summary.changes(job), *written, rounding, *engines]
 
 

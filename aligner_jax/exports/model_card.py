@@ -37,6 +37,7 @@ class ModelExport:
       strength: factor of the adapters' effect.
       notes: further sentences about the change, such as the largest difference of logits.
       is_nearest: True if the fold is the bias that is closest to the adapter, and not the adapter itself.
+      architecture: llama.cpp's name of the architecture, for the form "gguf".
       has_canary: True if the folder has a canary, which `aligner_jax.verify` needs.
     """
 
@@ -46,6 +47,7 @@ class ModelExport:
     strength: float = 1.0
     notes: Sequence[str] = ()
     is_nearest: bool = False
+    architecture: str = "llama"
     has_canary: bool = True
 
     @property
@@ -135,7 +137,7 @@ def _engines(export: ModelExport) -> str:
     if export.form == "orbax":
         return "Every command of aligner_jax takes the folder as `--base`; other engines do not read it."
     if export.form == "gguf":
-        return gguf_engines(added_bias(export.fold.config, export.fold.folded_config))
+        return gguf_engines(added_bias(export.fold.config, export.fold.folded_config), export.architecture)
     return engine_table(added_bias(export.fold.config, export.fold.folded_config))
 
 

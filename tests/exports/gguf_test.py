@@ -111,7 +111,11 @@ def test_a_bias_of_the_values(architecture, tmp_path):
     path = gguf_base(tmp_path / "base.gguf", architecture=architecture)
     base = aj.load_base(path)
     adapter, file = saved(tmp_path / "a.safetensors", base, start_layer=1, gates="kv_head")
-    assert exported(path, file, tmp_path / "out", "--bias=v").status == 0
+    ended = exported(path, file, tmp_path / "out", "--bias=v")
+    assert ended.status == 0
+    for text in (ended.out, (tmp_path / "out" / "README.md").read_text()):
+        assert f"src/models/{architecture}.cpp" in text
+        assert ("no scaling of the rotary embedding" in text) == (architecture == "qwen2")
     (_, before), (_, after) = contents(path), contents(tmp_path / "out" / "model.gguf")
     assert {name.split(".", 2)[2] for name in after.keys() - before.keys()} == {
         "attn_q.bias", "attn_k.bias", "attn_v.bias"
