@@ -45,7 +45,8 @@ def gguf_vocabulary(tokenizer: Tokenizer, path: Path, rows: int) -> tuple[dict[s
     """
     if is_file(path / "tokenizer.gguf"):
         fields = read_gguf_header(path / "tokenizer.gguf").fields
-        return {key: value for key, value in fields.items() if key.startswith("tokenizer.")}, []
+        named = {key: value for key, value in fields.items() if key.startswith("tokenizer.")}
+        return {key: value for key, value in named.items() if not _is_none(key, value)}, []
     if tokenizer.vocab_size > rows:
         raise InputError(f"{path} has {tokenizer.vocab_size:,} tokens, but the model's embedding {rows:,} rows")
     backend = tokenizer.backend
@@ -60,6 +61,11 @@ def gguf_vocabulary(tokenizer: Tokenizer, path: Path, rows: int) -> tuple[dict[s
     if tokenizer.chat_template is not None:
         fields["tokenizer.chat_template"] = tokenizer.chat_template
     return fields, _check(tokenizer, fields, path)
+
+
+def _is_none(key: str, value: Value) -> bool:
+    """Returns True for the id of a special token that a vocabulary does not have."""
+    return key.endswith("_token_id") and isinstance(value, int) and value < 0
 
 
 def _state(backend: HFBackend, path: Path) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """GGUF files with folded adapters: what changes is the adapter's, and every other byte is the base's."""
 
+import os
+import shutil
 from pathlib import Path
 
 import gguf
@@ -21,6 +23,7 @@ from aligner_jax.exports.gguf import export_gguf
 from aligner_jax.exports.job import Job
 from aligner_jax.exports.source import open_stored
 from aligner_jax.weights.gguf import gguf_sources
+from aligner_jax.weights.gguf_fields import encoded_fields
 
 LLAMA = places.GOLDENS / "models" / "llama"
 TOKENS = jnp.asarray(np.random.default_rng(3).integers(0, 32, (2, 9)), jnp.int32)
@@ -246,6 +249,30 @@ def test_quantized_matrices_of_another_form(tiny_model, tmp_path):
         assert kind == wanted, name
         assert content == gguf.quantize(numbers, GGMLQuantizationType[wanted]).tobytes(), name
     assert any(kind == "Q8_0" for kind, _, _ in tensors.values())
+
+
+def test_a_folder_may_have_any_name(tiny_model, tmp_path):
+    base = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(tiny_model, base)
+    path, _ = whole(base, tmp_path / "out", "float32")
+    assert read_gguf_header(path).fields["general.name"] == "caf?"
+
+
+def test_the_id_of_no_token_is_left_out(tiny_model, tmp_path):
+    path, _ = whole(tiny_model, tmp_path / "out", "float32")
+    fields = read_gguf_header(path).fields
+    with pytest.raises(aj.InputError, match="padding_token_id is -1, beyond the range of its type in a GGUF file"):
+        encoded_fields(fields | {"tokenizer.ggml.padding_token_id": -1})
+    with pytest.raises(aj.InputError, match="chat_template holds a text that is no UTF-8"):
+        encoded_fields(fields | {"tokenizer.chat_template": "\ud800"})
+    signed = gguf.GGUFWriter(tmp_path / "tokenizer.gguf", "llama")
+    signed.add_int32("tokenizer.ggml.padding_token_id", -1)
+    signed.add_uint32("tokenizer.ggml.bos_token_id", 1)
+    signed.write_header_to_file()
+    signed.write_kv_data_to_file()
+    signed.close()
+    vocabulary, _ = gguf_vocabulary(aj.load_base(tiny_model).tokenizer, tmp_path, 512)
+    assert vocabulary == {"tokenizer.ggml.bos_token_id": 1}
 
 
 def test_a_sentencepiece_vocabulary(tmp_path):
