@@ -21,6 +21,7 @@ model card (README.md). --push uploads the folder to a new, private repository o
 of `hf auth login`.
 """
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any, cast
@@ -124,6 +125,8 @@ def _write_adapter(folder: Path, name: str) -> list[str]:
     artifact = read_artifact(cast(list[str], ADAPTER.value)[0], base)
     known = base or artifact.base
     card_base = _card_base([artifact], known and known.config)
+    if base is not None:
+        card_base = dataclasses.replace(card_base, fingerprint=base.fingerprint)
     canary, sentences = None, []
     if "canary" not in artifact.metadata:
         if base is not None:

@@ -1,5 +1,6 @@
 """Writes an adapter as the folder that is published on a hub, which `load_adapter` takes as it takes a file."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -36,8 +37,8 @@ def fill_adapter_folder(
 
     Args:
       folder: existing folder; see `runtime.files.new_folder`.
-      artifact: the adapter. A file of this project is copied byte for byte, if no canary is added to it; other forms
-        are converted.
+      artifact: the adapter. A file of this project that records its base is copied byte for byte, if no canary is added
+        to it; others are converted.
       name: name for the card: of the folder, or of the repository on a hub.
       card_base: the base, as card and description name it.
       base: the base that a converted adapter records.
@@ -45,14 +46,18 @@ def fill_adapter_folder(
       canary: the adapter's canary, if its file has none.
 
     Raises:
-      InputError: an adapter of another form has no base to record.
+      InputError: neither the adapter's file nor the caller names its base.
     """
-    if not artifact.metadata and base is None:
+    if artifact.base is None and base is None:
         raise InputError(
             f"{artifact.path} does not name its base, which a published adapter is checked against: add --base=PATH"
         )
-    if not artifact.metadata:
-        save_adapter(artifact.adapter, folder / ADAPTER_FILE, base, canary=canary or True)
+    if artifact.base is None:
+        prompt_format = artifact.prompt_format
+        save_adapter(
+            artifact.adapter, folder / ADAPTER_FILE, base, canary=canary or artifact.canary or True,
+            prompt_format=prompt_format and dataclasses.asdict(prompt_format),
+        )  # fmt: skip
     elif canary is None:
         shutil.copyfile(artifact.path, folder / ADAPTER_FILE)
     else:
