@@ -46,6 +46,7 @@ _SENTENCES = {
     "missing": "adapter missing: equals the base",
     "other": "something else",
 }
+_HERE = "here"
 _STATUS = {"active": 0, "missing": 3, "other": 4}
 
 
@@ -54,13 +55,13 @@ def main() -> int:
     path = str(PATH.value)
     canary, adapter = _canary(path)
     if ENDPOINT.value:
-        found = found_at_endpoint(canary, _endpoint(), str(MODEL.value))
+        found, place = found_at_endpoint(canary, _endpoint(), str(MODEL.value)), f"at {ENDPOINT.value}"
     elif adapter is not None:
-        found = _with_adapter(canary, adapter)
+        found, place = _with_adapter(canary, adapter), _HERE
     else:
-        found = _exported(canary, path)
+        found, place = _exported(canary, path)
     verdict = judge(canary, found)
-    print(_sentence(verdict))
+    print(_sentence(verdict, place))
     return _STATUS[verdict.status]
 
 
@@ -94,7 +95,8 @@ def _with_adapter(canary: Canary, adapter: Path) -> list[Found]:
     return found_with_adapter(canary, base, read_artifact(adapter, base).adapter)
 
 
-def _exported(canary: Canary, path: str) -> list[Found]:
+def _exported(canary: Canary, path: str) -> tuple[list[Found], str]:
+    """Returns the log-probabilities and the place where they were computed."""
     if BASE.value:
         raise InputError(f"--base is of an adapter, and {path} is an exported model")
     given, python = Path(path), os.environ.get(PEER_VARIABLE)
@@ -102,8 +104,8 @@ def _exported(canary: Canary, path: str) -> list[Found]:
     if len(files) == 1 and not is_file(given / "config.json"):
         given = files[0]
     if python and form_of(locate(given)) is HF:
-        return found_in_transformers(canary, given, python)
-    return found_here(canary, str(given))
+        return found_in_transformers(canary, given, python), "in transformers"
+    return found_here(canary, str(given)), _HERE
 
 
 def _endpoint() -> Endpoint:
@@ -116,10 +118,10 @@ def _endpoint() -> Endpoint:
     return Endpoint(str(ENDPOINT.value), key, _TIMEOUT, _RETRIES, "verifying at an endpoint", "--endpoint")
 
 
-def _sentence(verdict: Verdict) -> str:
+def _sentence(verdict: Verdict, place: str) -> str:
     return (
-        f"{_SENTENCES[verdict.status]} (largest difference of log-probabilities: {verdict.from_adapted:.2g} from base "
-        f"and adapter, {verdict.from_base:.2g} from the base)"
+        f"{_SENTENCES[verdict.status]} (computed {place}; largest difference of log-probabilities: "
+        f"{verdict.from_adapted:.2g} from base and adapter, {verdict.from_base:.2g} from the base)"
     )
 
 

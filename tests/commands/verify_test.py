@@ -79,7 +79,7 @@ def differences(ended: Ended) -> list[float]:
 def test_the_adapter_over_its_base_is_active(made):
     ended = verify(made.file, f"--base={made.folder / 'base'}")
     assert (ended.status, ended.err) == (0, "")
-    assert ended.out.startswith("adapter active (largest difference")
+    assert ended.out.startswith("adapter active (computed here; largest difference")
     from_adapted, from_base = differences(ended)
     assert from_adapted < 1e-3 < 0.1 < from_base
 
@@ -172,6 +172,7 @@ def test_a_server_is_told(served, form, ids, status, made):
     with judge_server(completions(made.base, adapter, form=form, ids=ids)) as server:
         ended = verify(made.file, f"--endpoint={server.url}", "--model=tiny")
     assert (ended.status, ended.err) == (status, "")
+    assert f"(computed at {server.url}; " in ended.out
     asked = [request.body["prompt"] for request in server.requests]
     assert all(isinstance(prompt, list) for prompt in asked) == ids
     assert all(request.body["model"] == "tiny" for request in server.requests)
