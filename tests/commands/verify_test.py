@@ -273,6 +273,58 @@ def test_what_cannot_be_checked_is_one_sentence(made, tmp_path):
         assert sentence in ended.err
 
 
+TORCH = """
+import contextlib
+float32 = "float32"
+no_grad = contextlib.nullcontext
+tensor = list
+"""
+TRANSFORMERS = """
+import json, pathlib, numpy
+LOGITS = json.loads((pathlib.Path(__file__).parent / "logits.json").read_text())
+class Tensor(numpy.ndarray):
+    def float(self):
+        return self
+    def numpy(self):
+        return numpy.asarray(self)
+class AutoModelForCausalLM:
+    @classmethod
+    def from_pretrained(cls, folder, dtype):
+        assert dtype == "float32" and (pathlib.Path(folder) / "config.json").exists()
+        return cls()
+    def eval(self):
+        return self
+    def __call__(self, rows):
+        self.logits = numpy.asarray([[LOGITS[str(row)]] for row in rows], numpy.float32).view(Tensor)
+        return self
+"""
+
+
+@pytest.mark.parametrize(("served", "status"), [("adapter", 0), ("base", 3)])
+def test_the_logits_of_another_interpreter_are_judged(served, status, made, monkeypatch, tmp_path):
+    """Modules that stand for torch and transformers know the logits of the canary's prompts."""
+    adapter = made.adapter if served == "adapter" else None
+    logits = {}
+    for prompt in json.loads((made.exported / "canary.json").read_text())["prompts"]:
+        tokens_bt = jnp.asarray(prompt["ids"])[None]
+        logits_v = aj.apply(made.base.params, adapter, tokens_bt, config=made.base.config)[0, -1]
+        logits[str(prompt["ids"])] = np.asarray(logits_v).tolist()
+    for name, content in {
+        "torch.py": TORCH,
+        "transformers.py": TRANSFORMERS,
+        "logits.json": json.dumps(logits),
+    }.items():
+        (tmp_path / name).write_text(content)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("PEER_PYTHON", str(python))
+    ended = verify(made.exported)
+    assert (ended.status, ended.err) == (status, "")
+    assert "(computed in transformers; " in ended.out
+    assert min(differences(ended)) < 1e-3
+
+
 def test_an_interpreter_without_transformers_is_one_sentence(made, monkeypatch, tmp_path):
     monkeypatch.setenv("PEER_PYTHON", str(tmp_path / "none"))
     assert "does not run" in verify(made.exported).err
