@@ -1,5 +1,6 @@
 """GGUF files with folded adapters: what changes is the adapter's, and every other byte is the base's."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -291,6 +292,19 @@ def test_a_sentencepiece_vocabulary(tmp_path):
     assert fields["tokenizer.ggml.tokens"][400:] == [f"[PAD{i}]" for i in range(400, 410)]
     with pytest.raises(aj.InputError, match="400 tokens, but the model's embedding 300 rows"):
         gguf_vocabulary(tokenizer, path, 300)
+
+
+def test_end_tokens_that_a_file_cannot_name_are_told(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    small_tokenizers.train_byte_level().save(str(path))
+    tokenizer = dataclasses.replace(load_tokenizer(path), eos_id=None, stop_ids=frozenset({2, 20, 21, 22, 23}))
+    fields, sentences = gguf_vocabulary(tokenizer, path, 400)
+    assert (fields["tokenizer.ggml.eot_token_id"], fields["tokenizer.ggml.eom_token_id"]) == (20, 21)
+    tokens = [tokenizer.backend.token(i) for i in (11, 22, 23)]
+    assert [sentence.split(": ", 1)[1] for sentence in sentences] == [
+        f"it has no end token, so llama.cpp takes token 11, {tokens[0]!r}, for one",
+        f"llama.cpp does not end an answer at {tokens[1]!r}, {tokens[2]!r}, since its files name few end tokens",
+    ]
 
 
 def test_unknown_vocabularies_are_refused(tmp_path):
