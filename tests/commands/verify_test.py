@@ -17,6 +17,7 @@ import pytest
 from command_runs import Ended, run_command
 from completion_server import completions
 from judge_server import KEY, Reply, failure, judge_server
+from running_server import running
 
 import aligner_jax as aj
 from aligner_jax.exports.folded import folded_parts
@@ -176,6 +177,17 @@ def test_a_server_is_told(served, form, ids, status, made):
     asked = [request.body["prompt"] for request in server.requests]
     assert all(isinstance(prompt, list) for prompt in asked) == ids
     assert all(request.body["model"] == "tiny" for request in server.requests)
+
+
+def test_the_server_of_this_project_is_told(made, tmp_path):
+    """Its base is byte-level, and it reports tokens as text."""
+    (tmp_path / "adapters").mkdir()
+    shutil.copyfile(made.file, tmp_path / "adapters" / "mine.safetensors")
+    with running(made.base, tmp_path / "adapters") as server:
+        for model, status in (("mine", 0), ("tiny", 3)):
+            ended = verify(made.file, f"--endpoint={server.url}/v1", f"--model={model}")
+            assert (ended.status, ended.err) == (status, "")
+            assert min(differences(ended)) < 1e-3
 
 
 @pytest.mark.parametrize("refusal", [404, 422, 500])
