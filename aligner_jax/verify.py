@@ -23,12 +23,12 @@ from aligner_jax.errors import InputError
 from aligner_jax.exports.canary import read_canary
 from aligner_jax.exports.verify_endpoint import found_at_endpoint
 from aligner_jax.exports.verify_local import PEER_VARIABLE, found_here, found_in_transformers, found_with_adapter
-from aligner_jax.files.content import is_file, is_folder, read_text
+from aligner_jax.files.content import is_file, is_folder
 from aligner_jax.peft.artifact import read_artifact
 from aligner_jax.peft.canary import Canary, Found, Verdict, judge, parse_computed_in
 from aligner_jax.peft.location import locate_adapter
 from aligner_jax.runtime import command
-from aligner_jax.runtime.openai_client import Endpoint, check_url
+from aligner_jax.runtime.openai_client import Endpoint, check_url, read_key
 from aligner_jax.weights.base import form_of, load_base, locate
 from aligner_jax.weights.hf import HF
 
@@ -109,12 +109,7 @@ def _exported(canary: Canary, path: str) -> tuple[list[Found], str]:
 
 
 def _endpoint() -> Endpoint:
-    key = None
-    if API_KEY_FILE.value:
-        key = read_text(API_KEY_FILE.value, most=4096).strip()
-        # The HTTP library refuses a header with a line break, with an error that quotes the key.
-        if not key or not key.isascii() or not key.isprintable():
-            raise InputError(f"{API_KEY_FILE.value} holds no API key")
+    key = read_key(API_KEY_FILE.value or None)
     return Endpoint(str(ENDPOINT.value), key, _TIMEOUT, _RETRIES, "verifying at an endpoint", "--endpoint")
 
 

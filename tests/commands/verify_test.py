@@ -258,6 +258,8 @@ def test_a_server_may_report_an_integer_beyond_every_float(made):
 
 def test_what_cannot_be_checked_is_one_sentence(made, tmp_path):
     aj.save_adapter(made.adapter, tmp_path / "bare.safetensors", made.base, canary=False)
+    server = ("--endpoint=http://127.0.0.1:9/v1", "--model=a")
+    (tmp_path / "two").write_text("one\ntwo\n")
     damaged, strange = tmp_path / "damaged", tmp_path / "strange"
     damaged.mkdir()
     shutil.copytree(made.exported, strange)
@@ -278,6 +280,7 @@ def test_what_cannot_be_checked_is_one_sentence(made, tmp_path):
         ((made.file, "--endpoint=http://127.0.0.1:9/v1"), "--endpoint=URL --model=NAME"),
         ((made.file, "--endpoint=ftp://x", "--model=a"), "should begin with http://"),
         ((made.file, "--endpoint=http://me:key@x/v1", "--model=a"), "--api_key_file"),
+        ((made.file, *server, f"--api_key_file={tmp_path / 'two'}"), "two should hold one line with the API key"),
         ((made.file, "--api_key_file=key"), "--api_key_file is of an --endpoint"),
     ]:
         ended = verify(*arguments)
