@@ -132,8 +132,12 @@ class PeftConfig:
         layers = self.fields.integers("layers_to_transform", least=0)
         start = layers[0] if layers else num_layers
         is_last = 0 < len(layers) == num_layers - start and layers == list(range(start, num_layers))
-        is_plain = self.fields.get("r") == self.fields.get("lora_alpha") == 1 and not self.fields.flag("use_rslora")
-        if not (targets and isinstance(names, list) and len(names) == len(targets) and is_last and is_plain):
+        scale = (self.fields.integer("r", 8), self.fields.number("lora_alpha", 8), self.fields.flag("use_rslora"))
+        # The matrices are zero, so dropout before them changes nothing.
+        self.fields.number("lora_dropout", 0.0, least=0, most=1)
+        if not (
+            targets and isinstance(names, list) and len(names) == len(targets) and is_last and scale == (1, 1, False)
+        ):
             self.refuse(
                 "lora_bias",
                 "biases of LoRA's factors are supported in the form of `export --to=peft` only, with r and lora_alpha "
