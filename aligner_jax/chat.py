@@ -20,10 +20,9 @@ from aligner_jax.chatting.session import COMMANDS, Session
 from aligner_jax.data.templates import TEMPLATES
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
-from aligner_jax.files.content import read_text
 from aligner_jax.model.quantized import KINDS
 from aligner_jax.runtime import command, platform
-from aligner_jax.runtime.openai_client import check_url
+from aligner_jax.runtime.openai_client import check_url, read_key
 from aligner_jax.weights.base import load_base
 
 BASE = flags.DEFINE_string(
@@ -115,20 +114,10 @@ def _at_server(sampling: Sampling) -> ChatModel:
     fields |= {"top_k": sampling.top_k} if sampling.top_k else {}
     return EndpointModel(
         EndpointOptions(
-            url=url, model=MODEL.value, key=_key(), timeout=cast(float, TIMEOUT.value),
+            url=url, model=MODEL.value, key=read_key(API_KEY_FILE.value), timeout=cast(float, TIMEOUT.value),
             max_new_tokens=MAX_NEW_TOKENS.value or 512, sampling=fields,
         )
     )  # fmt: skip
-
-
-def _key() -> str | None:
-    if API_KEY_FILE.value is None:
-        return None
-    key = read_text(API_KEY_FILE.value, most=2**16).strip()
-    # The HTTP library refuses a header with a line break, with an error that quotes the key.
-    if not key or not key.isascii() or not key.isprintable():
-        raise InputError(f"{API_KEY_FILE.value} should hold one line with the API key, and nothing else")
-    return key
 
 
 def _history_file() -> Path | None:

@@ -23,13 +23,14 @@ from absl import flags
 
 from aligner_jax.data.tokenizer_files import tokenizer_files
 from aligner_jax.errors import InputError
+from aligner_jax.exports.source import load_whole, open_stored
 from aligner_jax.peft.artifact import read_artifact, save_adapter
 from aligner_jax.peft.hf_peft import write_peft
 from aligner_jax.peft.location import locate_adapter
 from aligner_jax.runtime import command
 from aligner_jax.runtime.files import place
 from aligner_jax.weights.assemble import open_parts
-from aligner_jax.weights.base import form_of, load_base, locate, open_base
+from aligner_jax.weights.base import form_of, locate, open_base
 from aligner_jax.weights.leaves import leaf_specs
 from aligner_jax.weights.orbax import write_orbax
 
@@ -89,12 +90,14 @@ def _write_adapter() -> None:
     if os.path.realpath(source) == os.path.realpath(target):
         raise InputError(f"{source} would be overwritten: give another name as --to")
     to_peft = _is_for_peft(target)
-    # bfloat16 is enough: fingerprints use weights rounded to it, and otherwise only shapes matter.
-    base = load_base(BASE.value, "bfloat16") if BASE.value else None
-    artifact = read_artifact(source, base)
-    adapter, known = artifact.adapter, base or artifact.base
+    stored = open_stored(BASE.value) if BASE.value else None
+    artifact = read_artifact(source, stored)
+    adapter, known = artifact.adapter, stored or artifact.base
     if not to_peft:
         prompt_format = artifact.prompt_format
+        if stored is not None and artifact.canary is None:
+            # A canary is computed with the weights as they are stored, since rounded ones give other logits.
+            known = load_whole(stored)
         save_adapter(
             adapter, target, known, prompt_format=prompt_format and dataclasses.asdict(prompt_format),
             canary=artifact.canary or True,

@@ -21,6 +21,7 @@ model card (README.md). --push uploads the folder to a new, private repository o
 of `hf auth login`.
 """
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +37,7 @@ from aligner_jax.exports.canary import NO_BASE, NO_TOKENS, measure_export, write
 from aligner_jax.exports.card import CardBase
 from aligner_jax.exports.engines import added_bias, engine_lines, gguf_engines
 from aligner_jax.exports.forms import EXPORT_FORMS, ExportForm
+from aligner_jax.exports.gguf import architecture_of
 from aligner_jax.exports.hub import check_push, push
 from aligner_jax.exports.job import Job
 from aligner_jax.exports.model_card import ModelExport, model_card
@@ -123,6 +125,8 @@ def _write_adapter(folder: Path, name: str) -> list[str]:
     artifact = read_artifact(cast(list[str], ADAPTER.value)[0], base)
     known = base or artifact.base
     card_base = _card_base([artifact], known and known.config)
+    if base is not None:
+        card_base = dataclasses.replace(card_base, fingerprint=base.fingerprint)
     canary, sentences = None, []
     if "canary" not in artifact.metadata:
         if base is not None:
@@ -159,11 +163,16 @@ def _write_form(folder: Path, name: str) -> list[str]:
     rounding = summary.rounding(job, difference, "base and adapter" if nearest is None else "base and bias")
     notes = [f"{note[0].upper()}{note[1:]}." for note in [*told[len(adapters) :], rounding]]
     types = "its own types" if keeps_types else dtype
-    export = ModelExport(cast(Any, TO.value), job.fold, types, cast(float, STRENGTH.value), notes, nearest is not None)
+    export = ModelExport(
+        cast(Any, TO.value), job.fold, types, cast(float, STRENGTH.value), notes, nearest is not None,
+        architecture=architecture_of(base), has_canary=canary is not None,
+    )  # fmt: skip
     card = model_card(artifacts, export, name, card_base, run)
     (folder / "README.md").write_text(card, encoding="utf-8")
     bias = added_bias(base.config, job.fold.folded_config)
-    engines = {"hf": engine_lines(bias), "gguf": [f"engines: {gguf_engines(bias)}"]}.get(cast(str, TO.value), [])
+    engines = {"hf": engine_lines(bias), "gguf": [f"engines: {gguf_engines(bias, export.architecture)}"]}.get(
+        cast(str, TO.value), []
+    )
     return [*told, *summary.changes(job), *written, rounding, *engines]
 
 

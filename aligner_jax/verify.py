@@ -23,12 +23,12 @@ from aligner_jax.errors import InputError
 from aligner_jax.exports.canary import read_canary
 from aligner_jax.exports.verify_endpoint import found_at_endpoint
 from aligner_jax.exports.verify_local import PEER_VARIABLE, found_here, found_in_transformers, found_with_adapter
-from aligner_jax.files.content import is_file, is_folder, read_text
+from aligner_jax.files.content import is_file, is_folder
 from aligner_jax.peft.artifact import read_artifact
-from aligner_jax.peft.canary import Canary, Found, Verdict, judge
+from aligner_jax.peft.canary import Canary, Found, Verdict, judge, parse_computed_in
 from aligner_jax.peft.location import locate_adapter
 from aligner_jax.runtime import command
-from aligner_jax.runtime.openai_client import Endpoint, check_url
+from aligner_jax.runtime.openai_client import Endpoint, check_url, read_key
 from aligner_jax.weights.base import form_of, load_base, locate
 from aligner_jax.weights.hf import HF
 
@@ -46,6 +46,7 @@ _SENTENCES = {
     "missing": "adapter missing: equals the base",
     "other": "something else",
 }
+_HERE = "here"
 _STATUS = {"active": 0, "missing": 3, "other": 4}
 
 
@@ -54,13 +55,13 @@ def main() -> int:
     path = str(PATH.value)
     canary, adapter = _canary(path)
     if ENDPOINT.value:
-        found = found_at_endpoint(canary, _endpoint(), str(MODEL.value))
+        found, place = found_at_endpoint(canary, _endpoint(), str(MODEL.value)), f"at {ENDPOINT.value}"
     elif adapter is not None:
-        found = _with_adapter(canary, adapter)
+        found, place = _with_adapter(canary, adapter), _HERE
     else:
-        found = _exported(canary, path)
+        found, place = _exported(canary, path)
     verdict = judge(canary, found)
-    print(_sentence(verdict))
+    print(_sentence(verdict, place))
     return _STATUS[verdict.status]
 
 
@@ -87,11 +88,15 @@ def _canary(path: str) -> tuple[Canary, Path | None]:
 def _with_adapter(canary: Canary, adapter: Path) -> list[Found]:
     if not BASE.value:
         raise InputError(f"{adapter} is an adapter: add --base=PATH, or --endpoint=URL --model=NAME of a server")
-    base = load_base(BASE.value)
+    # Rounding of the base may change log-probabilities more than the adapter does.
+    dtype, quantization = parse_computed_in(canary.computed_in)
+    given = {} if quantization is None else {"quantization": quantization.kind, "group_size": quantization.group_size}
+    base = load_base(BASE.value, dtype, **given)
     return found_with_adapter(canary, base, read_artifact(adapter, base).adapter)
 
 
-def _exported(canary: Canary, path: str) -> list[Found]:
+def _exported(canary: Canary, path: str) -> tuple[list[Found], str]:
+    """Returns the log-probabilities and the place where they were computed."""
     if BASE.value:
         raise InputError(f"--base is of an adapter, and {path} is an exported model")
     given, python = Path(path), os.environ.get(PEER_VARIABLE)
@@ -99,24 +104,19 @@ def _exported(canary: Canary, path: str) -> list[Found]:
     if len(files) == 1 and not is_file(given / "config.json"):
         given = files[0]
     if python and form_of(locate(given)) is HF:
-        return found_in_transformers(canary, given, python)
-    return found_here(canary, str(given))
+        return found_in_transformers(canary, given, python), "in transformers"
+    return found_here(canary, str(given)), _HERE
 
 
 def _endpoint() -> Endpoint:
-    key = None
-    if API_KEY_FILE.value:
-        key = read_text(API_KEY_FILE.value, most=4096).strip()
-        # The HTTP library refuses a header with a line break, with an error that quotes the key.
-        if not key or not key.isascii() or not key.isprintable():
-            raise InputError(f"{API_KEY_FILE.value} holds no API key")
+    key = read_key(API_KEY_FILE.value or None)
     return Endpoint(str(ENDPOINT.value), key, _TIMEOUT, _RETRIES, "verifying at an endpoint", "--endpoint")
 
 
-def _sentence(verdict: Verdict) -> str:
+def _sentence(verdict: Verdict, place: str) -> str:
     return (
-        f"{_SENTENCES[verdict.status]} (largest difference of log-probabilities: {verdict.from_adapted:.2g} from base "
-        f"and adapter, {verdict.from_base:.2g} from the base)"
+        f"{_SENTENCES[verdict.status]} (computed {place}; largest difference of log-probabilities: "
+        f"{verdict.from_adapted:.2g} from base and adapter, {verdict.from_base:.2g} from the base)"
     )
 
 

@@ -25,6 +25,9 @@ from aligner_jax.files.content import is_file, is_folder
 
 _BPE = 2
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10000.0
+_ENDS = ("eot", "eom")
+_DEFAULT_EOS = {"gpt2": 11, "llama": 2}
+"""Ids that llama.cpp takes for the end token of a vocabulary that names none, by tokenizer.ggml.model."""
 _CHECKED = (
     "The year 1984: 33 333 3333, don't WE'LL  two  spaces\n\n\tand\r\n tabs.",
     "Zwölf Boxkämpfer 你好 नमस्ते 🚀 ½ a\u0301 café... ------======= '''```def f(x):\n    return x**2",
@@ -45,7 +48,8 @@ def gguf_vocabulary(tokenizer: Tokenizer, path: Path, rows: int) -> tuple[dict[s
     """
     if is_file(path / "tokenizer.gguf"):
         fields = read_gguf_header(path / "tokenizer.gguf").fields
-        return {key: value for key, value in fields.items() if key.startswith("tokenizer.")}, []
+        named = {key: value for key, value in fields.items() if key.startswith("tokenizer.")}
+        return {key: value for key, value in named.items() if not _is_none(key, value)}, []
     if tokenizer.vocab_size > rows:
         raise InputError(f"{path} has {tokenizer.vocab_size:,} tokens, but the model's embedding {rows:,} rows")
     backend = tokenizer.backend
@@ -59,7 +63,12 @@ def gguf_vocabulary(tokenizer: Tokenizer, path: Path, rows: int) -> tuple[dict[s
     fields = {PREFIX + name: value for name, value in (vocabulary | _named(tokenizer)).items()}
     if tokenizer.chat_template is not None:
         fields["tokenizer.chat_template"] = tokenizer.chat_template
-    return fields, _check(tokenizer, fields, path)
+    return fields, _check(tokenizer, fields, path) + _other_ends(tokenizer, str(vocabulary["model"]))
+
+
+def _is_none(key: str, value: Value) -> bool:
+    """Returns True for the id of a special token that a vocabulary does not have."""
+    return key.endswith("_token_id") and isinstance(value, int) and value < 0
 
 
 def _state(backend: HFBackend, path: Path) -> dict[str, Any]:
@@ -148,11 +157,28 @@ def _named(tokenizer: Tokenizer) -> dict[str, Value]:
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
     if tokenizer.pad_id != (0 if tokenizer.eos_id is None else tokenizer.eos_id):
         ids["padding"] = tokenizer.pad_id
-    # llama.cpp knows the usual end tokens by their texts.
-    usual = {tokenizer.eos_id, *(tokenizer.backend.token_id(name) for name in END_TOKENS)}
-    ids |= dict(zip(("eot", "eom"), sorted(tokenizer.stop_ids - usual), strict=False))
+    ids |= dict(zip(_ENDS, _unusual_ends(tokenizer), strict=False))
     fields: dict[str, Value] = {f"{name}_token_id": i for name, i in ids.items() if i is not None}
     return fields | {"add_bos_token": tokenizer.add_bos}
+
+
+def _unusual_ends(tokenizer: Tokenizer) -> list[int]:
+    """Returns the ids of end tokens that llama.cpp does not know by their texts."""
+    usual = {tokenizer.eos_id, *(tokenizer.backend.token_id(name) for name in END_TOKENS)}
+    return sorted(tokenizer.stop_ids - usual)
+
+
+def _other_ends(tokenizer: Tokenizer, model: str) -> list[str]:
+    """Returns sentences about tokens that end an answer in one of this project and llama.cpp alone."""
+    sentences, taken = [], _DEFAULT_EOS[model]
+    if tokenizer.eos_id is None and (token := tokenizer.backend.token(taken)):
+        sentences.append(f"tokenizer: it has no end token, so llama.cpp takes token {taken}, {token!r}, for one")
+    if lost := _unusual_ends(tokenizer)[len(_ENDS) :]:
+        tokens = ", ".join(repr(tokenizer.backend.token(i)) for i in lost)
+        sentences.append(
+            f"tokenizer: llama.cpp does not end an answer at {tokens}, since its files name few end tokens"
+        )
+    return sentences
 
 
 def _check(tokenizer: Tokenizer, fields: dict[str, Value], path: Path) -> list[str]:

@@ -17,7 +17,7 @@ from aligner_jax.files.content import exists
 from aligner_jax.files.fields import read_fields
 from aligner_jax.runtime.fields import number
 from aligner_jax.runtime.files import write_atomically
-from aligner_jax.runtime.openai_client import Endpoint, body_of, check_url, open_client
+from aligner_jax.runtime.openai_client import Endpoint, body_of, check_url, is_key, open_client
 from aligner_jax.runtime.progress import Count
 
 _MALFORMED_ATTEMPTS = 3
@@ -206,8 +206,7 @@ def _check(config: EndpointConfig) -> str | None:
             f"the environment variable {variable} is not set, but should hold the API key of {config.url}; "
             "--config.evaluation.endpoint.key_variable=None where none is needed"
         )
-    # The HTTP library refuses a header with a line break, with an error that quotes the key.
-    if not key.isascii() or not key.isprintable():
+    if not is_key(key):
         raise InputError(f"the environment variable {config.key_variable} holds something that is no API key")
     return key
 

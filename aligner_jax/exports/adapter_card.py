@@ -8,7 +8,9 @@ from aligner_jax.peft.artifact import Artifact
 from aligner_jax.weights.hub import is_hub_name
 
 
-def adapter_card(artifact: Artifact, name: str, base: CardBase, run: RunFolder | None = None) -> str:
+def adapter_card(
+    artifact: Artifact, name: str, base: CardBase, run: RunFolder | None = None, *, has_canary: bool = True
+) -> str:
     """Returns the card of a folder that holds an adapter of this project.
 
     Args:
@@ -16,12 +18,17 @@ def adapter_card(artifact: Artifact, name: str, base: CardBase, run: RunFolder |
       name: name of the folder, or of the repository on a hub.
       base: its base.
       run: the run that trained it.
+      has_canary: True if the folder's file has a canary, which `aligner_jax.verify` needs.
     """
     adapter = artifact.adapter
     base_path, path = base.hub_name or "PATH/OF/THE/BASE", name if is_hub_name(name) else "PATH/OF/THIS/FOLDER"
     strength = ""
     if METHODS[adapter.method].with_strength is not None:
         strength = ", or give `--strength=0` to `python -m aligner_jax.generate`"
+    check = (
+        "This says whether the adapter has its effect:",
+        fenced("sh", f"python -m aligner_jax.verify {path} --base={base_path}"),
+    )
     return joined(
         front_matter("aligner_jax", "adapter", (adapter.method,), name, base, run),
         f"# {code(name)}",
@@ -42,8 +49,7 @@ def adapter_card(artifact: Artifact, name: str, base: CardBase, run: RunFolder |
             f'adapter = aj.load_adapter("{path}", base)',
             "logits_btv = aj.apply(base.params, adapter, tokens_bt, config=base.config)",
         ),
-        "This says whether the adapter has its effect:",
-        fenced("sh", f"python -m aligner_jax.verify {path} --base={base_path}"),
+        *(check if has_canary else ()),
         "## Undo",
         f"Leave the adapter out{strength}: the files of the base were never changed.\n",
     )

@@ -1,5 +1,6 @@
 """Writes an adapter as the folder that is published on a hub, which `load_adapter` takes as it takes a file."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -36,8 +37,8 @@ def fill_adapter_folder(
 
     Args:
       folder: existing folder; see `runtime.files.new_folder`.
-      artifact: the adapter. A file of this project is copied byte for byte, if no canary is added to it; other forms
-        are converted.
+      artifact: the adapter. A file of this project that records its base is copied byte for byte, if no canary is added
+        to it; others are converted.
       name: name for the card: of the folder, or of the repository on a hub.
       card_base: the base, as card and description name it.
       base: the base that a converted adapter records.
@@ -45,14 +46,18 @@ def fill_adapter_folder(
       canary: the adapter's canary, if its file has none.
 
     Raises:
-      InputError: an adapter of another form has no base to record.
+      InputError: neither the adapter's file nor the caller names its base.
     """
-    if not artifact.metadata and base is None:
+    if artifact.base is None and base is None:
         raise InputError(
             f"{artifact.path} does not name its base, which a published adapter is checked against: add --base=PATH"
         )
-    if not artifact.metadata:
-        save_adapter(artifact.adapter, folder / ADAPTER_FILE, base, canary=canary or True)
+    if artifact.base is None:
+        prompt_format = artifact.prompt_format
+        save_adapter(
+            artifact.adapter, folder / ADAPTER_FILE, base, canary=canary or artifact.canary or True,
+            prompt_format=prompt_format and dataclasses.asdict(prompt_format),
+        )  # fmt: skip
     elif canary is None:
         shutil.copyfile(artifact.path, folder / ADAPTER_FILE)
     else:
@@ -60,7 +65,9 @@ def fill_adapter_folder(
         content = AdapterFile({**metadata, "canary": canary.as_json()}, tensors)
         (folder / ADAPTER_FILE).write_bytes(adapter_bytes(content))
     (folder / CONFIG_FILE).write_text(_description(artifact, card_base), encoding="utf-8")
-    (folder / "README.md").write_text(adapter_card(artifact, name, card_base, run), encoding="utf-8")
+    has_canary = "canary" in read_adapter_file(folder / ADAPTER_FILE).metadata
+    card = adapter_card(artifact, name, card_base, run, has_canary=has_canary)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _description(artifact: Artifact, base: CardBase) -> str:

@@ -159,15 +159,23 @@ def _named(engine: Engine, bias: Bias) -> str:
     return f"{engine.name} (with {condition})" if condition else engine.name
 
 
-def gguf_engines(bias: Bias | None) -> str:
-    """Returns a sentence about the engines that run a GGUF file."""
+def gguf_engines(bias: Bias | None, architecture: str) -> str:
+    """Returns a sentence about the engines that run a GGUF file.
+
+    Args:
+      bias: see `added_bias`.
+      architecture: llama.cpp's name of the file's architecture, "llama" or "qwen2".
+    """
     if bias is None:
         return "All engines that run the base run this model: it has the same tensors."
-    (found,) = (_finding(engine, bias) for engine in ENGINES if engine.name == "llama.cpp")
+    (engine,) = (engine for engine in ENGINES if engine.name == "llama.cpp")
+    # llama.cpp's graph of a LLaMA has the biases of all four projections.
+    found = engine.v if architecture == "qwen2" else engine.o
+    condition = f", with {found.condition}" if found.condition else ""
     tensor = {"o": "attn_output.bias", "v": "attn_v.bias"}[bias]
     return (
-        f"llama.cpp and the engines built on it run this model ({found.source}). Other readers of GGUF files may drop "
-        f"{tensor} without an error, so that the adapter is missing."
+        f"llama.cpp and the engines built on it run this model{condition} ({found.source}). Other readers of GGUF "
+        f"files may drop {tensor} without an error, so that the adapter is missing."
     )
 
 

@@ -9,6 +9,7 @@ from aligner_jax.data.tokenizer_gguf_write import gguf_vocabulary
 from aligner_jax.errors import InputError
 from aligner_jax.exports.folded import folded_parts
 from aligner_jax.exports.job import Job
+from aligner_jax.exports.source import StoredBase
 from aligner_jax.weights.gguf import GGUF, gguf_format, gguf_sources
 from aligner_jax.weights.gguf_fields import encoded_fields, model_fields
 from aligner_jax.weights.gguf_model import gguf_tensors, read_tensor
@@ -44,6 +45,11 @@ def export_gguf(job: Job, folder: Path) -> list[str]:
     return (_patched if job.base.form is GGUF else _whole)(job, folder / FILE)
 
 
+def architecture_of(base: StoredBase) -> str:
+    """Returns llama.cpp's name of the architecture of the file that is written over a base."""
+    return str(read_gguf_header(base.path).fields["general.architecture"]) if base.form is GGUF else "llama"
+
+
 def _whole(job: Job, path: Path) -> list[str]:
     base, config = job.base, job.fold.folded_config
     dtype = base.stored_dtype if job.dtype == "stored" else job.dtype
@@ -63,7 +69,7 @@ def _whole(job: Job, path: Path) -> list[str]:
 
 def _patched(job: Job, path: Path) -> list[str]:
     header = read_gguf_header(job.base.path)
-    _check_architecture(job, str(header.fields["general.architecture"]))
+    _check_architecture(job)
     parts, form = folded_parts(job.base, job.fold, "float32"), gguf_format(header)
     sources = {source.name: source for source in gguf_sources(job.base.path, header)}
     tensors = {name: copied_tensor(source) for name, source in sources.items()}
@@ -101,9 +107,9 @@ def _kind(dtype: str, encoding: str) -> Kind:
     return next((kind for kind in KINDS.values() if kind.name == encoding), _REPLACEMENT)
 
 
-def _check_architecture(job: Job, architecture: str) -> None:
+def _check_architecture(job: Job) -> None:
     # llama.cpp counts the tensors that a model's graph takes, and refuses a file with others.
-    if architecture == "qwen2" and job.fold.folded_config.o_bias:
+    if architecture_of(job.base) == "qwen2" and job.fold.folded_config.o_bias:
         raise InputError(
             f"{job.base.name} is of llama.cpp's architecture qwen2, which has no bias of the output projection and "
             "refuses a file with one: use --bias=v, which needs one gate per kv head"

@@ -20,6 +20,11 @@ ModelForm = Literal["hf", "gguf", "orbax"]
 _FORMATS = {"hf": hf.FORMAT, "gguf": gguf.FORMAT}
 _LIBRARIES = {"hf": "transformers", "gguf": "gguf", "orbax": "aligner_jax"}
 
+_CHECK = (
+    "This says whether the adapter has its effect, here or (with `--endpoint=URL --model=NAME`) in a server:",
+    fenced("sh", "python -m aligner_jax.verify PATH/OF/THIS/FOLDER"),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelExport:
@@ -32,6 +37,8 @@ class ModelExport:
       strength: factor of the adapters' effect.
       notes: further sentences about the change, such as the largest difference of logits.
       is_nearest: True if the fold is the bias that is closest to the adapter, and not the adapter itself.
+      architecture: llama.cpp's name of the architecture, for the form "gguf".
+      has_canary: True if the folder has a canary, which `aligner_jax.verify` needs.
     """
 
     form: ModelForm
@@ -40,6 +47,8 @@ class ModelExport:
     strength: float = 1.0
     notes: Sequence[str] = ()
     is_nearest: bool = False
+    architecture: str = "llama"
+    has_canary: bool = True
 
     @property
     def added(self) -> list[str]:
@@ -84,8 +93,7 @@ def model_card(
         training_section(run),
         "## Use",
         _use(export.form, name if is_hub_name(name) else "PATH/OF/THIS/FOLDER"),
-        "This says whether the adapter has its effect, here or (with `--endpoint=URL --model=NAME`) in a server:",
-        fenced("sh", "python -m aligner_jax.verify PATH/OF/THIS/FOLDER"),
+        *(_CHECK if export.has_canary else ()),
         "## Undo",
         _undo(export),
         "## Engines",
@@ -129,7 +137,7 @@ def _engines(export: ModelExport) -> str:
     if export.form == "orbax":
         return "Every command of aligner_jax takes the folder as `--base`; other engines do not read it."
     if export.form == "gguf":
-        return gguf_engines(added_bias(export.fold.config, export.fold.folded_config))
+        return gguf_engines(added_bias(export.fold.config, export.fold.folded_config), export.architecture)
     return engine_table(added_bias(export.fold.config, export.fold.folded_config))
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from aligner_jax.data.token_ids import check_ids
 from aligner_jax.exports.source import StoredBase
 from aligner_jax.model.attention import attend, gated_values
 from aligner_jax.model.llama import Layers, LlamaConfig, Params, rms_norm, transform
@@ -46,7 +47,13 @@ def streamed_logits(config: LlamaConfig, parts: Parts, tokens_t: Int[np.ndarray,
 
 
 def streamed_next_logits(base: StoredBase, prompts: Sequence[Row]) -> Float[np.ndarray, "b v"]:
-    """Returns float32 logits of the token after each prompt, of a model that is read one layer at a time."""
+    """Returns float32 logits of the token after each prompt, of a model that is read one layer at a time.
+
+    Raises:
+      InputError: the model has no embedding of a token.
+    """
+    for row in prompts:
+        check_ids(row.ids, base.config.vocab_size, what="the canary's prompt")
     parts = base.open_parts(base.stored_dtype)
     tokens_bt, last_b = padded(prompts)
     (hidden_btd,) = streamed(base.config, parts, [Pass(tokens_bt)])

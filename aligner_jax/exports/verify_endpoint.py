@@ -15,6 +15,7 @@ _NUM_LOG_PROBS = 5
 """The most that every server gives."""
 _MAX_BYTES = 2**20
 _MAX_REPORTED = 1000
+_LEAST_LOG_PROB = -1e6
 _BY_ID = re.compile(r"token_id:(\d{1,9})")
 # Pieces of byte-level and SentencePiece vocabularies, which some servers report as they are.
 _PIECES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n"})
@@ -80,8 +81,11 @@ def _reported(content: bytes, url: str) -> dict[str | int, float]:
         raise InputError(f"{url} answers with something that is no completion") from None
     reported = {}
     for token, value in _entries(value_at(completion, "choices", 0, "logprobs"))[:_MAX_REPORTED]:
-        if isinstance(token, str | int) and isinstance(value, int | float) and -math.inf < value <= 0.01:
-            reported[_key(token)] = max(float(value), -1e6)
+        if not isinstance(token, str | int) or not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if -math.inf < value <= 0.01:
+            # llama.cpp gives the lowest float32 for a probability of 0. An integer may be beyond every float.
+            reported[_key(token)] = float(max(value, _LEAST_LOG_PROB))
     return reported
 
 

@@ -1,4 +1,4 @@
-"""Adapter files: safetensors with a digest of their content. Equal adapters have equal bytes.
+"""Adapter files: safetensors with a digest of their content. Equal arrays and metadata have equal bytes.
 
 Safetensors files have no checksum, so without the digest a flipped bit would go unnoticed.
 """

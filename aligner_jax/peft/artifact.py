@@ -59,7 +59,10 @@ def save_adapter(
     prompt_format: dict[str, str | None] | None = None,
     canary: Canary | bool = True,
 ) -> None:
-    """Writes an adapter as a safetensors file, atomically. Equal adapters have equal bytes.
+    """Writes an adapter as a safetensors file, atomically.
+
+    Equal adapters with equal canaries have equal bytes. A canary depends on the base's weights, dtype, quantization and
+    tokenizer, on the prompt format, and on the order of sums, which may differ between devices and versions of JAX.
 
     The metadata are format, format_version, method, options (JSON), base_config (JSON), base_fingerprint, and a digest
     of everything else in the file. Without a base, base_config and base_fingerprint are omitted, and the file loads

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -13,7 +14,8 @@ from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.data.token_ids import check_ids
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
-from aligner_jax.files.fields import Fields
+from aligner_jax.files.fields import Fields, shown
+from aligner_jax.model.quantized import Quantization
 
 FLOOR = -12.0
 """Log-probabilities below this count as this, since rounding changes those of improbable tokens most."""
@@ -25,6 +27,7 @@ MAX_IDS = 64
 _MAX_PROMPTS, _MAX_TOKENS, _MAX_BYTES = 3, 64, 1500
 _NUM_TOP = 4
 _LEAST_LOG_PROB = -1e6
+_COMPUTED_IN = re.compile(r"(float32|bfloat16|float16)(?: (?:(int8)|(int4) in groups of ([0-9]{1,9})))?")
 
 _QUESTIONS = ("Why is the sky blue?", "Write a short poem about the sea.", "Who are you?", "How do I tie a knot?")
 # A model may end plain text after a question, and some servers report nothing about a text that ends.
@@ -94,6 +97,20 @@ class Canary:
         return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
 
+def parse_computed_in(text: str) -> tuple[str, Quantization | None]:
+    """Returns the dtype and the quantization of a base that `Canary.computed_in` describes.
+
+    Raises:
+      InputError: there is no such dtype or quantization.
+    """
+    if (match := _COMPUTED_IN.fullmatch(text)) is None:
+        raise InputError(f"{shown(text)} is no dtype and quantization of a base, such as 'float32'")
+    dtype, int8, int4, group_size = match.groups()
+    if int8:
+        return dtype, Quantization("int8")
+    return dtype, Quantization("int4", int(group_size)) if int4 else None
+
+
 class Found(NamedTuple):
     """Log-probabilities that a model gives for the tokens of a `CanaryPrompt`.
 
@@ -135,12 +152,18 @@ def judge(canary: Canary, found: Sequence[Found]) -> Verdict:
     """
     adapted, base = [], []
     for prompt, each in zip(canary.prompts, found, strict=True):
-        least = FLOOR if None not in each.log_probs else max(FLOOR, each.at_most)
-        theirs = _clipped([least if x is None else x for x in each.log_probs], least)
+        # A token that is not reported may have any probability up to the bound.
+        least = [max(FLOOR, each.at_most) if x is None else FLOOR for x in each.log_probs]
+        theirs = _clipped([each.at_most if x is None else x for x in each.log_probs], least)
         adapted.append(theirs - _clipped(prompt.adapted, least))
         base.append(theirs - _clipped(prompt.base, least))
     from_adapted, from_base = np.concatenate(adapted), np.concatenate(base)
     effect = _rms(from_adapted - from_base)
+    if effect < LEAST_EFFECT <= max(prompt.effect for prompt in canary.prompts):
+        raise InputError(
+            "the model reports too few of the canary's tokens to tell the adapter: let the server report more of the "
+            "most probable tokens, or verify without it"
+        )
     if effect < LEAST_EFFECT:
         raise InputError(
             f"the adapter changes the log-probabilities of its canary by {effect:.2g} only, which cannot be told from "
@@ -258,7 +281,12 @@ def parse_canary(fields: Fields) -> Canary:
     prompts = fields.sections("prompts", most=_MAX_PROMPTS)
     if not prompts:
         raise fields.error("prompts", "is missing or empty")
-    return Canary(fields.text("computed_in"), tuple(_parse_prompt(each) for each in prompts))
+    computed_in = fields.text("computed_in")
+    try:
+        parse_computed_in(computed_in)
+    except InputError as error:
+        raise fields.error("computed_in", f"is not known: {error}") from None
+    return Canary(computed_in, tuple(_parse_prompt(each) for each in prompts))
 
 
 def _parse_prompt(fields: Fields) -> CanaryPrompt:
@@ -302,7 +330,7 @@ def padded(rows: Sequence[Row], multiple: int = 1) -> tuple[np.ndarray, np.ndarr
     return tokens_bt, last_b
 
 
-def _clipped(log_probs: Sequence[float], least: float = FLOOR) -> np.ndarray:
+def _clipped(log_probs: Sequence[float], least: float | Sequence[float] = FLOOR) -> np.ndarray:
     return np.maximum(np.asarray(log_probs, np.float64), least)
 
 

@@ -133,7 +133,6 @@ def _of_output(adapter: Adapter, base: BaseWithParams) -> Float[np.ndarray, "l d
     """Returns what an adapter adds to the output of the attention of every layer that it adapts."""
     config, options = base.config, adapter.options
     assert isinstance(options, LayerOptions)
-    fold = make_fold([adapter], config)
     if isinstance(options, BiasOptions):
         if options.target == "o":
             return _array(adapter.trainable[_O_BIAS])
@@ -141,7 +140,7 @@ def _of_output(adapter: Adapter, base: BaseWithParams) -> Float[np.ndarray, "l d
         v_lnh = np.repeat(_array(adapter.trainable["v_bias_lkh"]), config.num_heads // config.num_kv_heads, axis=1)
         o_lnhd = (_array(_weight(base.params, "o_lnhd", layer)) for layer in options.adapted(config))
         return np.stack([np.einsum("nh,nhd->d", v_nh, o_nhd) for v_nh, o_nhd in zip(v_lnh, o_lnhd, strict=True)])
-    constants = []
+    fold, constants = make_fold([adapter], config), []
     for layer in options.adapted(config):
         inputs = {name: np.asarray(_weight(base.params, name, layer)) for name in fold.needs[_O_BIAS]}
         if _O_BIAS in inputs:

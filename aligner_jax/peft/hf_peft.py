@@ -14,11 +14,13 @@ import safetensors.numpy
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import is_file, is_folder
 from aligner_jax.model.config import LlamaConfig
-from aligner_jax.peft import METHODS, Adapter, Options, complete_options, lora
+from aligner_jax.peft import METHODS, Adapter, Options, bias, complete_options, lora
 from aligner_jax.peft.aligner import AlignerOptions
+from aligner_jax.peft.bias import BiasOptions
 from aligner_jax.peft.hf_peft_config import FILE, LAYER, MODULES, PeftConfig, adaption_prompt_config, lora_config
 from aligner_jax.peft.llama_adapter import LlamaAdapterOptions
 from aligner_jax.peft.lora import LoraOptions
+from aligner_jax.peft.sum import sum_of
 from aligner_jax.runtime.files import write_folder_atomically
 from aligner_jax.weights.hf import FORMAT
 from aligner_jax.weights.hf_config import hf_config
@@ -45,9 +47,10 @@ class _Place(NamedTuple):
 def load_peft(folder: str | Path, config: LlamaConfig | None = None) -> Adapter:
     """Loads a PEFT adapter in float32; its logits equal PEFT's.
 
-    LoRA becomes `lora`: x ↦ W x + s · B A x with s = lora_alpha / r, or lora_alpha / √r with use_rslora. AdaptionPrompt
-    becomes `llama_adapter` with one gate per layer and no tanh, in the last adapter_layers layers. Source: PEFT 0.21,
-    tuners/lora/layer.py and tuners/adaption_prompt/layer.py.
+    LoRA becomes `lora`: x ↦ W x + s · B A x with s = lora_alpha / r, or lora_alpha / √r with use_rslora. One whose A
+    and B are zero and whose B has a bias, as `aligner_jax.export` writes it, becomes `bias`, or a sum of two.
+    AdaptionPrompt becomes `llama_adapter` with one gate per layer and no tanh, in the last adapter_layers layers.
+    Source: PEFT 0.21, tuners/lora/layer.py and tuners/adaption_prompt/layer.py.
 
     Args:
       folder: folder with adapter_config.json, and adapter_model.safetensors or adapter_model.bin. From the latter, a
@@ -63,6 +66,8 @@ def load_peft(folder: str | Path, config: LlamaConfig | None = None) -> Adapter:
     found = PeftConfig(folder)
     if found.method == "lora":
         return _load_lora(folder, found, config or _config_of_base(found), _read_tensors(folder))
+    if found.method == "bias":
+        return _load_biases(folder, found, config or _config_of_base(found), _read_tensors(folder))
     return _load_adaption_prompt(folder, found, config, _read_tensors(folder))
 
 
@@ -133,6 +138,31 @@ def _load_lora(folder: Path, found: PeftConfig, config: LlamaConfig, tensors: di
     return _adapter(arrays, "lora", options)
 
 
+def _load_biases(folder: Path, found: PeftConfig, config: LlamaConfig, tensors: dict[str, np.ndarray]) -> Adapter:
+    """Returns the biases of a LoRA whose matrices are zero; a sum if two projections have one."""
+    targets, start = found.biases(config.num_layers)
+    each = [BiasOptions(target=target, start_layer=start) for target in targets]
+    matrices = list(_lora_places(LoraOptions(rank=1, targets=tuple(targets)), config, start))
+    biases = [place for options in each for place in _bias_places(options, config)]
+    _accounted(folder, tensors, iter([*matrices, *biases]))
+    for place in matrices:
+        if tensors[place.name].any():
+            raise InputError(
+                f"{folder}: tensor {place.name!r} is not zero, and biases of LoRA's factors are supported beside "
+                f"matrices of zero only"
+            )
+    shapes = [bias.shapes(options, config) for options in each]
+    arrays = {leaf: np.empty(shape, np.float32) for found in shapes for leaf, shape in found.items()}
+    for place in biases:
+        part = arrays[place.leaf][place.part]
+        part[...] = tensors[place.name].reshape(part.shape)
+    parts = [
+        _adapter({leaf: arrays[leaf] for leaf in found}, "bias", options)
+        for options, found in zip(each, shapes, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else sum_of(parts)
+
+
 def _load_adaption_prompt(
     folder: Path, found: PeftConfig, config: LlamaConfig | None, tensors: dict[str, np.ndarray]
 ) -> Adapter:
@@ -192,7 +222,13 @@ def _check_model(config: LlamaConfig, where: str) -> None:
         )
 
 
-def _lora_places(options: LoraOptions, config: LlamaConfig) -> Iterator[_Place]:
+def _bias_places(options: BiasOptions, config: LlamaConfig) -> Iterator[_Place]:
+    ((leaf, shape),) = bias.shapes(options, config).items()
+    for index, layer in enumerate(options.adapted(config)):
+        yield _Place(f"{tensor_prefix(layer, options.target)}.lora_B.bias", leaf, index, (math.prod(shape[1:]),))
+
+
+def _lora_places(options: LoraOptions, config: LlamaConfig, start: int = 0) -> Iterator[_Place]:
     shapes = lora.shapes(options, config)
     for target in options.targets:
         for side in "AB":
@@ -200,7 +236,7 @@ def _lora_places(options: LoraOptions, config: LlamaConfig) -> Iterator[_Place]:
             # PEFT's A is [r, in], its B is [out, r].
             size = math.prod(shapes[leaf][1:]) // options.rank
             shape = (options.rank, size) if side == "A" else (size, options.rank)
-            for layer in range(config.num_layers):
+            for layer in range(start, config.num_layers):
                 yield _Place(f"{tensor_prefix(layer, target)}.lora_{side}.weight", leaf, layer, shape)
 
 

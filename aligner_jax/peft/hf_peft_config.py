@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE, is_file
@@ -46,6 +46,7 @@ _READ = {
         "layers_to_transform",
     },
     "llama_adapter": {"adapter_len", "adapter_layers", "target_modules"},
+    "bias": {"r", "lora_alpha", "lora_bias", "lora_dropout", "use_rslora", "target_modules", "layers_to_transform"},
 }
 _REASONS = {
     "bias": "trained biases beside LoRA are not supported",
@@ -54,7 +55,7 @@ _REASONS = {
     "rank_pattern": "ranks that differ between modules are not supported",
     "alpha_pattern": "scales that differ between modules are not supported",
     "fan_in_fan_out": "the projections of a LLaMA are not transposed",
-    "lora_bias": "biases of LoRA's factors are not supported",
+    "lora_bias": "it should be true or false",
 }
 # Other initializations change the base's weights, which this project never does.
 _INITIALIZATIONS = (None, True, False, "gaussian", "orthogonal", "eva")
@@ -65,7 +66,7 @@ class PeftConfig:
 
     Attributes:
       fields: fields of the JSON object.
-      method: "lora" or "llama_adapter".
+      method: "lora", "llama_adapter", or "bias" for the form that `lora_bias_config` describes.
     """
 
     def __init__(self, folder: Path):
@@ -82,6 +83,8 @@ class PeftConfig:
         if not isinstance(kind, str) or kind not in _KINDS:
             self.refuse("peft_type", f"only {' and '.join(_KINDS)} can be read")
         self.method: str = _KINDS[kind]
+        if self.method == "lora" and self.fields.get("lora_bias") is True:
+            self.method = "bias"
         for name, value in self.fields.values.items():
             if name not in _IDLE | _READ[self.method] and not _is_unset(value):
                 self.refuse(name, _REASONS.get(name, "what that asks for is not supported"))
@@ -112,6 +115,35 @@ class PeftConfig:
             "rslora": self.fields.flag("use_rslora"),
             "targets": self._targets(num_layers),
         }
+
+    def biases(self, num_layers: int) -> tuple[list[Literal["o", "v"]], int]:
+        """Returns the projections whose bias is added, and the first layer where it is.
+
+        Args:
+          num_layers: number of layers of the base.
+
+        Raises:
+          InputError: the fields are not those that `lora_bias_config` writes for biases of "o" or "v".
+        """
+        names = self.fields.get("target_modules")
+        targets: list[Literal["o", "v"]] = [
+            target for target in ("o", "v") if isinstance(names, list) and _short_name(target) in names
+        ]
+        layers = self.fields.integers("layers_to_transform", least=0)
+        start = layers[0] if layers else num_layers
+        is_last = 0 < len(layers) == num_layers - start and layers == list(range(start, num_layers))
+        scale = (self.fields.integer("r", 8), self.fields.number("lora_alpha", 8), self.fields.flag("use_rslora"))
+        # The matrices are zero, so dropout before them changes nothing.
+        self.fields.number("lora_dropout", 0.0, least=0, most=1)
+        if not (
+            targets and isinstance(names, list) and len(names) == len(targets) and is_last and scale == (1, 1, False)
+        ):
+            self.refuse(
+                "lora_bias",
+                "biases of LoRA's factors are supported in the form of `export --to=peft` only, with r and lora_alpha "
+                "1, on o_proj and v_proj in the last layers",
+            )
+        return targets, start
 
     def check_attention(self) -> None:
         """Raises InputError unless an AdaptionPrompt targets the attention of LLaMA's layers."""
@@ -182,6 +214,11 @@ class PeftConfig:
         return is_meant
 
 
+def _short_name(target: str) -> str:
+    """Returns the last part of a module's name, such as "o_proj" for target "o"."""
+    return MODULES[target].rpartition(".")[2]
+
+
 def _is_unset(value: object) -> bool:
     """Returns True if a field's value turns nothing on. Zero is not such a value, since it may be a rate."""
     return value is None or value is False or value == "none" or (isinstance(value, list | dict) and not value)
@@ -199,7 +236,7 @@ def lora_config(options: Mapping[str, Any], base_name: str | None) -> str:
         lora_dropout=options["dropout"],
         modules_to_save=None,
         r=options["rank"],
-        target_modules=[MODULES[target].rpartition(".")[2] for target in lora.TARGETS if target in options["targets"]],
+        target_modules=[_short_name(target) for target in lora.TARGETS if target in options["targets"]],
         use_rslora=options["rslora"],
     )
 
@@ -218,7 +255,7 @@ def lora_bias_config(targets: Sequence[str], layers: Sequence[int], base_name: s
         lora_dropout=0.0,
         modules_to_save=None,
         r=1,
-        target_modules=[MODULES[target].rpartition(".")[2] for target in lora.TARGETS if target in targets],
+        target_modules=[_short_name(target) for target in lora.TARGETS if target in targets],
         use_rslora=False,
     )
 

@@ -12,11 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aligner_jax.errors import InputError, one_line
+from aligner_jax.files.content import read_text
 from aligner_jax.files.json_text import parse_json
 
 _KEPT_HEADERS = ("retry-after", "retry-after-ms")
 _SHORTEST_KEY = 8
 _MAX_CHARACTERS = 200
+_MAX_KEY_FILE = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,26 @@ def check_url(url: str, name: str, where_keys_belong: str) -> None:
         )
     if not url.startswith(("http://", "https://")):
         raise InputError(f"{name} is {url!r}, but should begin with http:// or https://")
+
+
+def is_key(text: str) -> bool:
+    """Returns True if a text can be sent as an API key."""
+    # The HTTP library refuses a header with a line break, with an error that quotes the key.
+    return bool(text) and text.isascii() and text.isprintable()
+
+
+def read_key(file: str | None) -> str | None:
+    """Returns the API key in a file; None without a file.
+
+    Raises:
+      InputError: the file cannot be read, or holds anything else.
+    """
+    if file is None:
+        return None
+    key = read_text(file, most=_MAX_KEY_FILE).strip()
+    if not is_key(key):
+        raise InputError(f"{file} should hold one line with the API key, and nothing else")
+    return key
 
 
 def open_client(endpoint: Endpoint, most: int, wait_for_turn: Callable[[], Awaitable[None]] | None = None) -> Any:

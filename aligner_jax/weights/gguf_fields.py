@@ -7,6 +7,7 @@ import numpy as np
 
 from aligner_jax.data.gguf_metadata import Value
 from aligner_jax.errors import InputError
+from aligner_jax.files.fields import shown
 from aligner_jax.model.config import LlamaConfig, RopeScaling
 from aligner_jax.weights.gguf_write import Metadata
 
@@ -47,7 +48,8 @@ def model_fields(config: LlamaConfig, dtype: str, name: str) -> dict[str, Value]
     general: dict[str, Value] = {
         "general.architecture": "llama",
         "general.type": "model",
-        "general.name": name,
+        # The name of a folder may be any bytes.
+        "general.name": name.encode("utf-8", "replace").decode(),
         "general.file_type": _FILE_TYPES[dtype],
         "general.quantization_version": 2,
     }
@@ -55,9 +57,22 @@ def model_fields(config: LlamaConfig, dtype: str, name: str) -> dict[str, Value]
 
 
 def encoded_fields(fields: Mapping[str, Value]) -> Metadata:
-    """Returns metadata as bytes: integers as uint32, numbers as float32, arrays of int32, float32 or strings."""
-    content = b"".join(_text(key) + _value(value) for key, value in fields.items())
+    """Returns metadata as bytes: integers as uint32, numbers as float32, arrays of int32, float32 or strings.
+
+    Raises:
+      InputError: a value is beyond its type's range, or a text cannot be encoded as UTF-8.
+    """
+    content = b"".join(_text(key) + _checked_value(key, value) for key, value in fields.items())
     return Metadata(content, len(fields))
+
+
+def _checked_value(key: str, value: Value) -> bytes:
+    try:
+        return _value(value)
+    except (struct.error, OverflowError):
+        raise InputError(f"{key} is {shown(value)}, beyond the range of its type in a GGUF file") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{key} holds a text that is no UTF-8, as texts of GGUF files are") from None
 
 
 def _check_scaling(scaling: RopeScaling) -> None:

@@ -101,6 +101,18 @@ def test_with_a_base_its_fingerprint_is_recorded(convert, tmp_path: Path):
     _assert_same(load_adapter(target, base), load_adapter(GOLDENS / "lit_llama.pth"))
 
 
+@pytest.mark.parametrize(("model", "dtype"), [("llama3", "float32"), ("bfloat16", "bfloat16")])
+def test_the_canary_is_computed_with_the_weights_as_they_are_stored(convert, model, dtype, tmp_path: Path):
+    given, target = tmp_path / "given.safetensors", tmp_path / "to.safetensors"
+    config = hf_config(GOLDENS / "models" / model)
+    adapter = init_adapter("bias", config)
+    save_adapter(adapter.replace(trainable={"o_bias_ld": adapter.trainable["o_bias_ld"] + 0.3}), given)
+    assert convert(f"--adapter={given}", f"--to={target}", f"--base={GOLDENS / 'models' / model}")[0] == 0
+    canary = read_artifact(target).canary
+    assert canary is not None
+    assert canary.computed_in == dtype
+
+
 def test_to_peft_and_back(convert, lora: Adapter, tmp_path: Path):
     ours, folder, again = tmp_path / "lora.safetensors", tmp_path / "peft.v1", tmp_path / "again.safetensors"
     base = ShapedBase(hf_config(MODEL))

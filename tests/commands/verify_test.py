@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from command_runs import Ended, run_command
 from completion_server import completions
 from judge_server import KEY, Reply, failure, judge_server
+from running_server import running
 
 import aligner_jax as aj
 from aligner_jax.exports.folded import folded_parts
@@ -78,9 +80,19 @@ def differences(ended: Ended) -> list[float]:
 def test_the_adapter_over_its_base_is_active(made):
     ended = verify(made.file, f"--base={made.folder / 'base'}")
     assert (ended.status, ended.err) == (0, "")
-    assert ended.out.startswith("adapter active (largest difference")
+    assert ended.out.startswith("adapter active (computed here; largest difference")
     from_adapted, from_base = differences(ended)
     assert from_adapted < 1e-3 < 0.1 < from_base
+
+
+def test_the_base_is_loaded_as_the_one_that_computed_the_canary(made, tmp_path):
+    """The effect is so small that the rounding to int4 is larger than the distance that counts as equal."""
+    base = aj.load_base(made.folder / "base", quantization="int4", group_size=16)
+    adapter = made.adapter.replace(trainable={name: 0.3 * x for name, x in made.adapter.trainable.items()})
+    aj.save_adapter(adapter, tmp_path / "a.safetensors", base)
+    ended = verify(tmp_path / "a.safetensors", f"--base={made.folder / 'base'}")
+    assert (ended.status, ended.err) == (0, "")
+    assert differences(ended)[0] < 1e-3
 
 
 def test_an_export_is_active_and_its_files_say_how_to_check(made):
@@ -161,9 +173,21 @@ def test_a_server_is_told(served, form, ids, status, made):
     with judge_server(completions(made.base, adapter, form=form, ids=ids)) as server:
         ended = verify(made.file, f"--endpoint={server.url}", "--model=tiny")
     assert (ended.status, ended.err) == (status, "")
+    assert f"(computed at {server.url}; " in ended.out
     asked = [request.body["prompt"] for request in server.requests]
     assert all(isinstance(prompt, list) for prompt in asked) == ids
     assert all(request.body["model"] == "tiny" for request in server.requests)
+
+
+def test_the_server_of_this_project_is_told(made, tmp_path):
+    """Its base is byte-level, and it reports tokens as text."""
+    (tmp_path / "adapters").mkdir()
+    shutil.copyfile(made.file, tmp_path / "adapters" / "mine.safetensors")
+    with running(made.base, tmp_path / "adapters") as server:
+        for model, status in (("mine", 0), ("tiny", 3)):
+            ended = verify(made.file, f"--endpoint={server.url}/v1", f"--model={model}")
+            assert (ended.status, ended.err) == (status, "")
+            assert min(differences(ended)) < 1e-3
 
 
 @pytest.mark.parametrize("refusal", [404, 422, 500])
@@ -210,11 +234,12 @@ def test_the_key_is_sent_and_not_shown(made, tmp_path):
     [
         (Reply(b'{"choices": [{"text": "", "logprobs": null}]}'), "reports no log-probabilities of tokens"),
         (Reply(b'{"choices": [{"logprobs": {"top_logprobs": [{"a": NaN, "b": "c"}]}}]}'), "reports no log-prob"),
+        (Reply(b'{"choices": [{"logprobs": {"top_logprobs": [{"a": false}]}}]}'), "reports no log-prob"),
         (Reply(b"[" * 200_000), "answers with something that is no completion"),
         (failure(404, "no such model"), "answers with status 404: no such model"),
         (failure(403, "no"), "answers with status 403: no"),
     ],
-    ids=["none", "odd", "deep", "404", "403"],
+    ids=["none", "odd", "false", "deep", "404", "403"],
 )
 def test_a_server_that_cannot_tell_is_one_sentence(reply, sentence, made):
     with judge_server(lambda request, number: reply) as server:
@@ -224,10 +249,23 @@ def test_a_server_that_cannot_tell_is_one_sentence(reply, sentence, made):
     assert sentence in ended.err
 
 
+def test_a_server_may_report_an_integer_beyond_every_float(made):
+    reply = Reply(b'{"choices": [{"logprobs": {"top_logprobs": [{"a": -1' + b"0" * 400 + b"}]}}]}")
+    with judge_server(lambda request, number: reply) as server:
+        ended = verify(made.file, f"--endpoint={server.url}", "--model=tiny")
+    assert (ended.status, ended.err, ended.out.split(" (")[0]) == (4, "", "something else")
+
+
 def test_what_cannot_be_checked_is_one_sentence(made, tmp_path):
     aj.save_adapter(made.adapter, tmp_path / "bare.safetensors", made.base, canary=False)
-    damaged = tmp_path / "damaged"
+    server = ("--endpoint=http://127.0.0.1:9/v1", "--model=a")
+    (tmp_path / "two").write_text("one\ntwo\n")
+    damaged, strange = tmp_path / "damaged", tmp_path / "strange"
     damaged.mkdir()
+    shutil.copytree(made.exported, strange)
+    values = json.loads((strange / "canary.json").read_text())
+    values["prompts"][0]["ids"] = [1, 999_999]
+    (strange / "canary.json").write_text(json.dumps(values))
     (damaged / "canary.json").write_text(json.dumps({"computed_in": "float32", "prompts": 3}))
     for arguments, sentence in [
         ((), "give an adapter or an exported folder"),
@@ -237,15 +275,69 @@ def test_what_cannot_be_checked_is_one_sentence(made, tmp_path):
         ((made.folder / "base",), "has no canary"),
         ((tmp_path / "none.safetensors",), "does not exist"),
         ((tmp_path / "bare.safetensors",), "aligner_jax.convert"),
+        ((strange,), "the canary's prompt has the token 999999"),
         ((damaged,), "canary.json: prompts is 3, not a list of at most 3 objects"),
         ((made.file, "--endpoint=http://127.0.0.1:9/v1"), "--endpoint=URL --model=NAME"),
         ((made.file, "--endpoint=ftp://x", "--model=a"), "should begin with http://"),
         ((made.file, "--endpoint=http://me:key@x/v1", "--model=a"), "--api_key_file"),
+        ((made.file, *server, f"--api_key_file={tmp_path / 'two'}"), "two should hold one line with the API key"),
         ((made.file, "--api_key_file=key"), "--api_key_file is of an --endpoint"),
     ]:
         ended = verify(*arguments)
         assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1), arguments
         assert sentence in ended.err
+
+
+TORCH = """
+import contextlib
+float32 = "float32"
+no_grad = contextlib.nullcontext
+tensor = list
+"""
+TRANSFORMERS = """
+import json, pathlib, numpy
+LOGITS = json.loads((pathlib.Path(__file__).parent / "logits.json").read_text())
+class Tensor(numpy.ndarray):
+    def float(self):
+        return self
+    def numpy(self):
+        return numpy.asarray(self)
+class AutoModelForCausalLM:
+    @classmethod
+    def from_pretrained(cls, folder, dtype):
+        assert dtype == "float32" and (pathlib.Path(folder) / "config.json").exists()
+        return cls()
+    def eval(self):
+        return self
+    def __call__(self, rows):
+        self.logits = numpy.asarray([[LOGITS[str(row)]] for row in rows], numpy.float32).view(Tensor)
+        return self
+"""
+
+
+@pytest.mark.parametrize(("served", "status"), [("adapter", 0), ("base", 3)])
+def test_the_logits_of_another_interpreter_are_judged(served, status, made, monkeypatch, tmp_path):
+    """Modules that stand for torch and transformers know the logits of the canary's prompts."""
+    adapter = made.adapter if served == "adapter" else None
+    logits = {}
+    for prompt in json.loads((made.exported / "canary.json").read_text())["prompts"]:
+        tokens_bt = jnp.asarray(prompt["ids"])[None]
+        logits_v = aj.apply(made.base.params, adapter, tokens_bt, config=made.base.config)[0, -1]
+        logits[str(prompt["ids"])] = np.asarray(logits_v).tolist()
+    for name, content in {
+        "torch.py": TORCH,
+        "transformers.py": TRANSFORMERS,
+        "logits.json": json.dumps(logits),
+    }.items():
+        (tmp_path / name).write_text(content)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("PEER_PYTHON", str(python))
+    ended = verify(made.exported)
+    assert (ended.status, ended.err) == (status, "")
+    assert "(computed in transformers; " in ended.out
+    assert min(differences(ended)) < 1e-3
 
 
 def test_an_interpreter_without_transformers_is_one_sentence(made, monkeypatch, tmp_path):

@@ -132,12 +132,14 @@ def test_the_card_of_a_folded_aligner(form, trained_adapter, config, tmp_path):
     assert ("llama.cpp and the engines built on it run this model" in text) == (form == "gguf")
 
 
-def test_the_card_of_a_merged_lora(config, tmp_path):
+@pytest.mark.parametrize("has_canary", [True, False])
+def test_the_card_of_a_merged_lora(has_canary, config, tmp_path):
     adapter = aj.init_adapter("lora", config, rank=2)
-    export = ModelExport("hf", make_fold([adapter], config), "float32")
+    export = ModelExport("hf", make_fold([adapter], config), "float32", has_canary=has_canary)
     _, text = parts(model_card([Artifact(tmp_path, adapter)], export, "name", CardBase()))
     assert "- changed: `model.layers.N.self_attn.q_proj.weight`, `model.layers.N.self_attn.v_proj.weight`\n" in text
     assert "Use the base: a changed tensor" in text
+    assert ("aligner_jax.verify" in text) == has_canary
     assert "All engines that run the base run this model" in text
 
 

@@ -6,7 +6,7 @@ import re
 import places
 import pytest
 
-from aligner_jax.exports.engines import ENGINES, added_bias, engine_lines, engine_table
+from aligner_jax.exports.engines import ENGINES, added_bias, engine_lines, engine_table, gguf_engines
 
 
 def test_every_finding_names_its_source():
@@ -64,3 +64,16 @@ def test_conditions_are_printed():
     assert "vLLM (with head_dim = d_model / num_heads)," in lines
     assert "llama.cpp (with no scaling of the rotary embedding)," in lines
     assert "ExLlamaV3 (with input widths of 128 · n)" in "\n".join(engine_lines("o"))
+
+
+def test_a_gguf_file_has_the_engines_of_its_architecture():
+    condition = (
+        "run this model, with no scaling of the rotary embedding (ggml-org/llama.cpp@0215468f0a: src/models/qwen2"
+    )
+    of_llama = "run this model (ggml-org/llama.cpp@069be0ae22: src/models/llama.cpp)"
+    assert of_llama in gguf_engines("o", "llama")
+    assert of_llama in gguf_engines("v", "llama")
+    assert condition in gguf_engines("v", "qwen2")
+    for architecture in ("llama", "qwen2"):
+        assert "may drop attn_v.bias without an error" in gguf_engines("v", architecture)
+        assert "same tensors" in gguf_engines(None, architecture)

@@ -13,9 +13,10 @@ import places
 import pytest
 import tokenizers
 from command_runs import Ended, run_command
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import aligner_jax as aj
+from aligner_jax.errors import InputError
 from aligner_jax.exports.hf import export_hf
 from aligner_jax.exports.job import Job
 from aligner_jax.exports.source import open_stored
@@ -218,6 +219,31 @@ def test_one_token_becomes_a_bias_of_lora(tmp_path, options):
     same = aj.init_adapter("bias", base.config, start_layer=layers.start)
     same = same.replace(trainable={"o_bias_ld": jnp.asarray(biases)})
     np.testing.assert_allclose(logits(base, same), logits(base, adapter), atol=2e-5)
+    again = aj.load_adapter(out, base)
+    assert (again.method, again.options) == (same.method, same.options)
+    np.testing.assert_array_equal(again.trainable["o_bias_ld"], biases)
+    verified = run_command("verify", str(out), f"--base={LLAMA}")
+    assert (verified.status, verified.err) == (0, "")
+
+
+@pytest.mark.parametrize("methods", [("v",), ("v", "o")], ids=str)
+def test_biases_of_lora_are_read_as_they_are_written(tmp_path, methods):
+    base, files = aj.load_base(LLAMA), []
+    for start, target in enumerate(methods):
+        _, file = saved(tmp_path / f"{target}.safetensors", base, "bias", target=target, start_layer=start)
+        files.append(f"--adapter={file}")
+    out = tmp_path / "out"
+    assert export(f"--base={LLAMA}", *files, "--to=peft", f"--out={out}").status == 0
+    again = aj.load_adapter(out, base)
+    assert again.method == ("bias" if len(methods) == 1 else "sum")
+    total = [aj.load_adapter(tmp_path / f"{target}.safetensors", base) for target in methods]
+    np.testing.assert_allclose(logits(base, again), logits(base, total), atol=2e-5)
+    tensors = load_file(out / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.2.self_attn.v_proj.lora_A.weight"
+    tensors[name] += 1
+    save_file(tensors, out / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=f"tensor '{name}' is not zero, and biases of LoRA's factors"):
+        aj.load_adapter(out, base)
 
 
 def test_peft_takes_lora_and_prefixes_of_more_tokens_as_they_are(tmp_path):

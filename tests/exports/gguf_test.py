@@ -1,5 +1,8 @@
 """GGUF files with folded adapters: what changes is the adapter's, and every other byte is the base's."""
 
+import dataclasses
+import os
+import shutil
 from pathlib import Path
 
 import gguf
@@ -21,6 +24,7 @@ from aligner_jax.exports.gguf import export_gguf
 from aligner_jax.exports.job import Job
 from aligner_jax.exports.source import open_stored
 from aligner_jax.weights.gguf import gguf_sources
+from aligner_jax.weights.gguf_fields import encoded_fields
 
 LLAMA = places.GOLDENS / "models" / "llama"
 TOKENS = jnp.asarray(np.random.default_rng(3).integers(0, 32, (2, 9)), jnp.int32)
@@ -111,7 +115,11 @@ def test_a_bias_of_the_values(architecture, tmp_path):
     path = gguf_base(tmp_path / "base.gguf", architecture=architecture)
     base = aj.load_base(path)
     adapter, file = saved(tmp_path / "a.safetensors", base, start_layer=1, gates="kv_head")
-    assert exported(path, file, tmp_path / "out", "--bias=v").status == 0
+    ended = exported(path, file, tmp_path / "out", "--bias=v")
+    assert ended.status == 0
+    for text in (ended.out, (tmp_path / "out" / "README.md").read_text()):
+        assert f"src/models/{architecture}.cpp" in text
+        assert ("no scaling of the rotary embedding" in text) == (architecture == "qwen2")
     (_, before), (_, after) = contents(path), contents(tmp_path / "out" / "model.gguf")
     assert {name.split(".", 2)[2] for name in after.keys() - before.keys()} == {
         "attn_q.bias", "attn_k.bias", "attn_v.bias"
@@ -244,6 +252,30 @@ def test_quantized_matrices_of_another_form(tiny_model, tmp_path):
     assert any(kind == "Q8_0" for kind, _, _ in tensors.values())
 
 
+def test_a_folder_may_have_any_name(tiny_model, tmp_path):
+    base = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(tiny_model, base)
+    path, _ = whole(base, tmp_path / "out", "float32")
+    assert read_gguf_header(path).fields["general.name"] == "caf?"
+
+
+def test_the_id_of_no_token_is_left_out(tiny_model, tmp_path):
+    path, _ = whole(tiny_model, tmp_path / "out", "float32")
+    fields = read_gguf_header(path).fields
+    with pytest.raises(aj.InputError, match="padding_token_id is -1, beyond the range of its type in a GGUF file"):
+        encoded_fields(fields | {"tokenizer.ggml.padding_token_id": -1})
+    with pytest.raises(aj.InputError, match="chat_template holds a text that is no UTF-8"):
+        encoded_fields(fields | {"tokenizer.chat_template": "\ud800"})
+    signed = gguf.GGUFWriter(tmp_path / "tokenizer.gguf", "llama")
+    signed.add_int32("tokenizer.ggml.padding_token_id", -1)
+    signed.add_uint32("tokenizer.ggml.bos_token_id", 1)
+    signed.write_header_to_file()
+    signed.write_kv_data_to_file()
+    signed.close()
+    vocabulary, _ = gguf_vocabulary(aj.load_base(tiny_model).tokenizer, tmp_path, 512)
+    assert vocabulary == {"tokenizer.ggml.bos_token_id": 1}
+
+
 def test_a_sentencepiece_vocabulary(tmp_path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(small_tokenizers.train_sentencepiece(remove_extra_whitespaces=False))
@@ -260,6 +292,19 @@ def test_a_sentencepiece_vocabulary(tmp_path):
     assert fields["tokenizer.ggml.tokens"][400:] == [f"[PAD{i}]" for i in range(400, 410)]
     with pytest.raises(aj.InputError, match="400 tokens, but the model's embedding 300 rows"):
         gguf_vocabulary(tokenizer, path, 300)
+
+
+def test_end_tokens_that_a_file_cannot_name_are_told(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    small_tokenizers.train_byte_level().save(str(path))
+    tokenizer = dataclasses.replace(load_tokenizer(path), eos_id=None, stop_ids=frozenset({2, 20, 21, 22, 23}))
+    fields, sentences = gguf_vocabulary(tokenizer, path, 400)
+    assert (fields["tokenizer.ggml.eot_token_id"], fields["tokenizer.ggml.eom_token_id"]) == (20, 21)
+    tokens = [tokenizer.backend.token(i) for i in (11, 22, 23)]
+    assert [sentence.split(": ", 1)[1] for sentence in sentences] == [
+        f"it has no end token, so llama.cpp takes token 11, {tokens[0]!r}, for one",
+        f"llama.cpp does not end an answer at {tokens[1]!r}, {tokens[2]!r}, since its files name few end tokens",
+    ]
 
 
 def test_unknown_vocabularies_are_refused(tmp_path):

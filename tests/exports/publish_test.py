@@ -63,6 +63,7 @@ def test_the_folder_of_an_old_file_has_a_canary(method, options, base, tmp_path)
     assert (ended.status, ended.err) == (0, "")
     assert "no canary: the adapter's file has none, as files of earlier releases; add --base=PATH" in ended.out
     assert (tmp_path / "without" / "adapter.safetensors").read_bytes() == old.read_bytes()
+    assert "aligner_jax.verify" not in (tmp_path / "without" / "README.md").read_text()
     ended = export(adapter=old, to="adapter", out=tmp_path / "out", base=LLAMA)
     assert (ended.status, ended.err) == (0, "")
     assert "no canary" not in ended.out
@@ -72,6 +73,23 @@ def test_the_folder_of_an_old_file_has_a_canary(method, options, base, tmp_path)
         np.testing.assert_array_equal(after.adapter.trainable[name], x)
     verified = run_command("verify", str(tmp_path / "out"), f"--base={LLAMA}")
     assert verified.out.startswith("adapter active")
+    assert "python -m aligner_jax.verify" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_folder_of_a_file_without_a_base_records_the_one_that_is_given(base, tmp_path):
+    adapter = aj.init_adapter("aligner", base.config, key=1)
+    adapter = adapter.replace(trainable={name: 0.2 + x for name, x in adapter.trainable.items()})
+    aj.save_adapter(adapter, tmp_path / "bare.safetensors", prompt_format={"template": "alpaca", "system": None})
+    ended = export(adapter=tmp_path / "bare.safetensors", to="adapter", out=tmp_path / "out")
+    assert (ended.status, ended.err.count("\n"), (tmp_path / "out").exists()) == (1, 1, False)
+    assert "does not name its base, which a published adapter is checked against: add --base=PATH" in ended.err
+    ended = export(adapter=tmp_path / "bare.safetensors", to="adapter", out=tmp_path / "out", base=LLAMA)
+    assert (ended.status, ended.err) == (0, "")
+    before, after = read_artifact(tmp_path / "bare.safetensors"), read_artifact(tmp_path / "out")
+    assert (after.base.fingerprint, after.prompt_format) == (base.fingerprint, before.prompt_format)
+    assert after.canary is not None
+    for name in ("aligner_config.json", "README.md"):
+        assert base.fingerprint in (tmp_path / "out" / name).read_text()
 
 
 @pytest.mark.parametrize("form", ["hf", "orbax"])

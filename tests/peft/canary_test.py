@@ -13,6 +13,7 @@ import aligner_jax as aj
 from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
 from aligner_jax.files.fields import Fields
+from aligner_jax.model.quantized import Quantization
 from aligner_jax.peft.artifact import read_artifact, save_adapter
 from aligner_jax.peft.canary import (
     FLOOR,
@@ -25,6 +26,7 @@ from aligner_jax.peft.canary import (
     found_in,
     judge,
     parse_canary,
+    parse_computed_in,
 )
 from aligner_jax.peft.canary_logits import next_logits
 from aligner_jax.weights.base import Base
@@ -143,6 +145,16 @@ def test_a_token_that_is_not_reported_is_improbable():
     assert judge(CANARY, [Found([None, None, None], at_most=FLOOR)]).status == "other"
 
 
+def test_a_token_that_is_reported_counts_whatever_the_others_do():
+    """The only reported token is the most probable one, so that the bound of the others is near 0."""
+    swapped = CanaryPrompt(Row((1, 2)), (5, 6, 7), (), (-0.05, -4.0, -5.0), (-4.0, -0.05, -5.0))
+    canary = Canary("float32", (swapped,))
+    assert judge(canary, [Found([None, -0.05, None], at_most=-0.05)]).status == "active"
+    assert judge(canary, [Found([-0.05, None, None], at_most=-0.05)]).status == "missing"
+    with pytest.raises(InputError, match="reports too few of the canary's tokens"):
+        judge(canary, [Found([None, None, -5.0], at_most=-0.01)])
+
+
 def test_an_effect_that_rounding_could_have_is_not_judged():
     prompt = CanaryPrompt(Row((1,)), (5,), (), (-1.0,), (-1.01,))
     with pytest.raises(InputError, match=r"by 0\.01 only"):
@@ -155,6 +167,13 @@ def test_a_record_comes_back():
     assert parse_canary(Fields(json.loads(canary.as_json()), "it")) == canary
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("quantization", [None, Quantization("int8"), Quantization("int4", 16)])
+def test_the_base_of_a_record_comes_back(dtype, quantization, config, params):
+    held = Base(jax.tree.map(lambda x: x.astype(dtype), params), config, quantization=quantization)
+    assert parse_computed_in(held.held_as) == (dtype, quantization)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -162,6 +181,9 @@ def test_a_record_comes_back():
         ({"prompts": [3]}, "prompts is [3], not a list of at most 3 objects"),
         ({"prompts": [{}] * 4}, "prompts is a list, not a list of at most 3 objects"),
         ({"computed_in": 3}, "computed_in is 3, not text"),
+        ({"computed_in": "float64"}, "computed_in is not known: 'float64' is no dtype"),
+        ({"computed_in": "float32 int4"}, "computed_in is not known: 'float32 int4' is no dtype"),
+        ({"computed_in": "float32 int4 in groups of 1"}, "computed_in is not known: group_size is 1"),
         ({"ids": []}, "prompts[0].ids has 0 token ids, not 1 to 64"),
         ({"ids": [1] * 65}, "prompts[0].ids has 65 token ids, not 1 to 64"),
         ({"ids": [-1]}, "prompts[0].ids is [-1], not a list of integers"),
