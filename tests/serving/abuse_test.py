@@ -14,7 +14,7 @@ from aligner_jax.serving.engine_thread import EngineThread
 from aligner_jax.serving.gate import read_keys
 from aligner_jax.serving.limits import Limits
 
-LONG = {"model": "A", "prompt": "Why is the sky", "max_tokens": 110, "temperature": 8.0, "logit_bias": {}}
+LONG = {"model": "A", "prompt": "Why is the sky", "max_tokens": 110, "temperature": 8.0, "seed": 1, "logit_bias": {}}
 SHORT = {"model": "A", "prompt": "Why", "max_tokens": 2}
 COMPLETIONS = "/v1/completions"
 
