@@ -191,8 +191,13 @@ class Engine:
             next turn goes on with the others.
         """
         self._admit()
-        started = self._decode()
         found: list[NewToken] = []
+        if self._flights and not self._ahead:
+            # First tokens do not wait for the next ones, which the next turn starts.
+            while self._flights:
+                found += self._read(self._flights.popleft())
+            return found
+        started = self._decode()
         while len(self._flights) > (self._ahead if started else 0):
             found += self._read(self._flights.popleft())
         return found
@@ -236,7 +241,8 @@ class Engine:
             list(self.run([Request([0] * length, new)]))
 
     def _admit(self) -> None:
-        budget = TOKENS_PER_TURN if self._running else TOKENS_PER_TURN * self.options.rows
+        # Without calls in advance, a turn admits the prompts of one program, whose first tokens it returns at once.
+        budget = TOKENS_PER_TURN if self._ahead else 1
         if self._parts is not None:
             budget -= self._add_part(self._parts)
         while self._waiting and self._free and budget > 0:

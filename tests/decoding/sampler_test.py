@@ -1,6 +1,7 @@
 """Sampling: each row gets the tokens that the model gives it alone."""
 
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -99,11 +100,11 @@ def test_a_padded_length_has_one_program(lengths: range, new: int, count: int, b
     jitted = (programs.admit, programs.decode)
     before = [each._cache_size() for each in jitted]
     for length in lengths:
-        next(
-            sampler.continue_ids(
-                base.params, None, [[1] * length], config=config, max_new_tokens=new, sampling=Sampling()
-            )
+        steps = sampler.continue_ids(
+            base.params, None, [[1] * length], config=config, max_new_tokens=new, sampling=Sampling()
         )
+        # The prefill makes the first token.
+        assert len(list(itertools.islice(steps, 2))) == 2
     assert [each._cache_size() - size for each, size in zip(jitted, before, strict=True)] == [count] * 2
 
 
