@@ -186,18 +186,16 @@ class Engine:
     def turn(self) -> list[NewToken]:
         """Admits waiting requests, decodes the next tokens, and returns tokens that are ready, in order.
 
+        On CPUs a turn does one of the two: it admits the prompts of one program, or it decodes.
+
         Raises:
           UnreadableAdapter: the numbers of a request's adapter cannot be read. The request no longer waits, and the
             next turn goes on with the others.
         """
         self._admit()
+        # Without calls in advance, first tokens would wait for the next ones, which another turn starts.
+        started = (self._ahead > 0 or not self._flights) and self._decode()
         found: list[NewToken] = []
-        if self._flights and not self._ahead:
-            # First tokens do not wait for the next ones, which the next turn starts.
-            while self._flights:
-                found += self._read(self._flights.popleft())
-            return found
-        started = self._decode()
         while len(self._flights) > (self._ahead if started else 0):
             found += self._read(self._flights.popleft())
         return found
