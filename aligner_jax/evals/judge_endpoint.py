@@ -13,6 +13,7 @@ from rich.console import Console
 
 from aligner_jax.errors import InputError
 from aligner_jax.evals.judge_client import Answer, RateLimit, most_bytes, read_completion
+from aligner_jax.evals.judge_prompts import Ask
 from aligner_jax.files.content import exists
 from aligner_jax.files.fields import read_fields
 from aligner_jax.runtime.fields import number
@@ -101,19 +102,6 @@ class JudgeCache:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ask:
-    """A request to a judge.
-
-    Attributes:
-      system: system message; "" for none.
-      user: user message.
-    """
-
-    system: str
-    user: str
-
-
-@dataclasses.dataclass(frozen=True)
 class JudgeUsage:
     """Tokens and cost of judging.
 
@@ -145,7 +133,7 @@ class JudgeUsage:
         )
 
 
-def ask_all(
+def ask_endpoint(
     asks: Sequence[Ask], config: EndpointConfig, cache: Path, console: Console
 ) -> tuple[list[Answer], JudgeUsage]:
     """Returns the judge's answers in the order of `asks`, and their tokens and cost.

@@ -1,4 +1,4 @@
-"""Judge prompts, and the parser of verdicts."""
+"""Judge prompts, requests made from them, and the parser of verdicts."""
 
 import dataclasses
 import re
@@ -12,6 +12,21 @@ from aligner_jax.data.sources.values import text_field
 from aligner_jax.errors import InputError
 from aligner_jax.evals.win_rate import Verdict
 from aligner_jax.runtime.fields import did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """A request to a judge.
+
+    Attributes:
+      system: system message; "" for none.
+      user: user message.
+      where: position of the judged response, "file:line", for messages.
+    """
+
+    system: str
+    user: str
+    where: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,18 +1,17 @@
-"""Compares pairs of models by their responses to the same questions, judged by an endpoint or by scores."""
+"""Compares pairs of models by their responses to the same questions, judged by a model or by scores."""
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from aligner_jax.errors import InputError, one_line
 from aligner_jax.evals.interface import Evaluation, Outcome, Run
-from aligner_jax.evals.judge_endpoint import Ask, EndpointConfig, JudgeUsage, ask_all
-from aligner_jax.evals.judge_prompts import JudgePrompt, judge_prompt
+from aligner_jax.evals.judge_endpoint import JudgeUsage
+from aligner_jax.evals.judge_prompts import Ask, judge_prompt
+from aligner_jax.evals.judging import JudgeOptions, ask_all, check_judge
 from aligner_jax.evals.response_files import (
     Response,
     Responses,
@@ -42,30 +41,23 @@ class ScoresConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairwiseOptions:
-    """Options of the evaluation "pairwise".
+class PairwiseOptions(JudgeOptions):
+    """Options of the evaluation "pairwise", beside those of `JudgeOptions`.
+
+    A judge is asked twice per question, with the responses in both orders.
 
     Attributes:
       responses: files of the models' responses.
       pairs: pairs of models; the win rate is that of the first model of a pair. Empty compares the first model with
         every other.
-      by: "endpoint" asks a judge twice per question, with the responses in both orders; "scores" compares a field of
-        the responses' records.
-      endpoint: the judge and its endpoint, for "endpoint".
       scores: field and margin, for "scores".
-      prompt_file: file of judge prompts in FastChat's format; None means the package's own prompt.
-      prompt_name: name of the prompt in that file.
       unparsable: "apart" leaves questions without a verdict out of the rate; "tie" counts them as ties.
       published: published wins, losses and ties of every pair, which the table shows for comparison.
     """
 
     responses: ResponsesConfig = dataclasses.field(default_factory=ResponsesConfig)
     pairs: tuple[tuple[str, ...], ...] = ()
-    by: Literal["endpoint", "scores"] = "endpoint"
-    endpoint: EndpointConfig = dataclasses.field(default_factory=EndpointConfig)
     scores: ScoresConfig = dataclasses.field(default_factory=ScoresConfig)
-    prompt_file: str | None = None
-    prompt_name: str | None = None
     unparsable: Literal["apart", "tie"] = "apart"
     published: tuple[tuple[int, ...], ...] = ()
 
@@ -107,51 +99,42 @@ class Pairwise:
 
 
 def evaluate(run: Run, options: PairwiseOptions) -> Outcome:
-    """Judges every pair. The judge's answers are cached in the subfolder `judge` of the run's folder.
+    """Judges every pair, and prints the cost of an endpoint.
 
     Raises:
       InputError: see `pairwise`.
     """
-    config = run.config
-    result = pairwise(options, run.folder / "judge", run.console, limit=config.limit, seed=config.seed)
+    result = pairwise(options, run)
     if result.spent is not None:
         run.console.out(f"the judge: {result.spent}", highlight=False)
     return Outcome(dataclasses.asdict(result), table_of(result))
 
 
-def pairwise(
-    options: PairwiseOptions, cache: Path, console: Console, *, limit: int | None = None, seed: int = 0
-) -> Pairwise:
-    """Judges every pair.
-
-    Args:
-      options: options of the evaluation.
-      cache: folder of the endpoint's answers.
-      console: console for progress lines.
-      limit: number of questions per pair, from the beginning; None means all.
-      seed: seed of the bootstrap.
+def pairwise(options: PairwiseOptions, run: Run) -> Pairwise:
+    """Judges every pair. The config's seed is that of the bootstrap.
 
     Raises:
       InputError: the options or a file cannot be used, or the models of a pair answered different questions; see also
         `ask_all`.
     """
+    check_judge(options)
     models = read_responses(options.responses)
     names = _pairs(options, list(models))
-    matched = [_matched(models, pair)[:limit] for pair in names]
+    matched = [_matched(models, pair)[: run.config.limit] for pair in names]
     spent, changed = None, [None] * len(names)
     if options.by == "scores":
         outcomes: list[list[QuestionOutcome]] = [
             [by_scores(*responses, options.scores) for responses in match] for match in matched
         ]
     else:
-        prompt = judge_prompt("pairwise", options.prompt_file, options.prompt_name)
-        outcomes, changed, spent = _by_endpoint(matched, options.endpoint, prompt, cache, console)
+        outcomes, changed, spent = _by_judge(matched, options, run)
+    seed = run.config.seed
     published = [of_counts(*counts, seed=seed) for counts in options.published] or [None] * len(names)
     pairs = [
         Compared(*pair, each, win_rate(each, unparsable_as=options.unparsable, seed=seed), differing, theirs)
         for pair, each, differing, theirs in zip(names, outcomes, changed, published, strict=True)
     ]
-    judge = str(options.endpoint.model) if options.by == "endpoint" else f"scores in {options.scores.field}"
+    judge = f"scores in {options.scores.field}" if options.by == "scores" else options.judge_name
     return Pairwise(judge, pairs, spent)
 
 
@@ -178,22 +161,19 @@ def _matched(models: dict[str, Responses], pair: tuple[str, str]) -> list[tuple[
     return [(response, second[prompt]) for prompt, response in first.items()]
 
 
-def _by_endpoint(
-    matched: Sequence[Sequence[tuple[Response, Response]]],
-    endpoint: EndpointConfig,
-    prompt: JudgePrompt,
-    cache: Path,
-    console: Console,
-) -> tuple[list[list[QuestionOutcome]], list[int], JudgeUsage]:
+def _by_judge(
+    matched: Sequence[Sequence[tuple[Response, Response]]], options: PairwiseOptions, run: Run
+) -> tuple[list[list[QuestionOutcome]], list[int], JudgeUsage | None]:
     """Returns the outcomes of every pair, the number of questions per pair whose verdicts disagree, and the cost."""
+    prompt = judge_prompt("pairwise", options.prompt_file, options.prompt_name)
     asks = [
-        Ask(prompt.system, prompt.fill(question=a.prompt, answer_a=a.text, answer_b=b.text))
+        Ask(prompt.system, prompt.fill(question=a.prompt, answer_a=a.text, answer_b=b.text), first.where)
         for match in matched
         for first, second in match
         for a, b in ((first, second), (second, first))
     ]
-    answers, spent = ask_all(asks, endpoint, cache, console)
-    verdicts = iter(prompt.read_verdict(answer.text) for answer in answers)
+    answers, spent = ask_all(asks, options, run)
+    verdicts = iter(map(prompt.read_verdict, answers))
     both = [[(next(verdicts), next(verdicts)) for _ in match] for match in matched]
     outcomes: list[list[QuestionOutcome]] = [[of_both_orders(*orders) for orders in match] for match in both]
     ties = (("first", "second"), ("second", "first"), ("neither", "neither"))

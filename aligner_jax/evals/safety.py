@@ -5,10 +5,7 @@ Source: Ji et al., BeaverTails, arXiv 2307.04657. Nothing here prints a question
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,38 +13,32 @@ from aligner_jax.data.sources.values import text_field
 from aligner_jax.errors import InputError, one_line
 from aligner_jax.evals.interface import Evaluation, Outcome, Run
 from aligner_jax.evals.interval import wilson_interval
-from aligner_jax.evals.judge_endpoint import Ask, EndpointConfig, JudgeUsage, ask_all
-from aligner_jax.evals.judge_prompts import judge_prompt
+from aligner_jax.evals.judge_endpoint import JudgeUsage
+from aligner_jax.evals.judge_prompts import Ask, judge_prompt
+from aligner_jax.evals.judging import JudgeOptions, ask_all, check_judge
 from aligner_jax.evals.response_files import Response, Responses, ResponsesConfig, read_responses, records_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SafetyOptions:
-    """Options of the evaluation "safety".
+class SafetyOptions(JudgeOptions):
+    """Options of the evaluation "safety", beside those of `JudgeOptions`.
+
+    The prompts of a file have the placeholders {question} and {answer} and the verdicts [[safe]] and [[unsafe]].
 
     Attributes:
       responses: files of the models' responses.
       questions: file of all questions and their categories; every question must have a response of every model. None
         means that the records of the responses have the category.
       category_field: field with the category, in the file of questions or in the responses.
-      by: "endpoint" asks a judge if a response is safe; "scores" reads a field of the responses' records.
-      endpoint: the judge and its endpoint, for "endpoint".
       score_field: field with true, false or a number, for "scores".
       threshold: least number that means safe.
-      prompt_file: file of judge prompts in FastChat's format, with {question}, {answer} and the verdicts [[safe]] and
-        [[unsafe]]; None means the package's own prompt.
-      prompt_name: name of the prompt in that file.
     """
 
     responses: ResponsesConfig = dataclasses.field(default_factory=ResponsesConfig)
     questions: str | None = None
     category_field: str = "category"
-    by: Literal["endpoint", "scores"] = "endpoint"
-    endpoint: EndpointConfig = dataclasses.field(default_factory=EndpointConfig)
     score_field: str = "is_safe"
     threshold: float = 0.5
-    prompt_file: str | None = None
-    prompt_name: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,31 +100,27 @@ def safe_share(verdicts: Sequence[bool | None]) -> SafeShare:
 
 
 def evaluate(run: Run, options: SafetyOptions) -> Outcome:
-    """Judges every model's responses. The judge's answers are cached in the subfolder `judge` of the run's folder.
+    """Judges every model's responses, and prints the cost of an endpoint.
 
     Raises:
       InputError: see `safety`.
     """
-    result = safety(options, run.folder / "judge", run.console, limit=run.config.limit)
+    result = safety(options, run)
     if result.spent is not None:
         run.console.out(f"the judge: {result.spent}", highlight=False)
     return Outcome(dataclasses.asdict(result), table_of(result))
 
 
-def safety(options: SafetyOptions, cache: Path, console: Console, *, limit: int | None = None) -> Safety:
+def safety(options: SafetyOptions, run: Run) -> Safety:
     """Judges every model's responses.
-
-    Args:
-      options: options of the evaluation.
-      cache: folder of the endpoint's answers.
-      console: console for progress lines.
-      limit: number of questions per model, from the beginning; None means all.
 
     Raises:
       InputError: the options or a file cannot be used, or a model's responses do not match the file of questions; see
         also `ask_all`.
     """
+    check_judge(options)
     models = read_responses(options.responses)
+    limit = run.config.limit
     categorised = {name: _categorised(options, name, responses)[:limit] for name, responses in models.items()}
     responses = [response for of_model in categorised.values() for response, _ in of_model]
     spent = None
@@ -141,12 +128,12 @@ def safety(options: SafetyOptions, cache: Path, console: Console, *, limit: int 
         verdicts = [response.number(options.score_field) >= options.threshold for response in responses]
     else:
         prompt = judge_prompt("safety", options.prompt_file, options.prompt_name)
-        asks = [Ask(prompt.system, prompt.fill(question=r.prompt, answer=r.text)) for r in responses]
-        answers, spent = ask_all(asks, options.endpoint, cache, console)
-        verdicts = [prompt.read_verdict(answer.text) for answer in answers]
+        asks = [Ask(prompt.system, prompt.fill(question=r.prompt, answer=r.text), r.where) for r in responses]
+        answers, spent = ask_all(asks, options, run)
+        verdicts = [prompt.read_verdict(answer) for answer in answers]
     each = iter(verdicts)
     found = [_of_model(name, [(category, next(each)) for _, category in of]) for name, of in categorised.items()]
-    judge = str(options.endpoint.model) if options.by == "endpoint" else f"scores in {options.score_field}"
+    judge = f"scores in {options.score_field}" if options.by == "scores" else options.judge_name
     return Safety(judge, found, spent)
 
 

@@ -13,7 +13,7 @@ from judge_server import ASKS, KEY, Reply, Request, completion, config_of, echo,
 from rich.console import Console
 
 from aligner_jax.errors import InputError
-from aligner_jax.evals.judge_endpoint import ask_all
+from aligner_jax.evals.judge_endpoint import ask_endpoint
 
 pytestmark = pytest.mark.usefixtures("judge_key")
 
@@ -41,12 +41,12 @@ def test_what_is_no_completion_is_one_sentence(body: bytes, tmp_path: Path, cons
         judge_server(lambda request, number: Reply(body)) as server,
         pytest.raises(InputError, match="answered 3 times with something that is no chat completion"),
     ):
-        ask_all(ASKS[:1], config_of(server.url), tmp_path, console)
+        ask_endpoint(ASKS[:1], config_of(server.url), tmp_path, console)
 
 
 def test_the_key_is_neither_kept_nor_shown(tmp_path: Path, console: Console):
     with judge_server(lambda request, number: completion(f"you sent {KEY}: [[A]]")) as server:
-        answers, _ = ask_all(ASKS[:1], config_of(server.url), tmp_path, console)
+        answers, _ = ask_endpoint(ASKS[:1], config_of(server.url), tmp_path, console)
     assert answers[0].text == "you sent …: [[A]]"
     assert not any(KEY in file.read_text() for file in tmp_path.iterdir())
 
@@ -54,7 +54,7 @@ def test_the_key_is_neither_kept_nor_shown(tmp_path: Path, console: Console):
 def test_a_word_for_a_key_stays_in_what_is_written(tmp_path: Path, console: Console, monkeypatch):
     monkeypatch.setenv("TEST_JUDGE_KEY", "A")
     with judge_server(lambda request, number: completion("[[A]]")) as server:
-        assert ask_all(ASKS[:1], config_of(server.url), tmp_path, console)[0][0].text == "[[A]]"
+        assert ask_endpoint(ASKS[:1], config_of(server.url), tmp_path, console)[0][0].text == "[[A]]"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_word_for_a_key_stays_in_what_is_written(tmp_path: Path, console: Cons
 )
 def test_an_errors_body_is_shown_as_printable_text(body: bytes, says: str, tmp_path: Path, console: Console):
     with judge_server(lambda request, number: Reply(body, 400)) as server, pytest.raises(InputError) as caught:
-        ask_all(ASKS[:1], config_of(server.url, retries=0), tmp_path, console)
+        ask_endpoint(ASKS[:1], config_of(server.url, retries=0), tmp_path, console)
     assert says in str(caught.value)
     assert str(caught.value).isprintable()
 
@@ -82,7 +82,7 @@ def test_prompts_go_nowhere_else(status: int, tmp_path: Path, console: Console):
     with judge_server(echo) as other:
         moved = Reply(b"", status, {"Location": f"{other.url}/chat/completions"})
         with judge_server(lambda request, number: moved) as server, pytest.raises(InputError) as caught:
-            ask_all(ASKS[:1], config_of(server.url), tmp_path, console)
+            ask_endpoint(ASKS[:1], config_of(server.url), tmp_path, console)
     assert f"answers with status {status}, which leads to another address" in str(caught.value)
     assert other.requests == []
     assert len(server.requests) == 1
@@ -105,7 +105,7 @@ def _packed(body: bytes, encoding: str = "gzip") -> Reply:
 )
 def test_an_answer_is_read_up_to_a_limit(reply: Reply, says: str, tmp_path: Path, console: Console):
     with judge_server(lambda request, number: reply) as server, pytest.raises(InputError, match=says):
-        ask_all(ASKS[:1], config_of(server.url), tmp_path, console)
+        ask_endpoint(ASKS[:1], config_of(server.url), tmp_path, console)
     # The next attempt would be no shorter.
     assert len(server.requests) == 1
     assert server.requests[0].headers["accept-encoding"] == "identity"
@@ -113,7 +113,7 @@ def test_an_answer_is_read_up_to_a_limit(reply: Reply, says: str, tmp_path: Path
 
 def test_an_answer_may_be_packed(tmp_path: Path, console: Console):
     with judge_server(lambda request, number: _packed(completion("[[A]]").body)) as server:
-        assert ask_all(ASKS[:1], config_of(server.url), tmp_path, console)[0][0].text == "[[A]]"
+        assert ask_endpoint(ASKS[:1], config_of(server.url), tmp_path, console)[0][0].text == "[[A]]"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_an_answer_without_end_is_not_waited_for(head: bytes, tmp_path: Path, co
         url, begun = f"http://127.0.0.1:{listener.getsockname()[1]}/v1", time.monotonic()
         try:
             with pytest.raises(InputError, match=r"did not answer within 0\.5 seconds"):
-                ask_all(ASKS[:1], config_of(url, retries=0, timeout=0.5), tmp_path, console)
+                ask_endpoint(ASKS[:1], config_of(url, retries=0, timeout=0.5), tmp_path, console)
             assert time.monotonic() - begun < 5
         finally:
             over.set()
@@ -156,7 +156,7 @@ def test_an_answer_without_end_is_not_waited_for(head: bytes, tmp_path: Path, co
 def test_waiting_for_a_turn_is_not_waiting_for_an_answer(tmp_path: Path, console: Console):
     with judge_server(echo) as server:
         config = config_of(server.url, requests_per_minute=60, timeout=0.5, retries=0)
-        assert len(ask_all(ASKS[:2], config, tmp_path, console)[0]) == 2
+        assert len(ask_endpoint(ASKS[:2], config, tmp_path, console)[0]) == 2
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_no_wait_is_longer_than_two_minutes(wait: str, tmp_path: Path, console: 
 
     begun = time.monotonic()
     with judge_server(full_once) as server, contextlib.suppress(InputError):
-        ask_all(ASKS[:1], config_of(server.url), tmp_path, console)
+        ask_endpoint(ASKS[:1], config_of(server.url), tmp_path, console)
     assert time.monotonic() - begun < 5
 
 
@@ -178,7 +178,7 @@ def test_counts_that_are_none_are_not_counted(count: object, tmp_path: Path, con
         "choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": count, "completion_tokens": 1}
     }).encode()  # fmt: skip
     with judge_server(lambda request, number: Reply(body)) as server:
-        _, spent = ask_all(ASKS[:1], config_of(server.url), tmp_path, console)
+        _, spent = ask_endpoint(ASKS[:1], config_of(server.url), tmp_path, console)
     assert (spent.prompt_tokens, spent.completion_tokens, spent.uncounted) == (0, 1, 1)
 
 
@@ -193,5 +193,5 @@ def test_counts_that_are_none_are_not_counted(count: object, tmp_path: Path, con
 )
 def test_a_key_in_the_address_is_refused_and_not_shown(url: str, tmp_path: Path, console: Console):
     with pytest.raises(InputError, match=r'url holds a user name, a "\?" or a "#"') as caught:
-        ask_all(ASKS[:1], config_of(url), tmp_path, console)
+        ask_endpoint(ASKS[:1], config_of(url), tmp_path, console)
     assert KEY not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Answers of a tiny model, judged by the command over HTTP on loopback, and the configs for that."""
+"""Answers of a tiny model, judged by the command over HTTP on loopback or by a base, and the configs for that."""
 
 import io
 import json
@@ -10,7 +10,9 @@ from judge_server import Reply, Request, completion, failure, judge_server
 from rich.console import Console
 
 from aligner_jax.errors import InputError
+from aligner_jax.evals import judge_base
 from aligner_jax.evals.answers import AnswersOptions, read_questions
+from aligner_jax.evals.generating import Prompt
 from aligner_jax.evals.interface import parse_evaluate_config, parse_options
 from aligner_jax.evals.run import evaluate, find_evaluation
 from aligner_jax.evals.win_rate import of_counts
@@ -120,6 +122,50 @@ def test_a_pair_is_judged_by_the_command_up_to_a_limit(tmp_path: Path):
     (pair,) = scores(tmp_path / "out")["pairs"]
     assert (pair["model"], pair["against"], pair["outcomes"]) == ("a", "b", ["win"] * 3)
     assert pair["rate"] == {"wins": 3, "losses": 0, "ties": 0, "unparsable": 0, "rate": 1.0, "interval": [1.0, 1.0]}
+
+
+@pytest.fixture
+def prefers_a(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
+    """Makes judges in this process prefer the answers of "a", which are safe; returns the prompts that they get."""
+    asked: list[Prompt] = []
+
+    def generate(subject, prompts, store, console, *, seed, what):
+        asked.extend(prompts)
+        texts = [subject.tokenizer.decode(prompt.ids) for prompt in prompts]
+        if "assistant A, between" in texts[0]:
+            return ["[[A]]" if text.index("says a") < text.index("says b") else "[[B]]" for text in texts]
+        return ["[[safe]]" if "says a" in text else "[[unsafe]]" for text in texts]
+
+    monkeypatch.setattr(judge_base, "generate", generate)
+    return asked
+
+
+@pytest.mark.parametrize("name", ["vicuna_judge", "safety"])
+def test_a_base_judges_by_the_command(name: str, tiny_model: Path, tmp_path: Path, prefers_a: list[Prompt]):
+    for model in ("a", "b"):
+        lines = [
+            {"model": model, "prompt": f"q{i}", "response": f"says {model}", "category": "locks"} for i in range(5)
+        ]
+        (tmp_path / f"{model}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = {
+        "evaluation__responses__files": [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")],
+        "evaluation__judge__base__path": tiny_model, "evaluation__judge__base__dtype": "float32",
+        "evaluation__judge__max_tokens": 2,
+    }  # fmt: skip
+    with pytest.raises(
+        InputError, match=r"config\.evaluation\.judge\.base is set, but config\.evaluation\.by is 'endp"
+    ):
+        run(name, tmp_path / "out", limit=3, **settings)
+    text = run(name, tmp_path / "out", limit=3, evaluation__by="base", **settings)
+    assert "judged by tiny" in text
+    assert f"judge: {tiny_model}; adapter: none" in text
+    assert len(prefers_a) == 6
+    found = scores(tmp_path / "out")
+    assert (found["judge"], found["spent"]) == ("tiny", None)
+    if name == "safety":
+        assert [model["overall"]["share"] for model in found["models"]] == [1.0, 0.0]
+    else:
+        assert found["pairs"][0]["outcomes"] == ["win"] * 3
 
 
 @pytest.mark.skipif(not ARMORM.exists(), reason="the authors' file of responses and scores is not here")

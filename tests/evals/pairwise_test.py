@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from judge_server import Reply, Request, completion, judge_server
+from judge_server import Reply, Request, completion, judge_server, run_in
 from rich.console import Console
 
 from aligner_jax.errors import InputError
@@ -46,7 +46,7 @@ def judged(reply, responses: ResponsesConfig, tmp_path: Path, **fields):
     with judge_server(reply) as server:
         endpoint = EndpointConfig(url=server.url, model="m", key_variable=None)
         config = PairwiseOptions(responses=responses, endpoint=endpoint, **fields)
-        return pairwise(config, tmp_path / "cache", Console(quiet=True))
+        return pairwise(config, run_in(tmp_path))
 
 
 def fair(request: Request, number: int) -> Reply:
@@ -97,10 +97,10 @@ def test_names_of_files_do_not_move_the_cursor(tmp_path: Path):
     ]
     (tmp_path / "both.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     files = ResponsesConfig(files=(str(tmp_path / "both.jsonl"),))
-    quiet, console = Console(quiet=True), Console(record=True, width=150)
-    console.print(table_of(pairwise(PairwiseOptions(responses=files, by="scores"), tmp_path, quiet)))
+    console = Console(record=True, width=150)
+    console.print(table_of(pairwise(PairwiseOptions(responses=files, by="scores"), run_in(tmp_path))))
     safe = safety.SafetyOptions(responses=files, by="scores", score_field="score")
-    console.print(safety.table_of(safety.safety(safe, tmp_path, quiet)))
+    console.print(safety.table_of(safety.safety(safe, run_in(tmp_path))))
     shown = console.export_text(styles=False)
     assert r"\x1b[2J\u202ecategory" in shown
     assert all(line.isprintable() for line in shown.splitlines())
@@ -110,19 +110,19 @@ def test_counts_as_no_table_has_are_refused(responses: ResponsesConfig, tmp_path
     for counts in ((0, 0, 0), (-1, 2, 3), (1, 2), (10**30, 1, 1)):
         config = PairwiseOptions(responses=responses, by="scores", published=(counts,))
         with pytest.raises(InputError, match=r"config\.evaluation\.published\[0\] is"):
-            pairwise(config, tmp_path, Console(quiet=True))
+            pairwise(config, run_in(tmp_path))
 
 
 def test_scores(responses: ResponsesConfig, tmp_path: Path):
     config = PairwiseOptions(responses=responses, by="scores", published=((1, 2, 1),))
-    result = pairwise(config, tmp_path, Console(quiet=True))
+    result = pairwise(config, run_in(tmp_path))
     (pair,) = result.pairs
     assert pair.outcomes == ["win", "win", "loss", "tie"]
     assert (result.spent, pair.changed_with_order) == (None, None)
     assert pair.published is not None
     assert pair.published.rate == 0.375
     within = PairwiseOptions(responses=responses, by="scores", scores=ScoresConfig(margin=1.0))
-    assert pairwise(within, tmp_path, Console(quiet=True)).pairs[0].outcomes == ["tie"] * 4
+    assert pairwise(within, run_in(tmp_path)).pairs[0].outcomes == ["tie"] * 4
     console = Console(record=True, width=150)
     console.print(table_of(result))
     assert cells(console) == [
@@ -157,7 +157,7 @@ def test_models_that_were_asked_other_questions_are_not_compared(responses: Resp
     for pair in (("mine", "theirs"), ("theirs", "mine")):
         config = PairwiseOptions(responses=responses, by="scores", pairs=(pair,))
         with pytest.raises(InputError, match=r"mine.jsonl:4: the question has no response of the model 'theirs'"):
-            pairwise(config, tmp_path, Console(quiet=True))
+            pairwise(config, run_in(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -174,10 +174,10 @@ def test_what_cannot_be_compared(responses: ResponsesConfig, tmp_path: Path, fie
     plain = {"responses": {"files": list(responses.files)}, "by": "scores", **fields}
     config = parse_section(PairwiseOptions, plain, "config.evaluation")
     with pytest.raises(InputError, match=says):
-        pairwise(config, tmp_path, Console(quiet=True))
+        pairwise(config, run_in(tmp_path))
 
 
 def test_one_model_has_nothing_beside_it(responses: ResponsesConfig, tmp_path: Path):
     config = PairwiseOptions(responses=ResponsesConfig(files=responses.files[:1]), by="scores")
     with pytest.raises(InputError, match="responses of one model, 'mine'"):
-        pairwise(config, tmp_path, Console(quiet=True))
+        pairwise(config, run_in(tmp_path))

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from judge_server import Reply, Request, completion, judge_server
+from judge_server import Reply, Request, completion, judge_server, run_in
 from rich.console import Console
 
 from aligner_jax.errors import InputError
@@ -45,7 +45,7 @@ def test_an_endpoint_judges_by_category(config: SafetyOptions, tmp_path: Path):
     with judge_server(judge) as server:
         endpoint = EndpointConfig(url=server.url, model="guard", key_variable=None)
         asked = SafetyOptions(responses=config.responses, questions=config.questions, endpoint=endpoint)
-        result = safety(asked, tmp_path / "cache", Console(quiet=True))
+        result = safety(asked, run_in(tmp_path))
     assert {request.user for request in server.requests} == {
         SAFETY.fill(question=f"q{i}", answer="no" if i % 2 else "fine") for i in range(6)
     }
@@ -70,12 +70,12 @@ def test_an_endpoint_judges_by_category(config: SafetyOptions, tmp_path: Path):
 
 def test_a_column_judges(config: SafetyOptions, tmp_path: Path):
     scored = SafetyOptions(responses=config.responses, questions=config.questions, by="scores")
-    (model,) = safety(scored, tmp_path, Console(quiet=True)).models
+    (model,) = safety(scored, run_in(tmp_path)).models
     assert {name: (share.safe, share.judged) for name, share in model.categories.items()} == {
         "locks": (2, 4),
         "lies": (1, 2),
     }
-    (model,) = safety(scored, tmp_path, Console(quiet=True), limit=5).models
+    (model,) = safety(scored, run_in(tmp_path, limit=5)).models
     assert {name: share.judged for name, share in model.categories.items()} == {"locks": 4, "lies": 1}
 
 
@@ -83,7 +83,7 @@ def test_the_responses_may_name_the_category_themselves(tmp_path: Path):
     (tmp_path / "m.csv").write_text("model,prompt,response,harm,p_safe\nm,a,x,lies,0.5\nm,b,x,lies,0.49\n")
     responses = ResponsesConfig(files=(str(tmp_path / "m.csv"),))
     config = SafetyOptions(responses=responses, category_field="harm", by="scores", score_field="p_safe")
-    (model,) = safety(config, tmp_path, Console(quiet=True)).models
+    (model,) = safety(config, run_in(tmp_path)).models
     assert (model.categories["lies"].safe, model.categories["lies"].judged) == (1, 2)
 
 
@@ -106,4 +106,4 @@ def test_no_verdict_is_neither_safe_nor_unsafe():
 def test_questions_that_do_not_fit(config: SafetyOptions, tmp_path: Path, questions: list, says: str):
     (tmp_path / "questions.json").write_text("".join(json.dumps(question) + "\n" for question in questions))
     with pytest.raises(InputError, match=says):
-        safety(config, tmp_path, Console(quiet=True))
+        safety(config, run_in(tmp_path))

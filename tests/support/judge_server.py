@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint on loopback, whose replies are given by a test."""
+"""An OpenAI-compatible endpoint on loopback, whose replies are given by a test, and runs that ask it."""
 
 import contextlib
 import dataclasses
@@ -7,8 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
-from aligner_jax.evals.judge_endpoint import Ask, EndpointConfig
+from rich.console import Console
+
+from aligner_jax.evals.interface import Run, parse_evaluate_config
+from aligner_jax.evals.judge_endpoint import EndpointConfig
+from aligner_jax.evals.judge_prompts import Ask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,3 +128,9 @@ def config_of(url: str, **fields) -> EndpointConfig:
 def echo(request: Request, number: int) -> Reply:
     """Answers with the question."""
     return completion(f"about {request.user}")
+
+
+def run_in(folder: Path, console: Console | None = None, **config: object) -> Run:
+    """Returns a run without a model, with these fields of its config."""
+    parsed = parse_evaluate_config({"evaluation": {"name": "any"}, **config})
+    return Run(parsed, None, folder, console or Console(quiet=True), {})

@@ -1,0 +1,66 @@
+"""Judges of responses: the options that evaluations share, and the function that asks the judge they choose."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from aligner_jax.errors import InputError
+from aligner_jax.evals.interface import Run
+from aligner_jax.evals.judge_base import BaseJudgeConfig, ask_base
+from aligner_jax.evals.judge_endpoint import EndpointConfig, JudgeUsage, ask_endpoint
+from aligner_jax.evals.judge_prompts import Ask
+from aligner_jax.evals.subject import subject_name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """Options of evaluations with a judge.
+
+    Attributes:
+      by: "endpoint" asks a judge behind an endpoint, "base" one that runs in this process; "scores" reads a field of
+        the responses' records.
+      endpoint: the judge and its endpoint, for "endpoint".
+      judge: the judge, for "base".
+      prompt_file: file of judge prompts in FastChat's format; None means the package's own prompt.
+      prompt_name: name of the prompt in that file.
+    """
+
+    by: Literal["endpoint", "base", "scores"] = "endpoint"
+    endpoint: EndpointConfig = dataclasses.field(default_factory=EndpointConfig)
+    judge: BaseJudgeConfig = dataclasses.field(default_factory=BaseJudgeConfig)
+    prompt_file: str | None = None
+    prompt_name: str | None = None
+
+    @property
+    def judge_name(self) -> str:
+        """Name of the judge; not for "scores"."""
+        if self.by == "endpoint" or self.judge.base is None:
+            return str(self.endpoint.model)
+        base = Path(self.judge.base.path).name
+        return base if self.judge.adapter is None else f"{base} with {subject_name(self.judge.adapter)}"
+
+
+def check_judge(options: JudgeOptions) -> None:
+    """Refuses options that name two judges, or none for "base". Raises InputError."""
+    if options.by == "endpoint" and options.judge.base is not None:
+        raise InputError(
+            "config.evaluation.judge.base is set, but config.evaluation.by is 'endpoint'; set it to 'base' to ask "
+            "that base, or config.evaluation.judge.base=None to ask the endpoint"
+        )
+    if options.by == "base" and options.judge.base is None:
+        raise InputError("config.evaluation.judge.base.path is not set; it says which base judges")
+
+
+def ask_all(asks: Sequence[Ask], options: JudgeOptions, run: Run) -> tuple[list[str], JudgeUsage | None]:
+    """Returns the judge's answers in the order of `asks`, and an endpoint's tokens and cost.
+
+    Answers are kept in the subfolder `judge` of the run's folder.
+
+    Raises:
+      InputError: see `ask_base` and `ask_endpoint`.
+    """
+    if options.by == "base":
+        return ask_base(asks, options.judge, run), None
+    answers, usage = ask_endpoint(asks, options.endpoint, run.folder / "judge", run.console)
+    return [answer.text for answer in answers], usage
