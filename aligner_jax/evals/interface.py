@@ -45,7 +45,7 @@ class EvaluateConfig:
 
     Attributes:
       evaluation: name and options of the evaluation.
-      base: the frozen model; None for evaluations that run no model.
+      base: the frozen model; None for evaluations that run no model, or only a judge.
       mesh: devices that the model is sharded over.
       batch_size: rows per batch, over all devices.
       limit: number of documents to take from the beginning of every document set; None means all.
@@ -136,7 +136,7 @@ class Evaluation(NamedTuple):
     Attributes:
       options: dataclass of the options in its config section.
       run: function from a `Run` and the options to an `Outcome`.
-      has_model: True if the evaluation runs a base, with or without an adapter.
+      has_model: True if the evaluation runs the config's base, with or without an adapter.
     """
 
     options: type

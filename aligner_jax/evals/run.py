@@ -67,7 +67,10 @@ def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, con
     evaluation = find_evaluation(config.evaluation.name)
     options = parse_options(evaluation, config)
     if adapter_path is not None and not evaluation.has_model:
-        raise InputError(f"--adapter is given, but the evaluation {config.evaluation.name!r} runs no model")
+        raise InputError(
+            f"--adapter is given, but the evaluation {config.evaluation.name!r} runs no model; the adapter of a judge "
+            "is config.evaluation.judge.adapter"
+        )
     _check_paths(options)
     _check_results(folder / RESULTS, config.evaluation.name)
     mesh, rules = sharding.mesh_of(config.mesh), sharding.rules_of(config.mesh)

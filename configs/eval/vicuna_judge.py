@@ -1,4 +1,4 @@
-"""Two models' answers to Vicuna-bench, judged in both orders by any OpenAI-compatible endpoint.
+"""Two models' answers to Vicuna-bench, judged in both orders by any OpenAI-compatible endpoint, or by a base.
 
     python -m aligner_jax.evaluate --config=configs/eval/vicuna.py --adapter=A.safetensors --out=runs/vicuna/A
     python -m aligner_jax.evaluate --config=configs/eval/vicuna.py --adapter=B.safetensors --out=runs/vicuna/B
@@ -7,8 +7,9 @@
         --config.evaluation.responses.files='["runs/vicuna/A/responses.jsonl", "runs/vicuna/B/responses.jsonl"]'
 
 With several files the first model is compared with every other one; `pairs` names other pairs. For an endpoint without
-a key, such as your own server, use --config.evaluation.endpoint.key_variable=None. docs/judging.md describes prices,
-limits and prompts.
+a key, such as your own server, use --config.evaluation.endpoint.key_variable=None. A judge that runs in this process
+needs no endpoint: --config.evaluation.by=base --config.evaluation.judge.base.path=JUDGE. docs/judging.md describes
+both, prices, limits and prompts.
 """
 
 from ml_collections import ConfigDict

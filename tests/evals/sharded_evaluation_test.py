@@ -1,4 +1,4 @@
-"""Scores and answers over four devices, in a separate process, equal those of one device."""
+"""Scores, answers and verdicts over four devices, in a separate process, equal those of one device."""
 
 import json
 import os
@@ -10,9 +10,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import places
+from judge_server import run_in
 from rich.console import Console
 
+from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.evals.generating import Prompt, encoded, generate
+from aligner_jax.evals.judge_base import BaseJudgeConfig, ask_base, render
+from aligner_jax.evals.judge_prompts import Ask
 from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.scoring import Continuation, score
 from aligner_jax.evals.subject import load_subject
@@ -27,11 +31,12 @@ DEVICES = 4
 PATIENT = (
     "--xla_cpu_collective_call_terminate_timeout_seconds=1200 --xla_cpu_collective_call_warn_stuck_timeout_seconds=1200"
 )
+ASKS = [Ask("Be fair.", f"Is number {i} even?") for i in range(3)]
 MESHES = {"one": (1, 1, 1), "split": (1, 2, 2)}
 
 
 def measure(folder: Path) -> dict[str, dict[str, list]]:
-    """Returns log-likelihoods and answers by mesh."""
+    """Returns log-likelihoods, answers and a judge's answers by mesh."""
     write_tiny_llama(folder / "tiny")
     base = load_base(folder / "tiny")
     adapter = init_adapter("aligner", base.config, num_tokens=2, start_layer=1)
@@ -48,7 +53,15 @@ def measure(folder: Path) -> dict[str, dict[str, list]]:
             subject = load_subject(config, adapter_path, mesh=mesh, rules=sharding.RULES, batch_size=4)
             store = ResultStore(folder / f"{name}.jsonl", {})
             prompts = [Prompt(encoded(subject, text), 8) for text in ("Why is the sky blue?", "Name a fruit.")]
+            if name == "split":
+                judge = BaseJudgeConfig(base=config, adapter=adapter_path, max_tokens=8)
+                run = run_in(folder, batch_size=4, mesh={"data": data, "fsdp": fsdp, "tensor": tensor})
+                judged = ask_base(ASKS, judge, run)
+            else:
+                texts = [render(ask, PromptFormat("chat"), subject.tokenizer) for ask in ASKS]
+                judged = generate(subject, [Prompt(encoded(subject, text), 8) for text in texts], store, quiet)
             found[name] = {
+                "judged": judged,
                 "devices": [len(subject.base.params.layers.q_ldnh.devices())],
                 "scores": [each.log_likelihood for each in score(subject, continuations, store, quiet)],
                 "answers": generate(subject, prompts, store, quiet),
@@ -70,6 +83,7 @@ def test_a_split_model_scores_and_answers_like_a_whole_one():
     assert (one["devices"], split["devices"]) == ([1], [DEVICES])
     np.testing.assert_allclose(split["scores"], one["scores"], rtol=1e-5)
     assert split["answers"] == one["answers"]
+    assert split["judged"] == one["judged"]
 
 
 if __name__ == "__main__":
