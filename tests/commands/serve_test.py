@@ -61,6 +61,8 @@ def test_the_command_serves_until_sigterm(tiny_model: Path, tmp_path: Path):
     command = [
         sys.executable, "-m", "aligner_jax.serve", f"--base={tiny_model}", f"--adapters={tmp_path / 'adapters'}",
         "--port=0", "--dtype=float32", "--nowarm_up", "--tokens=64", f"--api_key_file={tmp_path / 'keys'}",
+        # Programs of the running request still compile after the signal.
+        "--grace_seconds=300",
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=places.ROOT) as process:
         line = process.stderr.readline()
