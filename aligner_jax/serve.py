@@ -9,15 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
+import jax
 from absl import flags
 
 from aligner_jax.decoding import server_options
 from aligner_jax.errors import InputError
+from aligner_jax.evals.subject import load_base_over
 from aligner_jax.model.quantized import KINDS
 from aligner_jax.peft.artifact import RecordedBase
 from aligner_jax.peft.row_adapters import Capacity
-from aligner_jax.runtime import command, platform
-from aligner_jax.weights.base import load_base
+from aligner_jax.runtime import command, distributed, platform, sharding
+from aligner_jax.runtime.config import BaseConfig, MeshConfig
 
 BASE = flags.DEFINE_string(
     "base", None, "The base: a folder of Hugging Face, Meta or Orbax, a .gguf file or a hub name."
@@ -30,7 +32,10 @@ API_KEY_FILE = flags.DEFINE_string("api_key_file", None, "File of keys, one a li
 DTYPE = flags.DEFINE_enum("dtype", "auto", platform.DTYPES, "Dtype of the base; auto: what the device does best.")
 QUANTIZATION = flags.DEFINE_enum("quantization", "none", ["none", *KINDS], "Quantization of the base's projections.")
 GROUP_SIZE = flags.DEFINE_integer("group_size", 32, "Numbers that share a scale in int4.", lower_bound=2)
-ROWS = flags.DEFINE_integer("rows", 16, "Choices that are decoded at once.", lower_bound=1)
+DATA = flags.DEFINE_integer("data", 1, "Replicas of the base, each with its own rows; -1: all devices.", -1)
+FSDP = flags.DEFINE_integer("fsdp", -1, "Devices that split a replica's weights for storage, and its rows.", -1)
+TENSOR = flags.DEFINE_integer("tensor", 1, "Devices that split heads, MLP and vocabulary.", lower_bound=-1)
+ROWS = flags.DEFINE_integer("rows", 16, "Choices that are decoded at once; the mesh's parts round it up.", 1)
 TOKENS = flags.DEFINE_integer("tokens", 2048, "Tokens of a prompt and its answer together, at most.", lower_bound=2)
 PLACES = flags.DEFINE_integer("places", 64, "Adapters that are kept on the device.", lower_bound=4)
 TOKENS_PER_CALL = flags.DEFINE_integer(
@@ -69,21 +74,32 @@ def main() -> None:
         queue=_int(QUEUE), queue_seconds=cast(float, QUEUE_SECONDS.value), body_bytes=_int(BODY_BYTES),
         adapter_bytes=_int(ADAPTER_BYTES), grace_seconds=cast(float, GRACE_SECONDS.value),
     )  # fmt: skip
+    if not distributed.is_alone():
+        raise InputError(
+            f"a server runs on the devices of one host, and {jax.process_count()} processes were joined; start it "
+            "alone on a host, and another one on each further host (docs/serving.md says how)"
+        )
+    mesh_config = MeshConfig(data=_int(DATA), fsdp=_int(FSDP), tensor=_int(TENSOR))
+    mesh, rules = sharding.mesh_of(mesh_config), sharding.rules_of(mesh_config)
     # Bound first, so that a port that is taken is reported at once.
     listener = server.listen(HOST.value or "", _int(PORT))
-    dtype = platform.compute_dtype(cast(Any, DTYPE.value))
-    base = load_base(BASE.value, dtype, quantization=QUANTIZATION.value, group_size=_int(GROUP_SIZE))
-    named = RecordedBase(base.config, base.fingerprint)
-    adapters = start.open_adapters(ADAPTERS.value, named)
-    kinds = adapters.kinds()
-    least = Capacity(_int(PREFIX_TOKENS), _int(RANK), ("q_ldnh", "v_ldkh") if RANK.value else ())
-    options = server_options.server_options(
-        base.config, rows=start.least_rows(base, _int(ROWS)), slots=min(_int(TOKENS), base.config.context_length),
-        capacity=start.room_for(adapters, base, least), places=_int(PLACES),
-        tokens_per_call=_int(TOKENS_PER_CALL), alternatives=_int(TOP_LOGPROBS),
+    base_config = BaseConfig(
+        path=BASE.value, dtype=cast(Any, DTYPE.value), quantization=cast(Any, QUANTIZATION.value),
+        group_size=_int(GROUP_SIZE),
     )  # fmt: skip
     name = NAME.value or Path(os.path.abspath(BASE.value)).name
-    service = start.make_service(base, adapters, options, name=name, limits=limits, keys=keys, named=named)
+    least = Capacity(_int(PREFIX_TOKENS), _int(RANK), ("q_ldnh", "v_ldkh") if RANK.value else ())
+    with sharding.use(mesh, rules):
+        base = load_base_over(mesh, rules, base_config)
+        named = RecordedBase(base.config, base.fingerprint)
+        adapters = start.open_adapters(ADAPTERS.value, named)
+        kinds = adapters.kinds()
+        options = server_options.server_options(
+            base.config, rows=start.least_rows(base, _int(ROWS)), slots=min(_int(TOKENS), base.config.context_length),
+            capacity=start.room_for(adapters, base, least), places=_int(PLACES),
+            tokens_per_call=_int(TOKENS_PER_CALL), alternatives=_int(TOP_LOGPROBS),
+        )  # fmt: skip
+        service = start.make_service(base, adapters, options, name=name, limits=limits, keys=keys, named=named)
     service.engine.start(kinds if WARM_UP.value else None)
     address, port, *_ = listener.getsockname()
     shown = f"[{address}]" if ":" in address else address

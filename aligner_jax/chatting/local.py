@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from aligner_jax.chatting.interrupts import held_interrupts
 from aligner_jax.chatting.mix import Mix
 from aligner_jax.chatting.model import Piece, Question
-from aligner_jax.chatting.rendering import choose_format, render
+from aligner_jax.data.conversation import choose_format, prompt_ids
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.decoding.engine import Engine
@@ -152,7 +152,7 @@ class LocalModel:
         most = self._options.context - self._options.max_new_tokens
         left_out = 0
         while True:
-            ids = tokenizer.encode(render(messages[left_out:], chosen, tokenizer), bos=tokenizer.add_bos)
+            ids = prompt_ids(messages[left_out:], chosen, tokenizer)
             if len(ids) <= most:
                 return ids, left_out
             if left_out + 1 >= len(messages):

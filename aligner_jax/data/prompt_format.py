@@ -43,6 +43,7 @@ class PromptFormat:
         *,
         option: str = "--",
         others: tuple[str, ...] = ("chat", "none"),
+        remedy: str | None = None,
     ) -> Self:
         """Returns the format of prompts: the user's choice, else the format that the adapters' files record.
 
@@ -57,6 +58,7 @@ class PromptFormat:
             without one, such as those of other projects, get the format of the others.
           option: prefix of the option names `template` and `system` in messages.
           others: templates that messages offer beside "alpaca".
+          remedy: advice at the end of messages about adapters; None names the options.
 
         Raises:
           InputError: `template` is "auto" and the adapters record no format, or different ones; a format that is needed
@@ -69,15 +71,16 @@ class PromptFormat:
                 formats.setdefault(found, adapter)
         if template == "auto":
             if recorded and not formats:
+                name_it = f"name it: {option}template=alpaca (as the paper's were) or {' or '.join(others)}"
                 raise InputError(
-                    f"{next(iter(recorded))} does not record how its training data made prompts; name it: "
-                    f"{option}template=alpaca (as the paper's were) or {' or '.join(others)}"
+                    f"{next(iter(recorded))} does not record how its training data made prompts; {remedy or name_it}"
                 )
             if len(formats) > 1:
                 (first, of_first), (second, of_second) = list(formats.items())[:2]
+                name_one = f"name the one to look at them with: {option}template=… [{option}system=…]"
                 raise InputError(
-                    f"{of_first} was trained with the prompts of {first} and {of_second} with those of {second}; name "
-                    f"the one to look at them with: {option}template=… [{option}system=…]"
+                    f"{of_first} was trained with the prompts of {first} and {of_second} with those of {second}; "
+                    f"{remedy or name_one}"
                 )
             template = next(iter(formats)).template if formats else "none"
         if system is None and template == "chat":

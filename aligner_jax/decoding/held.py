@@ -18,6 +18,7 @@ from aligner_jax.peft.methods import METHODS, fresh_adapter
 from aligner_jax.peft.row_adapters import Capacity, RowAdapters, as_row, capacity_of, empty_rows, with_row
 from aligner_jax.peft.row_sums import MOST_IN_A_SUM, Sums, Term, check_fits
 from aligner_jax.peft.stored import StoredAdapter
+from aligner_jax.runtime import sharding
 
 
 class HeldAdapters:
@@ -39,6 +40,7 @@ class HeldAdapters:
         """
         assert places >= MOST_IN_A_SUM
         self._params, self._config, self.capacity = params, config, capacity
+        self._mesh_and_rules = sharding.for_other_threads()
         self.rows: RowAdapters = empty_places(params, config=config, capacity=capacity, places=places)
         self._places: collections.OrderedDict[Hashable, int] = collections.OrderedDict()
         self._free = list(range(places))
@@ -83,7 +85,7 @@ class HeldAdapters:
     def prepare(self, adapter: StoredAdapter) -> None:
         """Compiles the program that binds adapters of this kind, unless there is one.
 
-        May be called from any thread while another one uses the places; no mesh may be in context.
+        May be called from any thread while another one uses the places.
 
         Args:
           adapter: an adapter of the kind.
@@ -95,8 +97,9 @@ class HeldAdapters:
         if kind not in self._was_bound and kind not in self._prepared:
             arrays = {name: jax.ShapeDtypeStruct(x.shape, jnp.float32) for name, x in adapter.read().items()}
             place = jax.ShapeDtypeStruct((), jnp.int32)
-            lowered = _bound.lower(self._params, self._shapes, arrays, place, **self._static(adapter))
-            self._prepared[kind] = lowered.compile()
+            with self._mesh_and_rules():
+                lowered = _bound.lower(self._params, self._shapes, arrays, place, **self._static(adapter))
+                self._prepared[kind] = lowered.compile()
 
     def _place(self, adapter: StoredAdapter) -> int:
         if adapter.key in self._places:

@@ -105,7 +105,7 @@ def begin_parts(
     seen_bv = arrivals.seen(config) if has_penalty else None
     zeros_b = jnp.zeros_like(arrivals.lengths_b)
     rows = arrivals.rows()
-    return laid_out(State(prefilled.cache, zeros_b, zeros_b == 0, rows, seen_bv=seen_bv, adapters=adapters))
+    return laid_out(State(prefilled.cache, zeros_b, zeros_b > 0, rows, seen_bv=seen_bv, adapters=adapters))
 
 
 @functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("parts",))

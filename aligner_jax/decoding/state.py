@@ -63,7 +63,8 @@ class State:
     Attributes:
       cache: keys and values of the tokens before token_b.
       token_b: last token of each row, which is chosen but not yet in the cache.
-      done_b: True in rows that have ended or are free. Their length and token do not change.
+      done_b: True in rows that have ended or are free. Their length is 0, so that attention on TPUs does not read their
+        slots, and their token does not change.
       rows: options of the rows.
       logprobs: log-probabilities of token_b; None if no row may ask for them.
       seen_bv: tokens of the rows' texts, for the repetition penalty; None if no row may have one.
@@ -243,7 +244,12 @@ def insert(state: State, begun: State, rows: Sequence[int] | Int[Array, " b"]) -
 
 def end_rows(state: State, rows: Sequence[int] | Int[Array, " b"]) -> State:
     """Returns the state with these rows ended; indices past the last row are ignored."""
-    return dataclasses.replace(state, done_b=state.done_b.at[jnp.asarray(rows)].set(True, mode="drop"))
+    return _with_done(state, state.done_b.at[jnp.asarray(rows)].set(True, mode="drop"))
+
+
+def _with_done(state: State, done_b: Bool[Array, " b"]) -> State:
+    lengths_b = jnp.where(done_b, 0, state.cache.lengths_b)
+    return dataclasses.replace(state, cache=dataclasses.replace(state.cache, lengths_b=lengths_b), done_b=done_b)
 
 
 def step(params: Params, bound: Bound, state: State, stops: Int[Array, " stops"], *, config: LlamaConfig) -> State:
@@ -261,7 +267,6 @@ def step(params: Params, bound: Bound, state: State, stops: Int[Array, " stops"]
     hidden_b1d, cache = forward_cached(
         params, state.token_b[:, None], state.cache, config=config, adapted=bound.adapted
     )
-    cache = dataclasses.replace(cache, lengths_b=jnp.where(state.done_b, state.cache.lengths_b, cache.lengths_b))
     return _chosen(dataclasses.replace(state, cache=cache), unembed(params, hidden_b1d[:, -1]), stops)
 
 
@@ -279,4 +284,5 @@ def _chosen(state: State, logits_bv: Float[Array, "b v"], stops: Int[Array, " st
         seen_bv = seen_bv.at[jnp.arange(len(token_b)), token_b].set(True)
     # The text is the cache's tokens and the chosen one.
     done_b = state.done_b | jnp.isin(token_b, stops) | (state.cache.lengths_b + 1 >= rows.limits_b)
-    return dataclasses.replace(state, token_b=token_b, done_b=done_b, rows=rows, logprobs=logprobs, seen_bv=seen_bv)
+    state = dataclasses.replace(state, token_b=token_b, rows=rows, logprobs=logprobs, seen_bv=seen_bv)
+    return _with_done(state, done_b)

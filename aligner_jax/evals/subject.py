@@ -79,15 +79,20 @@ def load_subject(
         divide rows or model.
     """
     check_rows(batch_size, mesh)
-    split: Any = functools.partial(sharding.param_shardings, mesh=mesh, rules=rules) if mesh.size > 1 else None
-    base = load_base(
-        config.path, platform.compute_dtype(config.dtype), quantization=config.quantization,
-        group_size=config.group_size, shardings=split,
-    )  # fmt: skip
+    base = load_base_over(mesh, rules, config)
     artifact = None if adapter_path is None else read_artifact(adapter_path, base)
     adapter = None if artifact is None else artifact.adapter
     name = subject_name(adapter_path)
     return Subject(base, adapter, name, artifact, batch_size, mesh if mesh.size > 1 else None, rules)
+
+
+def load_base_over(mesh: Mesh, rules: sharding.Rules, config: BaseConfig) -> Base:
+    """Loads the base of a config, sharded over the mesh. Raises InputError like `load_subject`."""
+    split: Any = functools.partial(sharding.param_shardings, mesh=mesh, rules=rules) if mesh.size > 1 else None
+    return load_base(
+        config.path, platform.compute_dtype(config.dtype), quantization=config.quantization,
+        group_size=config.group_size, shardings=split,
+    )  # fmt: skip
 
 
 def check_rows(batch_size: int, mesh: Mesh) -> None:

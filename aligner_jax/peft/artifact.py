@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -175,7 +175,7 @@ def load_adapter(path: str | Path, base: FingerprintedBase | None = None) -> Ada
     return read_artifact(path, base).adapter
 
 
-def read_artifact(path: str | Path, base: FingerprintedBase | None = None) -> Artifact:
+def read_artifact(path: str | Path, base: FingerprintedBase | None = None, *, on_host: bool = False) -> Artifact:
     """Reads an adapter that `save_adapter` wrote, or one in a format of another project.
 
     The other formats are .pth files of the Aligner authors and of lit-llama's LLaMA-Adapters (see `released`), and
@@ -185,6 +185,7 @@ def read_artifact(path: str | Path, base: FingerprintedBase | None = None) -> Ar
       path: the file, a folder that holds it, or a hub name; see `locate_adapter`.
       base: the base to apply the adapter to. If it is None and the file does not name a base, shapes are checked
         against the options only.
+      on_host: True for NumPy arrays of this project's files, for which no device and no compilation is needed.
 
     Raises:
       InputError: the file does not exist, is not an adapter, is damaged, or was trained on another base.
@@ -201,9 +202,10 @@ def read_artifact(path: str | Path, base: FingerprintedBase | None = None) -> Ar
         _check_config(path, recorded, base.config)
         _check_fingerprint(path, recorded, fingerprint, base)
     method, options = _method_and_options(path, metadata, tensors, base.config if base is not None else recorded)
+    arrays: Any = {name: np.array(x) if on_host else jnp.asarray(x) for name, x in tensors.items()}
     return Artifact(
         path,
-        Adapter({name: jnp.asarray(x) for name, x in tensors.items()}, method=method, options=options),
+        Adapter(arrays, method=method, options=options),
         RecordedBase(recorded, fingerprint, metadata.get("base_quantization")) if recorded and fingerprint else None,
         metadata,
     )

@@ -140,14 +140,14 @@ class FolderBank:
             raise self._unknown(name)
         known = self._checked.get(name)
         if known is None or known[0].key != key:
-            artifact = read_artifact(self._file(name), self._base)
+            artifact = read_artifact(self._file(name), self._base, on_host=True)
             method, options = artifact.adapter.method, artifact.adapter.options
             stored = StoredAdapter(key, method, options, lambda: self._read(name, key))
             self._checked[name] = known = stored, artifact.metadata
         return known
 
     def _read(self, name: str, key: Hashable) -> dict[str, np.ndarray]:
-        arrays = read_artifact(self._file(name), self._base).adapter.trainable
+        arrays = read_artifact(self._file(name), self._base, on_host=True).adapter.trainable
         if self._key(name) != key:
             raise InputError(f"{self._file(name)} was replaced while it was used; ask for it again")
         return {name: np.asarray(x, np.float32) for name, x in arrays.items()}

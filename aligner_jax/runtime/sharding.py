@@ -1,13 +1,14 @@
 """Device mesh (data, fsdp, tensor), and the rules that map the model's logical axes to its axes."""
 
 import contextlib
+import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from flax.linen import logical_axis_rules
+from flax.linen import get_logical_axis_rules, logical_axis_rules
 from flax.linen.spmd import logical_to_mesh_axes
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -146,6 +147,12 @@ def use(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
     """Sets mesh and rules for functions that are traced inside the context."""
     with jax.set_mesh(mesh), logical_axis_rules(rules):
         yield
+
+
+def for_other_threads() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Returns a function whose contexts set the present mesh and rules in any thread; each thread has its own."""
+    mesh, rules = jax.sharding.get_mesh(), tuple(get_logical_axis_rules())
+    return contextlib.nullcontext if mesh.empty else functools.partial(use, mesh, rules)
 
 
 def param_shardings(

@@ -121,7 +121,7 @@ def parse_upload(content: bytes, base: RecordedBase) -> Artifact:
         file = Path(folder) / f"upload{SUFFIX}"
         file.write_bytes(content)
         try:
-            artifact = read_artifact(file, base)
+            artifact = read_artifact(file, base, on_host=True)
             # Read here, so that a wrong one is refused.
             _ = artifact.prompt_format
         except InputError as error:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from aligner_jax.decoding.engine import Engine
 from aligner_jax.decoding.request import NewToken, Request
 from aligner_jax.peft.adapter import Options
+from aligner_jax.runtime import sharding
 
 type Event = Sequence[tuple[int, NewToken]] | Exception
 """New tokens of a job, each with the index of its request; or the error that ended the job."""
@@ -42,13 +43,14 @@ class EngineThread:
     """
 
     def __init__(self, engine: Engine, most_waiting: int) -> None:
-        """Makes a thread that has not started.
+        """Makes a thread that has not started. It will have the mesh and rules that are in context now.
 
         Args:
           engine: an engine without requests.
           most_waiting: requests that may wait for a row.
         """
         self.engine, self.most = engine, engine.options.rows + most_waiting
+        self._mesh_and_rules = sharding.for_other_threads()
         self.failure: Exception | None = None
         self.is_ready = False
         self._changed = threading.Condition()
@@ -108,11 +110,8 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
-            if self._kinds is not None:
-                self.engine.warm_up(self._kinds, lambda: self._stops)
-            self.is_ready = not self._stops
-            while self._take():
-                self._turn()
+            with self._mesh_and_rules():
+                self._serve()
             error: Exception = RuntimeError("the server has stopped")
         except Exception as caught:
             traceback.print_exc()
@@ -123,6 +122,13 @@ class EngineThread:
             self._left.clear()
         for job in jobs:
             job.deliver(error)
+
+    def _serve(self) -> None:
+        if self._kinds is not None:
+            self.engine.warm_up(self._kinds, lambda: self._stops)
+        self.is_ready = not self._stops
+        while self._take():
+            self._turn()
 
     def _take(self) -> bool:
         """Waits until there is something to do, and takes new jobs; returns False if the thread is to end."""

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aligner_jax.data.prompt_format import PromptFormat
+from aligner_jax.data.conversation import choose_format, prompt_ids
+from aligner_jax.data.sources.example import Message
 from aligner_jax.data.token_ids import check_ids
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
@@ -12,6 +13,7 @@ from aligner_jax.serving.errors import ApiError
 from aligner_jax.serving.models import Recorded
 
 _ROLES = ("system", "developer", "user", "assistant")
+_REMEDY = "write the prompt yourself, and send it to /v1/completions"
 
 
 def completion_prompts(fields: Fields, tokenizer: Tokenizer, most: int) -> list[list[int]]:
@@ -49,9 +51,7 @@ def _ids(prompt: object, tokenizer: Tokenizer) -> list[int]:
 
 
 def chat_prompt(fields: Fields, recorded: Mapping[str, Recorded], tokenizer: Tokenizer) -> list[int]:
-    """Returns the prompt of `/v1/chat/completions`, in the format that the model's adapters record.
-
-    Without a recorded format it is the tokenizer's chat template.
+    """Returns the prompt of `/v1/chat/completions`, made by the rules of `data.conversation`.
 
     Args:
       fields: fields of the request.
@@ -63,30 +63,19 @@ def chat_prompt(fields: Fields, recorded: Mapping[str, Recorded], tokenizer: Tok
     """
     messages = _messages(fields.get("messages"))
     try:
-        has_format = any(each.prompt_format is not None for each in recorded.values())
-        chosen = PromptFormat.resolve("auto", None, recorded) if has_format else PromptFormat("chat")
-        return tokenizer.encode(_text(messages, chosen, tokenizer), bos=tokenizer.add_bos)
+        chosen = choose_format("auto", None, recorded, tokenizer, remedy=_REMEDY)
+        return prompt_ids(messages, chosen, tokenizer)
     except InputError as error:
         raise ApiError(400, f"messages: {error}", param="messages") from error
 
 
-def _text(messages: list[dict[str, str]], chosen: PromptFormat, tokenizer: Tokenizer) -> str:
-    if chosen.template == "chat":
-        if chosen.system is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": chosen.system}, *messages]
-        return tokenizer.render_chat(messages, add_generation_prompt=True)
-    if [message["role"] for message in messages] != ["user"]:
-        raise InputError(f"the model was trained with the prompts of {chosen}, which take one message of the user")
-    return chosen.render(messages[0]["content"], tokenizer)
-
-
-def _messages(value: object) -> list[dict[str, str]]:
+def _messages(value: object) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise ApiError(400, "messages is not a list of messages", param="messages")
     return [_message(each, f"messages[{index}]") for index, each in enumerate(value)]
 
 
-def _message(value: object, where: str) -> dict[str, str]:
+def _message(value: object, where: str) -> Message:
     if not isinstance(value, dict):
         raise ApiError(400, f"{where} is not an object", param=where)
     role = value.get("role")

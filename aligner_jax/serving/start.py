@@ -10,6 +10,7 @@ from aligner_jax.decoding.engine import Engine
 from aligner_jax.decoding.engine_options import EngineOptions
 from aligner_jax.decoding.sampler import LEAST_ROWS
 from aligner_jax.errors import InputError
+from aligner_jax.model.logical import num_parts
 from aligner_jax.peft.adapter import Options
 from aligner_jax.peft.artifact import RecordedBase
 from aligner_jax.peft.bank_folder import open_bank
@@ -95,5 +96,6 @@ def make_service(
 
 
 def least_rows(base: Base, rows: int) -> int:
-    """Returns the number of rows of an engine that is to have `rows`."""
-    return max(rows, LEAST_ROWS if base.params.embed_vd.dtype == jnp.bfloat16 else 1)
+    """Returns the number of rows of an engine that is to have `rows`; the mesh in context divides it."""
+    least, parts = max(rows, LEAST_ROWS if base.params.embed_vd.dtype == jnp.bfloat16 else 1), num_parts("batch")
+    return -(-least // parts) * parts

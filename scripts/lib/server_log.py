@@ -4,24 +4,27 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _SECONDS = 600
 
 
-def start(command: Sequence[str], log: Path) -> tuple[subprocess.Popen, str]:
+def start(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> tuple[subprocess.Popen, str]:
     """Starts a server and waits until it listens; ends this process with its log if it does not.
 
     Args:
       command: the server's command.
       log: file of its stderr.
+      environment: its environment; None for that of this process.
 
     Returns:
       The process, and its URL without a path.
     """
     with log.open("w") as file:
-        process = subprocess.Popen(command, stderr=file)
+        process = subprocess.Popen(command, stderr=file, env=environment)
     deadline = time.monotonic() + _SECONDS
     while True:
         # Asked before the log is read, which is complete if the process has ended.

@@ -18,6 +18,7 @@ from aligner_jax.peft.bank import Bank, Entry
 from aligner_jax.peft.row_adapters import Capacity, as_row
 from aligner_jax.peft.stored import StoredAdapter
 from aligner_jax.peft.together import bind
+from aligner_jax.runtime import sharding
 
 PLACES = 4
 
@@ -70,6 +71,23 @@ def test_a_kind_that_was_prepared_is_bound_without_compiling(params, config, tra
     assert len(roomy[0]._prepared) == 1
     found = [taken(each, each.terms([(stored, 1.0)])[0].place) for each in roomy]
     jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+def test_a_kind_is_prepared_for_the_mesh_of_the_places(params, config, trained_adapter, monkeypatch):
+    """The mesh in context is that of a thread."""
+    seen = []
+
+    def on_every_device(rows):
+        seen.append(jax.sharding.get_abstract_mesh().axis_names)
+        return rows
+
+    monkeypatch.setattr(held_module, "_on_every_device", on_every_device)
+    with sharding.use(sharding.make_mesh(devices=jax.devices()[:1])):
+        held = HeldAdapters(params, config, Capacity(tokens=5), PLACES)
+    thread = threading.Thread(target=held.prepare, args=(StoredAdapter.of(trained_adapter(5), "new"),))
+    thread.start()
+    thread.join()
+    assert seen == [sharding.AXES, sharding.AXES]
 
 
 def test_the_least_recently_used_adapter_is_replaced(held, bank):

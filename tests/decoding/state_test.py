@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aligner_jax.decoding import programs
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.decoding.sampler import continue_ids
-from aligner_jax.decoding.state import Rows, State, begin, empty_state, insert, prefill, step
+from aligner_jax.decoding.state import Rows, State, begin, empty_state, end_rows, insert, prefill, step
+from aligner_jax.model import cache as cache_module
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.peft import Adapter, bind, bind_rows, init_adapter
 from aligner_jax.peft.rows import stack_adapters
@@ -76,16 +78,43 @@ def test_several_prompts_are_inserted_at_once(config, params, adapter, alone):
     assert [list(row) for row in zip(*said, strict=True)] == [alone[2], alone[0]]
 
 
-def test_a_row_that_has_ended_stays_as_it_is(config: LlamaConfig, params: Params):
+def test_a_row_that_has_ended_stays_as_it_is_and_has_no_length(config: LlamaConfig, params: Params):
     bound = bind(None, params, config)
     begun = _begun(params, bound, [0, 1], config, SLOTS)
-    state = begun.replace(done_b=jnp.asarray([True, False]))
+    state = end_rows(begun, [0, 2])
+    np.testing.assert_array_equal(state.cache.lengths_b, [0, 7])
     for _ in range(3):
         state = step_jit(params, bound, state, STOPS, config=config)
-    np.testing.assert_array_equal(state.cache.lengths_b, [3, 10])
+    np.testing.assert_array_equal(state.cache.lengths_b, [0, 10])
     assert state.token_b[0] == begun.token_b[0]
-    # Slots that hold the row's text are unchanged.
-    np.testing.assert_array_equal(state.cache.k_lbksh[:, 0, :, :3], begun.cache.k_lbksh[:, 0, :, :3])
+    assert state.done_b.tolist() == [True, False]
+
+
+def test_attention_gets_length_0_of_rows_that_have_ended(config: LlamaConfig, params: Params, monkeypatch):
+    bound = bind(None, params, config)
+    begun = _begun(params, bound, [0, 1, 2], config, SLOTS)
+    # Row 1 is free, row 3 is ended by the host, and row 0 ends in the middle of a call.
+    state = insert(empty_state(config, 4, SLOTS, jnp.float32), begun, [2, 0, 3])
+    second = step_jit(params, bound, state, STOPS, config=config)
+    stops = step_jit(params, bound, second, STOPS, config=config).token_b[:1]
+    lengths: list[list[int]] = []
+
+    def record(k_lbksh: jax.Array, lengths_b: jax.Array) -> None:
+        jax.debug.callback(lambda x: lengths.append(x.tolist()), lengths_b, ordered=True)
+
+    # It finds the blocks that the kernel reads; the kernel gets the same lengths.
+    monkeypatch.setattr(cache_module, "blocks_to_read", record)
+    decode = jax.jit(programs.decode.__wrapped__, static_argnames=("config", "count"))
+    ended = jnp.asarray([3, 4, 4, 4])
+    state, tokens = decode(params, bound, state, ended, stops, config=config, count=4)
+    jax.block_until_ready(state)
+    jax.effects_barrier()
+    assert [int(stops[0]) in row for row in tokens.token_bt.tolist()] == [True, False, False, False]
+    assert lengths == [[7, 0, 3, 0], [8, 0, 4, 0], [0, 0, 5, 0], [0, 0, 6, 0]]
+    np.testing.assert_array_equal(state.cache.lengths_b, [0, 0, 7, 0])
+    # The next prompt of a row has a length again.
+    state = insert(state, _begun(params, bound, [3], config), [0])
+    np.testing.assert_array_equal(state.cache.lengths_b, [4, 0, 7, 0])
 
 
 def test_a_stop_token_ends_its_row_in_prefill_and_in_a_step(config: LlamaConfig, params: Params):

@@ -1,5 +1,6 @@
 """OpenAI's API, asked by OpenAI's client: models, options, streams, and errors."""
 
+import dataclasses
 import math
 
 import openai
@@ -7,6 +8,9 @@ import pytest
 import running_server
 
 import aligner_jax as aj
+from aligner_jax.chatting.local import LocalModel, LocalOptions
+from aligner_jax.chatting.mix import Mix
+from aligner_jax.chatting.model import Question
 from aligner_jax.data.templates import render_prompt
 from aligner_jax.decoding.engine import Engine
 from aligner_jax.peft import with_strength
@@ -156,10 +160,40 @@ def test_a_chat_has_the_prompt_that_the_adapter_records(client, base, adapters):
         assert found.choices[0].message.content == wanted
 
 
-def test_a_chat_without_a_format_for_it_is_refused(client):
-    with pytest.raises(openai.BadRequestError, match="take one message of the user") as caught:
-        client.chat.completions.create(model="A", messages=[*MESSAGES, {"role": "assistant", "content": "x"}])
+def test_a_conversation_has_the_prompt_of_the_command_chat(client, base, adapters, tmp_path):
+    # The prompt takes most of the 128 tokens of a request.
+    new = 8
+    turns = [*MESSAGES, {"role": "assistant", "content": "So."}, {"role": "user", "content": "Oh?"}]
+    found = client.chat.completions.create(model="A", messages=turns, max_tokens=new, temperature=0)
+    prompt = render_prompt("Why?", base.tokenizer, "alpaca") + "So.\n\n### Instruction:\nOh?\n\n### Response:"
+    assert found.choices[0].message.content == aj.sample(base, adapters["A"], [prompt], max_new_tokens=new)[0]
+    file = tmp_path / "A.safetensors"
+    aj.save_adapter(adapters["A"], file, base, prompt_format={"template": "alpaca", "system": None})
+    chat = LocalModel(base, LocalOptions(template="auto", context=256, max_new_tokens=new))
+    mix = Mix(((chat.find(str(file)), 1.0),))
+    pieces = chat.answers(Question(turns), [mix], lambda sentence: None)
+    assert "".join(piece.text for piece in pieces) == found.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("model", "messages", "sentence"),
+    [
+        ("A", [*MESSAGES, {"role": "assistant", "content": "x"}], "turns of user and assistant alternate"),
+        ("A", [{"role": "system", "content": "x"}, *MESSAGES], "has no place for a system message"),
+    ],
+)
+def test_a_conversation_that_no_prompt_has_is_refused(model: str, messages: list, sentence: str, client):
+    with pytest.raises(openai.BadRequestError, match=sentence) as caught:
+        client.chat.completions.create(model=model, messages=messages)
     assert caught.value.param == "messages"
+
+
+def test_a_base_without_a_chat_template_has_completions(client, server, monkeypatch):
+    plain = dataclasses.replace(server.service.tokenizer, chat_template=None)
+    monkeypatch.setattr(server.service, "tokenizer", plain)
+    sentence = "messages: the base has no chat template; write the prompt yourself, and send it to /v1/completions"
+    with pytest.raises(openai.BadRequestError, match=sentence):
+        client.chat.completions.create(model="tiny", messages=MESSAGES)
 
 
 def test_a_stop_token_ends_the_answer(client, base):
