@@ -1,4 +1,4 @@
-"""Success of form, knowledge and reasoning against trained numbers: the arms' results in a family, and what 90 % takes."""
+"""Results of a study's arms in a family, and the trained numbers with which a share of LoRA's success is reached."""
 
 import dataclasses
 import math

@@ -38,7 +38,7 @@ def plot_family(family: str, base: Estimate | None, arms: Sequence[Reached], pat
 def plot_needed(families: Mapping[str, Sequence[Reached]], path: Path) -> list[Path]:
     """Writes the figure of the numbers with which Aligners reach 90 % of the reference's success."""
     with figure(6, 0.8 + 0.6 * len(families)) as (drawn, axes):
-        for row, (family, arms) in enumerate(families.items()):
+        for row, (_family, arms) in enumerate(families.items()):
             aligners = [each for each in arms if each.arm.startswith("aligner_")]
             whole = [each for each in arms if each.arm == REFERENCE]
             numbers = numbers_for(SHARE, [*aligners, *whole])

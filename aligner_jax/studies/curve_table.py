@@ -11,8 +11,8 @@ from aligner_jax.studies.study import Study
 
 NOTE = """\
 Intervals are 95 % over prompts (`evals/interval.py`). A run ends when its held-out loss is within the tolerance of its
-extrapolated end ("converged"), or when its budget of steps is used. The rate of an arm is the best on the family's first
-task, of a grid that is extended until worse rates are on both sides; "edge" marks an arm whose grid ended before.
+extrapolated end ("converged"), or when its budget of steps is used. The rate of an arm is the best on the family's
+first task, of a grid that is extended until worse rates are on both sides; "edge" marks an arm whose grid ended before.
 """
 
 

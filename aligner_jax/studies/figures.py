@@ -1,4 +1,7 @@
-"""Style of the studies' figures: colours that colour-blind readers can tell apart, and files that are alike for equal data."""
+"""Style of the studies' figures.
+
+Colour-blind readers can tell the colours apart, and equal data give equal files.
+"""
 
 import contextlib
 import io

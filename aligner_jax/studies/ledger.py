@@ -32,7 +32,7 @@ class Ledger:
             return None
         try:
             found = parse_json(path.read_text(encoding="utf-8"), str(path))
-            was, result = dict(found["settings"]), dict(found["result"])
+            was, result = _parts(found)
         except (OSError, ValueError, KeyError, TypeError, InputError) as error:
             raise InputError(
                 f"{path} cannot be used ({type(error).__name__}): remove it to have it made anew"
@@ -49,6 +49,10 @@ class Ledger:
     def path(self, name: str) -> Path:
         """Returns the file of a name."""
         return self.folder / f"{name}.json"
+
+
+def _parts(found: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    return dict(found["settings"]), dict(found["result"])
 
 
 def _with_nan(value: Any) -> Any:

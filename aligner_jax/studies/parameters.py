@@ -37,8 +37,8 @@ from aligner_jax.weights.base import load_base
 
 DEFAULT = {
     "out": Path("runs/parameters"), "arms": "aligner_1,aligner_10,aligner_100,bias,lora_1,lora_8",
-    "tasks": "form/json,form/bullets,form/lower_case,knowledge/facts,reasoning/chain_sum", "seeds": 1, "budget": 96, "rows": 2, "length": 256,
-    "train": 192, "heldout": 24, "prompts": 32, "facts": 48,
+    "tasks": "form/json,form/lower,form/phrases,knowledge/facts,reasoning/chain_sum", "seeds": 1, "budget": 96,
+    "rows": 2, "length": 256, "train": 192, "heldout": 24, "prompts": 32, "facts": 48,
 }  # fmt: skip
 LARGE = {
     "out": Path("runs/parameters_large"), "arms": ",".join(ARMS), "tasks": ",".join(families.NAMES), "seeds": 3,
@@ -95,11 +95,15 @@ def run(args: argparse.Namespace) -> int:
     study = Study(
         plan, base, prepared, args.out, together=args.together, until=until, say=lambda line: print(line, flush=True)
     )
-    complete = study.run(lambda: write(study, plan, args.out))
+    complete = study.run(lambda: _write(study, plan, args.out))
     print(f"\n{write(study, plan, args.out)}\n{args.out / 'table.md'}")
     if not complete:
         print("not all runs had time; the same command goes on", file=sys.stderr)
     return 0
+
+
+def _write(study: Study, plan: Plan, out: Path) -> None:
+    write(study, plan, out)
 
 
 def write(study: Study, plan: Plan, out: Path) -> str:

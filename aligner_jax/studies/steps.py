@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-
 from jaxtyping import Array
 
 from aligner_jax.model.llama import LlamaConfig, Params, Remat

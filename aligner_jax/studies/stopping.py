@@ -1,11 +1,13 @@
 """Decides when a training run ends: when its held-out loss is near its extrapolated end, or when its budget is used.
 
-A run has a constant rate until one of the two, then a rate that falls to 0, and its length need not be known before. The
-held-out loss is measured at steps that grow by a constant factor. A loss that falls to its end as a power of the steps
-gains less from point to point by a constant factor too, and the sum of this geometric series is what is still to come.
+A run has a constant rate until one of the two, then a rate that falls to 0, and its length need not be known before.
+The held-out loss is measured at steps that grow by a constant factor. A loss that falls to its end as a power of the
+steps gains less from point to point by a constant factor too, and the sum of this geometric series is what is still to
+come.
 """
 
 import dataclasses
+import itertools
 import math
 from typing import Literal
 
@@ -105,7 +107,7 @@ def still_to_come(losses: list[float]) -> float:
     """
     if len(losses) < 4:
         return math.inf
-    *_, first, second, third = (before - after for before, after in zip(losses, losses[1:], strict=False))
+    *_, first, second, third = (before - after for before, after in itertools.pairwise(losses))
     if third <= 0:
         # A loss that rises twice is past its best; one rise may be noise.
         return 0.0 if second <= 0 else second

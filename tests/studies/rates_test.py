@@ -20,7 +20,8 @@ def test_the_grid_is_extended_until_the_best_rate_is_inside(best: float):
     losses = search(lambda rate: abs(math.log(rate / best)))
     assert is_inside(losses)
     found = best_rate(losses)
-    assert found is not None and 1 / 2 < found / best < 2
+    assert found is not None
+    assert 1 / 2 < found / best < 2
 
 
 def test_the_search_has_an_end_and_says_that_the_best_is_at_the_edge():
@@ -32,4 +33,5 @@ def test_the_search_has_an_end_and_says_that_the_best_is_at_the_edge():
 def test_diverged_rates_count_as_worse():
     losses = search(lambda rate: math.nan if rate > 0.005 else rate**2 + 0.00005 / rate)
     assert is_inside(losses)
-    assert best_rate({0.1: math.nan}) is None and next_rate({0.1: math.nan}) is None
+    assert best_rate({0.1: math.nan}) is None
+    assert next_rate({0.1: math.nan}) is None
