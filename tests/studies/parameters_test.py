@@ -9,6 +9,7 @@ import pytest
 
 from aligner_jax.errors import InputError
 from aligner_jax.studies import parameters, study
+from scripts.lib.tiny_llama import write_tiny_llama
 
 SMALL = [
     "--arms=aligner_1,lora_8", "--tasks=form/json,form/lower", "--budget=4", "--rows=1", "--length=512",
@@ -17,9 +18,16 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    write_tiny_llama(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("parameters")
-    assert run(tiny_model, out) == 0
+    assert run(base, out) == 0
     return out
 
 
@@ -52,21 +60,21 @@ def test_every_run_is_kept_with_its_curve(made: Path):
     assert len(json.loads((made / "answers/form/lower/base-0-0.json").read_text())["result"]["right"]) == 3
 
 
-def test_nothing_is_trained_or_answered_twice(made: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_nothing_is_trained_or_answered_twice(made: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     before = (made / "table.md").read_bytes()
     monkeypatch.setattr(study, "fit", lambda *args: pytest.fail("a run was trained again"))
     monkeypatch.setattr("aligner_jax.studies.prepared.sample", lambda *args, **kwargs: pytest.fail("answered again"))
-    assert run(tiny_model, made) == 0
+    assert run(base, made) == 0
     assert (made / "table.md").read_bytes() == before
 
 
-def test_other_settings_are_refused_by_name(made: Path, tiny_model: Path):
+def test_other_settings_are_refused_by_name(made: Path, base: Path):
     with pytest.raises(InputError, match=r"rule\.budget is 5 and was 4"):
-        run(tiny_model, made, "--budget=5")
+        run(base, made, "--budget=5")
 
 
-def test_a_study_without_time_begins_nothing_and_says_so(tiny_model: Path, tmp_path: Path, capsys):
-    assert run(tiny_model, tmp_path, "--minutes=0") == 0
+def test_a_study_without_time_begins_nothing_and_says_so(base: Path, tmp_path: Path, capsys):
+    assert run(base, tmp_path, "--minutes=0") == 0
     assert not list(tmp_path.glob("runs/**/*.json"))
     printed = capsys.readouterr()
     assert "the same command goes on" in printed.err

@@ -26,13 +26,15 @@ class Task:
 
     Attributes:
       name: name, such as "form/json".
-      family: "form", "knowledge", "reasoning" or "loss".
+      family: "form", "knowledge", "reasoning", "alpaca" or "gsm8k". The rates of all tasks of a family are searched on
+        its first one.
       train: training examples.
       heldout: examples of the held-out loss, by which training is stopped and rates are compared. They share no
         question with `prompts`, and none with `train`.
       prompts: prompts of the success rate, none of which is a question of `train` or `heldout`. Empty if the task has
         no check of answers.
       max_new_tokens: tokens of an answer at most.
+      test: examples whose loss is reported and by which nothing is chosen; for tasks without checks.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Task:
     heldout: Sequence[Example]
     prompts: Sequence[Checked]
     max_new_tokens: int
+    test: Sequence[Example] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +51,10 @@ class Sizes:
     """Sizes of a task; the defaults suit training on a CPU.
 
     Attributes:
-      train: number of training examples. The family "knowledge" has `facts` times its training phrasings instead.
+      train: number of training examples. The family "knowledge" has `facts` times its training phrasings instead, and
+        tasks without checks have all examples that are left.
       heldout: number of held-out examples.
-      prompts: number of held-out prompts.
+      prompts: number of held-out prompts, or of test examples.
       facts: number of facts of the family "knowledge".
     """
 

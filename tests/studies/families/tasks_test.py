@@ -34,12 +34,13 @@ def test_all_tasks_are_made_and_no_prompt_is_in_training(data: Path):
     made = tasks(NAMES, data=data, sizes=SMALL)
     assert tuple(task.name for task in made) == NAMES
     for task in made:
-        parts = [{each.question for each in part} for part in (task.train, task.heldout, task.prompts)]
+        tested = task.prompts or task.test
+        parts = [{each.question for each in part} for part in (task.train, task.heldout, tested)]
         assert not parts[0] & parts[1]
         assert not (parts[0] | parts[1]) & parts[2]
-        assert len(task.train) == (48 if task.family == "knowledge" else 4)
-        assert bool(task.prompts) == (not task.name.startswith("loss/")) == (task.max_new_tokens > 0)
-    assert {task.family for task in made} == {"form", "knowledge", "reasoning", "loss"}
+        assert len(task.train) == {"knowledge": 48, "alpaca": 5, "gsm8k": 5}.get(task.family, 4)
+        assert bool(task.prompts) == (not task.test) == (not task.name.startswith("loss/")) == (task.max_new_tokens > 0)
+    assert {task.family for task in made} == {"form", "knowledge", "reasoning", "alpaca", "gsm8k"}
 
 
 def test_a_form_has_eight_styles_and_a_loss_has_its_family():
@@ -49,10 +50,11 @@ def test_a_form_has_eight_styles_and_a_loss_has_its_family():
 
 def test_a_loss_holds_out_whole_prompts(data: Path):
     (alpaca, gsm8k) = tasks(["loss/alpaca", "loss/gsm8k"], data=data, sizes=SMALL)
-    assert (alpaca.family, gsm8k.family) == ("loss", "reasoning")
-    # The last question is also the first, and both are held out.
-    assert [each.question for each in gsm8k.heldout] == ["What is 0 + 0?"] * 2
-    assert [each.question for each in gsm8k.train] == [f"What is {i} + {i}?" for i in range(1, 5)]
+    assert (alpaca.family, gsm8k.family) == ("alpaca", "gsm8k")
+    # The last question is also the first, and both are tested.
+    assert [each.question for each in gsm8k.test] == [f"What is {i} + {i}?" for i in (0, 8, 0)]
+    assert [each.question for each in gsm8k.heldout] == [f"What is {i} + {i}?" for i in (6, 7)]
+    assert [each.question for each in gsm8k.train] == [f"What is {i} + {i}?" for i in range(1, 6)]
     assert gsm8k.train[0].answer == "It is 2.\n#### 2"
 
 
@@ -88,8 +90,8 @@ def test_missing_files_are_errors(tmp_path: Path):
 
 
 def test_a_file_with_too_few_examples_or_of_preferences_is_an_error(data: Path):
-    with pytest.raises(InputError, match=r"train\.jsonl has 10 examples, too few for 9 to train and 2 held out"):
-        tasks(["loss/gsm8k"], data=data, sizes=Sizes(train=9, heldout=2))
+    with pytest.raises(InputError, match=r"train\.jsonl has 10 examples, too few for 9 held out and 3 tested"):
+        tasks(["loss/gsm8k"], data=data, sizes=Sizes(heldout=9, prompts=3))
     (data / FILES["alpaca"]).write_text(json.dumps([{"prompt": "Why?", "chosen": "So.", "rejected": "No."}]))
     with pytest.raises(InputError, match="is a preference, but loss/alpaca learns from answers"):
         tasks(["loss/alpaca"], data=data, sizes=SMALL)
