@@ -1,0 +1,53 @@
+"""Arms of the studies: methods with their options, from 56 trained numbers to all of the base."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from aligner_jax.model.llama import LlamaConfig
+from aligner_jax.peft import Adapter, init_adapter
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A method with its options.
+
+    Attributes:
+      name: name in tables and files.
+      method: key of `peft.METHODS`.
+      options: options of the method.
+      rate: learning rate with which the search begins.
+      cost: time of a step, relative to an Aligner's of one token.
+    """
+
+    name: str
+    method: str
+    options: Mapping[str, Any]
+    rate: float
+    cost: float = 1.0
+
+    def init(self, config: LlamaConfig, seed: int) -> Adapter:
+        """Returns the initial adapter."""
+        return init_adapter(self.method, config, key=seed, **self.options)
+
+
+def _arms(*arms: Arm) -> dict[str, Arm]:
+    return {arm.name: arm for arm in arms}
+
+
+ARMS = _arms(
+    Arm("aligner_1", "aligner", {"num_tokens": 1}, 2e-2),
+    Arm("aligner_3", "aligner", {"num_tokens": 3}, 2e-2),
+    Arm("aligner_10", "aligner", {"num_tokens": 10}, 2e-2),
+    Arm("aligner_30", "aligner", {"num_tokens": 30}, 2e-2, 1.1),
+    Arm("aligner_100", "aligner", {"num_tokens": 100}, 2e-2, 1.2),
+    Arm("bias", "bias", {"target": "o"}, 1e-2),
+    Arm("llama_adapter_10", "llama_adapter", {"num_tokens": 10}, 1e-2),
+    Arm("prompt_20", "prompt", {"num_tokens": 20}, 3e-2, 1.2),
+    Arm("prefix_10", "prefix", {"num_tokens": 10}, 1e-1),
+    Arm("lora_1", "lora", {"rank": 1}, 6e-3, 1.2),
+    Arm("lora_8", "lora", {"rank": 8}, 4e-3, 1.2),
+    Arm("lora_64", "lora", {"rank": 64}, 2e-3, 1.4),
+    Arm("full", "full", {}, 1.5e-4, 4.0),
+)
+"""Arms by name, in the order of trained numbers on SmolLM2-135M but for prompt and prefix tuning."""

@@ -1,0 +1,104 @@
+"""Figures of the study: success against trained numbers by family, numbers that 90 % take, and losses over steps."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from aligner_jax.evals.estimates import Estimate
+from aligner_jax.studies.curve import REFERENCE, SHARE, Reached, numbers_for
+from aligner_jax.studies.figures import COLOURS, OTHER, figure, save
+from aligner_jax.studies.study import Study
+
+
+def plot_family(family: str, base: Estimate | None, arms: Sequence[Reached], path: Path) -> list[Path]:
+    """Writes the figure of success against trained numbers, and returns its files."""
+    with figure(6, 4) as (drawn, axes):
+        shown = [each for each in arms if each.success is not None]
+        if base is not None:
+            axes.axhline(100 * base.value, color=OTHER, linestyle="--", linewidth=1)
+            axes.annotate(
+                "base", (0.01, 100 * base.value), xycoords=("axes fraction", "data"), va="bottom", color=OTHER
+            )
+        for number, each in enumerate(shown):
+            assert each.success is not None
+            _point(axes, number, each, each.success)
+        _line(axes, [each for each in shown if each.arm.startswith("aligner_")], "aligner")
+        _line(axes, [each for each in shown if each.arm.startswith("lora_")], "lora")
+        axes.set_xscale("log")
+        axes.set_ylim(-4, 106)
+        if shown:
+            axes.set_xlim(min(each.parameters for each in shown) / 3, max(each.parameters for each in shown) * 3)
+        axes.set_xlabel("trained numbers")
+        axes.set_ylabel("held-out prompts answered right (%)")
+        axes.set_title(f"{family}, 95 % intervals over prompts")
+        return save(drawn, path)
+
+
+def plot_needed(families: Mapping[str, Sequence[Reached]], path: Path) -> list[Path]:
+    """Writes the figure of the numbers with which Aligners reach 90 % of the reference's success."""
+    with figure(6, 0.8 + 0.6 * len(families)) as (drawn, axes):
+        for row, (_family, arms) in enumerate(families.items()):
+            aligners = [each for each in arms if each.arm.startswith("aligner_")]
+            whole = [each for each in arms if each.arm == REFERENCE]
+            numbers = numbers_for(SHARE, [*aligners, *whole])
+            if whole:
+                axes.plot(whole[0].parameters, row, "s", color=COLOURS["lora"])
+            if numbers is not None:
+                axes.plot(numbers, row, "o", color=COLOURS["aligner"])
+                axes.annotate(f"{numbers:,.0f}", (numbers, row), (0, 6), textcoords="offset points", ha="center")
+            elif aligners:
+                most = max(each.parameters for each in aligners)
+                axes.annotate("not reached", (most, row), (0, 6), textcoords="offset points", ha="center")
+                axes.plot(most, row, ">", color=COLOURS["aligner"], fillstyle="none")
+        axes.set_yticks(range(len(families)), list(families))
+        axes.set_ylim(-0.6, len(families) - 0.2)
+        axes.set_xscale("log")
+        axes.margins(x=0.12)
+        axes.set_xlabel(
+            f"trained numbers: Aligners with {SHARE:.0%} of {REFERENCE}'s success (circles), {REFERENCE} (squares)"
+        )
+        return save(drawn, path)
+
+
+def plot_courses(study: Study, task: str, arms: Sequence[str], path: Path) -> list[Path]:
+    """Writes the figure of held-out losses over steps, of every arm's best run on a task."""
+    with figure(6, 4) as (drawn, axes):
+        for arm in arms:
+            rate = study.rate(arm, task)
+            best = [
+                result for cell, result in study.results.items()
+                if (cell.arm, cell.task, cell.seed, cell.rate) == (arm, task, 0, rate)
+            ]  # fmt: skip
+            if not best:
+                continue
+            points = best[0].points[1:]
+            end = "converged" if best[0].end == "converged" else best[0].end
+            axes.plot([p.step for p in points], [p.loss for p in points], ".-", label=f"{arm}, {rate:g}: {end}")
+        axes.set_xscale("log")
+        axes.set_xlabel("optimizer steps")
+        axes.set_ylabel("held-out loss (nats a token)")
+        axes.set_title(f"{task}; the rate falls between an arm's last two points")
+        if axes.lines:
+            axes.legend(fontsize=7)
+        return save(drawn, path)
+
+
+def _point(axes: Axes, number: int, each: Reached, success: Estimate) -> None:
+    value, low, high = (100 * x for x in (success.value, success.low, success.high))
+    colour = COLOURS.get(each.arm.rpartition("_")[0], OTHER)
+    axes.errorbar(
+        each.parameters, value, yerr=[[value - low], [high - value]], fmt="o", color=colour, markersize=5, capsize=3,
+        linewidth=1.2,
+    )  # fmt: skip
+    end, offset, side = (low, -5, "top") if number % 2 else (high, 5, "bottom")
+    axes.annotate(
+        each.arm, (each.parameters, end), xytext=(0, offset), textcoords="offset points", ha="center", va=side,
+        color=colour, fontsize=8,
+    )  # fmt: skip
+
+
+def _line(axes: Axes, arms: Sequence[Reached], colour: str) -> None:
+    points = [(each.parameters, 100 * each.success.value) for each in arms if each.success is not None]
+    if len(points) > 1:
+        axes.plot(*zip(*points, strict=True), color=COLOURS[colour], linewidth=0.8, alpha=0.6)

@@ -1,0 +1,87 @@
+"""Tables of the study of form, knowledge and reasoning, as Markdown."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from aligner_jax.evals.estimates import Estimate
+from aligner_jax.studies.compare_table import markdown
+from aligner_jax.studies.curve import REFERENCE, SHARE, Reached, numbers_for
+from aligner_jax.studies.rates import best_rate
+from aligner_jax.studies.study import Study
+
+NOTE = """\
+Intervals are 95 % over prompts (`evals/interval.py`). A run ends when its held-out loss is within the tolerance of its
+extrapolated end ("converged"), or when its budget of steps is used. The rate of an arm is the best on the family's
+first task, of a grid that is extended until worse rates are on both sides; "edge" marks an arm whose grid ended before.
+"""
+
+
+def family_table(family: str, base: Estimate | None, arms: Sequence[Reached]) -> str:
+    """Returns the table of a family's arms."""
+    rows = [["base", "0", percent(base), "", "", "", ""]]
+    for each in arms:
+        rows.append(
+            [
+                each.arm, f"{each.parameters:,}", percent(each.success), f"{each.gain:+.3f}",
+                "" if math.isnan(each.gain_share) else f"{each.gain_share:.0%}",
+                f"{each.rate:g}{'' if each.inside else ' (edge)'}",
+                f"{each.converged} of {each.runs} converged, {each.steps:.0f} steps",
+            ]
+        )  # fmt: skip
+    header = [
+        "arm", "trained numbers", "success", "held-out loss below the base, nats a token", f"of {REFERENCE}'s", "rate",
+        "runs",
+    ]  # fmt: skip
+    return f"## {family}\n\n{markdown(header, rows)}"
+
+
+def test_table(arms: Sequence[Reached]) -> str:
+    """Returns the table of the losses on test examples; "" if there are none."""
+    whole = next((each.test_gain for each in arms if each.arm == REFERENCE), None)
+    rows = []
+    for each in arms:
+        if each.test_gain is None:
+            continue
+        value, low, high = (f"{x:.4f}" for x in (each.test_gain.value, each.test_gain.low, each.test_gain.high))
+        share = f"{each.test_gain.value / whole.value:.0%}" if whole is not None and whole.low > 0 else ""
+        rows.append([each.arm, f"{each.parameters:,}", f"{value} [{low}, {high}]", share])
+    if not rows:
+        return ""
+    header = ["arm", "trained numbers", "loss below the base, nats a token", f"of {REFERENCE}'s"]
+    return f"Test examples, on which no choice was made:\n\n{markdown(header, rows)}"
+
+
+def rates_table(study: Study, task: str, arms: Sequence[str]) -> str:
+    """Returns the table of held-out losses by arm and rate; an arm's lowest one is bold."""
+    rows = []
+    for arm in arms:
+        tried = study.tried(arm, task)
+        best = best_rate(tried)
+        losses = (
+            f"{rate:g}: {'**' if rate == best else ''}{loss:.4f}{'**' if rate == best else ''}"
+            for rate, loss in sorted(tried.items())
+        )
+        if tried:
+            rows.append([arm, ", ".join(losses)])
+    return f"Rates tried on {task}, and held-out losses:\n\n{markdown(['arm', 'rate: loss'], rows)}" if rows else ""
+
+
+def needed_table(families: Mapping[str, Sequence[Reached]]) -> str:
+    """Returns the table of the trained numbers with which Aligners reach 90 % of the reference's success."""
+    rows = []
+    for family, arms in families.items():
+        numbers = numbers_for(
+            SHARE, [each for each in arms if each.arm.startswith("aligner_") or each.arm == REFERENCE]
+        )
+        whole = next((each.success for each in arms if each.arm == REFERENCE), None)
+        if whole is not None:
+            rows.append([family, percent(whole), "not reached" if numbers is None else f"{numbers:,.0f}"])
+    if not rows:
+        return ""
+    header = ["family", f"success of {REFERENCE}", f"numbers of an Aligner for {SHARE:.0%} of it"]
+    return f"## How many numbers it takes\n\n{markdown(header, rows)}"
+
+
+def percent(share: Estimate | None) -> str:
+    """Returns a share and its interval as text; "" for None."""
+    return "" if share is None else f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"

@@ -1,0 +1,137 @@
+"""Measures what trained numbers buy: success of form, knowledge and reasoning, from 828 numbers to millions.
+
+    python -m aligner_jax.studies.parameters [DATA_FOLDER] [--large] [--out=DIR] [--arms=…] [--tasks=…] [--minutes=…]
+
+Every arm learns every task until its run is over: the rate stays constant until the held-out loss is near its
+extrapolated end, or until the budget is used, and then falls to 0. Rates are searched for every arm alike, on the first
+task of a family, until worse ones are on both sides. Then answers to held-out prompts are checked by programs.
+
+Without DATA_FOLDER the questions of form are the quickstart's. A folder that holds sft/alpaca_random_9k.json gives
+Alpaca's, and with reasoning/gsm8k/train.jsonl the tasks loss/alpaca and loss/gsm8k can be named too. Tasks of reasoning
+need `pip install 'aligner_jax[study]'`.
+
+Run the same command again to go on: finished runs are kept in OUT. With --minutes no run begins that would not end in
+time, so that a borrowed accelerator is given back. Tables are printed and written to OUT/table.md, figures to
+OUT/*.png and *.svg. No text of the data is printed.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from aligner_jax.runtime import platform
+from aligner_jax.runtime.config import OptimConfig
+from aligner_jax.runtime.files import write_atomically
+from aligner_jax.studies import cell_runs, curve, curve_plot, curve_table
+from aligner_jax.studies.arms import ARMS
+from aligner_jax.studies.families import tasks as families
+from aligner_jax.studies.families.task import Sizes
+from aligner_jax.studies.flag_values import MODEL, names, positive
+from aligner_jax.studies.prepared import Prepared, Rows
+from aligner_jax.studies.stopping import Rule
+from aligner_jax.studies.study import Plan, Study
+from aligner_jax.weights.base import load_base
+
+DEFAULT = {
+    "out": Path("runs/parameters"), "arms": "aligner_1,aligner_10,aligner_100,bias,lora_1,lora_8",
+    "tasks": "form/json,form/lower,form/phrases,knowledge/facts,reasoning/chain_sum", "seeds": 1, "budget": 96,
+    "rows": 2, "length": 256, "train": 192, "heldout": 24, "prompts": 32, "facts": 48,
+}  # fmt: skip
+LARGE = {
+    "out": Path("runs/parameters_large"), "arms": ",".join(ARMS), "tasks": ",".join(families.NAMES), "seeds": 3,
+    "budget": 600, "rows": 8, "length": 512, "train": 1024, "heldout": 64, "prompts": 128, "facts": 200,
+}  # fmt: skip
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        # The defaults below depend on "--large" in argv, so it must not be abbreviated.
+        allow_abbrev=False,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("data", nargs="?", type=Path, help="the folder of all data (default: the quickstart's questions alone)")
+    add("--large", action="store_true", help="all arms and tasks: for an accelerator, or days")
+    add("--out", type=Path, help="where everything is kept (default %(default)s)")
+    add("--base", default=MODEL, help="the model (default %(default)s)")
+    add("--arms", type=names(tuple(ARMS)), help="methods (default %(default)s)")
+    add("--tasks", type=names(families.NAMES), help="tasks (default %(default)s)")
+    add("--seeds", type=positive, help="of every arm and task (default %(default)s)")
+    add("--budget", type=positive, help="optimizer steps of a run at most (default %(default)s)")
+    add("--tolerance", type=float, default=Rule.tolerance, help="share of the loss still to come at the end")
+    add("--rows", type=positive, help="a step (default %(default)s)")
+    add("--length", type=positive, help="tokens a row; longer examples are left out (default %(default)s)")
+    add("--train", type=positive, help="training examples of a task (default %(default)s)")
+    add("--heldout", type=positive, help="examples that end runs and choose rates (default %(default)s)")
+    add("--prompts", type=positive, help="prompts whose answers are checked (default %(default)s)")
+    add("--facts", type=positive, help="facts of knowledge/facts (default %(default)s)")
+    add("--together", type=positive, default=1, help="runs of an arm that are trained at once (default %(default)s)")
+    add("--minutes", type=float, default=math.inf, help="time in which all begun runs end (default: no limit)")
+    add("--dtype", choices=("bfloat16", "float32", "auto"), default="bfloat16", help="default %(default)s")
+    parser.set_defaults(**(LARGE if "--large" in sys.argv else DEFAULT))
+    return parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the missing cells and writes tables and figures; returns the exit status."""
+    until = time.monotonic() + 60 * args.minutes
+    rows = Rows(args.rows, args.length)
+    sizes = Sizes(train=args.train, heldout=args.heldout, prompts=args.prompts, facts=args.facts)
+    made = families.tasks(args.tasks, data=args.data, sizes=sizes)
+    by_family: dict[str, list[str]] = {}
+    for task in made:
+        by_family.setdefault(task.family, []).append(task.name)
+    plan = Plan(
+        arms={name: ARMS[name] for name in args.arms}, families=by_family, seeds=args.seeds,
+        rule=Rule(budget=args.budget, tolerance=args.tolerance), rows=rows, optim=OptimConfig(weight_decay=0.0),
+    )  # fmt: skip
+    forecast = sum(plan.num_cells() / len(plan.arms) * plan.seconds(arm) for arm in plan.arms.values()) / 60
+    print(f"about {forecast:.0f} minutes on two cores for {plan.num_cells()} runs; finished ones are kept", flush=True)
+    base = load_base(args.base, platform.compute_dtype(args.dtype))
+    prepared = {task.name: Prepared(task, base, rows) for task in made}
+    study = Study(
+        plan, base, prepared, args.out, together=args.together, until=until, say=lambda line: print(line, flush=True)
+    )
+    complete = study.run(lambda: _write(study, plan, args.out))
+    print(f"\n{write(study, plan, args.out)}\n{args.out / 'table.md'}")
+    if not complete:
+        print("not all runs had time; the same command goes on", file=sys.stderr)
+    return 0
+
+
+def _write(study: Study, plan: Plan, out: Path) -> None:
+    write(study, plan, out)
+
+
+def write(study: Study, plan: Plan, out: Path) -> str:
+    """Writes tables and figures of the results so far, and returns the text of the tables."""
+    arms: Sequence[str] = list(plan.arms)
+    parts, found = [curve_table.NOTE], {}
+    for family, tasks in plan.families.items():
+        reached = curve.reached(study, tasks, arms)
+        if not reached:
+            continue
+        found[family] = reached
+        base = curve.base_success(study, tasks)
+        parts += [
+            curve_table.family_table(f"{family}: {', '.join(tasks)}", base, reached),
+            curve_table.test_table(reached),
+            curve_table.rates_table(study, tasks[0], arms),
+        ]
+        curve_plot.plot_courses(study, tasks[0], arms, out / f"{family}_steps")
+        if base is not None:
+            curve_plot.plot_family(family, base, reached, out / family)
+    checked = {family: reached for family, reached in found.items() if reached[0].success is not None}
+    if checked:
+        parts.append(curve_table.needed_table(checked))
+        curve_plot.plot_needed(checked, out / "needed")
+    text = "\n".join(part for part in parts if part)
+    write_atomically(out / "table.md", text)
+    return text
+
+
+if __name__ == "__main__":
+    cell_runs.main(lambda: run(arguments()))

@@ -1,0 +1,226 @@
+"""A study: tunes and trains arms on tasks until their runs are over, and keeps what each cell gave."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aligner_jax.errors import InputError
+from aligner_jax.peft.artifact import load_adapter, save_adapter
+from aligner_jax.peft.methods import METHODS
+from aligner_jax.runtime.config import OptimConfig
+from aligner_jax.studies import rates
+from aligner_jax.studies.arms import Arm
+from aligner_jax.studies.cell import Cell, Result
+from aligner_jax.studies.fit import Fitted, Wanted, fit
+from aligner_jax.studies.ledger import Ledger
+from aligner_jax.studies.prepared import Prepared, Rows
+from aligner_jax.studies.steps import Steps
+from aligner_jax.studies.stopping import Rule
+from aligner_jax.weights.base import Base
+
+TOKENS_PER_SECOND = 650.0
+"""Training speed of an Aligner on SmolLM2-135M in bfloat16 on two cores, for forecasts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a study trains.
+
+    Attributes:
+      arms: arms, by name.
+      families: names of tasks, by family; rates are searched on the first task of a family.
+      seeds: seeds of every arm and task.
+      rule, rows, optim: rule by which runs end, shape of batches, and optimizer, of all runs.
+    """
+
+    arms: Mapping[str, Arm]
+    families: Mapping[str, Sequence[str]]
+    seeds: int
+    rule: Rule
+    rows: Rows
+    optim: OptimConfig
+
+    def num_cells(self) -> int:
+        """Returns the number of cells if no search of a rate needs more than the first ones."""
+        return len(self.arms) * sum(len(tasks) * self.seeds + 2 for tasks in self.families.values())
+
+    def seconds(self, arm: Arm) -> float:
+        """Returns the expected seconds of a run of the arm that uses half of its budget."""
+        return arm.cost * 0.5 * self.rule.budget * self.rows.rows * self.rows.length / TOKENS_PER_SECOND
+
+
+class Study:
+    """Runs the cells of a plan, and gives their results.
+
+    Attributes:
+      results: results by cell.
+      successes: 1 or 0 per prompt of the task, by cell; only of cells at their arm's best rate. The base's have arm
+        "base", seed 0 and rate 0.
+      losses: nats and targets per test document, likewise.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        base: Base,
+        tasks: Mapping[str, Prepared],
+        out: Path,
+        *,
+        together: int = 1,
+        until: float = math.inf,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """Makes a study whose results, if there are any in `out`, are kept.
+
+        Args:
+          plan: arms, tasks and sizes.
+          base: the base.
+          tasks: prepared tasks by name.
+          out: folder of the study.
+          together: runs that are trained at once.
+          until: time (of `time.monotonic`) after which no run begins that would not end before it.
+          say: prints a line.
+        """
+        self._plan, self._base, self._tasks, self._together = plan, base, tasks, together
+        self._runs, self._answers = Ledger(out / "runs"), Ledger(out / "answers")
+        self._adapters, self._until, self._say = out / "adapters", until, say
+        self._steps: dict[str, Steps] = {}
+        self._took: dict[str, list[float]] = {}
+        self._began = time.monotonic()
+        self.results: dict[Cell, Result] = {}
+        self.successes: dict[Cell, list[int]] = {}
+        self.losses: dict[Cell, list[tuple[float, int]]] = {}
+
+    def run(self, after: Callable[[], None] = lambda: None) -> bool:
+        """Runs all cells, family by family; calls `after` when a family has new results. Returns True if all ran."""
+        complete = True
+        for tasks in self._plan.families.values():
+            for name in tasks:
+                self._measure(Cell(name, "base", 0, 0.0))
+            for arm in self._plan.arms.values():
+                complete &= self._search(arm, tasks[0])
+                after()
+            for arm in self._plan.arms.values():
+                rate = self.rate(arm.name, tasks[0])
+                cells = [Cell(task, arm.name, seed, rate or 0.0) for seed in range(self._plan.seeds) for task in tasks]
+                complete &= rate is not None and self._train(arm, cells)
+                for cell in cells:
+                    if cell in self.results:
+                        self._measure(cell)
+                after()
+        return complete
+
+    def tried(self, arm: str, task: str) -> dict[float, float]:
+        """Returns the losses of an arm's first seed on a task, by rate."""
+        return {
+            cell.rate: result.loss
+            for cell, result in self.results.items()
+            if (cell.arm, cell.task, cell.seed) == (arm, task, 0)
+        }
+
+    def rate(self, arm: str, task: str) -> float | None:
+        """Returns the best rate that an arm has been tried with on a task; None if there is none."""
+        return rates.best_rate(self.tried(arm, task))
+
+    def _search(self, arm: Arm, task: str) -> bool:
+        """Tries rates until the best is inside; returns True if the search has ended."""
+        if not self._train(arm, [Cell(task, arm.name, 0, rate) for rate in rates.first_rates(arm.rate)]):
+            return False
+        while (rate := rates.next_rate(self.tried(arm.name, task))) is not None:
+            if not self._train(arm, [Cell(task, arm.name, 0, rate)]):
+                return False
+        return True
+
+    def _train(self, arm: Arm, cells: Iterable[Cell]) -> bool:
+        """Trains the cells that have no result; returns True if all have one afterwards."""
+        cells = list(cells)
+        wanted: dict[str, Cell] = {}
+        for cell in cells:
+            found = self._runs.get(cell.name, self._settings(cell))
+            if found is not None:
+                self.results[cell] = Result.of(found)
+            else:
+                wanted[cell.name] = cell
+        if wanted:
+            runs = [self._wanted(arm, cell) for cell in wanted.values()]
+            for fitted in fit(runs, self._steps_of(arm), self._base.params, self._plan.rule, self._may_begin(arm)):
+                self._keep(wanted[fitted.wanted.name], fitted)
+        return all(cell in self.results for cell in cells)
+
+    def _wanted(self, arm: Arm, cell: Cell) -> Wanted:
+        task = self._tasks[cell.task]
+        return Wanted(
+            name=cell.name, rate=cell.rate, first=lambda: arm.init(self._base.config, cell.seed),
+            batches=lambda: task.batches(cell.seed), loss_of=task.loss_of, base_loss=task.base_loss,
+        )  # fmt: skip
+
+    def _steps_of(self, arm: Arm) -> Steps:
+        if arm.name not in self._steps:
+            together = self._together if METHODS[arm.method].per_row else 1
+            like = arm.init(self._base.config, 0)
+            self._steps[arm.name] = Steps(like, self._plan.optim, config=self._base.config, together=together)
+        return self._steps[arm.name]
+
+    def _may_begin(self, arm: Arm) -> Callable[[Wanted], bool]:
+        def may_begin(_: Wanted) -> bool:
+            took = self._took.get(arm.name)
+            expected = max(took) if took else self._plan.seconds(arm)
+            return time.monotonic() + expected <= self._until
+
+        return may_begin
+
+    def _keep(self, cell: Cell, fitted: Fitted) -> None:
+        course = fitted.course
+        assert course.end is not None
+        result = Result(
+            fitted.adapter.num_params, course.end, tuple(course.points), fitted.kept, fitted.loss,
+            fitted.wanted.base_loss, fitted.seconds,
+        )  # fmt: skip
+        save_adapter(fitted.adapter, self._file(cell), self._base, canary=False)
+        self._runs.put(cell.name, self._settings(cell), result.as_dict())
+        self.results[cell] = result
+        self._took.setdefault(cell.arm, []).append(fitted.seconds)
+        minutes = (time.monotonic() - self._began) / 60
+        self._say(
+            f"{minutes:5.1f} min  {cell}: loss {result.loss:.4f} (base {result.base_loss:.4f}), {result.end} after "
+            f"{result.points[-1].step} steps, {result.seconds:.0f} s"
+        )
+
+    def _measure(self, cell: Cell) -> None:
+        """Measures the answers and test losses of a cell's adapter, or of the base, unless they are known."""
+        settings = self._settings(cell)
+        found = self._answers.get(cell.name, settings)
+        if found is None:
+            adapter = None
+            if cell.arm != "base":
+                adapter = load_adapter(self._file(cell), self._base)
+            task = self._tasks[cell.task]
+            found = {"right": task.successes(adapter), "test": task.test_losses(adapter)}
+            self._answers.put(cell.name, settings, found)
+            if found["right"]:
+                self._say(f"           {cell}: {sum(found['right'])} of {len(found['right'])} answers right")
+        self.successes[cell] = found["right"]
+        self.losses[cell] = [(nats, targets) for nats, targets in found["test"]]
+
+    def _file(self, cell: Cell) -> Path:
+        return self._adapters / f"{cell.name}.safetensors"
+
+    def _settings(self, cell: Cell) -> dict[str, Any]:
+        plan = self._plan
+        shared = {"base": self._base.fingerprint, "task": {"tokens": self._tasks[cell.task].digest}}
+        if cell.arm == "base":
+            return shared
+        arm = plan.arms[cell.arm]
+        if arm.name != cell.arm:
+            raise InputError(f"the arm {arm.name!r} is listed as {cell.arm!r}")
+        return {
+            **shared,
+            "arm": {"method": arm.method, **arm.options},
+            "run": {"rate": cell.rate, "seed": cell.seed},
+            "rule": dataclasses.asdict(plan.rule),
+            "rows": dataclasses.asdict(plan.rows),
+            "optim": dataclasses.asdict(plan.optim),
+        }

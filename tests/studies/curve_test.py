@@ -1,0 +1,38 @@
+"""aligner_jax/studies/curve.py: shares, intervals, and the numbers that a share takes."""
+
+import math
+
+import pytest
+
+from aligner_jax.evals.estimates import Estimate
+from aligner_jax.studies.curve import Reached, numbers_for, success
+
+
+def arm(name: str, parameters: int, value: float | None) -> Reached:
+    estimate = None if value is None else Estimate(value, value, value)
+    return Reached(name, parameters, 0.01, True, 1, 1, 10.0, estimate, 0.1, math.nan, None)
+
+
+def test_the_numbers_for_a_share_lie_between_the_arms_on_both_sides_of_it():
+    arms = [arm("aligner_1", 100, 0.5), arm("aligner_10", 10_000, 0.9), arm("lora_8", 460_800, 0.8)]
+    # 90 % of 0.8 is 0.72, 55 % of the way from 0.5 to 0.9.
+    assert numbers_for(0.9, arms) == pytest.approx(100 * 100**0.55)
+    assert numbers_for(0.5, arms) == 100
+    assert numbers_for(1.2, arms) is None
+
+
+def test_there_are_no_numbers_without_a_success_of_the_reference():
+    assert numbers_for(0.9, [arm("aligner_1", 100, 0.5)]) is None
+    assert numbers_for(0.9, [arm("aligner_1", 100, 0.5), arm("lora_8", 1000, 0.0)]) is None
+    assert numbers_for(0.9, [arm("aligner_1", 100, None), arm("lora_8", 1000, None)]) is None
+
+
+def test_success_counts_prompts_and_not_seeds():
+    one = success([[1, 0, 1, 1]], ["a"])
+    seeds = success([[1, 0, 1, 1]] * 3, ["a"] * 3)
+    tasks = success([[1, 0, 1, 1]] * 3, ["a", "b", "c"])
+    assert one is not None and seeds is not None and tasks is not None  # noqa: PT018
+    assert one.value == seeds.value == tasks.value == 0.75
+    assert seeds.high - seeds.low == pytest.approx(one.high - one.low, rel=0.2)
+    assert tasks.high - tasks.low < 0.8 * (one.high - one.low)
+    assert success([[], []], ["a", "b"]) is None

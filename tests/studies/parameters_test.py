@@ -1,0 +1,81 @@
+"""The study of trained numbers on a tiny model: what it writes, and how it goes on."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from aligner_jax.errors import InputError
+from aligner_jax.studies import parameters, study
+from scripts.lib.tiny_llama import write_tiny_llama
+
+SMALL = [
+    "--arms=aligner_1,lora_8", "--tasks=form/json,form/lower", "--budget=4", "--rows=1", "--length=512",
+    "--train=8", "--heldout=2", "--prompts=3", "--dtype=float32",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    write_tiny_llama(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("parameters")
+    assert run(base, out) == 0
+    return out
+
+
+def run(base: Path, out: Path, *more: str) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["parameters", f"--base={base}", f"--out={out}", *SMALL, *more])
+        return parameters.run(parameters.arguments())
+
+
+def test_tables_and_figures_are_written(made: Path):
+    text = (made / "table.md").read_text()
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    assert {"base", "aligner_1", "lora_8", "form"} <= set(rows)
+    for figure in ("form", "form_steps", "needed"):
+        assert (made / f"{figure}.png").stat().st_size > 5000
+        assert (made / f"{figure}.svg").read_text().startswith("<?xml")
+
+
+def test_every_run_is_kept_with_its_curve(made: Path):
+    files = sorted(made.glob("runs/form/*/*.json"))
+    # Three rates or more on the first task, one on the second.
+    tuned = [file for file in files if file.parent.name == "json" and file.name.startswith("aligner_1-0-")]
+    assert len(tuned) >= 3
+    assert len([file for file in files if file.parent.name == "lower"]) == 2
+    kept = json.loads(tuned[0].read_text())
+    assert [point["step"] for point in kept["result"]["points"]] == [0, 3, 4]
+    assert kept["result"]["end"] == "budget"
+    assert all((made / "adapters" / file.relative_to(made / "runs")).with_suffix(".safetensors").exists()
+               for file in files)  # fmt: skip
+    assert len(json.loads((made / "answers/form/lower/base-0-0.json").read_text())["result"]["right"]) == 3
+
+
+def test_nothing_is_trained_or_answered_twice(made: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    before = (made / "table.md").read_bytes()
+    monkeypatch.setattr(study, "fit", lambda *args: pytest.fail("a run was trained again"))
+    monkeypatch.setattr("aligner_jax.studies.prepared.sample", lambda *args, **kwargs: pytest.fail("answered again"))
+    assert run(base, made) == 0
+    assert (made / "table.md").read_bytes() == before
+
+
+def test_other_settings_are_refused_by_name(made: Path, base: Path):
+    with pytest.raises(InputError, match=r"rule\.budget is 5 and was 4"):
+        run(base, made, "--budget=5")
+
+
+def test_a_study_without_time_begins_nothing_and_says_so(base: Path, tmp_path: Path, capsys):
+    assert run(base, tmp_path, "--minutes=0") == 0
+    assert not list(tmp_path.glob("runs/**/*.json"))
+    printed = capsys.readouterr()
+    assert "the same command goes on" in printed.err
+    assert re.search(r"about \d+ minutes on two cores for 8 runs", printed.out)
