@@ -23,6 +23,8 @@ from aligner_jax.peft.artifact import load_adapter, save_adapter
 from aligner_jax.peft.combine import combine
 from aligner_jax.weights.base import Base, load_base
 
+_starting.imported()
+
 __all__ = [
     "Adapter",
     "Base",

@@ -279,16 +279,24 @@ def test_one_process_goes_on_for_two(folder: Path, alone: Run):
     check_same(run, alone)
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_two_processes_learn_from_preferences(folder: Path, cached: bool):
-    runs = [
-        Run(
-            folder / "dpo.py", folder / f"dpo_{cached}_{count}", count, "--config.steps=20",
-            f"--config.objective.cache_reference={cached}",
-        )
-        for count in (1, 2)
-    ]  # fmt: skip
-    ends = [end for run in runs for end in run.end()]
-    for status, _, errors in ends:
+def on_pairs(folder: Path, count: int, cached: bool) -> Run:
+    return Run(
+        folder / "dpo.py", folder / f"dpo_{cached}_{count}", count, "--config.steps=20",
+        f"--config.objective.cache_reference={cached}",
+    )  # fmt: skip
+
+
+def check_ended(run: Run) -> None:
+    for status, _, errors in run.end():
         assert status == 0, errors
-    check_same(runs[1], runs[0], steps=20)
+
+
+def test_processes_learn_from_preferences_alike_with_and_without_a_cached_reference(folder: Path):
+    alone, cached = on_pairs(folder, 1, True), on_pairs(folder, 2, True)
+    check_ended(alone)
+    check_ended(cached)
+    # It is compared with a cached reference too, so that one process runs once.
+    computed = on_pairs(folder, 2, False)
+    check_ended(computed)
+    for run in (cached, computed):
+        check_same(run, alone, steps=20)

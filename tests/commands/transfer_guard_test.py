@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import many_devices
 import numpy as np
 import pytest
 from places import ROOT
@@ -59,7 +60,7 @@ def test_runs_on_a_mesh_pass(tiny_run: dict, tmp_path: Path):
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        **many_devices.environment(2),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
     }
     command = [sys.executable, "-c", RUN, json.dumps(configs), str(tmp_path / "runs")]

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import many_devices
 import numpy as np
 import places
 from judge_server import run_in
@@ -28,9 +29,6 @@ from aligner_jax.weights.base import load_base
 from scripts.lib.tiny_llama import write_tiny_llama
 
 DEVICES = 4
-PATIENT = (
-    "--xla_cpu_collective_call_terminate_timeout_seconds=1200 --xla_cpu_collective_call_warn_stuck_timeout_seconds=1200"
-)
 ASKS = [Ask("Be fair.", f"Is number {i} even?") for i in range(3)]
 MESHES = {"one": (1, 1, 1), "split": (1, 2, 2)}
 
@@ -70,11 +68,10 @@ def measure(folder: Path) -> dict[str, dict[str, list]]:
 
 
 def test_a_split_model_scores_and_answers_like_a_whole_one():
-    flags = f"--xla_force_host_platform_device_count={DEVICES} {PATIENT}"
-    paths = {"PYTHONPATH": places.PYTHONPATH}
+    paths = {"PYTHONPATH": places.PYTHONPATH, "JAX_PLATFORMS": "cpu"}
     child = subprocess.run(
         [sys.executable, __file__],
-        env={**os.environ, **paths, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, **paths, **many_devices.environment(DEVICES)},
         capture_output=True,
         text=True,
     )

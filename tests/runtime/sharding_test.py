@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import many_devices
 import numpy as np
 import places
 import pytest
@@ -31,10 +32,6 @@ CONFIG = LlamaConfig(
 TIED = dataclasses.replace(CONFIG, tied_embeddings=True)
 ROWS, LENGTH = 16, 128
 DEVICES = 8
-# Eight devices on two cores may wait long for each other beside other work.
-PATIENT = (
-    "--xla_cpu_collective_call_terminate_timeout_seconds=1200 --xla_cpu_collective_call_warn_stuck_timeout_seconds=1200"
-)
 SHAPES = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0]
 ADAPTERS = {
     "aligner": {"method": "aligner", "num_tokens": 10, "start_layer": 1},
@@ -112,11 +109,9 @@ def test_a_step_split_over_a_mesh_is_the_step_of_one_device(name: str):
 
 
 def found_by_child(name: str) -> dict[str, dict[str, float]]:
-    flags = f"--xla_force_host_platform_device_count={DEVICES} {PATIENT}"
-    paths = {"PYTHONPATH": places.PYTHONPATH}
     child = subprocess.run(
         [sys.executable, __file__, name],
-        env={**os.environ, **paths, "XLA_FLAGS": flags},
+        env={**os.environ, "PYTHONPATH": places.PYTHONPATH, **many_devices.environment(DEVICES)},
         capture_output=True,
         text=True,
     )

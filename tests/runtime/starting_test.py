@@ -15,7 +15,11 @@ from whole_runs import config_file
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([places.PYTHONPATH, *sys.path])}
 COMMANDS = ("train", "evaluate", "generate", "chat", "convert", "compile", "analyze")
 # Stops the slowest import, so that the moment is the same on every machine.
-SLOW_JAX = "print('importing', flush=True)\nimport time\ntime.sleep(60)\n"
+SLOW_JAX = """
+import gc, time
+print("collecting" if gc.isenabled() else "importing", flush=True)
+time.sleep(60)
+"""
 
 
 @pytest.fixture
@@ -62,10 +66,17 @@ def test_what_the_parent_ignores_stays_ignored(importing):
     process.communicate()
 
 
-def test_a_library_leaves_signals_alone():
-    program = "import signal\nbefore = [signal.getsignal(n) for n in (2, 15)]\nimport aligner_jax\n"
-    program += "assert before == [signal.getsignal(n) for n in (2, 15)]"
-    subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, check=True)
+AS_A_LIBRARY = """
+import gc, signal
+def state(): return [signal.getsignal(n) for n in (2, 15)], gc.isenabled(), gc.get_freeze_count()
+before = state()
+import aligner_jax
+assert before == state()
+"""
+
+
+def test_a_library_leaves_signals_and_garbage_collection_alone():
+    subprocess.run([sys.executable, "-c", AS_A_LIBRARY], env=ENVIRONMENT, check=True)
 
 
 @pytest.fixture
@@ -121,6 +132,9 @@ def test_data_and_config_may_have_names_that_are_not_utf_8(tiny_run: dict, train
     Path(tiny_run["data"]["path"]).rename(data)
     tiny_run["data"]["path"] = str(data)
     config = config_file(tiny_run, tmp_path).rename(tmp_path / "c\udcff.py")
+    with config.open("a") as file:
+        # A command's own objects are collected, those of its libraries are not.
+        file.write("import gc\nassert gc.isenabled() and gc.get_freeze_count() > 100_000\n")
     command = [sys.executable, "-m", "aligner_jax.train", b"--config=" + os.fsencode(config), "--workdir=run"]
     for _ in range(2):
         done = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True)

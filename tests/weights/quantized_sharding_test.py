@@ -7,6 +7,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import many_devices
 import numpy as np
 import optax
 import places
@@ -61,11 +62,7 @@ def difference(kind: str) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_quantizing_and_a_step_split_over_a_mesh_are_those_of_one_device(kind: str):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": places.PYTHONPATH,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
+    environment = {**os.environ, "PYTHONPATH": places.PYTHONPATH, **many_devices.environment(8)}
     child = subprocess.run([sys.executable, __file__, kind], env=environment, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
     assert json.loads(child.stdout) < 1e-5
