@@ -33,8 +33,8 @@ def last_relative(text: str) -> str:
 
 
 def last_line(text: str) -> str:
-    """Returns the last line of a text without white space and a full stop at its end."""
-    return (text.strip().splitlines() or [""])[-1].strip().removesuffix(".")
+    """Returns what the last line of a text has after its last colon, without white space and the full stop."""
+    return (text.strip().splitlines() or [""])[-1].rpartition(":")[2].strip().removesuffix(".")
 
 
 type Drawn = tuple[dict[str, Any], Callable[[str, dict[str, Any]], float]]

@@ -108,6 +108,9 @@ def test_the_last_relative_is_the_answer(text: str, relative: str):
     assert last_relative(text) == relative
 
 
-@pytest.mark.parametrize(("text", "line"), [("a, b", "a, b"), ("So:\n a, b. \n\n", "a, b"), ("", ""), ("\n", "")])
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("a, b", "a, b"), ("So:\n a, b. \n\n", "a, b"), ("So: b, a\nOr: a, b", "a, b"), ("", ""), ("\n", "")],
+)
 def test_the_last_line_is_the_answer(text: str, line: str):
     assert last_line(text) == line
