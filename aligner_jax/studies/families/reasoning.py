@@ -57,7 +57,6 @@ class Gym:
 GYMS: Mapping[str, Gym] = {
     "chain_sum": Gym({"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}, last_number),
     "family_relationships": Gym({"min_family_size": 4, "max_family_size": 5}, last_relative),
-    "leg_counting": Gym({"min_animals": 2, "max_animals": 2, "max_instances": 4}, last_number),
     "word_sequence_reversal": Gym({"min_words": 3, "max_words": 4}, last_line),
 }
 

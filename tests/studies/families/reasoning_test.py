@@ -12,13 +12,11 @@ SMALL = Sizes(train=20, heldout=5, prompts=7)
 SENTENCES = {
     "chain_sum": "The sum 12 + 34 is {answer}.",
     "family_relationships": "Mary is the husband's mother, and Ann is his {answer}.",
-    "leg_counting": "2 cats have 8 legs, so there are {answer} legs.",
     "word_sequence_reversal": "Here is the list:\n{answer}.\n",
 }
 ANSWERS = {
     "chain_sum": ["-20", "-58", "93"],
     "family_relationships": ["wife", "wife", "son"],
-    "leg_counting": ["8", "34", "22"],
     "word_sequence_reversal": ["an, state, problem", "phonotelephotic, few, few", "Paris, he, 19362, of"],
 }
 """First training answers of seed 0."""
