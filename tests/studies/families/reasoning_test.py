@@ -12,13 +12,11 @@ SMALL = Sizes(train=20, heldout=5, prompts=7)
 SENTENCES = {
     "chain_sum": "The sum 12 + 34 is {answer}.",
     "family_relationships": "Mary is the husband's mother, and Ann is his {answer}.",
-    "leg_counting": "2 cats have 8 legs, so there are {answer} legs.",
     "word_sequence_reversal": "Here is the list:\n{answer}.\n",
 }
 ANSWERS = {
     "chain_sum": ["-20", "-58", "93"],
     "family_relationships": ["wife", "wife", "son"],
-    "leg_counting": ["8", "34", "22"],
     "word_sequence_reversal": ["an, state, problem", "phonotelephotic, few, few", "Paris, he, 19362, of"],
 }
 """First training answers of seed 0."""
@@ -108,6 +106,9 @@ def test_the_last_relative_is_the_answer(text: str, relative: str):
     assert last_relative(text) == relative
 
 
-@pytest.mark.parametrize(("text", "line"), [("a, b", "a, b"), ("So:\n a, b. \n\n", "a, b"), ("", ""), ("\n", "")])
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("a, b", "a, b"), ("So:\n a, b. \n\n", "a, b"), ("So: b, a\nOr: a, b", "a, b"), ("", ""), ("\n", "")],
+)
 def test_the_last_line_is_the_answer(text: str, line: str):
     assert last_line(text) == line
