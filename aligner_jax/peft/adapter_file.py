@@ -143,7 +143,8 @@ def read_adapter_header(path: Path) -> AdapterHeader:
     for name, text in metadata.items():
         if name not in known:
             raise InputError(
-                f"{path} has metadata {name!r}, which no adapter has in format version {version}: it is damaged, or of a newer release"
+                f"{path} has metadata {name!r}, which no adapter has in format version {version}: it is damaged, or of "
+                "a newer release"
             )
         # JSON can escape lone surrogates, but no UTF-8 file can hold them, and the safetensors library refuses them.
         if any("\ud800" <= character <= "\udfff" for character in text):
@@ -196,7 +197,7 @@ def _check_packed(path: Path, metadata: Mapping[str, str], sources: list[Source]
 def _packed_shapes(path: Path, metadata: Mapping[str, str]) -> dict[str, jax.ShapeDtypeStruct]:
     what = "its metadata field 'shapes'"
     fields = Fields(parse_object(metadata.get("shapes", ""), f"{path}: {what}"), path, prefix=f"{what}: ")
-    shapes = {name: tuple(fields.integers(name, least=0, most=2**40)) for name in fields.values}
+    shapes = {name: tuple(fields.integers(name, most=2**40)) for name in fields.values}
     for name, shape in shapes.items():
         if len(shape) > 8:
             raise fields.error(name, "has more than 8 axes")

@@ -107,11 +107,9 @@ def save_adapter(
         _check_prompt_format(prompt_format)
         metadata["prompt_format"] = json.dumps(prompt_format, sort_keys=True)
     if canary is True:
-        prompts = (
-            None if prompt_format is None else PromptFormat(str(prompt_format["template"]), prompt_format.get("system"))
-        )
-        written = rounded(adapter, dtype).adapter
-        canary = is_loaded(base) and (compute_canary(cast(LoadedBase, base), written, prompts) or False)
+        loaded = cast(LoadedBase, base) if is_loaded(base) else None
+        written = adapter if loaded is None else rounded(adapter, dtype).adapter
+        canary = loaded is not None and (compute_canary(loaded, written, _format(prompt_format)) or False)
     if canary:
         metadata["canary"] = canary.as_json()
     tensors = {name: np.asarray(leaf) for name, leaf in adapter.trainable.items()}

@@ -3,7 +3,6 @@
 The format is described in docs/adapter_files.md.
 """
 
-import itertools
 import math
 import zlib
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int8
+from jaxtyping import Float32, Int8, UInt8
 
 from aligner_jax.errors import InputError
 from aligner_jax.peft.adapter import Adapter
@@ -20,7 +19,7 @@ from aligner_jax.weights.finite import rounded as as_dtype
 
 type AdapterDtype = Literal["float32", "bfloat16", "int8", "int4", "coded"]
 
-DTYPES: tuple[str, ...] = get_args(AdapterDtype.__value__)
+DTYPES: tuple[AdapterDtype, ...] = get_args(AdapterDtype.__value__)
 COMPACT = DTYPES[1:]
 """Dtypes of packed arrays; float32 arrays are not packed."""
 
@@ -28,7 +27,7 @@ _BFLOAT16 = np.dtype(jnp.bfloat16)
 _LARGEST = {"int8": 127, "int4": 7, "coded": 127}
 _GROUP = 32
 """Numbers of a row that share a scale in int4."""
-_STEPS = 3
+_STEPS = 4
 """Steps of a coded array in the root mean square of its numbers."""
 _OWN_SCALES = "lprv"
 """Axes (letters of model/llama.py) whose every index has scales of its own in int8 and int4: layers, tokens, ranks."""
@@ -83,18 +82,19 @@ def pack(arrays: Mapping[str, np.ndarray], dtype: str) -> bytes:
     Raises:
       InputError: an array has numbers that are not finite, or too large for bfloat16.
     """
-    scales, values = [np.zeros(0, _BFLOAT16)], [np.zeros(0, np.int8)]
+    scales, values = [], []
     for name, array in sorted(arrays.items()):
         numbers = np.asarray(array, np.float32)
         check_finite(numbers, name)
         if dtype == "bfloat16":
-            scales.append(as_dtype(numbers, _BFLOAT16, name).reshape(-1))
+            scales.append(as_dtype(numbers, _BFLOAT16, name).tobytes())
             continue
-        rows = _Rows.of(name, numbers.shape, dtype)
-        own, quantized = _quantize(rows.split(numbers), rows.group, dtype)
-        scales.append(own.reshape(-1))
-        values.append(quantized.reshape(-1))
-    return np.concatenate(scales).tobytes() + _encode(np.concatenate(values), dtype)
+        kind = _kind(name, dtype)
+        own, quantized = _quantize(numbers, _Rows.of(name, numbers.shape, kind), kind)
+        scales.append(own.tobytes())
+        values.append((_nibbles(quantized) if kind == "int4" else quantized).tobytes())
+    content = b"".join(values)
+    return b"".join(scales) + (_deflate(content) if dtype == "coded" else content)
 
 
 def unpack(
@@ -106,27 +106,66 @@ def unpack(
 
     Args:
       content: what `pack` returned.
-      shapes: shapes of the arrays by name.
+      shapes: shapes of the arrays by name, without a size of 0 if they are not trusted.
       dtype: one of `COMPACT`.
       what: the file; errors begin with it.
 
     Raises:
       InputError: the content is not of these shapes, is no Huffman code, or holds numbers that are not finite.
     """
-    names = sorted(shapes)
-    rows = {name: _Rows.of(name, shapes[name], dtype) for name in names}
-    counts = [0 if dtype == "bfloat16" else math.prod(shapes[name]) for name in names]
-    num_scales = [math.prod(shapes[name]) if dtype == "bfloat16" else rows[name].num_scales for name in names]
-    start = _BFLOAT16.itemsize * sum(num_scales)
-    values = _decode(content, start, sum(counts), dtype, what)
-    scales = np.frombuffer(content, _BFLOAT16, sum(num_scales)).astype(np.float32)
-    arrays = {}
-    for name, scale, value in zip(names, _split(scales, num_scales), _split(values, counts), strict=True):
+    parts = [_Part.of(name, shape, dtype) for name, shape in sorted(shapes.items())]
+    end_of_scales = sum(part.scale_bytes for part in parts)
+    wanted, given = sum(part.value_bytes for part in parts), len(content) - end_of_scales
+    if given < 0 or (wanted > _MOST_PER_BYTE * given if dtype == "coded" else wanted != given):
+        raise InputError(f"{what}: its shapes are of another number of {dtype} numbers than its {len(content):,} bytes")
+    values = content[end_of_scales:]
+    if dtype == "coded":
+        values = _inflate(values, wanted, what)
+    arrays, scale_at, value_at = {}, 0, 0
+    for part in parts:
+        scales = np.frombuffer(content, _BFLOAT16, part.scale_bytes // _BFLOAT16.itemsize, scale_at)
+        stored = values[value_at : value_at + part.value_bytes]
+        scale_at, value_at = scale_at + part.scale_bytes, value_at + part.value_bytes
         with np.errstate(invalid="ignore", over="ignore"):
-            numbers = scale.reshape(shapes[name]) if dtype == "bfloat16" else rows[name].joined(value, scale)
-        check_finite(numbers, f"{what}: tensor {name!r}")
-        arrays[name] = numbers
+            arrays[part.name] = part.array(scales, stored, what)
+        check_finite(arrays[part.name], f"{what}: tensor {part.name!r}")
     return arrays
+
+
+class _Part(NamedTuple):
+    """An array among the packed ones, and the bytes that it has."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    scale_bytes: int
+    value_bytes: int
+
+    @classmethod
+    def of(cls, name: str, shape: tuple[int, ...], dtype: str) -> "_Part":
+        kind, count = _kind(name, dtype), math.prod(shape)
+        if kind == "bfloat16":
+            return cls(name, shape, kind, count * _BFLOAT16.itemsize, 0)
+        scales = math.prod(_Rows.of(name, shape, kind).scales_shape)
+        return cls(name, shape, kind, scales * _BFLOAT16.itemsize, -(-count // 2) if kind == "int4" else count)
+
+    def array(self, scales: np.ndarray, stored: bytes, what: str) -> np.ndarray:
+        if self.kind == "bfloat16":
+            return scales.astype(np.float32).reshape(self.shape)
+        values = np.frombuffer(stored, np.int8)
+        if self.kind == "int4":
+            count = math.prod(self.shape)
+            nibbles = _from_nibbles(values.view(np.uint8))
+            if np.any(nibbles[count:] != -8):
+                raise InputError(f"{what}: tensor {self.name!r} goes on after its last number: it is damaged")
+            values = nibbles[:count]
+        return _Rows.of(self.name, self.shape, self.kind).joined(values, scales)
+
+
+def _kind(name: str, dtype: str) -> str:
+    """Returns the dtype of an array in a file of `dtype`."""
+    # Rounding the gates of an Aligner of one token to int4 costs more loss than rounding all the rest.
+    return "int8" if dtype == "int4" and name.rpartition("/")[2].startswith("gates") else dtype
 
 
 class _Rows(NamedTuple):
@@ -141,84 +180,68 @@ class _Rows(NamedTuple):
     @classmethod
     def of(cls, name: str, shape: tuple[int, ...], dtype: str) -> "_Rows":
         axes = name.rpartition("_")[2]
-        own = (
-            set()
-            if dtype == "coded" or len(axes) != len(shape)
-            else {i for i, x in enumerate(axes) if x in _OWN_SCALES}
-        )
-        order = tuple(sorted(range(len(shape)), key=lambda i: i not in own))
-        width = math.prod(size for i, size in enumerate(shape) if i not in own)
+        has_own = dtype != "coded" and len(axes) == len(shape)
+        own = [i for i in range(len(shape)) if has_own and axes[i] in _OWN_SCALES]
+        order = (*own, *(i for i in range(len(shape)) if i not in own))
         num_rows = math.prod(shape[i] for i in own)
+        width = math.prod(shape[i] for i in order[len(own) :])
         return cls(order, tuple(shape[i] for i in order), num_rows, width, _GROUP if dtype == "int4" else max(1, width))
 
     @property
-    def num_scales(self) -> int:
-        return self.num_rows * -(-self.width // self.group)
+    def scales_shape(self) -> tuple[int, int]:
+        return self.num_rows, -(-self.width // self.group)
 
     def split(self, numbers: np.ndarray) -> np.ndarray:
+        """Returns an array as rows."""
         return numbers.transpose(self.order).reshape(self.num_rows, self.width)
 
+    def spread(self, scales: np.ndarray) -> np.ndarray:
+        """Returns the scale of every number of the rows."""
+        return np.repeat(scales.reshape(self.scales_shape).astype(np.float32), self.group, axis=1)[:, : self.width]
+
     def joined(self, values: np.ndarray, scales: np.ndarray) -> np.ndarray:
-        spread = np.repeat(scales.reshape(self.num_rows, -1), self.group, axis=1)[:, : self.width]
-        numbers = values.reshape(self.num_rows, self.width).astype(np.float32) * spread
+        """Returns the array of integers in rows and their scales."""
+        numbers = values.reshape(self.num_rows, self.width).astype(np.float32) * self.spread(scales)
         return np.ascontiguousarray(numbers.reshape(self.shape).transpose(np.argsort(self.order)))
 
 
-def _quantize(rows: np.ndarray, group: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns scales [rows, groups] and integers in the shape of the rows."""
-    if not rows.size:
+def _quantize(numbers: np.ndarray, rows: _Rows, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the scales of an array and its integers, both flat."""
+    if not numbers.size:
         return np.zeros(0, _BFLOAT16), np.zeros(0, np.int8)
-    starts = range(0, rows.shape[1], group)
-    scales = np.maximum.reduceat(np.abs(rows), starts, axis=1) / _LARGEST[dtype]
+    split, largest = rows.split(numbers), _LARGEST[dtype]
+    scales = np.maximum.reduceat(np.abs(split), range(0, rows.width, rows.group), axis=1) / np.float32(largest)
     if dtype == "coded":
-        scales = np.maximum(scales, np.float32(math.sqrt(np.mean(np.square(rows, dtype=np.float64))) / _STEPS))
+        scales = np.maximum(scales, np.float32(math.sqrt(np.mean(np.square(split, dtype=np.float64))) / _STEPS))
     scales = scales.astype(_BFLOAT16)
-    spread = np.repeat(scales.astype(np.float32), group, axis=1)[:, : rows.shape[1]]
+    spread = rows.spread(scales)
     # The scale of the smallest numbers underflows to 0.
-    steps = np.divide(rows, spread, out=np.zeros_like(rows), where=spread > 0)
-    return scales, np.clip(np.rint(steps), -_LARGEST[dtype], _LARGEST[dtype]).astype(np.int8)
+    steps = np.divide(split, spread, out=np.zeros_like(split), where=spread > 0)
+    return scales.reshape(-1), np.clip(np.rint(steps), -largest, largest).astype(np.int8).reshape(-1)
 
 
-def _encode(values: Int8[np.ndarray, " n"], dtype: str) -> bytes:
-    if dtype == "coded":
-        # Values of trained arrays do not repeat: matches cost more bits than the Huffman code alone.
-        deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_HUFFMAN_ONLY)
-        return deflate.compress(values.tobytes()) + deflate.flush()
-    if dtype != "int4":
-        return values.tobytes()
-    nibbles = np.pad((values + 8).astype(np.uint8), (0, len(values) % 2))
-    return (nibbles[0::2] | nibbles[1::2] << 4).tobytes()
+def _nibbles(values: Int8[np.ndarray, " n"]) -> np.ndarray:
+    """Returns two numbers from -8 to 7 a byte, the first one in the lower bits; the last byte may have one."""
+    pairs = np.pad((values + 8).astype(np.uint8), (0, len(values) % 2))
+    return pairs[0::2] | pairs[1::2] << 4
 
 
-def _decode(content: bytes, start: int, count: int, dtype: str, what: str) -> Int8[np.ndarray, " n"]:
-    """Returns `count` integers, which begin at byte `start` of the content."""
-    length, coded = len(content) - start, dtype == "coded"
-    wanted = -(-count // 2) if dtype == "int4" else count
-    if length < 0 or (count > _MOST_PER_BYTE * length if coded else length != wanted):
-        raise InputError(f"{what}: its shapes are of another number of {dtype} numbers than its {len(content):,} bytes")
-    values = content[start:]
-    if coded:
-        values = _inflate(values, count, what)
-    found = np.frombuffer(values, np.int8 if dtype != "int4" else np.uint8)
-    if dtype != "int4":
-        return found
-    nibbles = np.stack([found & 15, found >> 4], axis=1).reshape(-1)
-    if nibbles[count:].any():
-        raise InputError(f"{what}: its last byte has more than the last number: it is damaged")
-    return nibbles[:count].astype(np.int8) - np.int8(8)
+def _from_nibbles(stored: UInt8[np.ndarray, " b"]) -> Int8[np.ndarray, " n"]:
+    return np.stack([stored & 15, stored >> 4], axis=1).reshape(-1).astype(np.int8) - np.int8(8)
 
 
-def _inflate(values: bytes, count: int, what: str) -> bytes:
+def _deflate(content: bytes) -> bytes:
+    # Numbers of trained arrays do not repeat: matches would cost more bits than the Huffman code alone.
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_HUFFMAN_ONLY)
+    return deflate.compress(content) + deflate.flush()
+
+
+def _inflate(content: bytes, count: int, what: str) -> bytes:
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        found = inflate.decompress(values, count + 1)
+        found = inflate.decompress(content, count + 1)
     except zlib.error:
         found = b""
     if len(found) != count or not inflate.eof or inflate.unused_data:
         raise InputError(f"{what}: its code is not that of {count:,} numbers: it is damaged")
     return found
-
-
-def _split(numbers: np.ndarray, counts: list[int]) -> list[np.ndarray]:
-    ends = list(itertools.accumulate(counts))
-    return [numbers[end - count : end] for end, count in zip(ends, counts, strict=True)]

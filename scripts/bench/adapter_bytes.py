@@ -43,6 +43,8 @@ def main() -> None:
     artifact = read_artifact(args.adapter, base)
     batches = []
     if base is not None:
+        if base.tokenizer is None:
+            raise SystemExit(f"{args.base} has no tokenizer")
         documents, _ = pipeline.tokenize_examples(
             load_examples(args.data)[-args.examples :], base.tokenizer, args.template, system=args.system,
             sequence_length=args.length, overlong="drop",
@@ -86,8 +88,8 @@ def relative_error(numbers: np.ndarray, rounded_numbers: np.ndarray) -> float:
 
 def table(rows: list[Row], num_params: int) -> list[str]:
     """Formats the rows, with losses relative to the first row's."""
-    head = f"{'dtype':10}{'arrays, bytes':>14}{'bits a number':>15}{'file, bytes':>13}{'held-out loss':>15}{'difference':>12}"
-    lines = [f"{head}   relative error"]
+    head = f"{'dtype':10}{'arrays, bytes':>14}{'bits a number':>15}{'file, bytes':>13}"
+    lines = [f"{head}{'held-out loss':>15}{'difference':>12}   relative error"]
     for row in rows:
         loss = f"{'':>15}{'':>12}"
         if row.loss is not None and rows[0].loss is not None:
