@@ -15,6 +15,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig, llama_config
 from aligner_jax.model.params import Params
 from aligner_jax.peft import METHODS, Adapter, init_adapter
+from aligner_jax.peft.adapter_file import adapter_bytes, read_adapter_file
 from aligner_jax.peft.artifact import load_adapter, read_artifact, read_shapes, save_adapter
 from aligner_jax.peft.bank import Bank
 from aligner_jax.peft.canary_logits import compute_canary
@@ -254,3 +255,11 @@ def test_every_flipped_bit_is_damage(small: Path, base: NamedBase):
 def test_options_of_the_adapter_stay(small: Path, base: NamedBase):
     assert dataclasses.asdict(load_adapter(small).options) == dataclasses.asdict(load_adapter(small, base).options)
     assert load_adapter(small).options["num_tokens"] == 3
+
+
+def test_metadata_are_added_without_rounding_again(small: Path, base: NamedBase):
+    """`exports.adapter_folder` adds a canary so."""
+    before, content = load_adapter(small, base), read_adapter_file(small)
+    small.write_bytes(adapter_bytes(content._replace(metadata={**content.metadata, "canary": "{}"})))
+    assert parts(small)[1] == content.tensors["packed"].tobytes()
+    jax.tree.map(np.testing.assert_array_equal, load_adapter(small, base), before)
