@@ -6,6 +6,11 @@ LLaMA-Adapter with one gate per layer:
 python -m aligner_jax.convert --adapter=aligner.pth --to=aligner.safetensors [--base=PATH]
 python -m aligner_jax.convert --adapter=lora.safetensors --to=lora_peft
 
+With --dtype=int8 (or bfloat16, int4, coded) the file is smaller, see docs/adapter_files.md. --base gives it the canary
+of the rounded adapter:
+
+python -m aligner_jax.convert --adapter=aligner.safetensors --to=small.safetensors --dtype=int8 [--base=PATH]
+
 Writes a base (a Hugging Face folder or name, a .gguf file, a Meta folder) as an Orbax folder with its tokenizer. Every
 command accepts the folder as --base, and each device reads only its own shards. Host memory stays within a few times
 the largest matrix:
@@ -19,12 +24,14 @@ import os
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 from absl import flags
 
 from aligner_jax.data.tokenizer_files import tokenizer_files
 from aligner_jax.errors import InputError
-from aligner_jax.exports.source import load_whole, open_stored
-from aligner_jax.peft.artifact import read_artifact, save_adapter
+from aligner_jax.exports.source import StoredBase, load_whole, open_stored
+from aligner_jax.peft.artifact import Artifact, read_artifact, save_adapter
+from aligner_jax.peft.compact import AdapterDtype, check_dtype, rounded
 from aligner_jax.peft.hf_peft import write_peft
 from aligner_jax.peft.location import locate_adapter
 from aligner_jax.runtime import command
@@ -45,9 +52,10 @@ BASE = flags.DEFINE_string(
 )
 OUT = flags.DEFINE_string("out", None, "A new folder, for --base as an Orbax checkpoint.")
 DTYPE = flags.DEFINE_enum(
-    "dtype", "stored", ["stored", "float32", "bfloat16", "float16"],
-    "Dtype of the weights in --out; stored: bfloat16 if all of the base is stored so, else float32, which is exact. "
-    "float16 is refused unless it is exact, too.",
+    "dtype", "stored", ["stored", "float32", "bfloat16", "float16", "int8", "int4", "coded"],
+    "Of a base, dtype of the weights in --out; stored: bfloat16 if all of the base is stored so, else float32, which "
+    "is exact. float16 is refused unless it is exact, too. Of an adapter, form of the arrays in the file --to: "
+    "float32, bfloat16, int8, int4 or coded; stored: as they are loaded.",
 )  # fmt: skip
 FORMAT = flags.DEFINE_enum(
     "format", "auto", ["auto", "aligner", "peft"], "Format to write; auto: aligner if --to ends in .safetensors."
@@ -67,9 +75,12 @@ def _write_base(target: Path) -> None:
         raise InputError(f"--out writes a base, and --{given[0]} is of adapters: convert one after the other")
     if not BASE.value:
         raise InputError("give the base that is to be written to --out: --base=IN")
+    dtype = cast(str, DTYPE.value)
+    if dtype in ("int8", "int4", "coded"):
+        raise InputError(f"--dtype={dtype} is of adapters; a base is written in float32, bfloat16 or float16")
     local = locate(BASE.value)
     checkpoint = open_base(local)
-    dtype = checkpoint.stored_dtype if DTYPE.value == "stored" else cast(str, DTYPE.value)
+    dtype = checkpoint.stored_dtype if dtype == "stored" else dtype
     # The tokenizer is loaded so that a damaged vocabulary is reported now, not when the folder is first used.
     form = form_of(local)
     vocabulary = form.vocabulary(local) if form.tokenizer(local) is not None else None
@@ -84,24 +95,17 @@ def _write_adapter() -> None:
         raise InputError(
             "give an adapter and where to write it: --adapter=IN --to=OUT (or a base and where: --base=IN --out=DIR)"
         )
-    if flags.FLAGS["dtype"].present:
-        raise InputError("--dtype is of a base that is written to --out; adapters are float32")
     source, target = locate_adapter(ADAPTER.value), place(TO.value, "--to")
     if os.path.realpath(source) == os.path.realpath(target):
         raise InputError(f"{source} would be overwritten: give another name as --to")
-    to_peft = _is_for_peft(target)
+    to_peft, dtype = _is_for_peft(target), _adapter_dtype()
+    if to_peft and flags.FLAGS["dtype"].present:
+        raise InputError("--dtype is of a file, whose name ends in .safetensors; arrays of a PEFT folder are float32")
     stored = open_stored(BASE.value) if BASE.value else None
     artifact = read_artifact(source, stored)
     adapter, known = artifact.adapter, stored or artifact.base
     if not to_peft:
-        prompt_format = artifact.prompt_format
-        if stored is not None and artifact.canary is None:
-            # A canary is computed with the weights as they are stored, since rounded ones give other logits.
-            known = load_whole(stored)
-        save_adapter(
-            adapter, target, known, prompt_format=prompt_format and dataclasses.asdict(prompt_format),
-            canary=artifact.canary or True,
-        )  # fmt: skip
+        _write_file(target, artifact, stored, dtype)
     elif known is None:
         raise InputError(
             f"{source} does not say what its base looks like, which PEFT's form depends on: add --base=PATH"
@@ -109,6 +113,45 @@ def _write_adapter() -> None:
     else:
         write_peft(adapter, target, config=known.config, base_name=BASE.value)
     print(f"{adapter}: {adapter.num_params:,} trained parameters, written to {target}")
+    if dtype != "float32":
+        print(_shown_rounding(artifact, target, dtype))
+
+
+def _adapter_dtype() -> AdapterDtype:
+    dtype = "float32" if DTYPE.value == "stored" else cast(str, DTYPE.value)
+    check_dtype(dtype)
+    return cast(AdapterDtype, dtype)
+
+
+def _write_file(target: Path, artifact: Artifact, stored: StoredBase | None, dtype: AdapterDtype) -> None:
+    known, canary = stored or artifact.base, artifact.canary
+    if dtype != "float32" and canary is not None:
+        # It is that of the adapter before it is rounded.
+        canary = None
+        if stored is None:
+            print(f"{target} has no canary, which the base is needed for: add --base=PATH")
+    if stored is not None and canary is None:
+        # A canary is computed with the weights as they are stored, since rounded ones give other logits.
+        known = load_whole(stored)
+    prompt_format = artifact.prompt_format
+    save_adapter(
+        artifact.adapter, target, known, prompt_format=prompt_format and dataclasses.asdict(prompt_format),
+        canary=canary or True, dtype=dtype,
+    )  # fmt: skip
+
+
+def _shown_rounding(artifact: Artifact, target: Path, dtype: AdapterDtype) -> str:
+    """Returns a line with the bytes before and after, and the largest error of every array."""
+    result, before = rounded(artifact.adapter, dtype), rounded(artifact.adapter, "float32")
+    errors = []
+    for name, numbers in sorted(artifact.adapter.trainable.items()):
+        exact = np.asarray(numbers, np.float32)
+        error = np.abs(exact - np.asarray(result.adapter.trainable[name])).max()
+        errors.append(f"{name} {error / (np.abs(exact).max() or 1):.2%}")
+    sizes = f"{before.nbytes:,} bytes of arrays are {result.nbytes:,}"
+    if artifact.path.is_file():
+        sizes += f", a file of {artifact.path.stat().st_size:,} bytes is one of {target.stat().st_size:,}"
+    return f"{dtype}: {sizes}; largest error relative to the array's largest number: {', '.join(errors)}"
 
 
 def _is_for_peft(target: Path) -> bool:

@@ -23,14 +23,17 @@ from aligner_jax.files.json_text import parse_object
 from aligner_jax.model.llama import LlamaConfig
 from aligner_jax.peft import METHODS, Adapter, Options, complete_options
 from aligner_jax.peft.adapter_file import (
-    FORMAT_VERSION,
+    VERSION,
     AdapterFile,
     adapter_bytes,
+    arrays_of,
+    packed,
     read_adapter_file,
     read_adapter_header,
 )
 from aligner_jax.peft.canary import Canary, parse_canary
 from aligner_jax.peft.canary_logits import LoadedBase, compute_canary, is_loaded
+from aligner_jax.peft.compact import AdapterDtype, check_dtype, rounded
 from aligner_jax.peft.hf_peft import load_peft
 from aligner_jax.peft.location import check_no_base, locate_adapter
 from aligner_jax.peft.released import load_released
@@ -58,6 +61,7 @@ def save_adapter(
     *,
     prompt_format: dict[str, str | None] | None = None,
     canary: Canary | bool = True,
+    dtype: AdapterDtype = "float32",
 ) -> None:
     """Writes an adapter as a safetensors file, atomically.
 
@@ -79,14 +83,18 @@ def save_adapter(
       prompt_format: prompt format of the training data ({"template": "chat", "system": ""}), to be used for generation
         too; `Artifact.prompt_format` returns it.
       canary: True computes it, if the base has weights; False records none; or the canary of the same adapter and base.
+      dtype: form of the arrays in the file, from which they load as float32: "float32", or for a smaller file
+        "bfloat16", "int8", "int4" or "coded" (integers with a Huffman code), see docs/adapter_files.md. The canary is
+        that of the rounded adapter. "float32" rounds nothing: arrays of bfloat16 and float16 stay what they are.
 
     Raises:
-      InputError: the file cannot be written, an array has a dtype other than float32, bfloat16 and float16, or the
-        prompt format has an unknown field or template or a value of another type.
+      InputError: the file cannot be written, an array has a dtype other than float32, bfloat16 and float16 or numbers
+        that `dtype` cannot hold, or the prompt format has an unknown field or template or a value of another type.
     """
+    check_dtype(dtype)
     metadata = {
         "format": "aligner_jax",
-        "format_version": str(FORMAT_VERSION),
+        "format_version": VERSION,
         "method": adapter.method,
         "options": json.dumps(adapter.options.as_dict(), sort_keys=True),
     }
@@ -99,14 +107,14 @@ def save_adapter(
         _check_prompt_format(prompt_format)
         metadata["prompt_format"] = json.dumps(prompt_format, sort_keys=True)
     if canary is True:
-        prompts = (
-            None if prompt_format is None else PromptFormat(str(prompt_format["template"]), prompt_format.get("system"))
-        )
-        canary = is_loaded(base) and (compute_canary(cast(LoadedBase, base), adapter, prompts) or False)
+        loaded = cast(LoadedBase, base) if is_loaded(base) else None
+        written = adapter if loaded is None else rounded(adapter, dtype).adapter
+        canary = loaded is not None and (compute_canary(loaded, written, _format(prompt_format)) or False)
     if canary:
         metadata["canary"] = canary.as_json()
     tensors = {name: np.asarray(leaf) for name, leaf in adapter.trainable.items()}
-    write_atomically(Path(path), adapter_bytes(AdapterFile(metadata, tensors)))
+    content = AdapterFile(metadata, tensors)
+    write_atomically(Path(path), adapter_bytes(content if dtype == "float32" else packed(content, dtype)))
 
 
 class RecordedBase(NamedTuple):
@@ -196,7 +204,8 @@ def read_artifact(path: str | Path, base: FingerprintedBase | None = None, *, on
         return Artifact(path, load_peft(path, base.config if base is not None else None))
     if path.suffix == ".pth":
         return Artifact(path, _load_released(path, base.config if base is not None else None))
-    metadata, tensors = read_adapter_file(path)
+    content = read_adapter_file(path)
+    metadata, tensors = content.metadata, arrays_of(content, path)
     recorded, fingerprint = _recorded_config(path, metadata), metadata.get("base_fingerprint")
     if base is not None:
         _check_config(path, recorded, base.config)

@@ -26,6 +26,7 @@ from aligner_jax.files.identity import identity
 from aligner_jax.files.json_text import parse_object
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft.adapter import Adapter, Options
+from aligner_jax.peft.adapter_file import FORM_FIELDS
 from aligner_jax.peft.artifact import FingerprintedBase, recorded_prompt_format
 from aligner_jax.peft.bank_index import LONGEST_TEXT, Index, Row, Transaction, check_name
 from aligner_jax.peft.bank_kinds import Kind
@@ -37,7 +38,9 @@ INDEX = "index.sqlite"
 _AT_ONCE = 4096
 """Adapters of a transaction at most."""
 _BYTES_AT_ONCE = 2**26
-_OF_THE_BANK = ("format", "format_version", "method", "options", "base_config", "base_fingerprint", "digest")
+_OF_THE_BANK = (
+    "format", "format_version", "method", "options", "base_config", "base_fingerprint", "digest", *FORM_FIELDS,
+)  # fmt: skip
 """Metadata of adapter files that the bank records in its own way."""
 
 

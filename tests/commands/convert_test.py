@@ -19,11 +19,16 @@ from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft import Adapter, init_adapter
 from aligner_jax.peft.artifact import load_adapter, read_artifact, save_adapter
+from aligner_jax.peft.canary import Canary, CanaryPrompt, Row
+from aligner_jax.peft.canary_logits import compute_canary
+from aligner_jax.peft.compact import rounded
 from aligner_jax.peft.hf_peft import load_peft
 from aligner_jax.weights.base import load_base
 from aligner_jax.weights.hf_config import hf_config
 
 MODEL = GOLDENS / "models" / "llama3"
+
+_CANARY = Canary("float32", (CanaryPrompt(Row((1,)), (2,), (), (-1.0,), (-2.0,)),))
 
 # Reads lines of JSON, one command's arguments each, and answers with its exit, output and errors.
 PROGRAM = """
@@ -133,6 +138,34 @@ def test_to_peft_and_back(convert, lora: Adapter, tmp_path: Path):
     assert json.loads((tmp_path / "named" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(MODEL)
 
 
+def test_fewer_bytes_are_shown_with_their_errors(convert, lora: Adapter, tmp_path: Path):
+    ours, small = tmp_path / "lora.safetensors", tmp_path / "small.safetensors"
+    save_adapter(lora, ours, ShapedBase(hf_config(MODEL)), canary=_CANARY)
+    status, shown = convert(f"--adapter={ours}", f"--to={small}", "--dtype=int8")
+    first, second, third, rest = shown.split("\n")
+    assert (status, first, rest) == (0, f"{small} has no canary, which the base is needed for: add --base=PATH", "")
+    assert second.endswith(f"768 trained parameters, written to {small}")
+    assert third.startswith("int8: 3,072 bytes of arrays are 816, a file of ")
+    assert f"{ours.stat().st_size:,} bytes is one of {small.stat().st_size:,}; largest error relative to" in third
+    errors = dict(zip(third.split()[-8::2], third.split()[-7::2], strict=True))
+    assert list(errors) == sorted(lora.trainable)
+    assert all(0.1 < float(each.strip("%,")) < 0.5 for each in errors.values())
+    _assert_same(load_adapter(small), rounded(lora, "int8").adapter)
+    assert read_artifact(small).canary is None
+
+
+def test_the_canary_is_that_of_the_rounded_adapter(convert, tmp_path: Path):
+    given, small, base = tmp_path / "given.safetensors", tmp_path / "small.safetensors", load_base(MODEL)
+    adapter = init_adapter("bias", base.config)
+    numbers = np.random.default_rng(0).standard_normal(adapter.trainable["o_bias_ld"].shape)
+    adapter = adapter.replace(trainable={"o_bias_ld": jnp.asarray(numbers, jnp.float32)})
+    save_adapter(adapter, given, base)
+    assert convert(f"--adapter={given}", f"--to={small}", f"--base={MODEL}", "--dtype=int4")[0] == 0
+    canary = read_artifact(small, base).canary
+    assert canary == compute_canary(base, load_adapter(small, base))
+    assert canary != read_artifact(given).canary
+
+
 def test_a_base_becomes_an_orbax_folder_with_its_tokenizer(convert, tiny_model: Path, tmp_path: Path):
     folder = tmp_path / "new" / "orbax"
     base = load_base(tiny_model)
@@ -151,7 +184,15 @@ def test_a_base_becomes_an_orbax_folder_with_its_tokenizer(convert, tiny_model: 
         ([f"--out={tmp_path / 'b'}"], "give the base that is to be written to --out: --base=IN"),
         ([f"--base={tiny_model}", f"--out={tmp_path / 'b'}", "--to=x"], "--to is of adapters"),
         ([f"--adapter={folder}", f"--out={tmp_path / 'b'}"], "--adapter is of adapters"),
-        ([f"--adapter={folder}", f"--to={tmp_path / 'b'}", "--dtype=float32"], "--dtype is of a base"),
+        (
+            [f"--adapter={folder}", f"--to={tmp_path / 'b'}", "--dtype=float32"],
+            "--dtype is of a file, whose name ends in",
+        ),
+        ([f"--base={tiny_model}", f"--out={tmp_path / 'b'}", "--dtype=int8"], "--dtype=int8 is of adapters"),
+        (
+            [f"--adapter={folder}", f"--to={tmp_path / 'b.safetensors'}", "--dtype=float16"],
+            "dtype 'float16' of an adap",
+        ),
     ]:
         status, printed = convert(*arguments)
         assert (str(status).count("\n"), printed) == (0, "")

@@ -45,7 +45,9 @@ def test_files_that_are_no_adapter_are_refused(saved: Path, base: NamedBase):
     [
         ("format", "peft", "not an adapter of this project"),
         ("method", "pinwheel", "method 'pinwheel', which is not one of"),
-        ("format_version", "2", "format version '2', and this release reads up to 1"),
+        ("format_version", "2", "its metadata field 'dtype' is None, but should be one of bfloat16, int8, int4, coded"),
+        ("format_version", "3", "format version '3', and this release reads up to 2"),
+        ("dtype", "int8", "metadata 'dtype', which no adapter has in format version 1"),
         ("format_version", "²", "format version '²'"),
         ("format_version", "1" * 5000, "format version '111"),
         ("format_version", "01", "format version '01'"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import aligner_jax as aj
-from scripts.bench import export_memory, generate, protocol, quantization, report, same_model, train
+from scripts.bench import adapter_bytes, export_memory, generate, protocol, quantization, report, same_model, train
 
 
 @pytest.mark.parametrize("script", [train, generate], ids=["train", "generate"])
@@ -157,3 +157,17 @@ def test_an_export_of_7b_is_planned_within_three_times_its_largest_tensor():
     # Without a large MLP, what the fold reads in float32 counts most.
     narrow = dataclasses.replace(config, vocab_size=64, d_mlp=64)
     assert export_memory.plan(narrow, aj.init_adapter("aligner", narrow)) == 8 * 2 * 4096**2
+
+
+def test_bytes_of_an_adapter_are_shown_beside_its_loss():
+    numbers = np.asarray([3.0, -4.0], np.float32)
+    assert adapter_bytes.relative_error(numbers, numbers + np.float32(0.5)) == pytest.approx(0.5 / 12.5**0.5)
+    assert adapter_bytes.relative_error(numbers * 0, numbers * 0) == 0
+    rows = [
+        adapter_bytes.Row("float32", 3312, 4112, {"tokens_pd": 0.0}, 1.549),
+        adapter_bytes.Row("coded", 450, 1250, {"tokens_pd": 0.0728}, 1.5602),
+    ]
+    line = adapter_bytes.table(rows, 828)[2].split()
+    assert line == ["coded", "450", "4.35", "1,250", "1.5602", "+0.0112", "tokens_pd", "7.28%"]
+    without = [row._replace(loss=None) for row in rows]
+    assert adapter_bytes.table(without, 828)[2].split() == ["coded", "450", "4.35", "1,250", "tokens_pd", "7.28%"]
