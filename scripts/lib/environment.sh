@@ -4,13 +4,17 @@
 #
 #   PYTHON=/path/to/python3.12     the interpreter to make the environment with
 #   ALIGNER_VENV=DIR               the environment's folder; default .venv
+#
+# A script that sets more_requirements=FILE beforehand gets the packages of that file too.
 
 started_in=$PWD
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 
 venv=${ALIGNER_VENV:-.venv}
 python=$venv/bin/python
-stamp=$venv/installed-requirements
+requirements=(requirements.txt ${more_requirements:+"$more_requirements"})
+# Each list of files has a stamp of its own, so that scripts with other lists do not install theirs again.
+stamp=$venv/installed-$(IFS=+ && echo "${requirements[*]##*/}")
 # Beside the folder and not in it: making an environment empties the folder.
 unfinished=$venv.unfinished
 
@@ -80,19 +84,19 @@ find_python() {
 }
 
 wanted_stamp() {
-  "$python" -c 'import hashlib, sys
-print(hashlib.sha256(open("requirements.txt", "rb").read() + sys.version.encode()).hexdigest())'
+  cat "${requirements[@]}" | "$python" -c 'import hashlib, sys
+print(hashlib.sha256(sys.stdin.buffer.read() + sys.version.encode()).hexdigest())'
 }
 
 install_requirements() {
   "$python" -m pip --version || "$python" -m ensurepip || return
-  "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+  "$python" -m pip install --quiet --disable-pip-version-check "${requirements[@]/#/--requirement=}"
 }
 
 make_environment() {
   local interpreter
   if [ -e "$unfinished" ] || ! is_new_enough "$python"; then
-    if [ -e "$venv" ] && [ ! -e "$unfinished" ] && [ ! -e "$stamp" ]; then
+    if [ -e "$venv" ] && [ ! -e "$unfinished" ] && ! compgen -G "$venv/installed-*" >/dev/null; then
       fail "$venv was not made by this script and has no Python 3.12 or newer that runs: move it away, and try again."
     fi
     interpreter=$(find_python)
@@ -101,7 +105,7 @@ make_environment() {
   fi
   if [ ! -e "$stamp" ] || [ "$(cat "$stamp")" != "$(wanted_stamp)" ]; then
     touch "$unfinished"
-    quietly "Installing requirements.txt into $venv (about 450 MB; takes a few minutes)" install_requirements ||
+    quietly "Installing ${requirements[*]} into $venv (about 450 MB; takes a few minutes)" install_requirements ||
       fail "the packages could not be installed (pip's last lines are above); the same command tries again."
     wanted_stamp >"$stamp"
     rm -f "$unfinished"

@@ -116,7 +116,9 @@ def test_packages_are_installed_once_and_again_when_something_changed(clone: Clo
     clone.add_python()
     assert clone.run("scripts/test.sh").returncode == 0
     assert clone.modules()[:3] == ["venv", "pip", "pip"]
-    assert clone.calls()[2][-2:] == ["-r", "requirements.txt"]
+    assert clone.calls()[2][-2:] == [
+        "--requirement=requirements.txt", "--requirement=scripts/lib/test_requirements.txt"
+    ]  # fmt: skip
 
     clone.run("scripts/test.sh")
     assert "pip" not in clone.modules()
@@ -130,6 +132,18 @@ def test_packages_are_installed_once_and_again_when_something_changed(clone: Clo
     shutil.copy(newer, clone.root / ".venv/bin/python")
     clone.run("scripts/test.sh")
     assert "pip" in clone.modules()
+
+
+def test_the_quickstart_installs_no_packages_of_tests(clone: Clone):
+    clone.add_python()
+    clone.run("scripts/quickstart.sh")
+    assert clone.calls()[2][-2:] == ["--disable-pip-version-check", "--requirement=requirements.txt"]
+    # What the tests add is installed beside it, and the quickstart finds its own still there.
+    clone.run("scripts/test.sh")
+    assert "venv" not in clone.modules()
+    assert "pip" in clone.modules()
+    clone.run("scripts/quickstart.sh")
+    assert "pip" not in clone.modules()
 
 
 def test_a_failed_install_shows_why_and_starts_from_nothing_next_time(clone: Clone):
