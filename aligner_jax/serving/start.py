@@ -1,14 +1,12 @@
 """Makes a server from a base and its adapters."""
 
-import functools
 import time
 from pathlib import Path
 
-import jax.numpy as jnp
-
 from aligner_jax.decoding.engine import Engine
 from aligner_jax.decoding.engine_options import EngineOptions
-from aligner_jax.decoding.sampler import LEAST_ROWS
+from aligner_jax.decoding.engine_options import least_rows as least_rows_of
+from aligner_jax.decoding.server_options import row_capacity
 from aligner_jax.errors import InputError
 from aligner_jax.peft.adapter import Options
 from aligner_jax.peft.artifact import RecordedBase
@@ -36,16 +34,13 @@ def open_adapters(place: str | Path, base: RecordedBase) -> Adapters:
     return Adapters(open_bank(place, base))
 
 
-def room_for(adapters: Adapters, base: Base, least: Capacity) -> Capacity:
-    """Returns a capacity for any two of the adapters in a row, and at least `least`.
+def room_for(adapters: Adapters, base: Base, prefix_tokens: int, rank: int) -> Capacity:
+    """Returns a capacity for any two of the adapters in a row, and at least what is asked for (`row_capacity`).
 
     Raises:
       InputError: rows cannot have different adapters of the method of one of them, which is named.
     """
-    needs = [_need(kind, adapters, base) for kind in adapters.kinds()]
-    largest = functools.reduce(Capacity.joined, needs, Capacity())
-    twice = Capacity(2 * largest.tokens, 2 * largest.rank, largest.factors, largest.biases)
-    return twice.joined(least)
+    return row_capacity([_need(kind, adapters, base) for kind in adapters.kinds()], prefix_tokens, rank)
 
 
 def _need(kind: tuple[str, Options], adapters: Adapters, base: Base) -> Capacity:
@@ -96,4 +91,4 @@ def make_service(
 
 def least_rows(base: Base, rows: int) -> int:
     """Returns the number of rows of an engine that is to have `rows`."""
-    return max(rows, LEAST_ROWS if base.params.embed_vd.dtype == jnp.bfloat16 else 1)
+    return max(rows, least_rows_of(base.params.embed_vd.dtype))
