@@ -5,7 +5,7 @@ python -m aligner_jax.compile --config=configs/llama7b_alpaca.py [--topology=v5e
 python -m aligner_jax.compile --config=configs/eval/gsm8k.py --topology=v5e:2x4 [--tokens=1024] [--new_tokens=512] \
     [--adapter=PATH]
 python -m aligner_jax.compile --serve --config=configs/eval/gsm8k.py --topology=v5e:2x4 [--tokens=1024] \
-    [--new_tokens=512] [--adapter=PATH]
+    [--new_tokens=512] [--adapter=PATH] [--prefix_tokens=16] [--rank=0]
 
 Prints the cost of the step per device: memory, collectives, FLOPs, HBM traffic, and the time that these bound. For an
 evaluation, prints the cost of the programs that score texts and that generate answers, with the named adapter or else
@@ -25,6 +25,7 @@ from typing import cast
 from absl import flags
 from rich.table import Table
 
+from aligner_jax.decoding import server_options
 from aligner_jax.errors import InputError
 from aligner_jax.evals.interface import parse_evaluate_config
 from aligner_jax.model.config import LlamaConfig, llama_config
@@ -51,6 +52,10 @@ TOKENS = flags.DEFINE_integer("tokens", 1024, "Tokens of an evaluation's longest
 NEW_TOKENS = flags.DEFINE_integer("new_tokens", 512, "Tokens of an evaluation's answers at most.", lower_bound=1)
 ADAPTER = flags.DEFINE_string("adapter", None, "An evaluation's adapter; without one, an Aligner of one token.")
 SERVE = flags.DEFINE_boolean("serve", False, "Plan a server of many adapters with the config's base and mesh.")
+PREFIX_TOKENS = flags.DEFINE_integer(
+    "prefix_tokens", server_options.PREFIX_TOKENS, "Of a server: its --prefix_tokens.", lower_bound=0
+)
+RANK = flags.DEFINE_integer("rank", 0, "Of a server: its --rank.", lower_bound=0)
 JSON = flags.DEFINE_boolean("json", False, "Print one JSON object a plan and line.")
 
 
@@ -85,6 +90,9 @@ def _check_flags(of_evaluation: bool) -> None:
         if flags.FLAGS["search"].present:
             raise InputError("--search is of a training run, and --serve plans a server")
         return
+    for name in ("prefix_tokens", "rank"):
+        if flags.FLAGS[name].present:
+            raise InputError(f"--{name} is of a server: add --serve")
     others = ("search",) if of_evaluation else ("tokens", "new_tokens", "adapter")
     for name in others:
         if flags.FLAGS[name].present:
@@ -119,6 +127,7 @@ def _serving_plans(of_evaluation: bool) -> Iterator[ServingPlan]:
         yield from make_serving_plans(
             base, config.mesh, model, name, devices, tokens=cast(int, TOKENS.value),
             new_tokens=cast(int, NEW_TOKENS.value), adapter_path=ADAPTER.value,
+            prefix_tokens=cast(int, PREFIX_TOKENS.value), rank=cast(int, RANK.value),
         )  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from aligner_jax.errors import InputError
 from aligner_jax.evals.subject import load_base_over
 from aligner_jax.model.quantized import KINDS
 from aligner_jax.peft.artifact import RecordedBase
-from aligner_jax.peft.row_adapters import Capacity
 from aligner_jax.runtime import command, distributed, platform, sharding
 from aligner_jax.runtime.config import BaseConfig, MeshConfig
 
@@ -45,7 +44,10 @@ TOP_LOGPROBS = flags.DEFINE_integer(
     "top_logprobs", server_options.ALTERNATIVES, "Alternatives of log-probabilities at most.", lower_bound=1
 )
 PREFIX_TOKENS = flags.DEFINE_integer(
-    "prefix_tokens", 16, "Room for tokens of adapters in a row, at least; more if adapters need it.", lower_bound=0
+    "prefix_tokens",
+    server_options.PREFIX_TOKENS,
+    "Room for tokens of adapters in a row, at least; more if adapters need it.",
+    lower_bound=0,
 )
 RANK = flags.DEFINE_integer("rank", 0, "Room for ranks of LoRAs of q and v in a row, at least.", lower_bound=0)
 WARM_UP = flags.DEFINE_bool("warm_up", True, "Compile all programs before /ready answers.")
@@ -88,7 +90,6 @@ def main() -> None:
         group_size=_int(GROUP_SIZE),
     )  # fmt: skip
     name = NAME.value or Path(os.path.abspath(BASE.value)).name
-    least = Capacity(_int(PREFIX_TOKENS), _int(RANK), ("q_ldnh", "v_ldkh") if RANK.value else ())
     with sharding.use(mesh, rules):
         base = load_base_over(mesh, rules, base_config)
         named = RecordedBase(base.config, base.fingerprint)
@@ -96,7 +97,7 @@ def main() -> None:
         kinds = adapters.kinds()
         options = server_options.server_options(
             base.config, rows=start.least_rows(base, _int(ROWS)), slots=min(_int(TOKENS), base.config.context_length),
-            capacity=start.room_for(adapters, base, least), places=_int(PLACES),
+            capacity=start.room_for(adapters, base, _int(PREFIX_TOKENS), _int(RANK)), places=_int(PLACES),
             tokens_per_call=_int(TOKENS_PER_CALL), alternatives=_int(TOP_LOGPROBS),
         )  # fmt: skip
         service = start.make_service(base, adapters, options, name=name, limits=limits, keys=keys, named=named)

@@ -28,7 +28,7 @@ from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.logical import num_parts
 from aligner_jax.peft import Adapter
 from aligner_jax.peft.adapter import Options
-from aligner_jax.peft.row_sums import MOST_IN_A_SUM, Term
+from aligner_jax.peft.row_sums import Term
 
 TOKENS_PER_TURN = 512
 """Tokens of prompts that are prefilled per turn at most, so that running rows do not wait longer."""
@@ -121,7 +121,8 @@ class Engine:
         self._platform = device.platform
         self.held = None
         if options.capacity is not None:
-            self.held = HeldAdapters(params, config, options.capacity, self._places())
+            places = options.all_places(num_parts("batch"), self._platform)
+            self.held = HeldAdapters(params, config, options.capacity, places)
         self._waiting: collections.OrderedDict[int, Request] = collections.OrderedDict()
         self._running: dict[int, _Running] = {}
         self._free = list(range(options.rows))[::-1]
@@ -268,10 +269,6 @@ class Engine:
     def _group(self, width: int) -> int:
         return prompts_at_once(width, self.options.rows, num_parts("batch"), self._platform)
 
-    def _places(self) -> int:
-        """Returns the number of places. The adapters of all prompts of one program have places at the same time."""
-        return max(self.options.places, MOST_IN_A_SUM * self._group(1))
-
     def _take(self, numbers: Sequence[int], width: int, group: int) -> tuple[list[_Running], Arrivals]:
         """Gives rows to waiting requests; returns them, and as arrays the first `width` tokens of their prompts."""
         # Adapters come first: those that cannot be read must not cost a row.
@@ -318,7 +315,8 @@ class Engine:
         ids = running.request.prompt_ids[parts.prefilled :]
         is_last = len(ids) <= longest
         width = (is_last and self.options.width(len(ids))) or longest
-        group = self._group(width)
+        # As many rows as the state of the first part has.
+        group = self._group(longest)
         # The adapters are in the state already.
         arrivals = Arrivals.of([running.request], [running.row], [ids[:width]], width=width, group=group)
         if is_last:

@@ -1,14 +1,27 @@
 """Sizes of an engine, on which the shapes of its programs depend."""
 
 import dataclasses
+from typing import Any
 
-from aligner_jax.decoding.lengths import padded_length
+import jax.numpy as jnp
+
+from aligner_jax.decoding.lengths import padded_length, prompts_at_once
 from aligner_jax.peft.row_adapters import Capacity
+from aligner_jax.peft.row_sums import MOST_IN_A_SUM
 
 TOKENS_PER_CALL = 8
 """Tokens that are decoded per call when no request waits."""
 LONGEST_PART = 512
 """Tokens of a prompt that are prefilled at once at most, if no other number is given."""
+
+LEAST_ROWS = 2
+"""A single bfloat16 row is decoded beside a free one. XLA's CPU backend converts the matrix to float32 for a product
+with one vector, but not with two. On TPUs, whose registers hold eight rows, the other row costs nothing."""
+
+
+def least_rows(dtype: Any) -> int:
+    """Returns the number of rows that an engine has at least, for a base of this dtype."""
+    return LEAST_ROWS if jnp.dtype(dtype) == jnp.bfloat16 else 1
 
 
 def tokens_per_program(platform: str, tokens_per_call: int = TOKENS_PER_CALL) -> int:
@@ -33,7 +46,7 @@ class EngineOptions:
         log-probabilities.
       has_penalty: True if requests may have a repetition penalty.
       capacity: capacity for adapters of a request's own; None if all requests have the engine's adapter alone.
-      places: bound adapters that are kept on the device.
+      places: bound adapters that are kept on the device, at least; see `all_places`.
     """
 
     rows: int
@@ -48,3 +61,14 @@ class EngineOptions:
     def width(self, length: int) -> int | None:
         """Returns the padded length of a prompt; None if it is prefilled in parts."""
         return None if length > self.longest_part else min(padded_length(length), self.longest_part)
+
+    def all_places(self, parts: int, platform: str) -> int:
+        """Returns the number of places for adapters, with those that all prompts of one program have at the same time.
+
+        Args:
+          parts: number of parts into which a mesh splits the rows.
+          platform: "cpu", "gpu" or "tpu".
+        """
+        shortest = self.width(1)
+        assert shortest is not None
+        return max(self.places, MOST_IN_A_SUM * prompts_at_once(shortest, self.rows, parts, platform))

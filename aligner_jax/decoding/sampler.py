@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-import jax.numpy as jnp
-
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.decoding.engine import Engine
-from aligner_jax.decoding.engine_options import TOKENS_PER_CALL, EngineOptions
+from aligner_jax.decoding.engine_options import TOKENS_PER_CALL, EngineOptions, least_rows
 from aligner_jax.decoding.lengths import padded_slots, slots_of
 from aligner_jax.decoding.request import Request, check_lengths, check_prompt, check_seed
 from aligner_jax.errors import InputError
@@ -17,9 +15,6 @@ from aligner_jax.weights.base import Base
 
 MOST_ROWS = 64
 """Rows of an engine at most, which bounds the memory of the cache; further prompts wait for a row."""
-LEAST_ROWS = 2
-"""A single bfloat16 row is decoded beside a free one. XLA's CPU backend converts the matrix to float32 for a product
-with one vector, but not with two. On TPUs, whose registers hold eight rows, the other row costs nothing."""
 
 
 def sample(
@@ -144,7 +139,7 @@ def make_engine(
     check_lengths(longest, max_new_tokens, config)
     dtype = params.embed_vd.dtype
     options = EngineOptions(
-        rows=max(min(len(prompt_ids), MOST_ROWS), LEAST_ROWS if dtype == jnp.bfloat16 else 1),
+        rows=max(min(len(prompt_ids), MOST_ROWS), least_rows(dtype)),
         slots=slots_of(longest, max_new_tokens, config.context_length),
         longest_part=padded_slots(longest),
         tokens_per_call=tokens_per_call,

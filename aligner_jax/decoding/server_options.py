@@ -1,6 +1,9 @@
 """Sizes of a server's engine, which the server and the plans of serving share."""
 
-from aligner_jax.decoding.engine_options import LONGEST_PART, EngineOptions
+import functools
+from collections.abc import Iterable
+
+from aligner_jax.decoding.engine_options import EngineOptions
 from aligner_jax.model.llama import LlamaConfig
 from aligner_jax.peft.row_adapters import Capacity
 
@@ -8,6 +11,8 @@ TOKENS_PER_CALL = 4
 """Tokens that a server decodes per call when no request waits, if no other number is given."""
 ALTERNATIVES = 20
 """Alternatives of log-probabilities at most, if no other number is given; OpenAI's API has as many."""
+PREFIX_TOKENS = 16
+"""Tokens of adapters that a row has room for at least, if no other number is given."""
 
 
 def server_options(
@@ -19,10 +24,22 @@ def server_options(
     places: int,
     tokens_per_call: int = TOKENS_PER_CALL,
     alternatives: int = ALTERNATIVES,
-    longest_part: int = LONGEST_PART,
 ) -> EngineOptions:
     """Returns the sizes of an engine whose requests may have all options of a server; see `EngineOptions`."""
     return EngineOptions(
-        rows=rows, slots=slots, longest_part=longest_part, tokens_per_call=tokens_per_call,
-        alternatives=min(alternatives, config.vocab_size), has_penalty=True, capacity=capacity, places=places,
+        rows=rows, slots=slots, tokens_per_call=tokens_per_call, alternatives=min(alternatives, config.vocab_size),
+        has_penalty=True, capacity=capacity, places=places,
     )  # fmt: skip
+
+
+def row_capacity(needs: Iterable[Capacity], prefix_tokens: int = PREFIX_TOKENS, rank: int = 0) -> Capacity:
+    """Returns the capacity of a server's row: any two of its adapters, and at least the room that is asked for.
+
+    Args:
+      needs: capacities that the adapters need.
+      prefix_tokens: tokens of adapters that a row has room for at least.
+      rank: rank of LoRAs of q and v that a row has room for at least.
+    """
+    largest = functools.reduce(Capacity.joined, needs, Capacity())
+    twice = Capacity(2 * largest.tokens, 2 * largest.rank, largest.factors, largest.biases)
+    return twice.joined(Capacity(prefix_tokens, rank, ("q_ldnh", "v_ldkh") if rank else ()))

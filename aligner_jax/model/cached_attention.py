@@ -26,15 +26,24 @@ def blocks_to_read(k_lbksh: Float[Array, "l b k s h"], lengths_b: Int[Array, " b
 
     None if `kernels.ragged` does not support the cache, or the mesh does not give every device whole rows and heads.
     """
-    part = _of_a_device(k_lbksh)
-    if is_split() and any(size % num_parts(axis) for size, axis in zip(k_lbksh.shape, _CACHE, strict=True)):
-        return None
-    if not ragged.supports(k_lbksh.dtype, part, 1):
+    part = _part_in_blocks(k_lbksh)
+    if part is None:
         return None
     find = functools.partial(ragged.filled_blocks, k_lbksh=part)
     on_tpu = on_each_device(find, (("batch",),), _BLOCKS)
     unused = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(on_tpu, lengths_b))
     return jax.lax.platform_dependent(lengths_b, tpu=on_tpu, default=lambda _: unused)
+
+
+def slots_read(filled: int, k_lbksh: jax.ShapeDtypeStruct | Float[Array, "l b k s h"]) -> int:
+    """Returns the number of slots per row that a decoding step reads on TPUs, without a joint prefix.
+
+    Args:
+      filled: number of filled slots of the row.
+      k_lbksh: keys of the cache, or their shape and dtype.
+    """
+    part = _part_in_blocks(k_lbksh)
+    return k_lbksh.shape[3] if part is None else ragged.slots_read(filled, part)
 
 
 def attend_cached(
@@ -99,7 +108,15 @@ def _attend_filled_slots(q_b1nh, k_lbksh, v_lbksh, lengths_b, layer, blocks, *, 
     return o_bkgh.reshape(q_b1nh.shape)
 
 
-def _of_a_device(x_lbksh: Float[Array, "l b k s h"]) -> jax.ShapeDtypeStruct:
+def _part_in_blocks(k_lbksh: jax.ShapeDtypeStruct | Float[Array, "l b k s h"]) -> jax.ShapeDtypeStruct | None:
+    """Returns a device's part of a cache that `kernels.ragged` reads in blocks; None if all slots are read."""
+    if is_split() and any(size % num_parts(axis) for size, axis in zip(k_lbksh.shape, _CACHE, strict=True)):
+        return None
+    part = _of_a_device(k_lbksh)
+    return part if ragged.supports(k_lbksh.dtype, part, 1) else None
+
+
+def _of_a_device(x_lbksh: jax.ShapeDtypeStruct | Float[Array, "l b k s h"]) -> jax.ShapeDtypeStruct:
     """Returns the shape and dtype of a device's part of a cache."""
     parts = [num_parts(axis) if is_split() else 1 for axis in _CACHE]
     shape = [size // number for size, number in zip(x_lbksh.shape, parts, strict=True)]

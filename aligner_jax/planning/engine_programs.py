@@ -1,6 +1,7 @@
 """The engine's programs, compiled for TPUs that are not attached."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from aligner_jax.decoding.held import empty_places
 from aligner_jax.decoding.lengths import prompts_at_once
 from aligner_jax.decoding.request import Request
 from aligner_jax.decoding.state import State
+from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.logical import num_parts
 from aligner_jax.peft import Adapter, Bound
@@ -65,8 +67,9 @@ class EnginePrograms:
         self.held: RowAdapters | None = None
         if options.capacity is not None:
             self.held = self._results(
-                empty_places, params, config=config, capacity=options.capacity, places=options.places
-            )
+                empty_places, params, config=config, capacity=options.capacity,
+                places=options.all_places(num_parts("batch"), "tpu"),
+            )  # fmt: skip
 
     @property
     def cache_bytes(self) -> int:
@@ -77,15 +80,45 @@ class EnginePrograms:
         """Compiles the program that prefills and inserts prompts of a length, which is not prefilled in parts."""
         width = self._options.width(tokens)
         assert width is not None
-        group = prompts_at_once(width, self._options.rows, num_parts("batch"), "tpu")
-        request = Request([0] * tokens, new_tokens)
-        arrivals = Arrivals.of([request], [0], [request.prompt_ids], width=width, group=group)
-        if self._options.capacity is not None:
-            arrivals = dataclasses.replace(arrivals, sums=Sums.of([[]] * group, self._options.capacity))
+        arrivals = self._arrivals([0] * tokens, width, self._group(width), new_tokens, with_adapters=True)
         return compile_for(
-            self._chip, programs.admit, self._params, self.shared, self.held, self.state,
-            on_device(arrivals, self._mesh), self._ids(STOPS), config=self._config,
+            self._chip, programs.admit, self._params, self.shared, self.held, self.state, arrivals, self._ids(STOPS),
+            config=self._config,
         )  # fmt: skip
+
+    def parts(self, tokens: int) -> Iterator[tuple[str, Compiled, State | None]]:
+        """Compiles the programs of a prompt that is prefilled in parts, up to the first one that does not fit.
+
+        Args:
+          tokens: tokens of the prompt.
+
+        Yields:
+          The name of a program, the program, and the shapes of the state of parts, with shardings; None for that if the
+          first program does not fit.
+        """
+        longest = self._options.longest_part
+        group, last = self._group(longest), min(tokens - longest, longest)
+        first = self._arrivals([0] * longest, longest, group, 1, with_adapters=True)
+        begun, state = self._made(
+            programs.begin_parts, self._params, self.shared, self.held, first, config=self._config,
+            slots=self._options.slots + longest, has_penalty=self._options.has_penalty,
+        )  # fmt: skip
+        yield "first parts", begun, state
+        if state is None:
+            return
+        if tokens > 2 * longest:
+            next_part = self._arrivals([0] * longest, longest, group, 1)
+            added = compile_for(
+                self._chip, programs.add_part, self._params, self.shared, state, next_part, config=self._config
+            )
+            yield "next parts", added, state
+        width = self._options.width(last)
+        assert width is not None
+        admitted = compile_for(
+            self._chip, programs.admit_parts, self._params, self.shared, self.state, state,
+            self._arrivals([0] * last, width, group, 1), self._ids(STOPS), config=self._config,
+        )  # fmt: skip
+        yield "last parts", admitted, state
 
     def decode(self, count: int) -> Compiled:
         """Compiles the program that decodes `count` tokens per row."""
@@ -97,11 +130,33 @@ class EnginePrograms:
     def _ids(self, count: int) -> Any:
         return on_device(jax.ShapeDtypeStruct((count,), jnp.int32), self._mesh)
 
+    def _group(self, width: int) -> int:
+        return prompts_at_once(width, self._options.rows, num_parts("batch"), "tpu")
+
+    def _arrivals(self, ids: list[int], width: int, group: int, new_tokens: int, with_adapters: bool = False) -> Any:
+        arrivals = Arrivals.of([Request(ids, new_tokens)], [0], [ids], width=width, group=group)
+        if with_adapters and self._options.capacity is not None:
+            arrivals = dataclasses.replace(arrivals, sums=Sums.of([[]] * group, self._options.capacity))
+        return on_device(arrivals, self._mesh)
+
     def _results(self, jitted: Any, *arguments: Any, **static: Any) -> Any:
-        """Returns the shapes of a program's results, with the shardings that the compiler gives them."""
-        shapes = jitted.eval_shape(*arguments, **static)
+        made, results = self._made(jitted, *arguments, **static)
+        if results is None:
+            raise InputError(
+                f"the engine's arrays alone need {made.peak_bytes / 2**30:.2f} GiB a device, and there are "
+                f"{made.hbm_bytes / 2**30:.2f} GiB; fewer rows or shorter texts take less"
+            )
+        return results
+
+    def _made(self, jitted: Any, *arguments: Any, **static: Any) -> tuple[Compiled, Any]:
+        """Returns a program and the shapes of its results, with the shardings that the compiler gives them.
+
+        The shapes are None if the program does not fit.
+        """
         made = compile_for(self._chip, jitted, *arguments, **static)
-        return jax.tree.map(_struct, shapes, made.output_shardings)
+        if made.output_shardings is None:
+            return made, None
+        return made, jax.tree.map(_struct, jitted.eval_shape(*arguments, **static), made.output_shardings)
 
 
 def on_device(tree: Any, mesh: Mesh) -> Any:

@@ -204,29 +204,39 @@ def _token_seconds(
         num_tokens=added.num_tokens, start_layer=added.start_layer,
         weight_bytes=bytes_per_weight(params),
     )  # fmt: skip
-    return step_seconds(cost, 0, mesh, chip, new)
+    return step_seconds(cost, gathered_bytes(new, TOKENS_PER_CALL), mesh, chip, new, TOKENS_PER_CALL)
+
+
+def gathered_bytes(new: Compiled, tokens: int) -> float:
+    """Returns the bytes per decode step that collectives write to a device's HBM: mostly gathered weights.
+
+    Args:
+      new: program that decodes `tokens` tokens, and fits.
+      tokens: its number of steps.
+    """
+    assert new.sent is not None
+    return sum(each.nbytes * each.runs for each in new.sent) / tokens
 
 
 def step_seconds(
-    cost: roofline.Cost, more_bytes: float, mesh: Mesh, chip: chips.Chip, new: Compiled
+    cost: roofline.Cost, more_bytes: float, mesh: Mesh, chip: chips.Chip, new: Compiled, tokens: int
 ) -> tuple[float, str]:
     """Returns the least time of a decode step in seconds and the resource that limits it.
 
     Args:
       cost: cost of the step for the rows of one device, without splitting over the mesh's axis "tensor".
-      more_bytes: bytes that each device moves besides.
+      more_bytes: bytes that each device moves besides, as those of `gathered_bytes`.
       mesh: mesh of the devices.
       chip: chip of the devices.
-      new: program that decodes `TOKENS_PER_CALL` tokens.
+      new: program that decodes `tokens` tokens.
+      tokens: its number of steps.
     """
     assert new.sent is not None
     tensor = mesh.shape["tensor"]
-    # Gathered weights are written to HBM before they are read.
-    gathered = sum(each.nbytes * each.runs for each in new.sent) / TOKENS_PER_CALL
     seconds = {
         "compute": cost.hardware_flops / tensor / chip.flops_per_second,
-        "memory": (cost.hbm_bytes / tensor + more_bytes + gathered) / chip.hbm_bytes_per_second,
-        "network": sum(each.received for each in new.sent) / TOKENS_PER_CALL / chip.network_bytes_per_second,
+        "memory": (cost.hbm_bytes / tensor + more_bytes) / chip.hbm_bytes_per_second,
+        "network": sum(each.received for each in new.sent) / tokens / chip.network_bytes_per_second,
     }
     bound = max(seconds, key=lambda name: seconds[name])
     return seconds[bound], bound

@@ -15,20 +15,24 @@ def table(plans: Sequence[ServingPlan]) -> Table:
 
 def _rows(plan: ServingPlan) -> list[tuple[str, str]]:
     rate, moved = plan.tokens_per_second, plan.step_bytes
+    step, filled = sum(moved.values()), plan.filled_slots_bytes
     return [
         ("mesh", mesh(plan.mesh)),
         ("different adapters", f"{plan.adapters:,}"),
         ("adapters", plan.adapter.partition("(")[0]),
+        ("room of a row", f"{plan.capacity_tokens:,} tokens, rank {plan.capacity_rank:,}"),
         ("tokens + new ones, slots a row", f"{plan.tokens:,} + {plan.new_tokens:,}, {plan.slots:,}"),
         ("weights", f"{size(plan.weights_bytes)} ({plan.weight_dtype})"),
         ("rows at once", f"{plan.rows:,}" if plan.rows else "none fits"),
         *((f"{program.name}: peak", size(program.peak_bytes)) for program in plan.programs),
         ("adapters held", f"{size(plan.places_bytes)} in {plan.places:,} places"),
-        ("a step moves", size(sum(moved.values()))),
+        ("a step moves", size(step)),
         ("  weights", size(moved["weights"])),
-        (f"  keys and values of {plan.filled:,} tokens a row", size(moved["keys"])),
+        ("  gathered from other devices", size(moved["gathered"])),
+        ("  keys and values", f"{size(moved['keys'])} ({plan.read:,} slots a row, {plan.filled:,} filled)"),
         ("  rows' adapters", f"{size(moved['adapters'])} ({size(plan.row_bytes)} a row)"),
-        ("a step that reads all slots moves", size(plan.all_slots_bytes)),
+        ("filled slots alone", f"{size(filled)}, {filled / step:.0%} of it"),
+        ("all slots", f"{size(plan.all_slots_bytes)}, {plan.all_slots_bytes / step:.0%} of it"),
         (
             "a new token of each row, at least",
             "–" if plan.step_seconds is None else f"{plan.step_seconds * 1e3:,.1f} ms, bound by {plan.bound}",

@@ -1,14 +1,12 @@
 """Makes a server from a base and its adapters."""
 
-import functools
 import time
 from pathlib import Path
 
-import jax.numpy as jnp
-
 from aligner_jax.decoding.engine import Engine
 from aligner_jax.decoding.engine_options import EngineOptions
-from aligner_jax.decoding.sampler import LEAST_ROWS
+from aligner_jax.decoding.engine_options import least_rows as least_rows_of
+from aligner_jax.decoding.server_options import row_capacity
 from aligner_jax.errors import InputError
 from aligner_jax.model.logical import num_parts
 from aligner_jax.peft.adapter import Options
@@ -37,16 +35,13 @@ def open_adapters(place: str | Path, base: RecordedBase) -> Adapters:
     return Adapters(open_bank(place, base))
 
 
-def room_for(adapters: Adapters, base: Base, least: Capacity) -> Capacity:
-    """Returns a capacity for any two of the adapters in a row, and at least `least`.
+def room_for(adapters: Adapters, base: Base, prefix_tokens: int, rank: int) -> Capacity:
+    """Returns a capacity for any two of the adapters in a row, and at least what is asked for (`row_capacity`).
 
     Raises:
       InputError: rows cannot have different adapters of the method of one of them, which is named.
     """
-    needs = [_need(kind, adapters, base) for kind in adapters.kinds()]
-    largest = functools.reduce(Capacity.joined, needs, Capacity())
-    twice = Capacity(2 * largest.tokens, 2 * largest.rank, largest.factors, largest.biases)
-    return twice.joined(least)
+    return row_capacity([_need(kind, adapters, base) for kind in adapters.kinds()], prefix_tokens, rank)
 
 
 def _need(kind: tuple[str, Options], adapters: Adapters, base: Base) -> Capacity:
@@ -97,5 +92,5 @@ def make_service(
 
 def least_rows(base: Base, rows: int) -> int:
     """Returns the number of rows of an engine that is to have `rows`; the mesh in context divides it."""
-    least, parts = max(rows, LEAST_ROWS if base.params.embed_vd.dtype == jnp.bfloat16 else 1), num_parts("batch")
+    least, parts = max(rows, least_rows_of(base.params.embed_vd.dtype)), num_parts("batch")
     return -(-least // parts) * parts

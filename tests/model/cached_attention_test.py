@@ -100,6 +100,22 @@ def test_several_tokens_and_unsupported_shapes_read_all_slots(config: LlamaConfi
     assert KERNEL not in lowered(1, "tpu", slots=100)
 
 
+def test_the_slots_that_a_step_reads_depend_on_the_heads_of_a_device():
+    pytest.importorskip("libtpu", reason="the TPU compiler exists for Linux on x86-64 only")
+    devices = topology_devices("v5e:2x4")
+
+    def read(filled: int, kv_heads: int, tensor: int, h: int = 128) -> int:
+        cache = jax.ShapeDtypeStruct((2, 8, kv_heads, 2048, h), jnp.bfloat16)
+        with sharding.use(sharding.make_mesh(data=1, fsdp=8 // tensor, tensor=tensor, devices=devices)):
+            return cached_attention.slots_read(filled, cache)
+
+    assert [read(1100, 32, tensor) for tensor in (1, 4, 8)] == [1152, 1152, 1280]
+    # The mesh does not give every device whole heads, or the kernel does not take them.
+    assert read(1100, 4, 8) == 2048
+    assert read(1100, 32, 1, h=96) == 2048
+    assert cached_attention.slots_read(1100, jax.ShapeDtypeStruct((2, 8, 1, 2048, 128), jnp.bfloat16)) == 1536
+
+
 MESHES = {"one chip": (1, 1, 1, 4), "tensor": (8, 1, 8, 32), "fsdp": (8, 8, 1, 32)}
 """Devices, of which along fsdp and tensor, and rows."""
 LLAMA = aj.llama_config("llama_7b")

@@ -124,6 +124,16 @@ def test_blocks_are_those_with_filled_slots_in_order(lengths: list[int]):
     assert rows_i.max() < len(lengths)
 
 
+@pytest.mark.parametrize("slots", [256, 300, 1280])
+def test_the_slots_that_a_row_reads_are_those_of_its_blocks(slots: int):
+    cache = jax.ShapeDtypeStruct((2, 1, 1, slots, 128), jnp.bfloat16)
+    block = ragged.block_sizes(cache.shape, cache.dtype)[1]
+    for filled in (0, 1, 255, 256, 257, 512, 513, slots):
+        blocks = int(ragged.filled_blocks(jnp.asarray([filled]), cache).count_1[0])
+        # The last block may end behind the last slot.
+        assert ragged.slots_read(filled, cache) == min(blocks * block, slots)
+
+
 def test_a_7b_model_reads_half_of_its_slots_if_lengths_are_uniform():
     """The figure of docs/tpu.md, with every 16th length from 0 to 2,048."""
     lengths_b = jnp.arange(0, 2049, 16)

@@ -93,3 +93,8 @@ def test_a_system_that_does_not_say_how_much_memory_is_available(host: Any, tmp_
     assert limit_bytes(2 * GIB) is None
     (tmp_path / "meminfo").write_text("MemTotal: 99 kB\n")
     assert limit_bytes(2 * GIB) is None
+
+
+def test_arrays_of_keys_have_bytes_too():
+    keys_b = jax.random.split(jax.random.key(0), 3)
+    assert memory.nbytes({"keys_b": keys_b, "x": jax.numpy.zeros(5, jax.numpy.int4)}) == 3 * 8 + 2

@@ -13,7 +13,6 @@ from aligner_jax.decoding import held
 from aligner_jax.errors import InputError
 from aligner_jax.peft import Adapter, init_adapter
 from aligner_jax.peft.artifact import RecordedBase, save_adapter
-from aligner_jax.peft.row_adapters import Capacity
 from aligner_jax.serving.adapters import Adapters, parse_upload
 from aligner_jax.serving.limits import Limits
 from aligner_jax.serving.start import open_adapters, room_for
@@ -155,9 +154,9 @@ def test_an_adapter_that_cannot_be_served_is_named_at_the_start(base, write_adap
     save_adapter(init_adapter("full", base.config), folder / "F.safetensors", base)
     kept = open_adapters(folder, RecordedBase(base.config, base.fingerprint))
     with pytest.raises(InputError, match=r"adapters/F\.safetensors cannot be served: .* different in the rows"):
-        room_for(kept, base, Capacity())
+        room_for(kept, base, 0, 0)
     (folder / "F.safetensors").unlink()
-    assert room_for(kept, base, Capacity()).tokens == 6
+    assert room_for(kept, base, 0, 0).tokens == 6
 
 
 def test_an_adapter_with_the_name_of_the_base_is_refused_at_the_start(base, write_adapters, tmp_path):

@@ -77,6 +77,12 @@ def block_sizes(shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[int, int]:
     return heads, min(slots, LANES * times)
 
 
+def slots_read(filled: int, k_lbksh: jax.ShapeDtypeStruct | Array) -> int:
+    """Returns the number of slots that the kernel reads for a row of a cache with `filled` filled slots."""
+    slots, (_, block) = k_lbksh.shape[3], block_sizes(k_lbksh.shape, k_lbksh.dtype)
+    return min(block * max(pl.cdiv(filled, block), 1), slots)
+
+
 class Blocks[T](NamedTuple):
     """The blocks that the kernel reads, row by row.
 
