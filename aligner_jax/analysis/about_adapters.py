@@ -57,7 +57,9 @@ def _chosen(adapter: Adapter) -> list[tuple[str, object]]:
     defaults = METHODS[adapter.method].options().as_dict()
     always = ("num_tokens", "rank", "start_layer")
     return [
-        (name, value) for name, value in adapter.options.as_dict().items() if name in always or value != defaults[name]
+        (name, value)
+        for name, value in adapter.options.as_dict().items()
+        if name in always or value != defaults.get(name)
     ]
 
 

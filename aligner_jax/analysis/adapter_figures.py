@@ -50,7 +50,7 @@ def gate_map(file: str, name: str, gates: Gates) -> Picture:
     drawn = below.imshow(
         gates_ln.T, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest", extent=edges
     )
-    below.set_ylabel("head" if gates_ln.shape[1] > 1 else "one gate\nfor all heads")
+    below.set_ylabel(gates.of if gates_ln.shape[1] > 1 else "one gate\nfor all heads")
     below.yaxis.set_major_locator(MaxNLocator(integer=True))
     layer_axis(below)
     extend = "both" if largest > limit else "neither"

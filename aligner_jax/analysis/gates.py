@@ -15,15 +15,18 @@ class Gates:
 
     Attributes:
       layers_l: indices of the layers in the model; only the first one if all layers share the gates.
-      gates_ln: effective weights, after tanh if the method has it.
+      gates_ln: effective weights, after tanh if the method has it. With a gate for each token, n counts the first
+        token's heads, then the next one's.
       mean_l: mean over the heads.
       std_l: standard deviation over the heads (n in the denominator, not n - 1).
+      of: the thing that has a gate in every layer, "head" or "token and head".
     """
 
     layers_l: Int[np.ndarray, " l"]
     gates_ln: Float[np.ndarray, "l n"]
     mean_l: Float[np.ndarray, " l"]
     std_l: Float[np.ndarray, " l"]
+    of: str = "head"
 
     @property
     def trend(self) -> float | None:
@@ -44,6 +47,9 @@ def gates_of(adapter: Adapter) -> Gates | None:
     options = adapter.options
     if not isinstance(options, GatedOptions):
         return None
-    gates_ln = options.weights(np.asarray(adapter.trainable["gates_ln"], np.float64))
+    (name,) = (name for name in adapter.trainable if name.startswith("gates_"))
+    gates = options.weights(np.asarray(adapter.trainable[name], np.float64))
+    gates_ln = gates.reshape(len(gates), -1)
     layers_l = options.start_layer + np.arange(len(gates_ln))
-    return Gates(layers_l, gates_ln, gates_ln.mean(axis=1), gates_ln.std(axis=1))
+    of = "token and head" if gates.ndim > 2 else "head"
+    return Gates(layers_l, gates_ln, gates_ln.mean(axis=1), gates_ln.std(axis=1), of)

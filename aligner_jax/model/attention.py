@@ -58,7 +58,7 @@ class Prefix:
 
     Attributes:
       k_bpkh: keys, not rotated. Not read if p is 1, unless `joint`: a softmax over one key is 1.
-      v_bpkh: values.
+      v_bpkh: values. Those of one token may be of every query head instead, [b, 1, n, h], unless `joint`.
       gate_bn: one gate per query head, float32 or bfloat16. Not read if `joint`.
       joint: True for one softmax over prefix and text together, without gates (prefix tuning, arXiv 2101.00190).
     """
@@ -324,7 +324,8 @@ def _check(q_btnh, k_bskh, v_bskh, prefixes: Sequence[Prefix | RowPrefix]):
         if isinstance(prefix, RowPrefix):
             continue
         rows, p = prefix.v_bpkh.shape[:2]
-        fits = prefix.v_bpkh.shape == (rows, p, k, h) and prefix.k_bpkh.shape == (rows, p, k, h)
+        heads = n if p == 1 and not prefix.joint and prefix.v_bpkh.shape[2] == n else k
+        fits = prefix.v_bpkh.shape == (rows, p, heads, h) and prefix.k_bpkh.shape == (rows, p, k, h)
         if not fits or prefix.gate_bn.shape != (rows, n) or rows not in (1, b):
             raise InputError(
                 f"prefix keys {prefix.k_bpkh.shape}, values {prefix.v_bpkh.shape} and gates {prefix.gate_bn.shape} "

@@ -38,12 +38,21 @@ class Options:
         """Fewest layers of a model that the options fit."""
         return 1
 
+    @property
+    def needs_base(self) -> bool:
+        """True if initial arrays are computed from the base's parameters."""
+        return False
+
     def as_dict(self) -> dict[str, Any]:
-        """Returns the options by name, sorted by name."""
-        return {name: getattr(self, name) for name in sorted(field.name for field in dataclasses.fields(self))}
+        """Returns the options by name, sorted by name, without `later` options at their defaults.
+
+        Files and digests of adapters are thus those of earlier releases.
+        """
+        return dict(sorted(identity(self).items()))
 
     def __getitem__(self, name: str) -> Any:
-        return self.as_dict()[name]
+        values = self.as_dict()
+        return values[name] if name in values else getattr(self, name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +106,7 @@ class Adapter(flax.struct.PyTreeNode):
 
     @property
     def identity(self) -> str:
-        """Method and options as text for digests: `str` of the adapter without `later` options at their defaults."""
+        """Method and options as text for digests, without `later` options at their defaults."""
         return _described(self.method, dict(sorted(identity(self.options).items())))
 
     def __str__(self) -> str:
@@ -116,7 +125,8 @@ class Method[O: Options]:
       options: dataclass of the method's options; `options()` has the defaults.
       shapes: maps (options, config) to the shapes of the trained arrays by name. A name ends in an underscore and one
         letter per axis (legend in `model/llama.py`).
-      init: maps (options, config, key) to initial float32 arrays of these shapes.
+      init: maps (options, config, key) to initial float32 arrays of these shapes. A method whose options can have
+        `needs_base` takes the base's parameters as a fourth argument; None gives arrays of these shapes.
       bind: maps (trainable, options, params, config, dropout_key) to a `Bound`. The key belongs to one training step;
         None applies no dropout.
       cost: maps (options, config) to the cost that the method adds to a training step.
@@ -128,7 +138,7 @@ class Method[O: Options]:
 
     options: type[O]
     shapes: Callable[[O, LlamaConfig], dict[str, tuple[int, ...]]]
-    init: Callable[[O, LlamaConfig, Array], dict[str, Array]]
+    init: Callable[..., dict[str, Array]]
     bind: Callable[[dict[str, Array], O, Params, LlamaConfig, Array | None], Bound]
     cost: Callable[[O, LlamaConfig], AdapterCost]
     with_strength: Callable[[Adapter, float], Adapter] | None = None

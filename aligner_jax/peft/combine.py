@@ -43,8 +43,8 @@ def combine(parts: Weighted, base: BaseWithParams | None = None) -> Adapter:
 
     - Adapters of weight 0 are left out, and one adapter that remains keeps its method, with its strength multiplied;
       with weight 1 it is returned as it is. If all weights are 0, the first adapter is returned with strength 0.
-    - Biases, and Aligners and LLaMA-Adapters of one token, are constants per layer: their sum is one "bias". Unless all
-      are biases of the same projection, the base's projections are needed.
+    - Biases, Aligners and LLaMA-Adapters of one token, and Aligners with a gate for each token are constants per layer:
+      their sum is one "bias". Unless all are biases of the same projection, the base's projections are needed.
     - LoRAs become one LoRA with as many ranks as all of them together, without dropout.
     - Differences of full fine-tuning are added.
     - Others, and different kinds, become a "sum", which holds the adapters side by side.
@@ -102,7 +102,7 @@ def _check_can_be_added(adapter: Adapter) -> None:
 
 def _is_constant(adapter: Adapter) -> bool:
     options = adapter.options
-    return isinstance(options, BiasOptions) or (isinstance(options, GatedOptions) and options.num_tokens == 1)
+    return isinstance(options, BiasOptions) or (isinstance(options, GatedOptions) and options.is_constant)
 
 
 def _constants(parts: Weighted, base: BaseWithParams | None) -> Adapter:

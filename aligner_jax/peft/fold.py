@@ -1,8 +1,8 @@
 """Folds adapters into the weights of a base, one leaf of one layer at a time.
 
-One prefix token is a constant: it adds W_O (g ⊙ V_a) at every position, which is a bias of the output projection. If
-all query heads of a kv head share a gate, it is also a bias g ⊙ V_a of the value projection, since the text's attention
-weights sum to 1. Updates of weights are added to them. Sums are float32.
+One prefix token is a constant: it adds W_O (g ⊙ V_a) at every position, which is a bias of the output projection. So
+is a sum of tokens with a gate each. If all query heads of a kv head share a gate, it is also a bias g ⊙ V_a of the
+value projection, since the text's attention weights sum to 1. Updates of weights are added to them. Sums are float32.
 """
 
 import dataclasses
@@ -240,13 +240,12 @@ def _first(x: Array) -> Array:
 
 
 def _check_gates(adapter: Adapter, config: LlamaConfig) -> None:
-    gates_ln = adapter.trainable.get("gates_ln")
-    if gates_ln is None or gates_ln.shape[1] == 1:
+    gates = [np.asarray(x) for name, x in adapter.trainable.items() if name.startswith("gates_")]
+    if not gates or gates[0].shape[-1] == 1:
         return
-    gates_lkg = np.asarray(jnp.repeat(gates_ln, config.num_heads // gates_ln.shape[1], axis=1)).reshape(
-        len(gates_ln), config.num_kv_heads, -1
-    )
-    if (gates_lkg != gates_lkg[..., :1]).any():
+    of_heads = np.repeat(gates[0], config.num_heads // gates[0].shape[-1], axis=-1)
+    by_kv_head = of_heads.reshape(-1, config.num_kv_heads, config.group_size)
+    if (by_kv_head != by_kv_head[..., :1]).any():
         raise Unfoldable(
             f"query heads that share a kv head have gates of their own (gates={adapter.options['gates']!r}), so no "
             f"bias of the value projection holds them: fold into the output projection (target 'o')"

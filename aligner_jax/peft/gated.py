@@ -23,6 +23,11 @@ class GatedOptions(LayerOptions):
 
     num_tokens: int = number(1, least=1, most=MAX_INTEGER)
 
+    @property
+    def is_constant(self) -> bool:
+        """True if the prefix adds the same to a layer at every position, as a single token does."""
+        return self.num_tokens == 1
+
     def weights[Gates: (Array, np.ndarray)](self, gates_ln: Gates) -> Gates:
         """Returns the factors of the prefix's outputs for the trained gates [l, n]."""
         return gates_ln
@@ -54,10 +59,11 @@ def spread_gates(gates_ln: Float[Array, "l n"], num_layers: int, config: LlamaCo
 
 
 def gated_cost(options: GatedOptions, config: LlamaConfig) -> AdapterCost:
-    """Returns the cost of a prefix that every adapted layer projects. One token needs W_V alone: its key cancels."""
-    projections = 1 if options.num_tokens == 1 else 2
+    """Returns the cost of a prefix that every adapted layer projects. A constant needs W_V alone, without keys."""
+    projections = 1 if options.is_constant else 2
     return AdapterCost(
         start_layer=options.start_layer,
-        num_tokens=options.num_tokens,
+        num_tokens=1 if options.is_constant else options.num_tokens,
+        bound_tokens=options.num_tokens,
         bind_weights=projections * config.d_model * config.num_kv_heads * config.head_dim,
     )

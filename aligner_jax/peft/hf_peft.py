@@ -192,10 +192,11 @@ def _as_adaption_prompt(adapter: Adapter, config: LlamaConfig) -> dict[str, jnp.
     options = adapter.options
     if not isinstance(options, AlignerOptions | LlamaAdapterOptions):
         raise InputError(f"an adapter of method {adapter.method!r} cannot be written for PEFT: {_WRITABLE}")
-    gates_ln = adapter.trainable["gates_ln"]
-    if gates_ln.shape[1] != 1:
+    gates_ln = adapter.trainable.get("gates_ln")
+    if gates_ln is None or gates_ln.shape[1] != 1:
+        count = options.num_tokens * config.num_heads if gates_ln is None else gates_ln.shape[1]
         raise InputError(
-            f"this {adapter.method} has {gates_ln.shape[1]} gates a layer (gates={options.gates!r}) "
+            f"this {adapter.method} has {count} gates a layer (gates={options.gates!r}) "
             f"and cannot be written for PEFT: {_WRITABLE}"
         )
     _check_model(config, "this adapter cannot be written for PEFT")

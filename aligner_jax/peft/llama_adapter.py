@@ -69,7 +69,7 @@ def bind(
     def tokens_of(index):
         return jax.lax.dynamic_index_in_dim(tokens_lpd, index, keepdims=False)
 
-    k_lbpkh, v_lbpkh = project_tokens(tokens_of, params, config, options.start_layer)
+    k_lbpkh, v_lbpkh = project_tokens(tokens_of, params, config, options.start_layer, is_constant=options.is_constant)
     gates_lbn = spread_gates(options.weights(trainable["gates_ln"]), options.num_adapted(config), config)
     prefix = Prefix(k_bpkh=k_lbpkh, v_bpkh=v_lbpkh, gate_bn=gates_lbn)
     return Bound(adapted=(Adapted(options.adapted(config), prefix=prefix),))

@@ -9,7 +9,7 @@ import jax
 from jaxtyping import Array
 
 from aligner_jax.errors import InputError
-from aligner_jax.model.llama import LlamaConfig
+from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.peft.adapter import Adapter, Method, Options
 from aligner_jax.peft.aligner import ALIGNER
 from aligner_jax.peft.bias import BIAS
@@ -75,15 +75,34 @@ def init_adapter(method: str, config: LlamaConfig, key: int | Array = 0, **optio
       **options: options of the method, for example num_tokens (default 1) and start_layer (default 2) of "aligner".
 
     Raises:
-      InputError: the method or an option is unknown, or a value is invalid for the method or the model.
+      InputError: the method or an option is unknown, a value is invalid for the method or the model, or the initial
+        values are computed from the base's parameters (`fresh_adapter`).
     """
-    return fresh_adapter(method, config, key, complete_options(method, config, options))
+    full = complete_options(method, config, options)
+    if full.needs_base:
+        raise InputError(
+            "init 'words' begins with embeddings of the base: train with config.adapter.init, or call "
+            "aligner_jax.peft.methods.fresh_adapter with params=base.params"
+        )
+    return fresh_adapter(method, config, key, full)
 
 
-def fresh_adapter(method: str, config: LlamaConfig, key: int | Array, options: Options) -> Adapter:
-    """Initializes an adapter like `init_adapter`, with options from `complete_options`."""
+def fresh_adapter(
+    method: str, config: LlamaConfig, key: int | Array, options: Options, params: Params | None = None
+) -> Adapter:
+    """Initializes an adapter like `init_adapter`, with options from `complete_options`.
+
+    Args:
+      method: a key of `METHODS`.
+      config: configuration of the model.
+      key: a seed, or a `jax.random.key`.
+      options: complete options of the method.
+      params: parameters of the base, for options with `needs_base`; without them, only the arrays' shapes are those of
+        an initial adapter.
+    """
     key = jax.random.key(key) if isinstance(key, int) else key
-    return Adapter(trainable=METHODS[method].init(options, config, key), method=method, options=options)
+    of_base = (params,) if options.needs_base else ()
+    return Adapter(trainable=METHODS[method].init(options, config, key, *of_base), method=method, options=options)
 
 
 def check_fits(adapter: Adapter, config: LlamaConfig) -> None:

@@ -54,6 +54,11 @@ class SumOptions(Options):
         return {method: [options.as_dict() for options in getattr(self, method)] for method in sorted(PARTS)}
 
     @property
+    def needs_base(self) -> bool:
+        """True if initial arrays of a part are computed from the base's parameters."""
+        return any(options.needs_base for _, _, options in self.parts())
+
+    @property
     def least_layers(self) -> int:
         """Fewest layers of a model that all parts adapt."""
         return max(options.least_layers for _, _, options in self.parts())
@@ -97,13 +102,14 @@ def shapes(options: SumOptions, config: LlamaConfig) -> dict[str, tuple[int, ...
     }
 
 
-def init(options: SumOptions, config: LlamaConfig, key: Array) -> dict[str, Array]:
+def init(options: SumOptions, config: LlamaConfig, key: Array, params: Params | None = None) -> dict[str, Array]:
     """Returns the initial arrays of all parts, each from a key of its own; the model equals the base."""
-    return {
-        part + name: x
-        for index, (part, method, own) in enumerate(options.parts())
-        for name, x in PARTS[method].init(own, config, jax.random.fold_in(key, index)).items()
-    }
+    trainable = {}
+    for index, (part, method, own) in enumerate(options.parts()):
+        of_base = (params,) if own.needs_base else ()
+        initial = PARTS[method].init(own, config, jax.random.fold_in(key, index), *of_base)
+        trainable |= {part + name: x for name, x in initial.items()}
+    return trainable
 
 
 def bind(
@@ -127,7 +133,7 @@ def cost(options: SumOptions, config: LlamaConfig) -> AdapterCost:
     # Single tokens are constants, so they are no keys beside other prefixes.
     num_tokens = sum(each.num_tokens for each in costs if each.num_tokens > 1)
     num_tokens = num_tokens or max(each.num_tokens for each in costs)
-    projected = sum(each.num_tokens * each.bind_weights for each in costs)
+    projected = sum(each.bind_products for each in costs)
     return AdapterCost(
         start_layer=min(each.start_layer for each in costs),
         num_tokens=num_tokens,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.identity import later
 from aligner_jax.model.remat import AUTO, check_name
 from aligner_jax.runtime.fields import number, parse_section
 
@@ -107,9 +108,12 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedule; `runtime.optim` explains both.
+    """The optimizer and its schedule; `runtime.optim` explains both.
 
     Attributes:
+      name: "adamw"; "lion" (arXiv 2302.06675); or "muon", for the trained matrices, with AdamW for the other arrays.
+      gate_rate: factor on the rate of arrays named gates_*.
+      decay_on: arrays that weight decay applies to: all, or those named tokens_* alone.
       cosine_zero: point at which the "cosine" schedule reaches 0: after the last update, or at it. The latter is the
         schedule of runs that older versions began.
       warmup_steps: optimizer steps until the rate is `lr`; for "paper_as_run" the divisor of the step.
@@ -118,8 +122,11 @@ class OptimConfig:
       state_dtype: dtype of the adapter and of Adam's moments.
     """
 
+    name: Literal["adamw", "lion", "muon"] = later("adamw")
     lr: float = number(9e-3, least=0)
+    gate_rate: float = number(1.0, least=0, later=True)
     weight_decay: float = number(0.02, least=0)
+    decay_on: Literal["all", "tokens"] = later("all")
     b1: float = number(0.9, least=0, below=1)
     b2: float = number(0.999, least=0, below=1)
     eps: float = number(1e-8, above=0)
@@ -301,19 +308,7 @@ def _check_together(config: TrainConfig) -> None:
         raise InputError(
             f"config.data.batch_size is {batch_size}, which config.optim.accumulate, {accumulate}, does not divide"
         )
-    schedule, warmup_steps = config.optim.schedule, config.optim.warmup_steps
-    if schedule == "constant" and warmup_steps:
-        raise InputError(
-            f"config.optim.warmup_steps is {warmup_steps}, but config.optim.schedule 'constant' has no warm-up; "
-            "'warmup_constant' does"
-        )
-    if schedule == "paper_as_run" and not warmup_steps:
-        raise InputError("config.optim.schedule 'paper_as_run' needs config.optim.warmup_steps (the paper's is 12500)")
-    if schedule != "cosine" and config.optim.cosine_zero != OptimConfig.cosine_zero:
-        raise InputError(
-            f"config.optim.cosine_zero is {config.optim.cosine_zero!r}, but config.optim.schedule is {schedule!r}; "
-            "only 'cosine' has use for it"
-        )
+    _check_optim(config.optim)
     if config.data.fields and config.data.format != "fields":
         raise InputError(
             f"config.data.fields is set, but config.data.format is {config.data.format!r}; only 'fields' takes it"
@@ -329,6 +324,29 @@ def _check_together(config: TrainConfig) -> None:
         raise InputError(f"config.data.system is set, but template {config.data.template!r} has no system prompt")
     _check_base(config)
     _check_sweep(config)
+
+
+def _check_optim(optim: OptimConfig) -> None:
+    schedule, warmup_steps = optim.schedule, optim.warmup_steps
+    if schedule == "constant" and warmup_steps:
+        raise InputError(
+            f"config.optim.warmup_steps is {warmup_steps}, but config.optim.schedule 'constant' has no warm-up; "
+            "'warmup_constant' does"
+        )
+    if schedule == "paper_as_run" and not warmup_steps:
+        raise InputError("config.optim.schedule 'paper_as_run' needs config.optim.warmup_steps (the paper's is 12500)")
+    if schedule != "cosine" and optim.cosine_zero != OptimConfig.cosine_zero:
+        raise InputError(
+            f"config.optim.cosine_zero is {optim.cosine_zero!r}, but config.optim.schedule is {schedule!r}; "
+            "only 'cosine' has use for it"
+        )
+    for name in ("name", "gate_rate", "decay_on"):
+        value = getattr(optim, name)
+        if optim.state_dtype == "bfloat16" and value != getattr(OptimConfig, name):
+            raise InputError(
+                f"config.optim.{name} is {value!r}, but config.optim.state_dtype 'bfloat16' is AdamW as the authors "
+                "ran it: set 'float32'"
+            )
 
 
 def _check_base(config: TrainConfig) -> None:

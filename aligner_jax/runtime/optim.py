@@ -1,15 +1,19 @@
-"""AdamW in float32 or bfloat16, and learning-rate schedules: the paper's as intended and as run."""
+"""Optimizers and learning-rate schedules, among them the paper's as intended and as run."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from jaxtyping import Array, Float, Int, PyTree
 
+from aligner_jax.errors import InputError
 from aligner_jax.runtime.config import OptimConfig
 
 
@@ -43,9 +47,17 @@ def learning_rate(optim: OptimConfig, steps: int) -> optax.Schedule:
 def make_optimizer(
     optim: OptimConfig, steps: int, *, rate: Float[Array, ""] | float = 1.0
 ) -> optax.GradientTransformation:
-    """Returns AdamW, with clipping by global norm if `clip` is set.
+    """Returns the optimizer `optim.name`, with clipping by global norm if `clip` is set.
 
-    Weight decay is decoupled and applies to all leaves: p ← p − rate · decay · p.
+    Weight decay is decoupled: p ← p − rate · decay · p. It applies to all leaves, or to those named tokens_* if
+    `decay_on` is "tokens". `gate_rate` multiplies the rate of leaves named gates_*, and so their decay.
+
+    - "adamw": `optax.adamw`.
+    - "lion": `optax.lion`. An update has the size of its rate in every entry, so rates are about a tenth of AdamW's.
+    - "muon": `optax.contrib.muon` for matrices, AdamW for other leaves. A leaf whose name says that its first axis are
+      layers is a stack of arrays and no matrix: of an Aligner, the tokens are the matrix. Updates have the root mean
+      square 0.2, which is about AdamW's, so that one rate serves both. `b1` and `b2` are those of AdamW; Muon's own
+      momentum is optax's default.
 
     With `state_dtype` "bfloat16", parameters and both moments are bfloat16 and every operation rounds to it, as in the
     authors' runs (PyTorch's AdamW, precision "bf16-true"). This exists to reproduce those runs, not because it is
@@ -58,17 +70,24 @@ def make_optimizer(
         see `to_state_dtype`.
       steps: updates of the run, for schedules that end.
       rate: factor on the schedule's rate.
+
+    Raises:
+      InputError: `init` was given arrays among which there is none that a field of the section is for.
     """
     schedule = learning_rate(optim, steps)
 
     def scaled(count):
         return schedule(count) * rate
 
-    if optim.state_dtype == "bfloat16":
-        adamw = _adamw_bfloat16(optim, scaled)
-    else:
-        adamw = optax.adamw(scaled, b1=optim.b1, b2=optim.b2, eps=optim.eps, weight_decay=optim.weight_decay)
-    return adamw if optim.clip is None else optax.chain(optax.clip_by_global_norm(optim.clip), adamw)
+    optimizer = (
+        _adamw_bfloat16(optim, scaled) if optim.state_dtype == "bfloat16" else _OPTIMIZERS[optim.name](optim, scaled)
+    )
+    if optim.gate_rate != 1:
+        gates = optax.masked(optax.scale(optim.gate_rate), functools.partial(_named, _is_gate))
+        optimizer = optax.chain(optimizer, gates)
+    if optim.clip is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(optim.clip), optimizer)
+    return optax.GradientTransformation(functools.partial(_init, optim, optimizer.init), optimizer.update)
 
 
 def make_sweep_optimizer(
@@ -103,6 +122,75 @@ def updates_made(state: optax.OptState) -> Int[np.ndarray, "*a"]:
 def to_state_dtype(trainable: PyTree[Float[Array, "..."]], optim: OptimConfig) -> PyTree[Float[Array, "..."]]:
     """Casts trainable arrays to the dtype in which they are trained."""
     return jax.tree.map(lambda leaf: leaf.astype(optim.state_dtype), trainable)
+
+
+def _adamw(optim: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(
+        rate, b1=optim.b1, b2=optim.b2, eps=optim.eps, weight_decay=optim.weight_decay, mask=_decay_mask(optim)
+    )
+
+
+def _lion(optim: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.lion(rate, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay, mask=_decay_mask(optim))
+
+
+def _muon(optim: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    muon = optax.contrib.muon(
+        rate, weight_decay=optim.weight_decay, weight_decay_mask=_decay_mask(optim), consistent_rms=0.2
+    )
+    return optax.partition({"muon": muon, "adamw": _adamw(optim, rate)}, _muon_labels)
+
+
+_OPTIMIZERS: dict[str, Callable[[OptimConfig, optax.Schedule], optax.GradientTransformation]] = {
+    "adamw": _adamw,
+    "lion": _lion,
+    "muon": _muon,
+}
+
+
+def _init(optim: OptimConfig, init: Callable[[Any], optax.OptState], params: Any) -> optax.OptState:
+    """Returns the optimizer's state. Raises InputError if a field of the section is for none of the arrays."""
+    for is_set, belongs, field, purpose in (
+        (optim.gate_rate != 1, _is_gate, "gate_rate", "arrays named gates_*"),
+        (optim.decay_on == "tokens", _is_token, "decay_on", "arrays named tokens_*"),
+        (optim.name == "muon", _is_matrix, "name", "matrices"),
+    ):
+        if is_set and not any(map(belongs, params)):
+            raise InputError(
+                f"config.optim.{field} is {getattr(optim, field)!r}, which is for {purpose}, but the trained arrays "
+                f"are {', '.join(sorted(params))}: leave it out"
+            )
+    return init(params)
+
+
+def _decay_mask(optim: OptimConfig) -> Callable[[dict[str, Array]], dict[str, bool]] | None:
+    return None if optim.decay_on == "all" else functools.partial(_named, _is_token)
+
+
+def _muon_labels(params: dict[str, Array]) -> dict[str, str]:
+    return {name: "muon" if _is_matrix(name) else "adamw" for name in params}
+
+
+def _named(belongs: Callable[[str], bool], params: dict[str, Array]) -> dict[str, bool]:
+    return {name: belongs(name) for name in params}
+
+
+def _own(name: str) -> str:
+    """Returns an array's name without that of its part of a sum."""
+    return name.rpartition("/")[2]
+
+
+def _is_gate(name: str) -> bool:
+    return _own(name).startswith("gates_")
+
+
+def _is_token(name: str) -> bool:
+    return _own(name).startswith("tokens_")
+
+
+def _is_matrix(name: str) -> bool:
+    axes = name.rpartition("_")[2]
+    return len(axes) == 2 and axes[0] != "l"
 
 
 def _constant(optim: OptimConfig, steps: int) -> optax.Schedule:

@@ -76,7 +76,9 @@ class AdapterCost:
       start_layer: first adapted layer. Layers below it have no backward pass.
       num_tokens: prefix tokens that every query of an adapted layer attends to. A single token adds no attention cost,
         since its separate softmax is constant.
-      bind_weights: weights per adapted layer that every prefix token is multiplied with, to bind the adapter.
+      bind_weights: weights per adapted layer that every bound token is multiplied with, to bind the adapter.
+      bound_tokens: tokens that are bound, where their sum is a constant like that of a single token; None if they are
+        `num_tokens`.
       trained_weights: trained weights per adapted layer that every token of the text is multiplied with, such as LoRA's
         factors.
     """
@@ -84,7 +86,13 @@ class AdapterCost:
     start_layer: int = 0
     num_tokens: int = 0
     bind_weights: int = 0
+    bound_tokens: int | None = None
     trained_weights: int = 0
+
+    @property
+    def bind_products(self) -> int:
+        """Multiplications per adapted layer that bind the adapter."""
+        return (self.num_tokens if self.bound_tokens is None else self.bound_tokens) * self.bind_weights
 
 
 def train_step(
@@ -203,7 +211,7 @@ def _layers(config: LlamaConfig, backward: int, tokens: int, again: int, activat
 def _bind(adapter: AdapterCost, backward: int, accumulate: int, weight_bytes: float) -> Part:
     # The backward pass, for the gradient of the tokens, costs as much as the forward pass. Both are repeated in every
     # accumulation step.
-    flops = 4 * adapter.num_tokens * adapter.bind_weights * backward
+    flops = 4 * adapter.bind_products * backward
     return Part("bind", flops, flops * accumulate, 2 * adapter.bind_weights * backward * accumulate * weight_bytes)
 
 

@@ -69,7 +69,7 @@ def _one(config: TrainConfig, model: LlamaConfig, base: Base | None, seed: int) 
     method, path = config.adapter.method, config.adapter.init_from
     wanted = complete_options(method, model, config.adapter.options, section=_SECTION)
     if base is None or path is None:
-        return fresh_adapter(method, model, seed, wanted)
+        return fresh_adapter(method, model, seed, wanted, None if base is None else base.params)
     adapter = load_adapter(path, base)
     if (adapter.method, adapter.options) != (method, wanted):
         configured = adapter.replace(method=method, options=wanted)

@@ -51,6 +51,15 @@ def test_gates_are_as_they_weigh(config, randomized):
     assert gates_of(init_adapter("lora", config)) is None
 
 
+def test_gates_of_tokens_stand_side_by_side(config, randomized):
+    adapter = randomized(init_adapter("aligner", config, start_layer=1, num_tokens=3, gates="token"))
+    gates, gates_lpn = gates_of(adapter), np.asarray(adapter.trainable["gates_lpn"], np.float64)
+    assert gates is not None
+    assert (gates.of, gates.layers_l.tolist()) == ("token and head", [1, 2])
+    np.testing.assert_array_equal(gates.gates_ln[:, 4:8], gates_lpn[:, 1])
+    np.testing.assert_allclose(gates.std_l, gates_lpn.std(axis=(1, 2)), rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("spreads", "trend"),
     [

@@ -42,6 +42,20 @@ def test_a_run_is_not_cut_short_after_the_fact(settings: dict, tmp_path: Path):
     check_not_cut_short(settings, tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["lion", "muon"])
+def test_with_every_option_a_run_in_two_parts_is_byte_identical(settings: dict, tmp_path: Path, name: str):
+    settings["adapter"] |= {"num_tokens": 3, "gates": "token", "init": "words", "init_std": 0.3}
+    settings["optim"] |= {"name": name, "gate_rate": 3.0, "decay_on": "tokens"}
+    run(settings, tmp_path / "whole")
+    for steps in (4, 8):
+        _, text = run({**settings, "steps": steps}, tmp_path / "parts")
+    assert "resuming after step 4 of 8" in text
+    whole, parts = ((tmp_path / name / "adapter.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+    with pytest.raises(InputError, match=r"optim.gate_rate is 1.0 and was 3.0"):
+        run({**settings, "optim": {**settings["optim"], "gate_rate": 1.0}}, tmp_path / "parts")
+
+
 def test_killed_at_random_moments_the_adapter_is_byte_identical(settings: dict, tmp_path: Path):
     # A signal takes time, so the run is not over for 20 steps after the last moment.
     settings |= {"steps": 100, "log_every": 1, "eval_every": 0, "report": {"form": None}}

@@ -38,7 +38,7 @@ def adapters(config: LlamaConfig, randomized) -> list[Adapter]:
         init_adapter("lora", config, rank=2),
         init_adapter("bias", config),
         init_adapter("llama_adapter", config, num_tokens=2),
-        init_adapter("aligner", config, num_tokens=1, start_layer=0),
+        init_adapter("aligner", config, num_tokens=9, gates="token", start_layer=0),
     ]
     return [randomized(adapter, key) for key, adapter in enumerate(made)]
 

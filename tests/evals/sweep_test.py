@@ -40,11 +40,19 @@ def batches(pack) -> list[Batch]:
     return [pack([row(lengths) for lengths in ((5, 7), (12,), (3, 4), (9,))], 12) for _ in range(3)]
 
 
-@pytest.mark.parametrize(("method", "accumulate"), [("aligner", 1), ("llama_adapter", 2), ("lora", 1), ("prefix", 1)])
-def test_each_is_trained_as_if_alone(method, accumulate, config: LlamaConfig, params: Params, batches, randomized):
+@pytest.mark.parametrize(
+    ("method", "accumulate", "changes"),
+    [
+        ("aligner", 1, {}), ("llama_adapter", 2, {}), ("lora", 1, {"name": "lion"}), ("prefix", 1, {}),
+        ("aligner", 1, {"name": "muon", "gate_rate": 3.0, "decay_on": "tokens"}),
+    ],
+)  # fmt: skip
+def test_each_is_trained_as_if_alone(
+    method, accumulate, changes, config: LlamaConfig, params: Params, batches, randomized
+):
     options = {"lora": {"rank": 2, "dropout": 0.0}, "prefix": {}}.get(method, {"num_tokens": 2, "start_layer": 1})
     adapters = [randomized(init_adapter(method, config, **options), key) for key in (1, 2)]
-    settings, stack = OptimConfig(clip=0.5, schedule="cosine"), stack_adapters(adapters)
+    settings, stack = OptimConfig(clip=0.5, schedule="cosine", **changes), stack_adapters(adapters)
 
     def run(adapter, optimizer, number):
         step = jax.jit(make_step(adapter, optimizer, config=config, accumulate=accumulate, num_adapters=number))
@@ -56,7 +64,7 @@ def test_each_is_trained_as_if_alone(method, accumulate, config: LlamaConfig, pa
 
     together, losses = run(stack, optim.make_sweep_optimizer(settings, 3, jnp.asarray(RATES)), 2)
     for i, (adapter, rate) in enumerate(zip(adapters, RATES, strict=True)):
-        optimizer = optim.make_optimizer(OptimConfig(clip=0.5, schedule="cosine", lr=rate), 3)
+        optimizer = optim.make_optimizer(dataclasses.replace(settings, lr=rate), 3)
         alone, alone_losses = run(adapter, optimizer, None)
         np.testing.assert_allclose(losses[:, :, i], alone_losses, rtol=1e-5)
         for name, leaf in unstack_adapter(together, i).trainable.items():

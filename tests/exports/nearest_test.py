@@ -46,9 +46,10 @@ def test_equal_tokens_have_constant_weights_and_are_met_exactly(base, rows, trai
     assert set(make_fold([found], base.config).needs) == {"o_bias_ld"}
 
 
-@pytest.mark.parametrize("gates", ["head", "kv_head"])
+@pytest.mark.parametrize("gates", ["head", "kv_head", "token"])
 def test_one_token_has_the_bias_that_it_folds_to(base, rows, gates, randomized):
-    adapter = randomized(aj.init_adapter("aligner", base.config, gates=gates, start_layer=1))
+    num_tokens = 2 if gates == "token" else 1
+    adapter = randomized(aj.init_adapter("aligner", base.config, num_tokens=num_tokens, gates=gates, start_layer=1))
     fold = make_fold([adapter], base.config)
     found = nearest_bias(base, adapter, rows).trainable["o_bias_ld"]
     for layer in (1, 2):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -49,10 +50,14 @@ def test_each_adapter_of_a_sweep_has_its_own_count():
     assert [metrics[name] for name in names] == [20, 20, 10]
 
 
-@pytest.mark.parametrize("changes", [{}, {"clip": 1.0}, {"state_dtype": "bfloat16"}, {"clip": 1.0, "b1": 0.0}])
+OTHERS = [{"name": "lion"}, {"name": "muon", "clip": 1.0, "gate_rate": 3.0, "decay_on": "tokens"}]
+
+
+@pytest.mark.parametrize("changes", [{}, {"clip": 1.0}, {"state_dtype": "bfloat16"}, {"clip": 1.0, "b1": 0.0}, *OTHERS])
 def test_the_count_of_an_optimizer_is_found(changes: dict):
     transformation = optim.make_optimizer(OptimConfig(**changes), 10)
-    params = {"a": jnp.ones(3, jnp.bfloat16 if "state_dtype" in changes else jnp.float32)}
+    dtype = jnp.bfloat16 if "state_dtype" in changes else jnp.float32
+    params = {"tokens_pd": jnp.ones((3, 2), dtype), "gates_ln": jnp.ones((2, 2), dtype)}
     state = transformation.init(params)
     assert optim.updates_made(state) == 0
     for _ in range(3):
@@ -60,7 +65,7 @@ def test_the_count_of_an_optimizer_is_found(changes: dict):
     assert optim.updates_made(state) == 3
     rates = jnp.asarray([0.1, 0.2])
     sweep = optim.make_sweep_optimizer(OptimConfig(**changes), 10, rates)
-    stacked: optax.OptState = sweep.init({"a": jnp.ones((2, 3))})
+    stacked: optax.OptState = sweep.init(jax.tree.map(lambda x: jnp.stack([x, x]), params))
     np.testing.assert_array_equal(optim.updates_made(stacked), [0, 0])
 
 

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_check import check_golden
+from jax.sharding import NamedSharding, PartitionSpec
 from places import GOLDENS, SHARED
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.llama import LlamaConfig, Params, forward, init_params
 from aligner_jax.peft import Adapter, apply, bind, init_adapter, with_strength
 from aligner_jax.peft.aligner import AlignerOptions
+from aligner_jax.peft.methods import fresh_adapter
+from aligner_jax.peft.sum import SumOptions, sum_of
 from aligner_jax.weights.hf import load_hf
 
 TOKENS_BT = np.random.default_rng(0).integers(0, 40, (2, 12)).astype(np.int32)
@@ -122,6 +125,80 @@ def test_bind_projects_the_bare_tokens_by_each_adapted_layer(num_tokens: int, st
     assert not prefix.joint
 
 
+def _with_token_gates(config: LlamaConfig, num_tokens: int, start_layer: int, key: int = 5) -> Adapter:
+    fresh = init_adapter("aligner", config, key, num_tokens=num_tokens, start_layer=start_layer, gates="token")
+    gates_lpn = np.random.default_rng(key).standard_normal(fresh.trainable["gates_lpn"].shape)
+    return fresh.replace(trainable={**fresh.trainable, "gates_lpn": jnp.asarray(gates_lpn, jnp.float32)})
+
+
+def _of_one_token_each(adapter: Adapter) -> list[Adapter]:
+    """Returns the tokens of an Aligner with a gate for each, as Aligners of one token."""
+    tokens_pd, gates_lpn = adapter.trainable["tokens_pd"], adapter.trainable["gates_lpn"]
+    options = AlignerOptions(start_layer=adapter.options["start_layer"])
+    return [
+        Adapter({"tokens_pd": tokens_pd[p : p + 1], "gates_ln": gates_lpn[:, p]}, method="aligner", options=options)
+        for p in range(len(tokens_pd))
+    ]
+
+
+@pytest.mark.parametrize(("num_tokens", "start_layer"), [(1, 0), (3, 1)])
+def test_a_gate_for_each_token_is_the_sum_of_aligners_of_one_token(
+    num_tokens: int, start_layer: int, config: LlamaConfig, params: Params
+):
+    adapter = _with_token_gates(config, num_tokens, start_layer)
+    parts = _of_one_token_each(adapter)
+    assert adapter.num_params == sum(part.num_params for part in parts) == num_tokens * (16 + (3 - start_layer) * 4)
+    found, wanted, base = (apply_jit(params, each, TOKENS_BT, config=config) for each in (adapter, sum_of(parts), None))
+    np.testing.assert_allclose(found, wanted, atol=2e-5, rtol=0)
+    assert np.abs(found - base).max() > 0.1
+    slopes = jax.grad(lambda t: apply(params, adapter.replace(trainable=t), TOKENS_BT, config=config).sum())
+    of_parts = jax.grad(lambda t: apply(params, sum_of(parts).replace(trainable=t), TOKENS_BT, config=config).sum())
+    found, wanted = slopes(adapter.trainable), of_parts(sum_of(parts).trainable)
+    for p in range(num_tokens):
+        np.testing.assert_allclose(found["tokens_pd"][p], wanted[f"aligner_{p}/tokens_pd"][0], atol=2e-4, rtol=1e-4)
+        np.testing.assert_allclose(found["gates_lpn"][:, p], wanted[f"aligner_{p}/gates_ln"], atol=2e-4, rtol=1e-4)
+
+
+def test_tokens_have_the_standard_deviation_that_is_asked_for(config: LlamaConfig):
+    def tokens(**options) -> np.ndarray:
+        return np.asarray(init_adapter("aligner", config, 1, num_tokens=3, **options).trainable["tokens_pd"])
+
+    np.testing.assert_array_equal(tokens(init_std=0.25), tokens() * np.float32(0.25))
+    np.testing.assert_array_equal(tokens(init_std=1.0), tokens())
+
+
+@pytest.mark.parametrize("init_std", [None, 0.5])
+def test_tokens_begin_as_embeddings_of_words(init_std: float | None, config: LlamaConfig, params: Params):
+    options = AlignerOptions(num_tokens=3, init="words", init_std=init_std)
+    first, again, other = (
+        np.asarray(fresh_adapter("aligner", config, key, options, params).trainable["tokens_pd"]) for key in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    # Up to a factor, every token is the embedding of a different id of the upper half: the vocabulary is small.
+    embed_vd = np.asarray(params.embed_vd)
+    unit, units = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (first, embed_vd))
+    ids = (unit @ units.T).argmax(1)
+    assert len(set(ids)) == 3
+    assert min(ids) >= 20
+    scale = 1 if init_std is None else init_std / embed_vd[ids].std()
+    np.testing.assert_allclose(first, embed_vd[ids] * scale, rtol=1e-5)
+    assert fresh_adapter("aligner", config, 1, options).trainable["tokens_pd"].shape == (3, 16)
+
+
+def test_parts_of_a_sum_begin_as_words_of_a_table_on_a_mesh(config: LlamaConfig, params: Params):
+    options = SumOptions(aligner=(AlignerOptions(num_tokens=2, init="words"), AlignerOptions()))
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("tensor",))
+    split = NamedSharding(mesh, PartitionSpec("tensor"))
+    placed = params.replace(embed_vd=jax.device_put(params.embed_vd, split))
+    one, two = (fresh_adapter("sum", config, 3, options, each).trainable for each in (params, placed))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    np.testing.assert_array_equal(
+        one["aligner_1/tokens_pd"], fresh_adapter("sum", config, 3, options).trainable["aligner_1/tokens_pd"]
+    )
+    assert any(np.array_equal(one["aligner_0/tokens_pd"][0], row) for row in params.embed_vd)
+
+
 def test_layers_below_the_first_adapted_one_are_the_base(config: LlamaConfig, params: Params, trained_adapter):
     adapter = trained_adapter(1, start_layer=2)
     silent = params.layers.o_lnhd.at[2].set(0)
@@ -162,11 +239,14 @@ def test_strength_multiplies_what_each_layer_adds(config: LlamaConfig, params: P
     [
         ("alinger", {}, "adapter method 'alinger' is not one of"),
         ("aligner", {"num_token": 2}, "no option 'num_token'; did you mean 'num_tokens'?"),
-        ("aligner", {"rank": 2}, "no option 'rank'; it has gates, num_tokens, start_layer, tokens"),
+        ("aligner", {"rank": 2}, "no option 'rank'; it has gates, init, init_std, num_tokens, start_layer, tokens"),
         ("aligner", {"num_tokens": 0}, "num_tokens is 0"),
         ("aligner", {"num_tokens": 1.5}, "num_tokens is 1.5"),
         ("aligner", {"start_layer": 3}, "start_layer is 3, but the model has layers 0 to 2"),
         ("aligner", {"start_layer": -1}, "start_layer is -1"),
+        ("aligner", {"init_std": 0}, "init_std is 0"),
+        ("aligner", {"init": "words"}, "init 'words' begins with embeddings of the base: train with"),
+        ("aligner", {"init": "words", "tokens": "head"}, "tokens is 'head', but init is 'words'"),
     ],
 )
 def test_impossible_adapters_are_refused(method: str, options: dict, sentence: str, config: LlamaConfig):

@@ -52,6 +52,7 @@ def child(program: str, *args: str) -> subprocess.Popen[str]:
     [
         ("aligner", {"num_tokens": 1}),
         ("aligner", {"num_tokens": 3, "start_layer": 1, "gates": "layer"}),
+        ("aligner", {"num_tokens": 3, "gates": "token", "init_std": 0.1}),
         ("llama_adapter", {"num_tokens": 2}),
         ("lora", {"rank": 2, "targets": ("q", "down")}),
         ("bias", {"target": "v"}),

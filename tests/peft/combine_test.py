@@ -57,6 +57,10 @@ CONSTANTS = {
         ("aligner", {"start_layer": 2}),
         ("llama_adapter", {"num_tokens": 1, "start_layer": 1, "tanh": True}),
     ],
+    "an aligner with a gate for each token and a bias": [
+        ("aligner", {"num_tokens": 3, "gates": "token", "start_layer": 1}),
+        ("bias", {"target": "o", "start_layer": 0}),
+    ],
     "an aligner and biases": [
         ("aligner", {"start_layer": 1}),
         ("bias", {"target": "o", "start_layer": 0}),

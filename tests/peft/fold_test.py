@@ -55,6 +55,7 @@ CASES = [
     ([("aligner", {"start_layer": 0, "gates": "global"})], "v", {"v_bias_lkh": {"v_ldkh"}}),
     ([("aligner", {"gates": "kv_head"})], "v", {"v_bias_lkh": {"v_ldkh"}}),
     ([("aligner", {"gates": "shared_heads", "tokens": "head"})], "o", {"o_bias_ld": {"v_ldkh", "o_lnhd"}}),
+    ([("aligner", {"num_tokens": 3, "gates": "token"})], "o", {"o_bias_ld": {"v_ldkh", "o_lnhd"}}),
     ([("llama_adapter", {"num_tokens": 1})], "o", {"o_bias_ld": {"v_ldkh", "o_lnhd"}}),
     ([("bias", {"target": "o", "start_layer": 1})], "o", {"o_bias_ld": set()}),
     ([("bias", {"target": "v", "start_layer": 1})], "o", {"v_bias_lkh": set()}),
@@ -94,6 +95,18 @@ def test_folded_weights_have_the_adapters_logits(methods, target, needs, biases)
     found = aj.apply(after, None, TOKENS, config=fold.folded_config)
     assert np.abs(expected - base).max() > 0.01
     np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_gates_of_tokens_fold_into_the_values_if_the_heads_of_a_kv_head_share_them():
+    adapter, params = trained("aligner", num_tokens=3, gates="token", start_layer=1), init_params(CONFIG, 3)
+    with pytest.raises(Unfoldable, match=r"gates of their own \(gates='token'\)"):
+        make_fold([adapter], CONFIG, "v")
+    gates_lpk = adapter.trainable["gates_lpn"][..., : CONFIG.num_kv_heads]
+    shared = jnp.repeat(gates_lpk, CONFIG.group_size, axis=-1)
+    adapter = adapter.replace(trainable={**adapter.trainable, "gates_lpn": shared})
+    fold = make_fold([adapter], CONFIG, "v")
+    found = aj.apply(folded(fold, params), None, TOKENS, config=fold.folded_config)
+    np.testing.assert_allclose(found, aj.apply(params, adapter, TOKENS, config=CONFIG), atol=2e-5)
 
 
 def test_full_fine_tuning_changes_every_leaf():

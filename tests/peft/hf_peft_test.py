@@ -106,6 +106,7 @@ def test_one_gate_a_layer_is_an_adaption_prompt_exactly(method: str, options: di
     ("method", "options", "sentence"),
     [
         ("aligner", {"num_tokens": 1, "start_layer": 1}, r"this aligner has 4 gates a layer \(gates='head'\)"),
+        ("aligner", {"num_tokens": 3, "start_layer": 1, "gates": "token"}, "this aligner has 12 gates a layer"),
         ("llama_adapter", {"num_tokens": 1, "start_layer": 1}, "this llama_adapter has 4 gates a layer"),
         ("prefix", {"num_tokens": 1}, "an adapter of method 'prefix' cannot be written"),
     ],

@@ -21,6 +21,8 @@ from jax.experimental import multihost_utils
 
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.checkpoint import Checkpoints
+from aligner_jax.runtime.config import OptimConfig
+from aligner_jax.runtime.optim import make_optimizer
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -66,6 +68,18 @@ def test_what_is_restored_is_bit_equal_to_what_was_saved(tmp_path):
     step, state, data_state = restored(tmp_path / "new" / "folder")
     assert_same(state, make_state(3))
     assert (step, data_state) == (3, {"position": 3, "nested": [1, "a", None]})
+
+
+def test_the_state_of_every_optimizer_is_restored(tmp_path):
+    trainable = make_state().trainable
+    for name in ("lion", "muon"):
+        optimizer = make_optimizer(OptimConfig(name=name, gate_rate=2.0, decay_on="tokens", clip=1.0), 5)
+        fresh = optimizer.init(trainable)
+        _, moved = optimizer.update(jax.tree.map(jnp.ones_like, trainable), fresh, trainable)
+        with Checkpoints(tmp_path / name) as checkpoints:
+            checkpoints.save(1, moved, {})
+        _, state, _ = restored(tmp_path / name, fresh)
+        assert_same(state, moved)
 
 
 def test_an_empty_folder_holds_no_checkpoint(tmp_path):

@@ -112,6 +112,15 @@ def test_missing_fields_are_named(field):
         ),
         ({"optim": {"clip": 0}}, "config.optim.clip is 0.0, but should be greater than 0"),
         ({"optim": {"lr": float("nan")}}, "config.optim.lr is nan, but should be finite"),
+        ({"optim": {"name": "adam"}}, "config.optim.name is 'adam', but should be one of adamw, lion, muon"),
+        *(
+            (
+                {"optim": {"state_dtype": "bfloat16", name: value}},
+                f"config.optim.{name} is {value!r}, but config.optim.state_dtype 'bfloat16' is AdamW as the authors "
+                "ran it: set 'float32'",
+            )
+            for name, value in (("name", "lion"), ("gate_rate", 3.0), ("decay_on", "tokens"))
+        ),
         (
             {"optim": {"schedule": "linear"}},
             "config.optim.schedule is 'linear', but should be one of constant, cosine, warmup_constant, paper_as_run",

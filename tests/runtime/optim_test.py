@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from aligner_jax.errors import InputError
 from aligner_jax.runtime.config import OptimConfig
-from aligner_jax.runtime.optim import learning_rate, make_optimizer, to_state_dtype
+from aligner_jax.runtime.optim import learning_rate, make_optimizer, make_sweep_optimizer, to_state_dtype
 
 
 def rates(counts, steps, **optim):
@@ -138,6 +140,86 @@ def test_clipping_scales_the_gradient_to_the_norm(rng):
     }
     np.testing.assert_allclose(moved[1.0] * 5, moved[None], rtol=1e-5)
     np.testing.assert_allclose(moved[10.0], moved[None], rtol=1e-6)
+
+
+TOKENS, GATES = "aligner_0/tokens_pd", "aligner_0/gates_ln"
+
+
+def arrays(rng) -> dict[str, np.ndarray]:
+    return {TOKENS: rng.normal(size=(3, 5)), GATES: rng.normal(size=(4, 2))}
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
+def test_a_factor_on_the_rate_of_gates_multiplies_their_updates(rng, name: str):
+    start, gradient = (to_arrays(arrays(rng)) for _ in range(2))
+    optim = OptimConfig(name=name, lr=0.01, weight_decay=0.3, clip=1.0)
+    one, three = (trained(dataclasses.replace(optim, gate_rate=rate), start, [gradient])[0] for rate in (1.0, 3.0))
+    np.testing.assert_array_equal(three[TOKENS], one[TOKENS])
+    np.testing.assert_allclose(three[GATES] - start[GATES], 3 * (one[GATES] - start[GATES]), rtol=1e-4, atol=1e-7)
+    assert np.abs(one[GATES] - start[GATES]).min() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
+def test_decay_on_tokens_leaves_other_arrays_without(rng, name: str):
+    start, gradient = (to_arrays(arrays(rng)) for _ in range(2))
+    optim = OptimConfig(name=name, lr=0.01, weight_decay=0.3)
+    some, all_, none = (
+        trained(dataclasses.replace(optim, **changes), start, [gradient])[0]
+        for changes in ({"decay_on": "tokens"}, {}, {"weight_decay": 0.0})
+    )
+    np.testing.assert_array_equal(some[TOKENS], all_[TOKENS])
+    np.testing.assert_array_equal(some[GATES], none[GATES])
+    for leaf in start:
+        np.testing.assert_allclose(none[leaf] - all_[leaf], 0.003 * start[leaf], rtol=1e-3, atol=1e-6)
+
+
+def test_lion_moves_every_entry_by_the_sign_of_the_mixed_momentum(rng):
+    optim = OptimConfig(name="lion", lr=0.05, weight_decay=0.0, b1=0.8, b2=0.9)
+    start, gradients = rng.normal(size=7), rng.normal(size=(4, 7))
+    got, _ = trained(optim, to_arrays({"a": start}), [to_arrays({"a": g}) for g in gradients])
+    p, m = start, np.zeros(7)
+    for g in gradients:
+        p, m = p - 0.05 * np.sign(0.8 * m + 0.2 * g), 0.9 * m + 0.1 * g
+    np.testing.assert_allclose(got["a"], p, rtol=1e-5)
+
+
+def test_muon_turns_the_tokens_and_leaves_other_arrays_to_adamw(rng):
+    start, gradient = (to_arrays({"tokens_pd": rng.normal(size=(3, 64)), "gates_ln": rng.normal(size=(4, 2))})
+                       for _ in range(2))  # fmt: skip
+    muon, adamw = (
+        trained(OptimConfig(name=name, lr=0.01, weight_decay=0.0), start, [gradient])[0] for name in ("muon", "adamw")
+    )
+    np.testing.assert_array_equal(muon["gates_ln"], adamw["gates_ln"])
+    moved = np.asarray(muon["tokens_pd"] - start["tokens_pd"], np.float64)
+    # Newton and Schulz's iteration takes singular values to between 0.7 and 1.2 of one size.
+    sigma_p = np.linalg.svd(moved, compute_uv=False)
+    assert sigma_p.max() / sigma_p.min() < 1.8
+    assert np.sqrt((moved**2).mean()) == pytest.approx(0.2 * 0.01, rel=0.3)
+    u, _, vt = np.linalg.svd(np.asarray(gradient["tokens_pd"], np.float64), full_matrices=False)
+    assert np.sum(-moved * (u @ vt)) / np.linalg.norm(moved) / np.sqrt(3) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gate_rate": 2.0}, "config.optim.gate_rate is 2.0, which is for arrays named gates_*, but the trained arrays "
+         "are a_q_ldr, tokens_lpd: leave it out"),
+        ({"name": "muon"}, "config.optim.name is 'muon', which is for matrices, but the trained arrays are a_q_ldr"),
+    ],
+)  # fmt: skip
+def test_what_is_for_none_of_the_arrays_is_refused(changes: dict, message: str):
+    arrays = {"tokens_lpd": jnp.ones((2, 3, 4)), "a_q_ldr": jnp.ones((2, 4, 1))}
+    with pytest.raises(InputError, match=re.escape(message)):
+        make_optimizer(OptimConfig(**changes), 5).init(arrays)
+    arrays.pop("tokens_lpd")
+    with pytest.raises(InputError, match="decay_on is 'tokens', which is for arrays named tokens_"):
+        make_sweep_optimizer(OptimConfig(decay_on="tokens"), 5, np.ones(2)).init(arrays)
+
+
+def test_at_its_defaults_the_state_is_that_of_older_versions():
+    arrays = {"tokens_pd": jnp.ones((1, 2)), "gates_ln": jnp.zeros((2, 2))}
+    state = make_optimizer(OptimConfig(), 5).init(arrays)
+    assert jax.tree.structure(state) == jax.tree.structure(optax.adamw(lambda count: 1.0).init(arrays))
 
 
 def to_arrays(tree):

@@ -268,6 +268,14 @@ def test_binding_takes_the_tokens_through_the_projections():
     assert ten.hardware_flops == 4 * ten.model_flops
 
 
+def test_tokens_with_gates_of_their_own_are_bound_by_their_values_and_add_no_key():
+    options = AlignerOptions(num_tokens=10, gates="token")
+    cost = train_step(L7B, batch_size=64, sequence_length=256, adapter=METHODS["aligner"].cost(options, L7B))
+    assert cost["prefix"] == Part("prefix")
+    assert cost["bind"].model_flops == 10 * train_7b(num_tokens=1, start_layer=2)["bind"].model_flops
+    assert cost["bind"].hbm_bytes == train_7b(num_tokens=1, start_layer=2)["bind"].hbm_bytes
+
+
 @pytest.mark.parametrize("weight_bytes", [4, 2, 1, 0.5])
 def test_training_reads_weights_for_each_pass_and_micro_step(weight_bytes):
     a_pass = 32 * layer_weights(L7B) * weight_bytes

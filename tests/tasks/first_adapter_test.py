@@ -82,6 +82,16 @@ def test_a_saved_adapter_is_begun_with_where_there_is_a_base(tiny_model: Path, t
     )
 
 
+def test_adapters_of_a_sweep_begin_as_words_of_the_base(tiny_model: Path):
+    base = load_base(tiny_model)
+    config = config_of(adapter={"num_tokens": 2, "start_layer": 1, "init": "words"}, sweep={"seed": [1, 2]})
+    tokens_apd = np.asarray(first_adapter(config, base.config, base).trainable["tokens_pd"])
+    embed_vd = np.asarray(base.params.embed_vd)
+    assert all(any(np.array_equal(token_d, row_d) for row_d in embed_vd) for token_d in tokens_apd.reshape(4, -1))
+    assert not np.array_equal(*tokens_apd)
+    assert first_adapter(config, base.config).trainable["tokens_pd"].shape == tokens_apd.shape
+
+
 def load(*overrides: tuple[str, str]) -> tuple[dict, list[str]]:
     said: list[str] = []
     config = parse_config(load_config(QUICKSTART, overrides, choices=[method_choice()], say=said.append))
