@@ -19,7 +19,7 @@ _USED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm|\(([\d.]+)([K
 
 def bits(dtype: Any) -> int:
     """Returns the bits per element of a dtype, which may be that of keys; int4 has 4."""
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if jax.numpy.issubdtype(dtype, jax.dtypes.prng_key):
         return 8 * dtype.itemsize
     return 4 if "int4" in str(dtype) else 8 * jax.numpy.dtype(dtype).itemsize
 

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from aligner_jax.model.llama import LlamaConfig
-from aligner_jax.peft import Adapter, init_adapter
+from aligner_jax.peft import Adapter, complete_options
+from aligner_jax.peft.methods import fresh_adapter
+from aligner_jax.weights.base import Base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Arm:
       options: options of the method.
       rate: learning rate with which the search begins.
       cost: time of a step, relative to an Aligner's of one token.
+      optim: fields of the optimizer that differ from those of all arms.
     """
 
     name: str
@@ -25,10 +27,12 @@ class Arm:
     options: Mapping[str, Any]
     rate: float
     cost: float = 1.0
+    optim: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def init(self, config: LlamaConfig, seed: int) -> Adapter:
+    def init(self, base: Base, seed: int) -> Adapter:
         """Returns the initial adapter."""
-        return init_adapter(self.method, config, key=seed, **self.options)
+        options = complete_options(self.method, base.config, self.options)
+        return fresh_adapter(self.method, base.config, seed, options, base.params)
 
 
 def _arms(*arms: Arm) -> dict[str, Arm]:
@@ -41,6 +45,9 @@ ARMS = _arms(
     Arm("aligner_10", "aligner", {"num_tokens": 10}, 2e-2),
     Arm("aligner_30", "aligner", {"num_tokens": 30}, 2e-2, 1.1),
     Arm("aligner_100", "aligner", {"num_tokens": 100}, 2e-2, 1.2),
+    Arm("aligner_1_own", "aligner", {"num_tokens": 1, "init_std": 0.1}, 2e-2, optim={"gate_rate": 3.0}),
+    Arm("aligner_10_own", "aligner", {"num_tokens": 10, "init_std": 0.1, "gates": "token"}, 2e-2),
+    Arm("aligner_30_own", "aligner", {"num_tokens": 30, "init_std": 0.1, "gates": "token"}, 2e-2, 1.1),
     Arm("bias", "bias", {"target": "o"}, 1e-2),
     Arm("llama_adapter_10", "llama_adapter", {"num_tokens": 10}, 1e-2),
     Arm("prompt_20", "prompt", {"num_tokens": 20}, 3e-2, 1.2),

@@ -153,15 +153,15 @@ class Study:
     def _wanted(self, arm: Arm, cell: Cell) -> Wanted:
         task = self._tasks[cell.task]
         return Wanted(
-            name=cell.name, rate=cell.rate, first=lambda: arm.init(self._base.config, cell.seed),
+            name=cell.name, rate=cell.rate, first=lambda: arm.init(self._base, cell.seed),
             batches=lambda: task.batches(cell.seed), loss_of=task.loss_of, base_loss=task.base_loss,
         )  # fmt: skip
 
     def _steps_of(self, arm: Arm) -> Steps:
         if arm.name not in self._steps:
             together = self._together if METHODS[arm.method].per_row else 1
-            like = arm.init(self._base.config, 0)
-            self._steps[arm.name] = Steps(like, self._plan.optim, config=self._base.config, together=together)
+            like, optim = arm.init(self._base, 0), dataclasses.replace(self._plan.optim, **arm.optim)
+            self._steps[arm.name] = Steps(like, optim, config=self._base.config, together=together)
         return self._steps[arm.name]
 
     def _may_begin(self, arm: Arm) -> Callable[[Wanted], bool]:
@@ -222,5 +222,5 @@ class Study:
             "run": {"rate": cell.rate, "seed": cell.seed},
             "rule": dataclasses.asdict(plan.rule),
             "rows": dataclasses.asdict(plan.rows),
-            "optim": dataclasses.asdict(plan.optim),
+            "optim": {**dataclasses.asdict(plan.optim), **arm.optim},
         }

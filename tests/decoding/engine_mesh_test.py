@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import many_devices
 import numpy as np
 import places
 import pytest
@@ -79,7 +80,7 @@ def found() -> dict[str, dict[str, list]]:
         env={
             **os.environ,
             "PYTHONPATH": places.PYTHONPATH,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            **many_devices.environment(8),
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         },

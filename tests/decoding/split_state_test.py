@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import many_devices
 import numpy as np
 import places
 import pytest
@@ -147,7 +148,7 @@ def test_rows_are_inserted_on_a_mesh_as_on_one_device():
         env={
             **os.environ,
             "PYTHONPATH": places.PYTHONPATH,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            **many_devices.environment(8),
             "JAX_PLATFORMS": "cpu",
         },
         capture_output=True,

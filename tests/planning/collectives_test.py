@@ -7,6 +7,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import many_devices
 import places
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
@@ -38,10 +39,12 @@ def in_a_loop() -> list[Collective]:
 
 @pytest.fixture(scope="module")
 def of_child() -> list[Collective]:
-    flags = "--xla_force_host_platform_device_count=8"
     paths = {"PYTHONPATH": places.PYTHONPATH}
     child = subprocess.run(
-        [sys.executable, __file__], env={**os.environ, **paths, "XLA_FLAGS": flags}, capture_output=True, text=True
+        [sys.executable, __file__],
+        env={**os.environ, **paths, **many_devices.environment(8)},
+        capture_output=True,
+        text=True,
     )
     assert child.returncode == 0, child.stderr
     return [Collective(*each) for each in json.loads(child.stdout)]

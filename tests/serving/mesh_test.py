@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import many_devices
 import numpy as np
 import openai
 import places
@@ -30,10 +31,6 @@ PROMPTS = ["Why is the sky", "Add", "### Instruction:"]
 NEW = 10
 MESHES = {"data 2, fsdp 2, tensor 2": (["--data=2", "--fsdp=2", "--tensor=2"], 4), "by default": ([], 8)}
 """Flags, and the rows of a server that is to have 3."""
-# Eight devices on two cores may wait long for each other beside other work.
-PATIENT = (
-    "--xla_cpu_collective_call_terminate_timeout_seconds=1200 --xla_cpu_collective_call_warn_stuck_timeout_seconds=1200"
-)
 
 
 class Served(NamedTuple):
@@ -84,7 +81,7 @@ def served(
     ]  # fmt: skip
     environment = {
         **os.environ, "PYTHONPATH": places.PYTHONPATH, "JAX_LOG_COMPILES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {PATIENT}",
+        **many_devices.environment(8),
     }  # fmt: skip
     process, url = server_log.start(command, scratch / "log", environment)
     try:
