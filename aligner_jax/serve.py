@@ -34,7 +34,9 @@ GROUP_SIZE = flags.DEFINE_integer("group_size", 32, "Numbers that share a scale 
 DATA = flags.DEFINE_integer("data", 1, "Replicas of the base, each with its own rows; -1: all devices.", -1)
 FSDP = flags.DEFINE_integer("fsdp", -1, "Devices that split a replica's weights for storage, and its rows.", -1)
 TENSOR = flags.DEFINE_integer("tensor", 1, "Devices that split heads, MLP and vocabulary.", lower_bound=-1)
-ROWS = flags.DEFINE_integer("rows", 16, "Choices that are decoded at once; the mesh's parts round it up.", 1)
+ROWS = flags.DEFINE_integer(
+    "rows", None, "Choices that are decoded at once: by default 16, on a CPU 8. The mesh's parts round it up.", 1
+)
 TOKENS = flags.DEFINE_integer("tokens", 2048, "Tokens of a prompt and its answer together, at most.", lower_bound=2)
 PLACES = flags.DEFINE_integer("places", 64, "Adapters that are kept on the device.", lower_bound=4)
 TOKENS_PER_CALL = flags.DEFINE_integer(
@@ -95,8 +97,9 @@ def main() -> None:
         named = RecordedBase(base.config, base.fingerprint)
         adapters = start.open_adapters(ADAPTERS.value, named)
         kinds = adapters.kinds()
+        rows = ROWS.value or server_options.rows_on(mesh.devices.flat[0].platform)
         options = server_options.server_options(
-            base.config, rows=start.least_rows(base, _int(ROWS)), slots=min(_int(TOKENS), base.config.context_length),
+            base.config, rows=start.least_rows(base, rows), slots=min(_int(TOKENS), base.config.context_length),
             capacity=start.room_for(adapters, base, _int(PREFIX_TOKENS), _int(RANK)), places=_int(PLACES),
             tokens_per_call=_int(TOKENS_PER_CALL), alternatives=_int(TOP_LOGPROBS),
         )  # fmt: skip

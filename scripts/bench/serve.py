@@ -6,12 +6,12 @@
 PEER_PYTHON is an environment of torch and transformers, as for `scripts.bench.generate`; LLAMA_PYTHON one with
 `pip install 'llama-cpp-python[server]'`. Without a variable its side is left out.
 
-Clients of a server ask one request after the other, greedily and with streams, and every request is one prompt of the
-quickstart's data. All sides make the same number of new tokens per request, unless a stop token comes. Requests per
-second are those of all clients over the whole time; the time to the first token is the median and the 95th percentile.
-transformers continues the same prompts in batches of 8, all cut to the length of the shortest one; the ratio is that of
-our server at 8 clients to it in the same dtype. One side works at a time, and every server has answered requests before
-it is measured.
+Clients of a server ask one request after the other, greedily and with streams, and every request is one question of the
+quickstart's data in the chat template. Answers end at the same stop tokens on all sides. Requests and tokens per second
+are those of all clients over the whole time; the time to the first token is the median and the 95th percentile.
+transformers answers the same prompts in batches of 8, padded on the left; the ratio is that of our server's tokens per
+second at 8 clients to it in the same dtype. One side works at a time, and every server has answered requests before it
+is measured.
 """
 
 import argparse
@@ -31,6 +31,8 @@ from typing import NamedTuple
 
 import openai
 
+from aligner_jax.data.sources import load_examples
+from aligner_jax.data.templates import render_prompt
 from aligner_jax.studies.flag_values import names
 from aligner_jax.weights.base import form_of, locate
 from scripts.bench import report, same_model
@@ -51,7 +53,7 @@ class Measured(NamedTuple):
       clients: clients at a time; the batch size of transformers.
       seconds: time of all requests.
       first_tokens: seconds to the first token of each request; empty without a server.
-      tokens: events of the streams, about one per new token; new tokens without a server.
+      tokens: new tokens, by the servers' own count; of a server that does not count them, events of the streams.
       requests: number of requests.
     """
 
@@ -71,13 +73,13 @@ def main() -> None:
         model = same_model.prepare(
             args.base, args.data, args.dtype, Path(scratch), examples=args.requests, peer=with_peer
         )
-        prompts = [document["tokens"][: args.prompt_tokens] for document in model["documents"]][: args.requests]
-        texts = texts_of(args.base, prompts)
+        texts, prompts, stop = prompts_of(args.base, args.data, args.requests)
+        longest = max(map(len, prompts))
         for dtype in args.dtype:
-            with ours(args, dtype, Path(scratch)) as url:
+            with ours(args, dtype, longest, Path(scratch)) as url:
                 measured += ask_all(f"ours, {dtype}", url, texts, args)
             if with_peer:
-                measured.append(transformers(model["folders"][dtype], dtype, prompts, args.new_tokens))
+                measured.append(transformers(model["folders"][dtype], dtype, prompts, stop, args.new_tokens))
         if os.environ.get(LLAMA_VARIABLE):
             with llama(args) as url:
                 measured += ask_all("llama.cpp, as in the file", url, texts, args)
@@ -93,30 +95,30 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--clients", type=sizes, default="1,8,32", help="clients at a time (default %(default)s)")
     parser.add_argument("--requests", type=int, default=64, help="requests per measurement (default %(default)s)")
-    parser.add_argument(
-        "--prompt-tokens", type=int, default=64, help="tokens of a prompt at most (default %(default)s)"
-    )
+    parser.add_argument("--rows", type=int, help="rows of our server (default: the server's own)")
     parser.add_argument("--new-tokens", type=int, default=64, help="new tokens of a request (default %(default)s)")
     return parser.parse_args()
 
 
-def texts_of(base: str, prompts: list[list[int]]) -> list[str]:
-    """Returns the prompts as texts: llama-cpp-python's server takes no token ids."""
+def prompts_of(base: str, data: str, count: int) -> tuple[list[str], list[list[int]], list[int]]:
+    """Returns prompts as texts, since llama-cpp-python's server takes no token ids, as ids, and the stop tokens."""
     local = locate(base)
     tokenizer = form_of(local).tokenizer(local)
     assert tokenizer is not None
-    return [tokenizer.decode(prompt) for prompt in prompts]
+    questions = [example.question for example in load_examples(data)][:count]
+    texts = [render_prompt(question, tokenizer, "chat", system="") for question in questions]
+    return texts, [list(tokenizer.encode(text, bos=tokenizer.add_bos)) for text in texts], sorted(tokenizer.stop_ids)
 
 
 @contextlib.contextmanager
-def ours(args: argparse.Namespace, dtype: str, scratch: Path) -> Iterator[str]:
+def ours(args: argparse.Namespace, dtype: str, longest: int, scratch: Path) -> Iterator[str]:
     """Runs our server; yields its URL."""
     adapters = scratch / "adapters"
     adapters.mkdir(exist_ok=True)
     command = [
         sys.executable, "-m", "aligner_jax.serve", f"--base={args.base}", "--name=model", f"--adapters={adapters}",
-        "--port=0", f"--dtype={dtype}", f"--rows={max(args.clients)}",
-        f"--tokens={args.prompt_tokens + args.new_tokens}",
+        "--port=0", f"--dtype={dtype}", *([f"--rows={args.rows}"] if args.rows else []),
+        f"--tokens={longest + args.new_tokens}",
     ]  # fmt: skip
     process, url = server_log.start(command, scratch / "server.log")
     with process, _until_ready(process, f"{url}/ready"):
@@ -131,6 +133,8 @@ def llama(args: argparse.Namespace) -> Iterator[str]:
     command = [
         os.environ[LLAMA_VARIABLE], "-m", "llama_cpp.server", "--model", str(args.base), "--model_alias", "model",
         "--host", "127.0.0.1", "--port", str(port), "--n_ctx", "2048", "--n_threads", str(os.cpu_count()),
+        # Otherwise a new request ends the stream of the one before.
+        "--interrupt_requests", "false",
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         url = f"http://127.0.0.1:{port}/v1"
@@ -170,11 +174,15 @@ async def ask(side: str, url: str, prompts: list[str], clients: int, new_tokens:
         for prompt in left:
             began, first = time.perf_counter(), None
             stream = await client.completions.create(
-                model="model", prompt=prompt, max_tokens=new_tokens, temperature=0, stream=True
-            )
-            async for _ in stream:
+                model="model", prompt=prompt, max_tokens=new_tokens, temperature=0, stream=True,
+                stream_options={"include_usage": True},
+            )  # fmt: skip
+            events, counted = 0, None
+            async for event in stream:
                 first = first or time.perf_counter() - began
-                made += 1
+                events += 1
+                counted = event.usage.completion_tokens if event.usage else counted
+            made += events if counted is None else counted
             firsts.append(first or time.perf_counter() - began)
 
     async with openai.AsyncOpenAI(base_url=url, api_key="none", timeout=600) as client:
@@ -183,15 +191,19 @@ async def ask(side: str, url: str, prompts: list[str], clients: int, new_tokens:
         return Measured(side, clients, time.perf_counter() - began, firsts, made, len(prompts))
 
 
-def transformers(folder: str, dtype: str, prompts: list[list[int]], new_tokens: int) -> Measured:
-    """Continues the prompts with transformers, in batches, all cut to one length."""
-    shortest = min(map(len, prompts))
-    batches = [[prompt[:shortest] for prompt in prompts[i : i + BATCH]] for i in range(0, len(prompts), BATCH)]
+def transformers(
+    folder: str, dtype: str, prompts: list[list[int]], stop: list[int], new_tokens: int
+) -> Measured:  # fmt: skip
+    """Answers the prompts with transformers, in batches."""
+    batches = [prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)]
     with Worker.peer() as peer:
         peer.ask("load", folder=folder, dtype=dtype)
-        peer.ask("generate", prompts=batches[0], new_tokens=new_tokens)
-        seconds = sum(peer.ask("generate", prompts=batch, new_tokens=new_tokens)["seconds"] for batch in batches)
-    return Measured(f"transformers, {dtype}", BATCH, seconds, (), len(prompts) * new_tokens, len(prompts))
+        peer.ask("generate", prompts=batches[0], new_tokens=new_tokens, stop=stop)
+        found = [peer.ask("generate", prompts=batch, new_tokens=new_tokens, stop=stop) for batch in batches]
+    tokens = sum(len(row) for each in found for row in each["tokens"])
+    return Measured(
+        f"transformers, {dtype}", BATCH, sum(each["seconds"] for each in found), (), tokens, len(prompts)
+    )  # fmt: skip
 
 
 def as_table(measured: Sequence[Measured]) -> str:
@@ -202,7 +214,7 @@ def as_table(measured: Sequence[Measured]) -> str:
         late = f"{firsts[int(0.95 * (len(firsts) - 1))]:.3f}" if firsts else "-"
         peer = [each for each in measured if each.side == found.side.replace("ours", "transformers")]
         is_compared = found.side.startswith("ours") and found.clients == BATCH and peer
-        ratio = found.requests / found.seconds / (peer[0].requests / peer[0].seconds) if is_compared else None
+        ratio = found.tokens / found.seconds / (peer[0].tokens / peer[0].seconds) if is_compared else None
         rows.append(
             [
                 found.side,
@@ -214,7 +226,7 @@ def as_table(measured: Sequence[Measured]) -> str:
                 "" if ratio is None else f"{ratio:.2f}",
             ]
         )
-    header = ["side", "clients", "requests/s", "pieces/s", "first token s", "p95", "× transformers"]
+    header = ["side", "clients", "requests/s", "tokens/s", "first token s", "p95", "× transformers"]
     return report.table(header, rows)
 
 

@@ -138,16 +138,30 @@ class Peer:
             losses.append(loss.item())
         return {"seconds": time.perf_counter() - began, "tokens": tokens, "losses": losses}
 
-    def generate(self, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
-        """Continues equally long prompts, greedily; stop tokens end none of them."""
+    def generate(self, prompts: list[list[int]], new_tokens: int, stop: list[int] | None = None) -> dict[str, Any]:
+        """Continues prompts greedily, shorter ones padded on the left.
+
+        Args:
+          prompts: token ids.
+          new_tokens: new tokens at most.
+          stop: tokens that end a row. None ends none of them, and rows have `new_tokens` each.
+
+        Returns:
+          The seconds, and the new tokens of every row, the first of `stop` included.
+        """
         began = time.perf_counter()
-        ids = torch.tensor(prompts, device=self.device)
+        length = max(map(len, prompts))
+        ids = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in prompts], device=self.device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        mask = (torch.arange(length, device=self.device)[None] >= length - lengths[:, None]).long()
         with torch.inference_mode():
             made = self.model.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=False, use_cache=True,
-                max_new_tokens=new_tokens, eos_token_id=None, pad_token_id=0,
+                ids, attention_mask=mask, do_sample=False, use_cache=True,
+                max_new_tokens=new_tokens, eos_token_id=stop, pad_token_id=0,
             )  # fmt: skip
-        tokens = made[:, ids.shape[1] :].tolist()
+        rows = made[:, length:].tolist()
+        ends = [next((i + 1 for i, token in enumerate(row) if token in (stop or ())), len(row)) for row in rows]
+        tokens = [row[:end] for row, end in zip(rows, ends, strict=True)]
         return {"seconds": time.perf_counter() - began, "tokens": tokens}
 
     def check_padding_free(self, documents: list[dict]) -> dict[str, Any]:
