@@ -36,9 +36,9 @@ from aligner_jax.studies.study import Plan, Study
 from aligner_jax.weights.base import load_base
 
 DEFAULT = {
-    "out": Path("runs/parameters"), "arms": "aligner_1,aligner_10,aligner_100,bias,lora_1,lora_8",
-    "tasks": "form/json,form/lower,form/phrases,knowledge/facts,reasoning/chain_sum", "seeds": 1, "budget": 96,
-    "rows": 2, "length": 256, "train": 192, "heldout": 24, "prompts": 32, "facts": 48,
+    "out": Path("runs/parameters"), "arms": "aligner_1,aligner_10,aligner_10_own,bias,lora_1,lora_8",
+    "tasks": "form/json,form/lower,form/phrases,knowledge/facts,reasoning/chain_sum", "seeds": 1, "budget": 80,
+    "rows": 2, "length": 256, "train": 192, "heldout": 24, "prompts": 48, "facts": 48,
 }  # fmt: skip
 LARGE = {
     "out": Path("runs/parameters_large"), "arms": ",".join(ARMS), "tasks": ",".join(families.NAMES), "seeds": 3,
