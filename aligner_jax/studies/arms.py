@@ -1,6 +1,7 @@
 """Arms of the studies: methods with their options, from 56 trained numbers to all of the base."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,11 @@ class Arm:
     rate: float
     cost: float = 1.0
     optim: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """Name without sizes: arms of one kind differ in trained numbers alone."""
+        return re.sub(r"_\d+", "", self.name)
 
     def init(self, base: Base, seed: int) -> Adapter:
         """Returns the initial adapter."""

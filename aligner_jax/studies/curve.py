@@ -8,6 +8,7 @@ import numpy as np
 
 from aligner_jax.evals.estimates import Estimate, ratio
 from aligner_jax.evals.interval import grouped_interval
+from aligner_jax.studies.arms import ARMS
 from aligner_jax.studies.cell import Cell, Result
 from aligner_jax.studies.rates import is_inside
 from aligner_jax.studies.study import Study
@@ -16,6 +17,8 @@ REFERENCE = "lora_8"
 """Arm whose success is the measure of the others."""
 SHARE = 0.9
 """Share of the reference's success that counts as reaching it."""
+COUNTED = ("aligner", "aligner_own")
+"""Kinds of arms whose numbers for that share are interpolated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,7 @@ def success(right: Sequence[Sequence[int]], tasks: Sequence[str]) -> Estimate | 
     return Estimate(float(value_n.mean()), low, high)
 
 
-def numbers_for(share: float, arms: Sequence[Reached]) -> float | None:
+def numbers_for(share: float, arms: Sequence[Reached], kind: str) -> float | None:
     """Returns the trained numbers with which a share of the reference's success is reached.
 
     It is interpolated along the logarithm of the numbers between the first arm that reaches it and the one before. None
@@ -105,14 +108,15 @@ def numbers_for(share: float, arms: Sequence[Reached]) -> float | None:
 
     Args:
       share: share of the reference's success, from 0 to 1.
-      arms: arms that differ in trained numbers alone, such as Aligners, and the reference.
+      arms: arms, by number of trained numbers.
+      kind: kind of the arms that count (`arms.Arm.kind`).
     """
     whole = next((each.success for each in arms if each.arm == REFERENCE), None)
     if whole is None or whole.value <= 0:
         return None
     target = share * whole.value
     before: Reached | None = None
-    for each in (each for each in arms if each.success is not None and each.arm != REFERENCE):
+    for each in (each for each in arms if each.success is not None and ARMS[each.arm].kind == kind):
         assert each.success is not None
         if each.success.value >= target:
             if before is None or before.success is None:

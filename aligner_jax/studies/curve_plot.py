@@ -6,7 +6,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from aligner_jax.evals.estimates import Estimate
-from aligner_jax.studies.curve import REFERENCE, SHARE, Reached, numbers_for
+from aligner_jax.studies.arms import ARMS
+from aligner_jax.studies.curve import COUNTED, REFERENCE, SHARE, Reached, numbers_for
 from aligner_jax.studies.figures import COLOURS, OTHER, figure, save
 from aligner_jax.studies.study import Study
 
@@ -23,8 +24,8 @@ def plot_family(family: str, base: Estimate | None, arms: Sequence[Reached], pat
         for number, each in enumerate(shown):
             assert each.success is not None
             _point(axes, number, each, each.success)
-        _line(axes, [each for each in shown if each.arm.startswith("aligner_")], "aligner")
-        _line(axes, [each for each in shown if each.arm.startswith("lora_")], "lora")
+        for kind in dict.fromkeys(ARMS[each.arm].kind for each in shown):
+            _line(axes, [each for each in shown if ARMS[each.arm].kind == kind], kind)
         axes.set_xscale("log")
         axes.set_ylim(-4, 106)
         if shown:
@@ -39,25 +40,26 @@ def plot_needed(families: Mapping[str, Sequence[Reached]], path: Path) -> list[P
     """Writes the figure of the numbers with which Aligners reach 90 % of the reference's success."""
     with figure(6, 0.8 + 0.6 * len(families)) as (drawn, axes):
         for row, (_family, arms) in enumerate(families.items()):
-            aligners = [each for each in arms if each.arm.startswith("aligner_")]
             whole = [each for each in arms if each.arm == REFERENCE]
-            numbers = numbers_for(SHARE, [*aligners, *whole])
             if whole:
                 axes.plot(whole[0].parameters, row, "s", color=COLOURS["lora"])
-            if numbers is not None:
-                axes.plot(numbers, row, "o", color=COLOURS["aligner"])
-                axes.annotate(f"{numbers:,.0f}", (numbers, row), (0, 6), textcoords="offset points", ha="center")
-            elif aligners:
-                most = max(each.parameters for each in aligners)
-                axes.annotate("not reached", (most, row), (0, 6), textcoords="offset points", ha="center")
-                axes.plot(most, row, ">", color=COLOURS["aligner"], fillstyle="none")
+            for number, kind in enumerate(COUNTED):
+                of_kind = [each.parameters for each in arms if ARMS[each.arm].kind == kind]
+                numbers = numbers_for(SHARE, arms, kind)
+                if not of_kind:
+                    continue
+                place = max(of_kind) if numbers is None else numbers
+                marker, fill = (">", "none") if numbers is None else ("o", "full")
+                axes.plot(place, row, color=COLOURS[kind], marker=marker, fillstyle=fill)
+                axes.annotate(
+                    f"{kind}: {'not reached' if numbers is None else format(numbers, ',.0f')}", (place, row),
+                    (0, -13 if number else 6), textcoords="offset points", ha="center", color=COLOURS[kind], fontsize=7,
+                )  # fmt: skip
         axes.set_yticks(range(len(families)), list(families))
         axes.set_ylim(-0.6, len(families) - 0.2)
         axes.set_xscale("log")
         axes.margins(x=0.12)
-        axes.set_xlabel(
-            f"trained numbers: Aligners with {SHARE:.0%} of {REFERENCE}'s success (circles), {REFERENCE} (squares)"
-        )
+        axes.set_xlabel(f"trained numbers for {SHARE:.0%} of {REFERENCE}'s success (circles); {REFERENCE} (squares)")
         return save(drawn, path)
 
 
@@ -86,7 +88,7 @@ def plot_courses(study: Study, task: str, arms: Sequence[str], path: Path) -> li
 
 def _point(axes: Axes, number: int, each: Reached, success: Estimate) -> None:
     value, low, high = (100 * x for x in (success.value, success.low, success.high))
-    colour = COLOURS.get(each.arm.rpartition("_")[0], OTHER)
+    colour = COLOURS.get(ARMS[each.arm].kind, OTHER)
     axes.errorbar(
         each.parameters, value, yerr=[[value - low], [high - value]], fmt="o", color=colour, markersize=5, capsize=3,
         linewidth=1.2,
@@ -98,7 +100,7 @@ def _point(axes: Axes, number: int, each: Reached, success: Estimate) -> None:
     )  # fmt: skip
 
 
-def _line(axes: Axes, arms: Sequence[Reached], colour: str) -> None:
+def _line(axes: Axes, arms: Sequence[Reached], kind: str) -> None:
     points = [(each.parameters, 100 * each.success.value) for each in arms if each.success is not None]
     if len(points) > 1:
-        axes.plot(*zip(*points, strict=True), color=COLOURS[colour], linewidth=0.8, alpha=0.6)
+        axes.plot(*zip(*points, strict=True), color=COLOURS.get(kind, OTHER), linewidth=0.8, alpha=0.6)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from aligner_jax.evals.estimates import Estimate
 from aligner_jax.studies.compare_table import markdown
-from aligner_jax.studies.curve import REFERENCE, SHARE, Reached, numbers_for
+from aligner_jax.studies.curve import COUNTED, REFERENCE, SHARE, Reached, numbers_for
 from aligner_jax.studies.rates import best_rate
 from aligner_jax.studies.study import Study
 
@@ -70,15 +70,13 @@ def needed_table(families: Mapping[str, Sequence[Reached]]) -> str:
     """Returns the table of the trained numbers with which Aligners reach 90 % of the reference's success."""
     rows = []
     for family, arms in families.items():
-        numbers = numbers_for(
-            SHARE, [each for each in arms if each.arm.startswith("aligner_") or each.arm == REFERENCE]
-        )
         whole = next((each.success for each in arms if each.arm == REFERENCE), None)
+        counted = [numbers_for(SHARE, arms, kind) for kind in COUNTED]
         if whole is not None:
-            rows.append([family, percent(whole), "not reached" if numbers is None else f"{numbers:,.0f}"])
+            rows.append([family, percent(whole), *("not reached" if n is None else f"{n:,.0f}" for n in counted)])
     if not rows:
         return ""
-    header = ["family", f"success of {REFERENCE}", f"numbers of an Aligner for {SHARE:.0%} of it"]
+    header = ["family", f"success of {REFERENCE}", *(f"numbers of {kind} for {SHARE:.0%} of it" for kind in COUNTED)]
     return f"## How many numbers it takes\n\n{markdown(header, rows)}"
 
 

@@ -42,7 +42,7 @@ DEFAULT = {
 }  # fmt: skip
 LARGE = {
     "out": Path("runs/parameters_large"), "arms": ",".join(ARMS), "tasks": ",".join(families.NAMES), "seeds": 3,
-    "budget": 600, "rows": 8, "length": 512, "train": 1024, "heldout": 64, "prompts": 128, "facts": 200,
+    "budget": 600, "rows": 8, "length": 512, "train": 704, "heldout": 64, "prompts": 128, "facts": 200,
 }  # fmt: skip
 
 

@@ -16,15 +16,15 @@ def arm(name: str, parameters: int, value: float | None) -> Reached:
 def test_the_numbers_for_a_share_lie_between_the_arms_on_both_sides_of_it():
     arms = [arm("aligner_1", 100, 0.5), arm("aligner_10", 10_000, 0.9), arm("lora_8", 460_800, 0.8)]
     # 90 % of 0.8 is 0.72, 55 % of the way from 0.5 to 0.9.
-    assert numbers_for(0.9, arms) == pytest.approx(100 * 100**0.55)
-    assert numbers_for(0.5, arms) == 100
-    assert numbers_for(1.2, arms) is None
+    assert numbers_for(0.9, arms, "aligner") == pytest.approx(100 * 100**0.55)
+    assert numbers_for(0.5, arms, "aligner") == 100
+    assert numbers_for(1.2, arms, "aligner") is None
 
 
 def test_there_are_no_numbers_without_a_success_of_the_reference():
-    assert numbers_for(0.9, [arm("aligner_1", 100, 0.5)]) is None
-    assert numbers_for(0.9, [arm("aligner_1", 100, 0.5), arm("lora_8", 1000, 0.0)]) is None
-    assert numbers_for(0.9, [arm("aligner_1", 100, None), arm("lora_8", 1000, None)]) is None
+    assert numbers_for(0.9, [arm("aligner_1", 100, 0.5)], "aligner") is None
+    assert numbers_for(0.9, [arm("aligner_1", 100, 0.5), arm("lora_8", 1000, 0.0)], "aligner") is None
+    assert numbers_for(0.9, [arm("aligner_1", 100, None), arm("lora_8", 1000, None)], "aligner") is None
 
 
 def test_success_counts_prompts_and_not_seeds():
