@@ -1,12 +1,13 @@
 """Arms of the studies: methods with their options, from 56 trained numbers to all of the base."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from aligner_jax.peft import Adapter, complete_options
-from aligner_jax.peft.methods import fresh_adapter
+from aligner_jax.peft.methods import METHODS, fresh_adapter
 from aligner_jax.weights.base import Base
 
 
@@ -39,6 +40,32 @@ class Arm:
         """Returns the initial adapter."""
         options = complete_options(self.method, base.config, self.options)
         return fresh_adapter(self.method, base.config, seed, options, base.params)
+
+
+def parse_arm(text: str) -> Arm:
+    """Parses an arm, such as "own_10=aligner,num_tokens=10,gates=token,rate=0.02,optim.gate_rate=3".
+
+    Raises:
+      ValueError: the text has another form, or the method is unknown.
+    """
+    (name, method), *fields = (part.split("=", 1) for part in text.split(","))
+    if not re.fullmatch(r"\w+", name) or name in ARMS or method not in METHODS:
+        raise ValueError(text)
+    values = {field: _value(value) for field, value in fields}
+    rate = float(values.pop("rate", 1e-2))
+    optim = {field.removeprefix("optim."): values.pop(field) for field in list(values) if field.startswith("optim.")}
+    return Arm(name, method, values, rate, optim=optim)
+
+
+parse_arm.__name__ = "arm, such as own_10=aligner,num_tokens=10,gates=token,rate=0.02 (with a name of its own)"
+
+
+def _value(text: str) -> Any:
+    """Returns a number or a truth value; other texts as they are."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _arms(*arms: Arm) -> dict[str, Arm]:

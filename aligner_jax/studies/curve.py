@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from aligner_jax.evals.estimates import Estimate, ratio
 from aligner_jax.evals.interval import grouped_interval
-from aligner_jax.studies.arms import ARMS
+from aligner_jax.studies.arms import Arm
 from aligner_jax.studies.cell import Cell, Result
 from aligner_jax.studies.rates import is_inside
 from aligner_jax.studies.study import Study
@@ -17,8 +17,6 @@ REFERENCE = "lora_8"
 """Arm whose success is the measure of the others."""
 SHARE = 0.9
 """Share of the reference's success that counts as reaching it."""
-COUNTED = ("aligner", "aligner_own")
-"""Kinds of arms whose numbers for that share are interpolated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Reached:
     """An arm's results in a family.
 
     Attributes:
-      arm: name of the arm.
+      arm, kind: name and kind of the arm.
       parameters: trained numbers.
       rate, inside: best rate on the first task, and True if worse ones were tried on both sides.
       runs, converged: runs at the best rate, and those of them that converged.
@@ -39,6 +37,7 @@ class Reached:
     """
 
     arm: str
+    kind: str
     parameters: int
     rate: float
     inside: bool
@@ -51,8 +50,8 @@ class Reached:
     test_gain: Estimate | None
 
 
-def reached(study: Study, tasks: Sequence[str], arms: Sequence[str]) -> list[Reached]:
-    """Returns the results of arms that have some in a family, by number of trained numbers."""
+def reached(study: Study, tasks: Sequence[str], arms: Mapping[str, Arm]) -> list[Reached]:
+    """Returns the results of the arms that have some in a family, by number of trained numbers."""
     cells = {arm: _cells(study, tasks, arm) for arm in arms}
     gains = {arm: _gain([study.results[cell] for cell in of]) for arm, of in cells.items() if of}
     found = []
@@ -63,6 +62,7 @@ def reached(study: Study, tasks: Sequence[str], arms: Sequence[str]) -> list[Rea
         found.append(
             Reached(
                 arm=arm,
+                kind=arms[arm].kind,
                 parameters=results[0].parameters,
                 rate=of[0].rate,
                 inside=is_inside(study.tried(arm, tasks[0])),
@@ -100,6 +100,11 @@ def success(right: Sequence[Sequence[int]], tasks: Sequence[str]) -> Estimate | 
     return Estimate(float(value_n.mean()), low, high)
 
 
+def counted(arms: Iterable[Reached]) -> list[str]:
+    """Returns the kinds of Aligners, whose numbers for a share of the reference's success are interpolated."""
+    return list(dict.fromkeys(each.kind for each in arms if each.kind.startswith("aligner")))
+
+
 def numbers_for(share: float, arms: Sequence[Reached], kind: str) -> float | None:
     """Returns the trained numbers with which a share of the reference's success is reached.
 
@@ -116,7 +121,7 @@ def numbers_for(share: float, arms: Sequence[Reached], kind: str) -> float | Non
         return None
     target = share * whole.value
     before: Reached | None = None
-    for each in (each for each in arms if each.success is not None and ARMS[each.arm].kind == kind):
+    for each in (each for each in arms if each.success is not None and each.kind == kind):
         assert each.success is not None
         if each.success.value >= target:
             if before is None or before.success is None:

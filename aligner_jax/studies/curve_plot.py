@@ -6,8 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from aligner_jax.evals.estimates import Estimate
-from aligner_jax.studies.arms import ARMS
-from aligner_jax.studies.curve import COUNTED, REFERENCE, SHARE, Reached, numbers_for
+from aligner_jax.studies.curve import REFERENCE, SHARE, Reached, counted, numbers_for
 from aligner_jax.studies.figures import COLOURS, OTHER, figure, save
 from aligner_jax.studies.study import Study
 
@@ -24,8 +23,8 @@ def plot_family(family: str, base: Estimate | None, arms: Sequence[Reached], pat
         for number, each in enumerate(shown):
             assert each.success is not None
             _point(axes, number, each, each.success)
-        for kind in dict.fromkeys(ARMS[each.arm].kind for each in shown):
-            _line(axes, [each for each in shown if ARMS[each.arm].kind == kind], kind)
+        for kind in dict.fromkeys(each.kind for each in shown):
+            _line(axes, [each for each in shown if each.kind == kind], kind)
         axes.set_xscale("log")
         axes.set_ylim(-4, 106)
         if shown:
@@ -43,17 +42,18 @@ def plot_needed(families: Mapping[str, Sequence[Reached]], path: Path) -> list[P
             whole = [each for each in arms if each.arm == REFERENCE]
             if whole:
                 axes.plot(whole[0].parameters, row, "s", color=COLOURS["lora"])
-            for number, kind in enumerate(COUNTED):
-                of_kind = [each.parameters for each in arms if ARMS[each.arm].kind == kind]
+            for number, kind in enumerate(counted(arms)):
+                of_kind = [each.parameters for each in arms if each.kind == kind]
                 numbers = numbers_for(SHARE, arms, kind)
                 if not of_kind:
                     continue
                 place = max(of_kind) if numbers is None else numbers
                 marker, fill = (">", "none") if numbers is None else ("o", "full")
-                axes.plot(place, row, color=COLOURS[kind], marker=marker, fillstyle=fill)
+                colour = COLOURS.get(kind, OTHER)
+                axes.plot(place, row, color=colour, marker=marker, fillstyle=fill)
                 axes.annotate(
                     f"{kind}: {'not reached' if numbers is None else format(numbers, ',.0f')}", (place, row),
-                    (0, -13 if number else 6), textcoords="offset points", ha="center", color=COLOURS[kind], fontsize=7,
+                    (0, -13 if number else 6), textcoords="offset points", ha="center", color=colour, fontsize=7,
                 )  # fmt: skip
         axes.set_yticks(range(len(families)), list(families))
         axes.set_ylim(-0.6, len(families) - 0.2)
@@ -88,7 +88,7 @@ def plot_courses(study: Study, task: str, arms: Sequence[str], path: Path) -> li
 
 def _point(axes: Axes, number: int, each: Reached, success: Estimate) -> None:
     value, low, high = (100 * x for x in (success.value, success.low, success.high))
-    colour = COLOURS.get(ARMS[each.arm].kind, OTHER)
+    colour = COLOURS.get(each.kind, OTHER)
     axes.errorbar(
         each.parameters, value, yerr=[[value - low], [high - value]], fmt="o", color=colour, markersize=5, capsize=3,
         linewidth=1.2,

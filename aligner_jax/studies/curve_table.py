@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from aligner_jax.evals.estimates import Estimate
 from aligner_jax.studies.compare_table import markdown
-from aligner_jax.studies.curve import COUNTED, REFERENCE, SHARE, Reached, numbers_for
+from aligner_jax.studies.curve import REFERENCE, SHARE, Reached, counted, numbers_for
 from aligner_jax.studies.rates import best_rate
 from aligner_jax.studies.study import Study
 
@@ -68,15 +68,16 @@ def rates_table(study: Study, task: str, arms: Sequence[str]) -> str:
 
 def needed_table(families: Mapping[str, Sequence[Reached]]) -> str:
     """Returns the table of the trained numbers with which Aligners reach 90 % of the reference's success."""
+    kinds = counted(each for arms in families.values() for each in arms)
     rows = []
     for family, arms in families.items():
         whole = next((each.success for each in arms if each.arm == REFERENCE), None)
-        counted = [numbers_for(SHARE, arms, kind) for kind in COUNTED]
+        found = [numbers_for(SHARE, arms, kind) for kind in kinds]
         if whole is not None:
-            rows.append([family, percent(whole), *("not reached" if n is None else f"{n:,.0f}" for n in counted)])
+            rows.append([family, percent(whole), *("not reached" if n is None else f"{n:,.0f}" for n in found)])
     if not rows:
         return ""
-    header = ["family", f"success of {REFERENCE}", *(f"numbers of {kind} for {SHARE:.0%} of it" for kind in COUNTED)]
+    header = ["family", f"success of {REFERENCE}", *(f"numbers of {kind} for {SHARE:.0%} of it" for kind in kinds)]
     return f"## How many numbers it takes\n\n{markdown(header, rows)}"
 
 

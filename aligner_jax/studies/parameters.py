@@ -26,7 +26,7 @@ from aligner_jax.runtime import platform
 from aligner_jax.runtime.config import OptimConfig
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.studies import cell_runs, curve, curve_plot, curve_table
-from aligner_jax.studies.arms import ARMS
+from aligner_jax.studies.arms import ARMS, parse_arm
 from aligner_jax.studies.families import tasks as families
 from aligner_jax.studies.families.task import Sizes
 from aligner_jax.studies.flag_values import MODEL, names, positive
@@ -58,6 +58,10 @@ def arguments() -> argparse.Namespace:
     add("--out", type=Path, help="where everything is kept (default %(default)s)")
     add("--base", default=MODEL, help="the model (default %(default)s)")
     add("--arms", type=names(tuple(ARMS)), help="methods (default %(default)s)")
+    add(
+        "--arm", type=parse_arm, action="append", default=[], metavar="NAME=METHOD,OPTION=VALUE,…",
+        help="a further arm; rate=… begins its search, and optim.FIELD=… is of the optimizer",
+    )  # fmt: skip
     add("--tasks", type=names(families.NAMES), help="tasks (default %(default)s)")
     add("--seeds", type=positive, help="of every arm and task (default %(default)s)")
     add("--budget", type=positive, help="optimizer steps of a run at most (default %(default)s)")
@@ -85,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     for task in made:
         by_family.setdefault(task.family, []).append(task.name)
     plan = Plan(
-        arms={name: ARMS[name] for name in args.arms}, families=by_family, seeds=args.seeds,
+        arms={name: ARMS[name] for name in args.arms} | {arm.name: arm for arm in args.arm}, families=by_family, seeds=args.seeds,
         rule=Rule(budget=args.budget, tolerance=args.tolerance), rows=rows, optim=OptimConfig(weight_decay=0.0),
     )  # fmt: skip
     forecast = sum(plan.num_cells() / len(plan.arms) * plan.seconds(arm) for arm in plan.arms.values()) / 60
@@ -111,7 +115,7 @@ def write(study: Study, plan: Plan, out: Path) -> str:
     arms: Sequence[str] = list(plan.arms)
     parts, found = [curve_table.NOTE], {}
     for family, tasks in plan.families.items():
-        reached = curve.reached(study, tasks, arms)
+        reached = curve.reached(study, tasks, plan.arms)
         if not reached:
             continue
         found[family] = reached
