@@ -4,7 +4,7 @@
 #   bash scripts/test.sh                                     # everything
 #   bash scripts/test.sh tests/model/rope_test.py -k llama3  # arguments go to pytest
 set -euo pipefail
-more_requirements=scripts/lib/test_requirements.txt
+more_requirements=scripts/lib/study_requirements.txt
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib/environment.sh"
 
 # Caches stay in the repository, and tests need no accelerator.

@@ -31,7 +31,7 @@ def _ranges(requirements: list[str]) -> dict[str, str]:
     return {_name(line): re.sub(rf"{_NAMED}|\s", "", line).replace('"', "'") for line in lines if line}
 
 
-FILES = ("requirements.txt", "scripts/lib/test_requirements.txt")
+FILES = ("requirements.txt", "scripts/lib/study_requirements.txt")
 REQUIRED = _ranges([line for file in FILES for line in (REPO / file).read_text(encoding="utf-8").splitlines()])
 DEPENDENCIES = _ranges(PROJECT["project"]["dependencies"])
 EXTRAS = _ranges([line for lines in PROJECT["project"]["optional-dependencies"].values() for line in lines])

@@ -89,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
     for task in made:
         by_family.setdefault(task.family, []).append(task.name)
     plan = Plan(
-        arms={name: ARMS[name] for name in args.arms} | {arm.name: arm for arm in args.arm}, families=by_family, seeds=args.seeds,
+        arms={name: ARMS[name] for name in args.arms} | {arm.name: arm for arm in args.arm}, families=by_family,
+        seeds=args.seeds,
         rule=Rule(budget=args.budget, tolerance=args.tolerance), rows=rows, optim=OptimConfig(weight_decay=0.0),
     )  # fmt: skip
     forecast = sum(plan.num_cells() / len(plan.arms) * plan.seconds(arm) for arm in plan.arms.values()) / 60

@@ -12,9 +12,7 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 
 venv=${ALIGNER_VENV:-.venv}
 python=$venv/bin/python
-requirements=(requirements.txt ${more_requirements:+"$more_requirements"})
-# Each list of files has a stamp of its own, so that scripts with other lists do not install theirs again.
-stamp=$venv/installed-$(IFS=+ && echo "${requirements[*]##*/}")
+stamp=$venv/installed-requirements
 # Beside the folder and not in it: making an environment empties the folder.
 unfinished=$venv.unfinished
 
@@ -83,33 +81,47 @@ find_python() {
     "'brew install python@3.12' or 'pyenv install 3.12', or name one with PYTHON=/path/to/python3.12."
 }
 
+# wanted_stamp FILE…: prints a hash of the files and the interpreter.
 wanted_stamp() {
-  cat "${requirements[@]}" | "$python" -c 'import hashlib, sys
+  cat "$@" | "$python" -c 'import hashlib, sys
 print(hashlib.sha256(sys.stdin.buffer.read() + sys.version.encode()).hexdigest())'
 }
 
 install_requirements() {
   "$python" -m pip --version || "$python" -m ensurepip || return
-  "$python" -m pip install --quiet --disable-pip-version-check "${requirements[@]/#/--requirement=}"
+  "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
 }
 
 make_environment() {
   local interpreter
   if [ -e "$unfinished" ] || ! is_new_enough "$python"; then
-    if [ -e "$venv" ] && [ ! -e "$unfinished" ] && ! compgen -G "$venv/installed-*" >/dev/null; then
+    if [ -e "$venv" ] && [ ! -e "$unfinished" ] && [ ! -e "$stamp" ]; then
       fail "$venv was not made by this script and has no Python 3.12 or newer that runs: move it away, and try again."
     fi
     interpreter=$(find_python)
     touch "$unfinished"
     quietly "Making $venv with $("$interpreter" --version)" "$interpreter" -m venv --clear "$venv"
   fi
-  if [ ! -e "$stamp" ] || [ "$(cat "$stamp")" != "$(wanted_stamp)" ]; then
+  if [ ! -e "$stamp" ] || [ "$(cat "$stamp")" != "$(wanted_stamp requirements.txt)" ]; then
     touch "$unfinished"
-    quietly "Installing ${requirements[*]} into $venv (about 450 MB; takes a few minutes)" install_requirements ||
+    quietly "Installing requirements.txt into $venv (about 450 MB; takes a few minutes)" install_requirements ||
       fail "the packages could not be installed (pip's last lines are above); the same command tries again."
-    wanted_stamp >"$stamp"
+    wanted_stamp requirements.txt >"$stamp"
     rm -f "$unfinished"
   fi
 }
 
+# Installs the packages of a file into the environment, again if they or those of requirements.txt changed.
+install_more() {
+  local name=${1##*/} wanted
+  wanted=$(wanted_stamp requirements.txt "$1")
+  if [ "$(cat "$venv/installed-$name" 2>/dev/null || true)" != "$wanted" ]; then
+    quietly "Installing $name into $venv" \
+      "$python" -m pip install --quiet --disable-pip-version-check -r "$1" ||
+      fail "the packages of $1 could not be installed (pip's last lines are above); the same command tries again."
+    echo "$wanted" >"$venv/installed-$name"
+  fi
+}
+
 make_environment
+[ -z "${more_requirements:-}" ] || install_more "$more_requirements"

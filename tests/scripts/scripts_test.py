@@ -116,9 +116,8 @@ def test_packages_are_installed_once_and_again_when_something_changed(clone: Clo
     clone.add_python()
     assert clone.run("scripts/test.sh").returncode == 0
     assert clone.modules()[:3] == ["venv", "pip", "pip"]
-    assert clone.calls()[2][-2:] == [
-        "--requirement=requirements.txt", "--requirement=scripts/lib/test_requirements.txt"
-    ]  # fmt: skip
+    assert clone.calls()[2][-2:] == ["-r", "requirements.txt"]
+    assert clone.calls()[3][-2:] == ["-r", "scripts/lib/study_requirements.txt"]
 
     clone.run("scripts/test.sh")
     assert "pip" not in clone.modules()
@@ -134,16 +133,18 @@ def test_packages_are_installed_once_and_again_when_something_changed(clone: Clo
     assert "pip" in clone.modules()
 
 
-def test_the_quickstart_installs_no_packages_of_tests(clone: Clone):
+def test_the_quickstart_installs_no_package_that_is_compiled(clone: Clone):
     clone.add_python()
     clone.run("scripts/quickstart.sh")
-    assert clone.calls()[2][-2:] == ["--disable-pip-version-check", "--requirement=requirements.txt"]
-    # What the tests add is installed beside it, and the quickstart finds its own still there.
-    clone.run("scripts/test.sh")
-    assert "venv" not in clone.modules()
-    assert "pip" in clone.modules()
+    assert [call[-1] for call in clone.calls() if "-r" in call] == ["requirements.txt"]
+    # It fails for want of a compiler, and the environment stays.
+    failed = clone.run("scripts/test.sh", FAILS="study_requirements.txt")
+    assert failed.returncode == 1
+    assert "the packages of scripts/lib/study_requirements.txt could not be installed" in failed.stderr
     clone.run("scripts/quickstart.sh")
-    assert "pip" not in clone.modules()
+    assert not {"venv", "pip"} & set(clone.modules())
+    assert clone.run("scripts/test.sh").returncode == 0
+    assert [call[-1] for call in clone.calls() if "-r" in call] == ["scripts/lib/study_requirements.txt"]
 
 
 def test_a_failed_install_shows_why_and_starts_from_nothing_next_time(clone: Clone):
