@@ -1,13 +1,18 @@
-"""Arms of the studies: methods with their options, from 56 trained numbers to all of the base."""
+"""Arms of the studies: methods with their options, from 828 trained numbers to all of the base."""
 
+import argparse
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from aligner_jax.errors import InputError
 from aligner_jax.peft import Adapter, complete_options
 from aligner_jax.peft.methods import METHODS, fresh_adapter
+from aligner_jax.runtime.config import OptimConfig
+from aligner_jax.runtime.fields import parse_section
 from aligner_jax.weights.base import Base
 
 
@@ -46,14 +51,24 @@ def parse_arm(text: str) -> Arm:
     """Parses an arm, such as "own_10=aligner,num_tokens=10,gates=token,rate=0.02,optim.gate_rate=3".
 
     Raises:
-      ValueError: the text has another form, or the method is unknown.
+      ValueError: the text has another form, the method is unknown, or the name is taken.
+      argparse.ArgumentTypeError: an option or a field of the optimizer is unknown or invalid; names it.
     """
     (name, method), *fields = (part.split("=", 1) for part in text.split(","))
-    if not re.fullmatch(r"\w+", name) or name in ARMS or method not in METHODS:
+    if not re.fullmatch(r"\w+", name) or name in (*ARMS, "base") or method not in METHODS:
         raise ValueError(text)
     values = {field: _value(value) for field, value in fields}
     rate = float(values.pop("rate", 1e-2))
+    if not 0 < rate < math.inf:
+        raise ValueError(text)
     optim = {field.removeprefix("optim."): values.pop(field) for field in list(values) if field.startswith("optim.")}
+    if unused := {"lr", "schedule", "warmup_steps", "accumulate"} & set(optim):
+        raise argparse.ArgumentTypeError(f"optim.{unused.pop()} is the study's own; rate=… begins an arm's search")
+    try:
+        parse_section(METHODS[method].options, values, name)
+        parse_section(OptimConfig, optim, f"{name}.optim")
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return Arm(name, method, values, rate, optim=optim)
 
 
@@ -68,6 +83,10 @@ def _value(text: str) -> Any:
         return text
 
 
+_LORA = {"dropout": 0.0}
+"""A dropout's masks depend on a row's place among all, and runs that are trained at once are to be as if alone."""
+
+
 def _arms(*arms: Arm) -> dict[str, Arm]:
     return {arm.name: arm for arm in arms}
 
@@ -78,16 +97,16 @@ ARMS = _arms(
     Arm("aligner_10", "aligner", {"num_tokens": 10}, 2e-2),
     Arm("aligner_30", "aligner", {"num_tokens": 30}, 2e-2, 1.1),
     Arm("aligner_100", "aligner", {"num_tokens": 100}, 2e-2, 1.2),
-    Arm("aligner_1_own", "aligner", {"num_tokens": 1, "init_std": 0.1}, 2e-2, optim={"gate_rate": 3.0}),
+    Arm("aligner_1_own", "aligner", {"num_tokens": 1, "init_std": 0.1, "gates": "token"}, 2e-2),
     Arm("aligner_10_own", "aligner", {"num_tokens": 10, "init_std": 0.1, "gates": "token"}, 2e-2),
     Arm("aligner_30_own", "aligner", {"num_tokens": 30, "init_std": 0.1, "gates": "token"}, 2e-2, 1.1),
     Arm("bias", "bias", {"target": "o"}, 1e-2),
     Arm("llama_adapter_10", "llama_adapter", {"num_tokens": 10}, 1e-2),
     Arm("prompt_20", "prompt", {"num_tokens": 20}, 3e-2, 1.2),
     Arm("prefix_10", "prefix", {"num_tokens": 10}, 1e-1),
-    Arm("lora_1", "lora", {"rank": 1}, 6e-3, 1.2),
-    Arm("lora_8", "lora", {"rank": 8}, 4e-3, 1.2),
-    Arm("lora_64", "lora", {"rank": 64}, 2e-3, 1.4),
+    Arm("lora_1", "lora", {"rank": 1, **_LORA}, 6e-3, 1.2),
+    Arm("lora_8", "lora", {"rank": 8, **_LORA}, 4e-3, 1.2),
+    Arm("lora_64", "lora", {"rank": 64, **_LORA}, 2e-3, 1.4),
     Arm("full", "full", {}, 1.5e-4, 4.0),
 )
-"""Arms by name, in the order of trained numbers on SmolLM2-135M but for prompt and prefix tuning."""
+"""Arms by name."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import shutil
 import signal
@@ -16,8 +15,8 @@ from typing import Any, Protocol
 
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.files import write_atomically
-from aligner_jax.runtime.nonfinite import finite_or_none
 from aligner_jax.runtime.same_run import differences
+from aligner_jax.studies.ledger import Ledger, with_nan
 
 CONFIG = Path(__file__).resolve().with_name("cell_config.py")
 ROOT = CONFIG.parents[2]
@@ -98,17 +97,7 @@ def finished(cell: Cell, settings: Settings, out: Path) -> dict[str, Any] | None
     Raises:
       InputError: the result is from other settings, which the message names, or its file is damaged.
     """
-    path = _path(cell, out)
-    try:
-        found = json.loads(path.read_bytes())
-        was, result = dict(found["settings"]), found["result"]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be used ({type(error).__name__}): remove it to have it made anew") from error
-    if changes := differences(was, settings):
-        raise InputError(f"{path} was made with other settings ({changes}): use those, or choose another --out")
-    return _with_nan(result)
+    return Ledger(out / "cells").get(cell.name, settings)
 
 
 def run(cell: Cell, settings: Settings, out: Path) -> dict[str, Any]:
@@ -131,18 +120,12 @@ def run(cell: Cell, settings: Settings, out: Path) -> dict[str, Any]:
             _train(file, workdir, cell)
         write_atomically(workdir / "finished", seconds.read_text())
     last = list(settings)[-1]
-    result = _with_nan(_result(folder / last))
+    result = with_nan(_result(folder / last))
     result["seconds"] = sum(float((folder / name / "finished").read_text()) for name in settings)
-    write_atomically(
-        _path(cell, out), json.dumps({"settings": settings, "result": finite_or_none(result)}, indent=1) + "\n"
-    )
+    Ledger(out / "cells").put(cell.name, settings, result)
     for name in settings:
         shutil.rmtree(folder / name / "checkpoints", ignore_errors=True)
     return result
-
-
-def _path(cell: Cell, out: Path) -> Path:
-    return out / "cells" / f"{cell.name}.json"
 
 
 @contextlib.contextmanager
@@ -182,15 +165,6 @@ def _killed_with_us(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
         if process.poll() is None:
             process.kill()
             process.wait()
-
-
-def _with_nan(value: Any) -> Any:
-    """Replaces null by NaN: a result holds only numbers, and JSON has no NaN."""
-    if isinstance(value, dict):
-        return {name: _with_nan(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_with_nan(each) for each in value]
-    return math.nan if value is None else value
 
 
 def _result(workdir: Path) -> dict[str, Any]:

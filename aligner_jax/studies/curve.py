@@ -9,8 +9,8 @@ import numpy as np
 from aligner_jax.evals.estimates import Estimate, ratio
 from aligner_jax.evals.interval import grouped_interval
 from aligner_jax.studies.arms import Arm
-from aligner_jax.studies.cell import Cell, Result
 from aligner_jax.studies.rates import is_inside
+from aligner_jax.studies.results import Cell, Result
 from aligner_jax.studies.study import Study
 
 REFERENCE = "lora_8"
@@ -26,6 +26,7 @@ class Reached:
     Attributes:
       arm, kind: name and kind of the arm.
       parameters: trained numbers.
+      is_whole: True if all tasks and seeds are there. Others are compared with no other arm.
       rate, inside: best rate on the first task, and True if worse ones were tried on both sides.
       runs, converged: runs at the best rate, and those of them that converged.
       steps: mean number of steps of the runs.
@@ -39,6 +40,7 @@ class Reached:
     arm: str
     kind: str
     parameters: int
+    is_whole: bool
     rate: float
     inside: bool
     runs: int
@@ -54,6 +56,7 @@ def reached(study: Study, tasks: Sequence[str], arms: Mapping[str, Arm]) -> list
     """Returns the results of the arms that have some in a family, by number of trained numbers."""
     cells = {arm: _cells(study, tasks, arm) for arm in arms}
     gains = {arm: _gain([study.results[cell] for cell in of]) for arm, of in cells.items() if of}
+    whole = {arm for arm in arms if study.is_whole(arm, tasks)}
     found = []
     for arm, of in cells.items():
         if not of:
@@ -64,6 +67,7 @@ def reached(study: Study, tasks: Sequence[str], arms: Mapping[str, Arm]) -> list
                 arm=arm,
                 kind=arms[arm].kind,
                 parameters=results[0].parameters,
+                is_whole=arm in whole,
                 rate=of[0].rate,
                 inside=is_inside(study.tried(arm, tasks[0])),
                 runs=len(of),
@@ -71,7 +75,9 @@ def reached(study: Study, tasks: Sequence[str], arms: Mapping[str, Arm]) -> list
                 steps=float(np.mean([result.points[-1].step for result in results])),
                 success=success([study.successes[cell] for cell in of], [cell.task for cell in of]),
                 gain=gains[arm],
-                gain_share=gains[arm] / gains[REFERENCE] if gains.get(REFERENCE, 0) > 0 else math.nan,
+                gain_share=gains[arm] / gains[REFERENCE]
+                if {arm, REFERENCE} <= whole and gains[REFERENCE] > 0
+                else math.nan,
                 test_gain=_test_gain(study, of),
             )
         )
@@ -116,12 +122,12 @@ def numbers_for(share: float, arms: Sequence[Reached], kind: str) -> float | Non
       arms: arms, by number of trained numbers.
       kind: kind of the arms that count (`arms.Arm.kind`).
     """
-    whole = next((each.success for each in arms if each.arm == REFERENCE), None)
+    whole = next((each.success for each in arms if each.arm == REFERENCE and each.is_whole), None)
     if whole is None or whole.value <= 0:
         return None
     target = share * whole.value
     before: Reached | None = None
-    for each in (each for each in arms if each.success is not None and each.kind == kind):
+    for each in (each for each in arms if each.success is not None and each.is_whole and each.kind == kind):
         assert each.success is not None
         if each.success.value >= target:
             if before is None or before.success is None:

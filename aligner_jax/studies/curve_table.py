@@ -7,13 +7,24 @@ from aligner_jax.evals.estimates import Estimate
 from aligner_jax.studies.compare_table import markdown
 from aligner_jax.studies.curve import REFERENCE, SHARE, Reached, counted, numbers_for
 from aligner_jax.studies.rates import best_rate
-from aligner_jax.studies.study import Study
+from aligner_jax.studies.study import Plan, Study
 
 NOTE = """\
 Intervals are 95 % over prompts (`evals/interval.py`). A run ends when its held-out loss is within the tolerance of its
 extrapolated end ("converged"), or when its budget of steps is used. The rate of an arm is the best on the family's
 first task, of a grid that is extended until worse rates are on both sides; "edge" marks an arm whose grid ended before.
 """
+
+
+def about(study: Study, plan: Plan) -> str:
+    """Returns the settings of all runs, and the devices that they ran on."""
+    devices = sorted({result.device for result in study.results.values()})
+    rule, rows = plan.rule, plan.rows
+    return (
+        f"{study.base_name}, at most {rule.budget} steps of {rows.rows} × {rows.length} tokens, tolerance "
+        f"{rule.tolerance:.1%} of the loss, {plan.seeds} seed{'s' if plan.seeds > 1 else ''}; "
+        f"{len(study.results)} runs on {'; '.join(devices) or 'nothing yet'}\n"
+    )
 
 
 def family_table(family: str, base: Estimate | None, arms: Sequence[Reached]) -> str:
@@ -25,7 +36,8 @@ def family_table(family: str, base: Estimate | None, arms: Sequence[Reached]) ->
                 each.arm, f"{each.parameters:,}", percent(each.success), f"{each.gain:+.3f}",
                 "" if math.isnan(each.gain_share) else f"{each.gain_share:.0%}",
                 f"{each.rate:g}{'' if each.inside else ' (edge)'}",
-                f"{each.converged} of {each.runs} converged, {each.steps:.0f} steps",
+                f"{each.converged} of {each.runs} converged, {each.steps:.0f} steps"
+                + ("" if each.is_whole else "; more to come"),
             ]
         )  # fmt: skip
     header = [
@@ -35,7 +47,7 @@ def family_table(family: str, base: Estimate | None, arms: Sequence[Reached]) ->
     return f"## {family}\n\n{markdown(header, rows)}"
 
 
-def test_table(arms: Sequence[Reached]) -> str:
+def tested_table(arms: Sequence[Reached]) -> str:
     """Returns the table of the losses on test examples; "" if there are none."""
     whole = next((each.test_gain for each in arms if each.arm == REFERENCE), None)
     rows = []
@@ -71,7 +83,7 @@ def needed_table(families: Mapping[str, Sequence[Reached]]) -> str:
     kinds = counted(each for arms in families.values() for each in arms)
     rows = []
     for family, arms in families.items():
-        whole = next((each.success for each in arms if each.arm == REFERENCE), None)
+        whole = next((each.success for each in arms if each.arm == REFERENCE and each.is_whole), None)
         found = [numbers_for(SHARE, arms, kind) for kind in kinds]
         if whole is not None:
             rows.append([family, percent(whole), *("not reached" if n is None else f"{n:,.0f}" for n in found)])

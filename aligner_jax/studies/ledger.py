@@ -39,7 +39,7 @@ class Ledger:
             ) from error
         if changes := differences(was, settings):
             raise InputError(f"{path} was made with other settings ({changes}): use those, or choose another --out")
-        return _with_nan(result)
+        return with_nan(result)
 
     def put(self, name: str, settings: Settings, result: Mapping[str, Any]) -> None:
         """Writes a result, atomically. Raises InputError if it cannot be written."""
@@ -55,10 +55,10 @@ def _parts(found: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return dict(found["settings"]), dict(found["result"])
 
 
-def _with_nan(value: Any) -> Any:
+def with_nan(value: Any) -> Any:
     """Replaces null by NaN: a result has no other use of null, and JSON has no NaN."""
     if isinstance(value, dict):
-        return {name: _with_nan(each) for name, each in value.items()}
+        return {name: with_nan(each) for name, each in value.items()}
     if isinstance(value, list):
-        return [_with_nan(each) for each in value]
+        return [with_nan(each) for each in value]
     return math.nan if value is None else value

@@ -35,6 +35,8 @@ from aligner_jax.studies.stopping import Rule
 from aligner_jax.studies.study import Plan, Study
 from aligner_jax.weights.base import load_base
 
+UNFINISHED = 3
+"""Exit status of a study that goes on with the same command."""
 DEFAULT = {
     "out": Path("runs/parameters"), "arms": "aligner_1,aligner_10,aligner_10_own,bias,lora_1,lora_8",
     "tasks": "form/json,form/lower,form/phrases,knowledge/facts,reasoning/chain_sum", "seeds": 1, "budget": 80,
@@ -97,6 +99,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"about {forecast:.0f} minutes on two cores for {plan.num_cells()} runs; finished ones are kept", flush=True)
     base = load_base(args.base, platform.compute_dtype(args.dtype))
     prepared = {task.name: Prepared(task, base, rows) for task in made}
+    for task in prepared.values():
+        if task.left_out:
+            print(f"{task.task.name}: {task.left_out} examples are longer than {args.length} tokens and left out")
     study = Study(
         plan, base, prepared, args.out, together=args.together, until=until, say=lambda line: print(line, flush=True)
     )
@@ -104,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{write(study, plan, args.out)}\n{args.out / 'table.md'}")
     if not complete:
         print("not all runs had time; the same command goes on", file=sys.stderr)
-    return 0
+    return 0 if complete else UNFINISHED
 
 
 def _write(study: Study, plan: Plan, out: Path) -> None:
@@ -114,7 +119,7 @@ def _write(study: Study, plan: Plan, out: Path) -> None:
 def write(study: Study, plan: Plan, out: Path) -> str:
     """Writes tables and figures of the results so far, and returns the text of the tables."""
     arms: Sequence[str] = list(plan.arms)
-    parts, found = [curve_table.NOTE], {}
+    parts, found = [curve_table.about(study, plan), curve_table.NOTE], {}
     for family, tasks in plan.families.items():
         reached = curve.reached(study, tasks, plan.arms)
         if not reached:
@@ -123,7 +128,7 @@ def write(study: Study, plan: Plan, out: Path) -> str:
         base = curve.base_success(study, tasks)
         parts += [
             curve_table.family_table(f"{family}: {', '.join(tasks)}", base, reached),
-            curve_table.test_table(reached),
+            curve_table.tested_table(reached),
             curve_table.rates_table(study, tasks[0], arms),
         ]
         curve_plot.plot_courses(study, tasks[0], arms, out / f"{family}_steps")

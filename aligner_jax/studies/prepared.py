@@ -9,6 +9,7 @@ from aligner_jax.data.pipeline import eval_batches, train_batches
 from aligner_jax.data.sources import Example
 from aligner_jax.data.templates import render_prompt
 from aligner_jax.decoding.sampler import sample
+from aligner_jax.errors import InputError
 from aligner_jax.evals.heldout import document_losses, heldout_loss
 from aligner_jax.objectives.batch import Batch
 from aligner_jax.peft import Adapter
@@ -32,12 +33,17 @@ class Prepared:
     Attributes:
       task: the task.
       base_loss: held-out loss of the base.
+      left_out: number of examples that are longer than a row.
       digest: hash of the task's tokens and prompts.
     """
 
     def __init__(self, task: Task, base: Base, rows: Rows) -> None:
-        """Tokenizes the task, and measures the base's held-out loss. Examples longer than a row are left out."""
-        self.task, self._base, self._rows = task, base, rows
+        """Tokenizes the task, and measures the base's held-out loss. Examples longer than a row are left out.
+
+        Raises:
+          InputError: all examples of a part are longer than a row.
+        """
+        self.task, self._base, self._rows, self.left_out = task, base, rows, 0
         self._train = self._documents(task.train)
         heldout = self._documents(task.heldout)
         self._heldout = self._batches(heldout)
@@ -70,9 +76,14 @@ class Prepared:
 
     def _documents(self, examples: Sequence[Example]) -> list[Document]:
         assert self._base.tokenizer is not None
-        documents, _ = tokenize_examples(
-            examples, self._base.tokenizer, TEMPLATE, system=SYSTEM, sequence_length=self._rows.length, overlong="drop"
-        )
+        length = self._rows.length
+        try:
+            documents, summary = tokenize_examples(
+                examples, self._base.tokenizer, TEMPLATE, system=SYSTEM, sequence_length=length, overlong="drop"
+            )
+        except InputError as error:
+            raise InputError(f"{self.task.name}: {error} (--length is {length})") from error
+        self.left_out += summary.dropped
         return documents
 
     def _batches(self, documents: Sequence[Document]) -> list[Batch]:

@@ -18,11 +18,14 @@ def next_rate(losses: Mapping[float, float]) -> float | None:
     """Returns the rate to try next, beyond the best one of those tried; None if the best one is inside.
 
     Args:
-      losses: held-out losses by rate. A loss that is not finite is worse than any other.
+      losses: held-out losses by rate. A loss that is not finite is worse than any other; if none is finite, smaller
+        rates are tried.
     """
     best = best_rate(losses)
-    if best is None or len(losses) >= MOST:
+    if len(losses) >= MOST:
         return None
+    if best is None:
+        return _rounded(min(losses) / FACTOR)
     if best == min(losses):
         return _rounded(best / FACTOR)
     return _rounded(best * FACTOR) if best == max(losses) else None

@@ -84,6 +84,10 @@ class Steps:
         assert self._state is not None
         self._state = self._step(self._state, params, _joined(batches), self._reference, np.asarray(rates, np.float32))
 
+    def release(self) -> None:
+        """Frees the state of all runs."""
+        self._state = self._reference = None
+
     def adapter(self, index: int) -> Adapter:
         """Returns a copy of a run's adapter."""
         assert self._state is not None

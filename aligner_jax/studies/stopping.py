@@ -59,6 +59,7 @@ class Course:
         self._rule = rule
         self.points = [Point(0, base_loss)]
         self.end: End | None = None
+        self._apart: list[float] = []
         self._decay_from = self._last = 0
         self.next_point = min(rule.first, _constant(rule.budget, rule))
 
@@ -84,15 +85,23 @@ class Course:
             self.end, self._last = "diverged", step
             return
         constant = _constant(self._rule.budget, self._rule)
-        if still_to_come([point.loss for point in self.points[1:]]) <= self._rule.tolerance * loss:
-            self.end = "converged"
-        elif step >= constant:
+        # The last point before the decay may be close to the one before, which says nothing of what is still to come.
+        before = self.points[-2].step
+        if before == 0 or step >= self._following(before):
+            self._apart.append(loss)
+            if still_to_come(self._apart) <= self._rule.tolerance * loss:
+                self.end = "converged"
+        if self.end is None and step >= constant:
             self.end = "budget"
-        else:
-            self.next_point = min(max(step + 1, round(step * self._rule.growth)), constant)
+        if self.end is None:
+            self.next_point = min(self._following(step), constant)
             return
         self._decay_from = step
         self._last = self.next_point = min(self._rule.budget, step + max(1, round(step * self._ratio)))
+
+    def _following(self, step: int) -> int:
+        """Returns the step of the point after one at `step`."""
+        return max(step + 1, round(step * self._rule.growth))
 
     @property
     def _ratio(self) -> float:

@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from aligner_jax.errors import InputError
 from aligner_jax.peft.artifact import load_adapter, save_adapter
 from aligner_jax.peft.methods import METHODS
 from aligner_jax.runtime.config import OptimConfig
 from aligner_jax.studies import rates
 from aligner_jax.studies.arms import Arm
-from aligner_jax.studies.cell import Cell, Result
 from aligner_jax.studies.fit import Fitted, Wanted, fit
 from aligner_jax.studies.ledger import Ledger
 from aligner_jax.studies.prepared import Prepared, Rows
+from aligner_jax.studies.results import Cell, Result
 from aligner_jax.studies.steps import Steps
 from aligner_jax.studies.stopping import Rule
 from aligner_jax.weights.base import Base
@@ -48,8 +50,8 @@ class Plan:
         return len(self.arms) * sum(len(tasks) * self.seeds + 2 for tasks in self.families.values())
 
     def seconds(self, arm: Arm) -> float:
-        """Returns the expected seconds of a run of the arm that uses half of its budget."""
-        return arm.cost * 0.5 * self.rule.budget * self.rows.rows * self.rows.length / TOKENS_PER_SECOND
+        """Returns the expected seconds of a run of the arm that uses its budget, on two CPU cores."""
+        return arm.cost * self.rule.budget * self.rows.rows * self.rows.length / TOKENS_PER_SECOND
 
 
 class Study:
@@ -81,37 +83,53 @@ class Study:
           tasks: prepared tasks by name.
           out: folder of the study.
           together: runs that are trained at once.
-          until: time (of `time.monotonic`) after which no run begins that would not end before it.
+          until: time (of `time.monotonic`) by which runs should have ended. No run begins that is expected to take
+            longer, by the runs before it on this kind of device; the first one shows how long they take.
           say: prints a line.
         """
         self._plan, self._base, self._tasks, self._together = plan, base, tasks, together
         self._runs, self._answers = Ledger(out / "runs"), Ledger(out / "answers")
         self._adapters, self._until, self._say = out / "adapters", until, say
         self._steps: dict[str, Steps] = {}
-        self._took: dict[str, list[float]] = {}
+        self._took: list[float] = []
+        self._device = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
         self._began = time.monotonic()
         self.results: dict[Cell, Result] = {}
         self.successes: dict[Cell, list[int]] = {}
         self.losses: dict[Cell, list[tuple[float, int]]] = {}
+
+    @property
+    def base_name(self) -> str:
+        """Name of the base's architecture, and the dtype in which it computes."""
+        config = self._base.config
+        return f"a base of {config.num_layers} layers and width {config.d_model} in {self._base.held_as}"
 
     def run(self, after: Callable[[], None] = lambda: None) -> bool:
         """Runs all cells, family by family; calls `after` when a family has new results. Returns True if all ran."""
         complete = True
         for tasks in self._plan.families.values():
             for name in tasks:
-                self._measure(Cell(name, "base", 0, 0.0))
+                complete &= self._measure(Cell(name, "base", 0, 0.0))
             for arm in self._plan.arms.values():
                 complete &= self._search(arm, tasks[0])
                 after()
             for arm in self._plan.arms.values():
                 rate = self.rate(arm.name, tasks[0])
-                cells = [Cell(task, arm.name, seed, rate or 0.0) for seed in range(self._plan.seeds) for task in tasks]
-                complete &= rate is not None and self._train(arm, cells)
+                if rate is None:
+                    # Nothing was trained for lack of time, or all rates diverged.
+                    continue
+                cells = [Cell(task, arm.name, seed, rate) for seed in range(self._plan.seeds) for task in tasks]
+                complete &= self._train(arm, cells)
                 for cell in cells:
-                    if cell in self.results:
-                        self._measure(cell)
+                    complete &= cell in self.results and self._measure(cell)
                 after()
         return complete
+
+    def is_whole(self, arm: str, tasks: Sequence[str]) -> bool:
+        """Returns True if all of an arm's cells in a family are measured at its best rate."""
+        rate = self.rate(arm, tasks[0])
+        cells = [Cell(task, arm, seed, rate or 0.0) for seed in range(self._plan.seeds) for task in tasks]
+        return all(cell in self.successes for cell in cells)
 
     def tried(self, arm: str, task: str) -> dict[float, float]:
         """Returns the losses of an arm's first seed on a task, by rate."""
@@ -132,6 +150,10 @@ class Study:
         while (rate := rates.next_rate(self.tried(arm.name, task))) is not None:
             if not self._train(arm, [Cell(task, arm.name, 0, rate)]):
                 return False
+        best = self.rate(arm.name, task)
+        for rate in self.tried(arm.name, task):
+            if rate != best:
+                self._file(Cell(task, arm.name, 0, rate)).unlink(missing_ok=True)
         return True
 
     def _train(self, arm: Arm, cells: Iterable[Cell]) -> bool:
@@ -142,12 +164,15 @@ class Study:
             found = self._runs.get(cell.name, self._settings(cell))
             if found is not None:
                 self.results[cell] = Result.of(found)
+                if self.results[cell].device == self._device:
+                    self._took.append(self.results[cell].seconds / arm.cost)
             else:
                 wanted[cell.name] = cell
         if wanted:
             runs = [self._wanted(arm, cell) for cell in wanted.values()]
             for fitted in fit(runs, self._steps_of(arm), self._base.params, self._plan.rule, self._may_begin(arm)):
-                self._keep(wanted[fitted.wanted.name], fitted)
+                self._keep(arm, wanted[fitted.wanted.name], fitted)
+            self._steps_of(arm).release()
         return all(cell in self.results for cell in cells)
 
     def _wanted(self, arm: Arm, cell: Cell) -> Wanted:
@@ -166,33 +191,37 @@ class Study:
 
     def _may_begin(self, arm: Arm) -> Callable[[Wanted], bool]:
         def may_begin(_: Wanted) -> bool:
-            took = self._took.get(arm.name)
-            expected = max(took) if took else self._plan.seconds(arm)
-            return time.monotonic() + expected <= self._until
+            expected = arm.cost * max(self._took) if self._took else 0.0
+            return time.monotonic() + expected < self._until
 
         return may_begin
 
-    def _keep(self, cell: Cell, fitted: Fitted) -> None:
+    def _keep(self, arm: Arm, cell: Cell, fitted: Fitted) -> None:
         course = fitted.course
         assert course.end is not None
         result = Result(
             fitted.adapter.num_params, course.end, tuple(course.points), fitted.kept, fitted.loss,
-            fitted.wanted.base_loss, fitted.seconds,
+            fitted.wanted.base_loss, fitted.seconds, self._device,
         )  # fmt: skip
         save_adapter(fitted.adapter, self._file(cell), self._base, canary=False)
         self._runs.put(cell.name, self._settings(cell), result.as_dict())
         self.results[cell] = result
-        self._took.setdefault(cell.arm, []).append(fitted.seconds)
+        self._took.append(fitted.seconds / arm.cost)
         minutes = (time.monotonic() - self._began) / 60
         self._say(
             f"{minutes:5.1f} min  {cell}: loss {result.loss:.4f} (base {result.base_loss:.4f}), {result.end} after "
             f"{result.points[-1].step} steps, {result.seconds:.0f} s"
         )
 
-    def _measure(self, cell: Cell) -> None:
-        """Measures the answers and test losses of a cell's adapter, or of the base, unless they are known."""
+    def _measure(self, cell: Cell) -> bool:
+        """Measures the answers and test losses of a cell's adapter, or of the base, unless they are known.
+
+        Returns False if there is no time left for it.
+        """
         settings = self._settings(cell)
         found = self._answers.get(cell.name, settings)
+        if found is None and time.monotonic() >= self._until:
+            return False
         if found is None:
             adapter = None
             if cell.arm != "base":
@@ -204,13 +233,14 @@ class Study:
                 self._say(f"           {cell}: {sum(found['right'])} of {len(found['right'])} answers right")
         self.successes[cell] = found["right"]
         self.losses[cell] = [(nats, targets) for nats, targets in found["test"]]
+        return True
 
     def _file(self, cell: Cell) -> Path:
         return self._adapters / f"{cell.name}.safetensors"
 
     def _settings(self, cell: Cell) -> dict[str, Any]:
         plan = self._plan
-        shared = {"base": self._base.fingerprint, "task": {"tokens": self._tasks[cell.task].digest}}
+        shared = {"base": self._base.identity, "task": {"tokens": self._tasks[cell.task].digest}}
         if cell.arm == "base":
             return shared
         arm = plan.arms[cell.arm]

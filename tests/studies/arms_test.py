@@ -1,5 +1,7 @@
 """aligner_jax/studies/arms.py: arms of the command line."""
 
+import argparse
+
 import pytest
 
 from aligner_jax.model.config import llama_config
@@ -15,10 +17,39 @@ def test_an_arm_of_the_command_line_has_its_options():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "a=", "a=loro", "lora_8=lora,rank=8", "a b=lora", "a=lora,rank", "a=lora,rate=x"]
+    "text",
+    [
+        "",
+        "a",
+        "a=",
+        "a=loro",
+        "lora_8=lora,rank=8",
+        "a b=lora",
+        "a=lora,rank",
+        "a=lora,rate=x",
+        "a=lora,rate=0",
+        "a=lora,rate=nan",
+        "base=lora",
+    ],
 )
 def test_other_texts_are_refused(text: str):
     with pytest.raises(ValueError):  # noqa: PT011
+        parse_arm(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("a=lora,rnak=8", r"a\.rnak is not a field"),
+        ("a=lora,rank=0", r"a\.rank is 0"),
+        ("a=aligner,optim.gate_rat=3", r"a\.optim\.gate_rat is not a field"),
+        ("a=aligner,optim.gate_rate=-3", r"a\.optim\.gate_rate is -3"),
+        ("a=aligner,optim.name=lyon", r"a\.optim\.name is 'lyon'"),
+        ("a=aligner,optim.lr=1", r"optim\.lr is the study's own"),
+    ],
+)
+def test_wrong_options_are_named(text: str, named: str):
+    with pytest.raises(argparse.ArgumentTypeError, match=named):
         parse_arm(text)
 
 

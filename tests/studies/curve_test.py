@@ -10,7 +10,7 @@ from aligner_jax.studies.curve import Reached, numbers_for, success
 
 def arm(name: str, parameters: int, value: float | None) -> Reached:
     estimate = None if value is None else Estimate(value, value, value)
-    return Reached(name, name.split("_")[0], parameters, 0.01, True, 1, 1, 10.0, estimate, 0.1, math.nan, None)
+    return Reached(name, name.split("_")[0], parameters, True, 0.01, True, 1, 1, 10.0, estimate, 0.1, math.nan, None)
 
 
 def test_the_numbers_for_a_share_lie_between_the_arms_on_both_sides_of_it():

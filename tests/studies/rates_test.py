@@ -34,4 +34,6 @@ def test_diverged_rates_count_as_worse():
     losses = search(lambda rate: math.nan if rate > 0.005 else rate**2 + 0.00005 / rate)
     assert is_inside(losses)
     assert best_rate({0.1: math.nan}) is None
-    assert next_rate({0.1: math.nan}) is None
+    # Smaller rates are tried where all have diverged, and the search has an end.
+    assert is_inside(search(lambda rate: math.nan if rate > 0.0005 else rate**2 + 1e-9 / rate))
+    assert len(search(lambda rate: math.nan)) == MOST

@@ -45,6 +45,14 @@ def test_a_run_that_still_learns_uses_its_budget_to_the_end():
     assert [point.step for point in course.points] == [0, 12, 18, 27, 40, 60, 75, 100]
 
 
+@pytest.mark.parametrize("budget", [48, 60, 80, 96, 128, 250])
+def test_a_point_that_the_budget_brings_forward_is_no_sign_of_convergence(budget: int):
+    # Of this loss a tenth is still to come.
+    course = course_of(lambda step: 1.5 + 0.6 * (step + 1) ** -0.3, Rule(budget=budget))
+    assert course.end == "budget"
+    assert course.points[-1].step == budget
+
+
 def test_a_loss_that_rises_ends_the_run_and_a_single_rise_does_not():
     course = course_of(lambda step: 1 + (step / 30 - 1) ** 2, Rule(budget=4096))
     assert course.end == "converged"

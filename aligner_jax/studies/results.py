@@ -35,6 +35,7 @@ class Result:
       kept: step of the adapter that is kept, the one with the least held-out loss.
       loss, base_loss: held-out loss of the adapter and of the base, in nats per target token.
       seconds: time of the run.
+      device: kind of the device and version of JAX that it ran with.
     """
 
     parameters: int
@@ -44,6 +45,7 @@ class Result:
     loss: float
     base_loss: float
     seconds: float
+    device: str
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the result as JSON values."""
