@@ -25,12 +25,19 @@ OTHER = "#666666"
 
 
 @contextlib.contextmanager
-def figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """Yields a figure with one plot; sizes are in inches."""
+def canvas(width: float, height: float) -> Iterator[Figure]:
+    """Yields a figure without plots; sizes are in inches."""
     # Text that is not drawn as outlines can be searched; without random ids and dates, equal results give equal files.
     with mpl.rc_context({"svg.hashsalt": "aligner_jax", "svg.fonttype": "none", "font.size": 9}):
         drawn = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(drawn)
+        yield drawn
+
+
+@contextlib.contextmanager
+def figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """Yields a figure with one plot; sizes are in inches."""
+    with canvas(width, height) as drawn:
         axes = drawn.subplots()
         axes.grid(True, which="major", alpha=0.25)
         yield drawn, axes

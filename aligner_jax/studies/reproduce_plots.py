@@ -1,21 +1,13 @@
 """Figures of reproduce_small.py: quality against trained parameters, with intervals, as PNG and SVG."""
 
-import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from aligner_jax.runtime.files import write_atomically
+from aligner_jax.studies.figures import COLOURS, OTHER, canvas, save
 from aligner_jax.studies.reproduce_shares import REFERENCE, Measured, without_share
-
-_COLOURS = {"aligner": "#0072b2", "llama_adapter": "#009e73", "lora": "#d55e00"}
-_OTHER = "#666666"
 
 
 def plot(title: str, measured: Sequence[Measured], base_loss: float, documents: int, path: Path) -> list[Path]:
@@ -27,21 +19,12 @@ def plot(title: str, measured: Sequence[Measured], base_loss: float, documents: 
     Raises:
       InputError: a file cannot be written.
     """
-    # Text that is not drawn as outlines can be searched; without random ids and dates, equal results give equal files.
-    with mpl.rc_context({"svg.hashsalt": "aligner_jax", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(10, 4.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        losses, shares = figure.subplots(1, 2)
+    with canvas(10, 4.2) as drawn:
+        losses, shares = drawn.subplots(1, 2)
         _losses(losses, measured, base_loss)
         _shares(shares, measured)
-        figure.suptitle(f"{title}, {_seeds(measured)}, {documents} held-out examples, 95 % intervals", fontsize=11)
-        files = [path.with_suffix(".png"), path.with_suffix(".svg")]
-        of_files: tuple[dict[str, Any], ...] = ({"dpi": 150}, {"metadata": {"Date": None}})
-        for file, options in zip(files, of_files, strict=True):
-            drawn = io.BytesIO()
-            figure.savefig(drawn, format=file.suffix[1:], **options)
-            write_atomically(file, drawn.getvalue())
-    return files
+        drawn.suptitle(f"{title}, {_seeds(measured)}, {documents} held-out examples, 95 % intervals", fontsize=11)
+        return save(drawn, path)
 
 
 def _seeds(measured: Sequence[Measured]) -> str:
@@ -51,8 +34,8 @@ def _seeds(measured: Sequence[Measured]) -> str:
 
 
 def _losses(axes: Axes, measured: Sequence[Measured], base_loss: float) -> None:
-    axes.axhline(base_loss, color=_OTHER, linestyle="--", linewidth=1)
-    axes.annotate("base", (0.01, base_loss), xycoords=("axes fraction", "data"), va="bottom", color=_OTHER)
+    axes.axhline(base_loss, color=OTHER, linestyle="--", linewidth=1)
+    axes.annotate("base", (0.01, base_loss), xycoords=("axes fraction", "data"), va="bottom", color=OTHER)
     for number, each in enumerate(measured):
         # A higher gain means a lower loss, so the interval's ends swap.
         _point(axes, number, each, each.loss, each.gain.high - each.gain.value, each.gain.value - each.gain.low)
@@ -64,8 +47,8 @@ def _shares(axes: Axes, measured: Sequence[Measured]) -> None:
     if not shown:
         why = without_share(measured[0], measured) if measured else "nothing is finished"
         axes.text(0.5, 0.5, textwrap.fill(f"no share: {why}", 30), transform=axes.transAxes, ha="center")
-    axes.axhline(100, color=_OTHER, linestyle=":", linewidth=1)
-    axes.axhline(0, color=_OTHER, linestyle="--", linewidth=1)
+    axes.axhline(100, color=OTHER, linestyle=":", linewidth=1)
+    axes.axhline(0, color=OTHER, linestyle="--", linewidth=1)
     for number, each in enumerate(shown):
         assert each.share is not None
         value, low, high = (100 * x for x in (each.share.value, each.share.low, each.share.high))
@@ -94,7 +77,7 @@ def _finish(axes: Axes, measured: Sequence[Measured], values: Sequence[float], l
     """Connects the Aligners by a line, and sets up the axes."""
     line = [(each.parameters, v) for each, v in zip(measured, values, strict=True) if each.arm.startswith("aligner_")]
     if len(line) > 1:
-        axes.plot(*zip(*line, strict=True), color=_COLOURS["aligner"], linewidth=0.8, alpha=0.6)
+        axes.plot(*zip(*line, strict=True), color=COLOURS["aligner"], linewidth=0.8, alpha=0.6)
     axes.set_xscale("log")
     if measured:
         least, most = (bound(each.parameters for each in measured) for bound in (min, max))
@@ -107,4 +90,4 @@ def _finish(axes: Axes, measured: Sequence[Measured], values: Sequence[float], l
 
 
 def _colour(each: Measured) -> str:
-    return _COLOURS.get(each.arm.rpartition("_")[0], _OTHER)
+    return COLOURS.get(each.arm.rpartition("_")[0], OTHER)
