@@ -30,6 +30,7 @@ from absl import flags
 from aligner_jax.data.tokenizer_files import tokenizer_files
 from aligner_jax.errors import InputError
 from aligner_jax.exports.source import StoredBase, load_whole, open_stored
+from aligner_jax.peft import Adapter
 from aligner_jax.peft.artifact import Artifact, read_artifact, save_adapter
 from aligner_jax.peft.compact import AdapterDtype, check_dtype, rounded
 from aligner_jax.peft.hf_peft import write_peft
@@ -103,6 +104,8 @@ def _write_adapter() -> None:
         raise InputError("--dtype is of a file, whose name ends in .safetensors; arrays of a PEFT folder are float32")
     stored = open_stored(BASE.value) if BASE.value else None
     artifact = read_artifact(source, stored)
+    if DTYPE.value == "float32":
+        artifact = dataclasses.replace(artifact, adapter=_in_float32(artifact.adapter))
     adapter, known = artifact.adapter, stored or artifact.base
     if not to_peft:
         _write_file(target, artifact, stored, dtype)
@@ -115,6 +118,10 @@ def _write_adapter() -> None:
     print(f"{adapter}: {adapter.num_params:,} trained parameters, written to {target}")
     if dtype != "float32":
         print(_shown_rounding(artifact, target, dtype))
+
+
+def _in_float32(adapter: Adapter) -> Adapter:
+    return adapter.replace(trainable={name: x.astype(np.float32) for name, x in adapter.trainable.items()})
 
 
 def _adapter_dtype() -> AdapterDtype:

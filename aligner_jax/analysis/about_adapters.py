@@ -150,8 +150,10 @@ def _rank(named: Sequence[Named]) -> Section:
     text = (
         "How many directions p tokens span, from 1 to p. By entropy: exp(−Σ q ln q) of the singular values' shares q "
         "(Roy and Vetterli 2007). Participation ratio: (Σ σ²)² / Σ σ⁴, in which small directions count for less. Of "
-        "several matrices (one a layer) they are means. “Fresh” is that of tokens as they are initialized, N(0, 1): "
-        "what is close to it has learned little, or has learned it everywhere alike."
+        "several matrices (one a layer) they are means. “Fresh” is that of as many tokens drawn from N(0, 1): "
+        "what is close to it has learned little, or has learned it everywhere alike. The option init_std scales fresh "
+        "tokens, which changes neither number. With the option init “words” tokens start as embeddings of the base, "
+        "and “fresh” does not say where they started."
     )
     rows, lines, fresh = [], {}, {}
     for i, one in enumerate(named):

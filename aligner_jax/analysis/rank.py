@@ -46,7 +46,7 @@ def spectra(adapter: Adapter) -> dict[str, Float[np.ndarray, "m p"]]:
 
 
 def fresh_spectrum(p: int, width: int) -> Float[np.ndarray, " p"]:
-    """Returns the singular values of tokens as an Aligner initializes them, N(0, 1)."""
+    """Returns the singular values of p tokens drawn from N(0, 1), which the option init_std would scale."""
     return _singular(np.random.default_rng(0).standard_normal((1, p, width)))[0]
 
 

@@ -58,13 +58,13 @@ class Prefix:
 
     Attributes:
       k_bpkh: keys, not rotated. Not read if p is 1, unless `joint`: a softmax over one key is 1.
-      v_bpkh: values. Those of one token may be of every query head instead, [b, 1, n, h], unless `joint`.
+      v_bpkh: values of m heads: the k kv heads, or, if p is 1 and not `joint`, the n query heads instead.
       gate_bn: one gate per query head, float32 or bfloat16. Not read if `joint`.
       joint: True for one softmax over prefix and text together, without gates (prefix tuning, arXiv 2101.00190).
     """
 
     k_bpkh: Float[Array, "b p k h"]
-    v_bpkh: Float[Array, "b p k h"]
+    v_bpkh: Float[Array, "b p m h"]
     gate_bn: Float[Array, "b n"]
     joint: bool = flax.struct.field(pytree_node=False, default=False)
 

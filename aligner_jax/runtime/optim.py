@@ -98,7 +98,7 @@ def make_sweep_optimizer(
     Args:
       rates_a: learning rates, in place of `optim.lr`.
     """
-    # Adam's step is proportional to the rate, and so is the decay.
+    # Every optimizer's step is proportional to the rate, and so is the decay.
     one = dataclasses.replace(optim, lr=1.0)
 
     def at(rate) -> optax.GradientTransformation:

@@ -23,6 +23,10 @@ from aligner_jax.peft.compact import DTYPES, rounded
 from aligner_jax.runtime import platform
 from aligner_jax.studies.flag_values import MODEL
 
+HEAD = (
+    f"{'dtype':10}{'arrays, bytes':>14}{'bits a number':>15}{'file, bytes':>13}{'held-out loss':>15}{'difference':>12}"
+    "   relative error"
+)
 _HELDOUT = "aligner_jax/data/quickstart/heldout.jsonl"
 
 
@@ -50,7 +54,8 @@ def main() -> None:
             sequence_length=args.length, overlong="drop",
         )  # fmt: skip
         batches = pipeline.eval_batches(documents, batch_size=4, sequence_length=args.length)
-    rows = []
+    print(HEAD, flush=True)
+    first_loss = None
     for dtype in DTYPES:
         adapter, nbytes = rounded(artifact.adapter, dtype)
         with tempfile.TemporaryDirectory() as folder:
@@ -62,8 +67,8 @@ def main() -> None:
             for name, x in artifact.adapter.trainable.items()
         }
         loss = None if base is None else heldout_loss(base.params, adapter, batches, config=base.config)
-        rows.append(Row(dtype, nbytes, file_bytes, errors, loss))
-        print("\n".join(table(rows, artifact.adapter.num_params)), flush=True)
+        first_loss = loss if first_loss is None else first_loss
+        print(line(Row(dtype, nbytes, file_bytes, errors, loss), artifact.adapter.num_params, first_loss), flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -86,18 +91,14 @@ def relative_error(numbers: np.ndarray, rounded_numbers: np.ndarray) -> float:
     return error / size if size else error
 
 
-def table(rows: list[Row], num_params: int) -> list[str]:
-    """Formats the rows, with losses relative to the first row's."""
-    head = f"{'dtype':10}{'arrays, bytes':>14}{'bits a number':>15}{'file, bytes':>13}"
-    lines = [f"{head}{'held-out loss':>15}{'difference':>12}   relative error"]
-    for row in rows:
-        loss = f"{'':>15}{'':>12}"
-        if row.loss is not None and rows[0].loss is not None:
-            loss = f"{row.loss:>15.4f}{row.loss - rows[0].loss:>+12.4f}"
-        errors = ", ".join(f"{name} {error:.2%}" for name, error in sorted(row.errors.items()))
-        bits = 8 * row.nbytes / num_params
-        lines.append(f"{row.dtype:10}{row.nbytes:>14,}{bits:>15.2f}{row.file_bytes:>13,}{loss}   {errors}")
-    return lines
+def line(row: Row, num_params: int, first_loss: float | None) -> str:
+    """Formats a row under `HEAD`, with its loss relative to the first row's."""
+    loss = f"{'':>15}{'':>12}"
+    if row.loss is not None and first_loss is not None:
+        loss = f"{row.loss:>15.4f}{row.loss - first_loss:>+12.4f}"
+    errors = ", ".join(f"{name} {error:.2%}" for name, error in sorted(row.errors.items()))
+    bits = 8 * row.nbytes / num_params
+    return f"{row.dtype:10}{row.nbytes:>14,}{bits:>15.2f}{row.file_bytes:>13,}{loss}   {errors}"
 
 
 if __name__ == "__main__":

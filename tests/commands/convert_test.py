@@ -138,6 +138,21 @@ def test_to_peft_and_back(convert, lora: Adapter, tmp_path: Path):
     assert json.loads((tmp_path / "named" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(MODEL)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_float32_widens_arrays_and_stored_keeps_them(convert, lora: Adapter, dtype, tmp_path: Path):
+    half = lora.replace(trainable={name: x.astype(dtype) for name, x in lora.trainable.items()})
+    given, kept, wide = (tmp_path / f"{name}.safetensors" for name in ("given", "kept", "wide"))
+    save_adapter(half, given, ShapedBase(hf_config(MODEL)), canary=_CANARY)
+    assert convert(f"--adapter={given}", f"--to={kept}")[0] == 0
+    assert kept.read_bytes() == given.read_bytes()
+    status, shown = convert(f"--adapter={given}", f"--to={wide}", "--dtype=float32")
+    assert (status, shown.split("): ")[1]) == (0, f"768 trained parameters, written to {wide}\n")
+    found = read_artifact(wide)
+    assert {x.dtype for x in found.adapter.trainable.values()} == {jnp.dtype("float32")}
+    _assert_same(found.adapter, half)
+    assert found.canary == _CANARY
+
+
 def test_fewer_bytes_are_shown_with_their_errors(convert, lora: Adapter, tmp_path: Path):
     ours, small = tmp_path / "lora.safetensors", tmp_path / "small.safetensors"
     save_adapter(lora, ours, ShapedBase(hf_config(MODEL)), canary=_CANARY)

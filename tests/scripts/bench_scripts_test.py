@@ -163,11 +163,9 @@ def test_bytes_of_an_adapter_are_shown_beside_its_loss():
     numbers = np.asarray([3.0, -4.0], np.float32)
     assert adapter_bytes.relative_error(numbers, numbers + np.float32(0.5)) == pytest.approx(0.5 / 12.5**0.5)
     assert adapter_bytes.relative_error(numbers * 0, numbers * 0) == 0
-    rows = [
-        adapter_bytes.Row("float32", 3312, 4112, {"tokens_pd": 0.0}, 1.549),
-        adapter_bytes.Row("coded", 450, 1250, {"tokens_pd": 0.0728}, 1.5602),
-    ]
-    line = adapter_bytes.table(rows, 828)[2].split()
-    assert line == ["coded", "450", "4.35", "1,250", "1.5602", "+0.0112", "tokens_pd", "7.28%"]
-    without = [row._replace(loss=None) for row in rows]
-    assert adapter_bytes.table(without, 828)[2].split() == ["coded", "450", "4.35", "1,250", "tokens_pd", "7.28%"]
+    row = adapter_bytes.Row("coded", 450, 1250, {"tokens_pd": 0.0728}, 1.5602)
+    line = adapter_bytes.line(row, 828, 1.549)
+    assert line.split() == ["coded", "450", "4.35", "1,250", "1.5602", "+0.0112", "tokens_pd", "7.28%"]
+    assert line.index("tokens_pd") == adapter_bytes.HEAD.index("relative error")
+    without = adapter_bytes.line(row._replace(loss=None), 828, None)
+    assert without.split() == ["coded", "450", "4.35", "1,250", "tokens_pd", "7.28%"]

@@ -64,6 +64,10 @@ def _suits(question: str, answer: str) -> bool:
 def form_task(style: str, ordinary: list[Example], sizes: Sizes, seed: int = 0) -> Task:
     """Returns the task of a style.
 
+    Questions whose ordinary answer lacks the style come first, so prompts and held-out examples are such questions as
+    far as there are enough: ordinary answers to the others pass the check before anything is learned. More than half
+    of the ordinary answers are "short", and more than half have "no_comma"; those of other styles are rare.
+
     Args:
       style: key of `STYLES`.
       ordinary: questions with ordinary answers, see `ordinary_answers`.
@@ -78,7 +82,7 @@ def form_task(style: str, ordinary: list[Example], sizes: Sizes, seed: int = 0) 
     random.Random(f"form {seed}").shuffle(shuffled)
     written = [
         Example(Instruction(each.question, "", text), each.where)
-        for each in shuffled
+        for each in sorted(shuffled, key=lambda each: check(each.answer))
         if (text := write(each.answer)) is not None
     ]
     train, heldout, prompts = divided(written, sizes, f"form/{style}")

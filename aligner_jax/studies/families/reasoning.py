@@ -64,6 +64,8 @@ GYMS: Mapping[str, Gym] = {
 def reasoning_task(name: str, sizes: Sizes, seed: int = 0) -> Task:
     """Returns the task of a dataset of reasoning-gym. Training and the rest are drawn with seeds of their own.
 
+    Questions that pass their own check, such as "8 - 4 =", are left out: a model that repeats one would be right.
+
     Args:
       name: key of `GYMS`.
       sizes: sizes of the task.
@@ -90,13 +92,14 @@ def _examples(name: str, drawn: Sequence[Drawn]) -> list[Example]:
 
 
 def _draw(library: ModuleType, name: str, seed: int, count: int, taken: set[str]) -> list[Drawn]:
-    """Returns up to `count` entries with different questions, none of which is in `taken`."""
+    """Returns up to `count` entries with different questions, none of which is in `taken` or passes its own check."""
+    extract = GYMS[name].extract
     dataset = library.create_dataset(name, size=_DRAWS * count, seed=seed, **GYMS[name].options)
     found: dict[str, dict[str, Any]] = {}
     for entry in dataset:
         if len(found) == count:
             break
-        if entry["question"] not in taken:
+        if entry["question"] not in taken and not _right(dataset.score_answer, entry, extract)(_question(entry)):
             found.setdefault(entry["question"], entry)
     return [(entry, dataset.score_answer) for entry in found.values()]
 

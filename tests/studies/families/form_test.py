@@ -36,6 +36,21 @@ def test_an_ordinary_answer_does_not_have_the_style(style: str):
     assert not any(STYLES[style].check(each.answer) for each in ordinary_answers(None))
 
 
+@pytest.mark.parametrize("style", ["short", "no_comma"])
+def test_prompts_are_questions_whose_ordinary_answer_lacks_the_style(style: str):
+    ordinary, check = ordinary_answers(None), STYLES[style].check
+    has_style = {each.question: check(each.answer) for each in ordinary}
+    assert sum(has_style.values()) > len(ordinary) / 2
+    task = form_task(style, ordinary, Sizes())
+    assert not any(has_style[each.question] for each in (*task.prompts, *task.heldout))
+    assert task.prompts == form_task(style, ordinary, Sizes(train=100)).prompts
+    # All are asked, and those that have the style come last.
+    asked = form_task(style, ordinary, Sizes(train=1, heldout=1, prompts=250)).prompts
+    found = [has_style[each.question] for each in asked]
+    assert found == sorted(found)
+    assert any(found)
+
+
 def test_the_seed_decides_the_division_and_more_training_leaves_the_prompts():
     ordinary = ordinary_answers(None)
     task, same, more, other = (

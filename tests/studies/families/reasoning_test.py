@@ -33,6 +33,11 @@ def test_the_default_sizes_are_there_and_no_question_repeats(name: str):
 
 
 @pytest.mark.parametrize("name", GYMS)
+def test_no_question_passes_its_own_check(name: str):
+    assert not any(prompt.check(prompt.question) for prompt in reasoning_task(name, Sizes()).prompts)
+
+
+@pytest.mark.parametrize("name", GYMS)
 def test_the_right_answer_passes_alone_and_in_a_sentence(name: str):
     # A prompt's answer is not kept in the task; with these sizes the same entry is a held-out example.
     prompts = reasoning_task(name, Sizes(train=1, heldout=1, prompts=8)).prompts
