@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from aligner_jax.evals.estimates import Estimate
 from aligner_jax.studies.curve import REFERENCE, SHARE, Reached, counted, numbers_for
@@ -66,6 +67,7 @@ def plot_needed(families: Mapping[str, Sequence[Reached]], path: Path) -> list[P
 def plot_courses(study: Study, task: str, arms: Sequence[str], path: Path) -> list[Path]:
     """Writes the figure of held-out losses over steps, of every arm's best run on a task."""
     with figure(6, 4) as (drawn, axes):
+        drawn_points = []
         for arm in arms:
             rate = study.rate(arm, task)
             best = [
@@ -75,9 +77,13 @@ def plot_courses(study: Study, task: str, arms: Sequence[str], path: Path) -> li
             if not best:
                 continue
             points = best[0].points[1:]
-            end = "converged" if best[0].end == "converged" else best[0].end
-            axes.plot([p.step for p in points], [p.loss for p in points], ".-", label=f"{arm}, {rate:g}: {end}")
+            drawn_points.append(points)
+            axes.plot([p.step for p in points], [p.loss for p in points], ".-", label=f"{arm}, {rate:g}: {best[0].end}")
         axes.set_xscale("log")
+        # A run has a few points, at steps that are no powers of ten.
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xticks(sorted({point.step for points in drawn_points for point in points}))
         axes.set_xlabel("optimizer steps")
         axes.set_ylabel("held-out loss (nats a token)")
         axes.set_title(f"{task}; the rate falls between an arm's last two points")
