@@ -13,8 +13,10 @@ import jax
 from absl import flags
 
 from aligner_jax.decoding import server_options
+from aligner_jax.decoding.engine_options import rows_for
 from aligner_jax.errors import InputError
 from aligner_jax.evals.subject import load_base_over
+from aligner_jax.model.logical import num_parts
 from aligner_jax.model.quantized import KINDS
 from aligner_jax.peft.artifact import RecordedBase
 from aligner_jax.runtime import command, distributed, platform, sharding
@@ -97,9 +99,10 @@ def main() -> None:
         named = RecordedBase(base.config, base.fingerprint)
         adapters = start.open_adapters(ADAPTERS.value, named)
         kinds = adapters.kinds()
-        rows = ROWS.value or server_options.rows_on(mesh.devices.flat[0].platform)
+        wanted = ROWS.value or server_options.rows_on(mesh.devices.flat[0].platform)
+        rows = rows_for(wanted, base.params.embed_vd.dtype, num_parts("batch"))
         options = server_options.server_options(
-            base.config, rows=start.least_rows(base, rows), slots=min(_int(TOKENS), base.config.context_length),
+            base.config, rows=rows, slots=min(_int(TOKENS), base.config.context_length),
             capacity=start.room_for(adapters, base, _int(PREFIX_TOKENS), _int(RANK)), places=_int(PLACES),
             tokens_per_call=_int(TOKENS_PER_CALL), alternatives=_int(TOP_LOGPROBS),
         )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from aligner_jax.decoding.engine_options import EngineOptions, least_rows
+from aligner_jax.decoding.engine_options import EngineOptions, rows_for
 from aligner_jax.decoding.server_options import PREFIX_TOKENS, row_capacity, server_options
 from aligner_jax.errors import InputError
 from aligner_jax.model.cached_attention import slots_read
@@ -222,12 +222,12 @@ def make_serving_plans(
         room = (engines.chip.hbm_bytes - first.peak_bytes) / (first.cache_bytes / first.options.rows)
         second = engines.compiled(ADAPTERS[0], parts * max(4, int(room / 2 / parts)))
         for adapters in ADAPTERS:
-            found = _largest(engines, first, second, adapters, least_rows(params.embed_vd.dtype))
+            found = _largest(engines, first, second, adapters, rows_for(1, params.embed_vd.dtype, parts))
             yield _plan(engines, found, adapters, topology, base, str(adapter))
 
 
-def _largest(engines: _Engines, first: _Engine, second: _Engine, adapters: int, least: int) -> _Engine:
-    """Returns the engine with the most rows that fits; the smallest one, of at least `least` rows, if none does."""
+def _largest(engines: _Engines, first: _Engine, second: _Engine, adapters: int, smallest: int) -> _Engine:
+    """Returns the engine with the most rows that fits; the one with `smallest` rows if none does."""
     place_bytes, parts = first.places_bytes / first.options.places, num_parts("batch")
     peaks = [
         (program.peak_bytes - first.places_bytes, second.programs[name].peak_bytes - second.places_bytes)
@@ -240,7 +240,7 @@ def _largest(engines: _Engines, first: _Engine, second: _Engine, adapters: int, 
         places_bytes = engines.options(adapters, rows).places * place_bytes
         return max(one + share * (other - one) for one, other in peaks) + places_bytes
 
-    smallest = rows = parts * -(-least // parts)
+    rows = smallest
     while needed(rows + parts) <= engines.chip.hbm_bytes:
         rows += parts
     found = engines.compiled(adapters, rows)

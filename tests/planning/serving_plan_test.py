@@ -136,7 +136,7 @@ def test_the_planned_programs_are_among_those_of_the_servers_warm_up(monkeypatch
         shardings = jax.tree.map(lambda _: everywhere, program.eval_shape(*arguments, **static))
         return Compiled(GIB, 16 * GIB, 16 * GIB, 0, [], shardings, "", 1.0)
 
-    def largest(engines, first, second, adapters, least):
+    def largest(engines, first, second, adapters, smallest):
         sizes.add(first.options)
         return first
 
