@@ -42,7 +42,13 @@ class JudgeOptions:
 
 
 def check_judge(options: JudgeOptions) -> None:
-    """Refuses options that name two judges, or none for "base". Raises InputError."""
+    """Refuses a base for "endpoint", no base for "base", and the adapter of a judge without its base.
+
+    Options of the judges that are not chosen are otherwise ignored.
+
+    Raises:
+      InputError: the options are among these.
+    """
     if options.by == "endpoint" and options.judge.base is not None:
         raise InputError(
             "config.evaluation.judge.base is set, but config.evaluation.by is 'endpoint'; set it to 'base' to ask "
@@ -50,6 +56,11 @@ def check_judge(options: JudgeOptions) -> None:
         )
     if options.by == "base" and options.judge.base is None:
         raise InputError("config.evaluation.judge.base.path is not set; it says which base judges")
+    if options.judge.adapter is not None and options.judge.base is None:
+        raise InputError(
+            "config.evaluation.judge.adapter is set, but no base for it; set config.evaluation.by to 'base' and "
+            "config.evaluation.judge.base.path to that base, or config.evaluation.judge.adapter=None"
+        )
 
 
 def ask_all(asks: Sequence[Ask], options: JudgeOptions, run: Run) -> tuple[list[str], JudgeUsage | None]:

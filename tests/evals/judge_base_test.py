@@ -241,6 +241,11 @@ def test_a_template_that_refuses_the_question_is_told_with_its_place(judge: Base
             {"by": "base", "judge": {"base": {"model": "x"}}},
             r"config\.evaluation\.judge\.base\.path is not set; set it in the config file or with --config\.evaluation",
         ),
+        (
+            {"judge": {"adapter": "a.safetensors"}, "endpoint": {"url": "http://localhost/v1"}},
+            r"config\.evaluation\.judge\.adapter is set, but no base for it; set config\.evaluation\.by to 'base' and",
+        ),
+        ({"by": "scores", "judge": {"adapter": "a.safetensors"}}, r"config\.evaluation\.judge\.adapter is set, but no"),
         ({"by": "bases"}, r"config\.evaluation\.by is 'bases', but should be one of endpoint, base, scores"),
         ({"judge": {"max_tokens": 0}}, r"config\.evaluation\.judge\.max_tokens is 0, but should be 1 or more"),
     ],
