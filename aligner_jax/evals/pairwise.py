@@ -167,7 +167,7 @@ def _by_judge(
     """Returns the outcomes of every pair, the number of questions per pair whose verdicts disagree, and the cost."""
     prompt = judge_prompt("pairwise", options.prompt_file, options.prompt_name)
     asks = [
-        Ask(prompt.system, prompt.fill(question=a.prompt, answer_a=a.text, answer_b=b.text), first.where)
+        Ask(prompt.system, prompt.fill(question=a.prompt, answer_a=a.text, answer_b=b.text), f"{a.where} and {b.where}")
         for match in matched
         for first, second in match
         for a, b in ((first, second), (second, first))
