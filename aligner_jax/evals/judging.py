@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from aligner_jax.errors import InputError
 from aligner_jax.evals.interface import Run
@@ -41,6 +41,21 @@ class JudgeOptions:
         return base if self.judge.adapter is None else f"{base} with {subject_name(self.judge.adapter)}"
 
 
+class Judged(NamedTuple):
+    """Answers of a judge.
+
+    Attributes:
+      answers: the answers, in the order of the requests.
+      spent: tokens and cost; None without an endpoint.
+      made_from: fingerprint, dtype and quantization of the judge's base, and digest of its adapter; None for an
+        endpoint, which does not tell them.
+    """
+
+    answers: list[str]
+    spent: JudgeUsage | None
+    made_from: dict[str, str] | None
+
+
 def check_judge(options: JudgeOptions) -> None:
     """Refuses a base for "endpoint", no base for "base", and the adapter of a judge without its base.
 
@@ -63,8 +78,8 @@ def check_judge(options: JudgeOptions) -> None:
         )
 
 
-def ask_all(asks: Sequence[Ask], options: JudgeOptions, run: Run) -> tuple[list[str], JudgeUsage | None]:
-    """Returns the judge's answers in the order of `asks`, and an endpoint's tokens and cost.
+def ask_all(asks: Sequence[Ask], options: JudgeOptions, run: Run) -> Judged:
+    """Asks the judge that the options choose.
 
     Answers are kept in the subfolder `judge` of the run's folder.
 
@@ -72,6 +87,7 @@ def ask_all(asks: Sequence[Ask], options: JudgeOptions, run: Run) -> tuple[list[
       InputError: see `ask_base` and `ask_endpoint`.
     """
     if options.by == "base":
-        return ask_base(asks, options.judge, run), None
+        answers, made_from = ask_base(asks, options.judge, run)
+        return Judged(answers, None, made_from)
     answers, usage = ask_endpoint(asks, options.endpoint, run.folder / "judge", run.console)
-    return [answer.text for answer in answers], usage
+    return Judged([answer.text for answer in answers], usage, None)

@@ -14,6 +14,7 @@ from aligner_jax.evals import pairwise as pairwise_module
 from aligner_jax.evals import safety
 from aligner_jax.evals.interface import Run, parse_evaluate_config
 from aligner_jax.evals.judge_endpoint import EndpointConfig
+from aligner_jax.evals.judging import Judged
 from aligner_jax.evals.pairwise import PairwiseOptions, ScoresConfig, evaluate, pairwise, table_of
 from aligner_jax.evals.response_files import ResponsesConfig
 from aligner_jax.evals.win_rate import of_counts, win_rate
@@ -98,7 +99,7 @@ def test_a_question_to_the_judge_has_the_places_of_both_responses(
 
     def ask_all(asks, options, run):
         places.extend(ask.where for ask in asks)
-        return ["[[C]]" for _ in asks], None
+        return Judged(["[[C]]" for _ in asks], None, None)
 
     monkeypatch.setattr(pairwise_module, "ask_all", ask_all)
     pairwise(PairwiseOptions(responses=responses), run_in(tmp_path))
