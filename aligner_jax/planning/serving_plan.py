@@ -161,7 +161,10 @@ class _Engines:
 
 
 def _programs(engine: EnginePrograms, options: EngineOptions) -> Iterator[tuple[str, _Program]]:
-    """Compiles the programs that the engine's warm-up runs, those with the largest shapes of each kind."""
+    """Compiles the programs that the engine's warm-up runs, those with the largest shapes of each kind.
+
+    The one that binds an adapter to a place is left out.
+    """
     state_bytes, held_bytes, parts_bytes = nbytes(engine.state), nbytes(engine.held), 0
     # The server takes every prompt that leaves room for a token.
     longest, part = options.slots - 1, options.longest_part
