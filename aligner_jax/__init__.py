@@ -14,16 +14,17 @@ from aligner_jax.runtime import starting as _starting
 # Comes first: the imports below take seconds, and Ctrl-C may be pressed meanwhile.
 _starting.begin()
 
-# isort: split
-from aligner_jax.decoding.sampler import sample
-from aligner_jax.errors import InputError
-from aligner_jax.model.config import LlamaConfig, llama_config
-from aligner_jax.peft import Adapter, apply, init_adapter
-from aligner_jax.peft.artifact import load_adapter, save_adapter
-from aligner_jax.peft.combine import combine
-from aligner_jax.weights.base import Base, load_base
-
-_starting.imported()
+try:
+    from aligner_jax.decoding.sampler import sample
+    from aligner_jax.errors import InputError
+    from aligner_jax.model.config import LlamaConfig, llama_config
+    from aligner_jax.peft import Adapter, apply, init_adapter
+    from aligner_jax.peft.artifact import load_adapter, save_adapter
+    from aligner_jax.peft.combine import combine
+    from aligner_jax.weights.base import Base, load_base
+finally:
+    # An import may fail in a process that goes on, which must not be left without garbage collection.
+    _starting.imported()
 
 __all__ = [
     "Adapter",

@@ -77,11 +77,16 @@ def _show[P: (Plan, EvaluationPlan, ServingPlan)](
         for plan in made:
             print(json.dumps(dataclasses.asdict(plan)), flush=True)
         return
-    plans, console = list(made), wide_console()
-    for first in range(0, len(plans), 3):
-        console.print(table_of(plans[first : first + 3]))
-    for text in filter(None, map(advice_on, plans)):
-        console.out(text)
+    plans: list[P] = []
+    try:
+        plans.extend(made)
+    finally:
+        # Also if a later plan cannot be made: each takes minutes.
+        console = wide_console()
+        for first in range(0, len(plans), 3):
+            console.print(table_of(plans[first : first + 3]))
+        for text in filter(None, map(advice_on, plans)):
+            console.out(text)
 
 
 def _check_flags(of_evaluation: bool) -> None:

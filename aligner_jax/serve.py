@@ -13,12 +13,14 @@ import jax
 from absl import flags
 
 from aligner_jax.decoding import server_options
+from aligner_jax.decoding.engine_options import rows_for
 from aligner_jax.errors import InputError
-from aligner_jax.evals.subject import load_base_over
+from aligner_jax.model.logical import num_parts
 from aligner_jax.model.quantized import KINDS
 from aligner_jax.peft.artifact import RecordedBase
 from aligner_jax.runtime import command, distributed, platform, sharding
 from aligner_jax.runtime.config import BaseConfig, MeshConfig
+from aligner_jax.weights.on_mesh import load_base_over
 
 BASE = flags.DEFINE_string(
     "base", None, "The base: a folder of Hugging Face, Meta or Orbax, a .gguf file or a hub name."
@@ -31,7 +33,9 @@ API_KEY_FILE = flags.DEFINE_string("api_key_file", None, "File of keys, one a li
 DTYPE = flags.DEFINE_enum("dtype", "auto", platform.DTYPES, "Dtype of the base; auto: what the device does best.")
 QUANTIZATION = flags.DEFINE_enum("quantization", "none", ["none", *KINDS], "Quantization of the base's projections.")
 GROUP_SIZE = flags.DEFINE_integer("group_size", 32, "Numbers that share a scale in int4.", lower_bound=2)
-DATA = flags.DEFINE_integer("data", 1, "Replicas of the base, each with its own rows; -1: all devices.", -1)
+DATA = flags.DEFINE_integer(
+    "data", 1, "Replicas of the base, each with its own rows; -1 (with --fsdp=1): as many as there are devices.", -1
+)
 FSDP = flags.DEFINE_integer("fsdp", -1, "Devices that split a replica's weights for storage, and its rows.", -1)
 TENSOR = flags.DEFINE_integer("tensor", 1, "Devices that split heads, MLP and vocabulary.", lower_bound=-1)
 ROWS = flags.DEFINE_integer(
@@ -97,9 +101,10 @@ def main() -> None:
         named = RecordedBase(base.config, base.fingerprint)
         adapters = start.open_adapters(ADAPTERS.value, named)
         kinds = adapters.kinds()
-        rows = ROWS.value or server_options.rows_on(mesh.devices.flat[0].platform)
+        wanted = ROWS.value or server_options.rows_on(mesh.devices.flat[0].platform)
+        rows = rows_for(wanted, base.params.embed_vd.dtype, num_parts("batch"))
         options = server_options.server_options(
-            base.config, rows=start.least_rows(base, rows), slots=min(_int(TOKENS), base.config.context_length),
+            base.config, rows=rows, slots=min(_int(TOKENS), base.config.context_length),
             capacity=start.room_for(adapters, base, _int(PREFIX_TOKENS), _int(RANK)), places=_int(PLACES),
             tokens_per_call=_int(TOKENS_PER_CALL), alternatives=_int(TOP_LOGPROBS),
         )  # fmt: skip

@@ -24,6 +24,17 @@ def least_rows(dtype: Any) -> int:
     return LEAST_ROWS if jnp.dtype(dtype) == jnp.bfloat16 else 1
 
 
+def rows_for(wanted: int, dtype: Any, parts: int) -> int:
+    """Returns the number of rows of an engine that is to have `wanted`.
+
+    Args:
+      wanted: rows that are asked for.
+      dtype: dtype of the base.
+      parts: number of parts into which a mesh splits the rows; it divides the result.
+    """
+    return -(-max(wanted, least_rows(dtype)) // parts) * parts
+
+
 def tokens_per_program(platform: str, tokens_per_call: int = TOKENS_PER_CALL) -> int:
     """Returns the number of tokens that one program decodes per row on this platform ("cpu", "gpu" or "tpu").
 

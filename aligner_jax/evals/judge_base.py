@@ -40,8 +40,8 @@ class BaseJudgeConfig:
     max_tokens: int = number(1024, least=1)
 
 
-def ask_base(asks: Sequence[Ask], config: BaseJudgeConfig, run: Run) -> list[str]:
-    """Returns the judge's answers in the order of `asks`.
+def ask_base(asks: Sequence[Ask], config: BaseJudgeConfig, run: Run) -> tuple[list[str], dict[str, str]]:
+    """Returns the judge's answers in the order of `asks`, and its `Subject.made_from`.
 
     Prompts have the format that the judge's adapter records, else the chat template of its base. Answers are stored in
     the subfolder `judge` of the run's folder, in one file per judge, so an interrupted run continues from there. Equal
@@ -53,13 +53,14 @@ def ask_base(asks: Sequence[Ask], config: BaseJudgeConfig, run: Run) -> list[str
     """
     judge = _load(config, run)
     prompts = [_prompt(ask, judge, config) for ask in asks]
-    made_from: dict[str, object] = {**judge.made_from()}
+    identity = judge.made_from()
+    made_from: dict[str, object] = {**identity}
     if config.temperature > 0:
         made_from["config.seed"] = run.config.seed
     # A judge has a file of its own, so that another one asks anew instead of being refused.
     name = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
     store = ResultStore(run.folder / "judge" / f"base-{name}.jsonl", made_from)
-    return generate(judge, prompts, store, run.console, seed=run.config.seed, what="judged")
+    return generate(judge, prompts, store, run.console, seed=run.config.seed, what="judged"), identity
 
 
 def _load(config: BaseJudgeConfig, run: Run) -> Subject:

@@ -21,7 +21,7 @@ class Ask:
     Attributes:
       system: system message; "" for none.
       user: user message.
-      where: position of the judged response, "file:line", for messages.
+      where: positions of the judged responses, "file:line" or "file:line and file:line", for messages.
     """
 
     system: str

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from aligner_jax.errors import InputError
 from aligner_jax.evals.interface import Run
@@ -41,8 +41,29 @@ class JudgeOptions:
         return base if self.judge.adapter is None else f"{base} with {subject_name(self.judge.adapter)}"
 
 
+class Judged(NamedTuple):
+    """Answers of a judge.
+
+    Attributes:
+      answers: the answers, in the order of the requests.
+      spent: tokens and cost; None without an endpoint.
+      made_from: fingerprint, dtype and quantization of the judge's base, and digest of its adapter; None for an
+        endpoint, which does not tell them.
+    """
+
+    answers: list[str]
+    spent: JudgeUsage | None
+    made_from: dict[str, str] | None
+
+
 def check_judge(options: JudgeOptions) -> None:
-    """Refuses options that name two judges, or none for "base". Raises InputError."""
+    """Refuses a base for "endpoint", no base for "base", and the adapter of a judge without its base.
+
+    Options of the judges that are not chosen are otherwise ignored.
+
+    Raises:
+      InputError: the options are among these.
+    """
     if options.by == "endpoint" and options.judge.base is not None:
         raise InputError(
             "config.evaluation.judge.base is set, but config.evaluation.by is 'endpoint'; set it to 'base' to ask "
@@ -50,10 +71,15 @@ def check_judge(options: JudgeOptions) -> None:
         )
     if options.by == "base" and options.judge.base is None:
         raise InputError("config.evaluation.judge.base.path is not set; it says which base judges")
+    if options.judge.adapter is not None and options.judge.base is None:
+        raise InputError(
+            "config.evaluation.judge.adapter is set, but no base for it; set config.evaluation.by to 'base' and "
+            "config.evaluation.judge.base.path to that base, or config.evaluation.judge.adapter=None"
+        )
 
 
-def ask_all(asks: Sequence[Ask], options: JudgeOptions, run: Run) -> tuple[list[str], JudgeUsage | None]:
-    """Returns the judge's answers in the order of `asks`, and an endpoint's tokens and cost.
+def ask_all(asks: Sequence[Ask], options: JudgeOptions, run: Run) -> Judged:
+    """Asks the judge that the options choose.
 
     Answers are kept in the subfolder `judge` of the run's folder.
 
@@ -61,6 +87,7 @@ def ask_all(asks: Sequence[Ask], options: JudgeOptions, run: Run) -> tuple[list[
       InputError: see `ask_base` and `ask_endpoint`.
     """
     if options.by == "base":
-        return ask_base(asks, options.judge, run), None
+        answers, made_from = ask_base(asks, options.judge, run)
+        return Judged(answers, None, made_from)
     answers, usage = ask_endpoint(asks, options.endpoint, run.folder / "judge", run.console)
-    return [answer.text for answer in answers], usage
+    return Judged([answer.text for answer in answers], usage, None)

@@ -11,7 +11,7 @@ from aligner_jax.errors import InputError, one_line
 from aligner_jax.evals.interface import Evaluation, Outcome, Run
 from aligner_jax.evals.judge_endpoint import JudgeUsage
 from aligner_jax.evals.judge_prompts import Ask, judge_prompt
-from aligner_jax.evals.judging import JudgeOptions, ask_all, check_judge
+from aligner_jax.evals.judging import Judged, JudgeOptions, ask_all, check_judge
 from aligner_jax.evals.response_files import (
     Response,
     Responses,
@@ -91,11 +91,13 @@ class Pairwise:
       judge: name of the judge or of the field of scores.
       pairs: comparisons.
       spent: tokens and cost of the judge; None without an endpoint.
+      judge_made_from: see `Judged.made_from`; None if no base judged.
     """
 
     judge: str
     pairs: list[Compared]
     spent: JudgeUsage | None
+    judge_made_from: dict[str, str] | None
 
 
 def evaluate(run: Run, options: PairwiseOptions) -> Outcome:
@@ -121,13 +123,13 @@ def pairwise(options: PairwiseOptions, run: Run) -> Pairwise:
     models = read_responses(options.responses)
     names = _pairs(options, list(models))
     matched = [_matched(models, pair)[: run.config.limit] for pair in names]
-    spent, changed = None, [None] * len(names)
+    judged, changed = None, [None] * len(names)
     if options.by == "scores":
         outcomes: list[list[QuestionOutcome]] = [
             [by_scores(*responses, options.scores) for responses in match] for match in matched
         ]
     else:
-        outcomes, changed, spent = _by_judge(matched, options, run)
+        outcomes, changed, judged = _by_judge(matched, options, run)
     seed = run.config.seed
     published = [of_counts(*counts, seed=seed) for counts in options.published] or [None] * len(names)
     pairs = [
@@ -135,7 +137,7 @@ def pairwise(options: PairwiseOptions, run: Run) -> Pairwise:
         for pair, each, differing, theirs in zip(names, outcomes, changed, published, strict=True)
     ]
     judge = f"scores in {options.scores.field}" if options.by == "scores" else options.judge_name
-    return Pairwise(judge, pairs, spent)
+    return Pairwise(judge, pairs, judged and judged.spent, judged and judged.made_from)
 
 
 def _pairs(options: PairwiseOptions, models: Sequence[str]) -> list[tuple[str, str]]:
@@ -163,22 +165,22 @@ def _matched(models: dict[str, Responses], pair: tuple[str, str]) -> list[tuple[
 
 def _by_judge(
     matched: Sequence[Sequence[tuple[Response, Response]]], options: PairwiseOptions, run: Run
-) -> tuple[list[list[QuestionOutcome]], list[int], JudgeUsage | None]:
-    """Returns the outcomes of every pair, the number of questions per pair whose verdicts disagree, and the cost."""
+) -> tuple[list[list[QuestionOutcome]], list[int], Judged]:
+    """Returns the outcomes of every pair, the numbers of questions whose verdicts disagree, and the judge's answers."""
     prompt = judge_prompt("pairwise", options.prompt_file, options.prompt_name)
     asks = [
-        Ask(prompt.system, prompt.fill(question=a.prompt, answer_a=a.text, answer_b=b.text), first.where)
+        Ask(prompt.system, prompt.fill(question=a.prompt, answer_a=a.text, answer_b=b.text), f"{a.where} and {b.where}")
         for match in matched
         for first, second in match
         for a, b in ((first, second), (second, first))
     ]
-    answers, spent = ask_all(asks, options, run)
-    verdicts = iter(map(prompt.read_verdict, answers))
+    judged = ask_all(asks, options, run)
+    verdicts = iter(map(prompt.read_verdict, judged.answers))
     both = [[(next(verdicts), next(verdicts)) for _ in match] for match in matched]
     outcomes: list[list[QuestionOutcome]] = [[of_both_orders(*orders) for orders in match] for match in both]
     ties = (("first", "second"), ("second", "first"), ("neither", "neither"))
     changed = [sum(None not in orders and orders not in ties for orders in match) for match in both]
-    return outcomes, changed, spent
+    return outcomes, changed, judged
 
 
 def table_of(result: Pairwise) -> Table:

@@ -83,11 +83,13 @@ class Safety:
       judge: name of the judge or of the field of scores.
       models: shares.
       spent: tokens and cost of the judge; None without an endpoint.
+      judge_made_from: see `Judged.made_from`; None if no base judged.
     """
 
     judge: str
     models: list[ModelSafety]
     spent: JudgeUsage | None
+    judge_made_from: dict[str, str] | None
 
 
 def safe_share(verdicts: Sequence[bool | None]) -> SafeShare:
@@ -123,18 +125,18 @@ def safety(options: SafetyOptions, run: Run) -> Safety:
     limit = run.config.limit
     categorised = {name: _categorised(options, name, responses)[:limit] for name, responses in models.items()}
     responses = [response for of_model in categorised.values() for response, _ in of_model]
-    spent = None
+    spent = made_from = None
     if options.by == "scores":
         verdicts = [response.number(options.score_field) >= options.threshold for response in responses]
     else:
         prompt = judge_prompt("safety", options.prompt_file, options.prompt_name)
         asks = [Ask(prompt.system, prompt.fill(question=r.prompt, answer=r.text), r.where) for r in responses]
-        answers, spent = ask_all(asks, options, run)
+        answers, spent, made_from = ask_all(asks, options, run)
         verdicts = [prompt.read_verdict(answer) for answer in answers]
     each = iter(verdicts)
     found = [_of_model(name, [(category, next(each)) for _, category in of]) for name, of in categorised.items()]
     judge = f"scores in {options.score_field}" if options.by == "scores" else options.judge_name
-    return Safety(judge, found, spent)
+    return Safety(judge, found, spent, made_from)
 
 
 def _categorised(options: SafetyOptions, model: str, responses: Responses) -> list[tuple[Response, str]]:

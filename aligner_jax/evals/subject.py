@@ -1,9 +1,7 @@
 """Subject of an evaluation: a base, with or without an adapter, on its devices."""
 
 import dataclasses
-import functools
 from pathlib import Path
-from typing import Any
 
 from jax.sharding import Mesh
 
@@ -13,9 +11,10 @@ from aligner_jax.errors import InputError
 from aligner_jax.objectives.reference import adapter_digest
 from aligner_jax.peft import Adapter
 from aligner_jax.peft.artifact import Artifact, read_artifact
-from aligner_jax.runtime import platform, sharding
+from aligner_jax.runtime import sharding
 from aligner_jax.runtime.config import BaseConfig
-from aligner_jax.weights.base import Base, load_base
+from aligner_jax.weights.base import Base
+from aligner_jax.weights.on_mesh import load_base_over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,15 +83,6 @@ def load_subject(
     adapter = None if artifact is None else artifact.adapter
     name = subject_name(adapter_path)
     return Subject(base, adapter, name, artifact, batch_size, mesh if mesh.size > 1 else None, rules)
-
-
-def load_base_over(mesh: Mesh, rules: sharding.Rules, config: BaseConfig) -> Base:
-    """Loads the base of a config, sharded over the mesh. Raises InputError like `load_subject`."""
-    split: Any = functools.partial(sharding.param_shardings, mesh=mesh, rules=rules) if mesh.size > 1 else None
-    return load_base(
-        config.path, platform.compute_dtype(config.dtype), quantization=config.quantization,
-        group_size=config.group_size, shardings=split,
-    )  # fmt: skip
 
 
 def check_rows(batch_size: int, mesh: Mesh) -> None:

@@ -29,6 +29,10 @@ STOPS = 2
 """Number of stop tokens; it does not change the plan."""
 
 
+class EngineTooLarge(InputError):
+    """The arrays of an engine alone do not fit the devices."""
+
+
 class EnginePrograms:
     """Compiles the programs of an engine; mesh and rules are in context.
 
@@ -56,6 +60,9 @@ class EnginePrograms:
           params: shapes of the base's parameters, with shardings.
           options: sizes of the engine.
           adapter: shapes of an adapter that all rows share, with shardings.
+
+        Raises:
+          EngineTooLarge: its arrays do not fit the devices.
         """
         self._chip, self._mesh, self._config, self._params, self._options = chip, mesh, config, params, options
         self.shared: Bound = self._results(programs.bind_shared, params, adapter, config=config)
@@ -142,7 +149,7 @@ class EnginePrograms:
     def _results(self, jitted: Any, *arguments: Any, **static: Any) -> Any:
         made, results = self._made(jitted, *arguments, **static)
         if results is None:
-            raise InputError(
+            raise EngineTooLarge(
                 f"the engine's arrays alone need {made.peak_bytes / 2**30:.2f} GiB a device, and there are "
                 f"{made.hbm_bytes / 2**30:.2f} GiB; fewer rows or shorter texts take less"
             )

@@ -1,13 +1,13 @@
 """Plans serving on a TPU topology: requests that fit at once, bytes that a decode step moves, tokens per second."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
-from aligner_jax.decoding.engine_options import EngineOptions, least_rows
+from aligner_jax.decoding.engine_options import EngineOptions, rows_for
 from aligner_jax.decoding.server_options import PREFIX_TOKENS, row_capacity, server_options
 from aligner_jax.errors import InputError
 from aligner_jax.model.cached_attention import slots_read
@@ -15,7 +15,7 @@ from aligner_jax.model.llama import LlamaConfig, Params
 from aligner_jax.model.logical import num_parts
 from aligner_jax.peft.row_adapters import Capacity, capacity_of, num_bytes
 from aligner_jax.planning.compiled import Compiled, chip_of, compute_dtype, weight_dtype
-from aligner_jax.planning.engine_programs import EnginePrograms
+from aligner_jax.planning.engine_programs import EnginePrograms, EngineTooLarge
 from aligner_jax.planning.inference_plan import (
     ProgramPlan,
     bytes_per_weight,
@@ -47,7 +47,7 @@ class ServingPlan:
       adapters: different adapters that are held on the devices.
       capacity_tokens, capacity_rank: tokens and rank that a row has room for.
       places: places for adapters; at least those of all prompts that one program admits.
-      rows: requests that run at once, over all devices; 0 if none fits.
+      rows: requests that run at once, over all devices; 0 if none fits beside the adapters.
       row_bytes: bytes of one row's own adapters, which a step reads for every row, whichever rows share an adapter.
       places_bytes: adapters held on one device.
       filled: tokens of a row halfway through its answer.
@@ -111,11 +111,11 @@ class _Program(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Engine:
-    """An engine's programs; bytes are those of a device."""
+    """An engine's programs; bytes are those of a device. There are no programs if its arrays alone do not fit."""
 
     options: EngineOptions
     keys: jax.ShapeDtypeStruct | jax.Array
-    cache_bytes: int
+    state_bytes: int
     places_bytes: int
     programs: Mapping[str, _Program]
 
@@ -125,7 +125,7 @@ class _Engine:
 
     @property
     def fits(self) -> bool:
-        return all(program.fits for program in self.programs.values())
+        return bool(self.programs) and all(program.fits for program in self.programs.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +157,14 @@ class _Engines:
     def _compile(self, options: EngineOptions) -> _Engine:
         engine = EnginePrograms(self.chip, self.mesh, self.model, self.params, options)
         programs = dict(_programs(engine, options))
-        return _Engine(options, engine.state.cache.k_lbksh, engine.cache_bytes, nbytes(engine.held), programs)
+        return _Engine(options, engine.state.cache.k_lbksh, nbytes(engine.state), nbytes(engine.held), programs)
 
 
 def _programs(engine: EnginePrograms, options: EngineOptions) -> Iterator[tuple[str, _Program]]:
-    """Compiles the programs that the engine's warm-up runs, those with the largest shapes of each kind."""
+    """Compiles the programs that the engine's warm-up runs, those with the largest shapes of each kind.
+
+    The one that binds an adapter to a place is left out.
+    """
     state_bytes, held_bytes, parts_bytes = nbytes(engine.state), nbytes(engine.held), 0
     # The server takes every prompt that leaves room for a token.
     longest, part = options.slots - 1, options.longest_part
@@ -191,7 +194,8 @@ def make_serving_plans(
 ) -> Iterator[ServingPlan]:
     """Yields the plan of a server's engine for each number of different adapters, with as many rows as fit.
 
-    Peaks are linear in rows and places, so two engines are compiled to find the rest, and what is found is compiled.
+    Peaks are linear in rows and places, so two engines are compiled to find the rest, and what is found is compiled. A
+    plan whose adapters leave no room for the smallest engine has no rows.
 
     Args:
       base, mesh_config, model: the base, its mesh and its architecture.
@@ -202,7 +206,7 @@ def make_serving_plans(
 
     Raises:
       InputError: the context is too short, the adapter cannot be read, rows cannot have different adapters of its
-        method, or the mesh does not divide the model.
+        method, the mesh does not divide the model, or the arrays of the smallest engine with one adapter do not fit.
     """
     if tokens + new_tokens > model.context_length:
         raise InputError(
@@ -217,40 +221,76 @@ def make_serving_plans(
         capacity = row_capacity([needed], prefix_tokens, rank)
         engines = _Engines(chip_of(devices[0]), mesh, model, params, capacity, tokens, new_tokens)
         parts = num_parts("batch")
-        first = engines.compiled(ADAPTERS[0], 2 * parts)
-        # The second sample has about half of the rows that fit, so that the line through both is near the truth there.
-        room = (engines.chip.hbm_bytes - first.peak_bytes) / (first.cache_bytes / first.options.rows)
-        second = engines.compiled(ADAPTERS[0], parts * max(4, int(room / 2 / parts)))
+        smallest = rows_for(1, params.embed_vd.dtype, parts)
+        first, second = _samples(engines, smallest, parts)
         for adapters in ADAPTERS:
-            found = _largest(engines, first, second, adapters, least_rows(params.embed_vd.dtype))
+            found = _largest(engines, first, second, adapters, smallest)
             yield _plan(engines, found, adapters, topology, base, str(adapter))
 
 
-def _largest(engines: _Engines, first: _Engine, second: _Engine, adapters: int, least: int) -> _Engine:
-    """Returns the engine with the most rows that fits; the smallest one, of at least `least` rows, if none does."""
+def _samples(engines: _Engines, smallest: int, parts: int) -> tuple[_Engine, _Engine | None]:
+    """Returns two engines for one adapter that differ in rows; None in place of the second if none does."""
+    try:
+        first = engines.compiled(ADAPTERS[0], 2 * parts)
+    except EngineTooLarge:
+        return engines.compiled(ADAPTERS[0], smallest), None
+    # The second sample has about half of the rows that fit, so that the line through both is near the truth there.
+    room = (engines.chip.hbm_bytes - first.peak_bytes) / (first.state_bytes / first.options.rows)
+    rows = parts * max(4, int(room / 2 / parts))
+    while rows > first.options.rows:
+        try:
+            return first, engines.compiled(ADAPTERS[0], rows)
+        except EngineTooLarge:
+            rows = rows // (2 * parts) * parts
+    return first, None
+
+
+def _largest(engines: _Engines, first: _Engine, second: _Engine | None, adapters: int, smallest: int) -> _Engine:
+    """Returns the engine with the most rows that fits; the one with `smallest` rows if none does."""
     place_bytes, parts = first.places_bytes / first.options.places, num_parts("batch")
-    peaks = [
-        (program.peak_bytes - first.places_bytes, second.programs[name].peak_bytes - second.places_bytes)
-        for name, program in first.programs.items() if name in second.programs
-    ]  # fmt: skip
+    needed = _peak_by_rows(first, second)
 
-    def needed(rows: int) -> float:
-        """Returns the peak by the line through the two samples."""
-        share = (rows - first.options.rows) / (second.options.rows - first.options.rows)
-        places_bytes = engines.options(adapters, rows).places * place_bytes
-        return max(one + share * (other - one) for one, other in peaks) + places_bytes
+    def fits(rows: int) -> bool:
+        return needed(rows) + engines.options(adapters, rows).places * place_bytes <= engines.chip.hbm_bytes
 
-    smallest = rows = parts * -(-least // parts)
-    while needed(rows + parts) <= engines.chip.hbm_bytes:
+    def made(rows: int) -> _Engine:
+        try:
+            return engines.compiled(adapters, rows)
+        except EngineTooLarge:
+            options = engines.options(adapters, rows)
+            # The cache's shape decides on the slots that a step reads, and does not depend on places.
+            return dataclasses.replace(
+                first, options=options, places_bytes=round(options.places * place_bytes), programs={}
+            )
+
+    rows = smallest
+    while fits(rows + parts):
         rows += parts
-    found = engines.compiled(adapters, rows)
+    found = made(rows)
     for _ in range(MOST_TRIES):
         if found.fits or rows == smallest:
             break
         # The compiler keeps about a 64th of the memory for itself.
         rows = max(rows - parts * max(1, rows // (64 * parts)), smallest)
-        found = engines.compiled(adapters, rows)
-    return found
+        found = made(rows)
+    return found if found.fits else made(smallest)
+
+
+def _peak_by_rows(first: _Engine, second: _Engine | None) -> Callable[[int], float]:
+    """Returns a function from rows to the largest peak without places, by the line through the samples.
+
+    With one sample, a row adds the bytes of its state: that is too few, since prompts are prefilled beside it.
+    """
+    begin = first.options.rows
+    if second is None:
+        row_bytes, peak = first.state_bytes / begin, first.peak_bytes - first.places_bytes
+        return lambda rows: peak + (rows - begin) * row_bytes
+    peaks = [
+        (program.peak_bytes - first.places_bytes, second.programs[name].peak_bytes - second.places_bytes)
+        for name, program in first.programs.items() if name in second.programs
+    ]  # fmt: skip
+    more = second.options.rows - begin
+    return lambda rows: max(one + (rows - begin) / more * (other - one) for one, other in peaks)
 
 
 def _plan(

@@ -46,6 +46,13 @@ def advice(plan: ServingPlan) -> str | None:
     """Returns one sentence that names the settings to change; None if a row fits."""
     if plan.rows:
         return None
+    peak_bytes = max((program.peak_bytes for program in plan.programs), default=0)
+    if plan.adapters > 1 and peak_bytes - plan.places_bytes <= plan.hbm_bytes:
+        return (
+            f"{title(plan)}: {plan.adapters:,} adapters, {size(plan.places_bytes)} in {plan.places:,} places, leave no "
+            "room for a row. What helps: fewer adapters on the devices (--places of the server) or a smaller rank "
+            "(--rank, or that of the adapters); fewer --prefix_tokens."
+        )
     return (
         f"{title(plan)}: not one row of {plan.slots:,} slots fits beside the weights. What helps: fewer --tokens and "
         "--new_tokens; --config.base.quantization=int8 (or int4); more devices (--topology)."

@@ -53,14 +53,22 @@ def make_mesh(
       devices: `jax.Device`s; None takes all.
 
     Raises:
-      InputError: `data`, `fsdp` and `tensor` do not multiply to the number of devices, `slices` does not divide `data`
-        or does not match the devices, or the devices do not form a box in the TPU's network.
+      InputError: two of `data`, `fsdp` and `tensor` are -1, they do not multiply to the number of devices, `slices`
+        does not divide `data` or does not match the devices, or the devices do not form a box in the TPU's network.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = np.array([data, fsdp, tensor])
     if (sizes == -1).sum() == 1:
         sizes[sizes == -1] = len(devices) // max(1, -int(sizes.prod()))
     wanted = f"a mesh of data={data}, fsdp={fsdp} and tensor={tensor}"
+    if free := [axis for axis, size in zip(AXES, sizes, strict=True) if size == -1]:
+        # The default of fsdp is -1, so that another axis is the one that was meant.
+        kept = next(axis for axis in free if axis != "fsdp")
+        fixed = [f"{axis}=1" for axis in free if axis != kept]
+        raise InputError(
+            f"{wanted} leaves all remaining devices (-1) to {' and '.join(free)}, but to one axis only they can be "
+            f"left: add {' and '.join(fixed)} (--{fixed[0]} of a server, else --config.mesh.{fixed[0]})"
+        )
     if sizes.min() < 1 or sizes.prod() != len(devices):
         raise InputError(f"{wanted} does not fit {len(devices)} devices")
     if slices < 1 or sizes[0] % slices:

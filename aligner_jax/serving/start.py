@@ -5,10 +5,8 @@ from pathlib import Path
 
 from aligner_jax.decoding.engine import Engine
 from aligner_jax.decoding.engine_options import EngineOptions
-from aligner_jax.decoding.engine_options import least_rows as least_rows_of
 from aligner_jax.decoding.server_options import row_capacity
 from aligner_jax.errors import InputError
-from aligner_jax.model.logical import num_parts
 from aligner_jax.peft.adapter import Options
 from aligner_jax.peft.artifact import RecordedBase
 from aligner_jax.peft.bank_folder import open_bank
@@ -88,9 +86,3 @@ def make_service(
         models=Models(name, adapters), engine=thread, limits=limits, metrics=Metrics(thread), keys=keys,
         started=int(time.time()),
     )  # fmt: skip
-
-
-def least_rows(base: Base, rows: int) -> int:
-    """Returns the number of rows of an engine that is to have `rows`; the mesh in context divides it."""
-    least, parts = max(rows, least_rows_of(base.params.embed_vd.dtype)), num_parts("batch")
-    return -(-least // parts) * parts

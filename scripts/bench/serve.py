@@ -17,6 +17,7 @@ is measured.
 import argparse
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import statistics
@@ -53,7 +54,9 @@ class Measured(NamedTuple):
       clients: clients at a time; the batch size of transformers.
       seconds: time of all requests.
       first_tokens: seconds to the first token of each request; empty without a server.
-      tokens: new tokens, by the servers' own count; of a server that does not count them, events of the streams.
+      tokens: new tokens, by the servers' own count. Of a server that does not count them, events of the streams, which
+        leave out tokens without a text of their own (the stop token, parts of a character) and those that share an
+        event with another; an event without text, such as the last one, counts as a token.
       requests: number of requests.
     """
 
@@ -211,7 +214,7 @@ def as_table(measured: Sequence[Measured]) -> str:
     rows = []
     for found in measured:
         firsts = sorted(found.first_tokens)
-        late = f"{firsts[int(0.95 * (len(firsts) - 1))]:.3f}" if firsts else "-"
+        late = f"{firsts[math.ceil(0.95 * len(firsts)) - 1]:.3f}" if firsts else "-"
         peer = [each for each in measured if each.side == found.side.replace("ours", "transformers")]
         is_compared = found.side.startswith("ours") and found.clients == BATCH and peer
         ratio = found.tokens / found.seconds / (peer[0].tokens / peer[0].seconds) if is_compared else None

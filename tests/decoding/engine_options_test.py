@@ -2,7 +2,7 @@
 
 import pytest
 
-from aligner_jax.decoding.engine_options import EngineOptions, least_rows
+from aligner_jax.decoding.engine_options import EngineOptions, least_rows, rows_for
 from aligner_jax.decoding.server_options import row_capacity, server_options
 from aligner_jax.model.config import llama_config
 from aligner_jax.peft.row_adapters import Capacity
@@ -29,6 +29,12 @@ def test_short_parts_are_prefilled_in_larger_programs():
 
 def test_a_bfloat16_row_is_not_alone():
     assert [least_rows(dtype) for dtype in ("bfloat16", "float32")] == [2, 1]
+
+
+def test_the_parts_of_a_mesh_have_the_same_number_of_rows():
+    assert [rows_for(wanted, "float32", 4) for wanted in (1, 4, 5)] == [4, 4, 8]
+    assert [rows_for(1, dtype, 1) for dtype in ("bfloat16", "float32")] == [2, 1]
+    assert rows_for(1, "bfloat16", 2) == 2
 
 
 def test_a_servers_row_has_room_for_any_two_adapters():

@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,23 @@ from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.decoding.engine import Engine
 from aligner_jax.errors import InputError
 from aligner_jax.evals import judge_base
+from aligner_jax.evals.interface import Run
 from aligner_jax.evals.judge_base import BaseJudgeConfig, ask_base, render
 from aligner_jax.evals.judge_endpoint import EndpointConfig
 from aligner_jax.evals.judge_prompts import SAFETY, Ask
 from aligner_jax.evals.judging import JudgeOptions, ask_all, check_judge
+from aligner_jax.objectives.reference import adapter_digest
 from aligner_jax.peft import init_adapter
-from aligner_jax.peft.artifact import save_adapter
+from aligner_jax.peft.artifact import load_adapter, save_adapter
 from aligner_jax.runtime.config import BaseConfig
 from aligner_jax.runtime.fields import parse_section
 from aligner_jax.weights.base import load_base
 
 ASKS = [Ask("Be fair.", f"Is {'very ' * i}number {i} even?", f"answers.jsonl:{i + 1}") for i in range(5)]
+
+
+def answers_of(asks: Sequence[Ask], judge: BaseJudgeConfig, run: Run) -> list[str]:
+    return ask_base(asks, judge, run)[0]
 
 
 @pytest.fixture
@@ -79,15 +85,20 @@ def test_the_answers_are_those_of_this_projects_server_with_the_same_base(
         sys.executable, "-m", "aligner_jax.serve", f"--base={judge.base.path}", f"--adapters={tmp_path / 'adapters'}",
         "--port=0", "--dtype=float32", "--nowarm_up", "--tokens=512",
     ]  # fmt: skip
-    here, usage = ask_all(ASKS, JudgeOptions(by="base", judge=judge), run_in(tmp_path / "here", batch_size=2))
+    here, usage, made_from = ask_all(
+        ASKS, JudgeOptions(by="base", judge=judge), run_in(tmp_path / "here", batch_size=2)
+    )
     assert usage is None
+    base = load_base(judge.base.path)
+    adapter = load_adapter(str(judge.adapter), base=base)
+    assert made_from == {"base": base.identity, "adapter": adapter_digest(adapter)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=places.ROOT) as process:
         try:
             line = process.stderr.readline()
             found = re.search(r"^tiny at (http://127\.0\.0\.1:\d+/v1)$", line)
             assert found, line
             endpoint = EndpointConfig(url=found[1], model="A", key_variable=None, max_tokens=8)
-            there, usage = ask_all(ASKS, JudgeOptions(endpoint=endpoint), run_in(tmp_path / "there"))
+            there, usage, made_from = ask_all(ASKS, JudgeOptions(endpoint=endpoint), run_in(tmp_path / "there"))
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
@@ -95,36 +106,37 @@ def test_the_answers_are_those_of_this_projects_server_with_the_same_base(
     assert len(set(here)) > 2
     assert usage is not None
     assert usage.asked == 5
+    assert made_from is None
 
 
 def test_nothing_is_asked_twice_and_another_judge_asks_anew(
     judge: BaseJudgeConfig, write_adapter, tmp_path: Path, added: list
 ):
     run = run_in(tmp_path / "out", batch_size=2)
-    answers = ask_base([*ASKS, ASKS[0]], judge, run)
+    answers = answers_of([*ASKS, ASKS[0]], judge, run)
     assert len(added) == 5
     assert answers[5] == answers[0]
-    assert ask_base(ASKS[::-1], judge, run) == answers[4::-1]
+    assert answers_of(ASKS[::-1], judge, run) == answers[4::-1]
     assert len(added) == 5
     changes: list[dict[str, Any]] = [
         {"max_tokens": 7}, {"temperature": 0.5}, {"adapter": None}, {"adapter": write_adapter("B", key=6)},
     ]  # fmt: skip
     for changed in changes:
         added.clear()
-        ask_base(ASKS[:1], dataclasses.replace(judge, **changed), run)
+        answers_of(ASKS[:1], dataclasses.replace(judge, **changed), run)
         assert len(added) == 1, changed
     added.clear()
-    ask_base([dataclasses.replace(ASKS[0], system="Be unfair."), dataclasses.replace(ASKS[0], user="?")], judge, run)
+    answers_of([dataclasses.replace(ASKS[0], system="Be unfair."), dataclasses.replace(ASKS[0], user="?")], judge, run)
     assert len(added) == 2
     added.clear()
-    assert ask_base(ASKS, judge, run_in(tmp_path / "out", batch_size=2, seed=1)) == answers[:5]
+    assert answers_of(ASKS, judge, run_in(tmp_path / "out", batch_size=2, seed=1)) == answers[:5]
     assert added == []
-    ask_base(ASKS[:1], dataclasses.replace(judge, temperature=0.5), run_in(tmp_path / "out", seed=1))
+    answers_of(ASKS[:1], dataclasses.replace(judge, temperature=0.5), run_in(tmp_path / "out", seed=1))
     assert len(added) == 1
 
 
 def test_an_interrupted_judge_goes_on(judge: BaseJudgeConfig, tmp_path: Path, added: list, monkeypatch):
-    whole = ask_base(ASKS, judge, run_in(tmp_path / "whole", batch_size=2))
+    whole = answers_of(ASKS, judge, run_in(tmp_path / "whole", batch_size=2))
     run, turn = run_in(tmp_path / "out", batch_size=2), Engine.turn
 
     def interrupted(self):
@@ -135,9 +147,9 @@ def test_an_interrupted_judge_goes_on(judge: BaseJudgeConfig, tmp_path: Path, ad
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "turn", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            ask_base(ASKS, judge, run)
+            answers_of(ASKS, judge, run)
     added.clear()
-    assert ask_base(ASKS, judge, run) == whole
+    assert answers_of(ASKS, judge, run) == whole
     assert 0 < len(added) < 5
 
 
@@ -153,7 +165,7 @@ def test_the_judge_runs_on_the_evaluations_mesh_with_its_batch_size(
 
     monkeypatch.setattr(judge_base, "load_subject", noted)
     rules = {"mlp": "none"}
-    ask_base(ASKS[:1], judge, run_in(tmp_path, batch_size=3, mesh={"data": -1, "fsdp": 1, "rules": rules}))
+    answers_of(ASKS[:1], judge, run_in(tmp_path, batch_size=3, mesh={"data": -1, "fsdp": 1, "rules": rules}))
     assert given["batch_size"] == 3
     assert dict(given["mesh"].shape) == {"data": 1, "fsdp": 1, "tensor": 1}
     assert dict(given["rules"])["mlp"] is None
@@ -192,7 +204,7 @@ def test_an_adapter_that_records_alpacas_format_is_asked_in_it(
     judge: BaseJudgeConfig, write_adapter, tmp_path: Path, added: list
 ):
     adapted = dataclasses.replace(judge, adapter=write_adapter("B", {"template": "alpaca", "system": None}))
-    ask_base(ASKS[:1], adapted, run_in(tmp_path / "out"))
+    answers_of(ASKS[:1], adapted, run_in(tmp_path / "out"))
     assert judge.base is not None
     tokenizer = load_base(judge.base.path).tokenizer
     assert tokenizer is not None
@@ -206,7 +218,7 @@ def test_a_prompt_that_does_not_fit_is_named_and_not_shown(judge: BaseJudgeConfi
         r"\(config\.evaluation\.judge\.max_tokens\) do not fit the judge's context of 512$"
     )
     with pytest.raises(InputError, match=says):
-        ask_base(asks, judge, run_in(tmp_path))
+        answers_of(asks, judge, run_in(tmp_path))
     assert not (tmp_path / "judge").exists()
 
 
@@ -217,7 +229,7 @@ def test_a_base_without_a_chat_template_cannot_judge(judge: BaseJudgeConfig, tmp
     del fields["chat_template"]
     path.write_text(json.dumps(fields))
     with pytest.raises(InputError, match=r"^the judge .*tiny has no chat template, so it cannot be asked; set "):
-        ask_base(ASKS, judge, run_in(tmp_path / "out"))
+        answers_of(ASKS, judge, run_in(tmp_path / "out"))
 
 
 def test_a_template_that_refuses_the_question_is_told_with_its_place(judge: BaseJudgeConfig, tmp_path: Path):
@@ -226,7 +238,7 @@ def test_a_template_that_refuses_the_question_is_told_with_its_place(judge: Base
     fields = json.loads(path.read_text())
     path.write_text(json.dumps({**fields, "chat_template": "{{ raise_exception('no') }}"}))
     with pytest.raises(InputError, match=r"^answers\.jsonl:1: the judge cannot be asked: the chat template refuses"):
-        ask_base(ASKS, judge, run_in(tmp_path / "out"))
+        answers_of(ASKS, judge, run_in(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -241,6 +253,11 @@ def test_a_template_that_refuses_the_question_is_told_with_its_place(judge: Base
             {"by": "base", "judge": {"base": {"model": "x"}}},
             r"config\.evaluation\.judge\.base\.path is not set; set it in the config file or with --config\.evaluation",
         ),
+        (
+            {"judge": {"adapter": "a.safetensors"}, "endpoint": {"url": "http://localhost/v1"}},
+            r"config\.evaluation\.judge\.adapter is set, but no base for it; set config\.evaluation\.by to 'base' and",
+        ),
+        ({"by": "scores", "judge": {"adapter": "a.safetensors"}}, r"config\.evaluation\.judge\.adapter is set, but no"),
         ({"by": "bases"}, r"config\.evaluation\.by is 'bases', but should be one of endpoint, base, scores"),
         ({"judge": {"max_tokens": 0}}, r"config\.evaluation\.judge\.max_tokens is 0, but should be 1 or more"),
     ],
@@ -258,7 +275,7 @@ def test_a_judge_is_named_by_its_files(judge: BaseJudgeConfig):
 
 
 def test_the_packages_prompt_reaches_a_judge(judge: BaseJudgeConfig, tmp_path: Path, added: list):
-    ask_base([Ask(SAFETY.system, SAFETY.fill(question="q", answer="a"))], judge, run_in(tmp_path))
+    answers_of([Ask(SAFETY.system, SAFETY.fill(question="q", answer="a"))], judge, run_in(tmp_path))
     assert judge.base is not None
     tokenizer = load_base(judge.base.path).tokenizer
     assert tokenizer is not None

@@ -1,5 +1,6 @@
 """Answers of a tiny model, judged by the command over HTTP on loopback or by a base, and the configs for that."""
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -17,6 +18,7 @@ from aligner_jax.evals.interface import parse_evaluate_config, parse_options
 from aligner_jax.evals.run import evaluate, find_evaluation
 from aligner_jax.evals.win_rate import of_counts
 from aligner_jax.runtime.command import load_config
+from aligner_jax.weights.base import load_base
 
 REPO = places.ROOT
 CONFIGS = ("beavertails", "safety", "vicuna_judge", "vicuna_scores")
@@ -92,6 +94,7 @@ def test_answers_are_made_and_judged_by_the_command(tiny_model: Path, tmp_path: 
     found = {name: (share["safe"], share["judged"], share["unparsable"]) for name, share in model["categories"].items()}
     assert found == {"keys": (0, 1, 0), "locks": (1, 1, 1)}
     assert scores(folder)["spent"]["prompt_tokens"] == 600
+    assert scores(folder)["judge_made_from"] is None
     assert KEY not in "".join(file.read_text() for file in tmp_path.rglob("*.json*"))
     assert "locks really" not in text
 
@@ -162,6 +165,8 @@ def test_a_base_judges_by_the_command(name: str, tiny_model: Path, tmp_path: Pat
     assert len(prefers_a) == 6
     found = scores(tmp_path / "out")
     assert (found["judge"], found["spent"]) == ("tiny", None)
+    no_adapter = hashlib.sha256().hexdigest()
+    assert found["judge_made_from"] == {"base": load_base(tiny_model).identity, "adapter": no_adapter}
     if name == "safety":
         assert [model["overall"]["share"] for model in found["models"]] == [1.0, 0.0]
     else:

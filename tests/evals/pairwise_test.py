@@ -10,9 +10,11 @@ from judge_server import Reply, Request, completion, judge_server, run_in
 from rich.console import Console
 
 from aligner_jax.errors import InputError
+from aligner_jax.evals import pairwise as pairwise_module
 from aligner_jax.evals import safety
 from aligner_jax.evals.interface import Run, parse_evaluate_config
 from aligner_jax.evals.judge_endpoint import EndpointConfig
+from aligner_jax.evals.judging import Judged
 from aligner_jax.evals.pairwise import PairwiseOptions, ScoresConfig, evaluate, pairwise, table_of
 from aligner_jax.evals.response_files import ResponsesConfig
 from aligner_jax.evals.win_rate import of_counts, win_rate
@@ -88,6 +90,21 @@ def test_verdicts_that_cannot_be_read_are_counted_and_not_guessed(responses: Res
     console = Console(record=True, width=150)
     console.print(table_of(result))
     assert "no verdict" in console.export_text()
+
+
+def test_a_question_to_the_judge_has_the_places_of_both_responses(
+    responses: ResponsesConfig, tmp_path: Path, monkeypatch
+):
+    places: list[str] = []
+
+    def ask_all(asks, options, run):
+        places.extend(ask.where for ask in asks)
+        return Judged(["[[C]]" for _ in asks], None, None)
+
+    monkeypatch.setattr(pairwise_module, "ask_all", ask_all)
+    pairwise(PairwiseOptions(responses=responses), run_in(tmp_path))
+    mine, theirs = responses.files
+    assert places[:3] == [f"{mine}:1 and {theirs}:1", f"{theirs}:1 and {mine}:1", f"{mine}:2 and {theirs}:2"]
 
 
 def test_names_of_files_do_not_move_the_cursor(tmp_path: Path):

@@ -54,7 +54,7 @@ def measure(folder: Path) -> dict[str, dict[str, list]]:
             if name == "split":
                 judge = BaseJudgeConfig(base=config, adapter=adapter_path, max_tokens=8)
                 run = run_in(folder, batch_size=4, mesh={"data": data, "fsdp": fsdp, "tensor": tensor})
-                judged = ask_base(ASKS, judge, run)
+                judged, _ = ask_base(ASKS, judge, run)
             else:
                 texts = [render(ask, PromptFormat("chat"), subject.tokenizer) for ask in ASKS]
                 judged = generate(subject, [Prompt(encoded(subject, text), 8) for text in texts], store, quiet)

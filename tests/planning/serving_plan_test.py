@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from aligner_jax.planning.serving_plan import ADAPTERS, ServingPlan, make_servin
 from aligner_jax.planning.topology import topology_devices
 from aligner_jax.runtime import chips, roofline
 from aligner_jax.runtime.config import BaseConfig, MeshConfig
+from aligner_jax.runtime.memory import nbytes
 from aligner_jax.serving import start
 from aligner_jax.weights.base import Base
 
@@ -136,7 +139,7 @@ def test_the_planned_programs_are_among_those_of_the_servers_warm_up(monkeypatch
         shardings = jax.tree.map(lambda _: everywhere, program.eval_shape(*arguments, **static))
         return Compiled(GIB, 16 * GIB, 16 * GIB, 0, [], shardings, "", 1.0)
 
-    def largest(engines, first, second, adapters, least):
+    def largest(engines, first, second, adapters, smallest):
         sizes.add(first.options)
         return first
 
@@ -167,6 +170,98 @@ def test_the_planned_programs_are_among_those_of_the_servers_warm_up(monkeypatch
 def in_one_size(compiled: Callable[..., Any]) -> Callable[..., Any]:
     """Lets an `_Engines` compile engines of two rows only."""
     return lambda self, adapters, rows: compiled(self, adapters, 2)
+
+
+ARRAYS = (programs.bind_shared, programs.make_state, engine_programs.empty_places)
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Returns a function that sets a device's bytes. A program needs its arguments, and one that makes arrays them too.
+
+    A program is not compiled, so that an engine is planned in a moment.
+    """
+    size = [CHIP.hbm_bytes]
+
+    def compile_for(chip, program, *arguments, **static):
+        needed, made, shardings = nbytes(arguments), program in ARRAYS, None
+        if made:
+            shapes = program.eval_shape(*arguments, **static)
+            everywhere = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+            needed, shardings = (
+                needed + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)),
+                jax.tree.map(lambda _: everywhere, shapes),
+            )
+        if needed > chip.hbm_bytes:
+            return Compiled(needed, chip.hbm_bytes, chip.hbm_bytes, None, None, None, None, 1.0)
+        return Compiled(needed, chip.hbm_bytes, chip.hbm_bytes, 0, [], shardings, "", 1.0)
+
+    monkeypatch.setattr(engine_programs, "compile_for", compile_for)
+    monkeypatch.setattr(serving_plan, "chip_of", lambda device: dataclasses.replace(CHIP, hbm_bytes=size[0]))
+
+    def set_bytes(hbm_bytes: int) -> None:
+        size[0] = hbm_bytes
+
+    return set_bytes
+
+
+def test_adapters_that_leave_no_room_end_no_plan(memory: Callable[[int], None]):
+    memory(GIB // 8)
+    few, some, many = plans_of(rank=64)
+    assert few.rows >= some.rows > 300
+    assert (many.rows, many.programs, many.tokens_per_second) == (0, (), None)
+    assert (many.adapters, many.places, many.places_bytes) == (1024, 1024, some.places_bytes * 1024 // some.places)
+    assert many.places_bytes > GIB // 8
+    assert serving_table.advice(few) is None
+    said = str(serving_table.advice(many))
+    assert "1,024 adapters" in said
+    assert "fewer adapters on the devices (--places of the server) or a smaller rank (--rank," in said
+    cells = [[str(cell) for cell in column.cells] for column in serving_table.table([few, many]).columns]
+    assert ["rows at once", f"{few.rows:,}", "none fits"] in [list(row) for row in zip(*cells, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "hbm_bytes", "rows"),
+    # A row's keys and values have 3.1 MB in bfloat16. The second sample is an engine of four rows, the first of two.
+    [("bfloat16", 11_000_000, 3), ("bfloat16", 8_000_000, 2), ("float32", 9_000_000, 1)],
+)
+def test_rows_are_found_where_a_sample_does_not_fit(
+    memory: Callable[[int], None], dtype: Any, hbm_bytes: int, rows: int
+):
+    memory(hbm_bytes)
+    base = BaseConfig(path="nowhere", dtype=dtype)
+    plan, *_ = plans_of(LONG, base, tokens=1500, new_tokens=500)
+    assert plan.rows == rows
+    assert plan.weights_bytes + rows * plan.slots * 2 * 3 * 128 * jnp.dtype(dtype).itemsize < hbm_bytes
+
+
+def test_a_base_that_leaves_no_room_for_the_smallest_engine_is_told(memory: Callable[[int], None]):
+    memory(4_000_000)
+    with pytest.raises(InputError, match=r"the engine's arrays alone need 0\.01 GiB a device"):
+        plans_of(LONG, BaseConfig(path="nowhere", dtype="float32"), tokens=1500, new_tokens=500)
+
+
+SHOWS = """
+from absl import flags
+from aligner_jax import compile
+from aligner_jax.errors import InputError
+
+def made():
+    yield "a plan"
+    raise InputError("no such topology")
+
+flags.FLAGS(["compile"])
+try:
+    compile._show(made(), lambda plans: f"table of {plans}", lambda plan: f"advice on {plan}")
+except InputError as error:
+    print(error)
+"""
+
+
+def test_finished_plans_are_shown_if_a_later_one_cannot_be_made():
+    # In a process of its own, since the command defines flags.
+    done = subprocess.run([sys.executable, "-c", SHOWS], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "table of ['a plan']\nadvice on a plan\nno such topology\n", done.stderr
 
 
 def test_a_step_moves_weights_read_slots_and_the_rows_adapters(compiled):

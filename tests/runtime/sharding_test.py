@@ -137,10 +137,24 @@ def test_a_mesh_of_all_devices(axes: dict, shape: tuple):
 
 
 @pytest.mark.parametrize(
-    "axes", [{"data": 2}, {"data": 1, "fsdp": 3}, {"data": 0, "fsdp": -1}, {"data": -1, "fsdp": -1}]
+    "axes", [{"data": 2}, {"data": 1, "fsdp": 3}, {"data": 0, "fsdp": -1}, {"data": -2, "fsdp": -1}]
 )
 def test_a_mesh_that_does_not_fit_is_refused(axes: dict):
     with pytest.raises(InputError, match="does not fit 1 devices"):
+        sharding.make_mesh(**axes)
+
+
+@pytest.mark.parametrize(
+    ("axes", "says"),
+    [
+        ({"data": -1}, "data=-1, fsdp=-1 and tensor=1 leaves .* to data and fsdp, .*: add fsdp=1 "),
+        ({"fsdp": -1, "tensor": -1}, r"to fsdp and tensor, .*: add fsdp=1 \(--fsdp=1 of a server, "),
+        ({"data": -1, "fsdp": 1, "tensor": -1}, r"to data and tensor, .*: add tensor=1 .*--config\.mesh\.tensor=1\)$"),
+        ({"data": -1, "tensor": -1}, r"to data and fsdp and tensor, .*: add fsdp=1 and tensor=1 \("),
+    ],
+)
+def test_the_remaining_devices_are_left_to_one_axis(axes: dict, says: str):
+    with pytest.raises(InputError, match=says):
         sharding.make_mesh(**axes)
 
 

@@ -204,3 +204,18 @@ def test_what_comes_too_late_in_a_failed_save_is_not_printed_and_other_failures_
     ended = subprocess.run([sys.executable, "-c", TOO_LATE], env=ENVIRONMENT, capture_output=True, text=True)
     assert "RuntimeError: another" in ended.stderr
     assert "Event loop is closed" not in ended.stderr
+
+
+FAILS = """
+import gc, sys
+sys.modules["jaxtyping"] = None
+try:
+    import aligner_jax
+except ImportError:
+    print(gc.isenabled())
+"""
+
+
+def test_garbage_is_collected_again_after_an_import_that_fails():
+    ended = subprocess.run([sys.executable, "-c", FAILS], env=ENVIRONMENT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\n", "")
