@@ -6,7 +6,6 @@ JAX's CPU backend does not guard copies from a device, which are none there; `pr
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -57,14 +56,9 @@ def test_runs_on_a_mesh_pass(tiny_run: dict, tmp_path: Path):
     configs = [{**each, "mesh": {"data": 2, "fsdp": 1}} for each in all_objectives(tiny_run, tmp_path)]
     for each in configs:
         each["data"] = {**each["data"], "batch_size": 4}
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-        **many_devices.environment(2),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-    }
     command = [sys.executable, "-c", RUN, json.dumps(configs), str(tmp_path / "runs")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    paths = os.pathsep.join([str(ROOT), *sys.path])
+    done = many_devices.run(command, 2, PYTHONPATH=paths, JAX_DISABLE_MOST_OPTIMIZATIONS="true")
     assert done.stdout == "done\n", done.stderr
 
 

@@ -1,14 +1,11 @@
 """The engine on eight devices: the tokens of one device, and no program that compiles after the warm-up."""
 
 import json
-import os
-import subprocess
 import sys
 
 import jax
 import many_devices
 import numpy as np
-import places
 import pytest
 
 from aligner_jax.decoding.choose import Sampling
@@ -75,18 +72,9 @@ def on_all_meshes() -> dict[str, dict[str, list]]:
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, dict[str, list]]:
-    child = subprocess.run(
-        [sys.executable, __file__],
-        env={
-            **os.environ,
-            "PYTHONPATH": places.PYTHONPATH,
-            **many_devices.environment(8),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        },
-        capture_output=True,
-        text=True,
-    )
+    child = many_devices.run(
+        [sys.executable, __file__], 8, JAX_PLATFORMS="cpu", JAX_DISABLE_MOST_OPTIMIZATIONS="1"
+    )  # fmt: skip
     assert child.returncode == 0, child.stderr
     return json.loads(child.stdout)
 

@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import json
-import os
-import subprocess
 import sys
 from typing import Any
 
@@ -12,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import many_devices
 import numpy as np
-import places
 import pytest
 
 from aligner_jax.decoding import programs
@@ -143,17 +140,7 @@ def filled(config: LlamaConfig, rows: int, slots: int, first: float) -> State:
 
 
 def test_rows_are_inserted_on_a_mesh_as_on_one_device():
-    child = subprocess.run(
-        [sys.executable, __file__],
-        env={
-            **os.environ,
-            "PYTHONPATH": places.PYTHONPATH,
-            **many_devices.environment(8),
-            "JAX_PLATFORMS": "cpu",
-        },
-        capture_output=True,
-        text=True,
-    )
+    child = many_devices.run([sys.executable, __file__], 8, JAX_PLATFORMS="cpu")
     assert child.returncode == 0, child.stderr
     one, *on_meshes = json.loads(child.stdout).values()
     for rows, k_lbksh, tokens_b in ((INSERTED, one[0], one[2]), (INSERTED[:3], one[3], one[5])):

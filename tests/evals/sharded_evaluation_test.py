@@ -1,8 +1,6 @@
 """Scores, answers and verdicts over four devices, in a separate process, equal those of one device."""
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -10,7 +8,6 @@ from pathlib import Path
 import jax
 import many_devices
 import numpy as np
-import places
 from judge_server import run_in
 from rich.console import Console
 
@@ -68,13 +65,7 @@ def measure(folder: Path) -> dict[str, dict[str, list]]:
 
 
 def test_a_split_model_scores_and_answers_like_a_whole_one():
-    paths = {"PYTHONPATH": places.PYTHONPATH, "JAX_PLATFORMS": "cpu"}
-    child = subprocess.run(
-        [sys.executable, __file__],
-        env={**os.environ, **paths, **many_devices.environment(DEVICES)},
-        capture_output=True,
-        text=True,
-    )
+    child = many_devices.run([sys.executable, __file__], DEVICES, JAX_PLATFORMS="cpu")
     assert child.returncode == 0, child.stderr
     one, split = (json.loads(child.stdout)[name] for name in MESHES)
     assert (one["devices"], split["devices"]) == ([1], [DEVICES])

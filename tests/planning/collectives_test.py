@@ -1,14 +1,11 @@
 """Collectives of compiled programs: read from the program's text, checked against programs with known ones."""
 
 import json
-import os
-import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import many_devices
-import places
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -39,13 +36,7 @@ def in_a_loop() -> list[Collective]:
 
 @pytest.fixture(scope="module")
 def of_child() -> list[Collective]:
-    paths = {"PYTHONPATH": places.PYTHONPATH}
-    child = subprocess.run(
-        [sys.executable, __file__],
-        env={**os.environ, **paths, **many_devices.environment(8)},
-        capture_output=True,
-        text=True,
-    )
+    child = many_devices.run([sys.executable, __file__], 8)
     assert child.returncode == 0, child.stderr
     return [Collective(*each) for each in json.loads(child.stdout)]
 

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -12,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import many_devices
 import numpy as np
-import places
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -109,12 +106,7 @@ def test_a_step_split_over_a_mesh_is_the_step_of_one_device(name: str):
 
 
 def found_by_child(name: str) -> dict[str, dict[str, float]]:
-    child = subprocess.run(
-        [sys.executable, __file__, name],
-        env={**os.environ, "PYTHONPATH": places.PYTHONPATH, **many_devices.environment(DEVICES)},
-        capture_output=True,
-        text=True,
-    )
+    child = many_devices.run([sys.executable, __file__, name], DEVICES)
     assert child.returncode == 0, child.stderr
     return json.loads(child.stdout)
 

@@ -1,8 +1,6 @@
 """Quantization and a quantized step over eight devices, in a separate process, equal those on one device."""
 
 import json
-import os
-import subprocess
 import sys
 
 import jax
@@ -10,7 +8,6 @@ import jax.numpy as jnp
 import many_devices
 import numpy as np
 import optax
-import places
 import pytest
 
 from aligner_jax.model.config import LlamaConfig
@@ -62,8 +59,7 @@ def difference(kind: str) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_quantizing_and_a_step_split_over_a_mesh_are_those_of_one_device(kind: str):
-    environment = {**os.environ, "PYTHONPATH": places.PYTHONPATH, **many_devices.environment(8)}
-    child = subprocess.run([sys.executable, __file__, kind], env=environment, capture_output=True, text=True)
+    child = many_devices.run([sys.executable, __file__, kind], 8)
     assert child.returncode == 0, child.stderr
     assert json.loads(child.stdout) < 1e-5
 
