@@ -29,7 +29,7 @@ TOKENS_PER_SECOND = 650.0
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a study trains.
+    """Cells of a study, by the arms and tasks that they are made of, and the settings that all share.
 
     Attributes:
       arms: arms, by name.
