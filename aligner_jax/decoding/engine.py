@@ -315,7 +315,7 @@ class Engine:
         ids = running.request.prompt_ids[parts.prefilled :]
         is_last = len(ids) <= longest
         width = (is_last and self.options.width(len(ids))) or longest
-        # As many rows as the state of the first part has.
+        # The state of the first part has as many rows.
         group = self._group(longest)
         # The adapters are in the state already.
         arrivals = Arrivals.of([running.request], [running.row], [ids[:width]], width=width, group=group)

@@ -24,7 +24,7 @@ from aligner_jax.weights.base import Base
 
 OPTIONS = {"sum": {"aligner": ({"start_layer": 1},), "bias": ({"start_layer": 0},)}}
 LARGEST_ERROR = {"float32": 0.0, "bfloat16": 2**-8, "int8": 0.505 / 127, "int4": 0.505 / 7}
-"""Of a number, relative to the largest of its array."""
+"""Largest error of a number, relative to the largest number of its array."""
 
 
 def random_adapter(config: LlamaConfig, method: str = "aligner", **options) -> Adapter:

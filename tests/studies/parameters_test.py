@@ -55,7 +55,7 @@ def test_every_run_is_kept_with_its_curve(made: Path):
     kept = json.loads(tuned[0].read_text())
     assert [point["step"] for point in kept["result"]["points"]] == [0, 3, 4]
     assert kept["result"]["end"] == "budget"
-    # Of the rates that were tried the adapter of the best is kept.
+    # The adapter of the best rate is kept, and those of the others are not.
     adapters = {(made / "runs" / file.relative_to(made / "adapters")).with_suffix(".json") for file in
                 made.glob("adapters/form/*/*.safetensors")}  # fmt: skip
     assert len(adapters) == 4

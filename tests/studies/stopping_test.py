@@ -47,7 +47,7 @@ def test_a_run_that_still_learns_uses_its_budget_to_the_end():
 
 @pytest.mark.parametrize("budget", [48, 60, 80, 96, 128, 250])
 def test_a_point_that_the_budget_brings_forward_is_no_sign_of_convergence(budget: int):
-    # Of this loss a tenth is still to come.
+    # A tenth of this loss is still to come.
     course = course_of(lambda step: 1.5 + 0.6 * (step + 1) ** -0.3, Rule(budget=budget))
     assert course.end == "budget"
     assert course.points[-1].step == budget
