@@ -1,10 +1,11 @@
-"""Results of a study's arms in a family, and the trained numbers with which a share of LoRA's success is reached."""
+"""Results of a study's arms in a family, their shares of LoRA's, and the numbers with which a share is reached."""
 
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from aligner_jax.evals.estimates import Estimate, ratio
 from aligner_jax.evals.interval import grouped_interval
@@ -30,11 +31,13 @@ class Reached:
       rate, inside: best rate on the first task, and True if worse ones were tried on both sides.
       runs, converged: runs at the best rate, and those of them that converged.
       steps: mean number of steps of the runs.
-      success: share of prompts whose answer passes, over all tasks and seeds, with its 95 % interval; None if the tasks
+      success: share of prompts that are a success, over all tasks and seeds, with its 95 % interval; None if the tasks
         have no checks.
       gain: held-out nats per target token below the base, mean over tasks and seeds.
       gain_share: `gain` relative to the reference's; NaN if the reference has none.
       test_gain: nats per target token below the base on the test examples, with its interval; None without them.
+      test_share: that gain relative to the reference's, paired by seed and example, with its interval; None if the
+        reference's interval is not above 0.
     """
 
     arm: str
@@ -50,6 +53,7 @@ class Reached:
     gain: float
     gain_share: float
     test_gain: Estimate | None
+    test_share: Estimate | None = None
 
 
 def reached(study: Study, tasks: Sequence[str], arms: Mapping[str, Arm]) -> list[Reached]:
@@ -57,6 +61,7 @@ def reached(study: Study, tasks: Sequence[str], arms: Mapping[str, Arm]) -> list
     cells = {arm: _cells(study, tasks, arm) for arm in arms}
     gains = {arm: _gain([study.results[cell] for cell in of]) for arm, of in cells.items() if of}
     whole = {arm for arm in arms if study.is_whole(arm, tasks)}
+    tested = {arm: _tested(study, of) for arm, of in cells.items()}
     found = []
     for arm, of in cells.items():
         if not of:
@@ -78,7 +83,8 @@ def reached(study: Study, tasks: Sequence[str], arms: Mapping[str, Arm]) -> list
                 gain_share=gains[arm] / gains[REFERENCE]
                 if {arm, REFERENCE} <= whole and gains[REFERENCE] > 0
                 else math.nan,
-                test_gain=_test_gain(study, of),
+                test_gain=_gain_of(tested[arm]),
+                test_share=share_of(tested[arm], tested.get(REFERENCE)),
             )
         )
     return sorted(found, key=lambda each: each.parameters)
@@ -90,11 +96,11 @@ def base_success(study: Study, tasks: Sequence[str]) -> Estimate | None:
     return success([study.successes[cell] for cell in cells], [cell.task for cell in cells])
 
 
-def success(right: Sequence[Sequence[int]], tasks: Sequence[str]) -> Estimate | None:
+def success(right: Sequence[Sequence[float]], tasks: Sequence[str]) -> Estimate | None:
     """Returns the share of right answers, with a 95 % interval over prompts.
 
     Args:
-      right: 1 or 0 per prompt, for each run.
+      right: a number from 0 to 1 per prompt, for each run.
       tasks: task of each run. Runs of one task have the same prompts, which count once however many seeds there are.
     """
     value_n = np.asarray([value for run in right for value in run], np.float64)
@@ -150,14 +156,42 @@ def _gain(results: Sequence[Result]) -> float:
     return float(np.mean([result.base_loss - result.loss for result in results]))
 
 
-def _test_gain(study: Study, cells: Sequence[Cell]) -> Estimate | None:
+@dataclasses.dataclass(frozen=True)
+class Gains:
+    """Losses on test examples.
+
+    Attributes:
+      gains_sn: nats that an example gains over the base, by seed and example.
+      targets_sn: target tokens of the examples.
+    """
+
+    gains_sn: Float[np.ndarray, "s n"]
+    targets_sn: Float[np.ndarray, "s n"]
+
+
+def share_of(part: Gains | None, whole: Gains | None) -> Estimate | None:
+    """Returns the share of the reference's gain that an arm keeps, with its 95 % interval (`estimates.ratio`).
+
+    Gains are paired: a seed's examples with those of the reference with that seed, which had the same rows. None if a
+    part is missing, or if the interval of the reference's own gain is not above 0.
+    """
+    if part is None or whole is None or part.gains_sn.shape != whole.gains_sn.shape:
+        return None
+    return ratio(part.gains_sn, whole.gains_sn) if ratio(whole.gains_sn, whole.targets_sn).low > 0 else None
+
+
+def _gain_of(tested: Gains | None) -> Estimate | None:
+    return None if tested is None else ratio(tested.gains_sn, tested.targets_sn)
+
+
+def _tested(study: Study, cells: Sequence[Cell]) -> Gains | None:
     by_seed: dict[int, list[tuple[float, float]]] = {}
     for cell in cells:
-        base: Mapping[Cell, list[tuple[float, int]]] = study.losses
-        for (nats, targets), (before, _) in zip(base[cell], base[Cell(cell.task, "base", 0, 0.0)], strict=True):
+        base = study.losses[Cell(cell.task, "base", 0, 0.0)]
+        for (nats, targets), (before, _) in zip(study.losses[cell], base, strict=True):
             by_seed.setdefault(cell.seed, []).append((before - nats, targets))
     sizes = {len(each) for each in by_seed.values()}
     if not by_seed or sizes != {max(sizes)} or max(sizes) < 2:
         return None
     gained_sn2 = np.asarray([by_seed[seed] for seed in sorted(by_seed)])
-    return ratio(gained_sn2[..., 0], gained_sn2[..., 1])
+    return Gains(gained_sn2[..., 0], gained_sn2[..., 1])

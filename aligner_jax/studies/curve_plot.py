@@ -13,26 +13,35 @@ from aligner_jax.studies.study import Study
 
 
 def plot_family(family: str, base: Estimate | None, arms: Sequence[Reached], path: Path) -> list[Path]:
-    """Writes the figure of success against trained numbers, and returns its files."""
+    """Writes the figure of success, or else of the share of the reference's gain, against trained numbers.
+
+    Returns:
+      Its files; none if no arm has either.
+    """
+    by_success = any(each.success is not None for each in arms)
+    shown = [(each, of) for each in arms if (of := each.success if by_success else each.test_share) is not None]
+    if not shown:
+        return []
     with figure(6, 4) as (drawn, axes):
-        shown = [each for each in arms if each.success is not None]
-        if base is not None:
+        if base is not None and by_success:
             axes.axhline(100 * base.value, color=OTHER, linestyle="--", linewidth=1)
             axes.annotate(
                 "base", (0.01, 100 * base.value), xycoords=("axes fraction", "data"), va="bottom", color=OTHER
             )
-        for number, each in enumerate(shown):
-            assert each.success is not None
-            _point(axes, number, each, each.success)
-        for kind in dict.fromkeys(each.kind for each in shown):
-            _line(axes, [each for each in shown if each.kind == kind], kind)
+        for number, (each, of) in enumerate(shown):
+            _point(axes, number, each, of)
+        for kind in dict.fromkeys(each.kind for each, _ in shown):
+            _line(axes, [(each.parameters, 100 * of.value) for each, of in shown if each.kind == kind], kind)
         axes.set_xscale("log")
-        axes.set_ylim(-4, 106)
-        if shown:
-            axes.set_xlim(min(each.parameters for each in shown) / 3, max(each.parameters for each in shown) * 3)
+        axes.set_ylim(-4, max(106, *(100 * of.high + 6 for _, of in shown)))
+        axes.set_xlim(min(each.parameters for each, _ in shown) / 3, max(each.parameters for each, _ in shown) * 3)
         axes.set_xlabel("trained numbers")
-        axes.set_ylabel("held-out prompts answered right (%)")
-        axes.set_title(f"{family}, 95 % intervals over prompts")
+        if by_success:
+            axes.set_ylabel("success on held-out prompts (%)")
+            axes.set_title(f"{family}, 95 % intervals over prompts")
+        else:
+            axes.set_ylabel(f"share of {REFERENCE}'s gain in test loss (%)")
+            axes.set_title(f"{family}, 95 % intervals over examples and seeds")
         return save(drawn, path)
 
 
@@ -106,7 +115,6 @@ def _point(axes: Axes, number: int, each: Reached, success: Estimate) -> None:
     )  # fmt: skip
 
 
-def _line(axes: Axes, arms: Sequence[Reached], kind: str) -> None:
-    points = [(each.parameters, 100 * each.success.value) for each in arms if each.success is not None]
+def _line(axes: Axes, points: Sequence[tuple[int, float]], kind: str) -> None:
     if len(points) > 1:
         axes.plot(*zip(*points, strict=True), color=COLOURS.get(kind, OTHER), linewidth=0.8, alpha=0.6)

@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from aligner_jax.evals.estimates import Estimate
-from aligner_jax.studies.compare_table import markdown
 from aligner_jax.studies.curve import REFERENCE, SHARE, Reached, counted, numbers_for
 from aligner_jax.studies.rates import best_rate
 from aligner_jax.studies.study import Plan, Study
+from aligner_jax.studies.table_text import markdown
 
 NOTE = """\
 Intervals are 95 % over prompts (`evals/interval.py`). A run ends when its held-out loss is within the tolerance of its
@@ -49,14 +49,12 @@ def family_table(family: str, base: Estimate | None, arms: Sequence[Reached]) ->
 
 def tested_table(arms: Sequence[Reached]) -> str:
     """Returns the table of the losses on test examples; "" if there are none."""
-    whole = next((each.test_gain for each in arms if each.arm == REFERENCE), None)
     rows = []
     for each in arms:
         if each.test_gain is None:
             continue
         value, low, high = (f"{x:.4f}" for x in (each.test_gain.value, each.test_gain.low, each.test_gain.high))
-        share = f"{each.test_gain.value / whole.value:.0%}" if whole is not None and whole.low > 0 else ""
-        rows.append([each.arm, f"{each.parameters:,}", f"{value} [{low}, {high}]", share])
+        rows.append([each.arm, f"{each.parameters:,}", f"{value} [{low}, {high}]", percent(each.test_share)])
     if not rows:
         return ""
     header = ["arm", "trained numbers", "loss below the base, nats a token", f"of {REFERENCE}'s"]

@@ -25,12 +25,13 @@ from pathlib import Path
 from aligner_jax.runtime import platform
 from aligner_jax.runtime.config import OptimConfig
 from aligner_jax.runtime.files import write_atomically
-from aligner_jax.studies import cell_runs, curve, curve_plot, curve_table
+from aligner_jax.studies import command, curve, curve_plot, curve_table
 from aligner_jax.studies.arms import ARMS, parse_arm
 from aligner_jax.studies.families import tasks as families
 from aligner_jax.studies.families.task import Sizes
 from aligner_jax.studies.flag_values import MODEL, names, positive
-from aligner_jax.studies.prepared import Prepared, Rows
+from aligner_jax.studies.prepared import Rows
+from aligner_jax.studies.prepared_pairs import prepare
 from aligner_jax.studies.stopping import Rule
 from aligner_jax.studies.study import Plan, Study
 from aligner_jax.weights.base import load_base
@@ -95,10 +96,13 @@ def run(args: argparse.Namespace) -> int:
         seeds=args.seeds,
         rule=Rule(budget=args.budget, tolerance=args.tolerance), rows=rows, optim=OptimConfig(weight_decay=0.0),
     )  # fmt: skip
-    forecast = sum(plan.num_cells() / len(plan.arms) * plan.seconds(arm) for arm in plan.arms.values()) / 60
-    print(f"about {forecast:.0f} minutes on two cores for {plan.num_cells()} runs; finished ones are kept", flush=True)
+    costs = {task.family: task.cost for task in made}
+    cells = {family: plan.num_cells(family) for family in plan.families}
+    seconds = sum(n * plan.seconds(arm, costs[family]) for family, n in cells.items() for arm in plan.arms.values())
+    runs = len(plan.arms) * sum(cells.values())
+    print(f"about {seconds / 60:.0f} minutes on two cores for {runs} runs; finished ones are kept", flush=True)
     base = load_base(args.base, platform.compute_dtype(args.dtype))
-    prepared = {task.name: Prepared(task, base, rows) for task in made}
+    prepared = {task.name: prepare(task, base, rows) for task in made}
     for task in prepared.values():
         if task.left_out:
             print(f"{task.task.name}: {task.left_out} examples are longer than {args.length} tokens and left out")
@@ -132,8 +136,7 @@ def write(study: Study, plan: Plan, out: Path) -> str:
             curve_table.rates_table(study, tasks[0], arms),
         ]
         curve_plot.plot_courses(study, tasks[0], arms, out / f"{family}_steps")
-        if base is not None:
-            curve_plot.plot_family(family, base, reached, out / family)
+        curve_plot.plot_family(family, base, reached, out / family)
     checked = {family: reached for family, reached in found.items() if reached[0].success is not None}
     if checked:
         parts.append(curve_table.needed_table(checked))
@@ -144,4 +147,4 @@ def write(study: Study, plan: Plan, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    cell_runs.main(lambda: run(arguments()))
+    command.main(lambda: run(arguments()))

@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 from aligner_jax.data.documents import Document, tokenize_examples
 from aligner_jax.data.pipeline import eval_batches, train_batches
@@ -11,7 +12,9 @@ from aligner_jax.data.templates import render_prompt
 from aligner_jax.decoding.sampler import sample
 from aligner_jax.errors import InputError
 from aligner_jax.evals.heldout import document_losses, heldout_loss
+from aligner_jax.objectives import sft
 from aligner_jax.objectives.batch import Batch
+from aligner_jax.objectives.loss import Loss
 from aligner_jax.peft import Adapter
 from aligner_jax.studies.families.task import Task
 from aligner_jax.weights.base import Base
@@ -27,18 +30,49 @@ class Rows:
     length: int
 
 
-class Prepared:
-    """A task for a base.
+class Prepared(Protocol):
+    """A task for a base. Examples longer than a row are left out.
+
+    A `reference` is the adapter from which a run of a task with `Task.after` began; other tasks have None.
 
     Attributes:
       task: the task.
-      base_loss: held-out loss of the base.
+      loss: loss to minimize.
+      base_loss: held-out loss of the base, or of the reference.
       left_out: number of examples that are longer than a row.
       digest: hash of the task's tokens and prompts.
     """
 
+    task: Task
+    loss: Loss
+    base_loss: float
+    left_out: int
+    digest: str
+
+    def batches(self, seed: int) -> Iterator[Batch]:
+        """Returns an endless iterator of training batches."""
+        ...
+
+    def loss_of(self, adapter: Adapter | None, reference: Adapter | None = None) -> float:
+        """Returns the loss on the held-out examples that end runs and choose rates: nats per target token or pair."""
+        ...
+
+    def test_losses(self, adapter: Adapter | None) -> list[tuple[float, int]]:
+        """Returns nats and target tokens of the examples that are reported, on which no choice was made."""
+        ...
+
+    def successes(self, adapter: Adapter | None, reference: Adapter | None = None) -> list[float]:
+        """Returns a number from 0 to 1 for each prompt of the task: 1 is a success."""
+        ...
+
+
+class PreparedAnswers:
+    """A task of answers; see `Prepared`."""
+
+    loss = sft.LOSS
+
     def __init__(self, task: Task, base: Base, rows: Rows) -> None:
-        """Tokenizes the task, and measures the base's held-out loss. Examples longer than a row are left out.
+        """Tokenizes the task, and measures the base's held-out loss.
 
         Raises:
           InputError: all examples of a part are longer than a row.
@@ -49,30 +83,30 @@ class Prepared:
         self._heldout = self._batches(heldout)
         self._test = self._batches(self._documents(task.test)) if task.test else []
         self.base_loss = self.loss_of(None)
-        self.digest = _digest([*self._train, *heldout], [checked.question for checked in task.prompts])
+        self.digest = digest([*self._train, *heldout], [checked.question for checked in task.prompts])
 
     def batches(self, seed: int) -> Iterator[Batch]:
-        """Returns an endless iterator of training batches."""
+        """See `Prepared`."""
         return train_batches(self._train, batch_size=self._rows.rows, sequence_length=self._rows.length, seed=seed)
 
-    def loss_of(self, adapter: Adapter | None) -> float:
-        """Returns the loss on the held-out examples that end runs and choose rates, in nats per target token."""
+    def loss_of(self, adapter: Adapter | None, reference: Adapter | None = None) -> float:
+        """See `Prepared`."""
         return heldout_loss(self._base.params, adapter, self._heldout, config=self._base.config)
 
     def test_losses(self, adapter: Adapter | None) -> list[tuple[float, int]]:
-        """Returns nats and target tokens of the examples that are reported, on which no choice was made."""
+        """See `Prepared`."""
         found = document_losses(self._base.params, adapter, self._test, config=self._base.config)
         return [(loss.nats, loss.targets) for loss in found]
 
-    def successes(self, adapter: Adapter | None) -> list[int]:
-        """Returns 1 or 0 for each prompt of the task: whether the greedy answer passes its check."""
+    def successes(self, adapter: Adapter | None, reference: Adapter | None = None) -> list[float]:
+        """Returns 1 for each prompt whose greedy answer passes its check."""
         if not self.task.prompts:
             return []
         tokenizer = self._base.tokenizer
         assert tokenizer is not None
         prompts = [render_prompt(each.question, tokenizer, TEMPLATE, system=SYSTEM) for each in self.task.prompts]
         answers = sample(self._base, adapter, prompts, max_new_tokens=self.task.max_new_tokens)
-        return [int(each.check(answer)) for each, answer in zip(self.task.prompts, answers, strict=True)]
+        return [float(each.check(answer)) for each, answer in zip(self.task.prompts, answers, strict=True)]
 
     def _documents(self, examples: Sequence[Example]) -> list[Document]:
         assert self._base.tokenizer is not None
@@ -90,10 +124,11 @@ class Prepared:
         return eval_batches(documents, batch_size=self._rows.rows, sequence_length=self._rows.length)
 
 
-def _digest(documents: Sequence[Document], questions: Sequence[str]) -> str:
-    digest = hashlib.sha256()
+def digest(documents: Iterable[Document], questions: Sequence[str] = ()) -> str:
+    """Returns a hash of documents and questions."""
+    found = hashlib.sha256()
     for document in documents:
-        digest.update(document["tokens"].tobytes() + document["loss_mask"].tobytes() + b"\n")
+        found.update(document["tokens"].tobytes() + document["loss_mask"].tobytes() + b"\n")
     for question in questions:
-        digest.update(question.encode() + b"\n")
-    return digest.hexdigest()[:16]
+        found.update(question.encode() + b"\n")
+    return found.hexdigest()[:16]

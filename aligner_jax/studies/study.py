@@ -1,6 +1,7 @@
 """A study: tunes and trains arms on tasks until their runs are over, and keeps what each cell gave."""
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 
 from aligner_jax.errors import InputError
+from aligner_jax.peft import Adapter
 from aligner_jax.peft.artifact import load_adapter, save_adapter
 from aligner_jax.peft.methods import METHODS
 from aligner_jax.runtime.config import OptimConfig
@@ -45,13 +47,13 @@ class Plan:
     rows: Rows
     optim: OptimConfig
 
-    def num_cells(self) -> int:
-        """Returns the number of cells if no search of a rate needs more than the first ones."""
-        return len(self.arms) * sum(len(tasks) * self.seeds + 2 for tasks in self.families.values())
+    def num_cells(self, family: str) -> int:
+        """Returns the number of an arm's cells in a family if no search of a rate needs more than the first ones."""
+        return len(self.families[family]) * self.seeds + 2
 
-    def seconds(self, arm: Arm) -> float:
+    def seconds(self, arm: Arm, task_cost: float = 1.0) -> float:
         """Returns the expected seconds of a run of the arm that uses its budget, on two CPU cores."""
-        return arm.cost * self.rule.budget * self.rows.rows * self.rows.length / TOKENS_PER_SECOND
+        return task_cost * arm.cost * self.rule.budget * self.rows.rows * self.rows.length / TOKENS_PER_SECOND
 
 
 class Study:
@@ -90,12 +92,12 @@ class Study:
         self._plan, self._base, self._tasks, self._together = plan, base, tasks, together
         self._runs, self._answers = Ledger(out / "runs"), Ledger(out / "answers")
         self._adapters, self._until, self._say = out / "adapters", until, say
-        self._steps: dict[str, Steps] = {}
+        self._steps: dict[tuple[str, str | None], Steps] = {}
         self._took: list[float] = []
         self._device = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
         self._began = time.monotonic()
         self.results: dict[Cell, Result] = {}
-        self.successes: dict[Cell, list[int]] = {}
+        self.successes: dict[Cell, list[float]] = {}
         self.losses: dict[Cell, list[tuple[float, int]]] = {}
 
     @property
@@ -145,7 +147,8 @@ class Study:
 
     def _search(self, arm: Arm, task: str) -> bool:
         """Tries rates until the best is inside; returns True if the search has ended."""
-        if not self._train(arm, [Cell(task, arm.name, 0, rate) for rate in rates.first_rates(arm.rate)]):
+        middle = arm.rate * self._tasks[task].task.rate
+        if not self._train(arm, [Cell(task, arm.name, 0, rate) for rate in rates.first_rates(middle)]):
             return False
         while (rate := rates.next_rate(self.tried(arm.name, task))) is not None:
             if not self._train(arm, [Cell(task, arm.name, 0, rate)]):
@@ -160,43 +163,65 @@ class Study:
         """Trains the cells that have no result; returns True if all have one afterwards."""
         cells = list(cells)
         wanted: dict[str, Cell] = {}
+        cost = self._cost(arm, cells[0].task)
         for cell in cells:
+            if not self._can_begin(cell):
+                continue
             found = self._runs.get(cell.name, self._settings(cell))
             if found is not None:
                 self.results[cell] = Result.of(found)
                 if self.results[cell].device == self._device:
-                    self._took.append(self.results[cell].seconds / arm.cost)
+                    self._took.append(self.results[cell].seconds / cost)
             else:
                 wanted[cell.name] = cell
         if wanted:
             runs = [self._wanted(arm, cell) for cell in wanted.values()]
-            for fitted in fit(runs, self._steps_of(arm), self._base.params, self._plan.rule, self._may_begin(arm)):
-                self._keep(arm, wanted[fitted.wanted.name], fitted)
-            self._steps_of(arm).release()
+            steps = self._steps_of(arm, self._tasks[cells[0].task])
+            for fitted in fit(runs, steps, self._base.params, self._plan.rule, self._may_begin(cost)):
+                self._keep(wanted[fitted.wanted.name], fitted, cost)
+            steps.release()
         return all(cell in self.results for cell in cells)
 
     def _wanted(self, arm: Arm, cell: Cell) -> Wanted:
-        task = self._tasks[cell.task]
+        task, reference = self._tasks[cell.task], self._reference(cell)
         return Wanted(
-            name=cell.name, rate=cell.rate, first=lambda: arm.init(self._base, cell.seed),
-            batches=lambda: task.batches(cell.seed), loss_of=task.loss_of, base_loss=task.base_loss,
+            name=cell.name, rate=cell.rate, base_loss=task.base_loss, reference=reference,
+            first=lambda: arm.init(self._base, cell.seed) if reference is None else reference,
+            batches=lambda: task.batches(cell.seed),
+            loss_of=functools.partial(task.loss_of, reference=reference),
         )  # fmt: skip
 
-    def _steps_of(self, arm: Arm) -> Steps:
-        if arm.name not in self._steps:
-            together = self._together if METHODS[arm.method].per_row else 1
-            like, optim = arm.init(self._base, 0), dataclasses.replace(self._plan.optim, **arm.optim)
-            self._steps[arm.name] = Steps(like, optim, config=self._base.config, together=together)
-        return self._steps[arm.name]
+    def _begins_from(self, cell: Cell) -> Cell | None:
+        """Returns the cell from whose adapter a cell's run begins; None if it begins from a fresh one."""
+        after = self._tasks[cell.task].task.after
+        return None if after is None else Cell(after, cell.arm, cell.seed, self.rate(cell.arm, after) or 0.0)
 
-    def _may_begin(self, arm: Arm) -> Callable[[Wanted], bool]:
+    def _can_begin(self, cell: Cell) -> bool:
+        return (before := self._begins_from(cell)) is None or before in self.results
+
+    def _reference(self, cell: Cell) -> Adapter | None:
+        before = self._begins_from(cell)
+        return before and load_adapter(self._file(before), self._base)
+
+    def _cost(self, arm: Arm, task: str) -> float:
+        return arm.cost * self._tasks[task].task.cost
+
+    def _steps_of(self, arm: Arm, task: Prepared) -> Steps:
+        kind = arm.name, task.task.after
+        if kind not in self._steps:
+            together = self._together if METHODS[arm.method].per_row and not task.task.after else 1
+            like, optim = arm.init(self._base, 0), dataclasses.replace(self._plan.optim, **arm.optim)
+            self._steps[kind] = Steps(like, optim, config=self._base.config, together=together, loss=task.loss)
+        return self._steps[kind]
+
+    def _may_begin(self, cost: float) -> Callable[[Wanted], bool]:
         def may_begin(_: Wanted) -> bool:
-            expected = arm.cost * max(self._took) if self._took else 0.0
+            expected = cost * max(self._took) if self._took else 0.0
             return time.monotonic() + expected < self._until
 
         return may_begin
 
-    def _keep(self, arm: Arm, cell: Cell, fitted: Fitted) -> None:
+    def _keep(self, cell: Cell, fitted: Fitted, cost: float) -> None:
         course = fitted.course
         assert course.end is not None
         result = Result(
@@ -206,7 +231,7 @@ class Study:
         save_adapter(fitted.adapter, self._file(cell), self._base, canary=False)
         self._runs.put(cell.name, self._settings(cell), result.as_dict())
         self.results[cell] = result
-        self._took.append(fitted.seconds / arm.cost)
+        self._took.append(fitted.seconds / cost)
         minutes = (time.monotonic() - self._began) / 60
         self._say(
             f"{minutes:5.1f} min  {cell}: loss {result.loss:.4f} (base {result.base_loss:.4f}), {result.end} after "
@@ -226,11 +251,11 @@ class Study:
             adapter = None
             if cell.arm != "base":
                 adapter = load_adapter(self._file(cell), self._base)
-            task = self._tasks[cell.task]
-            found = {"right": task.successes(adapter), "test": task.test_losses(adapter)}
+            task, reference = self._tasks[cell.task], self._reference(cell) if adapter else None
+            found = {"right": task.successes(adapter, reference), "test": task.test_losses(adapter)}
             self._answers.put(cell.name, settings, found)
             if found["right"]:
-                self._say(f"           {cell}: {sum(found['right'])} of {len(found['right'])} answers right")
+                self._say(f"           {cell}: {sum(found['right']):g} of {len(found['right'])} right")
         self.successes[cell] = found["right"]
         self.losses[cell] = [(nats, targets) for nats, targets in found["test"]]
         return True
@@ -246,6 +271,10 @@ class Study:
         arm = plan.arms[cell.arm]
         if arm.name != cell.arm:
             raise InputError(f"the arm {arm.name!r} is listed as {cell.arm!r}")
+        before = self._begins_from(cell)
+        if before is not None:
+            begins = {"task": before.task, "tokens": self._tasks[before.task].digest, "rate": before.rate}
+            shared["begins"] = begins
         return {
             **shared,
             "arm": {"method": arm.method, **arm.options},

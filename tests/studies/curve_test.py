@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from aligner_jax.evals.estimates import Estimate
-from aligner_jax.studies.curve import Reached, numbers_for, success
+from aligner_jax.studies.curve import Gains, Reached, numbers_for, share_of, success
 
 
 def arm(name: str, parameters: int, value: float | None) -> Reached:
@@ -36,3 +37,25 @@ def test_success_counts_prompts_and_not_seeds():
     assert seeds.high - seeds.low == pytest.approx(one.high - one.low, rel=0.2)
     assert tasks.high - tasks.low < 0.8 * (one.high - one.low)
     assert success([[], []], ["a", "b"]) is None
+
+
+def test_shares_are_of_what_lora_gains_with_the_same_seed():
+    def tested(*gains: list[float]) -> Gains:
+        return Gains(np.asarray(gains), np.full((len(gains), len(gains[0])), 10.0))
+
+    lora, small = tested([2, 4, 2, 4], [2, 4, 2, 4], [3, 5, 2, 4]), tested(*[[1, 2, 1, 2]] * 3)
+    share = share_of(small, lora)
+    assert share is not None
+    assert share.value == pytest.approx(18 / 38, rel=1e-12)
+    assert share.low < 6 / 14 < 6 / 12 < share.high
+    assert share_of(lora, lora) == Estimate(1.0, 1.0, 1.0)
+    # Examples differ equally with either arm, which a paired comparison cancels.
+    assert share_of(tested([1, 2, 1, 2]), tested([2, 4, 2, 4])) == Estimate(0.5, 0.5, 0.5)
+
+
+def test_a_share_of_an_improvement_that_may_be_none_is_not_given():
+    lora, small = (Gains(np.asarray([gains]), np.full((1, 4), 10.0)) for gains in ([2, -2, 1, -0.5], [1, 1, 1, 1]))
+    assert share_of(small, lora) is None
+    assert share_of(small, None) is None
+    # One has a seed that the other lacks.
+    assert share_of(Gains(np.ones((2, 4)), np.ones((2, 4))), Gains(np.ones((1, 4)), np.ones((1, 4)))) is None

@@ -1,6 +1,7 @@
 """The study of trained numbers on a tiny model: what it writes, and how it goes on."""
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from aligner_jax.errors import InputError
 from aligner_jax.studies import parameters, study
+from aligner_jax.studies.families.tasks import FILES
 from scripts.lib.tiny_llama import write_tiny_llama
 
 SMALL = [
@@ -69,6 +71,42 @@ def test_nothing_is_trained_or_answered_twice(made: Path, base: Path, monkeypatc
     monkeypatch.setattr("aligner_jax.studies.prepared.sample", lambda *args, **kwargs: pytest.fail("answered again"))
     assert run(base, made) == 0
     assert (made / "table.md").read_bytes() == before
+
+
+def test_preferences_begin_from_the_adapter_of_their_answers(base: Path, tmp_path: Path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    pairs = [{"prompt": f"Is {i} big?", "response": [f"It is {i}.", "No."]} for i in range(12)]
+    (data / "pref").mkdir(parents=True)
+    (data / FILES["pku"]).write_text(json.dumps(pairs))
+    flags = [str(data), "--tasks=preference/answers,preference/pairs", "--arms=aligner_1", "--seeds=2"]
+    assert run(base, out, *flags) == 0
+    of_pairs = [json.loads(file.read_text()) for file in out.glob("runs/preference/pairs/*.json")]
+    answers = {file.stem: json.loads(file.read_text()) for file in out.glob("runs/preference/answers/*.json")}
+    best = min((each["result"]["loss"], each["settings"]["run"]["rate"]) for name, each in answers.items()
+               if name.startswith("aligner_1-0-"))[1]  # fmt: skip
+    for each in of_pairs:
+        # The loss begins at that of a policy that is its own reference, with rates of DPO.
+        assert each["result"]["base_loss"] == each["result"]["points"][0]["loss"] == math.log(2)
+        assert each["settings"]["begins"]["rate"] == best
+    assert {round(each["settings"]["run"]["rate"], 6) for each in of_pairs} >= {0.000667, 0.002, 0.006}
+    assert {each["settings"]["run"]["seed"] for each in of_pairs} == {0, 1}
+    right = json.loads(next(out.glob("answers/preference/pairs/aligner_1-0-*.json")).read_text())["result"]["right"]
+    assert len(right) == 3
+    assert set(right) <= {0, 0.5, 1}
+    before = json.loads((out / "answers/preference/pairs/base-0-0.json").read_text())["result"]["right"]
+    assert before == [0.5] * 3
+    for family in ("answers", "pairs"):
+        assert f"## {family}: preference/{family}" in (out / "table.md").read_text()
+    assert run(base, out, *flags) == 0
+
+
+def test_pairs_without_their_answers_wait(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = tmp_path / "data"
+    pairs = [{"prompt": f"Is {i} big?", "response": [f"It is {i}.", "No."]} for i in range(12)]
+    (data / "pref").mkdir(parents=True)
+    (data / FILES["pku"]).write_text(json.dumps(pairs))
+    flags = [str(data), "--tasks=preference/answers,preference/pairs", "--arms=aligner_1", "--minutes=0"]
+    assert run(base, tmp_path / "out", *flags) == parameters.UNFINISHED
 
 
 def test_other_settings_are_refused_by_name(made: Path, base: Path):

@@ -7,7 +7,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.studies.families.task import Sizes, Task
 
 LOSSES = ("alpaca", "gsm8k")
-"""Names of the tasks and their families, which are keys of `splits.FILES`."""
+"""Names of the tasks and their families, which are keys of `tasks.FILES`."""
 
 
 def loss_task(name: str, file: Path, sizes: Sizes) -> Task:

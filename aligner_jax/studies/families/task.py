@@ -26,8 +26,7 @@ class Task:
 
     Attributes:
       name: name, such as "form/json".
-      family: "form", "knowledge", "reasoning", "alpaca" or "gsm8k". The rates of all tasks of a family are searched on
-        its first one.
+      family: name of the tasks whose rates are searched together, on the first one.
       train: training examples.
       heldout: examples of the held-out loss, by which training is stopped and rates are compared. They share no
         question with `prompts`, and none with `train`.
@@ -35,6 +34,10 @@ class Task:
         no check of answers.
       max_new_tokens: tokens of an answer at most.
       test: examples whose loss is reported and by which nothing is chosen; for tasks without checks.
+      after: name of the task from whose adapter, of the same arm and seed, a run begins. The examples are then
+        preferences, the loss is DPO's with that adapter as reference, and a test example is a success if its preferred
+        answer has the higher reward.
+      rate, cost: rates with which searches begin, and time of a step, relative to supervised training.
     """
 
     name: str
@@ -44,6 +47,9 @@ class Task:
     prompts: Sequence[Checked]
     max_new_tokens: int
     test: Sequence[Example] = ()
+    after: str | None = None
+    rate: float = 1.0
+    cost: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

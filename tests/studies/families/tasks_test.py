@@ -7,21 +7,25 @@ import pytest
 
 from aligner_jax.errors import InputError
 from aligner_jax.studies.families.task import Sizes, divided
-from aligner_jax.studies.families.tasks import NAMES, tasks
-from aligner_jax.studies.splits import FILES
+from aligner_jax.studies.families.tasks import FILES, NAMES, tasks
 
 SMALL = Sizes(train=4, heldout=2, prompts=3, facts=12)
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder with small files of Alpaca and GSM8K, whose last question is its first again."""
+    """A folder with small files: Alpaca and GSM8K, whose last question is its first again, and PKU-SafeRLHF.
+
+    Every prompt of the last has two different pairs, of which one is there three times.
+    """
     alpaca = [
         {"instruction": f"Why is {i} a number?", "input": "", "output": f"It counts things, such as {i} apples."}
         for i in (*range(9), 0)
     ]
     gsm8k = [{"question": f"What is {i} + {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in (*range(9), 0)]
+    pairs = [{"prompt": f"What is {i}?", "response": [f"yes {j}", "no"]} for j in (0, 1, 1) for i in range(9)]
     for name, text in (
+        ("pku", json.dumps([*pairs, *pairs[:1]])),
         ("alpaca", json.dumps(alpaca)),
         ("gsm8k", "".join(json.dumps(record) + "\n" for record in gsm8k)),
     ):
@@ -38,9 +42,11 @@ def test_all_tasks_are_made_and_no_prompt_is_in_training(data: Path):
         parts = [{each.question for each in part} for part in (task.train, task.heldout, tested)]
         assert not parts[0] & parts[1]
         assert not (parts[0] | parts[1]) & parts[2]
-        assert len(task.train) == {"knowledge": 48, "alpaca": 5, "gsm8k": 5}.get(task.family, 4)
-        assert bool(task.prompts) == (not task.test) == (not task.name.startswith("loss/")) == (task.max_new_tokens > 0)
-    assert {task.family for task in made} == {"form", "knowledge", "reasoning", "alpaca", "gsm8k"}
+        sizes = {"knowledge": 48, "alpaca": 5, "gsm8k": 5, "answers": 8, "pairs": 8}
+        assert len(task.train) == sizes.get(task.family, 4)
+        checked = task.name.partition("/")[0] in ("form", "knowledge", "reasoning")
+        assert bool(task.prompts) == (not task.test) == checked == (task.max_new_tokens > 0)
+    assert {task.family for task in made} == {"form", "knowledge", "reasoning", *list(sizes)[1:]}
 
 
 def test_a_form_has_eight_styles_and_a_loss_has_its_family():
@@ -66,12 +72,25 @@ def test_forms_without_a_folder_ask_the_questions_of_the_quickstart(data: Path):
     assert not any("a number?" in each.question for each in own[0].prompts)
 
 
+def test_preferences_are_divided_by_prompt_and_pairs_come_after_answers(data: Path):
+    answers, pairs = tasks(["preference/answers", "preference/pairs"], data=data, sizes=SMALL)
+    for task in (answers, pairs):
+        asked = [[each.question for each in part] for part in (task.test, task.heldout, task.train)]
+        # One pair of each prompt is tested, and two are trained on.
+        assert asked == [[f"What is {i}?" for i in of] for of in ((0, 1, 2), (3, 4), (5, 5, 6, 6, 7, 7, 8, 8))]
+    assert (answers.after, pairs.after, pairs.family) == (None, "preference/answers", "pairs")
+    with pytest.raises(InputError, match="begins from the adapters of preference/answers: name that before it"):
+        tasks(["preference/pairs", "preference/answers"], data=data, sizes=SMALL)
+    with pytest.raises(InputError, match=r"has 9 prompts, too few for 2 held out and 7 tested"):
+        tasks(["preference/answers"], data=data, sizes=Sizes(heldout=2, prompts=7))
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
         (["form/json", "form/haiku"], r"the task 'form/haiku' is unknown; there are form/json, form/bullets, "),
         (["form"], r"the task 'form' is unknown"),
-        (["loss/gsm8k"], r"loss/gsm8k needs a folder of data files with reasoning/gsm8k/train\.jsonl"),
+        (["loss/gsm8k"], r"a task of gsm8k needs a folder of data files with reasoning/gsm8k/train\.jsonl"),
     ],
 )
 def test_unknown_names_and_missing_folders_are_errors(names: list[str], message: str):
@@ -84,6 +103,7 @@ def test_missing_files_are_errors(tmp_path: Path):
         ("form/json", FILES["alpaca"]),
         ("loss/alpaca", FILES["alpaca"]),
         ("loss/gsm8k", FILES["gsm8k"]),
+        ("preference/answers", FILES["pku"]),
     ):
         with pytest.raises(InputError, match=rf"{file} is missing; the folder of data files needs it"):
             tasks([name], data=tmp_path)
