@@ -25,7 +25,7 @@ from pathlib import Path
 from aligner_jax.runtime import platform
 from aligner_jax.runtime.config import OptimConfig
 from aligner_jax.runtime.files import write_atomically
-from aligner_jax.studies import command, curve, curve_plot, curve_table
+from aligner_jax.studies import bits, command, curve, curve_plot, curve_table
 from aligner_jax.studies.arms import ARMS, parse_arm
 from aligner_jax.studies.families import tasks as families
 from aligner_jax.studies.families.task import Sizes
@@ -77,6 +77,7 @@ def arguments() -> argparse.Namespace:
     add("--facts", type=positive, help="facts of knowledge/facts (default %(default)s)")
     add("--together", type=positive, default=1, help="runs of an arm that are trained at once (default %(default)s)")
     add("--minutes", type=float, default=math.inf, help="time in which all begun runs end (default: no limit)")
+    add("--bits", action="store_true", help="answer with the Aligners in fewer bytes too, where answers are checked")
     add("--dtype", choices=("bfloat16", "float32", "auto"), default="bfloat16", help="default %(default)s")
     parser.set_defaults(**(LARGE if "--large" in sys.argv else DEFAULT))
     return parser.parse_args()
@@ -110,7 +111,10 @@ def run(args: argparse.Namespace) -> int:
         plan, base, prepared, args.out, together=args.together, until=until, say=lambda line: print(line, flush=True)
     )
     complete = study.run(lambda: _write(study, plan, args.out))
-    print(f"\n{write(study, plan, args.out)}\n{args.out / 'table.md'}")
+    text = write(study, plan, args.out)
+    if args.bits:
+        text += write_bits(study, plan, args.out)
+    print(f"\n{text}\n{args.out / 'table.md'}")
     if not complete:
         print("not all runs had time; the same command goes on", file=sys.stderr)
     return 0 if complete else UNFINISHED
@@ -143,6 +147,22 @@ def write(study: Study, plan: Plan, out: Path) -> str:
         curve_plot.plot_needed(checked, out / "needed")
     text = "\n".join(part for part in parts if part)
     write_atomically(out / "table.md", text)
+    return text
+
+
+def write_bits(study: Study, plan: Plan, out: Path) -> str:
+    """Measures Aligners in fewer bytes, adds the tables to those written and figures to the others; returns them."""
+    parts = []
+    aligners = [arm for arm in plan.arms.values() if arm.method == "aligner"]
+    for family, tasks in plan.families.items():
+        if curve.base_success(study, tasks) is None:
+            continue
+        measured = bits.measure(study, tasks, aligners, plan.seeds)
+        if measured:
+            parts.append(bits.table(family, measured))
+            bits.plot(family, measured, out / f"{family}_bytes")
+    text = "".join(f"\n{part}" for part in parts)
+    write_atomically(out / "table.md", (out / "table.md").read_text(encoding="utf-8") + text)
     return text
 
 

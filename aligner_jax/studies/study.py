@@ -13,6 +13,7 @@ import jax
 from aligner_jax.errors import InputError
 from aligner_jax.peft import Adapter
 from aligner_jax.peft.artifact import load_adapter, save_adapter
+from aligner_jax.peft.compact import AdapterDtype, rounded
 from aligner_jax.peft.methods import METHODS
 from aligner_jax.runtime.config import OptimConfig
 from aligner_jax.studies import rates
@@ -90,7 +91,7 @@ class Study:
           say: prints a line.
         """
         self._plan, self._base, self._tasks, self._together = plan, base, tasks, together
-        self._runs, self._answers = Ledger(out / "runs"), Ledger(out / "answers")
+        self._runs, self._answers, self._bits = (Ledger(out / name) for name in ("runs", "answers", "bits"))
         self._adapters, self._until, self._say = out / "adapters", until, say
         self._steps: dict[tuple[str, str | None], Steps] = {}
         self._took: list[float] = []
@@ -259,6 +260,28 @@ class Study:
         self.successes[cell] = found["right"]
         self.losses[cell] = [(nats, targets) for nats, targets in found["test"]]
         return True
+
+    def measure_rounded(self, cell: Cell, dtype: AdapterDtype) -> tuple[int, list[float]] | None:
+        """Returns the bytes of a measured cell's adapter in a dtype, and its successes; None if there is no time left.
+
+        Args:
+          cell: cell at its arm's best rate.
+          dtype: dtype of the file.
+        """
+        settings = {**self._settings(cell), "dtype": dtype}
+        name = f"{cell.name}-{dtype}"
+        found = self._bits.get(name, settings)
+        if found is None and time.monotonic() >= self._until:
+            return None
+        if found is None:
+            adapter, nbytes = rounded(load_adapter(self._file(cell), self._base), dtype)
+            right = self.successes[cell]
+            if dtype != "float32":
+                right = self._tasks[cell.task].successes(adapter, self._reference(cell))
+            found = {"nbytes": nbytes, "right": right}
+            self._bits.put(name, settings, found)
+            self._say(f"           {cell}, {dtype}: {nbytes:,} bytes, {sum(right):g} of {len(right)} right")
+        return found["nbytes"], found["right"]
 
     def _file(self, cell: Cell) -> Path:
         return self._adapters / f"{cell.name}.safetensors"

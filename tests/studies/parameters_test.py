@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from aligner_jax.errors import InputError
+from aligner_jax.peft.compact import DTYPES
 from aligner_jax.studies import parameters, study
 from aligner_jax.studies.families.tasks import FILES
 from scripts.lib.tiny_llama import write_tiny_llama
@@ -71,6 +72,25 @@ def test_nothing_is_trained_or_answered_twice(made: Path, base: Path, monkeypatc
     monkeypatch.setattr("aligner_jax.studies.prepared.sample", lambda *args, **kwargs: pytest.fail("answered again"))
     assert run(base, made) == 0
     assert (made / "table.md").read_bytes() == before
+
+
+def test_rounded_aligners_answer_the_same_prompts(made: Path, base: Path, monkeypatch: pytest.MonkeyPatch):
+    assert run(base, made, "--bits") == 0
+    text = (made / "table.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| align")
+    ]
+    found = {row[1]: row for row in rows if row[1] in DTYPES}
+    # Aligners alone, with all dtypes; 40 numbers of the tiny model.
+    assert list(found) == list(DTYPES)
+    assert (found["float32"][2], found["bfloat16"][2:4]) == ("160", ["80", "16.0"])
+    kept = sorted(path.name for path in made.glob("bits/form/lower/*.json"))
+    assert len(kept) == len(DTYPES)
+    assert (made / "form_bytes.svg").read_text().count("int8") >= 1
+    # Nothing is answered again, and the table is the same.
+    monkeypatch.setattr("aligner_jax.studies.prepared.sample", lambda *args, **kwargs: pytest.fail("answered again"))
+    assert run(base, made, "--bits") == 0
+    assert (made / "table.md").read_text() == text
 
 
 def test_preferences_begin_from_the_adapter_of_their_answers(base: Path, tmp_path: Path):
