@@ -3,13 +3,16 @@
 bash scripts/quickstart.sh                                                  # installs, finds the model, runs this
 python -m aligner_jax.train --config=configs/quickstart.py                  # one token
 python -m aligner_jax.train --config=configs/quickstart.py --config.adapter.num_tokens=10 --workdir=runs/ten_tokens
+python -m aligner_jax.train --config=configs/quickstart.py:sums,7           # a named recipe (docs/recipes.md)
 """
 
 from ml_collections import ConfigDict
 
+from aligner_jax.runtime.recipes import with_recipe
 
-def get_config() -> ConfigDict:
-    return ConfigDict(
+
+def get_config(recipe: str = "") -> ConfigDict:
+    config = ConfigDict(
         {
             "base": {"path": "models/SmolLM2-135M-Instruct.Q4_1.gguf", "model": "smollm2_135m"},
             "adapter": {"method": "aligner", "num_tokens": 1, "start_layer": 2},
@@ -30,3 +33,4 @@ def get_config() -> ConfigDict:
             "report": {"form": "json_answer", "samples": 3, "max_new_tokens": 40},
         }
     )
+    return with_recipe(config, recipe) if recipe else config

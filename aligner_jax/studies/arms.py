@@ -13,6 +13,7 @@ from aligner_jax.peft import Adapter, complete_options
 from aligner_jax.peft.methods import METHODS, fresh_adapter
 from aligner_jax.runtime.config import OptimConfig
 from aligner_jax.runtime.fields import parse_section
+from aligner_jax.runtime.recipes import RECIPES
 from aligner_jax.weights.base import Base
 
 
@@ -91,15 +92,20 @@ def _arms(*arms: Arm) -> dict[str, Arm]:
     return {arm.name: arm for arm in arms}
 
 
+def _recipe(name: str, num_tokens: int, cost: float) -> Arm:
+    recipe = RECIPES[name]
+    optim = {field: value for field, value in recipe.optim.items() if field not in ("lr", "weight_decay")}
+    options = {"num_tokens": num_tokens, **recipe.adapter}
+    return Arm(f"aligner_{num_tokens}_{name}", "aligner", options, recipe.optim["lr"], cost, optim)
+
+
 ARMS = _arms(
     Arm("aligner_1", "aligner", {"num_tokens": 1}, 2e-2),
     Arm("aligner_3", "aligner", {"num_tokens": 3}, 2e-2),
     Arm("aligner_10", "aligner", {"num_tokens": 10}, 2e-2),
     Arm("aligner_30", "aligner", {"num_tokens": 30}, 2e-2, 1.1),
     Arm("aligner_100", "aligner", {"num_tokens": 100}, 2e-2, 1.2),
-    Arm("aligner_1_own", "aligner", {"num_tokens": 1, "init_std": 0.1, "gates": "token"}, 2e-2),
-    Arm("aligner_10_own", "aligner", {"num_tokens": 10, "init_std": 0.1, "gates": "token"}, 2e-2),
-    Arm("aligner_30_own", "aligner", {"num_tokens": 30, "init_std": 0.1, "gates": "token"}, 2e-2, 1.1),
+    *(_recipe("sums", tokens, cost) for tokens, cost in ((1, 1.0), (7, 1.0), (30, 1.1), (100, 1.2))),
     Arm("bias", "bias", {"target": "o"}, 1e-2),
     Arm("llama_adapter_10", "llama_adapter", {"num_tokens": 10}, 1e-2),
     Arm("prompt_20", "prompt", {"num_tokens": 20}, 3e-2, 1.2),
@@ -109,4 +115,4 @@ ARMS = _arms(
     Arm("lora_64", "lora", {"rank": 64, **_LORA}, 2e-3, 1.4),
     Arm("full", "full", {}, 1.5e-4, 4.0),
 )
-"""Arms by name."""
+"""Arms by name. The rates of a recipe's arms are searched as those of all others."""

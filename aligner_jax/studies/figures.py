@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from aligner_jax.runtime.files import write_atomically
 
 COLOURS = {
-    "aligner": "#0072b2", "aligner_own": "#56b4e9", "llama_adapter": "#009e73", "lora": "#d55e00", "prompt": "#cc79a7",
+    "aligner": "#0072b2", "aligner_sums": "#56b4e9", "llama_adapter": "#009e73", "lora": "#d55e00", "prompt": "#cc79a7",
     "prefix": "#e69f00",
 }  # fmt: skip
 """Colours by kind of arm."""

@@ -39,7 +39,7 @@ from aligner_jax.weights.base import load_base
 UNFINISHED = 3
 """Exit status of a study that goes on with the same command."""
 DEFAULT = {
-    "out": Path("runs/parameters"), "arms": "aligner_1,aligner_10,aligner_10_own,bias,lora_1,lora_8",
+    "out": Path("runs/parameters"), "arms": "aligner_1,aligner_10,aligner_1_sums,aligner_7_sums,bias,lora_8",
     "tasks": "form/json,form/lower,form/phrases,knowledge/facts,reasoning/chain_sum", "seeds": 1, "budget": 80,
     "rows": 2, "length": 256, "train": 192, "heldout": 24, "prompts": 48, "facts": 48,
 }  # fmt: skip

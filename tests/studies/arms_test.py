@@ -57,4 +57,4 @@ def test_the_arms_are_valid_for_the_model():
     config = llama_config("smollm2_135m")
     for arm in ARMS.values():
         complete_options(arm.method, config, arm.options)
-    assert {arm.kind for arm in ARMS.values()} >= {"aligner", "aligner_own", "lora", "full"}
+    assert {arm.kind for arm in ARMS.values()} >= {"aligner", "aligner_sums", "lora", "full"}
