@@ -1,14 +1,19 @@
-"""Runs a study's command: it exits with one sentence for an error, and says how to go on when it is interrupted."""
+"""Runs a study's command: prepares the platform, and exits with one sentence for an error or an interruption."""
 
 import signal
 import sys
 from collections.abc import Callable
 
 from aligner_jax.errors import InputError
+from aligner_jax.runtime import platform
 
 
 def main(work: Callable[[], int]) -> None:
-    """Calls `work` and exits with its status. Prints an InputError as one sentence; SIGTERM exits with 143."""
+    """Prepares the platform, calls `work` and exits with its status. SIGTERM exits with 143.
+
+    Prints an InputError as one sentence, and how to go on after Ctrl-C.
+    """
+    platform.prepare()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sys.exit(work())
