@@ -30,7 +30,9 @@ def wilson_interval(successes: float, trials: float, *, z: float = _Z) -> tuple[
     return max(low, 0.0), min(high, 1.0)
 
 
-def grouped_interval(value_n: Float[np.ndarray, " n"], group_n: Int[np.ndarray, " n"]) -> tuple[float, float]:
+def grouped_interval(
+    value_n: Float[np.ndarray, " n"], group_n: Int[np.ndarray, " n"], *, more_variance: float = 0.0
+) -> tuple[float, float]:
     """Returns the 95 % interval of a mean over grouped values, such as answers to the same prompt.
 
     The groups are the sample. The interval is Wilson's with an effective number of trials: the number of independent
@@ -41,6 +43,7 @@ def grouped_interval(value_n: Float[np.ndarray, " n"], group_n: Int[np.ndarray, 
     Args:
       value_n: values from 0 to 1; values between are averages of several judgements.
       group_n: group of each value.
+      more_variance: variance of the mean from another source than the groups, such as seeds; it is added.
 
     Raises:
       ValueError: there are no values, or a value is not from 0 to 1.
@@ -53,7 +56,8 @@ def grouped_interval(value_n: Float[np.ndarray, " n"], group_n: Int[np.ndarray, 
     deviation_g = np.bincount(members_g, value_n - share)
     groups = len(deviation_g)
     trials = float(groups)
-    if groups > 1 and (variance := groups / (groups - 1) * float(np.sum(deviation_g**2)) / n**2) > 0:
+    between = groups / (groups - 1) * float(np.sum(deviation_g**2)) / n**2 if groups > 1 else 0.0
+    if (variance := between + more_variance) > 0 and groups > 1:
         # Imported here since SciPy takes a tenth of the time in which a command starts.
         from scipy.special import stdtrit
 

@@ -39,8 +39,8 @@ values, and tokens that begin small, so that a rate of 1e-2 turns them quickly.
 def with_recipe(config: ConfigDict | Mapping[str, Any], text: str) -> ConfigDict:
     """Returns a copy of a training config that follows a recipe.
 
-    Fields of the recipe replace those of the config, and so do the adapter's method and number of tokens; all others
-    stay.
+    Fields of the recipe replace those of the config, and so do the adapter's method and number of tokens. All others
+    stay, but for the options of another method.
 
     Args:
       config: config as a config file returns it.
@@ -56,6 +56,8 @@ def with_recipe(config: ConfigDict | Mapping[str, Any], text: str) -> ConfigDict
         raise InputError(f"the recipe {text!r} should end in a number of tokens above 0, as in '{name},10'")
     recipe, made = RECIPES[name], copy.deepcopy(ConfigDict(cast(Any, config)))
     number = int(tokens) if comma else recipe.num_tokens
-    made.adapter = {"method": "aligner", "num_tokens": number, **recipe.adapter}
+    before = cast(Mapping[str, Any], made.get("adapter", {}))
+    kept = before if before.get("method", "aligner") == "aligner" else {}
+    made.adapter = {**kept, "method": "aligner", "num_tokens": number, **recipe.adapter}
     made.optim = {**cast(Mapping[str, Any], made.get("optim", {})), **recipe.optim}
     return made

@@ -1,4 +1,4 @@
-"""Arms of the studies: methods with their options, from 828 trained numbers to all of the base."""
+"""Arms of the studies: methods with their options, from 828 trained parameters to all of the base."""
 
 import argparse
 import dataclasses
@@ -39,13 +39,17 @@ class Arm:
 
     @property
     def kind(self) -> str:
-        """Name without sizes: arms of one kind differ in trained numbers alone."""
+        """Name without sizes: arms of one kind differ in trained parameters alone."""
         return re.sub(r"_\d+", "", self.name)
 
     def init(self, base: Base, seed: int) -> Adapter:
         """Returns the initial adapter."""
         options = complete_options(self.method, base.config, self.options)
         return fresh_adapter(self.method, base.config, seed, options, base.params)
+
+
+_LORA = {"dropout": 0.0}
+"""A dropout's masks depend on a row's place among all, and runs that are trained at once are to be as if alone."""
 
 
 def parse_arm(text: str) -> Arm:
@@ -70,6 +74,8 @@ def parse_arm(text: str) -> Arm:
         parse_section(OptimConfig, optim, f"{name}.optim")
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    if method == "lora":
+        values = {**_LORA, **values}
     return Arm(name, method, values, rate, optim=optim)
 
 
@@ -82,10 +88,6 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-_LORA = {"dropout": 0.0}
-"""A dropout's masks depend on a row's place among all, and runs that are trained at once are to be as if alone."""
 
 
 def _arms(*arms: Arm) -> dict[str, Arm]:

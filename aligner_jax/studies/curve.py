@@ -1,15 +1,16 @@
-"""Results of a study's arms in a family, their shares of LoRA's, and the numbers with which a share is reached."""
+"""Results of a study's arms in a family, their shares of LoRA's, and the parameters that a share takes."""
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from aligner_jax.evals.estimates import Estimate, ratio
-from aligner_jax.evals.interval import grouped_interval
 from aligner_jax.studies.arms import Arm
+from aligner_jax.studies.needed import Needed, needed
+from aligner_jax.studies.outcomes import Outcomes, share_of_success
 from aligner_jax.studies.rates import is_inside
 from aligner_jax.studies.results import Cell, Result
 from aligner_jax.studies.study import Study
@@ -26,13 +27,14 @@ class Reached:
 
     Attributes:
       arm, kind: name and kind of the arm.
-      parameters: trained numbers.
-      is_whole: True if all tasks and seeds are there. Others are compared with no other arm.
+      parameters: trained parameters.
+      is_whole: True if all tasks and seeds are there. Others are compared with no other arm, and have no success.
       rate, inside: best rate on the first task, and True if worse ones were tried on both sides.
       runs, converged: runs at the best rate, and those of them that converged.
       steps: mean number of steps of the runs.
-      success: share of prompts that are a success, over all tasks and seeds, with its 95 % interval; None if the tasks
-        have no checks.
+      devices: kinds of devices of the runs.
+      outcomes: successes of all tasks and seeds; None if the tasks have no checks.
+      success_share: successes relative to the reference's, with their 95 % interval; None without either.
       gain: held-out nats per target token below the base, mean over tasks and seeds.
       gain_share: `gain` relative to the reference's; NaN if the reference has none.
       test_gain: nats per target token below the base on the test examples, with its interval; None without them.
@@ -49,19 +51,27 @@ class Reached:
     runs: int
     converged: int
     steps: float
-    success: Estimate | None
+    devices: str
+    outcomes: Outcomes | None
+    success_share: Estimate | None
     gain: float
     gain_share: float
     test_gain: Estimate | None
     test_share: Estimate | None = None
 
+    @property
+    def success(self) -> Estimate | None:
+        """Share of prompts that are a success, with its 95 % interval."""
+        return None if self.outcomes is None else self.outcomes.success
+
 
 def reached(study: Study, tasks: Sequence[str], arms: Mapping[str, Arm]) -> list[Reached]:
-    """Returns the results of the arms that have some in a family, by number of trained numbers."""
+    """Returns the results of the arms that have some in a family, by number of trained parameters."""
     cells = {arm: _cells(study, tasks, arm) for arm in arms}
     gains = {arm: _gain([study.results[cell] for cell in of]) for arm, of in cells.items() if of}
     whole = {arm for arm in arms if study.is_whole(arm, tasks)}
     tested = {arm: _tested(study, of) for arm, of in cells.items()}
+    outcomes = {arm: outcomes_of(study, tasks, cells[arm]) if arm in whole else None for arm in arms}
     found = []
     for arm, of in cells.items():
         if not of:
@@ -78,7 +88,9 @@ def reached(study: Study, tasks: Sequence[str], arms: Mapping[str, Arm]) -> list
                 runs=len(of),
                 converged=sum(result.end == "converged" for result in results),
                 steps=float(np.mean([result.points[-1].step for result in results])),
-                success=success([study.successes[cell] for cell in of], [cell.task for cell in of]),
+                devices="; ".join(sorted({result.device for result in results})),
+                outcomes=outcomes[arm],
+                success_share=share_of_success(outcomes[arm], outcomes.get(REFERENCE)),
                 gain=gains[arm],
                 gain_share=gains[arm] / gains[REFERENCE]
                 if {arm, REFERENCE} <= whole and gains[REFERENCE] > 0
@@ -90,59 +102,34 @@ def reached(study: Study, tasks: Sequence[str], arms: Mapping[str, Arm]) -> list
     return sorted(found, key=lambda each: each.parameters)
 
 
+def outcomes_of(study: Study, tasks: Sequence[str], cells: Sequence[Cell]) -> Outcomes | None:
+    """Returns the outcomes of cells, which are all tasks of a family for each of their seeds; None without checks."""
+    right = {(cell.seed, cell.task): study.successes[cell] for cell in cells}
+    return Outcomes.of(right, {task: study.questions(task) for task in tasks})
+
+
 def base_success(study: Study, tasks: Sequence[str]) -> Estimate | None:
-    """Returns the success of the base in a family."""
-    cells = [cell for task in tasks if (cell := Cell(task, "base", 0, 0.0)) in study.successes]
-    return success([study.successes[cell] for cell in cells], [cell.task for cell in cells])
+    """Returns the success of the base in a family; None without checks, or until all tasks are measured."""
+    cells = [Cell(task, "base", 0, 0.0) for task in tasks]
+    known = all(cell in study.successes for cell in cells)
+    outcomes = outcomes_of(study, tasks, cells) if known else None
+    return None if outcomes is None else outcomes.success
 
 
-def success(right: Sequence[Sequence[float]], tasks: Sequence[str]) -> Estimate | None:
-    """Returns the share of right answers, with a 95 % interval over prompts.
+def needed_by_kind(arms: Sequence[Reached], share: float = SHARE) -> dict[str, Needed]:
+    """Returns the parameters that a share of the reference's success takes, by kind of Aligners.
 
-    Args:
-      right: a number from 0 to 1 per prompt, for each run.
-      tasks: task of each run. Runs of one task have the same prompts, which count once however many seeds there are.
+    Empty until the reference is whole, or if it has no success.
     """
-    value_n = np.asarray([value for run in right for value in run], np.float64)
-    if not len(value_n):
-        return None
-    prompts = [(task, number) for task, run in zip(tasks, right, strict=True) for number in range(len(run))]
-    numbers = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
-    low, high = grouped_interval(value_n, np.asarray([numbers[prompt] for prompt in prompts]))
-    return Estimate(float(value_n.mean()), low, high)
-
-
-def counted(arms: Iterable[Reached]) -> list[str]:
-    """Returns the kinds of Aligners, whose numbers for a share of the reference's success are interpolated."""
-    return list(dict.fromkeys(each.kind for each in arms if each.kind.startswith("aligner")))
-
-
-def numbers_for(share: float, arms: Sequence[Reached], kind: str) -> float | None:
-    """Returns the trained numbers with which a share of the reference's success is reached.
-
-    It is interpolated along the logarithm of the numbers between the first arm that reaches it and the one before. None
-    if no arm does, or if the reference has no success.
-
-    Args:
-      share: share of the reference's success, from 0 to 1.
-      arms: arms, by number of trained numbers.
-      kind: kind of the arms that count (`arms.Arm.kind`).
-    """
-    whole = next((each.success for each in arms if each.arm == REFERENCE and each.is_whole), None)
-    if whole is None or whole.value <= 0:
-        return None
-    target = share * whole.value
-    before: Reached | None = None
-    for each in (each for each in arms if each.success is not None and each.is_whole and each.kind == kind):
-        assert each.success is not None
-        if each.success.value >= target:
-            if before is None or before.success is None:
-                return float(each.parameters)
-            part = (target - before.success.value) / (each.success.value - before.success.value)
-            low, high = math.log(before.parameters), math.log(each.parameters)
-            return math.exp(low + part * (high - low))
-        before = each
-    return None
+    reference = next((each.outcomes for each in arms if each.arm == REFERENCE), None)
+    if reference is None:
+        return {}
+    found = {}
+    for kind in dict.fromkeys(each.kind for each in arms if each.kind.startswith("aligner")):
+        of_kind = [(each.parameters, each.outcomes) for each in arms if each.kind == kind and each.outcomes is not None]
+        if of_kind and (number := needed(share, of_kind, reference)) is not None:
+            found[kind] = number
+    return found
 
 
 def _cells(study: Study, tasks: Sequence[str], arm: str) -> list[Cell]:

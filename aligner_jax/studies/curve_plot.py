@@ -1,5 +1,7 @@
-"""Figures of the study: success against trained numbers by family, numbers that 90 % take, and losses over steps."""
+"""Figures of the study: success against trained parameters, parameters that 90 % take, and losses over steps."""
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,13 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from aligner_jax.evals.estimates import Estimate
-from aligner_jax.studies.curve import REFERENCE, SHARE, Reached, counted, numbers_for
+from aligner_jax.studies.arms import Arm
+from aligner_jax.studies.curve import REFERENCE, SHARE, Reached, needed_by_kind
 from aligner_jax.studies.figures import COLOURS, OTHER, figure, save
 from aligner_jax.studies.study import Study
 
+_STYLES = (".-", ".--", ".:", ".-.")
+"""Lines of the arms of one kind, which share a colour."""
+
 
 def plot_family(family: str, base: Estimate | None, arms: Sequence[Reached], path: Path) -> list[Path]:
-    """Writes the figure of success, or else of the share of the reference's gain, against trained numbers.
+    """Writes the figure of success, or else of the share of the reference's gain, against trained parameters.
 
     Returns:
       Its files; none if no arm has either.
@@ -33,12 +39,13 @@ def plot_family(family: str, base: Estimate | None, arms: Sequence[Reached], pat
         for kind in dict.fromkeys(each.kind for each, _ in shown):
             _line(axes, [(each.parameters, 100 * of.value) for each, of in shown if each.kind == kind], kind)
         axes.set_xscale("log")
-        axes.set_ylim(-4, max(106, *(100 * of.high + 6 for _, of in shown)))
+        lows, highs = [100 * of.low for _, of in shown], [100 * of.high for _, of in shown]
+        axes.set_ylim(min(-4, min(lows) - 6), max(106, max(highs) + 6))
         axes.set_xlim(min(each.parameters for each, _ in shown) / 3, max(each.parameters for each, _ in shown) * 3)
-        axes.set_xlabel("trained numbers")
+        axes.set_xlabel("trained parameters")
         if by_success:
             axes.set_ylabel("success on held-out prompts (%)")
-            axes.set_title(f"{family}, 95 % intervals over prompts")
+            axes.set_title(f"{family}, 95 % intervals over questions and seeds")
         else:
             axes.set_ylabel(f"share of {REFERENCE}'s gain in test loss (%)")
             axes.set_title(f"{family}, 95 % intervals over examples and seeds")
@@ -46,38 +53,41 @@ def plot_family(family: str, base: Estimate | None, arms: Sequence[Reached], pat
 
 
 def plot_needed(families: Mapping[str, Sequence[Reached]], path: Path) -> list[Path]:
-    """Writes the figure of the numbers with which Aligners reach 90 % of the reference's success."""
-    with figure(6, 0.8 + 0.6 * len(families)) as (drawn, axes):
-        for row, (_family, arms) in enumerate(families.items()):
-            whole = [each for each in arms if each.arm == REFERENCE]
-            if whole:
-                axes.plot(whole[0].parameters, row, "s", color=COLOURS["lora"])
-            for number, kind in enumerate(counted(arms)):
-                of_kind = [each.parameters for each in arms if each.kind == kind]
-                numbers = numbers_for(SHARE, arms, kind)
-                if not of_kind:
-                    continue
-                place = max(of_kind) if numbers is None else numbers
-                marker, fill = (">", "none") if numbers is None else ("o", "full")
-                colour = COLOURS.get(kind, OTHER)
-                axes.plot(place, row, color=colour, marker=marker, fillstyle=fill)
+    """Writes the figure of the parameters with which Aligners reach 90 % of the reference's success.
+
+    Returns:
+      Its files; none if no family has such a number.
+    """
+    rows = [(family, arms, numbers) for family, arms in families.items() if (numbers := needed_by_kind(arms))]
+    if not rows:
+        return []
+    with figure(6, 0.9 + 0.8 * len(rows)) as (drawn, axes):
+        for row, (_, arms, numbers) in enumerate(rows):
+            axes.plot([each.parameters for each in arms if each.arm == REFERENCE], [row], "s", color=COLOURS["lora"])
+            most = max(each.parameters for each in arms if each.kind in numbers)
+            for offset, (kind, number) in enumerate(numbers.items()):
+                place, colour = row + 0.22 * (offset - (len(numbers) - 1) / 2), COLOURS.get(kind, OTHER)
+                low, value, high = (min(x, most) for x in (number.low, number.value, number.high))
+                axes.plot([low, high], [place, place], color=colour, linewidth=1.2)
+                end = ">" if math.isinf(number.value) else "<" if number.value <= number.least else "o"
+                axes.plot(value, place, color=colour, marker=end, fillstyle="full" if end == "o" else "none")
                 axes.annotate(
-                    f"{kind}: {'not reached' if numbers is None else format(numbers, ',.0f')}", (place, row),
-                    (0, -13 if number else 6), textcoords="offset points", ha="center", color=colour, fontsize=7,
+                    f"{kind}: {number}", (most, place), (10, 0), textcoords="offset points", va="center",
+                    color=colour, fontsize=7,
                 )  # fmt: skip
-        axes.set_yticks(range(len(families)), list(families))
-        axes.set_ylim(-0.6, len(families) - 0.2)
+        axes.set_yticks(range(len(rows)), [family for family, _, _ in rows])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xscale("log")
-        axes.margins(x=0.12)
-        axes.set_xlabel(f"trained numbers for {SHARE:.0%} of {REFERENCE}'s success (circles); {REFERENCE} (squares)")
+        axes.set_xlim(right=2 * max(each.parameters for _, arms, _ in rows for each in arms if each.arm == REFERENCE))
+        axes.set_xlabel(f"trained parameters for {SHARE:.0%} of {REFERENCE}'s success (squares: {REFERENCE})")
         return save(drawn, path)
 
 
-def plot_courses(study: Study, task: str, arms: Sequence[str], path: Path) -> list[Path]:
+def plot_courses(study: Study, task: str, arms_by_name: Mapping[str, Arm], path: Path) -> list[Path]:
     """Writes the figure of held-out losses over steps, of every arm's best run on a task."""
     with figure(6, 4) as (drawn, axes):
-        drawn_points = []
-        for arm in arms:
+        drawn_points, of_kind = [], {arm.kind: itertools.cycle(_STYLES) for arm in arms_by_name.values()}
+        for arm in arms_by_name:
             rate = study.rate(arm, task)
             best = [
                 result for cell, result in study.results.items()
@@ -87,7 +97,10 @@ def plot_courses(study: Study, task: str, arms: Sequence[str], path: Path) -> li
                 continue
             points = best[0].points[1:]
             drawn_points.append(points)
-            axes.plot([p.step for p in points], [p.loss for p in points], ".-", label=f"{arm}, {rate:g}: {best[0].end}")
+            axes.plot(
+                [p.step for p in points], [p.loss for p in points], next(of_kind[arms_by_name[arm].kind]),
+                color=COLOURS.get(arms_by_name[arm].kind, OTHER), label=f"{arm}, {rate:g}: {best[0].end}",
+            )  # fmt: skip
         axes.set_xscale("log")
         # A run has a few points, at steps that are no powers of ten.
         axes.xaxis.set_major_formatter(ScalarFormatter())

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,13 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def get(self, name: str, settings: Settings) -> dict[str, Any] | None:
+    def get(self, name: str, settings: Settings, fields: Collection[str] = ()) -> dict[str, Any] | None:
         """Returns a result; None if there is none. Numbers that were not finite are NaN.
+
+        Args:
+          name: name of the result.
+          settings: settings that it should have been made with.
+          fields: fields that it should have.
 
         Raises:
           InputError: the result was made with other settings, which the message names, or its file is damaged.
@@ -33,6 +38,8 @@ class Ledger:
         try:
             found = parse_json(path.read_text(encoding="utf-8"), str(path))
             was, result = _parts(found)
+            if missing := set(fields) - set(result):
+                raise KeyError(min(missing))
         except (OSError, ValueError, KeyError, TypeError, InputError) as error:
             raise InputError(
                 f"{path} cannot be used ({type(error).__name__}): remove it to have it made anew"

@@ -1,4 +1,4 @@
-"""Measures what trained numbers buy: success of form, knowledge and reasoning, from 828 numbers to millions.
+"""Measures what trained parameters buy: success of form, knowledge and reasoning, from 828 of them to millions.
 
     python -m aligner_jax.studies.parameters [DATA_FOLDER] [--large] [--out=DIR] [--arms=…] [--tasks=…] [--minutes=…]
 
@@ -19,7 +19,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from aligner_jax.runtime import platform
@@ -27,6 +27,7 @@ from aligner_jax.runtime.config import OptimConfig
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.studies import bits, command, curve, curve_plot, curve_table
 from aligner_jax.studies.arms import ARMS, parse_arm
+from aligner_jax.studies.curve import Reached
 from aligner_jax.studies.families import tasks as families
 from aligner_jax.studies.families.task import Sizes
 from aligner_jax.studies.flag_values import MODEL, names, positive
@@ -80,7 +81,11 @@ def arguments() -> argparse.Namespace:
     add("--bits", action="store_true", help="answer with the Aligners in fewer bytes too, where answers are checked")
     add("--dtype", choices=("bfloat16", "float32", "auto"), default="bfloat16", help="default %(default)s")
     parser.set_defaults(**(LARGE if "--large" in sys.argv else DEFAULT))
-    return parser.parse_args()
+    args = parser.parse_args()
+    repeated = {arm.name for arm in args.arm if sum(arm.name == other.name for other in args.arm) > 1}
+    if repeated:
+        parser.error(f"--arm={min(repeated)}=… is given twice: give each arm a name of its own")
+    return args
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,11 +102,8 @@ def run(args: argparse.Namespace) -> int:
         seeds=args.seeds,
         rule=Rule(budget=args.budget, tolerance=args.tolerance), rows=rows, optim=OptimConfig(weight_decay=0.0),
     )  # fmt: skip
-    costs = {task.family: task.cost for task in made}
-    cells = {family: plan.num_cells(family) for family in plan.families}
-    seconds = sum(n * plan.seconds(arm, costs[family]) for family, n in cells.items() for arm in plan.arms.values())
-    runs = len(plan.arms) * sum(cells.values())
-    print(f"about {seconds / 60:.0f} minutes on two cores for {runs} runs; finished ones are kept", flush=True)
+    runs, minutes = plan.forecast({task.family: task for task in made}, rounded=args.bits)
+    print(f"about {minutes:.0f} minutes on two cores for {runs} runs; finished ones are kept", flush=True)
     base = load_base(args.base, platform.compute_dtype(args.dtype))
     prepared = {task.name: prepare(task, base, rows) for task in made}
     for task in prepared.values():
@@ -110,60 +112,82 @@ def run(args: argparse.Namespace) -> int:
     study = Study(
         plan, base, prepared, args.out, together=args.together, until=until, say=lambda line: print(line, flush=True)
     )
-    complete = study.run(lambda: _write(study, plan, args.out))
-    text = write(study, plan, args.out)
+    relative = {task.family for task in made if task.after}
+    complete = study.run(lambda family: _draw(study, plan, args.out, [family], relative))
+    text = write(study, plan, args.out, relative)
     if args.bits:
-        text += write_bits(study, plan, args.out)
+        of_bits, all_measured = write_bits(study, plan, args.out)
+        text, complete = text + of_bits, complete and all_measured
     print(f"\n{text}\n{args.out / 'table.md'}")
     if not complete:
         print("not all runs had time; the same command goes on", file=sys.stderr)
     return 0 if complete else UNFINISHED
 
 
-def _write(study: Study, plan: Plan, out: Path) -> None:
-    write(study, plan, out)
+def write(study: Study, plan: Plan, out: Path, relative: Collection[str]) -> str:
+    """Writes tables and figures of the results so far, and returns the text of the tables.
 
-
-def write(study: Study, plan: Plan, out: Path) -> str:
-    """Writes tables and figures of the results so far, and returns the text of the tables."""
-    arms: Sequence[str] = list(plan.arms)
-    parts, found = [curve_table.about(study, plan), curve_table.NOTE], {}
-    for family, tasks in plan.families.items():
-        reached = curve.reached(study, tasks, plan.arms)
-        if not reached:
-            continue
-        found[family] = reached
-        base = curve.base_success(study, tasks)
+    Args:
+      study: the study.
+      plan: its plan.
+      out: folder to write to.
+      relative: families whose success is relative to the adapter that a run began from. A share of the reference's
+        says nothing there.
+    """
+    found = _draw(study, plan, out, list(plan.families), relative)
+    parts = [curve_table.about(study, plan), curve_table.NOTE]
+    for family, arms in found.items():
+        tasks = plan.families[family]
         parts += [
-            curve_table.family_table(f"{family}: {', '.join(tasks)}", base, reached),
-            curve_table.tested_table(reached),
-            curve_table.rates_table(study, tasks[0], arms),
+            curve_table.family_table(f"{family}: {', '.join(tasks)}", curve.base_success(study, tasks), arms),
+            curve_table.tested_table(arms),
+            curve_table.rates_table(study, tasks[0], list(plan.arms)),
         ]
-        curve_plot.plot_courses(study, tasks[0], arms, out / f"{family}_steps")
-        curve_plot.plot_family(family, base, reached, out / family)
-    checked = {family: reached for family, reached in found.items() if reached[0].success is not None}
-    if checked:
-        parts.append(curve_table.needed_table(checked))
-        curve_plot.plot_needed(checked, out / "needed")
+    parts.append(curve_table.needed_table(_absolute(found, relative)))
     text = "\n".join(part for part in parts if part)
     write_atomically(out / "table.md", text)
     return text
 
 
-def write_bits(study: Study, plan: Plan, out: Path) -> str:
-    """Measures Aligners in fewer bytes, adds the tables to those written and figures to the others; returns them."""
-    parts = []
+def _draw(
+    study: Study, plan: Plan, out: Path, families: Sequence[str], relative: Collection[str]
+) -> dict[str, list[Reached]]:
+    """Writes the figures of families, and returns their results."""
+    found = {}
+    for family in families:
+        tasks = plan.families[family]
+        if arms := curve.reached(study, tasks, plan.arms):
+            found[family] = arms
+            curve_plot.plot_courses(study, tasks[0], plan.arms, out / f"{family}_steps")
+            curve_plot.plot_family(family, curve.base_success(study, tasks), arms, out / family)
+    if len(families) == len(plan.families):
+        curve_plot.plot_needed(_absolute(found, relative), out / "needed")
+    return found
+
+
+def _absolute(found: Mapping[str, list[Reached]], relative: Collection[str]) -> dict[str, list[Reached]]:
+    return {family: arms for family, arms in found.items() if family not in relative}
+
+
+def write_bits(study: Study, plan: Plan, out: Path) -> tuple[str, bool]:
+    """Measures Aligners in fewer bytes, and adds tables and figures to those written.
+
+    Returns:
+      The text of the tables, and True if nothing is missing.
+    """
+    parts, complete = [], True
     aligners = [arm for arm in plan.arms.values() if arm.method == "aligner"]
     for family, tasks in plan.families.items():
         if curve.base_success(study, tasks) is None:
             continue
-        measured = bits.measure(study, tasks, aligners, plan.seeds)
+        measured, is_all = bits.measure(study, tasks, aligners, plan.seeds)
+        complete &= is_all
         if measured:
             parts.append(bits.table(family, measured))
             bits.plot(family, measured, out / f"{family}_bytes")
     text = "".join(f"\n{part}" for part in parts)
     write_atomically(out / "table.md", (out / "table.md").read_text(encoding="utf-8") + text)
-    return text
+    return text, complete
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from aligner_jax.data.documents import Document, tokenize_examples
 from aligner_jax.data.pipeline import eval_batches, train_batches
 from aligner_jax.data.sources import Example
 from aligner_jax.data.templates import render_prompt
+from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.decoding.sampler import sample
 from aligner_jax.errors import InputError
 from aligner_jax.evals.heldout import document_losses, heldout_loss
@@ -40,7 +41,9 @@ class Prepared(Protocol):
       loss: loss to minimize.
       base_loss: held-out loss of the base, or of the reference.
       left_out: number of examples that are longer than a row.
-      digest: hash of the task's tokens and prompts.
+      digest: hash of the tokens that are learned and held out, and of the prompts.
+      test_digest: hash of the tokens that are tested.
+      questions: questions of the prompts, in the order of `successes`.
     """
 
     task: Task
@@ -48,6 +51,8 @@ class Prepared(Protocol):
     base_loss: float
     left_out: int
     digest: str
+    test_digest: str
+    questions: Sequence[str]
 
     def batches(self, seed: int) -> Iterator[Batch]:
         """Returns an endless iterator of training batches."""
@@ -75,15 +80,17 @@ class PreparedAnswers:
         """Tokenizes the task, and measures the base's held-out loss.
 
         Raises:
-          InputError: all examples of a part are longer than a row.
+          InputError: all examples of a part are longer than a row, or the base has no tokenizer.
         """
         self.task, self._base, self._rows, self.left_out = task, base, rows, 0
+        self._tokenizer = tokenizer_of(base)
         self._train = self._documents(task.train)
         heldout = self._documents(task.heldout)
-        self._heldout = self._batches(heldout)
-        self._test = self._batches(self._documents(task.test)) if task.test else []
+        test = self._documents(task.test) if task.test else []
+        self._heldout, self._test = self._batches(heldout), self._batches(test) if test else []
         self.base_loss = self.loss_of(None)
-        self.digest = digest([*self._train, *heldout], [checked.question for checked in task.prompts])
+        self.questions: Sequence[str] = [checked.question for checked in task.prompts]
+        self.digest, self.test_digest = digest([*self._train, *heldout], self.questions), digest(test)
 
     def batches(self, seed: int) -> Iterator[Batch]:
         """See `Prepared`."""
@@ -102,18 +109,15 @@ class PreparedAnswers:
         """Returns 1 for each prompt whose greedy answer passes its check."""
         if not self.task.prompts:
             return []
-        tokenizer = self._base.tokenizer
-        assert tokenizer is not None
-        prompts = [render_prompt(each.question, tokenizer, TEMPLATE, system=SYSTEM) for each in self.task.prompts]
+        prompts = [render_prompt(question, self._tokenizer, TEMPLATE, system=SYSTEM) for question in self.questions]
         answers = sample(self._base, adapter, prompts, max_new_tokens=self.task.max_new_tokens)
         return [float(each.check(answer)) for each, answer in zip(self.task.prompts, answers, strict=True)]
 
     def _documents(self, examples: Sequence[Example]) -> list[Document]:
-        assert self._base.tokenizer is not None
         length = self._rows.length
         try:
             documents, summary = tokenize_examples(
-                examples, self._base.tokenizer, TEMPLATE, system=SYSTEM, sequence_length=length, overlong="drop"
+                examples, self._tokenizer, TEMPLATE, system=SYSTEM, sequence_length=length, overlong="drop"
             )
         except InputError as error:
             raise InputError(f"{self.task.name}: {error} (--length is {length})") from error
@@ -122,6 +126,13 @@ class PreparedAnswers:
 
     def _batches(self, documents: Sequence[Document]) -> list[Batch]:
         return eval_batches(documents, batch_size=self._rows.rows, sequence_length=self._rows.length)
+
+
+def tokenizer_of(base: Base) -> Tokenizer:
+    """Returns the base's tokenizer. Raises InputError if it has none."""
+    if base.tokenizer is None:
+        raise InputError("the base has no tokenizer, which a study needs: add its files to the base's folder")
+    return base.tokenizer
 
 
 def digest(documents: Iterable[Document], questions: Sequence[str] = ()) -> str:

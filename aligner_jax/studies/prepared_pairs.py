@@ -15,7 +15,7 @@ from aligner_jax.objectives.dpo import DPOOptions
 from aligner_jax.objectives.loss import Loss
 from aligner_jax.peft import Adapter
 from aligner_jax.studies.families.task import Task
-from aligner_jax.studies.prepared import SYSTEM, TEMPLATE, Prepared, PreparedAnswers, Rows, digest
+from aligner_jax.studies.prepared import SYSTEM, TEMPLATE, Prepared, PreparedAnswers, Rows, digest, tokenizer_of
 from aligner_jax.weights.base import Base
 
 OPTIONS = DPOOptions()
@@ -36,11 +36,15 @@ class PreparedPairs:
         """Tokenizes the task.
 
         Raises:
-          InputError: all examples of a part are longer than a row.
+          InputError: all examples of a part are longer than a row, or the base has no tokenizer.
         """
         self.task, self._base, self._rows, self.left_out = task, base, rows, 0
+        self._tokenizer = tokenizer_of(base)
         self._train, self._heldout, self._test = map(self._pairs, (task.train, task.heldout, task.test))
-        self.digest = digest(documents_of([*self._train, *self._heldout, *self._test]))
+        self.digest = digest(documents_of([*self._train, *self._heldout]))
+        self.test_digest = digest(documents_of(self._test))
+        # Of each prompt there is one pair.
+        self.questions: Sequence[str] = [str(number) for number in prompt_numbers(self._test)]
 
     def batches(self, seed: int) -> Iterator[Batch]:
         """See `Prepared`."""
@@ -68,11 +72,10 @@ class PreparedPairs:
         )  # fmt: skip
 
     def _pairs(self, examples: Sequence[Example]) -> list[Pair]:
-        assert self._base.tokenizer is not None
         length = self._rows.length
         try:
             pairs, summary = tokenize_pairs(
-                examples, self._base.tokenizer, TEMPLATE, system=SYSTEM, sequence_length=length, overlong="drop"
+                examples, self._tokenizer, TEMPLATE, system=SYSTEM, sequence_length=length, overlong="drop"
             )
         except InputError as error:
             raise InputError(f"{self.task.name}: {error} (--length is {length})") from error

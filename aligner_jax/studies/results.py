@@ -1,7 +1,7 @@
 """Cells of a study, which are an arm, a task, a seed and a learning rate, and their results."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from aligner_jax.studies.stopping import End, Point
 
@@ -29,7 +29,7 @@ class Result:
     """Result of a cell.
 
     Attributes:
-      parameters: trained numbers.
+      parameters: trained parameters.
       end: reason for the end of the run.
       points: held-out losses over steps.
       kept: step of the adapter that is kept, the one with the least held-out loss.
@@ -47,6 +47,8 @@ class Result:
     seconds: float
     device: str
 
+    FIELDS: ClassVar[tuple[str, ...]]
+
     def as_dict(self) -> dict[str, Any]:
         """Returns the result as JSON values."""
         return dataclasses.asdict(self)
@@ -55,3 +57,6 @@ class Result:
     def of(cls, values: dict[str, Any]) -> Self:
         """Returns the result of `as_dict`."""
         return cls(**{**values, "points": tuple(Point(**point) for point in values["points"])})
+
+
+Result.FIELDS = tuple(field.name for field in dataclasses.fields(Result))

@@ -109,7 +109,9 @@ class Course:
 
 
 def still_to_come(losses: list[float]) -> float:
-    """Returns by how much a loss would still fall if its gains went on shrinking as they have: 0 if it rises.
+    """Returns by how much a loss would still fall if its gains went on shrinking as they have.
+
+    It is 0 after two rises, and infinite, which is unknown, after a single one, which may be noise.
 
     Args:
       losses: losses at steps that grow by a constant factor. Fewer than four say nothing, and the result is infinite.
@@ -118,8 +120,7 @@ def still_to_come(losses: list[float]) -> float:
         return math.inf
     *_, first, second, third = (before - after for before, after in itertools.pairwise(losses))
     if third <= 0:
-        # A loss that rises twice is past its best; one rise may be noise.
-        return 0.0 if second <= 0 else second
+        return 0.0 if second <= 0 else math.inf
     ratio = min(MOST_RATIO, math.sqrt(third / first)) if first > 0 else MOST_RATIO
     return third * ratio / (1 - ratio)
 

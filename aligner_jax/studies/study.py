@@ -13,11 +13,12 @@ import jax
 from aligner_jax.errors import InputError
 from aligner_jax.peft import Adapter
 from aligner_jax.peft.artifact import load_adapter, save_adapter
-from aligner_jax.peft.compact import AdapterDtype, rounded
+from aligner_jax.peft.compact import DTYPES, AdapterDtype, rounded
 from aligner_jax.peft.methods import METHODS
 from aligner_jax.runtime.config import OptimConfig
 from aligner_jax.studies import rates
 from aligner_jax.studies.arms import Arm
+from aligner_jax.studies.families.task import Task
 from aligner_jax.studies.fit import Fitted, Wanted, fit
 from aligner_jax.studies.ledger import Ledger
 from aligner_jax.studies.prepared import Prepared, Rows
@@ -27,7 +28,9 @@ from aligner_jax.studies.stopping import Rule
 from aligner_jax.weights.base import Base
 
 TOKENS_PER_SECOND = 650.0
-"""Training speed of an Aligner on SmolLM2-135M in bfloat16 on two cores, for forecasts."""
+"""Training speed of an Aligner on SmolLM2-135M in bfloat16 on two cores with held-out losses, for forecasts."""
+PROMPTS_PER_SECOND = 4.0
+"""Prompts that it answers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +51,24 @@ class Plan:
     rows: Rows
     optim: OptimConfig
 
-    def num_cells(self, family: str) -> int:
-        """Returns the number of an arm's cells in a family if no search of a rate needs more than the first ones."""
-        return len(self.families[family]) * self.seeds + 2
+    def forecast(self, tasks: Mapping[str, Task], *, rounded: bool = False) -> tuple[int, float]:
+        """Returns the number of runs and the minutes that they and their answers take on two CPU cores, at most.
 
-    def seconds(self, arm: Arm, task_cost: float = 1.0) -> float:
-        """Returns the expected seconds of a run of the arm that uses its budget, on two CPU cores."""
-        return task_cost * arm.cost * self.rule.budget * self.rows.rows * self.rows.length / TOKENS_PER_SECOND
+        Args:
+          tasks: a task of every family.
+          rounded: True if Aligners answer in every dtype.
+        """
+        steps = self.rule.budget * self.rows.rows * self.rows.length / TOKENS_PER_SECOND
+        runs, seconds = 0, 0.0
+        for family, names in self.families.items():
+            for arm in self.arms.values():
+                # A search mostly needs one rate beyond the first three.
+                cells = len(names) * self.seeds
+                runs += cells + len(rates.first_rates(arm.rate))
+                seconds += (cells + len(rates.first_rates(arm.rate))) * steps * arm.cost * tasks[family].cost
+                times = len(DTYPES) if rounded and arm.method == "aligner" else 1
+                seconds += times * cells * len(tasks[family].prompts) / PROMPTS_PER_SECOND
+        return runs, seconds / 60
 
 
 class Study:
@@ -95,6 +109,8 @@ class Study:
         self._adapters, self._until, self._say = out / "adapters", until, say
         self._steps: dict[tuple[str, str | None], Steps] = {}
         self._took: list[float] = []
+        self._answering: list[float] = []
+        self._made = 0
         self._device = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
         self._began = time.monotonic()
         self.results: dict[Cell, Result] = {}
@@ -107,25 +123,31 @@ class Study:
         config = self._base.config
         return f"a base of {config.num_layers} layers and width {config.d_model} in {self._base.held_as}"
 
-    def run(self, after: Callable[[], None] = lambda: None) -> bool:
-        """Runs all cells, family by family; calls `after` when a family has new results. Returns True if all ran."""
+    def run(self, after: Callable[[str], object] = lambda _: None) -> bool:
+        """Runs all cells, family by family, and returns True if all ran.
+
+        Args:
+          after: called with a family's name when an arm of it has new results.
+        """
         complete = True
-        for tasks in self._plan.families.values():
+        for family, tasks in self._plan.families.items():
             for name in tasks:
                 complete &= self._measure(Cell(name, "base", 0, 0.0))
             for arm in self._plan.arms.values():
-                complete &= self._search(arm, tasks[0])
-                after()
-            for arm in self._plan.arms.values():
+                made = self._made
+                if not self._search(arm, tasks[0]):
+                    complete = False
+                    continue
                 rate = self.rate(arm.name, tasks[0])
                 if rate is None:
-                    # Nothing was trained for lack of time, or all rates diverged.
+                    # All rates diverged.
                     continue
                 cells = [Cell(task, arm.name, seed, rate) for seed in range(self._plan.seeds) for task in tasks]
-                complete &= self._train(arm, cells)
+                complete &= self._train(arm, cells, with_adapters=True)
                 for cell in cells:
                     complete &= cell in self.results and self._measure(cell)
-                after()
+                if self._made > made:
+                    after(family)
         return complete
 
     def is_whole(self, arm: str, tasks: Sequence[str]) -> bool:
@@ -133,6 +155,10 @@ class Study:
         rate = self.rate(arm, tasks[0])
         cells = [Cell(task, arm, seed, rate or 0.0) for seed in range(self._plan.seeds) for task in tasks]
         return all(cell in self.successes for cell in cells)
+
+    def questions(self, task: str) -> Sequence[str]:
+        """Returns the questions of a task's prompts, in the order of `successes`."""
+        return self._tasks[task].questions
 
     def tried(self, arm: str, task: str) -> dict[float, float]:
         """Returns the losses of an arm's first seed on a task, by rate."""
@@ -156,20 +182,27 @@ class Study:
                 return False
         best = self.rate(arm.name, task)
         for rate in self.tried(arm.name, task):
-            if rate != best:
+            if rate != best and arm.method == "full":
+                # It is as large as the base.
                 self._file(Cell(task, arm.name, 0, rate)).unlink(missing_ok=True)
         return True
 
-    def _train(self, arm: Arm, cells: Iterable[Cell]) -> bool:
-        """Trains the cells that have no result; returns True if all have one afterwards."""
+    def _train(self, arm: Arm, cells: Iterable[Cell], *, with_adapters: bool = False) -> bool:
+        """Trains the cells that have no result; returns True if all have one afterwards.
+
+        Args:
+          arm: arm of the cells.
+          cells: cells of one family.
+          with_adapters: True trains cells again whose adapters are needed and missing.
+        """
         cells = list(cells)
         wanted: dict[str, Cell] = {}
         cost = self._cost(arm, cells[0].task)
         for cell in cells:
             if not self._can_begin(cell):
                 continue
-            found = self._runs.get(cell.name, self._settings(cell))
-            if found is not None:
+            found = self._runs.get(cell.name, self._settings(cell), Result.FIELDS)
+            if found is not None and not (with_adapters and not self._file(cell).exists()):
                 self.results[cell] = Result.of(found)
                 if self.results[cell].device == self._device:
                     self._took.append(self.results[cell].seconds / cost)
@@ -230,7 +263,11 @@ class Study:
             fitted.wanted.base_loss, fitted.seconds, self._device,
         )  # fmt: skip
         save_adapter(fitted.adapter, self._file(cell), self._base, canary=False)
+        # Answers of an adapter that was trained before are not this one's.
+        for ledger, name in ((self._answers, cell.name), *((self._bits, f"{cell.name}-{dtype}") for dtype in DTYPES)):
+            ledger.path(name).unlink(missing_ok=True)
         self._runs.put(cell.name, self._settings(cell), result.as_dict())
+        self._made += 1
         self.results[cell] = result
         self._took.append(fitted.seconds / cost)
         minutes = (time.monotonic() - self._began) / 60
@@ -244,17 +281,19 @@ class Study:
 
         Returns False if there is no time left for it.
         """
-        settings = self._settings(cell)
-        found = self._answers.get(cell.name, settings)
-        if found is None and time.monotonic() >= self._until:
+        settings = self._answer_settings(cell)
+        found = self._answers.get(cell.name, settings, ("right", "test"))
+        if found is None and not self._may_answer():
             return False
         if found is None:
-            adapter = None
+            began, adapter = time.monotonic(), None
             if cell.arm != "base":
                 adapter = load_adapter(self._file(cell), self._base)
             task, reference = self._tasks[cell.task], self._reference(cell) if adapter else None
             found = {"right": task.successes(adapter, reference), "test": task.test_losses(adapter)}
             self._answers.put(cell.name, settings, found)
+            self._made += 1
+            self._answering.append(time.monotonic() - began)
             if found["right"]:
                 self._say(f"           {cell}: {sum(found['right']):g} of {len(found['right'])} right")
         self.successes[cell] = found["right"]
@@ -268,10 +307,10 @@ class Study:
           cell: cell at its arm's best rate.
           dtype: dtype of the file.
         """
-        settings = {**self._settings(cell), "dtype": dtype}
+        settings = {**self._answer_settings(cell), "dtype": dtype}
         name = f"{cell.name}-{dtype}"
-        found = self._bits.get(name, settings)
-        if found is None and time.monotonic() >= self._until:
+        found = self._bits.get(name, settings, ("nbytes", "right"))
+        if found is None and not self._may_answer():
             return None
         if found is None:
             adapter, nbytes = rounded(load_adapter(self._file(cell), self._base), dtype)
@@ -283,8 +322,15 @@ class Study:
             self._say(f"           {cell}, {dtype}: {nbytes:,} bytes, {sum(right):g} of {len(right)} right")
         return found["nbytes"], found["right"]
 
+    def _may_answer(self) -> bool:
+        return time.monotonic() + max(self._answering, default=0.0) < self._until
+
     def _file(self, cell: Cell) -> Path:
         return self._adapters / f"{cell.name}.safetensors"
+
+    def _answer_settings(self, cell: Cell) -> dict[str, Any]:
+        rows = dataclasses.asdict(self._plan.rows)
+        return {**self._settings(cell), "rows": rows, "test": self._tasks[cell.task].test_digest}
 
     def _settings(self, cell: Cell) -> dict[str, Any]:
         plan = self._plan

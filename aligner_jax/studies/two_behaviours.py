@@ -25,6 +25,7 @@ from aligner_jax.peft import Adapter, init_adapter
 from aligner_jax.peft.combine import combine
 from aligner_jax.runtime.config import OptimConfig
 from aligner_jax.runtime.optim import make_optimizer
+from aligner_jax.studies import command
 from aligner_jax.studies.flag_values import MODEL, positive
 from aligner_jax.weights.base import Base, load_base
 
@@ -104,7 +105,8 @@ def shares(
     return found
 
 
-def main() -> None:
+def main() -> int:
+    """Trains and measures both; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default=MODEL, help="the model (default %(default)s)")
     parser.add_argument("--steps", type=positive, default=48, help="of each adapter (default %(default)s)")
@@ -117,7 +119,8 @@ def main() -> None:
     for (opening, closing), found in shares(base, adapters, WEIGHTS, questions).items():
         counts = " | ".join(f"{round(share * len(questions))} of {len(questions)}" for share in found.values())
         print(f"| {opening:g} | {closing:g} | {counts} |", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    command.main(main)

@@ -26,6 +26,8 @@ def test_a_recipe_replaces_the_adapter_and_its_own_fields_of_the_optimizer():
     assert made.optim.to_dict() == {**RECIPES["sums"].optim, "schedule": "cosine"}
     assert made.steps == 3
     assert given.adapter.method == "lora"
+    given.adapter = {"method": "aligner", "start_layer": 4, "num_tokens": 2}
+    assert with_recipe(given, "paper").adapter.to_dict() == {"method": "aligner", "start_layer": 4, "num_tokens": 1}
     assert with_recipe(given, "sums").adapter.num_tokens == RECIPES["sums"].num_tokens
 
 

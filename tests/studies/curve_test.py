@@ -6,37 +6,87 @@ import numpy as np
 import pytest
 
 from aligner_jax.evals.estimates import Estimate
-from aligner_jax.studies.curve import Gains, Reached, numbers_for, share_of, success
+from aligner_jax.studies.curve import Gains, share_of
+from aligner_jax.studies.needed import crossing, needed
+from aligner_jax.studies.outcomes import Outcomes, share_of_success
 
 
-def arm(name: str, parameters: int, value: float | None) -> Reached:
-    estimate = None if value is None else Estimate(value, value, value)
-    return Reached(name, name.split("_")[0], parameters, True, 0.01, True, 1, 1, 10.0, estimate, 0.1, math.nan, None)
+def outcomes(*right: list[float], questions: list[int] | None = None) -> Outcomes:
+    asked = range(len(right[0])) if questions is None else questions
+    return Outcomes(np.asarray(right, np.float64), np.asarray(asked))
 
 
-def test_the_numbers_for_a_share_lie_between_the_arms_on_both_sides_of_it():
-    arms = [arm("aligner_1", 100, 0.5), arm("aligner_10", 10_000, 0.9), arm("lora_8", 460_800, 0.8)]
+def first(share: float) -> list[float]:
+    """Ten prompts of which the first ones are a success."""
+    return [1.0] * round(10 * share) + [0.0] * round(10 - 10 * share)
+
+
+def test_the_parameters_for_a_share_lie_between_the_arms_on_both_sides_of_it():
+    assert crossing(0.9, [100, 10_000], [0.625, 1.125]) == pytest.approx(100 * 100**0.55)
+    assert crossing(0.5, [100, 10_000], [0.625, 1.125]) == 100
+    assert crossing(1.2, [100, 10_000], [0.625, 1.125]) == math.inf
+    # The first crossing counts, in whatever way it goes on.
+    assert crossing(0.5, [100, 1000, 10_000], [0.6, 0.4, 0.9]) == 100
+
+
+def test_needed_parameters_have_an_interval_over_questions():
+    arms = [(100, outcomes(first(0.5))), (10_000, outcomes(first(0.9)))]
+    found = needed(0.9, arms, outcomes(first(0.8)))
+    assert found is not None
     # 90 % of 0.8 is 0.72, 55 % of the way from 0.5 to 0.9.
-    assert numbers_for(0.9, arms, "aligner") == pytest.approx(100 * 100**0.55)
-    assert numbers_for(0.5, arms, "aligner") == 100
-    assert numbers_for(1.2, arms, "aligner") is None
+    assert found.value == pytest.approx(100 * 100**0.55)
+    assert found.low < found.value < found.high
+    same = [(100, outcomes(first(0.8))), (10_000, outcomes(first(0.8)))]
+    assert str(needed(0.9, same, outcomes(first(0.8)))) == "≤ 100 [≤ 100, ≤ 100]"
+    worse = [(100, outcomes(first(0.0))), (10_000, outcomes(first(0.1)))]
+    assert str(needed(0.9, worse, outcomes(first(0.8)))).startswith("not reached")
+    assert needed(0.9, arms, outcomes(first(0.0))) is None
 
 
-def test_there_are_no_numbers_without_a_success_of_the_reference():
-    assert numbers_for(0.9, [arm("aligner_1", 100, 0.5)], "aligner") is None
-    assert numbers_for(0.9, [arm("aligner_1", 100, 0.5), arm("lora_8", 1000, 0.0)], "aligner") is None
-    assert numbers_for(0.9, [arm("aligner_1", 100, None), arm("lora_8", 1000, None)], "aligner") is None
+def test_success_counts_questions_and_not_prompts():
+    one = outcomes([1, 0, 1, 1]).success
+    tasks = outcomes([1, 0, 1, 1] * 3, questions=[0, 1, 2, 3] * 3).success
+    others = outcomes([1, 0, 1, 1] * 3).success
+    assert one.value == tasks.value == others.value == 0.75
+    # The same questions in three styles, which have the same successes, are no more than one style.
+    assert tasks.high - tasks.low == pytest.approx(one.high - one.low, rel=0.01)
+    assert others.high - others.low < 0.8 * (one.high - one.low)
 
 
-def test_success_counts_prompts_and_not_seeds():
-    one = success([[1, 0, 1, 1]], ["a"])
-    seeds = success([[1, 0, 1, 1]] * 3, ["a"] * 3)
-    tasks = success([[1, 0, 1, 1]] * 3, ["a", "b", "c"])
-    assert one is not None and seeds is not None and tasks is not None  # noqa: PT018
-    assert one.value == seeds.value == tasks.value == 0.75
-    assert seeds.high - seeds.low == pytest.approx(one.high - one.low, rel=0.2)
-    assert tasks.high - tasks.low < 0.8 * (one.high - one.low)
-    assert success([[], []], ["a", "b"]) is None
+def test_seeds_that_differ_widen_the_interval():
+    equal = outcomes(first(0.5), first(0.5), first(0.5)).success
+    shuffled = outcomes([1, 1, 0, 0] * 5, [0, 0, 1, 1] * 5).success
+    differ = outcomes([1, 1, 1, 1, 0] * 4, [0, 0, 0, 0, 1] * 4).success
+    assert equal.value == shuffled.value == differ.value == 0.5
+    assert differ.high - differ.low > shuffled.high - shuffled.low
+    # One seed's questions are the sample, however often they are asked.
+    once = outcomes(first(0.5)).success
+    assert equal.high - equal.low == pytest.approx(once.high - once.low, rel=0.01)
+
+
+def test_a_share_of_success_is_paired_by_question():
+    lora = outcomes(first(0.8))
+    share = share_of_success(outcomes(first(0.6)), lora)
+    assert share is not None
+    assert share.value == pytest.approx(0.75)
+    assert 0.3 < share.low < 0.75 < share.high < 1.2
+    # Equal answers leave the arm's own interval.
+    same, own = share_of_success(lora, lora), lora.success
+    assert same == Estimate(1.0, own.low / 0.8, own.high / 0.8)
+    assert share_of_success(lora, outcomes(first(0.0))) is None
+    assert share_of_success(lora, outcomes(first(0.8), first(0.8))) is None
+    assert share_of_success(None, lora) is None
+
+
+def test_outcomes_are_in_the_order_of_seeds_and_tasks():
+    made = Outcomes.of(
+        {(1, "b"): [0, 1], (0, "b"): [1, 1], (1, "a"): [0.5], (0, "a"): [0]}, {"a": ["x"], "b": ["y", "x"]}
+    )
+    assert made is not None
+    assert made.right_sn.tolist() == [[0, 1, 1], [0.5, 0, 1]]
+    assert made.question_n.tolist() == [0, 1, 0]
+    assert made.by_question().tolist() == [[1, 1], [1.5, 0]]
+    assert Outcomes.of({(0, "a"): []}, {"a": []}) is None
 
 
 def test_shares_are_of_what_lora_gains_with_the_same_seed():

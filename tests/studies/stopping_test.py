@@ -57,7 +57,9 @@ def test_a_loss_that_rises_ends_the_run_and_a_single_rise_does_not():
     course = course_of(lambda step: 1 + (step / 30 - 1) ** 2, Rule(budget=4096))
     assert course.end == "converged"
     assert course.points[-2].step < 100
-    assert still_to_come([2.0, 1.5, 1.0, 1.1]) > 0
+    # One rise may be noise, however little was gained before.
+    assert still_to_come([2.0, 1.5, 1.499, 1.51]) == math.inf
+    assert still_to_come([2.0, 1.5, 1.4, 1.41, 1.3]) < math.inf
     assert still_to_come([2.0, 1.0, 1.1, 1.2]) == 0
 
 
