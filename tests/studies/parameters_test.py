@@ -174,4 +174,4 @@ def test_a_study_without_time_begins_nothing_and_says_so(base: Path, tmp_path: P
     assert not list(tmp_path.glob("runs/**/*.json"))
     printed = capsys.readouterr()
     assert "the same command goes on" in printed.err
-    assert re.search(r"about \d+ minutes on two cores for 8 runs", printed.out)
+    assert re.search(r"about \d+ minutes on two cores for 10 runs", printed.out)
