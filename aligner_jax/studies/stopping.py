@@ -21,7 +21,8 @@ class Rule:
 
     Attributes:
       budget: steps of a run at most.
-      tolerance: share of the held-out loss; a run has converged if less than that is still to come.
+      tolerance: share of the held-out loss; a run has converged if at two successive measurements less than that is
+        still to come, or if its loss rises twice.
       first: step of the first measurement.
       growth: factor between the steps of measurements.
       decay: share of the run's steps in which the rate falls.
@@ -60,6 +61,7 @@ class Course:
         self.points = [Point(0, base_loss)]
         self.end: End | None = None
         self._apart: list[float] = []
+        self._near = 0
         self._decay_from = self._last = 0
         self.next_point = min(rule.first, _constant(rule.budget, rule))
 
@@ -89,7 +91,10 @@ class Course:
         before = self.points[-2].step
         if before == 0 or step >= self._following(before):
             self._apart.append(loss)
-            if still_to_come(self._apart) <= self._rule.tolerance * loss:
+            left = still_to_come(self._apart)
+            # One small gain may be noise; two rises are past the best.
+            self._near = self._near + 1 if left <= self._rule.tolerance * loss else 0
+            if self._near == 2 or left == 0:
                 self.end = "converged"
         if self.end is None and step >= constant:
             self.end = "budget"

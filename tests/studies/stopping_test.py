@@ -31,9 +31,10 @@ def test_a_run_converges_when_little_is_left():
     course = course_of(lambda step: 1.5 + (step + 1) ** -1.0, rule)
     assert course.end == "converged"
     constant = course.points[-2]
-    # The true rest is within the tolerance, and was not at the point before.
+    # The true rest is within the tolerance, as at the point before, and was not earlier.
     assert constant.loss - 1.5 <= 1.1 * rule.tolerance * constant.loss
-    assert course.points[-3].loss - 1.5 > rule.tolerance * constant.loss
+    assert course.points[-3].loss - 1.5 <= 1.1 * rule.tolerance * course.points[-3].loss
+    assert course.points[-4].loss - 1.5 > rule.tolerance * course.points[-4].loss
     # A quarter of the run is the decay.
     assert course.points[-1].step == pytest.approx(constant.step / 0.75, abs=1)
 
@@ -61,6 +62,12 @@ def test_a_loss_that_rises_ends_the_run_and_a_single_rise_does_not():
     assert still_to_come([2.0, 1.5, 1.499, 1.51]) == math.inf
     assert still_to_come([2.0, 1.5, 1.4, 1.41, 1.3]) < math.inf
     assert still_to_come([2.0, 1.0, 1.1, 1.2]) == 0
+
+
+def test_one_small_gain_is_no_sign_of_convergence():
+    losses = {12: 1.554, 18: 1.439, 27: 1.348, 40: 1.347, 60: 1.24, 90: 1.15, 135: 1.08, 150: 1.07, 200: 1.0}
+    assert still_to_come([losses[step] for step in (12, 18, 27, 40)]) < 0.005 * losses[40]
+    assert course_of(lambda step: losses.get(step, 2.0), Rule(budget=200)).end == "budget"
 
 
 def test_a_loss_that_is_no_number_ends_the_run_at_once():
