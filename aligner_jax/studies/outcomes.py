@@ -59,13 +59,14 @@ class Outcomes:
 def share_of_success(part: Outcomes | None, whole: Outcomes | None) -> Estimate | None:
     """Returns an arm's successes relative to the reference's, with a 95 % interval.
 
-    Both are paired by seed and question (`estimates.ratio`). If they differ nowhere, the interval is that of the arm's
-    own success, relative to the reference's. None if one is missing, or if the reference has no success.
+    Both are paired by seed and question (`estimates.ratio`). If they differ nowhere, or if the arm has no success, the
+    interval is that of the arm's own success, relative to the reference's. None if one is missing, or if the reference
+    has no success.
     """
     if part is None or whole is None or part.right_sn.shape != whole.right_sn.shape or not whole.right_sn.any():
         return None
     part_sq, whole_sq = part.by_question(), whole.by_question()
-    if part_sq.shape[1] > 1 and not np.array_equal(part_sq, whole_sq):
+    if part_sq.shape[1] > 1 and part_sq.any() and not np.array_equal(part_sq, whole_sq):
         return ratio(part_sq, whole_sq)
     own, base = part.success, whole.success.value
     return Estimate(own.value / base, own.low / base, own.high / base)

@@ -73,6 +73,10 @@ def test_a_share_of_success_is_paired_by_question():
     # Equal answers leave the arm's own interval.
     same, own = share_of_success(lora, lora), lora.success
     assert same == Estimate(1.0, own.low / 0.8, own.high / 0.8)
+    none = share_of_success(outcomes(first(0.0)), lora)
+    assert none is not None
+    assert none.low == none.value == 0
+    assert none.high > 0.2
     assert share_of_success(lora, outcomes(first(0.0))) is None
     assert share_of_success(lora, outcomes(first(0.8), first(0.8))) is None
     assert share_of_success(None, lora) is None
