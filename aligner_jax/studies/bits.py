@@ -15,8 +15,9 @@ from aligner_jax.studies.results import Cell
 from aligner_jax.studies.study import Study
 from aligner_jax.studies.table_text import markdown
 
-_MARKERS = ("o-", "s--", "^:", "D-.")
-"""Markers and lines of the arms of one kind, which share a colour."""
+_LINES = ("-", "--", ":", "-.")
+"""Lines of the arms of one kind, which share a colour."""
+_MARKERS = dict(zip(DTYPES, ("o", "s", "^", "D", "v"), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,26 +86,24 @@ def table(family: str, measured: Sequence[Compact]) -> str:
 def plot(family: str, measured: Sequence[Compact], path: Path) -> list[Path]:
     """Writes the figure of success against bytes, and returns its files."""
     with figure(6, 4) as (drawn, axes):
-        of_kind: dict[str, Iterator[str]] = {each.kind: itertools.cycle(_MARKERS) for each in measured}
+        of_kind: dict[str, Iterator[str]] = {each.kind: itertools.cycle(_LINES) for each in measured}
         for arm in dict.fromkeys(each.arm for each in measured):
             points = sorted((each for each in measured if each.arm == arm), key=lambda each: each.nbytes)
+            colour, style = COLOURS.get(points[0].kind, OTHER), next(of_kind[points[0].kind])
             values = [100 * each.success.value for each in points]
-            below = [100 * (each.success.value - each.success.low) for each in points]
-            above = [100 * (each.success.high - each.success.value) for each in points]
-            style = next(of_kind[points[0].kind])
-            axes.errorbar(
-                [each.nbytes for each in points], values, yerr=[below, above], fmt=style, capsize=3, linewidth=1,
-                color=COLOURS.get(points[0].kind, OTHER), label=arm,
-            )  # fmt: skip
+            axes.plot([each.nbytes for each in points], values, style, color=colour, linewidth=1, label=arm)
             for each, value in zip(points, values, strict=True):
-                axes.annotate(
-                    each.dtype, (each.nbytes, value), xytext=(0, -12), textcoords="offset points", ha="center",
-                    fontsize=7,
+                below, above = value - 100 * each.success.low, 100 * each.success.high - value
+                axes.errorbar(
+                    each.nbytes, value, yerr=[[below], [above]], fmt=_MARKERS[each.dtype], capsize=3, linewidth=1,
+                    markersize=5, color=colour,
                 )  # fmt: skip
+        for dtype, marker in _MARKERS.items():
+            axes.plot([], [], marker, color=OTHER, markersize=5, label=dtype)
         axes.set_xscale("log")
-        axes.set_ylim(-4, 106)
+        axes.set_ylim(min(100 * each.success.low for each in measured) - 8, 104)
         axes.set_xlabel("bytes of an adapter's arrays")
         axes.set_ylabel("success on held-out prompts (%)")
         axes.set_title(f"{family}, 95 % intervals over questions and seeds")
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=7, ncols=2, loc="lower right")
         return save(drawn, path)
