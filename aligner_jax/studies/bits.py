@@ -8,12 +8,11 @@ from pathlib import Path
 from aligner_jax.evals.estimates import Estimate
 from aligner_jax.peft.compact import DTYPES, AdapterDtype
 from aligner_jax.studies.arms import Arm
-from aligner_jax.studies.curve_table import percent
+from aligner_jax.studies.curve_table import markdown, percent
 from aligner_jax.studies.figures import COLOURS, OTHER, figure, save
 from aligner_jax.studies.outcomes import Outcomes
 from aligner_jax.studies.results import Cell
 from aligner_jax.studies.study import Study
-from aligner_jax.studies.table_text import markdown
 
 _LINES = ("-", "--", ":", "-.")
 """Lines of the arms of one kind, which share a colour."""

@@ -8,7 +8,6 @@ from aligner_jax.evals.estimates import Estimate
 from aligner_jax.studies.curve import REFERENCE, SHARE, Reached, needed_by_kind
 from aligner_jax.studies.rates import best_rate
 from aligner_jax.studies.study import Plan, Study
-from aligner_jax.studies.table_text import markdown
 
 NOTE = """\
 Intervals are 95 %: of a success over questions, and over seeds if there are several; of test losses and shares over
@@ -96,6 +95,20 @@ def needed_table(families: Mapping[str, Sequence[Reached]]) -> str:
     header = ["family", f"success of {REFERENCE}", *(f"parameters of {kind} for {SHARE:.0%} of it" for kind in kinds)]
     note = "Interpolated between arms; intervals are a bootstrap over questions and seeds."
     return f"## Parameters for {SHARE:.0%} of {REFERENCE}'s success\n\n{markdown(header, rows)}\n{note}\n"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table. The first column is text, and the others are numbers."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+
+    def padded(row: Sequence[str]) -> str:
+        first, *others = zip(row, widths, strict=True)
+        cells = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]
+        return f"| {' | '.join(cells)} |"
+
+    first, *others = widths
+    rule = f"| {'-' * first} | {' | '.join('-' * (width - 1) + ':' for width in others)} |"
+    return "\n".join([padded(header), rule, *map(padded, rows)]) + "\n"
 
 
 def percent(share: Estimate | None) -> str:

@@ -2,10 +2,10 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from aligner_jax.data.documents import Document, tokenize_examples
+from aligner_jax.data.documents import Document, Summary, tokenize_examples
 from aligner_jax.data.pipeline import eval_batches, train_batches
 from aligner_jax.data.sources import Example
 from aligner_jax.data.templates import render_prompt
@@ -114,18 +114,40 @@ class PreparedAnswers:
         return [float(each.check(answer)) for each, answer in zip(self.task.prompts, answers, strict=True)]
 
     def _documents(self, examples: Sequence[Example]) -> list[Document]:
-        length = self._rows.length
-        try:
-            documents, summary = tokenize_examples(
-                examples, self._tokenizer, TEMPLATE, system=SYSTEM, sequence_length=length, overlong="drop"
-            )
-        except InputError as error:
-            raise InputError(f"{self.task.name}: {error} (--length is {length})") from error
-        self.left_out += summary.dropped
+        documents, left_out = tokenized(tokenize_examples, examples, self._tokenizer, self.task, self._rows)
+        self.left_out += left_out
         return documents
 
     def _batches(self, documents: Sequence[Document]) -> list[Batch]:
         return eval_batches(documents, batch_size=self._rows.rows, sequence_length=self._rows.length)
+
+
+def tokenized[T](
+    tokenize: Callable[..., tuple[list[T], Summary]],
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    task: Task,
+    rows: Rows,
+) -> tuple[list[T], int]:
+    """Returns the tokenized examples, and the number of those that are longer than a row and left out.
+
+    Args:
+      tokenize: `tokenize_examples` or `tokenize_pairs`.
+      examples: examples of a part of the task.
+      tokenizer: tokenizer of the base.
+      task: the task, which errors name.
+      rows: shape of the batches.
+
+    Raises:
+      InputError: all examples are longer than a row.
+    """
+    try:
+        found, summary = tokenize(
+            examples, tokenizer, TEMPLATE, system=SYSTEM, sequence_length=rows.length, overlong="drop"
+        )
+    except InputError as error:
+        raise InputError(f"{task.name}: {error} (--length is {rows.length})") from error
+    return found, summary.dropped
 
 
 def tokenizer_of(base: Base) -> Tokenizer:

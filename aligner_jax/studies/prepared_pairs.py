@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from aligner_jax.data.pair_rows import eval_pair_batches, train_pair_batches
 from aligner_jax.data.pairs import Pair, documents_of, prompt_numbers, tokenize_pairs
 from aligner_jax.data.sources import Example
-from aligner_jax.errors import InputError
 from aligner_jax.evals import preference
 from aligner_jax.objectives import preference as preference_loss
 from aligner_jax.objectives.batch import Batch
@@ -15,7 +14,7 @@ from aligner_jax.objectives.dpo import DPOOptions
 from aligner_jax.objectives.loss import Loss
 from aligner_jax.peft import Adapter
 from aligner_jax.studies.families.task import Task
-from aligner_jax.studies.prepared import SYSTEM, TEMPLATE, Prepared, PreparedAnswers, Rows, digest, tokenizer_of
+from aligner_jax.studies.prepared import Prepared, PreparedAnswers, Rows, digest, tokenized, tokenizer_of
 from aligner_jax.weights.base import Base
 
 OPTIONS = DPOOptions()
@@ -43,7 +42,7 @@ class PreparedPairs:
         self._train, self._heldout, self._test = map(self._pairs, (task.train, task.heldout, task.test))
         self.digest = digest(documents_of([*self._train, *self._heldout]))
         self.test_digest = digest(documents_of(self._test))
-        # Of each prompt there is one pair.
+        # Each prompt has one pair.
         self.questions: Sequence[str] = [str(number) for number in prompt_numbers(self._test)]
 
     def batches(self, seed: int) -> Iterator[Batch]:
@@ -72,12 +71,6 @@ class PreparedPairs:
         )  # fmt: skip
 
     def _pairs(self, examples: Sequence[Example]) -> list[Pair]:
-        length = self._rows.length
-        try:
-            pairs, summary = tokenize_pairs(
-                examples, self._tokenizer, TEMPLATE, system=SYSTEM, sequence_length=length, overlong="drop"
-            )
-        except InputError as error:
-            raise InputError(f"{self.task.name}: {error} (--length is {length})") from error
-        self.left_out += summary.dropped
+        pairs, left_out = tokenized(tokenize_pairs, examples, self._tokenizer, self.task, self._rows)
+        self.left_out += left_out
         return pairs
