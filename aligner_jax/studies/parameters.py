@@ -70,6 +70,7 @@ def arguments() -> argparse.Namespace:
     add("--seeds", type=positive, help="of every arm and task (default %(default)s)")
     add("--budget", type=positive, help="optimizer steps of a run at most (default %(default)s)")
     add("--tolerance", type=float, default=Rule.tolerance, help="share of the loss still to come at the end")
+    add("--warmup", type=positive, default=Rule.warmup, help="steps in which the rate rises (default %(default)s)")
     add("--rows", type=positive, help="a step (default %(default)s)")
     add("--length", type=positive, help="tokens a row; longer examples are left out (default %(default)s)")
     add("--train", type=positive, help="training examples of a task (default %(default)s)")
@@ -99,8 +100,8 @@ def run(args: argparse.Namespace) -> int:
         by_family.setdefault(task.family, []).append(task.name)
     plan = Plan(
         arms={name: ARMS[name] for name in args.arms} | {arm.name: arm for arm in args.arm}, families=by_family,
-        seeds=args.seeds,
-        rule=Rule(budget=args.budget, tolerance=args.tolerance), rows=rows, optim=OptimConfig(weight_decay=0.0),
+        seeds=args.seeds, rule=Rule(budget=args.budget, tolerance=args.tolerance, warmup=args.warmup), rows=rows,
+        optim=OptimConfig(weight_decay=0.0),
     )  # fmt: skip
     runs, minutes = plan.forecast({task.family: task for task in made}, rounded=args.bits)
     print(f"about {minutes:.0f} minutes on two cores for {runs} runs; finished ones are kept", flush=True)
