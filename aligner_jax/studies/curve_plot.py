@@ -16,6 +16,8 @@ from aligner_jax.studies.study import Study
 
 _STYLES = (".-", ".--", ".:", ".-.")
 """Lines of the arms of one kind, which share a colour."""
+_OFFSETS = (5, -5, -15, -25, -35, -45)
+"""Places of a label in points: above its interval or, where another label is, below it."""
 
 
 def plot_family(family: str, base: Estimate | None, arms: Sequence[Reached], path: Path) -> list[Path]:
@@ -34,14 +36,15 @@ def plot_family(family: str, base: Estimate | None, arms: Sequence[Reached], pat
             axes.annotate(
                 "base", (0.01, 100 * base.value), xycoords=("axes fraction", "data"), va="bottom", color=OTHER
             )
-        for number, (each, of) in enumerate(shown):
-            _point(axes, number, each, of)
+        for each, of in shown:
+            _point(axes, each, of)
         for kind in dict.fromkeys(each.kind for each, _ in shown):
             _line(axes, [(each.parameters, 100 * of.value) for each, of in shown if each.kind == kind], kind)
         axes.set_xscale("log")
         lows, highs = [100 * of.low for _, of in shown], [100 * of.high for _, of in shown]
-        axes.set_ylim(min(-4, min(lows) - 6), max(106, max(highs) + 6))
+        axes.set_ylim(min(-4, min(lows) - 6), max(112, max(highs) + 6))
         axes.set_xlim(min(each.parameters for each, _ in shown) / 3, max(each.parameters for each, _ in shown) * 3)
+        _label(axes, shown)
         axes.set_xlabel("trained parameters")
         if by_success:
             axes.set_ylabel("success on held-out prompts (%)")
@@ -114,18 +117,29 @@ def plot_courses(study: Study, task: str, arms_by_name: Mapping[str, Arm], path:
         return save(drawn, path)
 
 
-def _point(axes: Axes, number: int, each: Reached, success: Estimate) -> None:
+def _point(axes: Axes, each: Reached, success: Estimate) -> None:
     value, low, high = (100 * x for x in (success.value, success.low, success.high))
-    colour = COLOURS.get(each.kind, OTHER)
     axes.errorbar(
-        each.parameters, value, yerr=[[value - low], [high - value]], fmt="o", color=colour, markersize=5, capsize=3,
-        linewidth=1.2,
+        each.parameters, value, yerr=[[value - low], [high - value]], fmt="o", color=COLOURS.get(each.kind, OTHER),
+        markersize=5, capsize=3, linewidth=1.2,
     )  # fmt: skip
-    end, offset, side = (low, -5, "top") if number % 2 else (high, 5, "bottom")
-    axes.annotate(
-        each.arm, (each.parameters, end), xytext=(0, offset), textcoords="offset points", ha="center", va=side,
-        color=colour, fontsize=8,
-    )  # fmt: skip
+
+
+def _label(axes: Axes, shown: Sequence[tuple[Reached, Estimate]]) -> None:
+    """Writes the names of arms, none over another. Scales and limits of the axes are those of the finished figure."""
+    taken = []
+    for each, success in shown:
+        for offset in _OFFSETS:
+            end = 100 * (success.high if offset > 0 else success.low)
+            label = axes.annotate(
+                each.arm, (each.parameters, end), xytext=(0, offset), textcoords="offset points", ha="center",
+                va="bottom" if offset > 0 else "top", color=COLOURS.get(each.kind, OTHER), fontsize=8,
+            )  # fmt: skip
+            box = label.get_window_extent()
+            if offset == _OFFSETS[-1] or not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            label.remove()
 
 
 def _line(axes: Axes, points: Sequence[tuple[int, float]], kind: str) -> None:

@@ -1,9 +1,11 @@
 """Figures and tables of made-up results: shares, intervals, and families that have no numbers."""
 
+import itertools
 import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from aligner_jax.evals.estimates import Estimate
 from aligner_jax.studies import bits, curve_plot, curve_table
@@ -68,3 +70,18 @@ def test_arms_of_one_kind_are_told_apart_by_their_lines(tmp_path: Path):
     assert "bytes of an adapter" in svg.read_text()
     assert "| aligner_10 |" in " ".join(bits.table("form", measured).split())
     assert bits.table("form", []) == ""
+
+
+def test_no_name_of_an_arm_is_over_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    boxes = []
+
+    def extents(drawn, path):
+        boxes.extend((text.get_text(), text.get_window_extent()) for text in drawn.axes[0].texts)
+        return []
+
+    monkeypatch.setattr(curve_plot, "save", extents)
+    arms = [arm("aligner_1", 828, 9), arm("aligner_1_sums", 828, 8), arm("aligner_3", 1980, 9)]
+    curve_plot.plot_family("form", None, [*arms, arm("bias", 900, 9), arm("lora_8", 1000, 10)], tmp_path / "form")
+    assert len(boxes) == 5
+    for (first, box), (second, other) in itertools.combinations(boxes, 2):
+        assert not box.overlaps(other), (first, second)
