@@ -126,7 +126,10 @@ def _point(axes: Axes, each: Reached, success: Estimate) -> None:
 
 
 def _label(axes: Axes, shown: Sequence[tuple[Reached, Estimate]]) -> None:
-    """Writes the names of arms, none over another. Scales and limits of the axes are those of the finished figure."""
+    """Writes the names of arms, none over another as long as there are places for it.
+
+    Scales and limits of the axes are those of the finished figure.
+    """
     taken = []
     for each, success in shown:
         for offset in _OFFSETS:
