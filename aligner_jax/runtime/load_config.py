@@ -69,7 +69,8 @@ def load_config(
         raise
     except BaseException as error:
         # SystemExit is caught too: it would end the command with status 0.
-        raise InputError(f"config file {file} fails{_line_of(error, file)}: {_describe(error)}") from error
+        kind = "" if file.endswith(".py") else "; a config file is a Python file (.py) with a function get_config()"
+        raise InputError(f"config file {file} fails{_line_of(error, file)}: {_describe(error)}{kind}") from error
     if get_config is None:
         raise InputError(f"config file {file} has no function get_config()")
     if not isinstance(config, dict | ConfigDict):
