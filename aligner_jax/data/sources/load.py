@@ -27,6 +27,7 @@ from aligner_jax.data.sources.source import WANTED, Dropped, Source, check_worth
 from aligner_jax.data.sources.ultrafeedback import ULTRAFEEDBACK
 from aligner_jax.data.sources.unused import Unused, told
 from aligner_jax.errors import InputError, one_line
+from aligner_jax.files.config_files import find_packaged
 from aligner_jax.files.content import is_folder
 
 _ALL = (
@@ -91,6 +92,7 @@ def load_dataset(path: Path | str, format: str = "auto", fields: Mapping[str, st
         fit; the message names file and line.
     """
     source = None if format == "auto" and not fields else find_source(format, fields)
+    path = find_packaged(path)
     if prepared.is_prepared(path):
         return _checked(path, Dataset(*prepared.read_prepared(path, source.name if source else None)))
     if is_folder(path):
