@@ -23,13 +23,12 @@ of `hf auth login`.
 
 from typing import Any
 
-from absl import flags
-
 from aligner_jax.errors import InputError
 from aligner_jax.exports.forms import EXPORT_FORMS
 from aligner_jax.exports.request import ExportRequest
 from aligner_jax.exports.run import export
 from aligner_jax.runtime import command
+from aligner_jax.runtime import verb_flags as flags
 from aligner_jax.runtime.files import place
 
 BASE = flags.DEFINE_string(

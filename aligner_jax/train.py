@@ -7,9 +7,8 @@ event files, checkpoints/ and, at the end, adapter.safetensors (for a sweep: ada
 The same command resumes a run that was interrupted.
 """
 
-from absl import flags
-
 from aligner_jax.runtime import command, distributed
+from aligner_jax.runtime import verb_flags as flags
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.runtime.files import place
 from aligner_jax.tasks.first_adapter import method_choice

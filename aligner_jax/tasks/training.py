@@ -1,5 +1,6 @@
 """One training run from start to end: base, adapter, data, steps, the adapter's file and the report."""
 
+import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -34,14 +35,34 @@ from aligner_jax.tasks.task import TaskInputs
 from aligner_jax.weights.base import Base, load_base, locate, unused_model
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Results of a finished run: the trained adapter, or a sweep's stack of adapters, and the frozen base."""
+
+    adapter: Adapter
+    base: Base
+
+
 def train(config: TrainConfig, workdir: Path, console: Console) -> Adapter:
-    """Runs the training from start to end and returns the trained adapter.
+    """Returns the adapter that `run_training` trains."""
+    return run_training(config, workdir, console).adapter
+
+
+def run_training(config: TrainConfig, workdir: Path, console: Console, *, owns_process: bool = True) -> Trained:
+    """Runs the training from start to end.
+
+    Args:
+      config: config of the run.
+      workdir: folder of the run.
+      console: console for progress and results.
+      owns_process: True in a command. In a user's process nothing ends the process: a second signal interrupts at
+        once, and a wait that is too long is only told.
 
     Raises:
       InputError: the config, the base, the data or the workdir cannot be used, or they differ between processes.
       Stopped: the process was asked to stop.
     """
-    with StopRequests(config.steps) as stop_requests:
+    with StopRequests(config.steps, owns_process=owns_process) as stop_requests:
         config = complete(config)
         agreement.check_same_config(config)
         before_after.check_form(config.report.form)
@@ -60,7 +81,7 @@ def _train_on(
     workdir: Workdir,
     stop_requests: StopRequests,
     console: Console,
-) -> Adapter:
+) -> Trained:
     base = _load_base(mesh, rules, config, console)
     adapter = first_adapter(config, base.config, base)
     num_adapters = config.sweep.num_adapters
@@ -89,7 +110,7 @@ def _train_on(
 
     origin, folder = Origin(config, task.input_digests, workdir.path, parse_complete), workdir.path / "checkpoints"
     with (
-        Watchdog(config.stall) as watchdog,
+        Watchdog(config.stall, ends_process=stop_requests.owns_process) as watchdog,
         Checkpoints(folder, keep=config.checkpoint.keep, origin=origin, check=workdir.check) as checkpoints,
     ):
         watchdog.waiting_for("the checkpoint to go on from", compiles=True)
@@ -130,7 +151,7 @@ def _train_on(
         console.out(f"saved: {path}, {path.stat().st_size:,} bytes")
     if task.has_heldout:
         task.report(adapter, workdir.path / "adapter.safetensors")
-    return adapter
+    return Trained(adapter, base)
 
 
 def _load_base(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, console: Console) -> Base:
