@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from aligner_jax.data.sources.example import Example, Instruction, Message
+from aligner_jax.data.sources.example import Example, Instruction, Message, Text
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
 
@@ -23,7 +23,7 @@ _WITHOUT_INPUT = (
 
 
 def segments(example: Example, tokenizer: Tokenizer, template: str, system: str | None = None) -> Segments:
-    """Returns the example's text in pieces, up to the end of its last target.
+    """Returns the example's text in pieces, up to the end of its last target. A plain text is one piece, the target.
 
     The caller adds EOS, and BOS by `Tokenizer.encode(first, bos=tokenizer.add_bos)`, which does not double the BOS that
     a chat template writes.
@@ -40,7 +40,12 @@ def segments(example: Example, tokenizer: Tokenizer, template: str, system: str 
     Raises:
       InputError: the template is unknown, or the example does not fit it; the message names file and line.
     """
-    return _template(template).segments(example, tokenizer, system)
+    chosen = _template(template)
+    if isinstance(example.record, Text):
+        if system is not None:
+            raise InputError(f"{example.where}: a plain text has no place for a system prompt; leave data.system out")
+        return [(example.record.text, True)]
+    return chosen.segments(example, tokenizer, system)
 
 
 def render_prompt(
@@ -57,7 +62,9 @@ def render_prompt(
 
 
 def render_example_prompt(example: Example, tokenizer: Tokenizer, template: str, system: str | None = None) -> str:
-    """Returns the text before the example's last answer; see `render_prompt`."""
+    """Returns the text before the example's last answer, "" for a plain text; see `render_prompt`."""
+    if isinstance(example.record, Text):
+        return ""
     return _template(template).prompt(example, tokenizer, system)
 
 
