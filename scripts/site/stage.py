@@ -5,6 +5,7 @@ from pathlib import Path
 
 from scripts.site.markdown import Link, with_links
 from scripts.site.pages import INDEX, present
+from scripts.site.reference import REFERENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,6 +22,10 @@ def stage(folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         text = (ROOT / page).read_text(encoding="utf-8")
         target.write_text(with_links(text, lambda link, page=page: _link(link, page, folder)), encoding="utf-8")
+    for page, write in REFERENCE.items():
+        (folder / page).parent.mkdir(parents=True, exist_ok=True)
+        (folder / page).write_text(write(), encoding="utf-8")
+    sections["Reference"] = list(REFERENCE)
     with (folder / "index.md").open("a", encoding="utf-8") as index:
         for title, pages in sections.items():
             index.write(_toctree(title, pages))
