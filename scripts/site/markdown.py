@@ -7,7 +7,7 @@ from typing import NamedTuple
 _TOKEN = re.compile(
     r"^(?P<indent> *)(?P<fence>```+)(?P<language>[^\n`]*)\n(?P<code>.*?)^ *(?P=fence)[ ]*$"
     r"|(?P<link>!?\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^()\s]+)\))"
-    r"|`[^`\n]+`"
+    r"|`(?P<inline>(?:[^`\n]|\n(?!\s*\n))+)`"
     r"|^(?P<heading>\#+)[ ]+(?P<title>[^\n]+)$",
     re.MULTILINE | re.DOTALL,
 )
@@ -50,6 +50,17 @@ def _links(text: str, page: str, start: int) -> Iterator[Link]:
         if token["link"]:
             yield Link(_line(page, start + token.start()), token["text"], token["target"])
             yield from _links(token["text"], page, start + token.start("text"))
+
+
+def inline_code(page: str) -> list[tuple[int, str]]:
+    """Returns the code within a page's text, with the number of the line that it begins in."""
+    found = []
+    for token in _TOKEN.finditer(page):
+        if token["inline"]:
+            found.append((_line(page, token.start()), token["inline"]))
+        elif token["link"]:
+            found += [(_line(page, token.start()), code) for _, code in inline_code(token["text"])]
+    return found
 
 
 def with_links(page: str, change: Callable[[Link], str]) -> str:
