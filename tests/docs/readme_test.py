@@ -40,20 +40,12 @@ def test_both_kinds_of_results_are_there():
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: " ".join(list(row.values())[:2]))
-def test_a_row_has_the_numbers_of_one_line_of_its_page(row: dict[str, str]):
+def test_a_row_has_the_cells_of_one_line_of_its_page(row: dict[str, str]):
     page = ROOT / re.search(r"\]\((docs/\w+\.md)\)", row["page"])[1]
-    wanted = [number for column, cell in row.items() if column not in ("page", "command") for number in numbers(cell)]
-    assert len(wanted) >= 4
-
-    def holds(line: str) -> bool:
-        rest = numbers(line)
-        for number in wanted:
-            if number not in rest:
-                return False
-            rest.remove(number)
-        return line.startswith(f"| {next(iter(row.values()))} |")
-
-    assert any(holds(line) for line in page.read_text().splitlines()), f"{page.name} has no line with {wanted}"
+    wanted = {cell for column, cell in row.items() if column not in ("page", "command")}
+    assert len(wanted) >= 3
+    lines = [{cell.strip() for cell in line.split("|")} for line in page.read_text().splitlines()]
+    assert any(wanted <= cells for cells in lines), f"{page.name} has no line with {wanted}"
 
 
 @pytest.mark.parametrize("command", sorted({row["command"].strip("`") for row in rows()}))
