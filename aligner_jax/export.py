@@ -30,6 +30,7 @@ import numpy as np
 from absl import flags
 
 from aligner_jax.data.prompt_format import PromptFormat
+from aligner_jax.data.templates import TEMPLATES
 from aligner_jax.errors import InputError
 from aligner_jax.exports import summary
 from aligner_jax.exports.adapter_folder import fill_adapter_folder
@@ -88,7 +89,7 @@ ROWS = flags.DEFINE_integer("rows", 256, "Most examples of --data that are used.
 TEMPLATE = flags.DEFINE_enum(
     "template",
     "auto",
-    ["auto", "alpaca", "chat"],
+    ["auto", "none", *TEMPLATES],
     "Template of the examples of --data; auto: that of the adapter's file.",
 )
 RUN = flags.DEFINE_string(
@@ -177,9 +178,7 @@ def _write_form(folder: Path, name: str) -> list[str]:
 
 
 def _nearest(stored: StoredBase, artifact: Artifact, adapter: Adapter) -> Nearest:
-    prompt_format = PromptFormat.resolve(
-        cast(str, TEMPLATE.value), None, {str(artifact.path): artifact}, others=("chat",)
-    )
+    prompt_format = PromptFormat.resolve(cast(str, TEMPLATE.value), None, {str(artifact.path): artifact})
     base = load_whole(stored)
     heldout = read_heldout(cast(str, DATA.value), cast(int, ROWS.value), base, prompt_format)
     return approximate(base, adapter, heldout)
