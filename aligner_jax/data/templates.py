@@ -31,10 +31,11 @@ def segments(example: Example, tokenizer: Tokenizer, template: str, system: str 
     Args:
       example: example of any source.
       tokenizer: tokenizer of the base, with the chat template for "chat".
-      template: one of `TEMPLATES`. "alpaca": the prompt of Stanford Alpaca, with the answer directly after
-        `### Response:` as in the paper's code; it takes conversations of one question and one answer. "chat": the
-        tokenizer's chat template; targets are the assistant's turns with their end tokens. If the generation prompt
-        opens a thought (`<think>`) that finished turns lack, the answer begins by ending it.
+      template: one of `TEMPLATES`, or "none". "none": the question as it is, with the answer directly after it.
+        "alpaca": the prompt of Stanford Alpaca, with the answer directly after `### Response:` as in the paper's code.
+        Both take conversations of one question and one answer. "chat": the tokenizer's chat template; targets are the
+        assistant's turns with their end tokens. If the generation prompt opens a thought (`<think>`) that finished
+        turns lack, the answer begins by ending it.
       system: system turn of the chat template, for an example that has none; it replaces the template's default.
 
     Raises:
@@ -76,9 +77,26 @@ class Template(NamedTuple):
 
 
 def _template(name: str) -> Template:
+    if name == "none":
+        return _NONE
     if name not in TEMPLATES:
         raise InputError(f"the template {name!r} is unknown; there are {', '.join(TEMPLATES)}")
     return TEMPLATES[name]
+
+
+def _plain(example: Example, tokenizer: Tokenizer, system: str | None) -> Segments:
+    if system is not None:
+        raise InputError("the template 'none' has no place for a system prompt")
+    roles = [message["role"] for message in example.messages()]
+    if roles != ["user", "assistant"]:
+        raise InputError(
+            f"{example.where}: the template 'none' takes one user and one assistant turn, not {', '.join(roles)}"
+        )
+    return [(example.question, False), (example.answer, True)]
+
+
+def _plain_prompt(example: Example, tokenizer: Tokenizer, system: str | None) -> str:
+    return _plain(example, tokenizer, system)[0][0]
 
 
 def _alpaca(example: Example, tokenizer: Tokenizer, system: str | None) -> Segments:
@@ -184,3 +202,4 @@ def _through_end(turn: str, content: str, ends: list[str]) -> str:
 
 
 TEMPLATES: dict[str, Template] = {"alpaca": Template(_alpaca, _alpaca_prompt), "chat": Template(_chat, _chat_prompt)}
+_NONE = Template(_plain, _plain_prompt)
