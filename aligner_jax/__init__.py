@@ -9,12 +9,19 @@ logits_btv = aj.apply(base.params, adapter, tokens_bt, config=base.config)
 ```
 """
 
+import sys as _sys
+
 from aligner_jax.runtime import starting as _starting
 
 # Comes first: the imports below take seconds, and Ctrl-C may be pressed meanwhile.
 _starting.begin()
 
 try:
+    from aligner_jax.api.configs import load_config
+    from aligner_jax.api.evaluation import evaluate
+    from aligner_jax.api.exporting import export
+    from aligner_jax.api.package import Package as _Package
+    from aligner_jax.api.training import TrainedRun, train
     from aligner_jax.decoding.sampler import sample
     from aligner_jax.errors import InputError
     from aligner_jax.model.config import LlamaConfig, llama_config
@@ -31,12 +38,20 @@ __all__ = [
     "Base",
     "InputError",
     "LlamaConfig",
+    "TrainedRun",
     "apply",
     "combine",
+    "evaluate",
+    "export",
     "init_adapter",
     "llama_config",
     "load_adapter",
     "load_base",
+    "load_config",
     "sample",
     "save_adapter",
+    "train",
 ]
+
+# The commands train.py, evaluate.py, export.py and combine.py do not replace the functions of their names.
+_sys.modules[__name__].__class__ = _Package

@@ -6,12 +6,11 @@ Writes partial results to the folder (default: runs/eval/CONFIG/ADAPTER) as they
 The same command resumes an evaluation that was interrupted.
 """
 
-from absl import flags
-
 from aligner_jax.evals.interface import parse_evaluate_config
 from aligner_jax.evals.run import evaluate
 from aligner_jax.evals.subject import subject_name
 from aligner_jax.runtime import command, distributed
+from aligner_jax.runtime import verb_flags as flags
 from aligner_jax.runtime.files import place
 
 CONFIG = command.config_flag()

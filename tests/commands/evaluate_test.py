@@ -10,8 +10,8 @@ import places
 REPO = places.ROOT
 # Prints the evaluation that the command requests. It has its own process, since flags belong to a process.
 CODE = """
-import json, sys
-from aligner_jax import evaluate
+import importlib, json, sys
+evaluate = importlib.import_module("aligner_jax.evaluate")
 from aligner_jax.runtime import command
 evaluate.evaluate = lambda config, adapter, folder, console: print(
     json.dumps([config.evaluation.name, config.limit, adapter, str(folder)])

@@ -13,7 +13,6 @@ from command_runs import run_command
 from rich.console import Console
 from whole_runs import config_file, run
 
-from aligner_jax import train as command_train
 from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
 from aligner_jax.evals import before_after
@@ -23,6 +22,7 @@ from aligner_jax.peft.artifact import load_adapter, read_artifact
 from aligner_jax.runtime import chips, roofline
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.runtime.files import place
+from aligner_jax.tasks import training
 from aligner_jax.tasks.sft import load_data
 from aligner_jax.weights.base import load_base
 
@@ -305,7 +305,7 @@ def test_the_last_line_of_a_log_counts_the_time_of_its_own_steps(
     """Eleven steps take a quarter of a second each, within the call or while the next step is dispatched."""
     settings |= {"steps": 11, "log_every": 5, "eval_every": 0, "checkpoint": {"every": 50}}
     settings["report"]["form"] = None
-    make, ends = command_train.make_program, [0.0]
+    make, ends = training.make_program, [0.0]
 
     def slow(*arguments):
         program = make(*arguments)
@@ -321,7 +321,7 @@ def test_the_last_line_of_a_log_counts_the_time_of_its_own_steps(
 
         return dataclasses.replace(program, step=step)
 
-    monkeypatch.setattr(command_train, "make_program", slow)
+    monkeypatch.setattr(training, "make_program", slow)
     run(settings, tmp_path / "run")
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     rates = {line["step"]: line["tokens_per_second"] for line in lines}

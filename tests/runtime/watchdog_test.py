@@ -92,7 +92,7 @@ STALLED_INPUT = """
 import dataclasses, json, sys, time
 from pathlib import Path
 from rich.console import Console
-from aligner_jax import train
+from aligner_jax.tasks import training
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.tasks.objectives import OBJECTIVES
 from aligner_jax.tasks.sft import SFT
@@ -112,7 +112,7 @@ def task(beginning):
     task = SFT.task(beginning)
     return dataclasses.replace(task, feed=Stalling(task.feed))
 OBJECTIVES["sft"] = dataclasses.replace(SFT, task=task)
-train.train(parse_config(json.loads(sys.argv[1])), Path(sys.argv[2]), Console(width=100, highlight=False))
+training.train(parse_config(json.loads(sys.argv[1])), Path(sys.argv[2]), Console(width=100, highlight=False))
 """
 
 
