@@ -9,6 +9,8 @@ import nbformat
 import places
 import pytest
 
+from scripts import notebooks
+
 REPO = places.ROOT
 NOTEBOOK = REPO / "notebooks" / "quickstart.ipynb"
 TWO_BEHAVIOURS = REPO / "notebooks" / "two_behaviours.ipynb"
@@ -102,3 +104,34 @@ def test_the_notebook_of_two_behaviours_runs(tiny_model: Path, tmp_path: Path):
     notebook.cells.append(nbformat.v4.new_code_cell("print(sorted(found) == sorted(WEIGHTS), len(adapters))"))
     nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert notebook.cells[-1].outputs[0].text == "True 2\n"
+
+
+def _run(name: str, folder: Path, **parameters: object) -> tuple[nbformat.NotebookNode, dict]:
+    """Executes a notebook with small parameters; returns it and the variables that the cell `results` asks for."""
+    notebook = notebooks.read(name)
+    results = parameters.pop("results")
+    notebooks.set_parameters(notebook, {key: repr(value) for key, value in parameters.items()})
+    notebook.cells.append(nbformat.v4.new_code_cell(f"import json\nprint(json.dumps({results}))"))
+    notebooks.execute(notebook, folder, timeout=240)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert [output.text for output in outputs if output.get("name") == "stderr"] == []
+    return notebook, json.loads(outputs[-1].text)
+
+
+def _num_pictures(notebook: nbformat.NotebookNode) -> int:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_pod_plans_slices(tiny_model: Path, tmp_path: Path):
+    small = f"--config.base.path={tiny_model} --config.data.sequence_length=128 --config.data.batch_size=8"
+    notebook, found = _run(
+        "pod", tmp_path, config=str(REPO / "configs" / "llama7b_alpaca.py"), model="smollm2_135m", overrides=small,
+        topologies=["v5e:2x4"], search_on="v5e:2x4", results="{'plans': plans, 'best': best}",
+    )  # fmt: skip
+    (plan,) = found["plans"]
+    assert (plan["topology"], plan["devices"], plan["fits"], plan["remat"]) == ("v5e:2x4", 8, True, "full")
+    assert found["best"]["remat"] == "none"
+    assert found["best"]["peak_bytes"] > plan["peak_bytes"]
+    assert _num_pictures(notebook) == 2
