@@ -9,6 +9,7 @@ import grain
 from aligner_jax.data.sources.example import Conversation, Example, Instruction, Message, Preference, Record, Text
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import is_file
+from aligner_jax.files.extras import pip_line
 from aligner_jax.files.fields import Fields, read_fields
 from aligner_jax.files.json_text import read_json, read_object
 
@@ -99,7 +100,7 @@ def import_tfds() -> Any:
 
 
 def _needs(reason: str) -> str:
-    return f"prepared data need the package tensorflow-datasets ({reason}); pip install 'aligner_jax[tfds]'"
+    return f"prepared data need the package tensorflow-datasets ({reason}); {pip_line('tfds')}"
 
 
 def to_features(example: Example) -> dict[str, Any]:
