@@ -28,6 +28,7 @@ from aligner_jax.runtime.same_run import Origin, check_same_run, save_config
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.runtime.workdir import Workdir
 from aligner_jax.tasks.chosen_remat import exhaustion_is_one_sentence, with_least_remat
+from aligner_jax.tasks.early_checks import check_early
 from aligner_jax.tasks.first_adapter import check_adapter, first_adapter
 from aligner_jax.tasks.loop import Run, run_steps
 from aligner_jax.tasks.objectives import complete, objective_of, parse_complete
@@ -70,6 +71,7 @@ def run_training(config: TrainConfig, workdir: Path, console: Console, *, owns_p
         check_adapter(config)
         with Workdir(workdir) as held:
             config = check_same_run(config, workdir, parse_complete)
+            check_early(config, console)
             mesh, rules = sharding.mesh_of(config.mesh), sharding.rules_of(config.mesh)
             with sharding.use(mesh, rules):
                 return _train_on(mesh, rules, config, held, stop_requests, console)

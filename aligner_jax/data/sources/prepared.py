@@ -30,12 +30,13 @@ class Prepared(NamedTuple):
     unused: dict[str, int]
 
 
-def read_prepared(path: Path | str, name: str | None = None) -> Prepared:
+def read_prepared(path: Path | str, name: str | None = None, *, most: int | None = None) -> Prepared:
     """Returns the examples of a prepared split, with the counts from its preparation.
 
     Args:
       path: prepared folder, whose split "train" is read, or FOLDER/SPLIT.
       name: expected name of the source; None accepts any.
+      most: maximum number of examples to read; None reads all.
 
     Raises:
       InputError: see `prepared_examples`; or the folder holds another source, or an example cannot be read.
@@ -46,7 +47,7 @@ def read_prepared(path: Path | str, name: str | None = None) -> Prepared:
         raise InputError(f"{folder} holds the source {held!r}, not {name!r}")
     examples = prepared_examples(path)
     read = []
-    for number in range(len(examples)):
+    for number in range(len(examples))[:most]:
         try:
             read.append(examples[number])
         except Exception as error:  # The readers raise many types for damaged files.
