@@ -61,11 +61,12 @@ def sft_task(inputs: TaskInputs) -> Task:
             return {"heldout_loss": loss_of(adapter)}
         return {f"heldout_loss_{i}": loss_of(unstack_adapter(adapter, i)) for i in range(num_adapters)}
 
-    def write_report(adapter: Adapter, path: Path) -> None:
-        if num_adapters is not None:
-            sweep.report(config, list(evaluate(adapter).values()), path.with_name("report.json"), console)
-            return
-        report(config, base, adapter, data, heldout_batches, path, console)
+    def write_report(adapter: Adapter, path: Path) -> dict[str, float]:
+        if num_adapters is None:
+            return {"heldout_loss": report(config, base, adapter, data, heldout_batches, path, console)}
+        losses = evaluate(adapter)
+        sweep.report(config, list(losses.values()), path.with_name("report.json"), console)
+        return losses
 
     return Task(input_digests, feed, None, bool(heldout_batches), evaluate, write_report)
 
@@ -128,11 +129,14 @@ def report(
     batches: list[Batch],
     path: Path,
     console: Console,
-) -> None:
+) -> float:
     """Measures the base and the adapter on the held-out examples; prints the result and writes report.json.
 
     Args:
       path: the adapter's file; report.json is written beside it.
+
+    Returns:
+      The held-out loss of the adapter, in nats per target token.
     """
     # Strength 0 equals the base bit for bit, and needs no further compilation.
     base_alone = with_strength(adapter, 0.0) if has_strength(adapter) else None
@@ -153,3 +157,4 @@ def report(
     )
     write_atomically(path.with_name("report.json"), json.dumps(finite_or_none(result.as_dict()), indent=2) + "\n")
     before_after.show(result, console, samples=config.report.samples)
+    return after.heldout_loss
