@@ -33,12 +33,15 @@ finally:
     # An import may fail in a process that goes on, which must not be left without garbage collection.
     _starting.imported()
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Adapter",
     "Base",
     "InputError",
     "LlamaConfig",
     "TrainedRun",
+    "__version__",
     "apply",
     "combine",
     "evaluate",

@@ -10,7 +10,7 @@ from typing import Any, Self
 import jax
 import orbax.checkpoint as ocp
 
-from aligner_jax.runtime.exit import Stopped, at_once
+from aligner_jax.runtime.exit import Stopped, at_once, write_line
 
 
 class StopRequests:
@@ -130,12 +130,12 @@ class StopRequests:
             name = signal.Signals(number).name
             heard += 1
             if heard > 1 and self.owns_process:
-                at_once(f"ended by a second {name}", 128 + number)
+                at_once(f"ended by a second {name}; the same command goes on from the last checkpoint", 128 + number)
             self._received = self._received or number
             if self._distributed:
                 # The coordination service listens for SIGTERM, as a scheduler would send it.
                 os.kill(os.getpid(), signal.SIGTERM)
             if self._takes_steps:
-                os.write(2, f"{name}: the run stops after this step; another ends it at once\n".encode())
+                write_line(f"{name}: the run stops after this step, which will be saved; another ends it at once")
             elif self._distributed:
-                os.write(2, f"{name}: the run stops as soon as all processes can; another ends it at once\n".encode())
+                write_line(f"{name}: the run stops as soon as all processes can; another ends it at once")

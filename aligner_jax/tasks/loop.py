@@ -1,5 +1,6 @@
 """Training loop: takes the steps, logs metrics, evaluates and saves checkpoints."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -79,7 +80,7 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
     ):
         window = _window(run, updates)
         log = _Log(run, window, writer, progress, last_step=first)
-        take = _Steps(run, SkippedSteps(config.nonfinite.max_skipped, str(run.params.embed_vd.dtype)))
+        take = _Steps(run, progress, SkippedSteps(config.nonfinite.max_skipped, str(run.params.embed_vd.dtype)))
         for step in range(first + 1, config.steps + 1):
             if profile.turns_at(step):
                 with window.paused():
@@ -96,7 +97,7 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
                 take.count_skipped(metrics)
             progress.advance(step)
             if run.evaluate is not None and config.eval_every and step % config.eval_every == 0:
-                with window.paused():
+                with window.paused(), progress.doing("held-out evaluation"):
                     run.watchdog.waiting_for(f"the held-out evaluation after step {step}", compiles=True)
                     writer.write(step, **run.evaluate(state))
             ended = take.skipped.ended_at(step) or run.stop_requests.stopped_at(step)
@@ -117,8 +118,9 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
 class _Steps:
     """Takes the steps and counts the skipped ones."""
 
-    def __init__(self, run: Run, skipped: SkippedSteps) -> None:
+    def __init__(self, run: Run, progress: Progress, skipped: SkippedSteps) -> None:
         objective, _ = objective_of(run.config)
+        self._progress = progress
         self._run, self._sizes = run, objective.batch.sizes(**row_options(run.config.data))
         self._before: StepMetrics | None = None
         self.skipped = skipped
@@ -131,10 +133,12 @@ class _Steps:
         check(batch, self._sizes)
         rows = _on_devices(batch, run.program)
         run.watchdog.waiting_for(f"step {step}", compiles=self._before is None)
+        called = time.monotonic()
+        compiling = contextlib.nullcontext()
         if self._before is None:
             check_same_step(run.program, (state, run.params, rows, run.reference))
-        called = time.monotonic()
-        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            called, compiling = time.monotonic(), self._progress.doing("compiling the step", told=True)
+        with compiling, jax.profiler.StepTraceAnnotation("train", step_num=step):
             state, metrics = run.program.step(state, run.params, rows, run.reference)
         if self._before is None:
             record_kernels(run.workdir, run.console)

@@ -130,12 +130,13 @@ def report(
     """
     # Strength 0 equals the base bit for bit, and needs no further compilation.
     base_alone = with_strength(adapter, 0.0) if has_strength(adapter) else None
+    console.out("measuring base and adapter on held-out examples…")
     before, after = (
         before_after.measure(
             base, compared, batches, data.heldout_prompts,
-            form=config.report.form, max_new_tokens=config.report.max_new_tokens,
+            form=config.report.form, max_new_tokens=config.report.max_new_tokens, console=console, who=who,
         )
-        for compared in (base_alone, adapter)
+        for who, compared in (("the base", base_alone), ("the adapter", adapter))
     )  # fmt: skip
     result = before_after.SftReport(
         before=before,

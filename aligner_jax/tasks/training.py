@@ -23,6 +23,7 @@ from aligner_jax.runtime import agreement, distributed, platform, roofline, shar
 from aligner_jax.runtime.checkpoint import Checkpoints
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.preemption import StopRequests
+from aligner_jax.runtime.progress import stage
 from aligner_jax.runtime.same_run import Origin, check_same_run, save_config
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.runtime.workdir import Workdir
@@ -162,9 +163,10 @@ def _load_base(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, console: 
     if not distributed.is_alone():
         # Each process reads only its own shards, so nothing later would notice that they come from different models.
         agreement.check_same({"base": agreement.files_digest(locate(held_as.path))})
-    base = load_base(
-        held_as.path, dtype, quantization=held_as.quantization, group_size=held_as.group_size, shardings=split
-    )
+    with stage(console, f"loading the base {held_as.path}"):
+        base = load_base(
+            held_as.path, dtype, quantization=held_as.quantization, group_size=held_as.group_size, shardings=split
+        )
     if mesh.size > 1:
         if base.quantization is not None:
             # Quantization leaves the sharding of scales to the compiler; the step needs the declared shardings.

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import grain
 
-from aligner_jax.data.sources.example import Conversation, Example, Instruction, Message, Preference
-from aligner_jax.data.sources.source import Record
+from aligner_jax.data.sources.example import Conversation, Example, Instruction, Message, Preference, Record, Text
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import is_file
 from aligner_jax.files.fields import Fields, read_fields
@@ -54,6 +53,11 @@ def read_prepared(path: Path | str, name: str | None = None) -> Prepared:
                 f"{folder}: example {number + 1} of the split {split!r} cannot be read: {first_line(error)}"
             ) from error
     return Prepared(read, _counts(metadata, "dropped", split), _counts(metadata, "unused", split))
+
+
+def source_name(path: Path | str) -> str:
+    """Returns the name of the source of a prepared folder. Raises InputError if its metadata cannot be read."""
+    return _metadata(_found(path)[0]).text("source")
 
 
 def prepared_examples(path: Path | str) -> "grain.MapDataset[Example]":
@@ -105,6 +109,8 @@ def to_features(example: Example) -> dict[str, Any]:
         fields = {"instruction": record.instruction, "input": record.input, "output": record.output}
     elif isinstance(record, Conversation):
         fields = {"messages": _stored(record.messages)}
+    elif isinstance(record, Text):
+        fields = {"text": record.text}
     else:
         fields = {"prompt": _stored(record.prompt), "chosen": record.chosen, "rejected": record.rejected}
     return {**fields, "where": example.where}
@@ -114,6 +120,8 @@ def from_features(stored: Mapping[str, Any]) -> Example:
     """Returns the example of stored features; the inverse of `to_features`."""
     if "messages" in stored and ("instruction" not in stored or len(stored["messages"]["role"])):
         record: Record = Conversation(_messages(stored["messages"]))
+    elif "text" in stored:
+        record = Text(_text(stored["text"]))
     elif "prompt" in stored:
         record = Preference(_messages(stored["prompt"]), _text(stored["chosen"]), _text(stored["rejected"]))
     else:
