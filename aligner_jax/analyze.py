@@ -50,7 +50,7 @@ EXAMPLES = flags.DEFINE_integer("examples", 64, "Examples of --data at most, fro
 TEMPLATE = flags.DEFINE_enum(
     "template",
     "auto",
-    ["auto", *TEMPLATES],
+    ["auto", "none", *TEMPLATES],
     "Template of the prompts. auto: the one that the adapters' files record.",
 )
 SYSTEM = flags.DEFINE_string("system", None, "System prompt of the chat template, instead of the recorded one.")
@@ -120,7 +120,7 @@ def _check_flags() -> None:
 
 def _prompt_format(named: Sequence[Named]) -> PromptFormat:
     recorded = {str(one.path): one for one in named}
-    return PromptFormat.resolve(cast(str, TEMPLATE.value), SYSTEM.value, recorded, others=("chat",))
+    return PromptFormat.resolve(cast(str, TEMPLATE.value), SYSTEM.value, recorded)
 
 
 def _examples(console: Console) -> list[Example]:

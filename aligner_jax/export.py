@@ -23,6 +23,7 @@ of `hf auth login`.
 
 from typing import Any
 
+from aligner_jax.data.templates import TEMPLATES
 from aligner_jax.errors import InputError
 from aligner_jax.exports.forms import EXPORT_FORMS
 from aligner_jax.exports.request import ExportRequest
@@ -62,7 +63,7 @@ ROWS = flags.DEFINE_integer("rows", 256, "Most examples of --data that are used.
 TEMPLATE = flags.DEFINE_enum(
     "template",
     "auto",
-    ["auto", "alpaca", "chat"],
+    ["auto", "none", *TEMPLATES],
     "Template of the examples of --data; auto: that of the adapter's file.",
 )
 RUN = flags.DEFINE_string(

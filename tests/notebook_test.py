@@ -9,9 +9,10 @@ import nbformat
 import places
 import pytest
 
+from scripts import notebooks
+
 REPO = places.ROOT
 NOTEBOOK = REPO / "notebooks" / "quickstart.ipynb"
-TWO_BEHAVIOURS = REPO / "notebooks" / "two_behaviours.ipynb"
 
 PARAMETERS = """
 base_path = {base!r}
@@ -94,11 +95,82 @@ def test_it_trains_and_plots(tiny_model: Path, tmp_path: Path):
     assert (tmp_path / "adapter.safetensors").stat().st_size < 4 * results["num_params"] + 3500
 
 
+def _run(name: str, folder: Path, **parameters: object) -> tuple[nbformat.NotebookNode, dict]:
+    """Executes a notebook with small parameters; returns it and the variables that the cell `results` asks for."""
+    notebook = notebooks.read(name)
+    results = parameters.pop("results")
+    notebooks.set_parameters(notebook, {key: repr(value) for key, value in parameters.items()})
+    notebook.cells.append(nbformat.v4.new_code_cell(f"import json\nprint(json.dumps({results}))"))
+    notebooks.execute(notebook, folder, timeout=240)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert [output.text for output in outputs if output.get("name") == "stderr"] == []
+    return notebook, json.loads(outputs[-1].text)
+
+
+def _num_pictures(notebook: nbformat.NotebookNode) -> int:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
 @pytest.mark.usefixtures("kernel")
-def test_the_notebook_of_two_behaviours_runs(tiny_model: Path, tmp_path: Path):
-    notebook = _read(TWO_BEHAVIOURS)
-    nbformat.validate(notebook)
-    _cell(notebook, "parameters").source = f"base_path, steps, num_questions = {str(tiny_model)!r}, 2, 2"
-    notebook.cells.append(nbformat.v4.new_code_cell("print(sorted(found) == sorted(WEIGHTS), len(adapters))"))
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert notebook.cells[-1].outputs[0].text == "True 2\n"
+def test_pod_plans_slices(tiny_model: Path, tmp_path: Path):
+    small = f"--config.base.path={tiny_model} --config.data.sequence_length=128 --config.data.batch_size=8"
+    notebook, found = _run(
+        "pod", tmp_path, config=str(REPO / "configs" / "llama7b_alpaca.py"), model="smollm2_135m", overrides=small,
+        topologies=["v5e:2x4"], search_on="v5e:2x4", results="{'plans': plans, 'best': best}",
+    )  # fmt: skip
+    (plan,) = found["plans"]
+    assert (plan["topology"], plan["devices"], plan["fits"], plan["remat"]) == ("v5e:2x4", 8, True, "full")
+    assert found["best"]["remat"] == "none"
+    assert found["best"]["peak_bytes"] > plan["peak_bytes"]
+    assert _num_pictures(notebook) == 2
+
+
+@pytest.mark.usefixtures("kernel")
+def test_many_adapters_have_one_base(tiny_model: Path, tmp_path: Path):
+    notebook, found = _run(
+        "many_adapters", tmp_path, base_path=str(tiny_model), steps=12, sequence_length=160, num_questions=2,
+        max_new_tokens=4, num_stored=3,
+        results="{'dial': list(dial.values()), 'opened': list(opened), 'sums': len(sums), 'names': names, "
+        "'size': size, 'answers': answers, 'losses': [[x['loss'] for x in run.metrics] for run in runs.values()]}",
+    )  # fmt: skip
+    assert found["dial"][0] < found["dial"][4]
+    assert len(found["dial"]) == 7
+    assert (len(found["opened"]), found["sums"]) == (4, 5)
+    assert found["names"] == ["closing", "opening", "opening_0", "opening_1", "opening_2"]
+    assert found["size"] == 5 * 4 * (32 + (4 - 2) * 4)
+    assert list(found["answers"]) == ["tiny", "opening", "opening@0.5", "closing", "opening+closing"]
+    assert all(sum(losses[-2:]) < sum(losses[:2]) for losses in found["losses"])
+    assert _num_pictures(notebook) == 1
+
+
+@pytest.mark.usefixtures("kernel")
+def test_look_inside_shows_every_figure(tiny_model: Path, tmp_path: Path):
+    notebook, found = _run(
+        "look_inside", tmp_path, base_path=str(tiny_model), steps=12, sequence_length=160, num_examples=4,
+        results="{'sizes': [run.adapter.num_params for run in runs.values()], 'printed': printed, "
+        "'losses': [[line['loss'] for line in run.metrics] for run in runs.values()]}",
+    )  # fmt: skip
+    assert found["sizes"] == [32 + (4 - 2) * 4, 4 * 8 * ((32 + 32) + (32 + 16))]
+    assert all(sum(losses[-2:]) < sum(losses[:2]) for losses in found["losses"])
+    assert "analysis/index.html" in found["printed"]
+    assert _num_pictures(notebook) == 5
+    assert "content" in (tmp_path / "analysis" / "form_and_knowledge.csv").read_text()
+
+
+@pytest.mark.usefixtures("kernel")
+def test_exports_are_the_adapter(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PEER_PYTHON", "")
+    notebook, found = _run(
+        "export", tmp_path, base_path=str(tiny_model), steps=12, num_questions=2, max_new_tokens=4,
+        results="{'difference': difference, 'effect': float(abs(adapted_bv - base_bv).max()), 'verdict': verdict, "
+        "'attention_bias': settings['attention_bias'], 'gguf': gguf.stat().st_size}",
+    )  # fmt: skip
+    assert found["effect"] > 0.01
+    assert found["difference"] < 1e-4
+    assert found["attention_bias"] is True
+    assert "adapter active" in found["verdict"]
+    assert found["gguf"] > 10_000
+    assert (tmp_path / "export" / "peft" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "export" / "adapter" / "README.md").is_file()
+    assert _num_pictures(notebook) == 1

@@ -39,7 +39,7 @@ class Looking:
     """Settings of an analysis of adapters with their base.
 
     Attributes:
-      prompt_format: template and system prompt of prompts and answers; the template is not "none".
+      prompt_format: template and system prompt of prompts and answers.
       sequence_length: maximum tokens of an example; longer examples lose their end, longer prompts their beginning.
       prompts: number of prompts on which shifts and hidden states are measured.
       opening: number of first tokens of an answer that count as form.

@@ -122,9 +122,7 @@ def _write_form(request: ExportRequest, folder: Path, name: str) -> list[str]:
 
 
 def _nearest(request: ExportRequest, stored: StoredBase, artifact: Artifact, adapter: Adapter) -> Nearest:
-    prompt_format = PromptFormat.resolve(
-        request.template or "auto", None, {str(artifact.path): artifact}, others=("chat",)
-    )
+    prompt_format = PromptFormat.resolve(request.template or "auto", None, {str(artifact.path): artifact})
     base = load_whole(stored)
     heldout = read_heldout(cast(str, request.data), request.rows or 256, base, prompt_format)
     return approximate(base, adapter, heldout)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from aligner_jax.data import pipeline
 from aligner_jax.data.documents import digest
-from aligner_jax.data.sources import Example
+from aligner_jax.data.sources import Example, Preference, Text
 from aligner_jax.data.templates import render_example_prompt
 from aligner_jax.evals import before_after, sweep
 from aligner_jax.evals.heldout import heldout_loss
@@ -98,6 +98,8 @@ def load_data(config: TrainConfig, base: Base, console: Console, context: int | 
     """
     tokenizer, data = tokenizer_of(base, config), config.data
     examples, heldout_examples = split_examples(config, console)
+    if any(isinstance(example.record, Preference) for example in examples):
+        console.out("data: these are preferences, of which sft learns the chosen answers; dpo and ipo learn from both")
     documents = {}
     for name, part in (("training", examples), ("held-out", heldout_examples)):
         documents[name], summary = pipeline.tokenize_examples(
@@ -107,7 +109,11 @@ def load_data(config: TrainConfig, base: Base, console: Console, context: int | 
         console.out(f"{name}: {summary}")
     # Held-out examples that were truncated or dropped may have a prompt that leaves no room for an answer.
     room = base.config.context_length - config.report.max_new_tokens
-    asked = [(e.question, render_example_prompt(e, tokenizer, data.template, data.system)) for e in heldout_examples]
+    asked = [
+        (e.question, render_example_prompt(e, tokenizer, data.template, data.system))
+        for e in heldout_examples
+        if not isinstance(e.record, Text)
+    ]
     asked = [each for each in asked if len(tokenizer.encode(each[1], bos=tokenizer.add_bos)) <= room]
     if config.report.form is not None and (longer := len(heldout_examples) - len(asked)):
         console.out(f"held-out: {longer:,} prompts without room for an answer are not asked in the report")

@@ -31,6 +31,7 @@ from aligner_jax.runtime.wandb_run import import_wandb
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.runtime.workdir import Workdir
 from aligner_jax.tasks.chosen_remat import exhaustion_is_one_sentence, with_least_remat
+from aligner_jax.tasks.early_checks import check_early
 from aligner_jax.tasks.first_adapter import check_adapter, first_adapter
 from aligner_jax.tasks.loop import Run, run_steps
 from aligner_jax.tasks.objectives import complete, objective_of, parse_complete
@@ -75,6 +76,7 @@ def run_training(config: TrainConfig, workdir: Path, console: Console, *, owns_p
             import_wandb()
         with Workdir(workdir) as held:
             config = check_same_run(config, workdir, parse_complete)
+            check_early(config, console)
             mesh, rules = sharding.mesh_of(config.mesh), sharding.rules_of(config.mesh)
             with sharding.use(mesh, rules):
                 return _train_on(mesh, rules, config, held, stop_requests, console)

@@ -1,0 +1,57 @@
+"""Commands and their flags, read from the files of the commands without running them."""
+
+import ast
+import functools
+import runpy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+from absl import flags
+
+from aligner_jax.runtime import command as command_line
+
+PACKAGE = Path(command_line.__file__).parents[1]
+_NO_COMMANDS = {"__init__", "__main__", "errors"}
+
+
+def commands() -> list[str]:
+    """Returns the names of the commands, `python -m aligner_jax.NAME`."""
+    return sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in _NO_COMMANDS)
+
+
+@functools.cache
+def flags_of(name: str) -> dict[str, flags.Flag]:
+    """Returns the flags of a command by name, in the order of their definition."""
+    with (
+        _without_flags(),
+        mock.patch.object(command_line, "_config_flags", []),
+        mock.patch.object(command_line, "run"),
+    ):
+        file = str(PACKAGE / f"{name}.py")
+        runpy.run_path(file, run_name="__main__")
+        # absl files flags of the module "__main__" under sys.argv[0], which is the file's path meanwhile.
+        return {flag.name: flag for flag in flags.FLAGS.get_flags_for_module(file)}
+
+
+def description_of(name: str) -> str:
+    """Returns the docstring of a command's file, without running it."""
+    return ast.get_docstring(ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))) or ""
+
+
+@contextmanager
+def _without_flags() -> Iterator[None]:
+    """Removes the flags of this package, and restores them afterwards: two commands may have a flag of one name."""
+    values = vars(flags.FLAGS)
+    before = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+    lists = {name: list(found) for name, found in flags.FLAGS.flags_by_module_dict().items()}
+    for module, defined in lists.items():
+        if module.partition(".")[0] not in ("absl", "grain", "jax", "ml_collections"):
+            for flag in defined:
+                delattr(flags.FLAGS, flag.name)
+    try:
+        yield
+    finally:
+        values.clear()
+        values.update(before)
