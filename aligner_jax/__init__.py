@@ -25,6 +25,7 @@ if _command := _starting.command():
     from aligner_jax.usage import early as _early
 
     _early.answer(*_command)
+    _starting.say_loading(_command[0])
 
 if TYPE_CHECKING:
     from aligner_jax.api.configs import load_config

@@ -2,19 +2,22 @@
 
 python -m aligner_jax.analyze --adapter=A [--adapter=B …] --out=DIR
 python -m aligner_jax.analyze --adapter=A [--adapter=B …] --base=PATH [--data=HELDOUT] --out=DIR
+python -m aligner_jax.analyze --run=DIR [--run=DIR2 …] --out=DIR
 
 Without a base: gates by layer and head, entries and directions that adapters share, effective rank. With a base also:
 an adapter's contribution to the residual stream, the tokens that it promotes, hidden states with and without it. With
-held-out data also: form against knowledge. docs/analysis.md explains every figure.
+held-out data also: form against knowledge. With --run: losses, learning rate and speed of training runs, sweeps too,
+also while they run. docs/analysis.md explains every figure.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from absl import flags
 from rich.console import Console
 
-from aligner_jax.analysis import about_adapters, about_base
+from aligner_jax.analysis import about_adapters, about_base, about_runs, curves
 from aligner_jax.analysis.named import Named, load_named
 from aligner_jax.analysis.write import PAGE, check_folder, show, write
 from aligner_jax.data.prompt_format import PromptFormat
@@ -37,6 +40,9 @@ BASE = flags.DEFINE_string(
     None,
     "The base that all the adapters are for: a folder of Hugging Face, Meta or Orbax, a .gguf or hub name.",
 )
+RUN = flags.DEFINE_multi_string(
+    "run", None, "The folder of a training run, whose curves are drawn; may be given several times."
+)
 OUT = flags.DEFINE_string("out", None, "The folder to write; files of the same names are replaced.")
 DATA = flags.DEFINE_string("data", None, "Held-out examples, in any format that training reads; with --base.")
 FORMAT = flags.DEFINE_string("format", "auto", "Format of --data: auto, or a source's name.")
@@ -58,6 +64,9 @@ GROUP_SIZE = flags.DEFINE_integer("group_size", 32, "Numbers that share a scale 
 
 
 def main() -> None:
+    if RUN.value and OUT.value:
+        _draw_runs(RUN.value, place(OUT.value, "--out"))
+        return
     if not ADAPTER.value or not OUT.value:
         raise InputError("give an adapter and where to write: --adapter=PATH --out=DIR")
     _check_flags()
@@ -83,6 +92,17 @@ def main() -> None:
     console.out(f"{len(written)} files written; the page is {folder / PAGE}")
     for missing in _left_out():
         console.out(missing)
+
+
+def _draw_runs(runs: Sequence[str], folder: Path) -> None:
+    if ADAPTER.value or BASE.value or DATA.value:
+        raise InputError("--run draws the curves of a run; give --adapter with its flags in a call of its own")
+    courses = curves.read_courses(runs)
+    check_folder(folder)
+    sections, console = about_runs.sections(courses), wide_console()
+    written = write(folder, f"Training of {', '.join(course.label for course in courses)}", sections)
+    show(sections, console)
+    console.out(f"{len(written)} files written; the page is {folder / PAGE}")
 
 
 def _check_flags() -> None:

@@ -118,6 +118,8 @@ class Run:
         found: dict[int, dict[str, float]] = {}
         for line in (self.workdir / "metrics.jsonl").read_text().splitlines():
             values = json.loads(line)
+            assert {"time", "seconds"} <= values.keys()
+            del values["time"], values["seconds"]
             step = found.setdefault(values.pop("step"), {})
             assert not step.keys() & values.keys()
             step |= values
