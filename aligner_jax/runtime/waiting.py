@@ -22,6 +22,9 @@ _MANY_BYTES = 4 * 2**30
 _WORTH_TELLING = 3.0
 """Seconds from which the time that a stage took is printed."""
 
+_open: "list[Waiting]" = []
+"""The stages that are going on: the last one is shown, and only the first is a line of its own."""
+
 
 class Waiting:
     """A stage of work that is going on. A context manager, by which the line disappears also if the work fails."""
@@ -39,7 +42,7 @@ class Waiting:
         """
         self._what, self._lines, self._total = one_line(what), lines, total_bytes
         self._stream = sys.stderr if stream is None else stream
-        self._share, self._began = 0.0, 0.0
+        self._share, self._began, self._is_inner = 0.0, 0.0, False
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -49,26 +52,32 @@ class Waiting:
 
     def __enter__(self) -> Self:
         self._began = time.monotonic()
+        self._is_inner = bool(_open)
+        _open.append(self)
         if not distributed.is_first():
             self._lines = False
         elif self._stream.isatty():
             self._thread = threading.Thread(target=self._draw, daemon=True)
             self._thread.start()
-        elif self._lines:
+        elif self._lines and not self._is_inner:
             self._print(f"{self._what} …")
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
+        _open.remove(self)
         seconds = time.monotonic() - self._began
         if self._thread is not None:
             self._ended.set()
             self._thread.join()
-        if kind is None and seconds >= _WORTH_TELLING and (self._lines or self._thread is not None):
+        is_shown = not self._is_inner and (self._lines or self._thread is not None)
+        if kind is None and seconds >= _WORTH_TELLING and is_shown:
             self._print(f"{self._what}: {duration(seconds)}")
 
     def _draw(self) -> None:
         is_drawn = False
         while not self._ended.wait(_EVERY if is_drawn else _FIRST):
+            if _open[-1:] != [self]:
+                continue
             width = Console(file=self._stream).width - 1
             line = self.line(time.monotonic() - self._began)
             while cell_len(line) > width:

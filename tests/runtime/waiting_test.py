@@ -38,6 +38,23 @@ def test_a_stage_is_a_line_and_a_long_one_two(clock: list[float]):
     assert stream.getvalue() == "reading …\ncompiling\\x1b[2J …\ncompiling\\x1b[2J: 3 min 44 s\n"
 
 
+def test_a_stage_within_another_is_no_line(clock: list[float]):
+    stream = io.StringIO()
+    with Waiting("loading", stream=stream), Waiting("reading", stream=stream):
+        clock[0] = 60.0
+    assert stream.getvalue() == "loading …\nloading: 1 min 0 s\n"
+
+
+def test_a_terminal_shows_the_stage_within(clock: list[float]):
+    stream = Terminal()
+    with Waiting("loading", stream=stream), Waiting("reading", stream=stream):
+        while "reading" not in stream.getvalue():
+            pass
+        clock[0] = 60.0
+    assert stream.getvalue().splitlines()[-1].endswith("loading: 1 min 0 s")
+    assert "reading: " not in stream.getvalue()
+
+
 def test_nothing_is_printed_where_it_would_be_too_much(clock: list[float]):
     stream = io.StringIO()
     with Waiting("reading", lines=False, stream=stream):
