@@ -10,7 +10,7 @@ held-out data also: form against knowledge. With --run: losses, learning rate an
 also while they run. docs/analysis.md explains every figure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from rich.console import Console
 
 from aligner_jax.analysis import about_adapters, about_base, about_runs, curves
 from aligner_jax.analysis.named import Named, load_named
+from aligner_jax.analysis.report import Section
 from aligner_jax.analysis.write import PAGE, check_folder, show, write
 from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.data.sources import Example, load_dataset
@@ -28,6 +29,7 @@ from aligner_jax.model.quantized import KINDS
 from aligner_jax.runtime import command, platform
 from aligner_jax.runtime.files import place
 from aligner_jax.runtime.output import wide_console
+from aligner_jax.runtime.waiting import stages
 from aligner_jax.weights.base import load_base
 
 ADAPTER = flags.DEFINE_multi_string(
@@ -43,7 +45,8 @@ BASE = flags.DEFINE_string(
 RUN = flags.DEFINE_multi_string(
     "run", None, "The folder of a training run, whose curves are drawn; may be given several times."
 )
-OUT = flags.DEFINE_string("out", None, "The folder to write; files of the same names are replaced.")
+OUT = flags.DEFINE_string("out", None, "The folder to write.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replaces the files of an earlier analysis in --out.")
 DATA = flags.DEFINE_string("data", None, "Held-out examples, in any format that training reads; with --base.")
 FORMAT = flags.DEFINE_string("format", "auto", "Format of --data: auto, or a source's name.")
 EXAMPLES = flags.DEFINE_integer("examples", 64, "Examples of --data at most, from its beginning.", lower_bound=4)
@@ -75,19 +78,12 @@ def main() -> None:
     named = load_named(ADAPTER.value)
     prompt_format = _prompt_format(named) if BASE.value else None
     examples = _examples(console) if DATA.value else None
-    check_folder(folder)
-    sections = []
-    if BASE.value and prompt_format is not None:
-        dtype = platform.compute_dtype(cast(Any, DTYPE.value))
-        base = load_base(BASE.value, dtype, quantization=QUANTIZATION.value, group_size=cast(int, GROUP_SIZE.value))
-        named = load_named(ADAPTER.value, base)
-        looking = about_base.Looking(
-            prompt_format, sequence_length=cast(int, SEQUENCE_LENGTH.value), opening=cast(int, OPENING.value),
-            top_tokens=cast(int, TOP_TOKENS.value), seed=cast(int, SEED.value),
-        )  # fmt: skip
-        sections = about_base.sections(base, named, examples, looking, console.out)
-    sections = [*about_adapters.sections(named), *sections]
-    written = write(folder, f"Analysis of {', '.join(one.name for one in named)}", sections)
+    check_folder(folder, overwrite=OVERWRITE.value)
+    with stages() as say:
+        title = f"Analysis of {', '.join(one.name for one in named)}"
+        sections = _sections(named, examples, prompt_format, say)
+        say("writing the files")
+        written = write(folder, title, sections)
     show(sections, console)
     console.out(f"{len(written)} files written; the page is {folder / PAGE}")
     for missing in _left_out():
@@ -98,11 +94,31 @@ def _draw_runs(runs: Sequence[str], folder: Path) -> None:
     if ADAPTER.value or BASE.value or DATA.value:
         raise InputError("--run draws the curves of a run; give --adapter with its flags in a call of its own")
     courses = curves.read_courses(runs)
-    check_folder(folder)
+    check_folder(folder, overwrite=OVERWRITE.value)
     sections, console = about_runs.sections(courses), wide_console()
     written = write(folder, f"Training of {', '.join(course.label for course in courses)}", sections)
     show(sections, console)
     console.out(f"{len(written)} files written; the page is {folder / PAGE}")
+
+
+def _sections(
+    named: Sequence[Named],
+    examples: Sequence[Example] | None,
+    prompt_format: PromptFormat | None,
+    say: Callable[[str], None],
+) -> list[Section]:
+    sections: list[Section] = []
+    if BASE.value and prompt_format is not None:
+        dtype = platform.compute_dtype(cast(Any, DTYPE.value))
+        say(f"loading {BASE.value}")
+        base = load_base(BASE.value, dtype, quantization=QUANTIZATION.value, group_size=cast(int, GROUP_SIZE.value))
+        named = load_named(cast(list[str], ADAPTER.value), base)
+        looking = about_base.Looking(
+            prompt_format, sequence_length=cast(int, SEQUENCE_LENGTH.value), opening=cast(int, OPENING.value),
+            top_tokens=cast(int, TOP_TOKENS.value), seed=cast(int, SEED.value),
+        )  # fmt: skip
+        sections = about_base.sections(base, named, examples, looking, say)
+    return [*about_adapters.sections(named, say), *sections]
 
 
 def _check_flags() -> None:

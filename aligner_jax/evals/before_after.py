@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from aligner_jax.decoding.sampler import sample
 from aligner_jax.errors import InputError
@@ -13,6 +12,7 @@ from aligner_jax.evals.heldout import DocumentLoss, document_losses, mean_loss
 from aligner_jax.objectives.batch import Batch
 from aligner_jax.peft import Adapter
 from aligner_jax.runtime.progress import Count
+from aligner_jax.runtime.tables import Table
 from aligner_jax.weights.base import Base
 
 ANSWERS_AT_ONCE = 64
@@ -114,7 +114,7 @@ def check_form(form: str | None) -> None:
 
 def show(result: SftReport, console: Console, *, samples: int) -> None:
     """Prints the table of results, and the first `samples` answers of both models side by side."""
-    table = Table(title="Before and after, on held-out examples", title_justify="left")
+    table = Table("Before and after, on held-out examples")
     table.add_column("")
     table.add_column("base", justify="right")
     table.add_column("with adapter", justify="right")
@@ -128,10 +128,9 @@ def show(result: SftReport, console: Console, *, samples: int) -> None:
     console.print(table)
     if not result.after.answers or not samples:
         return
-    answers = Table(title="Answers side by side", title_justify="left", show_lines=True)
+    answers = Table("Answers side by side", show_lines=True)
     for heading in ("question", "base", "with adapter"):
-        answers.add_column(heading, ratio=1, overflow="fold")
+        answers.add_column(heading)
     for row in list(zip(result.questions, result.before.answers, result.after.answers, strict=True))[:samples]:
-        # Answers are text, not markup: they may contain square brackets.
-        answers.add_row(*(console.render_str(cell.strip(), markup=False, highlight=False) for cell in row))
+        answers.add_row(*map(str.strip, row))
     console.print(answers)

@@ -23,8 +23,9 @@ class PlainConsole(Console):
 
 
 def wide_console() -> Console:
-    """Returns a console for tables: as wide as the terminal, or 160 columns without one."""
-    return PlainConsole(highlight=False, width=None if Console().is_terminal else 160)
+    """Returns a console for tables: as wide as the terminal or as COLUMNS says, or 160 columns without either."""
+    is_known = Console().is_terminal or os.environ.get("COLUMNS", "").isdigit()
+    return PlainConsole(highlight=False, width=None if is_known else 160)
 
 
 class OutputEnded(Exception):
