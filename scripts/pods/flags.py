@@ -62,6 +62,11 @@ def run(main: Callable[[Sequence[str]], str]) -> None:
     sys.stdout.write(text)
 
 
+def first_hosts(job: Job, replicated_job: str) -> str:
+    """Returns the names of the first host of every slice, for `worker.sh`; JobSet gives pods these names."""
+    return ",".join(f"{job.name}-{replicated_job}-{number}-0.{job.name}" for number in range(job.num_slices))
+
+
 def parser(module: str, what: str) -> argparse.ArgumentParser:
     """Returns a parser with the flags of all recipes."""
     result = argparse.ArgumentParser(

@@ -15,6 +15,7 @@ from scripts.pods.flags import Job, Mount
 from scripts.pods.write_yaml import write_yaml
 
 CONTAINER = "train"
+SLICE = "slice"
 SCRIPT = Path(__file__).with_name("worker.sh")
 # A workdir is written by one host and read by all, so what the others know of its files must not be old. Checkpoints
 # are folders that get their names when they are whole; buckets without folders refuse to rename those of more files.
@@ -68,7 +69,7 @@ def jobset(job: Job) -> dict[str, Any]:
                 ],
             },
             "replicatedJobs": [
-                {"name": "slice", "replicas": job.num_slices, "template": {"spec": _job_spec(job)}},
+                {"name": SLICE, "replicas": job.num_slices, "template": {"spec": _job_spec(job)}},
             ],
         },
     }
@@ -116,6 +117,8 @@ def _pod(job: Job) -> dict[str, Any]:
         "securityContext": {"capabilities": {"add": ["SYS_RESOURCE"]}},
         "resources": {"requests": dict(chips), "limits": chips},
     }
+    if job.num_slices > 1:
+        container["env"].append({"name": "FIRST_HOSTS", "value": flags.first_hosts(job, SLICE)})
     spec["nodeSelector"] = selector
     spec["containers"] = [container]
     if job.mounts:

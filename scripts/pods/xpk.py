@@ -14,6 +14,8 @@ from scripts.pods.slices import Mistake
 
 # XPK begins a workload again after 42 and after 127 and above by itself.
 ALWAYS_RESTARTED = 127
+# Part of the names of its pods.
+REPLICATED_JOB = "slice-job"
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -43,6 +45,8 @@ def main(arguments: Sequence[str]) -> str:
     create += [f"--max-restarts={job.flags.restarts}", f"--restart-on-exit-codes={codes}"]
     if job.spot:
         create += ["--spot"]
+    if job.num_slices > 1:
+        create += [f"--env=FIRST_HOSTS={flags.first_hosts(job, REPLICATED_JOB)}"]
     create += ["--env=PYTHONUNBUFFERED=1", f"--command={command(job.command)}"]
     lines += ["# the run", _line(create)]
     return "\n".join(lines) + "\n"
