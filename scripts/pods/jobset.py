@@ -1,6 +1,6 @@
 """Prints a JobSet that runs a command on all hosts of one or more TPU slices of a GKE cluster.
 
-python -m scripts.pods.jobset --name=alpaca --topology=v5e:4x4 --image=IMAGE --bucket=BUCKET:/mount \
+python -m scripts.pods.jobset --name=alpaca --topology=v5e:4x4 --image=IMAGE --bucket=my-bucket:/mount \
     --service_account=trainer -- python -m aligner_jax.train --config=configs/llama7b_alpaca.py \
     --config.base.path=/mount/llama-2-7b --config.data.path=/mount/alpaca_data.json --workdir=/mount/run \
     | kubectl apply -f -

@@ -1,7 +1,7 @@
 """Prints the commands by which XPK runs a command on all hosts of one or more TPU slices of its cluster.
 
 python -m scripts.pods.xpk --name=alpaca --topology=v5e:4x4 --cluster=CLUSTER --zone=us-west4-a --project=PROJECT \
-    --image=IMAGE --bucket=BUCKET:/mount -- python -m aligner_jax.train --config=configs/llama7b_alpaca.py \
+    --image=IMAGE --bucket=my-bucket:/mount -- python -m aligner_jax.train --config=configs/llama7b_alpaca.py \
     --config.base.path=/mount/llama-2-7b --config.data.path=/mount/alpaca_data.json --workdir=/mount/run
 """
 
