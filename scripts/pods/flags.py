@@ -41,7 +41,7 @@ class Job:
       command: words of the command.
       mounts: folders that all hosts see.
       spot: True for capacity that can be taken away at any time.
-      flags: what only one recipe has.
+      flags: all flags, for those that only one recipe has.
     """
 
     name: str

@@ -113,7 +113,7 @@ def _pod(job: Job) -> dict[str, Any]:
         "command": ["bash", "-c", escaped(SCRIPT.read_text()), "worker.sh"],
         "args": [escaped(word) for word in job.command],
         "env": [{"name": "PYTHONUNBUFFERED", "value": "1"}],
-        # With which worker.sh raises the limit of locked memory.
+        # worker.sh raises the limit of locked memory.
         "securityContext": {"capabilities": {"add": ["SYS_RESOURCE"]}},
         "resources": {"requests": dict(chips), "limits": chips},
     }
