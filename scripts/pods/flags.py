@@ -54,11 +54,12 @@ class Job:
 
 
 def run(main: Callable[[Sequence[str]], str]) -> None:
-    """Prints what a recipe returns for the process's arguments, or a sentence and status 2 for a mistake."""
+    """Prints the text of a recipe for the process's arguments, or one sentence and status 2 for a mistake."""
     try:
         text = main(sys.argv[1:])
     except Mistake as error:
-        sys.exit(f"error: {error}")
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
     sys.stdout.write(text)
 
 
