@@ -41,7 +41,7 @@ class Job:
       command: words of the command.
       mounts: folders that all hosts see.
       spot: True for capacity that can be taken away at any time.
-      flags: what only one recipe has.
+      flags: all flags, for those that only one recipe has.
     """
 
     name: str
@@ -54,12 +54,18 @@ class Job:
 
 
 def run(main: Callable[[Sequence[str]], str]) -> None:
-    """Prints what a recipe returns for the process's arguments, or a sentence and status 2 for a mistake."""
+    """Prints the text of a recipe for the process's arguments, or one sentence and status 2 for a mistake."""
     try:
         text = main(sys.argv[1:])
     except Mistake as error:
-        sys.exit(f"error: {error}")
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
     sys.stdout.write(text)
+
+
+def first_hosts(job: Job, replicated_job: str) -> str:
+    """Returns the names of the first host of every slice, for `worker.sh`; JobSet gives pods these names."""
+    return ",".join(f"{job.name}-{replicated_job}-{number}-0.{job.name}" for number in range(job.num_slices))
 
 
 def parser(module: str, what: str) -> argparse.ArgumentParser:

@@ -1,6 +1,6 @@
 """Prints a JobSet that runs a command on all hosts of one or more TPU slices of a GKE cluster.
 
-python -m scripts.pods.jobset --name=alpaca --topology=v5e:4x4 --image=IMAGE --bucket=BUCKET:/mount \
+python -m scripts.pods.jobset --name=alpaca --topology=v5e:4x4 --image=IMAGE --bucket=my-bucket:/mount \
     --service_account=trainer -- python -m aligner_jax.train --config=configs/llama7b_alpaca.py \
     --config.base.path=/mount/llama-2-7b --config.data.path=/mount/alpaca_data.json --workdir=/mount/run \
     | kubectl apply -f -
@@ -15,6 +15,7 @@ from scripts.pods.flags import Job, Mount
 from scripts.pods.write_yaml import write_yaml
 
 CONTAINER = "train"
+SLICE = "slice"
 SCRIPT = Path(__file__).with_name("worker.sh")
 # A workdir is written by one host and read by all, so what the others know of its files must not be old. Checkpoints
 # are folders that get their names when they are whole; buckets without folders refuse to rename those of more files.
@@ -68,7 +69,7 @@ def jobset(job: Job) -> dict[str, Any]:
                 ],
             },
             "replicatedJobs": [
-                {"name": "slice", "replicas": job.num_slices, "template": {"spec": _job_spec(job)}},
+                {"name": SLICE, "replicas": job.num_slices, "template": {"spec": _job_spec(job)}},
             ],
         },
     }
@@ -112,10 +113,12 @@ def _pod(job: Job) -> dict[str, Any]:
         "command": ["bash", "-c", escaped(SCRIPT.read_text()), "worker.sh"],
         "args": [escaped(word) for word in job.command],
         "env": [{"name": "PYTHONUNBUFFERED", "value": "1"}],
-        # With which worker.sh raises the limit of locked memory.
+        # worker.sh raises the limit of locked memory.
         "securityContext": {"capabilities": {"add": ["SYS_RESOURCE"]}},
         "resources": {"requests": dict(chips), "limits": chips},
     }
+    if job.num_slices > 1:
+        container["env"].append({"name": "FIRST_HOSTS", "value": flags.first_hosts(job, SLICE)})
     spec["nodeSelector"] = selector
     spec["containers"] = [container]
     if job.mounts:

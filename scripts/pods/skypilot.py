@@ -1,6 +1,6 @@
 """Prints a SkyPilot task that runs a command on all hosts of a TPU slice, for `sky jobs launch`.
 
-python -m scripts.pods.skypilot --name=alpaca --topology=v5e:4x4 --spot --bucket=BUCKET:/mount \
+python -m scripts.pods.skypilot --name=alpaca --topology=v5e:4x4 --spot --bucket=my-bucket:/mount \
     -- python -m aligner_jax.train --config=configs/llama7b_alpaca.py --config.base.path=/mount/llama-2-7b \
     --config.data.path=/mount/alpaca_data.json --workdir=/mount/run >alpaca.yaml
 sky jobs launch --name=alpaca alpaca.yaml

@@ -11,7 +11,7 @@ class Mistake(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What Google Cloud calls the slices of one TPU generation.
+    """Names and sizes that Google Cloud gives the slices of one TPU generation.
 
     Attributes:
       node_label: value of the node label cloud.google.com/gke-tpu-accelerator.

@@ -4,9 +4,9 @@
 #   bash worker.sh COMMAND…
 #
 # The processes of a run give up when the others have not joined them after five minutes, and status 1 ends the whole
-# job. Nodes of a slice come up, and pull their images, at different times. So this waits for the names that GKE puts
-# into TPU_WORKER_HOSTNAMES, and for that of the first slice's first host, which joins several slices. It ends with
-# status 75, after which the job is begun again, if they cannot be found within WAIT_FOR_HOSTS seconds.
+# job. Slices come up, and their hosts pull images, at different times. So this waits for the names that GKE puts into
+# TPU_WORKER_HOSTNAMES, the hosts of this slice, and for those in FIRST_HOSTS, the first host of every slice. It ends
+# with status 75, after which the job is begun again, if they cannot be found within WAIT_FOR_HOSTS seconds.
 #
 # The command takes the place of this shell, so that it gets the signals of a preemption.
 set -u
@@ -15,9 +15,8 @@ set -u
 ulimit -l 68719476736 2>/dev/null || true
 
 deadline=$((SECONDS + ${WAIT_FOR_HOSTS:-1800}))
-IFS=, read -r -a hosts <<<"${TPU_WORKER_HOSTNAMES:-},${MEGASCALE_COORDINATOR_ADDRESS:-}"
+IFS=, read -r -a hosts <<<"${TPU_WORKER_HOSTNAMES:-},${FIRST_HOSTS:-}"
 for host in "${hosts[@]}"; do
-  host=${host%%:*}
   [ -n "$host" ] || continue
   until getent hosts "$host" >/dev/null; do
     if [ "$SECONDS" -ge "$deadline" ]; then

@@ -20,5 +20,10 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def write_yaml(document: dict[str, Any], head: str) -> str:
-    """Returns the document as YAML after a head of comment lines."""
+    """Returns the document as YAML after a head of comment lines.
+
+    Args:
+      document: dict of texts, numbers, lists and dicts.
+      head: lines that begin with #, each with its line break.
+    """
     return head + yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True)

@@ -1,7 +1,7 @@
 """Prints the commands by which XPK runs a command on all hosts of one or more TPU slices of its cluster.
 
 python -m scripts.pods.xpk --name=alpaca --topology=v5e:4x4 --cluster=CLUSTER --zone=us-west4-a --project=PROJECT \
-    --image=IMAGE --bucket=BUCKET:/mount -- python -m aligner_jax.train --config=configs/llama7b_alpaca.py \
+    --image=IMAGE --bucket=my-bucket:/mount -- python -m aligner_jax.train --config=configs/llama7b_alpaca.py \
     --config.base.path=/mount/llama-2-7b --config.data.path=/mount/alpaca_data.json --workdir=/mount/run
 """
 
@@ -14,6 +14,8 @@ from scripts.pods.slices import Mistake
 
 # XPK begins a workload again after 42 and after 127 and above by itself.
 ALWAYS_RESTARTED = 127
+# Part of the names of its pods.
+REPLICATED_JOB = "slice-job"
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -43,6 +45,8 @@ def main(arguments: Sequence[str]) -> str:
     create += [f"--max-restarts={job.flags.restarts}", f"--restart-on-exit-codes={codes}"]
     if job.spot:
         create += ["--spot"]
+    if job.num_slices > 1:
+        create += [f"--env=FIRST_HOSTS={flags.first_hosts(job, REPLICATED_JOB)}"]
     create += ["--env=PYTHONUNBUFFERED=1", f"--command={command(job.command)}"]
     lines += ["# the run", _line(create)]
     return "\n".join(lines) + "\n"

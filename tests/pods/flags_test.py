@@ -56,8 +56,9 @@ def test_a_mistake_ends_with_one_line(capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr("sys.argv", ["jobset", *JOBSET])
     with pytest.raises(SystemExit) as ended:
         flags.run(jobset.main)
-    assert str(ended.value.code).startswith("error: there is no command")
-    assert capsys.readouterr().out == ""
+    shown = capsys.readouterr()
+    assert (ended.value.code, shown.out, shown.err.count("\n")) == (2, "", 1)
+    assert shown.err.startswith("error: there is no command")
 
 
 @pytest.mark.parametrize("module", [jobset, xpk, skypilot])

@@ -144,6 +144,14 @@ def test_slices_are_replicas_of_one_job():
     assert "annotations" not in render(topology="v5e:2x2")["metadata"]
 
 
+def test_slices_wait_for_each_other():
+    document = render("--slices=2", command=(*COMMAND, "--config.mesh.slices=2"))
+    env = {variable["name"]: variable["value"] for variable in pod_of(document)["containers"][0]["env"]}
+    # <jobset>-<replicated job>-<job's index>-<pod's index>.<subdomain, which is the jobset's name>
+    assert env["FIRST_HOSTS"] == "run-slice-0-0.run,run-slice-1-0.run"
+    assert [variable["name"] for variable in pod_of(render())["containers"][0]["env"]] == ["PYTHONUNBUFFERED"]
+
+
 def test_a_preempted_run_is_begun_again_and_a_mistake_is_not():
     document = render("--restarts=7")
     policy, job = document["spec"]["failurePolicy"], job_of(document)

@@ -45,7 +45,7 @@ def test_every_field_is_one_of_skypilots():
 def test_accelerators_and_runtimes_are_those_of_tpu_vms(topology: str, accelerator: str, runtime: str):
     resources = render(topology=topology)["resources"]
     assert (resources["accelerators"], resources["accelerator_args"]["runtime_version"]) == (accelerator, runtime)
-    # Those with which the other script makes its slices.
+    # The other script makes its slices with the same runtimes.
     assert runtime in (ROOT / "scripts" / "run_tpu_pod.sh").read_text()
 
 
@@ -65,7 +65,7 @@ def test_scripts_are_whole():
     task = render()
     for name in ("setup", "run"):
         subprocess.run(["bash", "-n"], input=task[name], text=True, check=True)
-    # What it sources makes the environment that it activates.
+    # The script that it sources makes the environment.
     assert (ROOT / re.search(r"source (scripts/\S+\.sh)", task["setup"])[1]).is_file()
 
 

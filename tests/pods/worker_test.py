@@ -40,12 +40,12 @@ def run(place: Path, *command: str, **variables: str) -> subprocess.CompletedPro
     return subprocess.run(words, env=known, capture_output=True, text=True, check=False)
 
 
-def test_it_waits_for_every_host_and_for_the_first_slice(place: Path):
-    names = {"TPU_WORKER_HOSTNAMES": "run-0.run,run-1.run", "MEGASCALE_COORDINATOR_ADDRESS": "first.run:8080"}
+def test_it_waits_for_its_slice_and_for_every_slice(place: Path):
+    names = {"TPU_WORKER_HOSTNAMES": "run-0.run,run-1.run", "FIRST_HOSTS": "other.run"}
     result = run(place, "echo", "a b", **names)
     assert (result.returncode, result.stdout, result.stderr) == (0, "a b\n", "")
     asked = (place / "asked").read_text().split()
-    assert asked == [host for host in ("run-0.run", "run-1.run", "first.run") for _ in range(2)]
+    assert asked == [host for host in ("run-0.run", "run-1.run", "other.run") for _ in range(2)]
 
 
 def test_a_single_host_waits_for_nobody(place: Path):

@@ -44,6 +44,7 @@ def test_every_flag_is_one_of_xpks():
 def test_the_slices_are_those_asked_for():
     _, create = lines("--slices=2", topology="v5p:2x4x4", command=(*COMMAND, "--config.mesh.slices=2"))
     assert (values(create)["tpu-type"], values(create)["num-slices"]) == ("v5p-64", "2")
+    assert "--env=FIRST_HOSTS=run-slice-job-0-0.run,run-slice-job-1-0.run" in create
 
 
 def test_statuses_that_xpk_would_take_for_a_failure_are_named():
