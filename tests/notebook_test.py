@@ -1,5 +1,6 @@
 """The notebooks, executed on a model small enough for a test, without the install cell."""
 
+import ast
 import json
 import os
 from pathlib import Path
@@ -11,33 +12,64 @@ import pytest
 from scripts import notebooks
 
 REPO = places.ROOT
-NOTEBOOK = REPO / "notebooks" / "quickstart.ipynb"
+MACHINE_PATHS = ("/work/", "/root/", "/home/", "/tmp/", "/opt/")
 
 
-def _read(notebook: Path = NOTEBOOK) -> nbformat.NotebookNode:
-    return nbformat.read(notebook, as_version=4)
+@pytest.fixture(params=notebooks.NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    """A notebook's name."""
+    return request.param
 
 
-def _cell(notebook: nbformat.NotebookNode, tag: str) -> nbformat.NotebookNode:
-    (cell,) = [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
-    return cell
-
-
-def test_it_is_committed_without_outputs():
-    notebook = _read()
+def test_a_notebook_begins_with_its_title_and_is_small(name: str):
+    notebook = notebooks.read(name)
     nbformat.validate(notebook)
-    for cell in notebook.cells:
-        assert not cell.get("outputs"), cell.source
-        assert cell.get("execution_count") is None, cell.source
+    title = notebook.cells[0]
+    assert title.cell_type == "markdown"
+    assert title.source.startswith(notebooks.badge(name) + "# ")
+    path = notebooks.FOLDER / f"{name}.ipynb"
+    assert path.stat().st_size < 400_000
+    content = path.read_text(encoding="utf-8")
+    assert [text for text in MACHINE_PATHS if text in content] == []
 
 
-def test_one_line_installs_the_package_and_nothing_else_is_installed():
-    notebook = _read()
-    installs = [line for cell in notebook.cells for line in cell.source.splitlines() if line.startswith(("%", "!"))]
-    assert len(installs) == 1
-    assert installs[0].startswith("%pip install")
-    assert "aligner_jax" in installs[0]
-    assert installs[0] in _cell(notebook, "install").source
+def test_one_line_installs_the_package_and_nothing_else_is_installed(name: str):
+    notebook = notebooks.read(name)
+    install = notebooks.tagged(notebook, "install")
+    lines = [line for cell in notebook.cells for line in cell.source.splitlines() if line.startswith(("%", "!"))]
+    assert lines == ['%pip install -q "{requirement}"']
+    assert lines[0] in install.source
+    assert notebook.cells.index(install) == 1
+
+
+def test_knobs_are_in_one_cell_and_the_machine_is_looked_at_next(name: str):
+    notebook = notebooks.read(name)
+    parameters, runtime = (notebooks.tagged(notebook, tag) for tag in ("parameters", "runtime"))
+    assert all(isinstance(node, ast.Assign) for node in ast.parse(parameters.source).body)
+    assert notebook.cells.index(runtime) == notebook.cells.index(parameters) + 1
+    assert "machine = find_machine()\nprint(machine)" in runtime.source
+
+
+def _requirement(notebook: nbformat.NotebookNode, project: str = "") -> str:
+    """Runs the cell "install" without its pip line; returns what pip would be given."""
+    source = notebooks.tagged(notebook, "install").source.replace('PROJECT = ""', f"PROJECT = {project!r}")
+    variables: dict[str, str] = {}
+    exec(source.replace("%pip", "# %pip"), variables)
+    return variables["requirement"]
+
+
+def test_a_clone_is_installed_itself_and_elsewhere_the_named_project(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    notebook = notebooks.read(name)
+    monkeypatch.setattr("glob.glob", lambda pattern: [])
+    monkeypatch.chdir(REPO / "notebooks")
+    assert _requirement(notebook).startswith(f"{REPO}[hub")
+    monkeypatch.chdir(tmp_path)
+    assert _requirement(notebook).startswith("aligner_jax[hub")
+    assert _requirement(notebook, "git+https://example.org/x").endswith("] @ git+https://example.org/x")
+    monkeypatch.setattr("glob.glob", lambda pattern: ["/dev/accel0"] if "accel" in pattern else [])
+    assert "tpu" in _requirement(notebook)
 
 
 @pytest.fixture
