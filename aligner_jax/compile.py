@@ -1,10 +1,10 @@
 """Plans a training run, an evaluation or a server with the real TPU compiler. No TPU is needed.
 
-python -m aligner_jax.compile --config=configs/llama7b_alpaca.py [--topology=v5e:2x4[,v6e:2x4]] [--devices=1] \
+python -m aligner_jax.compile --config=configs/llama7b_alpaca.py [--topology=v5e:2x4[,v6e:2x4]] [--devices=1] \\
     [--search] [--json] [--config.data.batch_size=8]
-python -m aligner_jax.compile --config=configs/eval/gsm8k.py --topology=v5e:2x4 [--tokens=1024] [--new_tokens=512] \
+python -m aligner_jax.compile --config=configs/eval/gsm8k.py --topology=v5e:2x4 [--tokens=1024] [--new_tokens=512] \\
     [--adapter=PATH]
-python -m aligner_jax.compile --serve --config=configs/eval/gsm8k.py --topology=v5e:2x4 [--tokens=1024] \
+python -m aligner_jax.compile --serve --config=configs/eval/gsm8k.py --topology=v5e:2x4 [--tokens=1024] \\
     [--new_tokens=512] [--adapter=PATH] [--prefix_tokens=16] [--rank=0]
 
 Prints the cost of the step per device: memory, collectives, FLOPs, HBM traffic, and the time that these bound. For an

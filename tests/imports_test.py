@@ -13,13 +13,14 @@ PACKAGE = places.ROOT / "aligner_jax"
 
 FILES_OF = {"errors", "files"}
 MODEL, DATA = FILES_OF | {"model"}, FILES_OF | {"data"}
-RUNTIME = MODEL | {"runtime"}
+RUNTIME = MODEL | {"runtime", "usage"}
 MIDDLE = MODEL | DATA | RUNTIME | {"weights", "peft"}
 MAY_IMPORT = {
     "errors": set(),
     "files": FILES_OF,
     "model": MODEL,
     "data": DATA,
+    "usage": FILES_OF | {"usage"},
     "runtime": RUNTIME,
     "weights": MODEL | DATA | RUNTIME | {"weights"},
     "peft": MIDDLE,

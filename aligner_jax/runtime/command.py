@@ -13,16 +13,16 @@ from ml_collections import ConfigDict
 from aligner_jax.errors import InputError
 from aligner_jax.runtime import distributed, platform, starting
 from aligner_jax.runtime.exit import Stopped, at_once, is_held_up
-from aligner_jax.runtime.fields import did_you_mean
 from aligner_jax.runtime.files import reason
-from aligner_jax.runtime.load_config import Choice, Override, load_config
+from aligner_jax.runtime.load_config import Choice, load_config
 from aligner_jax.runtime.output import OutputEnded, make_plain, replace_stdout
+from aligner_jax.usage.commands import define_config
+from aligner_jax.usage.config_fields import config_paragraphs
+from aligner_jax.usage.page import page
+from aligner_jax.usage.parse import Override, asks_for_help, parse_flags
 
 # --help lists a flag that this module defines among the flags of the command itself.
 flags.disclaim_key_flags()
-
-_LONGEST_NAME = 100
-"""Limit on the length of a flag's name; real ones stay below."""
 
 
 class ConfigFlag:
@@ -30,9 +30,7 @@ class ConfigFlag:
 
     def __init__(self) -> None:
         self.overrides: list[Override] = []
-        self._path = flags.DEFINE_string(
-            "config", None, "Config file; --config.section.field=value overrides one of its fields."
-        )
+        self._path = define_config(flags.FLAGS)
 
     @property
     def value(self) -> ConfigDict:
@@ -87,6 +85,7 @@ def run(main: Callable[[], int | None], *, lasting: bool = False, argument: str 
       lasting: True if the command runs to its end even when its output can no longer be written.
       argument: flag whose value may be given without its name; None refuses such values.
     """
+    starting.imported()
     starting.open_closed_streams()
     make_plain()
     status = None
@@ -155,44 +154,12 @@ def _say(sentence: str) -> None:
 
 
 def _parse_flags(argv: Sequence[str], argument_name: str | None) -> None:
-    rest = list(argv)
-    if _config_flags:
-        rest, _config_flags[0].overrides = _split_overrides(argv)
     app.define_help_flags()
-    for argument in rest:
-        # absl searches for a similar flag by recursion over the letters of the name.
-        if argument.startswith("-") and len(name := argument.lstrip("-").partition("=")[0]) > _LONGEST_NAME:
-            raise InputError(f"--{name[:_LONGEST_NAME]}… is not a flag of this command")
-    try:
-        positional = flags.FLAGS(rest)[1:]
-    except flags.UnrecognizedFlagError as error:
-        known = [f"--{flag.name}" for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
-        hint = did_you_mean(f"--{error.flagname}", known)
-        raise InputError(f"--{error.flagname} is not a flag of this command; {hint}") from None
-    except flags.Error as error:
-        raise InputError(" ".join(str(error).split())) from None
-    if argument_name is not None and len(positional) == 1 and not flags.FLAGS[argument_name].present:
-        flags.FLAGS[argument_name].parse(positional.pop())
-    if positional:
-        raise InputError(f"{positional[0]!r} is not a flag; flags are written --name=value")
-
-
-def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
-    rest, overrides = [], []
-    waiting = list(argv)
-    while waiting:
-        argument = waiting.pop(0)
-        name, equals, text = argument.lstrip("-").partition("=")
-        if argument == "--":
-            return [*rest, argument, *waiting], overrides
-        if not argument.startswith("-") or not name.startswith(("config.", "noconfig.")):
-            rest.append(argument)
-        elif name.startswith("noconfig."):
-            overrides.append((name.removeprefix("noconfig."), False))
-        elif equals:
-            overrides.append((name.removeprefix("config."), text))
-        elif waiting and not waiting[0].startswith("--"):
-            overrides.append((name.removeprefix("config."), waiting.pop(0)))
-        else:
-            overrides.append((name.removeprefix("config."), True))
-    return rest, overrides
+    own = flags.FLAGS.get_key_flags_for_module(argv[0])
+    if asks_for_help(argv[1:]) or "--helpfull" in argv:
+        more = config_paragraphs(Path(argv[0]).stem) + ([flags.FLAGS.get_help()] if "--helpfull" in argv else [])
+        print(page(sys.modules["__main__"].__doc__ or "", own, more=more), end="")
+        sys.exit(0)
+    overrides = parse_flags(flags.FLAGS, argv, [flag.name for flag in own], argument_name)
+    for config in _config_flags:
+        config.overrides = overrides

@@ -14,12 +14,10 @@ from aligner_jax.errors import InputError
 from aligner_jax.files.config_files import find_config
 from aligner_jax.files.fields import shown
 from aligner_jax.runtime.output import OutputEnded
+from aligner_jax.usage.parse import Override
 
 _MAX_SECTIONS = 10
 """Limit on the depth of a config; real ones stay below."""
-
-Override = tuple[str, str | bool]
-"""A dotted field name with its given text; True for --config.x and False for --noconfig.x."""
 
 
 @dataclasses.dataclass(frozen=True)

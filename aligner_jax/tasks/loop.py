@@ -42,6 +42,7 @@ class Run:
       program: the step, jitted for the run's mesh.
       params: parameters of the frozen base.
       reference: the frozen adapter that the objective compares with in every step, or None.
+      writer: takes the metrics.
       model_flops: returns the model FLOPs of one adapter's step on a batch.
       evaluate: returns the held-out metrics of a state, by name; None without held-out examples.
     """
@@ -53,6 +54,7 @@ class Run:
     reference: Adapter | None
     feed: Feed
     checkpoints: Checkpoints
+    writer: MetricsWriter
     model_flops: Callable[[Batch], float]
     evaluate: Callable[[TrainState], dict[str, float]] | None
     stop_requests: StopRequests
@@ -73,13 +75,12 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
     run = dataclasses.replace(run, reference=jax.device_put(run.reference, run.program.replicated))
     run.stop_requests.begin_steps()
     with (
-        MetricsWriter(run.workdir.path, resume_step=first) as writer,
         Progress(run.console, steps=config.steps, first=first) as progress,
         Profile(config.profile, run.workdir, run.console, first=first, last=config.steps) as profile,
         jax.transfer_guard("disallow"),
     ):
         window = _window(run, updates)
-        log = _Log(run, window, writer, progress, last_step=first)
+        log = _Log(run, window, run.writer, progress, last_step=first)
         take = _Steps(run, progress, SkippedSteps(config.nonfinite.max_skipped, str(run.params.embed_vd.dtype)))
         for step in range(first + 1, config.steps + 1):
             if profile.turns_at(step):
@@ -99,7 +100,7 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
             if run.evaluate is not None and config.eval_every and step % config.eval_every == 0:
                 with window.paused(), progress.doing("held-out evaluation"):
                     run.watchdog.waiting_for(f"the held-out evaluation after step {step}", compiles=True)
-                    writer.write(step, **run.evaluate(state))
+                    run.writer.write(step, **run.evaluate(state))
             ended = take.skipped.ended_at(step) or run.stop_requests.stopped_at(step)
             if step % config.checkpoint.every == 0 or step == config.steps or ended:
                 run.watchdog.waiting_for(f"step {step}")

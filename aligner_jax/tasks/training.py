@@ -1,5 +1,6 @@
 """One training run from start to end: base, adapter, data, steps, the adapter's file and the report."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -21,13 +22,16 @@ from aligner_jax.peft.artifact import save_adapter
 from aligner_jax.peft.rows import unstack_adapter
 from aligner_jax.runtime import agreement, distributed, platform, roofline, sharding
 from aligner_jax.runtime.checkpoint import Checkpoints
-from aligner_jax.runtime.config import TrainConfig
+from aligner_jax.runtime.config import TrainConfig, as_dict
+from aligner_jax.runtime.metrics import MetricsWriter
 from aligner_jax.runtime.preemption import StopRequests
 from aligner_jax.runtime.progress import stage
 from aligner_jax.runtime.same_run import Origin, check_same_run, save_config
+from aligner_jax.runtime.wandb_run import import_wandb
 from aligner_jax.runtime.watchdog import Watchdog
 from aligner_jax.runtime.workdir import Workdir
 from aligner_jax.tasks.chosen_remat import exhaustion_is_one_sentence, with_least_remat
+from aligner_jax.tasks.early_checks import check_early
 from aligner_jax.tasks.first_adapter import check_adapter, first_adapter
 from aligner_jax.tasks.loop import Run, run_steps
 from aligner_jax.tasks.objectives import complete, objective_of, parse_complete
@@ -68,8 +72,11 @@ def run_training(config: TrainConfig, workdir: Path, console: Console, *, owns_p
         agreement.check_same_config(config)
         before_after.check_form(config.report.form)
         check_adapter(config)
+        if config.metrics.wandb is not None and distributed.is_first():
+            import_wandb()
         with Workdir(workdir) as held:
             config = check_same_run(config, workdir, parse_complete)
+            check_early(config, console)
             mesh, rules = sharding.mesh_of(config.mesh), sharding.rules_of(config.mesh)
             with sharding.use(mesh, rules):
                 return _train_on(mesh, rules, config, held, stop_requests, console)
@@ -110,49 +117,61 @@ def _train_on(
         stop_requests.check()
 
     origin, folder = Origin(config, task.input_digests, workdir.path, parse_complete), workdir.path / "checkpoints"
-    with (
-        Watchdog(config.stall, ends_process=stop_requests.owns_process) as watchdog,
-        Checkpoints(folder, keep=config.checkpoint.keep, origin=origin, check=workdir.check) as checkpoints,
-    ):
-        watchdog.waiting_for("the checkpoint to go on from", compiles=True)
-        restored = checkpoints.restore(state)
-        if restored is not None and restored[0] > config.steps:
-            at = f"{checkpoints.directory} is at step {restored[0]} already"
-            raise InputError(f"config.steps is {config.steps}, but {at}")
-        if restored is None:
-            origin.note_inputs()
-        else:
-            restored_step, state, data_state = restored
-            task.feed.set_state(data_state)
-            console.out(f"resuming after step {restored_step} of {config.steps}")
-            if config.optim.cosine_zero == "at_last":
-                console.out("the cosine is that of the version that began this run: its last update has rate 0")
-        save_config(config, workdir.path)
-        if config.remat != AUTO:
-            checkpoints.remat = {"name": config.remat}
-        else:
-            program, checkpoints.remat = with_least_remat(
-                config, base.config, adapter, program, task.reference,
-                recorded=checkpoints.remat, check=search_goes_on, console=console,
+    with contextlib.ExitStack() as stack:
+        with (
+            Watchdog(config.stall, ends_process=stop_requests.owns_process) as watchdog,
+            Checkpoints(folder, keep=config.checkpoint.keep, origin=origin, check=workdir.check) as checkpoints,
+        ):
+            watchdog.waiting_for("the checkpoint to go on from", compiles=True)
+            restored = checkpoints.restore(state)
+            if restored is not None and restored[0] > config.steps:
+                at = f"{checkpoints.directory} is at step {restored[0]} already"
+                raise InputError(f"config.steps is {config.steps}, but {at}")
+            if restored is None:
+                origin.note_inputs()
+            else:
+                restored_step, state, data_state = restored
+                task.feed.set_state(data_state)
+                console.out(f"resuming after step {restored_step} of {config.steps}")
+                if config.optim.cosine_zero == "at_last":
+                    console.out("the cosine is that of the version that began this run: its last update has rate 0")
+            save_config(config, workdir.path)
+            if config.remat != AUTO:
+                checkpoints.remat = {"name": config.remat}
+            else:
+                program, checkpoints.remat = with_least_remat(
+                    config, base.config, adapter, program, task.reference,
+                    recorded=checkpoints.remat, check=search_goes_on, console=console,
+                )  # fmt: skip
+            opened = MetricsWriter(
+                workdir.path, resume_step=int(state.step), config=as_dict(config), wandb=config.metrics.wandb
+            )
+            # Open until the report is made, whose results are metrics too.
+            writer = stack.enter_context(opened)
+            run = Run(
+                config, workdir, program, base.params, task.reference, task.feed, checkpoints, writer, model_flops,
+                evaluate if task.has_heldout else None, stop_requests, watchdog, console,
             )  # fmt: skip
-        run = Run(
-            config, workdir, program, base.params, task.reference, task.feed, checkpoints, model_flops,
-            evaluate if task.has_heldout else None, stop_requests, watchdog, console,
-        )  # fmt: skip
-        with exhaustion_is_one_sentence(config, checkpoints.remat["name"]):
-            state = run_steps(run, state)
-    stop_requests.end_steps()
+            with exhaustion_is_one_sentence(config, checkpoints.remat["name"]):
+                state = run_steps(run, state)
+        stop_requests.end_steps()
 
-    adapter = adapter.replace(trainable=state.trainable)
+        adapter = adapter.replace(trainable=state.trainable)
+        _save(config, adapter, base, workdir, console)
+        if task.has_heldout:
+            measured = task.report(adapter, workdir.path / "adapter.safetensors")
+            if not all(writer.holds(config.steps, name) for name in measured):
+                writer.write(config.steps, **measured)
+    return Trained(adapter, base)
+
+
+def _save(config: TrainConfig, adapter: Adapter, base: Base, workdir: Workdir, console: Console) -> None:
     prompt_format = {"template": config.data.template, "system": config.data.system}
     for name, each in named_adapters(config, adapter).items():
         path = workdir.path / name
         workdir.check()
         save_adapter(each, path, base=base, prompt_format=prompt_format)
         console.out(f"saved: {path}, {path.stat().st_size:,} bytes")
-    if task.has_heldout:
-        task.report(adapter, workdir.path / "adapter.safetensors")
-    return Trained(adapter, base)
 
 
 def _load_base(mesh: Mesh, rules: sharding.Rules, config: TrainConfig, console: Console) -> Base:

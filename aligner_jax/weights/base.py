@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import exists, is_file, is_folder
-from aligner_jax.model.config import LlamaConfig, llama_config
-from aligner_jax.model.params import Params
+from aligner_jax.model.config import PRESETS, LlamaConfig, llama_config
+from aligner_jax.model.params import Params, described_leaves
 from aligner_jax.model.quantized import Quantization
 from aligner_jax.runtime.config import BaseConfig
 from aligner_jax.weights.fingerprint import LeafSums, digest, fingerprint, leaf_sums
@@ -56,6 +56,11 @@ class Base(flax.struct.PyTreeNode):
         if self.tokenizer is not None and self.tokenizer.num_embeddings != self.config.vocab_size:
             known = dataclasses.replace(self.tokenizer, num_embeddings=self.config.vocab_size)
             object.__setattr__(self, "tokenizer", known)
+
+    def __repr__(self) -> str:
+        name = next((name for name, config in PRESETS.items() if config == self.config), "of no published shape")
+        tokenizer = "without a tokenizer" if self.tokenizer is None else "with its tokenizer"
+        return f"Base({name}, {described_leaves(self.params)}, {tokenizer})"
 
     @property
     def fingerprint(self) -> str:

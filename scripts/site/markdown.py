@@ -40,6 +40,15 @@ def blocks(page: str) -> list[Block]:
     return found
 
 
+def indented(page: str) -> list[Block]:
+    """Returns the blocks of code that are marked by an indentation of four spaces alone."""
+    lines = _TOKEN.sub(lambda token: re.sub(r"[^\n]", "", token[0]) if token["fence"] else token[0], page)
+    found = re.finditer(r"(?:^|\n)[ ]*\n((?:    [^\n]*(?:\n|$))+)", lines)
+    return [
+        Block(_line(lines, code.start(1)), "", "\n".join(line[4:] for line in code[1].splitlines())) for code in found
+    ]
+
+
 def links(page: str) -> list[Link]:
     """Returns the links and images of a page, in order, without those in code."""
     return list(_links(page, page, 0))

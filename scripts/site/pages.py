@@ -33,7 +33,7 @@ SECTIONS = {
         "docs/engine.md",
     ),
     "Files": ("docs/formats.md", "docs/adapter_files.md", "docs/damage.md", "aligner_jax/data/quickstart/README.md"),
-    "Project": ("docs/extending.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"),
+    "Project": ("docs/layout.md", "docs/extending.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"),
 }
 """Paths of pages in the repository, by title of the section. A page that does not exist is left out."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from source_samples import SAMPLES, as_parquet, lines, pair, refusal, turns
 
-from aligner_jax.data.sources import Instruction, Text, check_dataset, load_dataset, load_examples
+from aligner_jax.data.sources import Instruction, Text, load_dataset, load_examples, load_first
 from aligner_jax.data.sources.formats import READ
 from aligner_jax.errors import MAX_CHARACTERS, InputError
 
@@ -132,13 +132,14 @@ def test_every_pair_of_usual_names_is_told_by_the_fields(tmp_path, question, ans
         ]
 
 
-def test_a_check_reads_the_first_records_only(tmp_path):
+def test_only_the_first_records_are_read_if_no_more_are_asked_for(tmp_path):
     record, bad = SAMPLES["gsm8k"][0], {"question": 3}
     path = lines(tmp_path / "a.jsonl", *[record] * 100, bad)
-    assert check_dataset(path) == "gsm8k"
+    first = load_first(path)
+    assert (first.format, first.form, len(first.examples)) == ("gsm8k", "JSON", 100)
     assert refusal(path).startswith(":101: ")
     with pytest.raises(InputError, match=r":100: the field 'question' holds a number"):
-        check_dataset(lines(tmp_path / "b.jsonl", *[record] * 99, bad))
+        load_first(lines(tmp_path / "b.jsonl", *[record] * 99, bad))
 
 
 def test_a_missing_file_of_a_known_data_set_is_told_where_it_is(tmp_path, monkeypatch):

@@ -72,6 +72,7 @@ def test_a_wrong_line_is_seen(line: str):
         "See `python -m aligner_jax.generate\n--bas=PATH`.",
         "See [`python -m aligner_jax.generate --bas=PATH`](x.md).",
         "```\npython -m aligner_jax.generate --base=PATH\n    [--bas=PATH]\n```",
+        "Text\n\n    python -m aligner_jax.generate --base=PATH \\\n        --bas=PATH\n\nmore",
         "```bash\nX=1 python -m aligner_jax.generate \\\n  --bas=PATH  # a remark\n```",
     ],
 )

@@ -84,7 +84,10 @@ def _with_flags(name: str, files: list[Path], words: list[str], line: Line) -> l
     if "--" in words:
         split = words.index("--")
         return _with_flags(name, files, words[:split], line) + problems(line._replace(words=words[split + 1 :]))
-    beside = [path for path in files[0].parent.glob("*.py") if files[0].suffix == ".py"]
+    beside = {path for path in files[0].parent.glob("*.py") if files[0].suffix == ".py"}
+    # A shell script hands its flags on to modules.
+    for module in re.findall(r"-m ((?:aligner_jax|scripts)[\w.]+)", files[0].read_text(encoding="utf-8")):
+        beside |= {*(places.ROOT / "/".join(module.split("."))).parent.glob("*.py")}
     text = "".join(path.read_text(encoding="utf-8") for path in {*files, *beside})
     found = []
     for word in words:

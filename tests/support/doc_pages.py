@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import places
 
-from scripts.site.markdown import blocks, inline_code
+from scripts.site.markdown import blocks, indented, inline_code
 
 PAGES = sorted(
     str(path.relative_to(places.ROOT))
@@ -47,7 +47,7 @@ def shell_lines(name: str, text: str) -> list[Line]:
       AssertionError: a line cannot be split into words; names it.
     """
     found = []
-    for block in blocks(text):
+    for block in [*blocks(text), *indented(text)]:
         if block.language in _SHELL:
             for number, line in _joined(block.text, always=block.language != ""):
                 found += _commands(f"{name}:{block.line + number}", line)

@@ -9,6 +9,7 @@ import grain
 from aligner_jax.data.sources.example import Conversation, Example, Instruction, Message, Preference, Record, Text
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import is_file
+from aligner_jax.files.extras import pip_line
 from aligner_jax.files.fields import Fields, read_fields
 from aligner_jax.files.json_text import read_json, read_object
 
@@ -29,12 +30,13 @@ class Prepared(NamedTuple):
     unused: dict[str, int]
 
 
-def read_prepared(path: Path | str, name: str | None = None) -> Prepared:
+def read_prepared(path: Path | str, name: str | None = None, *, most: int | None = None) -> Prepared:
     """Returns the examples of a prepared split, with the counts from its preparation.
 
     Args:
       path: prepared folder, whose split "train" is read, or FOLDER/SPLIT.
       name: expected name of the source; None accepts any.
+      most: maximum number of examples to read; None reads all.
 
     Raises:
       InputError: see `prepared_examples`; or the folder holds another source, or an example cannot be read.
@@ -45,7 +47,7 @@ def read_prepared(path: Path | str, name: str | None = None) -> Prepared:
         raise InputError(f"{folder} holds the source {held!r}, not {name!r}")
     examples = prepared_examples(path)
     read = []
-    for number in range(len(examples)):
+    for number in range(len(examples))[:most]:
         try:
             read.append(examples[number])
         except Exception as error:  # The readers raise many types for damaged files.
@@ -99,7 +101,7 @@ def import_tfds() -> Any:
 
 
 def _needs(reason: str) -> str:
-    return f"prepared data need the package tensorflow-datasets ({reason}); pip install 'aligner_jax[tfds]'"
+    return f"prepared data need the package tensorflow-datasets ({reason}); {pip_line('tfds')}"
 
 
 def to_features(example: Example) -> dict[str, Any]:
