@@ -42,21 +42,24 @@ class Machine:
         memory_of_it = "" if self.memory_bytes is None else f" with {self.memory_bytes / 2**30:.0f} GiB free"
         room = "" if self.largest_base is None else f"; a base of up to {_rounded(self.largest_base)} parameters fits"
         rows = "1 row" if self.rows == 1 else f"{self.rows} rows"
-        return f"found: {self.name}{memory_of_it}\nhere: {self.dtype}, {rows} a training step{room}"
+        # A TPU belongs to one process, which is the notebook's.
+        beside = "; commands beside the notebook run on the CPU" if self.kind == "tpu" else ""
+        return f"found: {self.name}{memory_of_it}\nhere: {self.dtype}, {rows} a training step{room}{beside}"
 
 
 def find_machine() -> Machine:
     """Prepares JAX for this machine, which starts its backend, and returns what was found."""
     platform.prepare()
-    device = jax.local_devices()[0]
+    device, count = jax.local_devices()[0], jax.local_device_count()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if device.platform == "cpu":
         kind, name, rows = "cpu", f"CPU, {cores} core{'s' if cores > 1 else ''}", 1 if cores < 8 else 4
     else:
-        kind, rows = "tpu" if device.platform == "tpu" else "gpu", 8
-        name = f"{kind.upper()}, {jax.local_device_count()} × {device.device_kind}"
+        # The rows of a step are split over all devices.
+        kind, rows = "tpu" if device.platform == "tpu" else "gpu", count * max(8 // count, 1)
+        name = f"{kind.upper()}, {count} × {device.device_kind}"
     return Machine(
-        kind=kind, name=name, count=jax.local_device_count(), memory_bytes=memory.limit_bytes(0),
+        kind=kind, name=name, count=count, memory_bytes=memory.limit_bytes(0),
         dtype=platform.compute_dtype("auto"), rows=rows,
     )  # fmt: skip
 

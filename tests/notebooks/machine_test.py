@@ -1,6 +1,8 @@
 import dataclasses
+from types import SimpleNamespace
 
 import jax
+import pytest
 
 from aligner_jax.notebooks.machine import Machine, find_machine
 from aligner_jax.runtime import platform
@@ -23,6 +25,22 @@ def test_a_machine_says_what_fits():
         "found: GPU, 1 × Tesla T4 with 15 GiB free\n"
         "here: float16, 8 rows a training step; a base of up to 6.4 billion parameters fits"
     )
+
+
+def test_a_tpu_is_the_notebooks_alone():
+    assert str(dataclasses.replace(T4, kind="tpu")).endswith("; commands beside the notebook run on the CPU")
+    assert "beside" not in str(T4)
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 8), (3, 6), (4, 8), (16, 16)])
+def test_rows_are_split_over_all_devices(count: int, rows: int, monkeypatch: pytest.MonkeyPatch):
+    device = SimpleNamespace(platform="tpu", device_kind="TPU v5 lite", memory_stats=lambda: None)
+    monkeypatch.setattr("jax.local_devices", lambda: [device])
+    monkeypatch.setattr("jax.local_device_count", lambda: count)
+    monkeypatch.setattr("jax.default_backend", lambda: "tpu")
+    found = find_machine()
+    assert (found.kind, found.dtype, found.rows, found.memory_bytes) == ("tpu", "bfloat16", rows, 16 << 30)
+    assert found.name == f"TPU, {count} × TPU v5 lite"
 
 
 def test_a_machine_that_does_not_say_its_memory():
