@@ -6,6 +6,7 @@ import runpy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from absl import flags
@@ -44,7 +45,8 @@ def description_of(name: str) -> str:
 def _without_flags() -> Iterator[None]:
     """Removes the flags of this package, and restores them afterwards: two commands may have a flag of one name."""
     values = vars(flags.FLAGS)
-    before = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+    # Removing a flag changes the lists in these dicts.
+    before = {name: _copied(value) for name, value in values.items()}
     lists = {name: list(found) for name, found in flags.FLAGS.flags_by_module_dict().items()}
     for module, defined in lists.items():
         if module.partition(".")[0] not in ("absl", "grain", "jax", "ml_collections"):
@@ -55,3 +57,9 @@ def _without_flags() -> Iterator[None]:
     finally:
         values.clear()
         values.update(before)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: list(each) if isinstance(each, list) else each for key, each in value.items()}
+    return value
