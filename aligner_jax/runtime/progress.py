@@ -43,13 +43,13 @@ class _Shown:
             self._task = self._bar.add_task(what, total=total, completed=done)
 
     def _move(self, done: int, label: str | None = None) -> bool:
-        """Updates the display; returns False if lines are to be printed."""
+        """Updates the display; returns False if there is none, so that lines are to be printed."""
         self._at, self._label = done, label or self._label
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=self._label)
         elif self._cell is not None and (label or time.monotonic() - self._changed >= _SECONDS_A_CHANGE):
             self._change(f"{self._label} {done:,}/{self._total:,}  {self._note()}")
-        return self._bar is not None
+        return self._bar is not None or self._cell is not None
 
     def _change(self, text: str) -> None:
         self._changed = time.monotonic()
@@ -68,7 +68,7 @@ class _Shown:
         if self._bar is not None:
             self._bar.stop()
         elif self._cell is not None:
-            self._change("")
+            self._change(f"{self._label} {self._at:,}/{self._total:,}")
 
 
 class _Pace:

@@ -100,7 +100,7 @@ def test_a_stage_is_a_line_elsewhere_and_a_clock_on_a_terminal(clock):
     assert text.getvalue().rstrip("\n").endswith("\x1b[2K")
 
 
-def test_a_notebook_has_a_line_that_changes_and_ends_empty(clock, monkeypatch):
+def test_a_notebook_has_a_line_that_changes(clock, monkeypatch):
     texts = []
 
     class Handle:
@@ -123,7 +123,7 @@ def test_a_notebook_has_a_line_that_changes_and_ends_empty(clock, monkeypatch):
         display_.advance(21)
     assert texts[0] == "training…"
     assert texts[-2] == "training 21/120  loss 1.234  1,812 tokens/s  1:39 left"
-    assert texts[-1] == ""
+    assert texts[-1] == "training 21/120"
 
 
 def test_a_resumed_run_counts_its_own_steps_only(clock):

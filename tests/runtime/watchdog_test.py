@@ -88,6 +88,24 @@ def test_a_process_that_is_stopped_itself_is_not_late():
     assert process.returncode == 0
 
 
+def test_in_a_users_process_a_wait_is_told_once_and_nothing_ends(ends, capsys):
+    told = ""
+    with Watchdog(StallConfig(seconds=0.1), ends_process=False) as watchdog:
+        for step in (1, 2):
+            watchdog.waiting_for(f"step {step}")
+            while f"step {step}" not in told:
+                time.sleep(0.05)
+                told += capsys.readouterr().err
+        time.sleep(0.3)
+    told += capsys.readouterr().err
+    assert told == "".join(
+        f"step {step} was waited for longer than 0.1 s (config.stall.seconds); interrupt the run, and the same call "
+        "goes on from the last checkpoint\n"
+        for step in (1, 2)
+    )
+    assert ends == []
+
+
 STALLED_INPUT = """
 import dataclasses, json, sys, time
 from pathlib import Path
