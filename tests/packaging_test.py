@@ -49,6 +49,11 @@ def test_extras_are_in_requirements_with_the_same_ranges():
     assert {name: REQUIRED.get(name) for name in EXTRAS} == EXTRAS
 
 
+def test_the_quickstart_installs_the_dependencies_and_no_more():
+    lines = (REPO / "scripts/lib/core_requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert _ranges(lines) == DEPENDENCIES
+
+
 def test_requirements_has_nothing_that_neither_the_package_nor_an_extra_names():
     assert set(REQUIRED) == {*DEPENDENCIES, *EXTRAS}
 
