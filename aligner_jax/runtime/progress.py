@@ -10,7 +10,7 @@ from rich import progress as rich_progress
 from rich.console import Console
 from rich.text import Text
 
-_ROOM_FOR_TEXT = 62
+_ROOM_FOR_TEXT = 58
 _SECONDS_A_CHANGE = 0.5
 
 
@@ -35,10 +35,10 @@ class _Shown:
         self._changed = -math.inf
         self._in_notebook = console.is_jupyter and not console.quiet
         if console.is_terminal and not console.is_jupyter:
-            width = min(30, max(4, console.width - _ROOM_FOR_TEXT))
+            width = min(30, max(4, console.width - _ROOM_FOR_TEXT - len(f"{total}/{total}")))
             self._bar = rich_progress.Progress(
-                "[progress.description]{task.description}", rich_progress.BarColumn(bar_width=width),
-                "{task.completed}/{task.total}", _Note(note), console=console, transient=True,
+                _Note(lambda: self._label), rich_progress.BarColumn(bar_width=width),
+                rich_progress.TextColumn("{task.completed}/{task.total}"), _Note(note), console=console, transient=True,
             )  # fmt: skip
             self._task = self._bar.add_task(what, total=total, completed=done)
 
@@ -46,7 +46,7 @@ class _Shown:
         """Updates the display; returns False if there is none, so that lines are to be printed."""
         self._at, self._label = done, label or self._label
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, description=self._label)
+            self._bar.update(self._task, completed=done)
         elif self._cell is not None and (label or time.monotonic() - self._changed >= _SECONDS_A_CHANGE):
             self._change(f"{self._label} {done:,}/{self._total:,}  {self._note()}")
         return self._bar is not None or self._cell is not None
@@ -197,7 +197,7 @@ def stage(console: Console, what: str) -> Iterator[None]:
         yield
         return
     began = time.monotonic()
-    columns = rich_progress.SpinnerColumn(), "{task.description}", _Note(lambda: clock(time.monotonic() - began))
+    columns = rich_progress.SpinnerColumn(), _Note(lambda: f"{what}  {clock(time.monotonic() - began)}")
     with rich_progress.Progress(*columns, console=console, transient=True) as shown:
         shown.add_task(what, total=None)
         yield

@@ -140,7 +140,6 @@ def report(
     """
     # Strength 0 equals the base bit for bit, and needs no further compilation.
     base_alone = with_strength(adapter, 0.0) if has_strength(adapter) else None
-    console.out("measuring base and adapter on held-out examples…")
     before, after = (
         before_after.measure(
             base, compared, batches, data.heldout_prompts,

@@ -159,6 +159,7 @@ def _train_on(
         adapter = adapter.replace(trainable=state.trainable)
         _save(config, adapter, base, workdir, console)
         if task.has_heldout:
+            console.out("measuring before and after on the held-out examples…")
             measured = task.report(adapter, workdir.path / "adapter.safetensors")
             if not all(writer.holds(config.steps, name) for name in measured):
                 writer.write(config.steps, **measured)

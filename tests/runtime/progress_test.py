@@ -62,6 +62,9 @@ def test_the_bar_is_one_line_with_whole_numbers_at_every_width(clock, width):
             clock(1)
             display.advance(step)
         display.log(20, **METRICS)
+        # A line that is printed draws the bar anew, without the console's markup.
+        display.log(20, **METRICS)
+    assert "[progress" not in text.getvalue()
     bars = [line for line in re.split(r"[\r\n]|\x1b\[\S*?[A-Za-z]", text.getvalue()) if "training" in line]
     assert any("loss 1.234  1,812 tokens/s  1:40 left" in bar for bar in bars), bars
     assert max(map(len, bars)) <= width
