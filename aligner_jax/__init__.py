@@ -25,8 +25,13 @@ if _command := _starting.command():
     from aligner_jax.usage import early as _early
 
     _early.answer(*_command)
+    _starting.say_loading(_command[0])
 
 if TYPE_CHECKING:
+    from aligner_jax.api.configs import load_config
+    from aligner_jax.api.evaluation import evaluate
+    from aligner_jax.api.exporting import export
+    from aligner_jax.api.training import TrainedRun, train
     from aligner_jax.decoding.sampler import sample
     from aligner_jax.errors import InputError
     from aligner_jax.model.config import LlamaConfig, llama_config
@@ -44,15 +49,20 @@ __all__ = [
     "Base",
     "InputError",
     "LlamaConfig",
+    "TrainedRun",
     "__version__",
     "apply",
     "combine",
+    "evaluate",
+    "export",
     "init_adapter",
     "llama_config",
     "load_adapter",
     "load_base",
+    "load_config",
     "sample",
     "save_adapter",
+    "train",
 ]
 
 _MODULES = {
@@ -60,14 +70,19 @@ _MODULES = {
     "Base": "weights.base",
     "InputError": "errors",
     "LlamaConfig": "model.config",
+    "TrainedRun": "api.training",
     "apply": "peft",
     "combine": "peft.combine",
+    "evaluate": "api.evaluation",
+    "export": "api.exporting",
     "init_adapter": "peft",
     "llama_config": "model.config",
     "load_adapter": "peft.artifact",
     "load_base": "weights.base",
+    "load_config": "api.configs",
     "sample": "decoding.sampler",
     "save_adapter": "peft.artifact",
+    "train": "api.training",
 }
 """The module of every public name, from which it is imported when it is first used."""
 

@@ -39,6 +39,7 @@ def main() -> None:
         sys.exit(f"error: {name[:100]!r} is not a command; {hint}")
     else:
         early.answer(name, arguments, program=program)
+        starting.say_loading(name)
         sys.argv = [sys.argv[0], *arguments]
         runpy.run_module(f"aligner_jax.{name}", run_name="__main__", alter_sys=True)
 

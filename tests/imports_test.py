@@ -33,6 +33,8 @@ MAY_IMPORT = {
     "planning": MIDDLE | {"objectives", "decoding", "evals", "tasks", "planning"},
     "analysis": MIDDLE | {"objectives", "decoding", "evals", "analysis"},
     "chatting": MIDDLE | {"decoding", "evals", "chatting"},
+    "notebooks": RUNTIME | {"notebooks"},
+    "api": MIDDLE | {"objectives", "decoding", "evals", "exports", "tasks", "api"},
     "studies": MIDDLE | {"objectives", "decoding", "evals", "tasks", "studies"},
 }
 """Folders that each folder may import; all may import the file `errors`, and verbs may import every folder."""

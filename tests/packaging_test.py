@@ -100,9 +100,13 @@ OF_EXTRAS = {"serving": "serve"}
 """Folders that only commands with an extra import, inside a function."""
 
 
+OF_THE_CALLER = {"IPython"}
+"""Packages that are imported only in a process that has imported them already, such as a notebook's."""
+
+
 def test_every_import_is_a_dependency_and_an_extra_is_only_imported_where_it_is_used():
     distributions = metadata.packages_distributions()
-    ours = {"aligner_jax", *sys.stdlib_module_names}
+    ours = {"aligner_jax", *sys.stdlib_module_names, *OF_THE_CALLER}
     undeclared = set()
     for path in PACKAGE.rglob("*.py"):
         for module, lazily in _imports(ast.parse(path.read_text(encoding="utf-8"))):

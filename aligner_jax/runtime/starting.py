@@ -57,6 +57,14 @@ def begin() -> None:
     atexit.register(_ignore)
 
 
+def say_loading(name: str) -> None:
+    """Prints a line before the imports of a command that tells its progress on stdout, since they take seconds."""
+    if name == "train":
+        # The reader of stdout may have gone, which the command itself notices later.
+        with contextlib.suppress(OSError):
+            os.write(1, b"loading JAX\xe2\x80\xa6\n")
+
+
 def imported() -> None:
     """Switches garbage collection on again if it was on. In a command it leaves out the objects of the libraries."""
     if _is_command and not gc.isenabled():

@@ -1,4 +1,4 @@
-"""The method of docs/extending.md works as printed there, in one file and one line."""
+"""The method of docs/extending.md keeps the contract of all methods, in one file and one line."""
 
 import importlib.util
 import re
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from doc_diffs import diffs_of
 from method_contract import CONTRACT, Case
 from places import ROOT
 from whole_runs import run
@@ -18,15 +19,16 @@ from aligner_jax.runtime.config import parse_config
 from aligner_jax.tasks.first_adapter import check_adapter, method_choice
 
 TEXT = (ROOT / "docs" / "extending.md").read_text()
+DIFFS = diffs_of(TEXT)
 
 
 @pytest.fixture(autouse=True)
 def method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The document's file as a module, and its line in the table."""
-    (code,) = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-    (line,) = re.findall(r'^    "(\w+)": (\w+),$', TEXT, re.MULTILINE)
+    (code,) = DIFFS["aligner_jax/peft/query_bias.py"]
+    (line,) = re.findall(r'"(\w+)": (QUERY_BIAS),', "\n".join(DIFFS["aligner_jax/peft/methods.py"][1].after))
     file = tmp_path / "query_bias.py"
-    file.write_text(code)
+    file.write_text("\n".join(code.after))
     spec = importlib.util.spec_from_file_location("query_bias", file)
     assert spec is not None
     assert spec.loader is not None
