@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import re
 import runpy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,12 @@ class Choice:
     field: str
     default: str
     options: Mapping[str, Collection[str]]
+
+
+def config_name(path: str | Path) -> str:
+    """Returns the config file's name without folder and .py, then the argument after its colon, so that runs differ."""
+    file, _, argument = str(path).partition(":")
+    return "_".join(filter(None, [Path(file).stem, *re.findall(r"[\w.-]+", argument)]))
 
 
 def load_config(
