@@ -19,7 +19,14 @@ _NO_COMMANDS = {"__init__", "__main__", "errors"}
 
 def commands() -> list[str]:
     """Returns the names of the commands, `python -m aligner_jax.NAME`."""
-    return sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in _NO_COMMANDS)
+    files = {path.stem for path in PACKAGE.glob("*.py") if path.stem not in _NO_COMMANDS}
+    return sorted(files | {path.parent.name for path in PACKAGE.glob("*/__main__.py")})
+
+
+def file_of(name: str) -> Path:
+    """Returns the file of a command: NAME.py, or the folder's NAME/__main__.py."""
+    file = PACKAGE / f"{name}.py"
+    return file if file.is_file() else PACKAGE / name / "__main__.py"
 
 
 @functools.cache
@@ -30,7 +37,7 @@ def flags_of(name: str) -> dict[str, flags.Flag]:
         mock.patch.object(command_line, "_config_flags", []),
         mock.patch.object(command_line, "run"),
     ):
-        file = str(PACKAGE / f"{name}.py")
+        file = str(file_of(name))
         runpy.run_path(file, run_name="__main__")
         # absl files flags of the module "__main__" under sys.argv[0], which is the file's path meanwhile.
         return {flag.name: flag for flag in flags.FLAGS.get_flags_for_module(file)}
@@ -38,7 +45,7 @@ def flags_of(name: str) -> dict[str, flags.Flag]:
 
 def description_of(name: str) -> str:
     """Returns the docstring of a command's file, without running it."""
-    return ast.get_docstring(ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))) or ""
+    return ast.get_docstring(ast.parse(file_of(name).read_text(encoding="utf-8"))) or ""
 
 
 @contextmanager
