@@ -2,20 +2,24 @@
 
 python -m aligner_jax.analyze --adapter=A [--adapter=B …] --out=DIR
 python -m aligner_jax.analyze --adapter=A [--adapter=B …] --base=PATH [--data=HELDOUT] --out=DIR
+python -m aligner_jax.analyze --run=DIR [--run=DIR2 …] --out=DIR
 
 Without a base: gates by layer and head, entries and directions that adapters share, effective rank. With a base also:
 an adapter's contribution to the residual stream, the tokens that it promotes, hidden states with and without it. With
-held-out data also: form against knowledge. docs/analysis.md explains every figure.
+held-out data also: form against knowledge. With --run: losses, learning rate and speed of training runs, sweeps too,
+also while they run. docs/analysis.md explains every figure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from absl import flags
 from rich.console import Console
 
-from aligner_jax.analysis import about_adapters, about_base
+from aligner_jax.analysis import about_adapters, about_base, about_runs, curves
 from aligner_jax.analysis.named import Named, load_named
+from aligner_jax.analysis.report import Section
 from aligner_jax.analysis.write import PAGE, check_folder, show, write
 from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.data.sources import Example, load_dataset
@@ -25,6 +29,7 @@ from aligner_jax.model.quantized import KINDS
 from aligner_jax.runtime import command, platform
 from aligner_jax.runtime.files import place
 from aligner_jax.runtime.output import wide_console
+from aligner_jax.runtime.waiting import stages
 from aligner_jax.weights.base import load_base
 
 ADAPTER = flags.DEFINE_multi_string(
@@ -37,14 +42,18 @@ BASE = flags.DEFINE_string(
     None,
     "The base that all the adapters are for: a folder of Hugging Face, Meta or Orbax, a .gguf or hub name.",
 )
-OUT = flags.DEFINE_string("out", None, "The folder to write; files of the same names are replaced.")
+RUN = flags.DEFINE_multi_string(
+    "run", None, "The folder of a training run, whose curves are drawn; may be given several times."
+)
+OUT = flags.DEFINE_string("out", None, "The folder to write.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replaces the files of an earlier analysis in --out.")
 DATA = flags.DEFINE_string("data", None, "Held-out examples, in any format that training reads; with --base.")
 FORMAT = flags.DEFINE_string("format", "auto", "Format of --data: auto, or a source's name.")
 EXAMPLES = flags.DEFINE_integer("examples", 64, "Examples of --data at most, from its beginning.", lower_bound=4)
 TEMPLATE = flags.DEFINE_enum(
     "template",
     "auto",
-    ["auto", *TEMPLATES],
+    ["auto", "none", *TEMPLATES],
     "Template of the prompts. auto: the one that the adapters' files record.",
 )
 SYSTEM = flags.DEFINE_string("system", None, "System prompt of the chat template, instead of the recorded one.")
@@ -58,6 +67,9 @@ GROUP_SIZE = flags.DEFINE_integer("group_size", 32, "Numbers that share a scale 
 
 
 def main() -> None:
+    if RUN.value and OUT.value:
+        _draw_runs(RUN.value, place(OUT.value, "--out"))
+        return
     if not ADAPTER.value or not OUT.value:
         raise InputError("give an adapter and where to write: --adapter=PATH --out=DIR")
     _check_flags()
@@ -66,23 +78,47 @@ def main() -> None:
     named = load_named(ADAPTER.value)
     prompt_format = _prompt_format(named) if BASE.value else None
     examples = _examples(console) if DATA.value else None
-    check_folder(folder)
-    sections = []
-    if BASE.value and prompt_format is not None:
-        dtype = platform.compute_dtype(cast(Any, DTYPE.value))
-        base = load_base(BASE.value, dtype, quantization=QUANTIZATION.value, group_size=cast(int, GROUP_SIZE.value))
-        named = load_named(ADAPTER.value, base)
-        looking = about_base.Looking(
-            prompt_format, sequence_length=cast(int, SEQUENCE_LENGTH.value), opening=cast(int, OPENING.value),
-            top_tokens=cast(int, TOP_TOKENS.value), seed=cast(int, SEED.value),
-        )  # fmt: skip
-        sections = about_base.sections(base, named, examples, looking, console.out)
-    sections = [*about_adapters.sections(named), *sections]
-    written = write(folder, f"Analysis of {', '.join(one.name for one in named)}", sections)
+    check_folder(folder, overwrite=OVERWRITE.value)
+    with stages() as say:
+        title = f"Analysis of {', '.join(one.name for one in named)}"
+        sections = _sections(named, examples, prompt_format, say)
+        say("writing the files")
+        written = write(folder, title, sections)
     show(sections, console)
     console.out(f"{len(written)} files written; the page is {folder / PAGE}")
     for missing in _left_out():
         console.out(missing)
+
+
+def _draw_runs(runs: Sequence[str], folder: Path) -> None:
+    if ADAPTER.value or BASE.value or DATA.value:
+        raise InputError("--run draws the curves of a run; give --adapter with its flags in a call of its own")
+    courses = curves.read_courses(runs)
+    check_folder(folder, overwrite=OVERWRITE.value)
+    sections, console = about_runs.sections(courses), wide_console()
+    written = write(folder, f"Training of {', '.join(course.label for course in courses)}", sections)
+    show(sections, console)
+    console.out(f"{len(written)} files written; the page is {folder / PAGE}")
+
+
+def _sections(
+    named: Sequence[Named],
+    examples: Sequence[Example] | None,
+    prompt_format: PromptFormat | None,
+    say: Callable[[str], None],
+) -> list[Section]:
+    sections: list[Section] = []
+    if BASE.value and prompt_format is not None:
+        dtype = platform.compute_dtype(cast(Any, DTYPE.value))
+        say(f"loading {BASE.value}")
+        base = load_base(BASE.value, dtype, quantization=QUANTIZATION.value, group_size=cast(int, GROUP_SIZE.value))
+        named = load_named(cast(list[str], ADAPTER.value), base)
+        looking = about_base.Looking(
+            prompt_format, sequence_length=cast(int, SEQUENCE_LENGTH.value), opening=cast(int, OPENING.value),
+            top_tokens=cast(int, TOP_TOKENS.value), seed=cast(int, SEED.value),
+        )  # fmt: skip
+        sections = about_base.sections(base, named, examples, looking, say)
+    return [*about_adapters.sections(named, say), *sections]
 
 
 def _check_flags() -> None:
@@ -100,7 +136,7 @@ def _check_flags() -> None:
 
 def _prompt_format(named: Sequence[Named]) -> PromptFormat:
     recorded = {str(one.path): one for one in named}
-    return PromptFormat.resolve(cast(str, TEMPLATE.value), SYSTEM.value, recorded, others=("chat",))
+    return PromptFormat.resolve(cast(str, TEMPLATE.value), SYSTEM.value, recorded)
 
 
 def _examples(console: Console) -> list[Example]:

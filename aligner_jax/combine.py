@@ -21,6 +21,7 @@ from aligner_jax.peft.combine import combine
 from aligner_jax.peft.location import locate_adapter
 from aligner_jax.runtime import command
 from aligner_jax.runtime.files import place
+from aligner_jax.runtime.overwriting import check_new
 
 if __name__ != "__main__":
     # An import would set the attribute `combine` of the package, which is the function aj.combine, to this module.
@@ -31,6 +32,7 @@ ADAPTER = flags.DEFINE_multi_string(
 )
 BASE = flags.DEFINE_string("base", None, "The base of the adapters, against which they are checked.")
 OUT = flags.DEFINE_string("out", None, "File to write; its name ends in .safetensors.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replaces the file --out, if it is there already.")
 
 
 def main() -> None:
@@ -42,6 +44,7 @@ def main() -> None:
     for path, _ in given:
         if os.path.realpath(locate_adapter(path)) == os.path.realpath(target):
             raise InputError(f"{path} would be overwritten: give another name as --out")
+    check_new(target, overwrite=OVERWRITE.value)
     base = None
     if BASE.value:
         base = load_whole(open_stored(BASE.value))

@@ -1,10 +1,10 @@
 """Plans a training run, an evaluation or a server with the real TPU compiler. No TPU is needed.
 
-python -m aligner_jax.compile --config=configs/llama7b_alpaca.py [--topology=v5e:2x4[,v6e:2x4]] [--devices=1] \
+python -m aligner_jax.compile --config=configs/llama7b_alpaca.py [--topology=v5e:2x4[,v6e:2x4]] [--devices=1] \\
     [--search] [--json] [--config.data.batch_size=8]
-python -m aligner_jax.compile --config=configs/eval/gsm8k.py --topology=v5e:2x4 [--tokens=1024] [--new_tokens=512] \
+python -m aligner_jax.compile --config=configs/eval/gsm8k.py --topology=v5e:2x4 [--tokens=1024] [--new_tokens=512] \\
     [--adapter=PATH]
-python -m aligner_jax.compile --serve --config=configs/eval/gsm8k.py --topology=v5e:2x4 [--tokens=1024] \
+python -m aligner_jax.compile --serve --config=configs/eval/gsm8k.py --topology=v5e:2x4 [--tokens=1024] \\
     [--new_tokens=512] [--adapter=PATH] [--prefix_tokens=16] [--rank=0]
 
 Prints the cost of the step per device: memory, collectives, FLOPs, HBM traffic, and the time that these bound. For an
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import cast
 
 from absl import flags
-from rich.table import Table
 
 from aligner_jax.decoding import server_options
 from aligner_jax.errors import InputError
@@ -39,6 +38,8 @@ from aligner_jax.runtime import command
 from aligner_jax.runtime.config import BaseConfig, MeshConfig, TrainConfig, parse_config
 from aligner_jax.runtime.output import wide_console
 from aligner_jax.runtime.sharding import mesh_of
+from aligner_jax.runtime.tables import Table
+from aligner_jax.runtime.waiting import Waiting
 from aligner_jax.tasks.first_adapter import method_choice
 from aligner_jax.tasks.objectives import objective_choice
 from aligner_jax.tasks.program import row_multiple
@@ -83,8 +84,8 @@ def _show[P: (Plan, EvaluationPlan, ServingPlan)](
     finally:
         # Also if a later plan cannot be made: each takes minutes.
         console = wide_console()
-        for first in range(0, len(plans), 3):
-            console.print(table_of(plans[first : first + 3]))
+        if plans:
+            console.print(table_of(plans))
         for text in filter(None, map(advice_on, plans)):
             console.out(text)
 
@@ -113,11 +114,13 @@ def _training_plans() -> Iterator[Plan]:
 def _evaluation_plans() -> Iterator[EvaluationPlan]:
     config = parse_evaluate_config(CONFIG.value)
     model = planned_model(planned_base(config))
-    for name, devices in _planned_devices(config.mesh, TOPOLOGY.value, DEVICES.value):
-        yield make_evaluation_plan(
-            config, model, name, devices, tokens=cast(int, TOKENS.value), new_tokens=cast(int, NEW_TOKENS.value),
-            adapter_path=ADAPTER.value,
-        )  # fmt: skip
+    for name, devices, what in _planned_devices(config.mesh, TOPOLOGY.value, DEVICES.value):
+        with Waiting(what):
+            plan = make_evaluation_plan(
+                config, model, name, devices, tokens=cast(int, TOKENS.value), new_tokens=cast(int, NEW_TOKENS.value),
+                adapter_path=ADAPTER.value,
+            )  # fmt: skip
+        yield plan
 
 
 def _serving_plans(of_evaluation: bool) -> Iterator[ServingPlan]:
@@ -128,12 +131,13 @@ def _serving_plans(of_evaluation: bool) -> Iterator[ServingPlan]:
         config = parse_config(CONFIG.load(method_choice(), objective_choice()))
         base = config.base
     model = planned_model(base)
-    for name, devices in _planned_devices(config.mesh, TOPOLOGY.value, DEVICES.value):
-        yield from make_serving_plans(
-            base, config.mesh, model, name, devices, tokens=cast(int, TOKENS.value),
-            new_tokens=cast(int, NEW_TOKENS.value), adapter_path=ADAPTER.value,
-            prefix_tokens=cast(int, PREFIX_TOKENS.value), rank=cast(int, RANK.value),
-        )  # fmt: skip
+    for name, devices, what in _planned_devices(config.mesh, TOPOLOGY.value, DEVICES.value):
+        with Waiting(what):
+            yield from make_serving_plans(
+                base, config.mesh, model, name, devices, tokens=cast(int, TOKENS.value),
+                new_tokens=cast(int, NEW_TOKENS.value), adapter_path=ADAPTER.value,
+                prefix_tokens=cast(int, PREFIX_TOKENS.value), rank=cast(int, RANK.value),
+            )  # fmt: skip
 
 
 def planned_model(base: BaseConfig) -> LlamaConfig:
@@ -166,10 +170,11 @@ def make_plans(
     Raises:
       InputError: no topology is named; for other causes see `make_plan`.
     """
-    for name, devices in _planned_devices(config.mesh, topologies, count):
+    for name, devices, what in _planned_devices(config.mesh, topologies, count):
 
-        def plan(config: TrainConfig, name: str = name, devices: list = devices) -> Plan:
-            return make_plan(config, model, name, devices)
+        def plan(config: TrainConfig, name: str = name, devices: list = devices, what: str = what) -> Plan:
+            with Waiting(f"{what}, {config.data.batch_size:,} rows, remat {config.remat}"):
+                return make_plan(config, model, name, devices)
 
         if searching:
             mesh = mesh_of(refitted(config.mesh, len(devices)), devices)
@@ -178,14 +183,18 @@ def make_plans(
             yield plan(config)
 
 
-def _planned_devices(config: MeshConfig, topologies: list[str] | None, count: int | None) -> Iterator[tuple[str, list]]:
-    """Yields the name of each topology and the devices to plan for."""
+def _planned_devices(
+    config: MeshConfig, topologies: list[str] | None, count: int | None
+) -> Iterator[tuple[str, list, str]]:
+    """Yields the name of each topology, the devices to plan for, and words for the work."""
     names = topologies or ([config.topology] if config.topology else [])
     if not names:
         raise InputError("no topology is named: add --topology=v5e:2x4 or set config.mesh.topology")
     count = config.devices if count is None and not topologies else count
-    for name in names:
-        yield name, topology_devices(name, count)
+    for number, name in enumerate(names, 1):
+        devices = topology_devices(name, count)
+        of_several = f" ({number} of {len(names)} topologies)" if len(names) > 1 else ""
+        yield name, devices, f"compiling for {name}, {len(devices)} device{'s' if len(devices) > 1 else ''}{of_several}"
 
 
 if __name__ == "__main__":

@@ -29,14 +29,19 @@ from absl import flags
 
 from aligner_jax.data.tokenizer_files import tokenizer_files
 from aligner_jax.errors import InputError
+from aligner_jax.exports.base_name import recorded_base_name
 from aligner_jax.exports.source import StoredBase, load_whole, open_stored
+from aligner_jax.files.content import exists
+from aligner_jax.model.config import LlamaConfig
 from aligner_jax.peft import Adapter
 from aligner_jax.peft.artifact import Artifact, read_artifact, save_adapter
 from aligner_jax.peft.compact import AdapterDtype, check_dtype, rounded
-from aligner_jax.peft.hf_peft import write_peft
+from aligner_jax.peft.hf_peft import peft_files, write_peft
+from aligner_jax.peft.hf_peft_config import FILE as PEFT_FILE
 from aligner_jax.peft.location import locate_adapter
 from aligner_jax.runtime import command
-from aligner_jax.runtime.files import place
+from aligner_jax.runtime.files import place, write_atomically
+from aligner_jax.runtime.overwriting import check_new
 from aligner_jax.weights.assemble import open_parts
 from aligner_jax.weights.base import form_of, locate, open_base
 from aligner_jax.weights.leaves import leaf_specs
@@ -48,9 +53,14 @@ ADAPTER = flags.DEFINE_string(
     "A .safetensors of this project, a .pth of an Aligner or lit-llama, a folder of a run or of PEFT, or a hub name.",
 )
 TO = flags.DEFINE_string("to", None, "Path to write: a name that ends in .safetensors, or a folder for PEFT.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replaces the file or the PEFT folder --to, if it is there already.")
 BASE = flags.DEFINE_string(
     "base", None, "With --adapter: its base, against which shapes are checked. With --out: the base to write."
 )
+BASE_MODEL = flags.DEFINE_string(
+    "base_model", None, "Hub name or path of the base, for PEFT's configuration; default: --base, else the one of the "
+    "run in whose folder the adapter is.",
+)  # fmt: skip
 OUT = flags.DEFINE_string("out", None, "A new folder, for --base as an Orbax checkpoint.")
 DTYPE = flags.DEFINE_enum(
     "dtype", "stored", ["stored", "float32", "bfloat16", "float16", "int8", "int4", "coded"],
@@ -60,6 +70,12 @@ DTYPE = flags.DEFINE_enum(
 )  # fmt: skip
 FORMAT = flags.DEFINE_enum(
     "format", "auto", ["auto", "aligner", "peft"], "Format to write; auto: aligner if --to ends in .safetensors."
+)
+
+_OTHER_FILES = (".gguf", ".pth", ".pt", ".bin", ".ckpt", ".npz", ".onnx")
+_GGUF = (
+    "; llama.cpp's convert_lora_to_gguf.py makes GGUF of the folder of a LoRA, and aligner_jax.export --to=gguf a "
+    "model with the adapter folded in"
 )
 
 
@@ -102,6 +118,10 @@ def _write_adapter() -> None:
     to_peft, dtype = _is_for_peft(target), _adapter_dtype()
     if to_peft and flags.FLAGS["dtype"].present:
         raise InputError("--dtype is of a file, whose name ends in .safetensors; arrays of a PEFT folder are float32")
+    if BASE_MODEL.value and not to_peft:
+        raise InputError("--base_model is of PEFT's configuration, and a file .safetensors has none")
+    if not to_peft or exists(target / PEFT_FILE):
+        check_new(target, overwrite=OVERWRITE.value)
     stored = open_stored(BASE.value) if BASE.value else None
     artifact = read_artifact(source, stored)
     if DTYPE.value == "float32":
@@ -114,10 +134,18 @@ def _write_adapter() -> None:
             f"{source} does not say what its base looks like, which PEFT's form depends on: add --base=PATH"
         )
     else:
-        write_peft(adapter, target, config=known.config, base_name=BASE.value)
+        _write_peft(adapter, target, known.config, BASE_MODEL.value or BASE.value or recorded_base_name(source))
     print(f"{adapter}: {adapter.num_params:,} trained parameters, written to {target}")
     if dtype != "float32":
         print(_shown_rounding(artifact, target, dtype))
+
+
+def _write_peft(adapter: Adapter, target: Path, config: LlamaConfig, base_name: str | None) -> None:
+    if not exists(target / PEFT_FILE):
+        write_peft(adapter, target, config=config, base_name=base_name)
+        return
+    for name, content in peft_files(adapter, config=config, base_name=base_name).items():
+        write_atomically(target / name, content)
 
 
 def _in_float32(adapter: Adapter) -> Adapter:
@@ -163,6 +191,11 @@ def _shown_rounding(artifact: Artifact, target: Path, dtype: AdapterDtype) -> st
 
 def _is_for_peft(target: Path) -> bool:
     is_file = target.suffix == ".safetensors"
+    if target.suffix.lower() in _OTHER_FILES:
+        raise InputError(
+            f"--to={target} has the name of a {target.suffix} file, which is not written: name a file that ends in "
+            f".safetensors, or a folder for PEFT{_GGUF if target.suffix.lower() == '.gguf' else ''}"
+        )
     wanted = cast(str, FORMAT.value)
     if wanted == "aligner" and not is_file:
         raise InputError(f"--format=aligner writes a file, whose name ends in .safetensors, not {target}")

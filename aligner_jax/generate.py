@@ -1,21 +1,25 @@
-"""Continues prompts with a base and an adapter; streams the text to the terminal.
+"""Answers prompts with a base and an adapter; streams the text to the terminal.
 
 python -m aligner_jax.generate --base=PATH --adapter=runs/quickstart/adapter.safetensors --prompt="Why is the sky blue?"
+
+Prompts have the template that the adapter records; without an adapter, the base's own chat template if it has one.
+A line on stderr names the template.
 """
 
 import sys
+from collections.abc import Mapping
 from typing import Any, cast
 
 from absl import flags
 
-from aligner_jax.data.prompt_format import PromptFormat
+from aligner_jax.data.prompt_format import PromptFormat, Recording
 from aligner_jax.data.templates import TEMPLATES
 from aligner_jax.decoding.sampler import sample
-from aligner_jax.errors import InputError, printable
+from aligner_jax.errors import InputError, one_line, printable
 from aligner_jax.model.quantized import KINDS
 from aligner_jax.peft import with_strength
 from aligner_jax.peft.artifact import read_artifact
-from aligner_jax.runtime import command, platform
+from aligner_jax.runtime import command, distributed, platform
 from aligner_jax.weights.base import Base, load_base
 
 BASE = flags.DEFINE_string(
@@ -31,7 +35,8 @@ PROMPT = flags.DEFINE_multi_string("prompt", None, "Text to continue or answer; 
 STRENGTH = flags.DEFINE_float("strength", 1.0, "Multiplies what the adapter adds: 0 is the base, 1 the adapter.")
 TEMPLATE = flags.DEFINE_enum(
     "template", "auto", ["auto", "none", *TEMPLATES],
-    "Template of the prompt. auto: the one that the adapter records; without an adapter, none.",
+    "Template of the prompt. auto: the one that the adapter records; without an adapter, the base's chat template, or "
+    "none if it has none. none: the text is continued as it is.",
 )  # fmt: skip
 SYSTEM = flags.DEFINE_string("system", None, "System prompt of the chat template, instead of the recorded one.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Tokens at most.", lower_bound=1)
@@ -54,7 +59,8 @@ def main() -> None:
         artifact = read_artifact(ADAPTER.value, base)
         adapter = with_strength(artifact.adapter, STRENGTH.value)
         recorded = {ADAPTER.value: artifact}
-    prompt_format = PromptFormat.resolve(cast(str, TEMPLATE.value), SYSTEM.value, recorded)
+    prompt_format, why = _prompt_format(base, recorded)
+    _say(f"template: {prompt_format.template} ({why})")
     prompts = PROMPT.value
     if base.tokenizer is not None:
         prompts = [prompt_format.render(prompt, base.tokenizer) for prompt in prompts]
@@ -64,9 +70,41 @@ def main() -> None:
     )  # fmt: skip
     if len(prompts) == 1:
         print()
-        return
     for prompt, text in zip(PROMPT.value, texts, strict=True):
-        print(_shown(f"── {prompt}\n{text.strip()}\n"))
+        if len(prompts) > 1:
+            print(_shown(f"── {prompt}\n{text.strip()}\n"))
+        if not text.strip():
+            _say(_empty(prompt, text, prompt_format, base))
+
+
+def _prompt_format(base: Base, recorded: Mapping[str, Recording]) -> tuple[PromptFormat, str]:
+    """Returns the format of the prompts, and who chose its template."""
+    template, why = cast(str, TEMPLATE.value), "as --template says"
+    has_template = base.tokenizer is not None and base.tokenizer.chat_template is not None
+    if template == "auto" and recorded:
+        why = "as the adapter was trained"
+    elif template == "auto":
+        template = "chat" if has_template else "none"
+        why = "the base's own" if has_template else "the base has no chat template, so the text is continued as it is"
+    return PromptFormat.resolve(template, SYSTEM.value, recorded), why
+
+
+def _empty(prompt: str, text: str, prompt_format: PromptFormat, base: Base) -> str:
+    """Returns a warning about an empty answer: its cause and a remedy."""
+    why = "all its tokens are white space" if text else "the model's first token ended it"
+    other = "none" if prompt_format.template == "chat" else "chat"
+    if other == "chat" and (base.tokenizer is None or base.tokenizer.chat_template is None):
+        other = "alpaca" if prompt_format.template == "none" else "none"
+    return one_line(
+        f"the answer to {prompt!r} is empty: {why}. The model may have learned other prompts than those of the "
+        f"template {prompt_format.template}; try --template={other}, or --temperature=0.7"
+    )
+
+
+def _say(sentence: str) -> None:
+    """Prints a sentence on stderr, since stdout holds the answers alone."""
+    if distributed.is_first():
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def _shown(text: str) -> str:

@@ -3,7 +3,6 @@
 python -m aligner_jax.serve --base=PATH --adapters=DIR_OR_BANK
 """
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from absl import flags
 from aligner_jax.decoding import server_options
 from aligner_jax.decoding.engine_options import rows_for
 from aligner_jax.errors import InputError
+from aligner_jax.files.extras import missing, pip_line
 from aligner_jax.model.logical import num_parts
 from aligner_jax.model.quantized import KINDS
 from aligner_jax.peft.artifact import RecordedBase
@@ -68,8 +68,8 @@ GRACE_SECONDS = flags.DEFINE_float("grace_seconds", 30, "Time that requests have
 
 
 def main() -> None:
-    if importlib.util.find_spec("starlette") is None or importlib.util.find_spec("uvicorn") is None:
-        raise InputError("the server needs more packages: pip install 'aligner_jax[serve]'")
+    if names := missing("starlette", "uvicorn", "h11", "prometheus_client"):
+        raise InputError(f"the server needs the packages {', '.join(names)}: {pip_line('serve')}")
     # Imported here, since they need those packages.
     from aligner_jax.serving import gate, server, start
     from aligner_jax.serving.limits import Limits

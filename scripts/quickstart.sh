@@ -6,6 +6,7 @@
 #
 # If interrupted and started again, it resumes. Paths in arguments are relative to the repository's root.
 set -euo pipefail
+requirements=scripts/lib/core_requirements.txt
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib/environment.sh"
 source scripts/lib/smollm2.sh
 

@@ -13,13 +13,14 @@ PACKAGE = places.ROOT / "aligner_jax"
 
 FILES_OF = {"errors", "files"}
 MODEL, DATA = FILES_OF | {"model"}, FILES_OF | {"data"}
-RUNTIME = MODEL | {"runtime"}
+RUNTIME = MODEL | {"runtime", "usage"}
 MIDDLE = MODEL | DATA | RUNTIME | {"weights", "peft"}
 MAY_IMPORT = {
     "errors": set(),
     "files": FILES_OF,
     "model": MODEL,
     "data": DATA,
+    "usage": FILES_OF | {"usage"},
     "runtime": RUNTIME,
     "weights": MODEL | DATA | RUNTIME | {"weights"},
     "peft": MIDDLE,
@@ -32,6 +33,8 @@ MAY_IMPORT = {
     "planning": MIDDLE | {"objectives", "decoding", "evals", "tasks", "planning"},
     "analysis": MIDDLE | {"objectives", "decoding", "evals", "analysis"},
     "chatting": MIDDLE | {"decoding", "evals", "chatting"},
+    "notebooks": RUNTIME | {"notebooks"},
+    "api": MIDDLE | {"objectives", "decoding", "evals", "exports", "tasks", "api"},
     "studies": MIDDLE | {"objectives", "decoding", "evals", "tasks", "studies"},
 }
 """Folders that each folder may import; all may import the file `errors`, and verbs may import every folder."""

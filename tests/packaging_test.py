@@ -11,6 +11,8 @@ from importlib import metadata, resources
 import places
 import pytest
 
+import aligner_jax as aj
+
 REPO = places.ROOT
 PACKAGE = REPO / "aligner_jax"
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
@@ -34,20 +36,46 @@ def _ranges(requirements: list[str]) -> dict[str, str]:
 FILES = ("requirements.txt", "scripts/lib/study_requirements.txt")
 REQUIRED = _ranges([line for file in FILES for line in (REPO / file).read_text(encoding="utf-8").splitlines()])
 DEPENDENCIES = _ranges(PROJECT["project"]["dependencies"])
-EXTRAS = _ranges([line for lines in PROJECT["project"]["optional-dependencies"].values() for line in lines])
+OPTIONAL = PROJECT["project"]["optional-dependencies"]
+EXTRAS = _ranges([line for lines in OPTIONAL.values() for line in lines])
 
 
 def test_dependencies_are_in_requirements_with_the_same_ranges():
     assert {name: REQUIRED.get(name) for name in DEPENDENCIES} == DEPENDENCIES
 
 
-def test_extras_have_the_same_ranges_where_requirements_has_them():
-    assert {name: REQUIRED[name] for name in EXTRAS if name in REQUIRED}.items() <= EXTRAS.items()
+def test_extras_are_in_requirements_with_the_same_ranges():
+    """The plugins of GPUs excepted, which `jax[cuda12]` and `jax[cuda13]` bring."""
+    assert {name: REQUIRED.get(name) for name in EXTRAS} == EXTRAS
+
+
+def test_the_quickstart_installs_the_dependencies_and_no_more():
+    lines = (REPO / "scripts/lib/core_requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert _ranges(lines) == DEPENDENCIES
+
+
+def test_requirements_has_nothing_that_neither_the_package_nor_an_extra_names():
+    assert set(REQUIRED) == {*DEPENDENCIES, *EXTRAS}
+
+
+def test_the_version_is_that_of_the_package():
+    assert "version" in PROJECT["project"]["dynamic"]
+    assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "aligner_jax.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", aj.__version__)
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (PACKAGE / "py.typed").read_bytes() == b""
+
+
+def test_every_config_goes_into_the_source_distribution():
+    assert "recursive-include configs *.py" in (REPO / "MANIFEST.in").read_text(encoding="utf-8").splitlines()
+    assert [path for path in places.CONFIGS.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")] == []
 
 
 @pytest.mark.parametrize("extra", ["cuda12", "cuda13"])
 def test_the_extras_of_gpus_are_those_of_jax(extra: str):
-    assert PROJECT["project"]["optional-dependencies"][extra] == [f"jax[{extra}]{DEPENDENCIES['jax']}"]
+    assert OPTIONAL[extra] == [f"jax[{extra}]{DEPENDENCIES['jax']}"]
     assert extra in metadata.metadata("jax").get_all("Provides-Extra", [])
 
 
@@ -72,14 +100,18 @@ OF_EXTRAS = {"serving": "serve"}
 """Folders that only commands with an extra import, inside a function."""
 
 
+OF_THE_CALLER = {"IPython"}
+"""Packages that are imported only in a process that has imported them already, such as a notebook's."""
+
+
 def test_every_import_is_a_dependency_and_an_extra_is_only_imported_where_it_is_used():
     distributions = metadata.packages_distributions()
-    ours = {"aligner_jax", *sys.stdlib_module_names}
+    ours = {"aligner_jax", *sys.stdlib_module_names, *OF_THE_CALLER}
     undeclared = set()
     for path in PACKAGE.rglob("*.py"):
         for module, lazily in _imports(ast.parse(path.read_text(encoding="utf-8"))):
             extra = OF_EXTRAS.get(path.relative_to(PACKAGE).parts[0])
-            of_folder = _ranges(PROJECT["project"]["optional-dependencies"][extra]) if extra else {}
+            of_folder = _ranges(OPTIONAL[extra]) if extra else {}
             allowed = {*DEPENDENCIES, *of_folder, *(EXTRAS if lazily else ())}
             names = {_name(name) for name in distributions.get(module, [module])}
             if module not in ours and not names & allowed:

@@ -1,7 +1,7 @@
 """Builds the sections that need no base: gates, common entries, effective rank."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -24,11 +24,19 @@ _MATRICES = {
 }
 
 
-def sections(named: Sequence[Named]) -> list[Section]:
-    """Returns all sections that need no base; for a single adapter, without the comparison of pairs."""
+def sections(named: Sequence[Named], say: Callable[[str], None] = lambda _: None) -> list[Section]:
+    """Returns all sections that need no base; for a single adapter, without the comparison of pairs.
+
+    Args:
+      named: the adapters.
+      say: called with a few words before every slow step.
+    """
+    say("gates")
     made = [_overview(named), _gates(named)]
     if len(named) > 1:
+        say("what adapters have in common")
         made.append(_common(named))
+    say("effective rank")
     return [*made, _rank(named)]
 
 
@@ -156,24 +164,33 @@ def _rank(named: Sequence[Named]) -> Section:
         "and “fresh” does not say where they started."
     )
     rows, lines, fresh = [], {}, {}
+    single: dict[str, None] = {}
     for i, one in enumerate(named):
         trained = one.adapter.trainable
         for array, sigma_mp in spectra(one.adapter).items():
             p = sigma_mp.shape[1]
+            if p == 1:
+                # Both numbers are 1, whatever the adapter has learned.
+                single[one.name] = None
+                continue
             of_fresh: tuple[float | None, float | None] = (None, None)
             if array == "tokens":
                 count, width = trained["tokens_pd" if "tokens_pd" in trained else "tokens_lpd"].shape[-2:]
                 reference_p = fresh_spectrum(count, width)
                 of_fresh = float(entropy_rank(reference_p)), float(participation_ratio(reference_p))
-                if p > 1:
-                    fresh[f"fresh tokens, {count} × {width:,}"] = reference_p
-            if p > 1:
-                lines[f"{one.name}, {array}"] = i, sigma_mp.mean(axis=0)
+                fresh[f"fresh tokens, {count} × {width:,}"] = reference_p
+            lines[f"{one.name}, {array}"] = i, sigma_mp.mean(axis=0)
             means = float(entropy_rank(sigma_mp).mean()), float(participation_ratio(sigma_mp).mean())
             rows.append((one.name, array, len(sigma_mp), p, *means, *of_fresh))
+    if single:
+        text += f" A single token has one direction alone, so these are left out: {', '.join(single)}."
     if not rows:
-        return Section("Effective rank", f"{text} None of these has tokens or low-rank updates.")
+        return Section("Effective rank", f"{text} None of these has several tokens or low-rank updates.")
     columns = ("adapter", "of", "matrices", "p", "by entropy", "participation ratio", "fresh, by entropy",
                "fresh, participation")  # fmt: skip
-    pictures = [adapter_figures.spectra(lines, fresh)] if lines else []
-    return Section("Effective rank", text, pictures, [Table("effective_rank", "Effective rank", columns, rows)])
+    return Section(
+        "Effective rank",
+        text,
+        [adapter_figures.spectra(lines, fresh)],
+        [Table("effective_rank", "Effective rank", columns, rows)],
+    )

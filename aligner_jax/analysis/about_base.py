@@ -39,7 +39,7 @@ class Looking:
     """Settings of an analysis of adapters with their base.
 
     Attributes:
-      prompt_format: template and system prompt of prompts and answers; the template is not "none".
+      prompt_format: template and system prompt of prompts and answers.
       sequence_length: maximum tokens of an example; longer examples lose their end, longer prompts their beginning.
       prompts: number of prompts on which shifts and hidden states are measured.
       opening: number of first tokens of an answer that count as form.
@@ -70,7 +70,7 @@ def sections(
       examples: held-out examples, whose prompts are used and on whose answers the loss is measured; None uses default
         prompts and leaves out the section on form against knowledge.
       looking: settings of the analysis.
-      say: called with a line of progress before every slow step.
+      say: called with a few words before every slow step.
 
     Raises:
       InputError: the base has no tokenizer or no embedding of a token, an example does not fit the template, or a
@@ -89,11 +89,15 @@ def sections(
             owner = "the base" if adapter is None else "the adapter"
             raise InputError(f"{name}: hidden states that are not finite; numbers of {owner} are too large")
     alone = seen.pop(BASE)
+    say("what the adapters add: figures")
     where = f"{len(chosen)} prompts of the data" if examples is not None else f"the {len(chosen)} default prompts"
     made = [_shifts(seen, where)]
     if len(named) > 1:
         made.append(_directions(seen))
-    made += [_tokens(base, base.tokenizer, named, alone, seen, looking), _hidden(alone, seen, looking)]
+    say("promoted and demoted tokens")
+    made.append(_tokens(base, base.tokenizer, named, alone, seen, looking))
+    say("maps of hidden states")
+    made.append(_hidden(alone, seen, looking))
     if examples is not None:
         made.append(_form(base, base.tokenizer, models, examples, looking, say))
     return made
@@ -254,6 +258,7 @@ def _form(
     for name, adapter in models.items():
         say(f"{name}: the loss on {len(documents):,} answers")
         losses[name] = target_losses(base.params, adapter, documents, config=base.config)
+    say("form against knowledge: intervals and figures")
     base_x = losses[BASE]
     text = (
         f"Held-out loss on the answers, told apart by what a token is for: the opening (an answer's first "

@@ -50,6 +50,7 @@ def gate_map(file: str, name: str, gates: Gates) -> Picture:
     drawn = below.imshow(
         gates_ln.T, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest", extent=edges
     )
+    below.grid(False)
     below.set_ylabel(gates.of if gates_ln.shape[1] > 1 else "one gate\nfor all heads")
     below.yaxis.set_major_locator(MaxNLocator(integer=True))
     layer_axis(below)
@@ -67,7 +68,7 @@ def gate_spreads(gates: Mapping[str, tuple[int, Gates]]) -> Picture:
     """
     made, axes = figure(3.4)
     for name, (number, found) in gates.items():
-        axes.plot(found.layers_l, found.std_l, label=plain(name), marker="o", markersize=3, **line_of(number))
+        axes.plot(found.layers_l, found.std_l, label=plain(name), **line_of(number))
     axes.set_ylim(bottom=0)
     axes.set_ylabel("standard deviation of the gates\nover a layer's heads")
     layer_axis(axes)
@@ -88,6 +89,7 @@ def similarities(names: Sequence[str], matrices: Mapping[str, Float[np.ndarray, 
         is_cosine = title.startswith("cosine")
         cmap, least = (DIVERGING, -1) if is_cosine else (f"{SEQUENTIAL}_r", 0)
         axes.set_facecolor("#ececec")
+        axes.grid(False)
         axes.imshow(matrix, cmap=cmap, vmin=least, vmax=1, aspect="auto")
         annotate(axes, matrix, "{:+.3f}" if is_cosine else "{:.1%}", dark_above=0.75 if is_cosine else 0.55)
         names_on(axes, names if i % columns == 0 else None, len(names))
@@ -113,13 +115,13 @@ def spectra(lines: Mapping[str, tuple[int, Float[np.ndarray, " p"]]], fresh: Map
         # All matrices of an adapter have the same line style; their markers differ.
         marker = marker_of(drawn[number])["marker"]
         drawn[number] += 1
-        axes.plot(places, sigma_p / largest, label=plain(label), marker=marker, markersize=3.5, **line_of(number))
+        axes.plot(places, sigma_p / largest, label=plain(label), **{**line_of(number), "marker": marker})
     for (label, sigma_p), dashes in zip(fresh.items(), itertools.cycle((":", "--", "-.")), strict=False):
         places = np.arange(1, len(sigma_p) + 1)
         axes.plot(places, sigma_p / sigma_p[0], label=label, color=BASE, linestyle=dashes, linewidth=1.2)
     axes.set_ylim(0, 1.05)
     axes.set_ylabel("singular value\nover the largest")
-    axes.set_xlabel("number of the singular value")
+    axes.set_xlabel("index of the singular value")
     layer_axis(axes, label=False)
     legend(axes, len(lines) + len(fresh))
     return picture("effective_rank", "Singular values of tokens and updates.", made)

@@ -10,7 +10,18 @@ from aligner_jax.analysis.hidden_states import Displacement, Map
 from aligner_jax.analysis.promoted import Moved
 from aligner_jax.analysis.report import Picture
 from aligner_jax.analysis.shifts import Seen
-from aligner_jax.analysis.style import BASE, figure, layer_axis, legend, line_of, marker_of, picture, plain, styled
+from aligner_jax.analysis.style import (
+    BASE,
+    bar_of,
+    figure,
+    layer_axis,
+    legend,
+    line_of,
+    marker_of,
+    picture,
+    plain,
+    styled,
+)
 
 
 @styled
@@ -23,9 +34,9 @@ def shifts(models: Mapping[str, Seen]) -> Picture:
             continue
         low_l, median_l, high_l = np.quantile(seen.relative_lx[layers_l], [0.1, 0.5, 0.9], axis=1)
         line = line_of(number)
-        above.plot(layers_l, median_l, label=plain(name), marker="o", markersize=3, **line)
+        above.plot(layers_l, median_l, label=plain(name), **line)
         above.fill_between(layers_l, low_l, high_l, color=line["color"], alpha=0.15, linewidth=0)
-        below.plot(layers_l, seen.constancy_l[layers_l], marker="o", markersize=3, **line)
+        below.plot(layers_l, seen.constancy_l[layers_l], **line)
     above.set_yscale("log")
     above.set_ylabel("norm of what is added\nover the stream's norm")
     legend(above, len(models))
@@ -42,7 +53,7 @@ def directions(cosines: Mapping[str, Float[np.ndarray, " l"]]) -> Picture:
     made, axes = figure(3.6)
     axes.axhline(0, color="#bbbbbb", linewidth=0.8)
     for number, (pair, cosine_l) in enumerate(cosines.items()):
-        axes.plot(cosine_l, label=plain(pair), marker="o", markersize=3, **line_of(number))
+        axes.plot(cosine_l, label=plain(pair), **line_of(number))
     axes.set_ylim(-1.05, 1.05)
     axes.set_ylabel("cosine of the mean vectors\nthat two adapters add")
     layer_axis(axes)
@@ -66,6 +77,8 @@ def tokens(file: str, name: str, read: Moved, measured: Moved) -> Picture:
         axes.axvline(0, color="#888888", linewidth=0.8)
         axes.set_xlabel(label)
         axes.margins(y=0.01)
+        axes.grid(False, axis="y")
+        axes.grid(True, axis="x")
     made.suptitle(plain(name), fontsize=11)
     return picture(file, f"Tokens that {name} promotes and demotes.", made)
 
@@ -92,6 +105,7 @@ def hidden_states(names: Sequence[str], maps: Sequence[Map]) -> Picture:
                 for start, end in zip(points_mb2[0], points_mb2[1], strict=True):
                     axes.plot(*zip(start, end, strict=True), color="#bbbbbb", linewidth=0.5, zorder=0)
             axes.set_title(heading, fontsize=10, loc="left")
+            axes.grid(False)
             axes.set_xticks([])
             axes.set_yticks([])
     handles, labels = grid[0, 0].get_legend_handles_labels()
@@ -104,8 +118,8 @@ def displacements(models: Mapping[str, Displacement]) -> Picture:
     """Draws the distance that hidden states at the prompts' ends move, and the common part of the moves, by layer."""
     made, (above, below) = figure(4.6, nrows=2, sharex=True)
     for number, (name, found) in enumerate(models.items()):
-        above.plot(found.relative_l, label=plain(name), marker="o", markersize=3, **line_of(number))
-        below.plot(found.common_l, marker="o", markersize=3, **line_of(number))
+        above.plot(found.relative_l, label=plain(name), **line_of(number))
+        below.plot(found.common_l, **line_of(number))
     above.set_ylim(bottom=0)
     above.set_ylabel("move over the\nprompts' own spread")
     legend(above, len(models))
@@ -131,7 +145,8 @@ def form_and_knowledge(
             np.nan if (c := found[kind]) is None else (c.base if name == "base" else c.adapted) for kind in kinds
         ]
         at = np.arange(len(kinds)) + (i - (len(models) - 1) / 2) * width
-        left.bar(at, heights, width * 0.92, color=BASE if i == 0 else line_of(i - 1)["color"], label=plain(name))
+        look = {"color": BASE} if i == 0 else bar_of(i - 1)
+        left.bar(at, heights, width * 0.92, label=plain(name), **look)
     shares = [0 if (c := first[kind]) is None else c.tokens for kind in kinds]
     labels = [f"{kind}\n{count:,}" for kind, count in zip(kinds, shares, strict=True)]
     left.set_xticks(range(len(kinds)), labels, fontsize=9)
@@ -141,7 +156,7 @@ def form_and_knowledge(
     left.set_ylabel("loss (nats a token)")
     left.set_title("form", loc="left")
     for i, (name, loss_p) in enumerate(places.items()):
-        line = {"color": BASE, "linewidth": 1.6} if i == 0 else line_of(i - 1)
+        line = {"color": BASE, "linewidth": 1.5} if i == 0 else line_of(i - 1)
         right.plot(np.arange(1, len(loss_p) + 1), loss_p, label=plain(name), **line)
     right.set_xlabel("place of the token in the answer")
     right.set_ylabel("loss (nats a token)")

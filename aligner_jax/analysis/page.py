@@ -13,6 +13,7 @@ img { width: 100%; height: auto; } figure { margin: 1.5rem 0; } figcaption, .not
 .table { overflow-x: auto; margin: 1rem 0; } table { border-collapse: collapse; font-size: 14px; }
 caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
 th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #e4e4e4; text-align: left; vertical-align: top; }
+td { overflow-wrap: anywhere; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; } th { color: #555; }
 summary { cursor: pointer; } nav a { margin-right: 1rem; }
 """

@@ -1,5 +1,6 @@
 """Style and rendering of all figures: sizes, colours that colour-blind readers can distinguish, PNG and SVG."""
 
+import functools
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 
 from aligner_jax.analysis.report import Picture
@@ -18,14 +21,24 @@ DIVERGING, SEQUENTIAL = "PuOr_r", "cividis"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
+_HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---")
+
+_FAMILY = "DejaVu Sans"
+"""A font that comes with matplotlib, so that figures are the same everywhere."""
 
 styled = matplotlib.rc_context(
     {
-        "font.family": "DejaVu Sans",
+        "font.family": _FAMILY,
         "font.size": 10,
         "axes.titlesize": 11,
         "axes.spines.top": False,
         "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.axisbelow": True,
+        "grid.color": "#e6e6e6",
+        "grid.linewidth": 0.7,
+        "hatch.linewidth": 0.7,
         "legend.frameon": False,
         "svg.fonttype": "path",
         # Makes the same analysis give the same bytes.
@@ -50,13 +63,22 @@ def picture(name: str, caption: str, made: Figure) -> Picture:
 
 
 def line_of(number: int) -> dict[str, Any]:
-    """Returns the line style of an adapter by its index; the first 24 styles are distinct."""
-    return {"color": _COLOURS[number % 6], "linestyle": _DASHES[number // 6 % 4], "linewidth": 1.6}
+    """Returns the line style of an adapter by its index; the first 24 styles are distinct.
+
+    Colour and marker both tell the first six apart, so that they are legible in a print without colours.
+    """
+    look = {"linestyle": _DASHES[number // 6 % 4], "linewidth": 1.5, "markersize": 4, "markeredgewidth": 0}
+    return {**marker_of(number), **look}
 
 
 def marker_of(number: int) -> dict[str, Any]:
     """Returns the marker style of an adapter by its index."""
     return {"color": _COLOURS[number % 6], "marker": _MARKERS[(number + number // 6) % 6]}
+
+
+def bar_of(number: int) -> dict[str, Any]:
+    """Returns the style of a bar by the index of its adapter; hatches tell bars apart without colours."""
+    return {"color": _COLOURS[number % 6], "hatch": _HATCHES[number % 6], "edgecolor": "white", "linewidth": 0}
 
 
 def layer_axis(axes: Axes, label: bool = True) -> None:
@@ -74,10 +96,19 @@ def legend(axes: Axes, count: int, **options: Any) -> None:
 
 
 def plain(text: str) -> str:
-    """Returns text that matplotlib draws as it is: no formulas, and \\uXXXX for letters that its font may lack."""
-    drawn = "".join(c if (ord(c) < 0x500 and c.isprintable()) or c in "␣⏎⇥␍▁…" else f"\\u{ord(c):04x}" for c in text)
+    """Returns text that matplotlib draws as it is: no formulas, and \\uXXXX for characters that its font lacks."""
+    drawn = "".join(c if c.isprintable() and _has_glyph(c) else f"\\u{ord(c):04x}" for c in text)
     # A legend leaves out labels that begin with an underscore.
     return drawn.replace("$", r"\$") if not drawn.startswith("_") else f" {drawn}".replace("$", r"\$")
+
+
+def _has_glyph(character: str) -> bool:
+    return _font().get_char_index(ord(character)) != 0
+
+
+@functools.cache
+def _font() -> FT2Font:
+    return get_font(findfont(FontProperties(family=_FAMILY)))
 
 
 def annotate(axes: Axes, matrix: Any, form: str, *, dark_above: float) -> None:

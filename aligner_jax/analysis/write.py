@@ -8,19 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table as Shown
-from rich.text import Text
 
 from aligner_jax.analysis.page import render
 from aligner_jax.analysis.report import Cell, Section, Table, shown
 from aligner_jax.errors import InputError
 from aligner_jax.runtime.files import reason, write_atomically
+from aligner_jax.runtime.overwriting import check_new
+from aligner_jax.runtime.tables import Table as Shown
 
 PAGE, NUMBERS = "index.html", "analysis.json"
 
 
-def check_folder(folder: Path) -> None:
-    """Makes the folder, to be called before the analysis. Raises InputError if the folder cannot be made."""
+def check_folder(folder: Path, *, overwrite: bool = False) -> None:
+    """Makes the folder, to be called before the analysis.
+
+    Raises:
+      InputError: the folder cannot be made, or has an earlier analysis and `overwrite` is False.
+    """
+    check_new(folder / PAGE, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -69,15 +74,12 @@ def show(sections: Sequence[Section], console: Console) -> None:
         for table in section.tables:
             if not table.brief:
                 continue
-            drawn = Shown(title=Text(table.title), title_justify="left")
+            drawn = Shown(table.title)
             for i, column in enumerate(table.columns):
                 is_text = all(isinstance(row[i], str | None) for row in table.rows)
-                drawn.add_column(
-                    Text(column), justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
-                )
+                drawn.add_column(column, justify="left" if is_text else "right")
             for row in table.rows:
-                # `Text` prevents markup: a token may be a square bracket.
-                drawn.add_row(*(Text(shown(cell)) for cell in row))
+                drawn.add_row(*map(shown, row))
             console.print(drawn)
         for line in section.sketch:
             console.out(line)

@@ -12,6 +12,7 @@ from typing import Any
 from aligner_jax.chatting.mix import Mix
 from aligner_jax.chatting.model import Piece, Question
 from aligner_jax.errors import InputError, one_line
+from aligner_jax.files.extras import pip_line
 from aligner_jax.files.json_text import parse_json
 from aligner_jax.runtime.openai_client import read_error, redacted, value_at
 
@@ -97,7 +98,7 @@ class EndpointModel:
         try:
             import httpx2
         except ModuleNotFoundError:
-            raise InputError("--url needs the package httpx2: pip install 'aligner_jax[judge]'") from None
+            raise InputError(f"--url needs the package httpx2: {pip_line('judge')}") from None
         options = self._options
         headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
         if options.key is not None:

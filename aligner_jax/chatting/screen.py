@@ -13,6 +13,9 @@ from aligner_jax.chatting.model import Piece
 from aligner_jax.errors import InputError, printable
 from aligner_jax.runtime.output import PlainConsole
 
+_LEAST_COLUMN = 24
+"""Characters that an answer beside others has at least; a line of fewer is hard to read, and cuts long words."""
+
 
 class Screen(Protocol):
     """Output of a chat.
@@ -84,9 +87,9 @@ class TerminalScreen:
             with Live(console=self._console, transient=True, auto_refresh=False) as live:
                 for piece in pieces:
                     texts[piece.answer] += piece.text
-                    live.update(_columns(names, texts), refresh=True)
+                    live.update(_columns(names, texts, self._console.width), refresh=True)
         finally:
-            self._console.print(_columns(names, texts))
+            self._console.print(_columns(names, texts, self._console.width))
 
     def say(self, sentence: str) -> None:
         """Prints a sentence."""
@@ -113,7 +116,11 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _columns(names: Sequence[str], texts: Sequence[str]) -> RenderableType:
+def _columns(names: Sequence[str], texts: Sequence[str], width: int) -> RenderableType:
+    """Returns the answers side by side, or one below the other if the columns would be narrow."""
+    if width < _LEAST_COLUMN * len(names):
+        lines = (line for name, text in zip(names, texts, strict=True) for line in (f"── {name}", text.strip(), ""))
+        return Text("\n".join(lines))
     table = Table(expand=True)
     for name in names:
         table.add_column(Text(name), ratio=1, overflow="fold")

@@ -64,11 +64,13 @@ class Summary:
             "dropped because nothing of the answer was left": self.without_targets,
             "dropped because both answers are the same tokens": self.equal,
         }
-        return (
+        kept = (
             f"{self.documents:,} {self.unit}, {self.tokens:,} tokens (mean {self.mean_tokens:.0f}, longest "
             f"{self.longest:,}), {self.target_share:.0%} of them targets"
-            + "".join(f"; {count:,} {what}" for what, count in left_out.items() if count)
+            if self.documents
+            else f"no {self.unit}"
         )
+        return kept + "".join(f"; {count:,} {what}" for what, count in left_out.items() if count)
 
 
 def tokenize_examples(

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from aligner_jax.data.documents import Document, Summary, beyond_context, make_document
-from aligner_jax.data.sources.example import Example, Preference
+from aligner_jax.data.sources.example import Example, Instruction, Preference, Text
+from aligner_jax.data.sources.formats import FormatError
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
 
@@ -100,6 +101,21 @@ def tokenize_pairs(
     return pairs, summary
 
 
+def as_preference(example: Example) -> Preference:
+    """Returns the preference of an example.
+
+    Raises:
+      FormatError: the example is none.
+    """
+    if isinstance(example.record, Preference):
+        return example.record
+    what = {Instruction: "an instruction", Text: "a text"}.get(type(example.record), "a conversation")
+    raise FormatError(
+        f"{example.where}: a preference (a prompt, a chosen and a rejected answer) is needed, and this is {what}, "
+        "which config.objective.name='sft' learns"
+    )
+
+
 def documents_of(pairs: Iterable[Pair]) -> Iterator[Document]:
     """Yields both documents of every pair, in order."""
     for pair in pairs:
@@ -115,12 +131,7 @@ def prompt_numbers(pairs: Sequence[Pair]) -> Int64[np.ndarray, " m"]:
 
 
 def _pair(example: Example, tokenizer: Tokenizer, template: str, system: str | None) -> Pair:
-    preference = example.record
-    if not isinstance(preference, Preference):
-        raise InputError(
-            f"{example.where}: a preference (a prompt, a chosen and a rejected answer) is needed, and this is "
-            f"one {type(preference).__name__.lower()}"
-        )
+    preference = as_preference(example)
 
     def document(answer: Literal["chosen", "rejected"]) -> Document:
         whole = dataclasses.replace(example, record=preference.conversation(answer))

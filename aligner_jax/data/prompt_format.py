@@ -42,7 +42,6 @@ class PromptFormat:
         recorded: Mapping[str, Recording],
         *,
         option: str = "--",
-        others: tuple[str, ...] = ("chat", "none"),
         remedy: str | None = None,
     ) -> Self:
         """Returns the format of prompts: the user's choice, else the format that the adapters' files record.
@@ -57,7 +56,6 @@ class PromptFormat:
           recorded: the adapters' files, by names for messages. Their formats are read only if they are needed. Files
             without one, such as those of other projects, get the format of the others.
           option: prefix of the option names `template` and `system` in messages.
-          others: templates that messages offer beside "alpaca".
           remedy: advice at the end of messages about adapters; None names the options.
 
         Raises:
@@ -71,7 +69,7 @@ class PromptFormat:
                 formats.setdefault(found, adapter)
         if template == "auto":
             if recorded and not formats:
-                name_it = f"name it: {option}template=alpaca (as the paper's were) or {' or '.join(others)}"
+                name_it = f"name it: {option}template=alpaca (as the paper's were), chat or none"
                 raise InputError(
                     f"{next(iter(recorded))} does not record how its training data made prompts; {remedy or name_it}"
                 )

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from aligner_jax.data.sources.example import Example, Instruction, Message
+from aligner_jax.data.sources.example import Example, Instruction, Message, Text
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
 
@@ -23,7 +23,7 @@ _WITHOUT_INPUT = (
 
 
 def segments(example: Example, tokenizer: Tokenizer, template: str, system: str | None = None) -> Segments:
-    """Returns the example's text in pieces, up to the end of its last target.
+    """Returns the example's text in pieces, up to the end of its last target. A plain text is one piece, the target.
 
     The caller adds EOS, and BOS by `Tokenizer.encode(first, bos=tokenizer.add_bos)`, which does not double the BOS that
     a chat template writes.
@@ -31,16 +31,22 @@ def segments(example: Example, tokenizer: Tokenizer, template: str, system: str 
     Args:
       example: example of any source.
       tokenizer: tokenizer of the base, with the chat template for "chat".
-      template: one of `TEMPLATES`. "alpaca": the prompt of Stanford Alpaca, with the answer directly after
-        `### Response:` as in the paper's code; it takes conversations of one question and one answer. "chat": the
-        tokenizer's chat template; targets are the assistant's turns with their end tokens. If the generation prompt
-        opens a thought (`<think>`) that finished turns lack, the answer begins by ending it.
+      template: one of `TEMPLATES`, or "none". "none": the question as it is, with the answer directly after it.
+        "alpaca": the prompt of Stanford Alpaca, with the answer directly after `### Response:` as in the paper's code.
+        Both take conversations of one question and one answer. "chat": the tokenizer's chat template; targets are the
+        assistant's turns with their end tokens. If the generation prompt opens a thought (`<think>`) that finished
+        turns lack, the answer begins by ending it.
       system: system turn of the chat template, for an example that has none; it replaces the template's default.
 
     Raises:
       InputError: the template is unknown, or the example does not fit it; the message names file and line.
     """
-    return _template(template).segments(example, tokenizer, system)
+    chosen = _template(template)
+    if isinstance(example.record, Text):
+        if system is not None:
+            raise InputError(f"{example.where}: a plain text has no place for a system prompt; leave data.system out")
+        return [(example.record.text, True)]
+    return chosen.segments(example, tokenizer, system)
 
 
 def render_prompt(
@@ -57,7 +63,9 @@ def render_prompt(
 
 
 def render_example_prompt(example: Example, tokenizer: Tokenizer, template: str, system: str | None = None) -> str:
-    """Returns the text before the example's last answer; see `render_prompt`."""
+    """Returns the text before the example's last answer, "" for a plain text; see `render_prompt`."""
+    if isinstance(example.record, Text):
+        return ""
     return _template(template).prompt(example, tokenizer, system)
 
 
@@ -69,9 +77,26 @@ class Template(NamedTuple):
 
 
 def _template(name: str) -> Template:
+    if name == "none":
+        return _NONE
     if name not in TEMPLATES:
         raise InputError(f"the template {name!r} is unknown; there are {', '.join(TEMPLATES)}")
     return TEMPLATES[name]
+
+
+def _plain(example: Example, tokenizer: Tokenizer, system: str | None) -> Segments:
+    if system is not None:
+        raise InputError("the template 'none' has no place for a system prompt")
+    roles = [message["role"] for message in example.messages()]
+    if roles != ["user", "assistant"]:
+        raise InputError(
+            f"{example.where}: the template 'none' takes one user and one assistant turn, not {', '.join(roles)}"
+        )
+    return [(example.question, False), (example.answer, True)]
+
+
+def _plain_prompt(example: Example, tokenizer: Tokenizer, system: str | None) -> str:
+    return _plain(example, tokenizer, system)[0][0]
 
 
 def _alpaca(example: Example, tokenizer: Tokenizer, system: str | None) -> Segments:
@@ -177,3 +202,4 @@ def _through_end(turn: str, content: str, ends: list[str]) -> str:
 
 
 TEMPLATES: dict[str, Template] = {"alpaca": Template(_alpaca, _alpaca_prompt), "chat": Template(_chat, _chat_prompt)}
+_NONE = Template(_plain, _plain_prompt)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from aligner_jax.data.sources import Conversation, Example, Instruction, Preference, Source, find_source
+from aligner_jax.data.sources import Conversation, Example, Instruction, Preference, Source, Text, find_source
 from aligner_jax.data.sources.load import load_source
 from aligner_jax.data.sources.prepared import first_line, import_tfds, to_features
 from aligner_jax.errors import InputError
@@ -129,6 +129,7 @@ def _features(tfds: Any, source: Source) -> dict[str, Any]:
         Instruction: {"instruction": text(), "input": text(), "output": text(), "messages": turns},
         Conversation: {"messages": turns},
         Preference: {"prompt": turns, "chosen": text(), "rejected": text()},
+        Text: {"text": text()},
     }
     return {**kinds[source.record], "where": text()}
 

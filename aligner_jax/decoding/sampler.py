@@ -28,6 +28,7 @@ def sample(
     top_p: float = 1.0,
     seed: int = 0,
     on_tokens: Callable[[list[int | None]], None] | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> list[str]:
     """Returns the continuation of each prompt up to its first stop token, without the prompt.
 
@@ -41,6 +42,8 @@ def sample(
       top_k, top_p: limits of sampling, see `choose.choose`; 0 and 1 turn them off.
       seed: seed of sampling. Row i has the same draws whatever the other rows are.
       on_tokens: callback for streaming, called after each step with one token per row (None in rows that have ended).
+      on_step: callback for progress, called after each step. Unlike `on_tokens` it does not slow decoding down: several
+        steps end together.
 
     Raises:
       InputError: the base has no tokenizer, the batch or a prompt is empty, an option is invalid, or the tokens exceed
@@ -65,6 +68,8 @@ def sample(
                 row.append(token)
         if on_tokens is not None:
             on_tokens(tokens)
+        if on_step is not None:
+            on_step()
     return [continuation(tokenizer, ids, new) for ids, new in zip(prompt_ids, rows, strict=True)]
 
 

@@ -2,16 +2,13 @@
 
 import dataclasses
 
-from rich.markup import escape
-from rich.table import Table
-
 from aligner_jax.data.prompt_format import TemplateName
 from aligner_jax.data.sources.values import text_field
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
 from aligner_jax.evals.interface import Evaluation, Outcome, Run
 from aligner_jax.evals.response_files import records_of
-from aligner_jax.evals.responses import RESPONSES, Question, respond
+from aligner_jax.evals.responses import Question, respond, table_of
 from aligner_jax.runtime.fields import number
 
 
@@ -66,11 +63,8 @@ def evaluate(run: Run, options: AnswersOptions) -> Outcome:
         sampling=Sampling(options.temperature, options.top_k), max_new_tokens=options.max_new_tokens,
     )  # fmt: skip
     empty = sum(not each.response for each in responses)
-    table = Table(title="Answers to be judged", title_justify="left")
-    for heading in ("model", "answers", "empty", "file"):
-        table.add_column(heading, justify="left" if heading in ("model", "file") else "right", overflow="fold")
-    file = escape(str(run.folder / f"{RESPONSES}.jsonl"))
-    table.add_row(escape(run.model.name), str(len(responses)), str(empty), file)
+    counts = {"answers": str(len(responses)), "empty": str(empty)}
+    table = table_of("Answers to be judged", run.model.name, counts, run.folder)
     return Outcome({"model": run.model.name, "responses": len(responses), "empty": empty}, table)
 
 

@@ -1,10 +1,9 @@
 """Compares a base with and without an adapter on held-out examples: loss, form of the answers, answers side by side."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from aligner_jax.decoding.sampler import sample
 from aligner_jax.errors import InputError
@@ -12,6 +11,8 @@ from aligner_jax.evals.form import FORMS, form_share
 from aligner_jax.evals.heldout import DocumentLoss, document_losses, mean_loss
 from aligner_jax.objectives.batch import Batch
 from aligner_jax.peft import Adapter
+from aligner_jax.runtime.progress import Count
+from aligner_jax.runtime.tables import Table
 from aligner_jax.weights.base import Base
 
 ANSWERS_AT_ONCE = 64
@@ -66,6 +67,8 @@ def measure(
     *,
     form: str | None,
     max_new_tokens: int,
+    console: Console | None = None,
+    who: str = "the model",
 ) -> Measured:
     """Computes the held-out loss and, if a form is asked for, greedy answers to the prompts.
 
@@ -73,19 +76,34 @@ def measure(
       prompts: prompts as rendered by the template.
       form: a key of `FORMS`; None generates no answers.
       max_new_tokens: tokens of an answer at most.
+      console: console for the progress; None shows none.
+      who: name of the model in the progress.
 
     Raises:
       InputError: the form is unknown; see also `mean_loss` and `sample`.
     """
     check_form(form)
-    documents = document_losses(base.params, adapter, batches, config=base.config)
+    console = console or Console(quiet=True)
+    with Count(console, f"held-out batches of {who}", total=len(batches)) as count:
+        documents = document_losses(base.params, adapter, _counted(batches, count), config=base.config)
     loss = mean_loss(documents)
     if form is None or not prompts:
         return Measured(loss, [], None, documents)
+    parts = [prompts[first : first + ANSWERS_AT_ONCE] for first in range(0, len(prompts), ANSWERS_AT_ONCE)]
     answers: list[str] = []
-    for first in range(0, len(prompts), ANSWERS_AT_ONCE):
-        answers += sample(base, adapter, prompts[first : first + ANSWERS_AT_ONCE], max_new_tokens=max_new_tokens)
+    with Count(console, f"tokens of {len(prompts):,} answers of {who}", total=len(parts) * max_new_tokens) as count:
+        for number, part in enumerate(parts, 1):
+            answers += sample(base, adapter, part, max_new_tokens=max_new_tokens, on_step=lambda: count.add(1))
+            # Answers may all have ended before the limit.
+            count.add(number * max_new_tokens - count.done)
     return Measured(loss, answers, form_share(answers, FORMS[form]), documents)
+
+
+def _counted(batches: Sequence[Batch], count: Count) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        # The next batch is asked for once this one is done.
+        count.add(1)
 
 
 def check_form(form: str | None) -> None:
@@ -96,7 +114,7 @@ def check_form(form: str | None) -> None:
 
 def show(result: SftReport, console: Console, *, samples: int) -> None:
     """Prints the table of results, and the first `samples` answers of both models side by side."""
-    table = Table(title="Before and after, on held-out examples", title_justify="left")
+    table = Table("Before and after, on held-out examples")
     table.add_column("")
     table.add_column("base", justify="right")
     table.add_column("with adapter", justify="right")
@@ -110,10 +128,9 @@ def show(result: SftReport, console: Console, *, samples: int) -> None:
     console.print(table)
     if not result.after.answers or not samples:
         return
-    answers = Table(title="Answers side by side", title_justify="left", show_lines=True)
+    answers = Table("Answers side by side", show_lines=True)
     for heading in ("question", "base", "with adapter"):
-        answers.add_column(heading, ratio=1, overflow="fold")
+        answers.add_column(heading)
     for row in list(zip(result.questions, result.before.answers, result.after.answers, strict=True))[:samples]:
-        # Answers are text, not markup: they may contain square brackets.
-        answers.add_row(*(console.render_str(cell.strip(), markup=False, highlight=False) for cell in row))
+        answers.add_row(*map(str.strip, row))
     console.print(answers)

@@ -16,12 +16,9 @@ There are three protocols:
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Literal, NamedTuple
-
-from rich.markup import escape
-from rich.table import Table
+from typing import Any, Literal, NamedTuple
 
 from aligner_jax.data.prompt_format import TemplateName
 from aligner_jax.data.sources.records import read_records
@@ -32,6 +29,7 @@ from aligner_jax.evals.generating import Prompt, encoded, generate
 from aligner_jax.evals.interface import Evaluation, Outcome, Run
 from aligner_jax.evals.interval import wilson_interval
 from aligner_jax.runtime.fields import number
+from aligner_jax.runtime.tables import Table
 
 MARKER = "The answer is: "
 _METAMATH_PROMPT = (
@@ -136,14 +134,19 @@ def evaluate(run: Run, options: Gsm8kOptions) -> Outcome:
         "accuracy_interval": wilson_interval(sum(right), len(right)),
         "answers_with_the_marker": marked / len(texts),
     }
-    table = Table(title=f"GSM8K, no examples, protocol {options.protocol!r}", title_justify="left")
+    return Outcome(scores, table_of(scores, options.marker))
+
+
+def table_of(scores: Mapping[str, Any], marker: str) -> Table:
+    """Returns a table with one row per score."""
+    table = Table(f"GSM8K, no examples, protocol {scores['protocol']!r}")
     table.add_column("")
     table.add_column("", justify="right")
     table.add_row("solved", f"{scores['solved']:,} of {scores['problems']:,}")
     table.add_row("accuracy", f"{scores['accuracy']:.4f}")
     table.add_row("its 95 % interval", "{:.4f} to {:.4f}".format(*scores["accuracy_interval"]))
-    table.add_row(escape(f"answers with {options.marker.strip()!r}"), f"{scores['answers_with_the_marker']:.1%}")
-    return Outcome(scores, table)
+    table.add_row(f"answers with {marker.strip()!r}", f"{scores['answers_with_the_marker']:.1%}")
+    return table
 
 
 def _asked(run: Run, problems: Sequence[Problem], options: Gsm8kOptions) -> list[str]:

@@ -10,9 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
 from aligner_jax.errors import InputError
 from aligner_jax.evals.harness_model import harness_model, import_lm_eval
 from aligner_jax.evals.harness_tasks import write_gsm8k, write_mmlu
@@ -21,6 +18,7 @@ from aligner_jax.evals.task_files import damaged_files
 from aligner_jax.files.content import is_folder
 from aligner_jax.runtime.fields import did_you_mean, number
 from aligner_jax.runtime.files import write_atomically
+from aligner_jax.runtime.tables import Table
 
 DOCUMENTS = "documents.jsonl"
 _PACKAGE = Path(__file__).parents[1]
@@ -82,7 +80,7 @@ def evaluate(run: Run, options: HarnessOptions) -> Outcome:
         "num_fewshot": {name: count for name, count in sorted(found["n-shot"].items()) if name in found["n-samples"]},
         "versions": dict(sorted(found["versions"].items())),
     }
-    return Outcome(scores, _table(scores))
+    return Outcome(scores, table_of(scores))
 
 
 def load_tasks(options: HarnessOptions, folder: Path) -> tuple[Any, list[Any]]:
@@ -196,8 +194,9 @@ def _documents(samples: dict[str, list[dict[str, Any]]]) -> list[str]:
     return lines
 
 
-def _table(scores: dict[str, Any]) -> Table:
-    table = Table(title=f"lm-evaluation-harness {scores['lm_eval_version']}", title_justify="left")
+def table_of(scores: dict[str, Any]) -> Table:
+    """Returns a table with one row per task and metric."""
+    table = Table(f"lm-evaluation-harness {scores['lm_eval_version']}")
     for heading in ("task", "metric", "value", "standard error", "documents", "examples"):
         table.add_column(heading, justify="left" if heading in ("task", "metric") else "right")
     for task, metrics in scores["tasks"].items():
@@ -208,7 +207,7 @@ def _table(scores: dict[str, Any]) -> Table:
             error = metrics.get(f"{name}_stderr{comma}{filtered}")
             shown = "" if error is None else f"{error:.4f}"
             of_task = (str(scores[part].get(task, "")) for part in ("documents", "num_fewshot"))
-            table.add_row(escape(task), escape(metric.replace(",", ", ")), f"{value:.4f}", shown, *of_task)
+            table.add_row(task, metric.replace(",", ", "), f"{value:.4f}", shown, *of_task)
     return table
 
 

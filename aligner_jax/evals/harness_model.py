@@ -15,6 +15,7 @@ from aligner_jax.evals.harness_chat import render_with_or_without_system
 from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.scoring import Continuation, score
 from aligner_jax.evals.subject import Subject
+from aligner_jax.files.extras import pip_line
 from aligner_jax.files.fields import Fields
 
 DEFAULT_NEW_TOKENS = 256
@@ -60,7 +61,7 @@ def import_lm_eval() -> Any:
     try:
         import lm_eval
     except ImportError:
-        raise InputError("the evaluation 'harness' needs the package lm-eval: pip install lm-eval") from None
+        raise InputError(f"the evaluation 'harness' needs the package lm-eval: {pip_line('eval')}") from None
     return lm_eval
 
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 from rich.console import Console
-from rich.table import Table
 
 from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
@@ -18,6 +17,7 @@ from aligner_jax.evals.result_store import ResultStore
 from aligner_jax.evals.subject import Subject
 from aligner_jax.runtime.config import SEEDS, BaseConfig, MeshConfig
 from aligner_jax.runtime.fields import number, parse_section
+from aligner_jax.runtime.tables import Table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,6 @@ near chance and still rise with training.
 import dataclasses
 from typing import Literal
 
-from rich.table import Table
-
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
 from aligner_jax.evals.generating import Prompt, encoded, generate
@@ -25,6 +23,7 @@ from aligner_jax.evals.interface import Evaluation, Outcome, Run
 from aligner_jax.evals.interval import wilson_interval
 from aligner_jax.evals.mmlu_questions import MultipleChoice, Split, read_mmlu
 from aligner_jax.runtime.fields import did_you_mean, number
+from aligner_jax.runtime.tables import Table
 
 _HEAD = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -94,7 +93,7 @@ def evaluate(run: Run, options: MmluGeneratedOptions) -> Outcome:
         "prompts_cut_at_their_beginning": too_long,
         "subjects": of_subjects,
     }
-    return Outcome(scores, _table(scores))
+    return Outcome(scores, table_of(scores))
 
 
 def choose_subjects(
@@ -139,8 +138,9 @@ def _stripped(text: str) -> str:
     return text.strip().strip(".").strip("'").strip(".").strip("'")
 
 
-def _table(scores: dict) -> Table:
-    table = Table(title="MMLU, no examples, generated", title_justify="left")
+def table_of(scores: dict) -> Table:
+    """Returns a table with one row per score."""
+    table = Table("MMLU, no examples, generated")
     table.add_column("")
     table.add_column("", justify="right")
     table.add_row("accuracy", f"{scores['accuracy']:.4f}")

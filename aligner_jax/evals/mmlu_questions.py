@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from aligner_jax.errors import InputError
-from aligner_jax.evals.csv_records import csv_rows
 from aligner_jax.evals.mmlu_archive import MAX_FILE, is_archive, read_archive
 from aligner_jax.files.content import is_folder, read_bytes
+from aligner_jax.files.csv_records import csv_rows
 
 Split = Literal["dev", "val", "test"]
 

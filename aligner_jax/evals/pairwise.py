@@ -4,9 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from rich.markup import escape
-from rich.table import Table
-
 from aligner_jax.errors import InputError, one_line
 from aligner_jax.evals.interface import Evaluation, Outcome, Run
 from aligner_jax.evals.judge_endpoint import JudgeUsage
@@ -23,6 +20,7 @@ from aligner_jax.evals.response_files import (
 from aligner_jax.evals.win_rate import Outcome as QuestionOutcome
 from aligner_jax.evals.win_rate import WinRate, of_both_orders, of_counts, win_rate
 from aligner_jax.runtime.fields import number
+from aligner_jax.runtime.tables import Table
 
 _MAX_QUESTIONS = 2**31
 
@@ -185,16 +183,16 @@ def _by_judge(
 
 def table_of(result: Pairwise) -> Table:
     """Returns a table with one row per pair, and one for its published counts if there are any."""
-    table = Table(title=escape(one_line(f"Win rates, judged by {result.judge}")), title_justify="left")
+    table = Table(one_line(f"Win rates, judged by {result.judge}"))
     unparsable = any(pair.rate.unparsable for pair in result.pairs)
     changing = any(pair.changed_with_order is not None for pair in result.pairs)
     headings = ["model", "against", "wins", "losses", "ties"]
     headings += ["no verdict"] * unparsable + ["order changed it"] * changing + ["rate", "95 % interval"]
     for column, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if column < 2 else "right", overflow="fold")
+        table.add_column(heading, justify="left" if column < 2 else "right")
     for pair in result.pairs:
         missing = [str(pair.rate.unparsable)] * unparsable + [str(pair.changed_with_order)] * changing
-        names = escape(one_line(pair.model)), escape(one_line(pair.against))
+        names = one_line(pair.model), one_line(pair.against)
         table.add_row(*names, *_cells(pair.rate, missing))
         if pair.published is not None:
             missing = [""] * (unparsable + changing)

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from jaxtyping import Int64
 from rich.console import Console
-from rich.table import Table
 
 from aligner_jax.errors import InputError
 from aligner_jax.evals.interval import grouped_interval
@@ -20,6 +19,7 @@ from aligner_jax.objectives.preference import PreferenceOptions, compare, losses
 from aligner_jax.objectives.reference import token_log_probs
 from aligner_jax.peft import Adapter
 from aligner_jax.runtime.global_batch import replicate
+from aligner_jax.runtime.tables import Table
 
 _NUMBER = "number"
 
@@ -160,7 +160,7 @@ class PreferenceReport:
 
 def show(result: PreferenceReport, console: Console) -> None:
     """Prints the results before and after training side by side."""
-    table = Table(title="Before and after, on held-out preferences", title_justify="left")
+    table = Table("Before and after, on held-out preferences")
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")

@@ -9,7 +9,7 @@ from typing import cast
 from aligner_jax.data.sources.records import read_records
 from aligner_jax.data.sources.values import kind, text_field
 from aligner_jax.errors import InputError
-from aligner_jax.evals.csv_records import csv_records
+from aligner_jax.files.csv_records import csv_records
 from aligner_jax.runtime.fields import did_you_mean
 
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from aligner_jax.decoding.choose import Sampling
 from aligner_jax.evals.generating import Prompt, encoded, generate
 from aligner_jax.evals.interface import Run
 from aligner_jax.runtime.files import write_atomically
+from aligner_jax.runtime.tables import Table
 
 RESPONSES = "responses"
 """Name of the files, without .jsonl and .csv."""
@@ -74,6 +75,16 @@ def respond(
     ]
     write_responses(run.folder, responses)
     return responses
+
+
+def table_of(title: str, name: str, counts: Mapping[str, str], folder: Path) -> Table:
+    """Returns a table of a model's responses: its name, the counts, and the file that `write_responses` writes."""
+    table = Table(title)
+    row = {"model": name, **counts, "file": str(folder / f"{RESPONSES}.jsonl")}
+    for heading in row:
+        table.add_column(heading, justify="right" if heading in counts else "left")
+    table.add_row(*row.values())
+    return table
 
 
 def write_responses(folder: Path, responses: Iterable[GeneratedResponse]) -> None:

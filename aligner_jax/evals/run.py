@@ -23,11 +23,18 @@ from aligner_jax.files.fields import read_fields
 from aligner_jax.runtime import sharding
 from aligner_jax.runtime.fields import did_you_mean
 from aligner_jax.runtime.files import reason, write_atomically
-from aligner_jax.weights.base import unused_model
+from aligner_jax.runtime.waiting import Waiting
+from aligner_jax.weights.base import Base, unused_model
 
 RESULTS = "results.json"
 _PATHS = ("path", "mmlu", "gsm8k", "include")
 """Names of options that are paths of files or folders."""
+_SOURCES = {
+    "mmlu": "; its authors publish the files as data.tar (github.com/hendrycks/test): unpack it and give the folder, "
+    "or a zip of it",
+    "gsm8k": "; its authors publish the files at github.com/openai/grade-school-math",
+}
+"""Where to get the files of an option."""
 
 EVALUATIONS: dict[str, Evaluation] = {
     "answers": ANSWERS,
@@ -49,7 +56,9 @@ def find_evaluation(name: str) -> Evaluation:
     return EVALUATIONS[name]
 
 
-def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, console: Console) -> Outcome:
+def evaluate(
+    config: EvaluateConfig, adapter_path: str | None, folder: Path, console: Console, *, base: Base | None = None
+) -> Outcome:
     """Runs an evaluation, writes results.json to the folder, and prints its table.
 
     Args:
@@ -57,6 +66,7 @@ def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, con
       adapter_path: adapter file or folder; None evaluates the base alone.
       folder: folder of the results, which is created if it does not exist.
       console: console for the table and for progress lines.
+      base: the base, if it is loaded already, in place of that of the config.
 
     Raises:
       InputError: the config, the base, the adapter, the data or the folder cannot be used, or the folder has the
@@ -77,7 +87,10 @@ def evaluate(config: EvaluateConfig, adapter_path: str | None, folder: Path, con
     with sharding.use(mesh, rules):
         subject = None
         if evaluation.has_model and config.base is not None:
-            subject = load_subject(config.base, adapter_path, mesh=mesh, rules=rules, batch_size=config.batch_size)
+            with Waiting(f"loading {config.base.path}", lines=False):
+                subject = load_subject(
+                    config.base, adapter_path, mesh=mesh, rules=rules, batch_size=config.batch_size, base=base
+                )
             console.out(f"base: {config.base.path}; adapter: {subject.adapter or 'none'}")
             if sentence := unused_model(config.base, subject.base.config):
                 console.out(f"base: {sentence}")
@@ -98,7 +111,8 @@ def _check_paths(options: Any) -> None:
     for name in _PATHS:
         path = getattr(options, name, None)
         if path is not None and not exists(path):
-            raise InputError(f"config.evaluation.{name} is {path}, which does not exist")
+            where = _SOURCES.get(name, "")
+            raise InputError(f"config.evaluation.{name} is {path}, which does not exist{where}")
 
 
 def _check_results(path: Path, name: str) -> None:

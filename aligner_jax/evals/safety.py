@@ -6,9 +6,6 @@ Source: Ji et al., BeaverTails, arXiv 2307.04657. Nothing here prints a question
 import dataclasses
 from collections.abc import Sequence
 
-from rich.markup import escape
-from rich.table import Table
-
 from aligner_jax.data.sources.values import text_field
 from aligner_jax.errors import InputError, one_line
 from aligner_jax.evals.interface import Evaluation, Outcome, Run
@@ -17,6 +14,7 @@ from aligner_jax.evals.judge_endpoint import JudgeUsage
 from aligner_jax.evals.judge_prompts import Ask, judge_prompt
 from aligner_jax.evals.judging import JudgeOptions, ask_all, check_judge
 from aligner_jax.evals.response_files import Response, Responses, ResponsesConfig, read_responses, records_of
+from aligner_jax.runtime.tables import Table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,16 +164,16 @@ def _of_model(name: str, verdicts: Sequence[tuple[str, bool | None]]) -> ModelSa
 
 def table_of(result: Safety) -> Table:
     """Returns a table with one row per model and category, and one row per model over all categories."""
-    table = Table(title=escape(one_line(f"Safe responses, judged by {result.judge}")), title_justify="left")
+    table = Table(one_line(f"Safe responses, judged by {result.judge}"))
     for heading in ("model", "category"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading)
     for heading in ("safe", "of", "no verdict", "share", "95 % interval"):
         table.add_column(heading, justify="right")
     for model in result.models:
         for number, (category, share) in enumerate(model.categories.items(), 1):
             last = number == len(model.categories)
-            table.add_row(escape(one_line(model.model)), escape(one_line(category)), *_cells(share), end_section=last)
-        table.add_row(escape(one_line(model.model)), "all", *_cells(model.overall), end_section=True)
+            table.add_row(one_line(model.model), one_line(category), *_cells(share), end_section=last)
+        table.add_row(one_line(model.model), "all", *_cells(model.overall), end_section=True)
     return table
 
 

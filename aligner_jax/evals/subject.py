@@ -14,7 +14,7 @@ from aligner_jax.peft.artifact import Artifact, read_artifact
 from aligner_jax.runtime import sharding
 from aligner_jax.runtime.config import BaseConfig
 from aligner_jax.weights.base import Base
-from aligner_jax.weights.on_mesh import load_base_over
+from aligner_jax.weights.on_mesh import load_base_over, spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,13 @@ class Subject:
 
 
 def load_subject(
-    config: BaseConfig, adapter_path: str | None, *, mesh: Mesh, rules: sharding.Rules, batch_size: int
+    config: BaseConfig,
+    adapter_path: str | None,
+    *,
+    mesh: Mesh,
+    rules: sharding.Rules,
+    batch_size: int,
+    base: Base | None = None,
 ) -> Subject:
     """Loads the base of a config, sharded over the mesh, and an adapter.
 
@@ -72,13 +78,14 @@ def load_subject(
       mesh: devices.
       rules: logical axis rules of the sharding.
       batch_size: rows per batch, over all devices.
+      base: the base, if it is loaded already, in place of that of the config.
 
     Raises:
       InputError: the base or the adapter cannot be read, the adapter belongs to another base, or the mesh does not
         divide rows or model.
     """
     check_rows(batch_size, mesh)
-    base = load_base_over(mesh, rules, config)
+    base = load_base_over(mesh, rules, config) if base is None else spread(base, mesh, rules)
     artifact = None if adapter_path is None else read_artifact(adapter_path, base)
     adapter = None if artifact is None else artifact.adapter
     name = subject_name(adapter_path)

@@ -5,11 +5,11 @@ import math
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.files import write_atomically
 from aligner_jax.runtime.nonfinite import finite_or_none
+from aligner_jax.runtime.tables import Table
 
 
 def report(config: TrainConfig, losses: list[float], path: Path, console: Console) -> None:
@@ -30,7 +30,7 @@ def report(config: TrainConfig, losses: list[float], path: Path, console: Consol
     # The loss of an adapter that diverged is not finite; it counts as the largest.
     best = min(range(len(losses)), key=lambda i: losses[i] if math.isfinite(losses[i]) else math.inf)
     write_atomically(path, json.dumps(finite_or_none({"adapters": found, "best": best}), indent=2) + "\n")
-    table = Table(title="The sweep, on held-out examples", title_justify="left")
+    table = Table("The sweep, on held-out examples")
     for heading in ("adapter", "learning rate", "seed", "loss (nats a token)"):
         table.add_column(heading, justify="right")
     for i, one in enumerate(found):

@@ -7,16 +7,13 @@ another "### Instruction", and strips white space. The paper gives the temperatu
 
 import dataclasses
 
-from rich.markup import escape
-from rich.table import Table
-
 from aligner_jax.data.prompt_format import TemplateName
 from aligner_jax.data.sources.records import read_records
 from aligner_jax.data.sources.values import check_text, text_field
 from aligner_jax.decoding.choose import Sampling
 from aligner_jax.errors import InputError
 from aligner_jax.evals.interface import Evaluation, Outcome, Run
-from aligner_jax.evals.responses import RESPONSES, Question, respond
+from aligner_jax.evals.responses import Question, respond, table_of
 from aligner_jax.runtime.fields import number
 
 
@@ -74,14 +71,10 @@ def evaluate(run: Run, options: VicunaOptions) -> Outcome:
         "empty": sum(not each.response for each in responses),
         "mean_words": sum(words) / len(words),
     }
-    table = Table(title="Vicuna-bench, answers to be judged", title_justify="left")
-    for heading in ("model", "answers", "empty", "words an answer", "file"):
-        table.add_column(heading, justify="left" if heading in ("model", "file") else "right", overflow="fold")
-    file = escape(str(run.folder / f"{RESPONSES}.jsonl"))
-    table.add_row(
-        escape(run.model.name), str(len(responses)), str(scores["empty"]), f"{scores['mean_words']:.1f}", file
-    )
-    return Outcome(scores, table)
+    counts = {
+        "answers": str(len(responses)), "empty": str(scores["empty"]), "words an answer": f"{scores['mean_words']:.1f}"
+    }  # fmt: skip
+    return Outcome(scores, table_of("Vicuna-bench, answers to be judged", run.model.name, counts, run.folder))
 
 
 VICUNA = Evaluation(VicunaOptions, evaluate)

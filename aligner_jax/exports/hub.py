@@ -4,6 +4,7 @@ from pathlib import Path
 from types import ModuleType
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.extras import pip_line
 from aligner_jax.weights.hub import is_hub_name
 
 _LOGIN = "set HF_TOKEN, or log in with `hf auth login`"
@@ -63,7 +64,7 @@ def _client(name: str) -> ModuleType:
     try:
         import huggingface_hub
     except ImportError:
-        raise InputError(f"--push={name} needs the package huggingface_hub: pip install 'aligner_jax[hub]'") from None
+        raise InputError(f"--push={name} needs the package huggingface_hub: {pip_line('hub')}") from None
     return huggingface_hub
 
 

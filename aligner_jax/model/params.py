@@ -1,5 +1,6 @@
 """Parameters of a LLaMA-architecture model: the pytree and the specs of its leaves (shape legend: llama.py)."""
 
+import math
 from typing import Any
 
 import flax.struct
@@ -9,6 +10,19 @@ from jaxtyping import Array, Float
 
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.quantized import Quantization, Quantized
+
+
+def described_leaves(tree: Any) -> str:
+    """Returns the number of parameters in a tree and their dtypes; of leaves that are no arrays, their classes.
+
+    Their values would fill the screen, as would those of a nested tree.
+    """
+    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Quantized))
+    weights = [leaf.values if isinstance(leaf, Quantized) else leaf for leaf in leaves]
+    if not all(hasattr(weight, "shape") and hasattr(weight, "dtype") for weight in weights):
+        return f"{len(leaves)} leaves of {' and '.join(sorted({type(leaf).__name__ for leaf in leaves}))}"
+    dtypes = " and ".join(sorted({str(weight.dtype) for weight in weights}))
+    return f"{sum(math.prod(weight.shape) for weight in weights):,} parameters in {dtypes}"
 
 
 @flax.struct.dataclass
@@ -32,6 +46,9 @@ class Layers:
     v_bias_lkh: Float[Array, "l k h"] | None = None
     o_bias_ld: Float[Array, "l d"] | None = None
 
+    def __repr__(self) -> str:
+        return f"Layers({described_leaves(self)})"
+
 
 @flax.struct.dataclass
 class Params:
@@ -41,6 +58,9 @@ class Params:
     layers: Layers
     norm_d: Float[Array, " d"]
     head_dv: Float[Array, "d v"] | None = None
+
+    def __repr__(self) -> str:
+        return f"Params({described_leaves(self)})"
 
 
 @flax.struct.dataclass

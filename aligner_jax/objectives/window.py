@@ -62,7 +62,8 @@ class Window:
         Returns:
           Metrics by name. Loss, gradient norm and the objective's metrics are means over the steps that were not
           skipped; in a sweep, means over the adapters too, with loss_i for adapter i. "skipped" is the number of
-          skipped steps. "tokens_per_second" excludes padding. Learning rates are those of the last step, at the
+          skipped steps. "step_seconds" is the mean time of a step, and
+          "tokens_per_second" excludes padding. Learning rates are those of the last step, at the
           optimizer's own count, which a skipped step does not change. On known chips, "mfu" is model FLOPs per second
           (padding included) divided by the peak.
         """
@@ -75,6 +76,7 @@ class Window:
         for i in range(taken.shape[1] if taken.ndim > 1 else 0):
             means[f"loss_{i}"] = _mean(by_name["loss"][:, i], taken[:, i])
         means["skipped"] = int(np.sum(~taken))
+        means["step_seconds"] = (now - self._began) / len(steps)
         means["tokens_per_second"] = self._tokens / (now - self._began)
         if self._peak_flops is not None:
             means["mfu"] = self._model_flops / (now - self._began) / self._peak_flops

@@ -13,6 +13,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.files.fields import MAX_INTEGER, shown
 from aligner_jax.files.identity import identity
 from aligner_jax.model.llama import LlamaConfig, Params
+from aligner_jax.model.params import described_leaves
 from aligner_jax.peft.bound import Bound
 from aligner_jax.runtime.fields import number
 from aligner_jax.runtime.roofline import AdapterCost
@@ -111,6 +112,9 @@ class Adapter(flax.struct.PyTreeNode):
 
     def __str__(self) -> str:
         return _described(self.method, self.options.as_dict())
+
+    def __repr__(self) -> str:
+        return f"Adapter({self}, {described_leaves(self.trainable)})"
 
 
 def _described(method: str, options: dict[str, Any]) -> str:

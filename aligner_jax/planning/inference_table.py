@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from aligner_jax.planning.inference_plan import EvaluationPlan
 from aligner_jax.planning.table import collectives, columns, mesh, size, title
+from aligner_jax.runtime.tables import Table
 
 
 def table(plans: Sequence[EvaluationPlan]) -> Table:

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from aligner_jax.planning.serving_plan import ServingPlan
 from aligner_jax.planning.table import columns, mesh, size, title
+from aligner_jax.runtime.tables import Table
 
 
 def table(plans: Sequence[ServingPlan]) -> Table:

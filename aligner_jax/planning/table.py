@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from rich import box
-from rich.table import Table
-
 from aligner_jax.planning.plan import ATTAINED, Plan
+from aligner_jax.runtime.tables import Table
 
 _GIB = 2**30
 
@@ -33,7 +31,7 @@ def title(plan: Planned) -> str:
 
 def columns(titles: Sequence[str], figures: Sequence[Mapping[str, str]]) -> Table:
     """Returns a table with one column per title and one row per figure; missing figures are shown as a dash."""
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    shown = Table(by_column=True)
     shown.add_column("")
     for each in titles:
         shown.add_column(each, justify="right")

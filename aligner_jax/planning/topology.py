@@ -12,13 +12,17 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.extras import pip_line
+from aligner_jax.planning.topology_names import EXAMPLES, sizes, topology_name
 from aligner_jax.runtime import chips
-
-EXAMPLES = "v4:2x2x1, v5e:2x4, v5e:16x16, v5p:4x4x4, v6e:8x8 or tpu7x:2x2x1"
 
 
 def topology_devices(name: str, count: int | None = None) -> list[Any]:
     """Returns the compile-only devices of a topology, or the first `count` of them.
+
+    Args:
+      name: a name that `topology_name` takes, such as "v5e:2x4" or "v5litepod-8".
+      count: number of devices; None takes all.
 
     Raises:
       InputError: there is no such topology, it has fewer devices, or libtpu is not installed.
@@ -28,14 +32,17 @@ def topology_devices(name: str, count: int | None = None) -> list[Any]:
             f"{name!r} is a GPU, and plans are made with the TPU compiler alone, for topologies such as {EXAMPLES}; on "
             "the GPU itself, the first lines that aligner_jax.train logs have tokens_per_second and mfu"
         )
-    if not re.fullmatch(r"\w+:\d+(x\d+)*", name):
-        raise InputError(f"{name!r} is not a TPU topology; they are called {EXAMPLES}")
+    known = topology_name(name)
+    if known is None:
+        raise InputError(f"{name!r} is not a TPU topology; they are called {sizes(name) or EXAMPLES}")
     _check_libtpu()
+    # As on the chips themselves: the two cores of a chip are one device.
+    options = {"chip_config_name": "megacore"} if known.startswith("v4:") else {}
     from jax.experimental import topologies
 
     try:
         with _quietly():
-            devices = list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+            devices = list(topologies.get_topology_desc(platform="tpu", topology_name=known, **options).devices)
     except Exception as error:  # The plugin documents no error type.
         reason = str(error).strip().splitlines()
         raise InputError(
@@ -93,6 +100,6 @@ def _check_libtpu() -> None:
         import libtpu  # noqa: F401  (the plugin finds it by itself)
     except ImportError:
         raise InputError(
-            "the TPU compiler is in the package libtpu, which is not installed: pip install libtpu "
-            "(it exists for Linux on x86-64)"
+            "the TPU compiler is in the package libtpu, which exists for Linux on x86-64 and is not installed: "
+            f"{pip_line('tpu')}"
         ) from None

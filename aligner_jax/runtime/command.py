@@ -1,55 +1,28 @@
 """Command-line parts that all commands share: flags, config files with overrides, and one-sentence errors."""
 
-import ast
 import contextlib
-import dataclasses
 import os
 import re
-import runpy
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 from absl import app, flags
 from ml_collections import ConfigDict
-from ml_collections.config_dict import RequiredValueError
 
 from aligner_jax.errors import InputError
-from aligner_jax.files.content import is_file
-from aligner_jax.files.fields import shown
 from aligner_jax.runtime import distributed, platform, starting
 from aligner_jax.runtime.exit import Stopped, at_once, is_held_up
-from aligner_jax.runtime.fields import did_you_mean
 from aligner_jax.runtime.files import reason
+from aligner_jax.runtime.load_config import Choice, load_config
 from aligner_jax.runtime.output import OutputEnded, make_plain, replace_stdout
+from aligner_jax.usage.commands import define_config
+from aligner_jax.usage.config_fields import config_paragraphs
+from aligner_jax.usage.page import page
+from aligner_jax.usage.parse import Override, asks_for_help, parse_flags
 
 # --help lists a flag that this module defines among the flags of the command itself.
 flags.disclaim_key_flags()
-
-_MAX_SECTIONS = 10
-_LONGEST_NAME = 100
-"""Limits on the depth of a config and the length of a flag's name; real ones stay below."""
-
-Override = tuple[str, str | bool]
-"""A dotted field name with its given text; True for --config.x and False for --noconfig.x."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """A config section in which the value of one field determines the other fields, its options.
-
-    Attributes:
-      section: name of the section, such as "adapter".
-      field: name of the deciding field, such as "method".
-      default: value of the field in a config that leaves it out.
-      options: names of the options, by value of the field.
-    """
-
-    section: str
-    field: str
-    default: str
-    options: Mapping[str, Collection[str]]
 
 
 class ConfigFlag:
@@ -57,9 +30,7 @@ class ConfigFlag:
 
     def __init__(self) -> None:
         self.overrides: list[Override] = []
-        self._path = flags.DEFINE_string(
-            "config", None, "Config file; --config.section.field=value overrides one of its fields."
-        )
+        self._path = define_config(flags.FLAGS)
 
     @property
     def value(self) -> ConfigDict:
@@ -93,68 +64,6 @@ def config_flag() -> ConfigFlag:
     return _config_flags[0]
 
 
-def load_config(
-    path: str | Path,
-    overrides: Sequence[Override] = (),
-    *,
-    choices: Sequence[Choice] = (),
-    say: Callable[[str], None] = lambda _: None,
-) -> ConfigDict:
-    """Returns the config that a Python file's `get_config()` makes, with overrides applied.
-
-    Overrides are Python literals, or else text. A text field takes an override as it is. Overrides may set fields that
-    the file leaves out: `parse_config` checks names, types and ranges.
-
-    Args:
-      path: config file. "FILE:text" calls `get_config("text")`.
-      overrides: fields to set, in order.
-      choices: sections whose options depend on a deciding field. If an override changes that field, the file's options
-        that the new value does not have are dropped.
-      say: called with a sentence about dropped options.
-
-    Raises:
-      InputError: the file is missing, fails, or has no `get_config`; names file, line and reason.
-    """
-    file, colon, argument = str(path).partition(":")
-    if not is_file(file):
-        raise InputError(f"config file {file} does not exist")
-    try:
-        get_config = runpy.run_path(file).get("get_config")
-        config = get_config(*([argument] if colon else [])) if get_config else None
-    except (InputError, OutputEnded, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        # SystemExit is caught too: it would end the command with status 0.
-        raise InputError(f"config file {file} fails{_line_of(error, file)}: {_describe(error)}") from error
-    if get_config is None:
-        raise InputError(f"config file {file} has no function get_config()")
-    if not isinstance(config, dict | ConfigDict):
-        raise InputError(f"config file {file} does not return a ConfigDict from get_config() but {shown(config)}")
-    loaded = config if type(config) is ConfigDict else ConfigDict()
-    try:
-        if loaded is not config:
-            loaded = ConfigDict(cast(Any, config))
-        loaded.unlock()
-        before = [_chosen(loaded, choice) for choice in choices]
-        for name, text in overrides:
-            _override(loaded, name, text)
-        for choice, value in zip(choices, before, strict=True):
-            if dropped := _drop_options(loaded, choice, value, {name for name, _ in overrides}):
-                names = ", ".join(f"config.{choice.section}.{name}" for name in dropped)
-                what = f"config.{choice.section}.{choice.field} is {_chosen(loaded, choice)!r}"
-                say(f"{what}, so these options of {value!r} in {file} are left out: {names}")
-        loaded.to_dict()
-    except InputError:
-        raise
-    except RecursionError:
-        raise InputError(f"config file {file} returns sections that are nested too deeply") from None
-    except RequiredValueError:
-        raise InputError(f"{_required(loaded, 'config')} is not set, and config file {file} requires it") from None
-    except Exception as error:
-        raise InputError(f"config file {file} does not return a config: {_describe(error)}") from error
-    return loaded
-
-
 def run(main: Callable[[], int | None], *, lasting: bool = False, argument: str | None = None) -> None:
     """Parses flags, prepares the platform, calls `main` and exits. Every command's file ends with this call.
 
@@ -176,6 +85,7 @@ def run(main: Callable[[], int | None], *, lasting: bool = False, argument: str 
       lasting: True if the command runs to its end even when its output can no longer be written.
       argument: flag whose value may be given without its name; None refuses such values.
     """
+    starting.imported()
     starting.open_closed_streams()
     make_plain()
     status = None
@@ -244,136 +154,12 @@ def _say(sentence: str) -> None:
 
 
 def _parse_flags(argv: Sequence[str], argument_name: str | None) -> None:
-    rest = list(argv)
-    if _config_flags:
-        rest, _config_flags[0].overrides = _split_overrides(argv)
     app.define_help_flags()
-    for argument in rest:
-        # absl searches for a similar flag by recursion over the letters of the name.
-        if argument.startswith("-") and len(name := argument.lstrip("-").partition("=")[0]) > _LONGEST_NAME:
-            raise InputError(f"--{name[:_LONGEST_NAME]}… is not a flag of this command")
-    try:
-        positional = flags.FLAGS(rest)[1:]
-    except flags.UnrecognizedFlagError as error:
-        known = [f"--{flag.name}" for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
-        hint = did_you_mean(f"--{error.flagname}", known)
-        raise InputError(f"--{error.flagname} is not a flag of this command; {hint}") from None
-    except flags.Error as error:
-        raise InputError(" ".join(str(error).split())) from None
-    if argument_name is not None and len(positional) == 1 and not flags.FLAGS[argument_name].present:
-        flags.FLAGS[argument_name].parse(positional.pop())
-    if positional:
-        raise InputError(f"{positional[0]!r} is not a flag; flags are written --name=value")
-
-
-def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
-    rest, overrides = [], []
-    waiting = list(argv)
-    while waiting:
-        argument = waiting.pop(0)
-        name, equals, text = argument.lstrip("-").partition("=")
-        if argument == "--":
-            return [*rest, argument, *waiting], overrides
-        if not argument.startswith("-") or not name.startswith(("config.", "noconfig.")):
-            rest.append(argument)
-        elif name.startswith("noconfig."):
-            overrides.append((name.removeprefix("noconfig."), False))
-        elif equals:
-            overrides.append((name.removeprefix("config."), text))
-        elif waiting and not waiting[0].startswith("--"):
-            overrides.append((name.removeprefix("config."), waiting.pop(0)))
-        else:
-            overrides.append((name.removeprefix("config."), True))
-    return rest, overrides
-
-
-def _override(config: ConfigDict, name: str, text: str | bool) -> None:
-    *sections, field = name.split(".")
-    if len(sections) > _MAX_SECTIONS:
-        raise InputError(f"config.{name} is no field: none is as many sections deep")
-    section = config
-    for depth, key in enumerate(sections, 1):
-        if section.get(key) is None:
-            section[key] = ConfigDict()
-        section = section[key]
-        if not isinstance(section, ConfigDict):
-            raise InputError(f"config.{'.'.join(sections[:depth])} is not a section, so config.{name} cannot be set")
-    with section.ignore_type():
-        try:
-            section[field] = text if _holds_text(section, field) and text != "None" else _literal(text)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"config.{name} cannot be set: {_describe(error)}") from error
-
-
-def _chosen(config: ConfigDict, choice: Choice) -> str:
-    """Returns the deciding field's value; "" if it is not text, or required and not set."""
-    section = config.get(choice.section)
-    if not isinstance(section, ConfigDict):
-        return choice.default
-    try:
-        value = section.get(choice.field, choice.default)
-    except RequiredValueError:
-        return ""
-    return value if isinstance(value, str) else ""
-
-
-def _drop_options(config: ConfigDict, choice: Choice, before: str, given: Collection[str]) -> list[str]:
-    """Drops options of the previous value that the new value does not have; returns their names.
-
-    Args:
-      before: previous value of the deciding field.
-      given: dotted names of the overridden fields, which are kept.
-    """
-    now = _chosen(config, choice)
-    if before == now or not {before, now} <= choice.options.keys() or choice.section in given:
-        return []
-    section, kept = cast(ConfigDict, config[choice.section]), {*choice.options[now]}
-    dropped = [name for name in choice.options[before] if name in section and name not in kept]
-    dropped = [name for name in dropped if f"{choice.section}.{name}" not in given]
-    for name in dropped:
-        del section[name]
-    return dropped
-
-
-def _holds_text(section: ConfigDict, field: str) -> bool:
-    try:
-        return isinstance(section.get(field), str)
-    except RequiredValueError:
-        return section.get_ref(field).get_type() is str
-
-
-def _required(section: ConfigDict, name: str) -> str:
-    """Returns the dotted name of the first required field that has no value; "" if there is none."""
-    for key in section.keys():  # noqa: SIM118
-        try:
-            value = section[key]
-        except RequiredValueError:
-            return f"{name}.{key}"
-        if isinstance(value, ConfigDict) and (found := _required(value, f"{name}.{key}")):
-            return found
-    return ""
-
-
-def _literal(text: str | bool) -> Any:
-    if isinstance(text, bool) or text in ("true", "false"):
-        return text in (True, "true")
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-
-
-def _line_of(error: BaseException, file: str) -> str:
-    if isinstance(error, SyntaxError):
-        return f" at line {error.lineno}"
-    lines, frame = [], error.__traceback__
-    while frame:
-        if frame.tb_frame.f_code.co_filename == file:
-            lines.append(frame.tb_lineno)
-        frame = frame.tb_next
-    return f" at line {lines[-1]}" if lines else ""
-
-
-def _describe(error: BaseException) -> str:
-    text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    own = flags.FLAGS.get_key_flags_for_module(argv[0])
+    if asks_for_help(argv[1:]) or "--helpfull" in argv:
+        more = config_paragraphs(Path(argv[0]).stem) + ([flags.FLAGS.get_help()] if "--helpfull" in argv else [])
+        print(page(sys.modules["__main__"].__doc__ or "", own, more=more), end="")
+        sys.exit(0)
+    overrides = parse_flags(flags.FLAGS, argv, [flag.name for flag in own], argument_name)
+    for config in _config_flags:
+        config.overrides = overrides

@@ -10,6 +10,14 @@ from aligner_jax.errors import InputError
 from aligner_jax.files.identity import later
 from aligner_jax.model.remat import AUTO, check_name
 from aligner_jax.runtime.fields import number, parse_section
+from aligner_jax.runtime.run_sections import (
+    CheckpointConfig,
+    MetricsConfig,
+    NonfiniteConfig,
+    ProfileConfig,
+    ReportConfig,
+    StallConfig,
+)
 
 SEEDS = 2**32
 """Number of distinct seeds. Without 64-bit mode JAX truncates larger seeds, so that two of them would be equal."""
@@ -184,72 +192,6 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """Checkpoints of a run.
-
-    Attributes:
-      every: optimizer steps between two checkpoints.
-      keep: number of newest checkpoints to keep.
-    """
-
-    every: int = number(200, least=1)
-    keep: int = number(2, least=1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NonfiniteConfig:
-    """Limit on skipped steps, which are those whose loss or gradient is not finite.
-
-    Attributes:
-      max_skipped: consecutive skipped steps after which the run ends.
-    """
-
-    max_skipped: int = number(10, least=1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StallConfig:
-    """Time limits on a single wait, after which the run ends; 0 or None sets no limit.
-
-    Attributes:
-      seconds: limit on the wait for a batch, a step or a checkpoint.
-      compile_seconds: limit on the first step, on a held-out evaluation and on each compilation of the search
-        of remat "auto".
-    """
-
-    seconds: float | None = number(1800.0, least=0)
-    compile_seconds: float | None = number(7200.0, least=0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """The report on the held-out examples before and after training.
-
-    Attributes:
-      form: form that generated answers are checked for; None generates no answers.
-      samples: number of questions whose answers are printed.
-      max_new_tokens: maximum tokens of a generated answer.
-    """
-
-    form: str | None = None
-    samples: int = number(3, least=0)
-    max_new_tokens: int = number(64, least=1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ProfileConfig:
-    """A trace of a few steps in WORKDIR/profile, for XProf and TensorBoard.
-
-    Attributes:
-      steps: optimizer steps to trace; 0 traces none.
-      after: optimizer steps that the process takes before the first traced one; they include the compilation.
-    """
-
-    steps: int = number(0, least=0)
-    after: int = number(5, least=0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Configuration of one training run.
 
@@ -275,11 +217,12 @@ class TrainConfig:
     remat: str = "full"
     log_every: int = number(10, least=1)
     eval_every: int = number(0, least=0)
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    nonfinite: NonfiniteConfig = NonfiniteConfig()
-    stall: StallConfig = StallConfig()
-    report: ReportConfig = ReportConfig()
-    profile: ProfileConfig = ProfileConfig()
+    checkpoint: CheckpointConfig = dataclasses.field(default=CheckpointConfig())
+    nonfinite: NonfiniteConfig = dataclasses.field(default=NonfiniteConfig())
+    stall: StallConfig = dataclasses.field(default=StallConfig())
+    report: ReportConfig = dataclasses.field(default=ReportConfig())
+    profile: ProfileConfig = dataclasses.field(default=ProfileConfig())
+    metrics: MetricsConfig = dataclasses.field(default=MetricsConfig())
 
 
 def parse_config(config: ConfigDict | Mapping[str, Any]) -> TrainConfig:

@@ -76,9 +76,9 @@ def is_alone() -> bool:
     return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
-def console() -> Console:
-    """Returns the console of a command. Only process 0 prints; it is quiet in the others."""
-    return PlainConsole(highlight=False, quiet=not is_first())
+def console(*, quiet: bool = False) -> Console:
+    """Returns the console of a command. Only process 0 prints; it is quiet in the others, or in all if asked."""
+    return PlainConsole(highlight=False, quiet=quiet or not is_first())
 
 
 def is_peer_gone(error: BaseException) -> bool:

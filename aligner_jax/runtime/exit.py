@@ -9,6 +9,7 @@ from typing import Never
 STALLED = 124
 """Exit status of a run that waited too long or whose other processes are gone; the same as of coreutils' `timeout`."""
 _SHOW_CURSOR = b"\x1b[?25h"
+_ERASE_LINE = b"\r\x1b[2K"
 
 
 class Stopped(Exception):
@@ -40,8 +41,18 @@ def at_once(sentence: str | None, status: int) -> Never:
         if os.isatty(1):
             os.write(1, _SHOW_CURSOR)
         if sentence is not None:
-            os.write(2, f"{sentence}\n".encode(errors="backslashreplace"))
+            write_line(sentence)
     os._exit(status)
+
+
+def write_line(sentence: str) -> None:
+    """Writes a line to stderr from any thread. On a terminal it takes the line of a progress bar, which goes on below.
+
+    Raises:
+      OSError: stderr cannot be written.
+    """
+    over = _ERASE_LINE if os.isatty(2) else b""
+    os.write(2, over + f"{sentence}\n".encode(errors="backslashreplace"))
 
 
 def is_held_up() -> bool:

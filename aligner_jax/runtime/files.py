@@ -97,6 +97,21 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def named_files() -> Iterator[None]:
+    """Turns an OSError about a file (a name that is too long, a broken disk) into an InputError: it is no bug."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise InputError(f"{os.fsdecode(error.filename)} cannot be used: {reason(error)}") from error
+        try:
+            os.getcwd()
+        except OSError as gone:
+            raise InputError(f"the current folder cannot be used: {reason(gone)}; go to another first") from error
+        raise
+
+
 def sync(path: Path) -> None:
     """Returns once a file's content, or a folder's names, are on disk."""
     # Without fsync a power cut can undo a rename. Not every file system allows it for folders.

@@ -13,6 +13,7 @@ from typing import Any
 
 from aligner_jax.errors import InputError, one_line
 from aligner_jax.files.content import read_text
+from aligner_jax.files.extras import pip_line
 from aligner_jax.files.json_text import parse_json
 
 _KEPT_HEADERS = ("retry-after", "retry-after-ms")
@@ -110,7 +111,7 @@ def open_client(endpoint: Endpoint, most: int, wait_for_turn: Callable[[], Await
     try:
         import openai
     except ModuleNotFoundError:
-        raise InputError(f"{endpoint.purpose} needs the package openai: pip install 'aligner_jax[judge]'") from None
+        raise InputError(f"{endpoint.purpose} needs the package openai: {pip_line('judge')}") from None
     try:
         http = http_client(endpoint.timeout, most, wait_for_turn)
         # The library refuses an empty key, and without a key it reads one from the environment.

@@ -23,8 +23,9 @@ class PlainConsole(Console):
 
 
 def wide_console() -> Console:
-    """Returns a console for tables: as wide as the terminal, or 160 columns without one."""
-    return PlainConsole(highlight=False, width=None if Console().is_terminal else 160)
+    """Returns a console for tables: as wide as the terminal or as COLUMNS says, or 160 columns without either."""
+    is_known = Console().is_terminal or os.environ.get("COLUMNS", "").isdigit()
+    return PlainConsole(highlight=False, width=None if is_known else 160)
 
 
 class OutputEnded(Exception):
@@ -91,6 +92,16 @@ class _Plain(logging.Formatter):
         return one_line(message)
 
 
+def _is_not_printed(record: logging.LogRecord) -> bool:
+    """Returns False if the record's own logger has printed it: huggingface_hub and datasets would print it twice."""
+    logger: logging.Logger | None = logging.getLogger(record.name)
+    while logger is not None and logger is not logging.root:
+        if any(isinstance(each, logging.StreamHandler) and each.stream is sys.stderr for each in logger.handlers):
+            return False
+        logger = logger.parent
+    return True
+
+
 def make_plain() -> None:
     """Formats log lines and warnings as plain sentences.
 
@@ -101,4 +112,5 @@ def make_plain() -> None:
     for handler in logging.root.handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stderr, sys.__stderr__):
             handler.setFormatter(_Plain())
+            handler.addFilter(_is_not_printed)
     warnings.formatwarning = lambda message, *_, **__: f"{one_line(str(message))}\n"

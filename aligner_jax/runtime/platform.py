@@ -1,6 +1,5 @@
 """Detects the machine's hardware, and configures JAX for it before JAX starts."""
 
-import glob
 import hashlib
 import importlib.metadata
 import os
@@ -13,11 +12,8 @@ from typing import Any, Literal, get_args
 
 import jax
 
+from aligner_jax.runtime.attached import has_gpu, has_tpu
 from aligner_jax.runtime.config import Dtype
-
-_TPU_DEVICES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
-_TPU_VARIABLES = ("TPU_NAME", "TPU_WORKER_ID", "TPU_ACCELERATOR_TYPE", "KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS")
-_GPU_DEVICES = ("/dev/nvidia[0-9]*", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 # An unknown flag aborts the process, so these are set only for the jaxlib versions that were tested with them.
 _AMX_FLAGS = "--xla_cpu_use_onednn=true --xla_cpu_experimental_onednn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
@@ -55,19 +51,6 @@ def prepare() -> None:
         jax.config.update("jax_compilation_cache_dir", folder)
     # A full disk, a truncated entry, or a program that cannot be stored (oneDNN's) only costs a compilation.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
-
-
-def has_tpu() -> bool:
-    """Returns True if a TPU is attached, judged by device files and by environment variables that TPU hosts set."""
-    return any(map(glob.glob, _TPU_DEVICES)) or any(map(os.environ.get, _TPU_VARIABLES))
-
-
-def has_gpu() -> bool:
-    """Returns True if a GPU with a JAX backend is attached, judged by the device files of its driver.
-
-    AMD's GPUs (/dev/kfd) count too, so that an installed ROCm plugin of JAX is used. Nothing here was tried with one.
-    """
-    return any(map(glob.glob, _GPU_DEVICES))
 
 
 def has_amx() -> bool:

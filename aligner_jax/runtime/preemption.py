@@ -10,7 +10,7 @@ from typing import Any, Self
 import jax
 import orbax.checkpoint as ocp
 
-from aligner_jax.runtime.exit import Stopped, at_once
+from aligner_jax.runtime.exit import Stopped, at_once, write_line
 
 
 class StopRequests:
@@ -26,13 +26,20 @@ class StopRequests:
     Only the service receives SIGTERM, and a second SIGTERM does not end the process before that call.
     """
 
-    def __init__(self, steps: int) -> None:
-        """Prepares to listen; `steps` is the run's number of steps."""
-        self._steps = steps
+    def __init__(self, steps: int, *, owns_process: bool = True) -> None:
+        """Prepares to listen.
+
+        Args:
+          steps: the run's number of steps.
+          owns_process: False if the process is the user's: a second signal then raises KeyboardInterrupt at once
+            instead of ending the process.
+        """
+        self._steps, self.owns_process = steps, owns_process
         self._received: int | None = None
-        self._at = "before its first step; the same command begins again"
+        self._again = "the same command" if owns_process else "the same call"
+        self._at = f"before its first step; {self._again} begins again"
         self._takes_steps = False
-        self._calls = 0
+        self._calls = self._handled = 0
         self._distributed = jax.distributed.is_initialized()
         self._signals = (signal.SIGINT,) if self._distributed else (signal.SIGINT, signal.SIGTERM)
         # Only Python's main thread may set handlers; in another thread signals keep their previous effect.
@@ -57,7 +64,7 @@ class StopRequests:
 
         With several processes, all of them must call it at every step.
         """
-        self._at = f"after step {step} of {self._steps}, which is saved; the same command goes on there"
+        self._at = f"after step {step} of {self._steps}, which is saved; {self._again} goes on there"
         return self._stopped() if self._asked() else None
 
     def end_steps(self) -> None:
@@ -106,7 +113,11 @@ class StopRequests:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Runs in the main thread. The other thread receives a signal only if it has a Python handler like this one."""
+        self._handled += 1
         self._received = self._received or number
+        if self._takes_steps and self._handled > 1 and not self.owns_process:
+            self._at = f"at once; {self._again} goes on from the last checkpoint"
+            raise KeyboardInterrupt
         if not self._takes_steps and not self._distributed:
             raise KeyboardInterrupt
 
@@ -118,13 +129,13 @@ class StopRequests:
                 continue
             name = signal.Signals(number).name
             heard += 1
-            if heard > 1:
-                at_once(f"ended by a second {name}", 128 + number)
+            if heard > 1 and self.owns_process:
+                at_once(f"ended by a second {name}; the same command goes on from the last checkpoint", 128 + number)
             self._received = self._received or number
             if self._distributed:
                 # The coordination service listens for SIGTERM, as a scheduler would send it.
                 os.kill(os.getpid(), signal.SIGTERM)
             if self._takes_steps:
-                os.write(2, f"{name}: the run stops after this step; another ends it at once\n".encode())
+                write_line(f"{name}: the run stops after this step, which will be saved; another ends it at once")
             elif self._distributed:
-                os.write(2, f"{name}: the run stops as soon as all processes can; another ends it at once\n".encode())
+                write_line(f"{name}: the run stops as soon as all processes can; another ends it at once")

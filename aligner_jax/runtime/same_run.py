@@ -22,6 +22,7 @@ MAY_DIFFER = (
     "stall.",
     "report.",
     "profile.",
+    "metrics.",
     "mesh.",
     "base.model",
     "remat",

@@ -3,9 +3,11 @@
 # `signal` imports `enum`; `_signal` lets the handlers be set 20 ms earlier.
 import _signal as signal  # pyright: ignore[reportMissingImports]
 import atexit
+import contextlib
 import gc
 import os
 import sys
+from collections.abc import Iterator
 
 _LINES = {
     signal.SIGINT: b"\ninterrupted\n",
@@ -17,21 +19,35 @@ _is_command = False
 _collects = gc.isenabled()
 
 
+def command() -> tuple[str, list[str]] | None:
+    """Returns name and arguments of the command, `python -m aligner_jax.…`, that Python is about to run, or None."""
+    # sys.argv is ["-m"] while Python imports the package of the module that -m names, which may be a user's own.
+    if getattr(sys, "argv", [])[:1] != ["-m"]:
+        return None
+    for i, word in enumerate(sys.orig_argv):
+        if word.startswith("-") and not word.startswith("--") and "m" in word:
+            module = word.partition("m")[2]
+            rest = sys.orig_argv[i + 1 :]
+            if not module:
+                module, rest = "".join(rest[:1]), rest[1:]
+            package, _, name = module.partition(".")
+            if package == "aligner_jax" and name:
+                return name, rest
+    return None
+
+
 def begin() -> None:
-    """Prepares the process of a command, `python -m aligner_jax.…`, for its imports.
+    """Prepares the process of a command for its imports.
 
     Until `may_raise` is called, SIGINT and SIGTERM end the process at once, with one line and status 130 or 143. An
     exception during an import would be a traceback of a hundred lines, or be taken for a missing library.
 
-    In every process, garbage collection is off until `imported` is called: imports leave little garbage, and
-    collections would take a sixth of their time. Nothing else is done in other processes.
+    Garbage collection is off until `imported` is called: imports leave little garbage, and collections would take a
+    sixth of their time.
     """
     global _is_command
-    gc.disable()
-    # sys.argv is ["-m"] while Python imports the package of the module that -m names, which may be a user's own.
-    if getattr(sys, "argv", [])[:1] != ["-m"] or not any("aligner_jax." in word for word in sys.orig_argv):
-        return
     _is_command = True
+    gc.disable()
     # Signals that the parent ignores (nohup, a background job) stay ignored.
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) == usual:
@@ -41,13 +57,34 @@ def begin() -> None:
     atexit.register(_ignore)
 
 
+def say_loading(name: str) -> None:
+    """Prints a line before the imports of a command that tells its progress on stdout, since they take seconds."""
+    if name == "train":
+        # The reader of stdout may have gone, which the command itself notices later.
+        with contextlib.suppress(OSError):
+            os.write(1, b"loading JAX\xe2\x80\xa6\n")
+
+
 def imported() -> None:
     """Switches garbage collection on again if it was on. In a command it leaves out the objects of the libraries."""
-    if _is_command:
+    if _is_command and not gc.isenabled():
         # They live as long as the process, and are most of what a collection goes through.
         gc.freeze()
     if _collects:
         gc.enable()
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Imports within are not slowed down by garbage collections; afterwards these are on again if they were on."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        # An import may fail in a process that goes on, which must not be left without garbage collection.
+        if was_on:
+            gc.enable()
 
 
 def may_raise(*, lasting: bool) -> None:

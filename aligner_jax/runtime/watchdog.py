@@ -1,5 +1,7 @@
 """Watchdog: ends a run that waits too long, for a stalled input or a hanging peer, and names the wait."""
 
+import math
+import sys
 import threading
 from typing import NamedTuple, Self
 
@@ -19,9 +21,9 @@ class Watchdog:
     Time in which the process itself is stopped does not count.
     """
 
-    def __init__(self, stall: StallConfig) -> None:
-        """Takes the limits from the config."""
-        self._stall = stall
+    def __init__(self, stall: StallConfig, *, ends_process: bool = True) -> None:
+        """Takes the limits from the config; without `ends_process` a wait that is too long is only told on stderr."""
+        self._stall, self._ends_process = stall, ends_process
         self._wait: _Wait | None = None
         self._closed = threading.Event()
         limits = [limit for limit in (stall.seconds, stall.compile_seconds) if limit]
@@ -58,8 +60,10 @@ class Watchdog:
                 seen, ticks = self._wait, 0
             ticks += 1
             if seen is not None and ticks * self._tick > seen.limit:
-                at_once(
-                    f"error: {seen.what} was waited for longer than {seen.limit:g} s (config.stall.{seen.field}), so "
-                    "the run ends; the same command goes on from the last checkpoint",
-                    STALLED,
-                )
+                long = f"{seen.what} was waited for longer than {seen.limit:g} s (config.stall.{seen.field})"
+                if self._ends_process:
+                    so = "so the run ends; the same command goes on from the last checkpoint"
+                    at_once(f"error: {long}, {so}", STALLED)
+                sys.stderr.write(f"{long}; interrupt the run, and the same call goes on from the last checkpoint\n")
+                # Told once a wait.
+                ticks = -math.inf

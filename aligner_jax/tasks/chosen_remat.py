@@ -15,6 +15,7 @@ from aligner_jax.peft import Adapter
 from aligner_jax.runtime import sharding
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.runtime.memory import is_exhausted
+from aligner_jax.runtime.progress import stage
 from aligner_jax.tasks.program import Program, make_program
 from aligner_jax.tasks.remat import Choice, described, least_remat
 from aligner_jax.tasks.step_memory import StepMemory
@@ -56,7 +57,8 @@ def with_least_remat(
         kind = program.mesh.devices.flat[0].device_kind
         console.out(f"remat: full, since nothing says how much memory {kind} has; --config.remat=dots recomputes less")
         return _with(config, "full", model, adapter, program), {"name": "full", **here}
-    choice = least_remat(memory, memory.need, memory.limit_bytes)
+    with stage(console, "searching for the least recomputation that fits, by compiling steps"):
+        choice = least_remat(memory, memory.need, memory.limit_bytes)
     console.out(f"remat: {described(choice, model.num_layers)}")
     return memory.program_of(choice.remat), {"name": choice.remat, **here}
 

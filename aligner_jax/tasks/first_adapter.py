@@ -6,8 +6,8 @@ import jax
 
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
-from aligner_jax.peft import METHODS, Adapter, complete_options
-from aligner_jax.peft.artifact import load_adapter
+from aligner_jax.peft import METHODS, Adapter, Options, complete_options
+from aligner_jax.peft.artifact import load_adapter, read_shapes
 from aligner_jax.peft.methods import fresh_adapter, option_names
 from aligner_jax.peft.rows import stack_adapters
 from aligner_jax.runtime import optim
@@ -71,7 +71,26 @@ def _one(config: TrainConfig, model: LlamaConfig, base: Base | None, seed: int) 
     if base is None or path is None:
         return fresh_adapter(method, model, seed, wanted, None if base is None else base.params)
     adapter = load_adapter(path, base)
+    _check_configured(adapter, path, method, wanted)
+    return adapter
+
+
+def check_saved(config: TrainConfig, model: LlamaConfig) -> None:
+    """Refuses a saved adapter that the run cannot begin with; reads its header only.
+
+    Args:
+      model: architecture of the base.
+
+    Raises:
+      InputError: see `first_adapter`; the base's fingerprint is not checked.
+    """
+    method, path = config.adapter.method, config.adapter.init_from
+    wanted = complete_options(method, model, config.adapter.options, section=_SECTION)
+    if path is not None:
+        _check_configured(read_shapes(path, model), path, method, wanted)
+
+
+def _check_configured(adapter: Adapter, path: str, method: str, wanted: Options) -> None:
     if (adapter.method, adapter.options) != (method, wanted):
         configured = adapter.replace(method=method, options=wanted)
         raise InputError(f"config.adapter.init_from, {path}, is {adapter}, but config.adapter is {configured}")
-    return adapter

@@ -1,5 +1,6 @@
 """Training loop: takes the steps, logs metrics, evaluates and saves checkpoints."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -41,6 +42,7 @@ class Run:
       program: the step, jitted for the run's mesh.
       params: parameters of the frozen base.
       reference: the frozen adapter that the objective compares with in every step, or None.
+      writer: takes the metrics.
       model_flops: returns the model FLOPs of one adapter's step on a batch.
       evaluate: returns the held-out metrics of a state, by name; None without held-out examples.
     """
@@ -52,6 +54,7 @@ class Run:
     reference: Adapter | None
     feed: Feed
     checkpoints: Checkpoints
+    writer: MetricsWriter
     model_flops: Callable[[Batch], float]
     evaluate: Callable[[TrainState], dict[str, float]] | None
     stop_requests: StopRequests
@@ -72,14 +75,13 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
     run = dataclasses.replace(run, reference=jax.device_put(run.reference, run.program.replicated))
     run.stop_requests.begin_steps()
     with (
-        MetricsWriter(run.workdir.path, resume_step=first) as writer,
         Progress(run.console, steps=config.steps, first=first) as progress,
         Profile(config.profile, run.workdir, run.console, first=first, last=config.steps) as profile,
         jax.transfer_guard("disallow"),
     ):
         window = _window(run, updates)
-        log = _Log(run, window, writer, progress, last_step=first)
-        take = _Steps(run, SkippedSteps(config.nonfinite.max_skipped, str(run.params.embed_vd.dtype)))
+        log = _Log(run, window, run.writer, progress, last_step=first)
+        take = _Steps(run, progress, SkippedSteps(config.nonfinite.max_skipped, str(run.params.embed_vd.dtype)))
         for step in range(first + 1, config.steps + 1):
             if profile.turns_at(step):
                 with window.paused():
@@ -96,9 +98,9 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
                 take.count_skipped(metrics)
             progress.advance(step)
             if run.evaluate is not None and config.eval_every and step % config.eval_every == 0:
-                with window.paused():
+                with window.paused(), progress.doing("held-out evaluation"):
                     run.watchdog.waiting_for(f"the held-out evaluation after step {step}", compiles=True)
-                    writer.write(step, **run.evaluate(state))
+                    run.writer.write(step, **run.evaluate(state))
             ended = take.skipped.ended_at(step) or run.stop_requests.stopped_at(step)
             if step % config.checkpoint.every == 0 or step == config.steps or ended:
                 run.watchdog.waiting_for(f"step {step}")
@@ -117,8 +119,9 @@ def run_steps(run: Run, state: TrainState) -> TrainState:
 class _Steps:
     """Takes the steps and counts the skipped ones."""
 
-    def __init__(self, run: Run, skipped: SkippedSteps) -> None:
+    def __init__(self, run: Run, progress: Progress, skipped: SkippedSteps) -> None:
         objective, _ = objective_of(run.config)
+        self._progress = progress
         self._run, self._sizes = run, objective.batch.sizes(**row_options(run.config.data))
         self._before: StepMetrics | None = None
         self.skipped = skipped
@@ -131,10 +134,12 @@ class _Steps:
         check(batch, self._sizes)
         rows = _on_devices(batch, run.program)
         run.watchdog.waiting_for(f"step {step}", compiles=self._before is None)
+        called = time.monotonic()
+        compiling = contextlib.nullcontext()
         if self._before is None:
             check_same_step(run.program, (state, run.params, rows, run.reference))
-        called = time.monotonic()
-        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            called, compiling = time.monotonic(), self._progress.doing("compiling the step", told=True)
+        with compiling, jax.profiler.StepTraceAnnotation("train", step_num=step):
             state, metrics = run.program.step(state, run.params, rows, run.reference)
         if self._before is None:
             record_kernels(run.workdir, run.console)

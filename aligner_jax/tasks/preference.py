@@ -68,7 +68,7 @@ def preference_task(inputs: TaskInputs) -> Task:
             prompts_m=prompt_numbers(heldout), options=options, config=base.config,
         )  # fmt: skip
 
-    def write_report(adapter: Adapter, path: Path) -> None:
+    def write_report(adapter: Adapter, path: Path) -> dict[str, float]:
         before, after = measure(initial, adapter)
         result = preference.PreferenceReport(
             before=before,
@@ -78,6 +78,7 @@ def preference_task(inputs: TaskInputs) -> Task:
         )
         write_atomically(path.with_name("report.json"), json.dumps(finite_or_none(result.as_dict()), indent=2) + "\n")
         preference.show(result, console)
+        return after.as_metrics()
 
     # The steps do not need the reference adapter if its log-probabilities are cached.
     in_steps = None if tables else reference

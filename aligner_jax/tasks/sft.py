@@ -8,7 +8,7 @@ from rich.console import Console
 
 from aligner_jax.data import pipeline
 from aligner_jax.data.documents import digest
-from aligner_jax.data.sources import Example
+from aligner_jax.data.sources import Example, Preference, Text
 from aligner_jax.data.templates import render_example_prompt
 from aligner_jax.evals import before_after, sweep
 from aligner_jax.evals.heldout import heldout_loss
@@ -61,11 +61,12 @@ def sft_task(inputs: TaskInputs) -> Task:
             return {"heldout_loss": loss_of(adapter)}
         return {f"heldout_loss_{i}": loss_of(unstack_adapter(adapter, i)) for i in range(num_adapters)}
 
-    def write_report(adapter: Adapter, path: Path) -> None:
-        if num_adapters is not None:
-            sweep.report(config, list(evaluate(adapter).values()), path.with_name("report.json"), console)
-            return
-        report(config, base, adapter, data, heldout_batches, path, console)
+    def write_report(adapter: Adapter, path: Path) -> dict[str, float]:
+        if num_adapters is None:
+            return {"heldout_loss": report(config, base, adapter, data, heldout_batches, path, console)}
+        losses = evaluate(adapter)
+        sweep.report(config, list(losses.values()), path.with_name("report.json"), console)
+        return losses
 
     return Task(input_digests, feed, None, bool(heldout_batches), evaluate, write_report)
 
@@ -97,6 +98,8 @@ def load_data(config: TrainConfig, base: Base, console: Console, context: int | 
     """
     tokenizer, data = tokenizer_of(base, config), config.data
     examples, heldout_examples = split_examples(config, console)
+    if any(isinstance(example.record, Preference) for example in examples):
+        console.out("data: these are preferences, of which sft learns the chosen answers; dpo and ipo learn from both")
     documents = {}
     for name, part in (("training", examples), ("held-out", heldout_examples)):
         documents[name], summary = pipeline.tokenize_examples(
@@ -106,7 +109,11 @@ def load_data(config: TrainConfig, base: Base, console: Console, context: int | 
         console.out(f"{name}: {summary}")
     # Held-out examples that were truncated or dropped may have a prompt that leaves no room for an answer.
     room = base.config.context_length - config.report.max_new_tokens
-    asked = [(e.question, render_example_prompt(e, tokenizer, data.template, data.system)) for e in heldout_examples]
+    asked = [
+        (e.question, render_example_prompt(e, tokenizer, data.template, data.system))
+        for e in heldout_examples
+        if not isinstance(e.record, Text)
+    ]
     asked = [each for each in asked if len(tokenizer.encode(each[1], bos=tokenizer.add_bos)) <= room]
     if config.report.form is not None and (longer := len(heldout_examples) - len(asked)):
         console.out(f"held-out: {longer:,} prompts without room for an answer are not asked in the report")
@@ -122,20 +129,23 @@ def report(
     batches: list[Batch],
     path: Path,
     console: Console,
-) -> None:
+) -> float:
     """Measures the base and the adapter on the held-out examples; prints the result and writes report.json.
 
     Args:
       path: the adapter's file; report.json is written beside it.
+
+    Returns:
+      The held-out loss of the adapter, in nats per target token.
     """
     # Strength 0 equals the base bit for bit, and needs no further compilation.
     base_alone = with_strength(adapter, 0.0) if has_strength(adapter) else None
     before, after = (
         before_after.measure(
             base, compared, batches, data.heldout_prompts,
-            form=config.report.form, max_new_tokens=config.report.max_new_tokens,
+            form=config.report.form, max_new_tokens=config.report.max_new_tokens, console=console, who=who,
         )
-        for compared in (base_alone, adapter)
+        for who, compared in (("the base", base_alone), ("the adapter", adapter))
     )  # fmt: skip
     result = before_after.SftReport(
         before=before,
@@ -146,3 +156,4 @@ def report(
     )
     write_atomically(path.with_name("report.json"), json.dumps(finite_or_none(result.as_dict()), indent=2) + "\n")
     before_after.show(result, console, samples=config.report.samples)
+    return after.heldout_loss

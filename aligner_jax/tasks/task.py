@@ -32,8 +32,8 @@ class Task:
       reference: the frozen adapter that every step compares with, or None.
       has_heldout: True if there are held-out examples.
       evaluate: returns the held-out metrics of an adapter, by name.
-      report: prints metrics before and after training, and writes report.json beside the adapter's file, the second
-        argument.
+      report: prints metrics before and after training, writes report.json beside the adapter's file, the second
+        argument, and returns the held-out metrics after training, by name.
     """
 
     input_digests: dict[str, str]
@@ -41,7 +41,7 @@ class Task:
     reference: Adapter | None
     has_heldout: bool
     evaluate: Callable[[Adapter], dict[str, float]]
-    report: Callable[[Adapter, Path], None]
+    report: Callable[[Adapter, Path], dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)

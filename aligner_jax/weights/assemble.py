@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import LlamaConfig
 from aligner_jax.model.params import Params, Spec
+from aligner_jax.runtime.waiting import advance_reading
 from aligner_jax.weights.fill import Place, axes_of, chunks, fill, groups_of
 from aligner_jax.weights.leaves import (
     DTYPES,
@@ -84,7 +85,25 @@ def open_parts(checkpoint: Checkpoint, dtype: str) -> Parts:
     by_leaf: dict[str, list[tuple[Source, Place]]] = {leaf: [] for leaf in specs}
     for name, sources in found.items():
         by_leaf[places[name].slot.leaf] += [(source, places[name]) for source in sources]
-    return lambda leaf, indexes: fill(leaf, specs[leaf].shape, by_leaf[leaf], form, numbers, indexes)
+    total = sum(math.prod(source.shape) for placed in by_leaf.values() for source, _ in placed)
+
+    def read(leaf: str, indexes: Sequence[Sequence[slice]]) -> list[np.ndarray]:
+        shape = specs[leaf].shape
+        part = min(1.0, sum(_size(index, shape) for index in indexes) / math.prod(shape))
+        return fill(leaf, shape, _told(by_leaf[leaf], part / total), form, numbers, indexes)
+
+    return read
+
+
+def _size(index: Sequence[slice], shape: Sequence[int]) -> int:
+    return math.prod(len(range(*cut.indices(size))) for cut, size in zip(index, shape, strict=True))
+
+
+def _told(placed: Iterable[tuple[Source, Place]], share_of_entry: float) -> Iterator[tuple[Source, Place]]:
+    """Yields the sources, and tells how far the reading has come after each."""
+    for source, place in placed:
+        yield source, place
+        advance_reading(math.prod(source.shape) * share_of_entry)
 
 
 def _places(config: LlamaConfig, specs: Mapping[str, Spec], form: Format) -> Iterator[tuple[str, Place]]:

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import exists, is_file, is_folder
-from aligner_jax.model.config import LlamaConfig, llama_config
-from aligner_jax.model.params import Params
+from aligner_jax.model.config import PRESETS, LlamaConfig, llama_config
+from aligner_jax.model.params import Params, described_leaves
 from aligner_jax.model.quantized import Quantization
 from aligner_jax.runtime.config import BaseConfig
+from aligner_jax.runtime.waiting import reading
 from aligner_jax.weights.fingerprint import LeafSums, digest, fingerprint, leaf_sums
 from aligner_jax.weights.finite import check_fits_float16
 from aligner_jax.weights.form import Form
@@ -56,6 +57,11 @@ class Base(flax.struct.PyTreeNode):
         if self.tokenizer is not None and self.tokenizer.num_embeddings != self.config.vocab_size:
             known = dataclasses.replace(self.tokenizer, num_embeddings=self.config.vocab_size)
             object.__setattr__(self, "tokenizer", known)
+
+    def __repr__(self) -> str:
+        name = next((name for name, config in PRESETS.items() if config == self.config), "of no published shape")
+        tokenizer = "without a tokenizer" if self.tokenizer is None else "with its tokenizer"
+        return f"Base({name}, {described_leaves(self.params)}, {tokenizer})"
 
     @property
     def fingerprint(self) -> str:
@@ -111,13 +117,23 @@ def load_base(
     form = form_of(local)
     # The tokenizer comes before the weights, which take longer, so that a damaged vocabulary is reported at once.
     tokenizer, load = form.begin(local) if form.begin is not None else (form.tokenizer(local), form.load)
-    if chosen is None and dtype != "float16":
-        config, params = load(local, dtype, shardings=shardings, finish=finish)
-        return Base(params, config, tokenizer)
-    leaves = _ConvertedLeaves(local, chosen, dtype, shardings, finish)
-    read_as = "float32" if dtype == "float16" else dtype
-    config, params = load(local, read_as, shardings=leaves.begin, finish=leaves.finish)
-    return Base(params, config, tokenizer, chosen, digest(config, leaves.sums))
+    with reading(f"reading {path}", bytes_of(local)):
+        if chosen is None and dtype != "float16":
+            config, params = load(local, dtype, shardings=shardings, finish=finish)
+            return Base(params, config, tokenizer)
+        leaves = _ConvertedLeaves(local, chosen, dtype, shardings, finish)
+        read_as = "float32" if dtype == "float16" else dtype
+        config, params = load(local, read_as, shardings=leaves.begin, finish=leaves.finish)
+        return Base(params, config, tokenizer, chosen, digest(config, leaves.sums))
+
+
+def bytes_of(local: Path) -> int:
+    """Returns the bytes of a file, or of the weights in a folder; 0 if they cannot be told."""
+    files = [local] if is_file(local) else [*local.glob("*.safetensors")] or [*local.glob("*.pth")]
+    try:
+        return sum(file.stat().st_size for file in files)
+    except OSError:
+        return 0
 
 
 class _ConvertedLeaves:

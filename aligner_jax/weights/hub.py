@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.extras import pip_line
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _FILE_SUFFIXES = (".gguf", ".safetensors", ".pth")
@@ -30,7 +31,8 @@ def download(name: str, what: str, patterns: Sequence[str]) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise InputError(
-            f"there is no {what} at {name}, and without the package huggingface_hub it cannot be a hub name"
+            f"there is no {what} at {name} here, and to fetch one of that name from a hub needs the package "
+            f"huggingface_hub: {pip_line('hub')}"
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 from jax.sharding import Mesh
 
 from aligner_jax.runtime import platform, sharding
@@ -25,3 +26,15 @@ def load_base_over(mesh: Mesh, rules: sharding.Rules, config: BaseConfig) -> Bas
         config.path, platform.compute_dtype(config.dtype), quantization=config.quantization,
         group_size=config.group_size, shardings=split,
     )  # fmt: skip
+
+
+def spread(base: Base, mesh: Mesh, rules: sharding.Rules) -> Base:
+    """Returns a loaded base with its parameters sharded over the mesh; the base itself on a single device.
+
+    Raises:
+      InputError: the mesh does not divide the model.
+    """
+    if mesh.size == 1:
+        return base
+    shardings = sharding.param_shardings(base.config, mesh, rules, base.quantization)
+    return base.replace(params=jax.device_put(base.params, shardings))

@@ -38,11 +38,11 @@ TINY = aj.LlamaConfig(
 )
 EXPORT = """
 import sys
-from aligner_jax import export
+from aligner_jax.export import main
 from aligner_jax.runtime import command
 from scripts.bench import protocol
 try:
-    command.run(export.main)
+    command.run(main)
 except SystemExit as ended:
     if ended.code:
         raise

@@ -1,18 +1,21 @@
 # Changes to the repository's root, makes the virtual environment if there is none, and sets $python to its interpreter.
-# Packages are installed again when requirements.txt or the interpreter changes. The scripts in the folder above source
-# this file.
+# Packages are installed again when their list or the interpreter changes. The scripts in the folder above source this
+# file.
 #
 #   PYTHON=/path/to/python3.12     the interpreter to make the environment with
 #   ALIGNER_VENV=DIR               the environment's folder; default .venv
 #
-# A script that sets more_requirements=FILE beforehand gets the packages of that file too.
+# A script may set, beforehand:
+#
+#   requirements=FILE              a list with fewer packages than requirements.txt, which has all of them
+#   more_requirements=FILE         a list to install beside it
 
 started_in=$PWD
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 
 venv=${ALIGNER_VENV:-.venv}
 python=$venv/bin/python
-stamp=$venv/installed-requirements
+requirements=${requirements:-requirements.txt}
 # Beside the folder and not in it: making an environment empties the folder.
 unfinished=$venv.unfinished
 
@@ -21,14 +24,16 @@ fail() {
   exit 1
 }
 
-# quietly WHAT COMMAND…: prints WHAT and the time it took; shows the command's output only if it fails.
+# quietly WHAT COMMAND…: prints WHAT and the time it took; on a terminal, meanwhile the last line that the command
+# printed; all of its output only if it fails.
 quietly() {
   local what=$1 begun=$SECONDS log ticker='' interrupted='' status=0
   shift
   log=$(mktemp)
   printf '%s … ' "$what"
   if [ -t 1 ]; then
-    while sleep 1; do printf '\r%s … %d s ' "$what" $((SECONDS - begun)); done &
+    echo
+    while sleep 1; do tick $((SECONDS - begun)) "$(tail -n 1 "$log")"; done &
     ticker=$!
   fi
   trap 'interrupted=yes' INT
@@ -36,7 +41,7 @@ quietly() {
   trap - INT
   if [ -n "$ticker" ]; then
     { kill "$ticker" && wait "$ticker"; } 2>/dev/null || true
-    printf '\r%s … ' "$what"
+    printf '\r\033[K'
   fi
   if [ -n "$interrupted" ]; then
     printf 'interrupted; the same command starts it again\n'
@@ -49,6 +54,12 @@ quietly() {
   rm -f "$log"
   [ -z "$interrupted" ] || exit 130
   return $status
+}
+
+# tick SECONDS LINE: prints a line that the next one overwrites, cut to a narrow terminal.
+tick() {
+  local line="  $1 s  ${2#"${2%%[![:space:]]*}"}"
+  printf '\r\033[K%s' "${line:0:78}"
 }
 
 is_new_enough() {
@@ -87,26 +98,61 @@ wanted_stamp() {
 print(hashlib.sha256(sys.stdin.buffer.read() + sys.version.encode()).hexdigest())'
 }
 
+# stamp_of FILE: prints the path of the file that says which list was installed.
+stamp_of() {
+  case $1 in
+    requirements.txt) echo "$venv/installed-requirements" ;;
+    *) echo "$venv/installed-${1##*/}" ;;
+  esac
+}
+
+# is_installed FILE: succeeds if the environment has the packages of the list as it is now.
+is_installed() {
+  local stamp
+  stamp=$(stamp_of "$1")
+  [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$(wanted_stamp "$1")" ]
+}
+
+# size_of FILE: prints what the packages of a list take, as measured on Linux x86-64 with Python 3.12.
+size_of() {
+  case $1 in
+    scripts/lib/core_requirements.txt) echo "285 MB to download, 1.1 GB on disk; takes a few minutes" ;;
+    requirements.txt) echo "2.4 GB on disk; takes several minutes" ;;
+    *) echo "a few MB" ;;
+  esac
+}
+
+pip_install() {
+  "$python" -m pip install --disable-pip-version-check --progress-bar off "$@"
+}
+
 install_requirements() {
   "$python" -m pip --version || "$python" -m ensurepip || return
-  "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+  pip_install -r "$1"
+}
+
+was_made_here() {
+  local stamp
+  for stamp in "$venv"/installed-*; do [ -e "$stamp" ] && return; done
+  return 1
 }
 
 make_environment() {
   local interpreter
   if [ -e "$unfinished" ] || ! is_new_enough "$python"; then
-    if [ -e "$venv" ] && [ ! -e "$unfinished" ] && [ ! -e "$stamp" ]; then
+    if [ -e "$venv" ] && [ ! -e "$unfinished" ] && ! was_made_here; then
       fail "$venv was not made by this script and has no Python 3.12 or newer that runs: move it away, and try again."
     fi
     interpreter=$(find_python)
     touch "$unfinished"
     quietly "Making $venv with $("$interpreter" --version)" "$interpreter" -m venv --clear "$venv"
   fi
-  if [ ! -e "$stamp" ] || [ "$(cat "$stamp")" != "$(wanted_stamp requirements.txt)" ]; then
+  # requirements.txt has all packages of the shorter list.
+  if ! is_installed requirements.txt && ! is_installed "$requirements"; then
     touch "$unfinished"
-    quietly "Installing requirements.txt into $venv (about 450 MB; takes a few minutes)" install_requirements ||
+    quietly "Installing $requirements into $venv ($(size_of "$requirements"))" install_requirements "$requirements" ||
       fail "the packages could not be installed (pip's last lines are above); the same command tries again."
-    wanted_stamp requirements.txt >"$stamp"
+    wanted_stamp "$requirements" >"$(stamp_of "$requirements")"
     rm -f "$unfinished"
   fi
 }
@@ -114,10 +160,9 @@ make_environment() {
 # Installs the packages of a file into the environment, again if they or those of requirements.txt changed.
 install_more() {
   local name=${1##*/} wanted
-  wanted=$(wanted_stamp requirements.txt "$1")
+  wanted=$(wanted_stamp "$requirements" "$1")
   if [ "$(cat "$venv/installed-$name" 2>/dev/null || true)" != "$wanted" ]; then
-    quietly "Installing $name into $venv" \
-      "$python" -m pip install --quiet --disable-pip-version-check -r "$1" ||
+    quietly "Installing $name into $venv" pip_install -r "$1" ||
       fail "the packages of $1 could not be installed (pip's last lines are above); the same command tries again."
     echo "$wanted" >"$venv/installed-$name"
   fi

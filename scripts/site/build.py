@@ -5,10 +5,14 @@ import re
 import tomllib
 from pathlib import Path
 
+from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace
 
 from scripts.site.stage import ROOT
+
+_PLAIN = ("csv", "tsv", "txt")
+"""Languages of code blocks that Pygments does not know; they are shown as they are."""
 
 
 def build(source: Path, out: Path) -> str:
@@ -35,8 +39,11 @@ def build(source: Path, out: Path) -> str:
     }
     # Without this, a second build in one process finds its own directives registered already.
     with docutils_namespace():
-        Sphinx(
+        app = Sphinx(
             source, None, out, source / ".doctrees", "html", confoverrides=settings, status=None, warning=warnings
-        ).build()
+        )
+        for language in _PLAIN:
+            app.add_lexer(language, TextLexer)
+        app.build()
     plain = re.sub(r"\x1b\[[0-9;]*m", "", warnings.getvalue())
     return plain.replace(f"{source.resolve()}/", "").replace(f"{source}/", "").strip()

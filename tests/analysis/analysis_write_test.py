@@ -91,6 +91,9 @@ def test_lines_and_points_are_told_apart():
     assert [line["color"] for line in lines] == [point["color"] for point in points[:24]]
 
 
-@pytest.mark.parametrize(("text", "drawn"), [("a$b$", r"a\$b\$"), ("_a$", r" _a\$"), ("é␣", "é␣"), ("字", r"\u5b57")])
+@pytest.mark.parametrize(
+    ("text", "drawn"),
+    [("a$b$", r"a\$b\$"), ("_a$", r" _a\$"), ("é␣", "é␣"), ("”αя", "”αя"), ("\u200b", r"\u200b"), ("字", r"\u5b57")],
+)
 def test_names_are_drawn_and_not_set_as_formulas(text, drawn):
     assert style.plain(text) == drawn

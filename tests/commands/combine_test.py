@@ -110,3 +110,14 @@ def test_wrong_arguments_are_refused_in_one_sentence(saved, tmp_path: Path, rand
     assert "would be overwritten" in ended.err
     ended = run_command("combine", f"--adapter={path}:1", f"--out={tmp_path / 'sum'}")
     assert "name ends in .safetensors" in ended.err
+
+
+def test_a_sum_that_exists_is_replaced_only_if_asked(saved, tmp_path: Path, randomized):
+    path, target = saved("a.safetensors", _made(randomized, 1, "bias")), tmp_path / "sum.safetensors"
+    assert _run(tmp_path, f"--adapter={path}:1").status == 0
+    before = target.read_bytes()
+    ended = _run(tmp_path, f"--adapter={path}:2")
+    assert (ended.status, target.read_bytes()) == (1, before)
+    assert ended.err == f"error: {target} exists already: give another name, or add --overwrite to replace it\n"
+    assert _run(tmp_path, f"--adapter={path}:2", "--overwrite").status == 0
+    assert target.read_bytes() != before

@@ -39,7 +39,7 @@ from aligner_jax.runtime import command
 for line in sys.stdin:
     sys.argv = ["convert", *json.loads(line)]
     flags.FLAGS.unparse_flags()
-    for name in ("adapter", "to", "base", "format", "out", "dtype"):
+    for name in ("adapter", "to", "base", "base_model", "format", "out", "overwrite", "dtype"):
         flags.FLAGS[name].unparse()
     out = io.StringIO()
     try:
@@ -136,6 +136,41 @@ def test_to_peft_and_back(convert, lora: Adapter, tmp_path: Path):
 
     assert convert(f"--adapter={again}", f"--to={tmp_path / 'named'}", f"--base={MODEL}", "--format=peft")[0] == 0
     assert json.loads((tmp_path / "named" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(MODEL)
+
+
+def test_peft_is_told_the_base_that_is_named_or_that_the_run_had(convert, lora: Adapter, tmp_path: Path):
+    ours = tmp_path / "run" / "adapter.safetensors"
+    save_adapter(lora, ours, ShapedBase(hf_config(MODEL)))
+
+    def named(folder: str, *arguments: str) -> str | None:
+        status, _ = convert(*arguments, f"--to={tmp_path / folder}")
+        assert status == 0
+        return json.loads((tmp_path / folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+    assert named("unknown", f"--adapter={ours}") is None
+    (tmp_path / "run" / "config.json").write_text('{"base": {"path": "models/of-the-run"}}')
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    assert named("of_run", f"--adapter={ours}") == "models/of-the-run"
+    assert named("given", f"--adapter={ours}", "--base_model=org/name") == "org/name"
+    assert named("again", f"--adapter={tmp_path / 'given'}", f"--base={MODEL}", "--base_model=b") == "b"
+    (tmp_path / "run" / "config.json").write_text("{")
+    assert named("damaged", f"--adapter={ours}") is None
+
+
+def test_what_exists_is_replaced_only_if_asked(convert, lora: Adapter, tmp_path: Path):
+    ours, file, folder = (tmp_path / name for name in ("ours.safetensors", "file.safetensors", "peft"))
+    save_adapter(lora, ours, ShapedBase(hf_config(MODEL)))
+    for target in (file, folder):
+        assert convert(f"--adapter={ours}", f"--to={target}")[0] == 0
+        sentence = f"error: {target} exists already: give another name, or add --overwrite to replace it"
+        assert convert(f"--adapter={ours}", f"--to={target}") == (sentence, "")
+    save_adapter(lora.replace(trainable={k: 2 * x for k, x in lora.trainable.items()}), ours,
+                 ShapedBase(hf_config(MODEL)))  # fmt: skip
+    assert convert(f"--adapter={ours}", f"--to={file}", "--overwrite")[0] == 0
+    assert convert(f"--adapter={ours}", f"--to={folder}", "--overwrite", "--base_model=new")[0] == 0
+    for target in (file, folder):
+        _assert_same(load_adapter(target, ShapedBase(hf_config(MODEL))), load_adapter(ours))
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -252,6 +287,12 @@ def test_what_cannot_be_is_refused_in_one_sentence(convert, lora: Adapter, tmp_p
         ([f"--adapter={ours}", f"--to={tmp_path / 'full' / '..' / ours.name}"], "would be overwritten"),
         ([f"--adapter={ours}", f"--to={full}"], f"{full} is a folder with other things in it"),
         ([f"--adapter={ours}", f"--to={full / 'notes.txt'}"], "notes.txt is a file, but a folder"),
+        ([f"--adapter={ours}", f"--to={tmp_path / 'lora.gguf'}"], "is not written: name a file that ends in .safet"),
+        (
+            [f"--adapter={ours}", f"--to={tmp_path / 'lora.GGUF'}", "--format=peft"],
+            "convert_lora_to_gguf.py makes GGUF",
+        ),
+        ([f"--adapter={ours}", f"--to={tmp_path / 'a.safetensors'}", "--base_model=b"], "--base_model is of PEFT's"),
         ([f"--adapter={unbound}", f"--to={tmp_path / 'out'}"], "add --base=PATH"),
         ([f"--adapter={missing}", f"--to={tmp_path / 'out'}"], f"{missing} does not exist"),
         ([f"--adapter={ours}", f"--to={tmp_path / 'out'}", "--format=aligner"], "ends in .safetensors"),

@@ -10,8 +10,8 @@ import places
 REPO = places.ROOT
 # Prints the evaluation that the command requests. It has its own process, since flags belong to a process.
 CODE = """
-import json, sys
-from aligner_jax import evaluate
+import importlib, json, sys
+evaluate = importlib.import_module("aligner_jax.evaluate")
 from aligner_jax.runtime import command
 evaluate.evaluate = lambda config, adapter, folder, console: print(
     json.dumps([config.evaluation.name, config.limit, adapter, str(folder)])
@@ -36,6 +36,7 @@ def test_the_folder_is_named_by_config_and_adapter_or_given(tmp_path: Path):
         [config, adapter, "--config.limit=3"],
         [config, adapter, "--out=there"],
         [adapter],
+        [f"--config={REPO / 'configs/quickstart.py'}", adapter],
     ]
     command, environment = [sys.executable, "-c", CODE, json.dumps(calls)], {"PYTHONPATH": str(REPO)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True)
@@ -47,5 +48,7 @@ def test_the_folder_is_named_by_config_and_adapter_or_given(tmp_path: Path):
         ["vicuna", None, "runs/alpaca/adapter.safetensors", "there"],
         0,
         "error: no config file was given: add --config=FILE, for example --config=configs/quickstart.py",
+        "error: the config quickstart is one of training: give the config of an evaluation, such as "
+        "--config=configs/eval/quick.py, and what was trained as --adapter=PATH",
     ], done.stderr
     assert not any(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ CODE = """
 import json, sys
 from aligner_jax import generate
 from aligner_jax.runtime import command
-generate.sample = lambda base, adapter, prompts, **_: print(json.dumps(prompts)) or prompts
+answers = json.loads(sys.argv[2])
+generate.sample = lambda base, adapter, prompts, **_: print(json.dumps(prompts)) or answers or prompts
 for arguments in json.loads(sys.argv[1]):
     sys.argv = ["generate", *arguments]
     generate.flags.FLAGS.unparse_flags()
@@ -45,6 +47,27 @@ def adapters(tiny_model: Path, tmp_path: Path) -> dict[str, Path]:
     return paths
 
 
+@pytest.fixture
+def without_template(tiny_model: Path, tmp_path: Path) -> Path:
+    """A base whose files have no chat template."""
+    folder = tmp_path / "plain"
+    shutil.copytree(tiny_model, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def outcome(calls: list[list[str]], folder: Path, answers: list[str] | None = None) -> tuple[list, list[str]]:
+    """Returns the prompts or errors of all calls, and the lines on stderr."""
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, json.dumps(calls), json.dumps(answers)], cwd=folder, text=True,
+        capture_output=True, env={**os.environ, "PYTHONPATH": str(REPO)},
+    )  # fmt: skip
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith(("[", '"'))]
+    return found, done.stderr.splitlines()
+
+
 def test_prompts_are_as_in_training_or_as_is_said(tiny_model: Path, adapters: dict[str, Path], tmp_path: Path):
     ours, foreign = (f"--adapter={adapters[name]}" for name in ("ours", "foreign"))
     calls = [
@@ -58,16 +81,38 @@ def test_prompts_are_as_in_training_or_as_is_said(tiny_model: Path, adapters: di
         [foreign, "--template=alpaca", "--system=Be kind."],
     ]
     asked = [[f"--base={tiny_model}", "--dtype=float32", "--prompt=Why?", *call] for call in calls]
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, json.dumps(asked)], cwd=tmp_path, text=True, capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-    )  # fmt: skip
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith(("[", '"'))]
+    found, said = outcome(asked, tmp_path)
     chat = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     unknown = f"error: {adapters['foreign']} does not record how its training data made prompts; name it: --template="
-    assert found[:3] == [["Why?"], [chat.format("Be brief.")], [chat.format("Be kind.")]], done.stderr
+    assert found[:3] == [[chat.partition("<|im_end|>\n")[2]], [chat.format("Be brief.")], [chat.format("Be kind.")]], (
+        said
+    )
     assert found[3].startswith(unknown)
     assert found[4] == ["Why?"]
     assert found[5][0].endswith("### Instruction:\nWhy?\n\n### Response:")
-    assert found[6] == "error: --system is of the template chat, and the prompts' is none"
+    assert found[6] == [chat.format("Be kind.")]
     assert found[7] == "error: --system is of the template chat, and the prompts' is alpaca"
+    assert said == [
+        "template: chat (the base's own)",
+        *["template: chat (as the adapter was trained)"] * 2,
+        "template: none (as --template says)",
+        "template: alpaca (as --template says)",
+        "template: chat (the base's own)",
+    ]
+
+
+def test_a_base_without_chat_template_continues_the_text_and_says_so(without_template: Path, tmp_path: Path):
+    ask = [f"--base={without_template}", "--dtype=float32", "--prompt=Why?"]
+    found, said = outcome([ask, [*ask, "--system=Be kind."]], tmp_path)
+    assert found == [["Why?"], "error: --system is of the template chat, and the prompts' is none"]
+    assert said == ["template: none (the base has no chat template, so the text is continued as it is)"]
+
+
+def test_an_empty_answer_is_explained(tiny_model: Path, tmp_path: Path):
+    ask = [f"--base={tiny_model}", "--dtype=float32", "--prompt=Why?", "--prompt=How?"]
+    _, said = outcome([ask, [*ask, "--template=none"]], tmp_path, ["", " \n"])
+    why = "the answer to 'Why?' is empty: the model's first token ended it. The model may have learned other prompts"
+    how = "the answer to 'How?' is empty: all its tokens are white space. The model may have learned other prompts"
+    assert said[1:3] == [f"{each} than those of the template chat; try --template=none, or --temperature=0.7"
+                         for each in (why, how)]  # fmt: skip
+    assert said[4].endswith("of the template none; try --template=chat, or --temperature=0.7")

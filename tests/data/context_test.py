@@ -5,7 +5,7 @@ import json
 import pytest
 from source_samples import CHAT, HH, SAMPLES, as_parquet, lines, pair, refusal, turns
 
-from aligner_jax.data.sources import Conversation, Instruction, load_dataset
+from aligner_jax.data.sources import SOURCES, Conversation, Instruction, load_dataset
 from aligner_jax.data.sources.example import Preference
 from aligner_jax.data.tfds_builder import prepare
 
@@ -18,7 +18,7 @@ def records(path, format="auto", fields=None):
 
 
 @pytest.mark.parametrize("name", ["system", "system_prompt"])
-@pytest.mark.parametrize("source", SAMPLES)
+@pytest.mark.parametrize("source", [name for name in SAMPLES if SOURCES[name].system])
 def test_a_system_prompt_beside_a_record_comes_first(tmp_path, source, name):
     record, expected = SAMPLES[source]
     path = lines(tmp_path / "a.jsonl", {**record, name: "Be kind."}, {**record, name: " "}, {**record, name: None})

@@ -12,10 +12,12 @@ from aligner_jax.data.sources import (
     Conversation,
     Instruction,
     Preference,
+    Text,
     find_source,
     load_dataset,
     load_examples,
 )
+from aligner_jax.data.sources.formats import READ
 from aligner_jax.data.sources.split import prompt_of
 from aligner_jax.errors import InputError
 
@@ -166,10 +168,15 @@ def test_bad_records_are_refused_by_file_and_line(tmp_path, name):
 
 def test_a_file_of_no_known_format_is_told_the_formats(tmp_path):
     path = lines(tmp_path / "a.jsonl", {"q": "a", "a": "b"})
-    sentence = refusal(path)
-    assert sentence.startswith(":1: ")
-    assert "'q', 'a'" in sentence
-    assert all(name in sentence for name in (*SOURCES, "fields"))
+    with pytest.raises(InputError) as caught:
+        load_dataset(path)
+    assert str(caught.value) == (
+        f"{path}:1: the record's fields are 'q', 'a', which tell no format; rename them, or set data.format to "
+        f"'fields' and name them in data.fields{READ}"
+    )
+    with pytest.raises(InputError, match=r"^the data format 'x' is unknown; .*, fields: docs/data\.md") as caught:
+        load_dataset(path, "x")
+    assert all(name in str(caught.value) for name in SOURCES)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +194,14 @@ def test_a_file_of_no_known_format_is_told_the_formats(tmp_path):
             pair(turns("Tree?"), "Oak", "Yew"),
         ),
         ({"messages": "chat"}, {"chat": turns("Hi", "Hello")}, Conversation(tuple(turns("Hi", "Hello")))),
+        ({"question": "q", "answer": "a"}, {"q": "Tree?", "a": "Oak"}, Instruction("Tree?", "", "Oak")),
+        ({"prompt": "q", "completion": "a"}, {"q": "Tree?", "a": "Oak"}, Instruction("Tree?", "", "Oak")),
+        (
+            {"question": "q", "chosen": "good", "rejected": "bad"},
+            {"q": "Tree?", "good": "Oak", "bad": "Yew"},
+            pair(turns("Tree?"), "Oak", "Yew"),
+        ),
+        ({"text": "body"}, {"body": "Oaks grow."}, Text("Oaks grow.")),
     ],
 )
 def test_fields_that_the_config_names(tmp_path, fields, record, expected):
@@ -201,8 +216,14 @@ def test_fields_that_the_config_names(tmp_path, fields, record, expected):
 
 def test_field_maps_that_make_no_record(tmp_path):
     path = lines(tmp_path / "a.jsonl", {"q": "a", "a": "b"})
-    with pytest.raises(InputError, match=r"^data\.fields has instruction, answer, but should have instruction and "):
-        load_dataset(path, "fields", {"instruction": "q", "answer": "a"})
+    with pytest.raises(InputError, match=r"^data\.fields has instruction, reply, but should have instruction and "):
+        load_dataset(path, "fields", {"instruction": "q", "reply": "a"})
+    with pytest.raises(
+        InputError, match=r"^data\.fields has question and prompt and answer, of which two mean 'instruction'"
+    ):
+        load_dataset(path, "fields", {"question": "q", "prompt": "a", "answer": "a"})
+    with pytest.raises(InputError, match=r"^data\.fields has text, system, but should have instruction and "):
+        load_dataset(path, "fields", {"text": "q", "system": "a"})
     with pytest.raises(InputError, match=r"^data\.fields has nothing, but should have "):
         load_dataset(path, "fields")
     with pytest.raises(InputError, match=r"^data\.fields is set, but data\.format is 'auto' and not 'fields'"):

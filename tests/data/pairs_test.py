@@ -79,7 +79,8 @@ def test_the_alpaca_template_takes_one_question(tokenizer):
 
 
 def test_what_is_not_a_preference_is_named(tokenizer):
-    with pytest.raises(InputError, match=r"^data\.json:7: a preference .* is needed, and this is one instruction$"):
+    said = r"^data\.json:7: a preference .* is needed, and this is an instruction, which config.objective.name='sft' "
+    with pytest.raises(InputError, match=said):
         tokenize([Example(Instruction("a", "", "b"), "data.json:7")], tokenizer)
 
 

@@ -95,8 +95,8 @@ def test_formats_are_not_guessed(template, system, recorded, sentence):
 
 
 def test_options_have_the_names_of_the_command():
-    with pytest.raises(InputError, match=r"config\.evaluation\.template=alpaca \(as the paper's were\) or chat$"):
-        PromptFormat.resolve("auto", None, {"a": File(None)}, option="--config.evaluation.", others=("chat",))
+    with pytest.raises(InputError, match=r"config\.evaluation\.template=alpaca \(as the paper's were\), chat or none$"):
+        PromptFormat.resolve("auto", None, {"a": File(None)}, option="--config.evaluation.")
 
 
 def test_an_adapter_with_an_odd_record_is_evaluated_with_a_named_template(tiny_model: Path, tmp_path: Path):

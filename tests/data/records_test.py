@@ -60,6 +60,7 @@ def test_damaged_files_are_refused_by_file_and_line(tmp_path, name):
 
     zipped, xz = gzip.compress(good.encode()), lzma.compress(good.encode())
     table = as_parquet(tmp_path / "good.parquet", record).read_bytes()
+    (empty := tmp_path / "s").mkdir()
     for path, words in (
         (written("a.jsonl", b""), " is empty"),
         (written("b.jsonl.gz", b""), " is empty"),
@@ -88,7 +89,7 @@ def test_damaged_files_are_refused_by_file_and_line(tmp_path, name):
         (written("o.parquet", table[:-20]), " cannot be read as Parquet: "),
         (written("p.parquet", good.encode()), " cannot be read as Parquet: "),
         (written("q.parquet", table[:4] + bytes(len(table) - 8) + table[-4:]), " cannot be read as Parquet: "),
-        (tmp_path, " is a folder, but none that a builder prepared: it has no dataset_info.json"),
+        (empty, " holds no file of examples"),
     ):
         assert refusal(path, name).startswith(words), path
     with pytest.raises(InputError, match=r"^there is no file .*nothing\.jsonl$"):

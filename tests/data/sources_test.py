@@ -80,7 +80,7 @@ def test_an_instruction_as_a_conversation():
         ("\n[1]", r":2 holds a number where an object"),
         ('{"instruction": "a", "output": "b"}\n"c"', r":2 holds a string where an object"),
         (json.dumps(PINE) + "\n" + json.dumps({"instruction": "a"}), r":2: the record has no field 'output'"),
-        ("{}", r":1: the record has no field 'instruction'; its fields are none"),
+        ("{}", r":1: the record's fields are none, which tell no format"),
         (json.dumps({**PINE, "output": ["a"]}), r":1: the field 'output' holds an array, not text"),
         (json.dumps({**PINE, "input": 3}), r":1: the field 'input' holds a number, not text"),
         (json.dumps({**PINE, "output": None}), r":1: the field 'output' holds null, not text"),

@@ -83,6 +83,11 @@ def test_alpaca_of_a_conversation():
         segments(chat("a", "b", "c", "d"), byte_tokenizer(), "alpaca")
 
 
+def test_without_a_template_the_answer_is_right_behind_the_question():
+    assert segments(PINE, byte_tokenizer(), "none") == [("Name a tree with {braces}.", False), ("Pine", True)]
+    assert render_example_prompt(OAK, byte_tokenizer(), "none") == OAK.question
+
+
 def test_in_a_chat_the_assistants_turns_and_their_end_tokens_are_targets():
     assert segments(chat("Hi", "Hello", "Bye", "So long"), byte_tokenizer(CHATML), "chat") == [
         (
@@ -186,6 +191,8 @@ def test_the_prompt_of_a_long_conversation_ends_at_its_last_answer():
     [
         (PINE, "alpacca", None, None, "'alpacca' is unknown; there are alpaca, chat"),
         (PINE, "chat", None, None, r"data\.json:2: the tokenizer has no chat template"),
+        (PINE, "none", None, "Be long.", "'none' has no place for a system prompt"),
+        (chat("a", "b", "c", "d"), "none", None, None, "'none' takes one user and one assistant turn, not user, assi"),
         (PINE, "alpaca", None, "Be long.", "'alpaca' has no place for a system prompt"),
         (PINE, "chat", LLAMA2, "Be long.", r"data\.json:2: .* only user and assistant"),
         (

@@ -7,6 +7,8 @@ import pytest
 import yaml
 from places import ROOT
 
+import aligner_jax as aj
+
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 KNOWN = {
@@ -39,6 +41,6 @@ def test_the_paper_is_complete():
 
 
 def test_it_is_of_this_version():
-    assert (CITATION["version"], CITATION["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert (CITATION["version"], CITATION["license"]) == (aj.__version__, PROJECT["license"])
     released = re.findall(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert PROJECT["version"] in released
+    assert aj.__version__ in released

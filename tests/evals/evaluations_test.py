@@ -222,7 +222,7 @@ def test_results_are_written_whether_or_not_anybody_reads_the_table(settings: di
         ),
         (
             {"evaluation": {"name": "harness", "tasks": ["x"], "mmlu": "no.zip"}},
-            r"^config.evaluation.mmlu is no.zip, which does not exist$",
+            r"^config.evaluation.mmlu is no.zip, which does not exist; its authors publish the files as data.tar",
         ),
         ({"mesh": {"data": 2}}, "does not fit 1 devices"),
     ],

@@ -153,7 +153,8 @@ def test_a_sweep_of_rates_is_one_value_of_the_config(settings: dict, tmp_path: P
     adapters = [load_adapter(workdir / one["adapter"]) for one in found["adapters"]]
     assert all(adapter.num_params == 2 * 32 + 2 * 4 for adapter in adapters)
     assert not (workdir / "adapter.safetensors").exists()
-    metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    *metrics, measured = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [measured[f"heldout_loss_{i}"] for i in range(3)] == losses
     # Logged rates are the adapters', not `optim.lr`; they are half at the first of two warm-up steps.
     for line, share in zip(metrics, (0.5, 1.0, 1.0), strict=True):
         logged = [line[f"learning_rate_{i}"] for i in range(3)]

@@ -87,7 +87,7 @@ def export(made: Callable[[str], Path], out: Path, **changes: str) -> Ended:
         ({"adapter": "none"}, "none does not exist"),
         ({"to": "gguf", "base": "gguf", "dtype": "q4_0"}, "--dtype=q4_0: value should be one of"),
         ({"dtype": "q8_0"}, "--dtype=q8_0 is a type of GGUF files, and --to=hf has none"),
-        ({"strength": "x"}, "--strength=x: could not convert"),
+        ({"strength": "x"}, "--strength=x: should be a number"),
         ({"strength": "inf"}, "--strength=inf is not a finite number"),
         ({"nearest": "true", "data": "x", "adapter": "ten.safetensors"}, "name it: --template=alpaca"),
         ({"nearest": "true", "data": "x", "template": "chat"}, "the base has no tokenizer"),

@@ -328,12 +328,12 @@ def test_what_cannot_be_is_refused_in_one_sentence(hf_base, orbax_base, tmp_path
 
 FULL_DISK = """
 import resource, sys
-from aligner_jax import export
+from aligner_jax.export import main
 from aligner_jax.runtime import command
 # A file that outgrows its limit fails as on a full disk.
 most = int(sys.argv.pop(1))
 resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-command.run(export.main)
+command.run(main)
 """
 
 

@@ -122,9 +122,24 @@ def test_what_does_not_fit_is_told_what_to_change():
     assert "--config.optim.accumulate=2" in table.advice(wide)
 
 
-def test_a_topology_that_is_none_is_refused():
-    with pytest.raises(InputError, match="'v5litepod-8' is not a TPU topology; they are called v4:2x2x1"):
-        topology_devices("v5litepod-8")
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [
+        ("v5e", "v4:2x2x1, v5e:2x4"),
+        ("v5litepod-9", "v5litepod-1, v5litepod-4, v5litepod-8"),
+        ("v5p-4", "v5p-8, v5p-16"),
+    ],
+)
+def test_a_topology_that_is_none_is_refused(name: str, called: str):
+    with pytest.raises(InputError, match=f"'{name}' is not a TPU topology; they are called {called}"):
+        topology_devices(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "chips"), [("v5litepod-8", 8), ("v5e-8", 8), ("v6e-8", 8), ("v4-8", 4), ("v4:2x2x1", 4), ("v5p-8", 4)]
+)
+def test_a_topology_may_be_named_as_gcloud_does(name: str, chips: int):
+    assert len(topology_devices(name)) == chips
 
 
 @pytest.mark.parametrize("name", ["H100", "h100:8", "nvidia-l4", "Tesla T4", "gpu:2"])
@@ -135,7 +150,7 @@ def test_a_gpu_is_no_topology_and_it_says_what_there_is(name: str):
 
 def test_without_libtpu_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
-    with pytest.raises(InputError, match="pip install libtpu"):
+    with pytest.raises(InputError, match=r"pip install 'aligner_jax\[tpu\]'"):
         topology_devices("v5e:2x4")
 
 

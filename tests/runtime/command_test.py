@@ -17,6 +17,7 @@ from aligner_jax.runtime.command import Choice, config_flag, load_config, run
 from aligner_jax.runtime.config import parse_config
 
 CONFIG_FLAG = config_flag()
+GIVE = "give a file, or a name that the package has, such as quickstart, llama7b_alpaca or eval/quick"
 flags.DEFINE_string("folder", None, "A flag beside --config.")
 
 CONFIG = """
@@ -225,7 +226,7 @@ def test_an_override_below_a_field_is_refused(config_file):
     ("arguments", "sentence"),
     [
         ([], "no config file was given: add --config=FILE, for example --config=configs/quickstart.py"),
-        (["--config=nope.py"], "config file nope.py does not exist"),
+        (["--config=nope.py"], f"config file nope.py does not exist; {GIVE}"),
         (["--folder"], "Missing value for flag --folder"),
         (["--config=FILE", "stray"], "'stray' is not a flag; flags are written --name=value"),
         (["--config=FILE", "--config.optim.lrr=1"], "config.optim.lrr is not a field; did you mean config.optim.lr?"),

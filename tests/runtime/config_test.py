@@ -204,3 +204,12 @@ def test_a_damaged_config_json_is_named(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(InputError, match=rf"^{re.escape(str(tmp_path / 'config.json'))} cannot be used: "):
         check_same_run(parse_config(config()), tmp_path)
+
+
+def test_a_run_that_began_without_a_tracker_resumes_with_one(tmp_path):
+    before = as_dict(parse_config(config()))
+    assert before.pop("metrics") == {"wandb": None}
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    tracked = parse_config(config(metrics={"wandb": "trees"}))
+    assert check_same_run(tracked, tmp_path).metrics.wandb == "trees"
+    assert refusal(metrics={"wandb": 3}) == "config.metrics.wandb is 3, but should be text"

@@ -8,11 +8,15 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from aligner_jax.errors import InputError
+from aligner_jax.runtime import metrics
+from aligner_jax.runtime.history import read_metrics
 from aligner_jax.runtime.metrics import MetricsWriter
 
 
 def lines(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    """Returns the lines of metrics.jsonl without their times."""
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in ("time", "seconds")} for line in found]
 
 
 def events(workdir):
@@ -48,6 +52,42 @@ def test_metrics_are_lines_of_json_and_points_in_tensorboard(tmp_path):
     ]  # fmt: skip
 
 
+def test_lines_have_the_time_and_the_seconds_of_the_run_which_go_on_when_it_resumes(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(metrics.time, "time", lambda: 1.7e9 + now[0])
+    for resume_step, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        with MetricsWriter(tmp_path, resume_step=resume_step) as writer:
+            for step in steps:
+                now[0] += 10
+                writer.write(step, loss=1.0)
+        # Time in which nothing ran does not count.
+        now[0] += 500
+    found = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["seconds"] for line in found] == [10, 20, 30, 40]
+    assert [line["time"] - 1.7e9 for line in found] == [1010, 1020, 1540, 1550]
+
+
+def test_lines_of_earlier_releases_without_times_are_kept(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    write(tmp_path, 2, resume_step=1)
+    assert lines(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.5}]
+    assert read_metrics(tmp_path / "metrics.jsonl")[1]["seconds"] < 60
+
+
+def test_the_writer_knows_the_metrics_of_the_last_step(tmp_path):
+    with MetricsWriter(tmp_path, resume_step=0) as writer:
+        writer.write(1, loss=1.0)
+        writer.write(1, heldout_loss=1.0)
+        assert writer.holds(1, "loss")
+        assert writer.holds(1, "heldout_loss")
+        writer.write(2, loss=1.0)
+    with MetricsWriter(tmp_path, resume_step=2) as writer:
+        assert writer.holds(2, "loss")
+        assert not writer.holds(2, "heldout_loss")
+        assert not writer.holds(1, "heldout_loss")
+
+
 def test_what_is_not_a_number_is_null(tmp_path):
     with MetricsWriter(tmp_path, resume_step=0) as writer:
         writer.write(1, loss=float("nan"), grad_norm=float("inf"))
@@ -71,7 +111,7 @@ def test_a_run_that_begins_anew_has_its_own_metrics_only(tmp_path):
     assert lines(tmp_path) == [{"step": 1, "loss": 0.25}]
 
 
-@pytest.mark.parametrize("line", ["step 2", '{"loss": 1}', "[]"])
+@pytest.mark.parametrize("line", ["step 2", '{"loss": 1}', "[]", '{"step": 2, "seconds": "now"}'])
 def test_a_strange_line_is_named(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
     with pytest.raises(InputError, match=r"/metrics\.jsonl:2 is not a line of metrics"):

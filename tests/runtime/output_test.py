@@ -70,6 +70,8 @@ def main():
         raise ValueError("why")
     except ValueError:
         logging.getLogger("library").exception("failed")
+    logging.getLogger("hub").addHandler(logging.StreamHandler())
+    logging.getLogger("hub.file").warning("once")
 
 command.run(main)
 """
@@ -81,4 +83,4 @@ def test_log_lines_have_no_prefix_and_no_traceback():
     assert done.returncode == 0, done.stderr
     first, *lines = done.stderr.splitlines()
     assert first == "WARNING:root:first, with a handler of its own making"
-    assert lines == ["of the package", "of absl", "an error of absl", "a warning of two lines", "failed: why"]
+    assert lines == ["of the package", "of absl", "an error of absl", "a warning of two lines", "failed: why", "once"]

@@ -1,10 +1,11 @@
 import io
+import re
 
 import pytest
 from rich.console import Console
 
 from aligner_jax.runtime import progress
-from aligner_jax.runtime.progress import Count, Progress
+from aligner_jax.runtime.progress import Count, Progress, stage
 
 METRICS = {"loss": 1.2344, "tokens_per_second": 1812.3, "learning_rate": 9e-3, "grad_norm": 4.0}
 
@@ -37,9 +38,95 @@ def shown(clock, *, terminal, steps=120, first=0, every=10, logs=2):
 
 def test_without_a_terminal_there_is_a_plain_line_for_each_log(clock):
     assert shown(clock, terminal=False) == (
-        "step 10/120  loss 1.234  1,812 tokens/s  lr 9.0e-03  11:00 left\n"
+        "step 10/120  loss 1.234  1,812 tokens/s  lr 9.0e-03  1:50 left\n"
         "step 20/120  loss 1.234  1,812 tokens/s  lr 9.0e-03  1:40 left\n"
     )
+
+
+def test_the_first_line_has_no_time_left_since_its_step_compiled(clock):
+    lines = shown(clock, terminal=False, every=1, logs=3).splitlines()
+    assert lines[0] == "step 1/120  loss 1.234  1,812 tokens/s  lr 9.0e-03"
+    assert lines[1].endswith("1:58 left")
+
+
+def test_the_bar_has_loss_speed_and_time_left(clock):
+    assert re.search(r"training .*20/120 loss 1\.234  1,812 tokens/s  1:40 left", shown(clock, terminal=True))
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_the_bar_is_one_line_with_whole_numbers_at_every_width(clock, width):
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=width, color_system=None)
+    with Progress(console, steps=120) as display:
+        for step in range(1, 21):
+            clock(1)
+            display.advance(step)
+        display.log(20, **METRICS)
+        # A line that is printed draws the bar anew, without the console's markup.
+        display.log(20, **METRICS)
+    assert "[progress" not in text.getvalue()
+    bars = [line for line in re.split(r"[\r\n]|\x1b\[\S*?[A-Za-z]", text.getvalue()) if "training" in line]
+    assert any("loss 1.234  1,812 tokens/s  1:40 left" in bar for bar in bars), bars
+    assert max(map(len, bars)) <= width
+
+
+def test_other_work_has_a_clock_and_a_line_where_it_is_told(clock):
+    text = io.StringIO()
+    with Progress(Console(file=text, force_terminal=False, width=100), steps=3) as display:
+        with display.doing("compiling the step", told=True):
+            clock(65)
+        with display.doing("held-out evaluation"):
+            clock(5)
+    assert text.getvalue() == "compiling the step…\ncompiling the step: done in 1:05\n"
+
+
+def test_the_clock_of_other_work_is_beside_the_bar(clock):
+    text = io.StringIO()
+    with Progress(Console(file=text, force_terminal=True, width=100, color_system=None), steps=3) as display:
+        with display.doing("held-out evaluation"):
+            clock(65)
+            display.advance(0)
+            display._bar.refresh()
+        display._bar.refresh()
+    assert re.search(r"held-out evaluation .*0/3 1:05", text.getvalue())
+    assert text.getvalue().count("0/3 1:05") == 1
+
+
+def test_a_stage_is_a_line_elsewhere_and_a_clock_on_a_terminal(clock):
+    text = io.StringIO()
+    with stage(Console(file=text, force_terminal=False), "loading the base"):
+        assert text.getvalue() == "loading the base…\n"
+    text = io.StringIO()
+    with stage(Console(file=text, force_terminal=True, color_system=None), "loading the base"):
+        clock(5)
+    assert "loading the base" in text.getvalue()
+    assert text.getvalue().rstrip("\n").endswith("\x1b[2K")
+
+
+def test_a_notebook_has_a_line_that_changes(clock, monkeypatch):
+    texts = []
+
+    class Handle:
+        def update(self, data, raw):
+            texts.append(data["text/plain"])
+
+    def display(data, raw, display_id):
+        texts.append(data["text/plain"])
+        return Handle()
+
+    monkeypatch.setattr("IPython.display.display", display)
+    console = Console(file=io.StringIO(), force_jupyter=True)
+    monkeypatch.setattr(console, "out", lambda *_, **__: None)
+    with Progress(console, steps=120) as display_:
+        for step in range(1, 21):
+            clock(1)
+            display_.advance(step)
+        display_.log(20, **METRICS)
+        clock(1)
+        display_.advance(21)
+    assert texts[0] == "training…"
+    assert texts[-2] == "training 21/120  loss 1.234  1,812 tokens/s  1:39 left"
+    assert texts[-1] == "training 21/120"
 
 
 def test_a_resumed_run_counts_its_own_steps_only(clock):
@@ -83,11 +170,13 @@ def counted(clock, *, terminal):
 
 
 def test_a_count_is_a_line_every_half_minute_and_one_at_the_end(clock):
-    # 800 answers took 35 s, and 1600 are to be made in total.
-    assert counted(clock, terminal=False) == ("answers: 1,200 of 2,000, 0:35 left\nanswers: 2,000 of 2,000 in 4:05\n")
+    # 400 answers took 25 s after the first 400, which compile, and 800 are left.
+    assert counted(clock, terminal=False) == ("answers: 1,200 of 2,000, 0:50 left\nanswers: 2,000 of 2,000 in 4:05\n")
 
 
 def test_on_a_terminal_a_count_is_a_bar_that_goes_away(clock):
     text = counted(clock, terminal=True)
     assert "answers" in text
-    assert "left" not in text
+    assert "2000/2000" in text
+    assert "answers: " not in text
+    assert text.rstrip("\n").endswith("\x1b[2K")

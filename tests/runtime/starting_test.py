@@ -31,7 +31,7 @@ def importing(tmp_path: Path):
 
     def start(name: str) -> subprocess.Popen:
         process = subprocess.Popen(
-            [sys.executable, "-m", f"aligner_jax.{name}"],
+            [sys.executable, "-m", f"aligner_jax.{name}", "--logtostderr"],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert process.stdout is not None
@@ -176,9 +176,7 @@ def test_an_interruption_that_python_would_drop_ends_the_command():
 
 def test_a_users_own_module_keeps_its_signals(tmp_path: Path):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "__init__.py").write_text(
-        "import signal\nfrom aligner_jax.runtime import starting\nstarting.begin()\n"
-    )
+    (tmp_path / "mine" / "__init__.py").write_text("import aligner_jax\n")
     (tmp_path / "mine" / "run.py").write_text(
         "import signal\nprint(signal.getsignal(signal.SIGINT) is signal.default_int_handler)\n"
     )
@@ -209,8 +207,9 @@ def test_what_comes_too_late_in_a_failed_save_is_not_printed_and_other_failures_
 FAILS = """
 import gc, sys
 sys.modules["jaxtyping"] = None
+import aligner_jax
 try:
-    import aligner_jax
+    aligner_jax.load_base
 except ImportError:
     print(gc.isenabled())
 """

@@ -88,11 +88,29 @@ def test_a_process_that_is_stopped_itself_is_not_late():
     assert process.returncode == 0
 
 
+def test_in_a_users_process_a_wait_is_told_once_and_nothing_ends(ends, capsys):
+    told = ""
+    with Watchdog(StallConfig(seconds=0.1), ends_process=False) as watchdog:
+        for step in (1, 2):
+            watchdog.waiting_for(f"step {step}")
+            while f"step {step}" not in told:
+                time.sleep(0.05)
+                told += capsys.readouterr().err
+        time.sleep(0.3)
+    told += capsys.readouterr().err
+    assert told == "".join(
+        f"step {step} was waited for longer than 0.1 s (config.stall.seconds); interrupt the run, and the same call "
+        "goes on from the last checkpoint\n"
+        for step in (1, 2)
+    )
+    assert ends == []
+
+
 STALLED_INPUT = """
 import dataclasses, json, sys, time
 from pathlib import Path
 from rich.console import Console
-from aligner_jax import train
+from aligner_jax.tasks import training
 from aligner_jax.runtime.config import parse_config
 from aligner_jax.tasks.objectives import OBJECTIVES
 from aligner_jax.tasks.sft import SFT
@@ -112,7 +130,7 @@ def task(beginning):
     task = SFT.task(beginning)
     return dataclasses.replace(task, feed=Stalling(task.feed))
 OBJECTIVES["sft"] = dataclasses.replace(SFT, task=task)
-train.train(parse_config(json.loads(sys.argv[1])), Path(sys.argv[2]), Console(width=100, highlight=False))
+training.train(parse_config(json.loads(sys.argv[1])), Path(sys.argv[2]), Console(width=100, highlight=False))
 """
 
 

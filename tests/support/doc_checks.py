@@ -19,8 +19,8 @@ from aligner_jax.runtime.command import load_config
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.tasks.first_adapter import method_choice
 from aligner_jax.tasks.objectives import OBJECTIVES, objective_choice, parse_complete
+from aligner_jax.usage.commands import command_names, read_command
 from scripts.site.reference.fields import Field, fields_of
-from scripts.site.reference.flags import commands, flags_of
 
 EXTERNAL = {
     "cat", "cd", "curl", "docker", "export", "gcloud", "git", "gsutil", "head", "helm", "hf", "huggingface-cli", "jq",
@@ -110,10 +110,12 @@ def _of_pip(words: list[str]) -> list[str]:
 
 
 def _of_command(name: str, words: list[str], line: Line) -> list[str]:
-    if name not in commands():
+    if name not in command_names():
         spec = importlib.util.find_spec(f"aligner_jax.{name}")
         return [] if spec and spec.submodule_search_locations is None else [f"there is no command {name}"]
-    known, found, config, overrides = flags_of(name), [], None, []
+    command = read_command(name)
+    known = {flag: command.flags[flag] for flag in command.names}
+    found, config, overrides = [], None, []
     waiting = list(words)
     while waiting:
         word = waiting.pop(0)

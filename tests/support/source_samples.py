@@ -7,7 +7,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from aligner_jax.data.sources import SOURCES, Conversation, Instruction, Preference, load_dataset
+from aligner_jax.data.sources import SOURCES, Conversation, Instruction, Preference, Text, load_dataset
+from aligner_jax.data.sources.formats import READ
 from aligner_jax.errors import InputError
 
 
@@ -73,6 +74,11 @@ SAMPLES = {
     "prompt_completion": ({"prompt": "Name a tree.", "completion": "Pine"}, Instruction("Name a tree.", "", "Pine")),
     "sharegpt": ({"id": "a_0", "conversations": CHAT}, Conversation(tuple(turns("Hi", "Hello")))),
 }
+SAMPLES["question_answer"] = (
+    {"prompt": "Name a tree.", "context": "not oak", "response": "Pine"},
+    Instruction("Name a tree.", "not oak", "Pine"),
+)
+SAMPLES["text"] = ({"text": "Pines are trees."}, Text("Pines are trees."))
 SAMPLES["alpaca_cleaned"] = SAMPLES["alpaca"]
 REQUIRED = {
     "alpaca": ("instruction", "output"),
@@ -89,6 +95,8 @@ REQUIRED = {
     "preferences": ("prompt", "chosen", "rejected"),
     "ranking": ("instruction", "chosen", "rejected"),
     "prompt_completion": ("prompt", "completion"),
+    "question_answer": ("prompt", "response"),
+    "text": ("text",),
 }
 every_source = pytest.mark.parametrize("name", SOURCES)
 
@@ -104,9 +112,10 @@ def as_parquet(path: Path, *records: dict) -> Path:
 
 
 def refusal(path: Path, format: str = "auto", **options) -> str:
+    """Returns the error of loading a file, without the file's path and the list of what is read."""
     with pytest.raises(InputError) as caught:
         load_dataset(path, format, **options)
     sentence = str(caught.value)
     assert "\n" not in sentence
     assert sentence.startswith(str(path))
-    return sentence.removeprefix(str(path))
+    return sentence.removeprefix(str(path)).removesuffix(READ)

@@ -10,10 +10,9 @@ import jax
 import pytest
 from whole_runs import run
 
-from aligner_jax import train
 from aligner_jax.errors import InputError
 from aligner_jax.runtime import sharding
-from aligner_jax.tasks import step_memory
+from aligner_jax.tasks import step_memory, training
 
 PEAKS = (90 << 20, 80 << 20, 20 << 20, 50 << 20)
 """Peaks of "none", "dots", "full" and "dots:2", in the order in which they are compiled."""
@@ -67,7 +66,7 @@ def test_on_other_devices_it_chooses_again(
     monkeypatch.setattr(sharding, "describe", lambda mesh: "8 of TPU v4")
     shutil.rmtree(tmp_path / "cache")
     waits: list[str] = []
-    monkeypatch.setattr(train.Watchdog, "waiting_for", lambda _, what, compiles=False: waits.append(what))
+    monkeypatch.setattr(training.Watchdog, "waiting_for", lambda _, what, compiles=False: waits.append(what))
     _, text = run({**auto, "steps": 4}, tmp_path / "run")
     assert "remat: dots in 2 of 4 layers (" in text
     assert recorded(tmp_path / "run", 4)["devices"] == "8 of TPU v4"
@@ -109,18 +108,18 @@ def test_memory_that_is_exhausted_is_one_sentence(
 ):
     mebibytes = iter(peaks)
     monkeypatch.setattr(step_memory, "_peak_bytes", lambda step: next(mebibytes) << 20)
-    steps = train.run_steps
+    steps = training.run_steps
 
     def exhaust(*_: object) -> None:
         raise EXHAUSTED
 
-    monkeypatch.setattr(train, "run_steps", exhaust)
+    monkeypatch.setattr(training, "run_steps", exhaust)
     with pytest.raises(InputError, match=f"^the devices' memory is exhausted in a run with remat {told}") as error:
         run({**tiny_run, "steps": 2, "remat": "auto"}, tmp_path / "run")
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match=r"^the devices' memory is exhausted in a run with remat 'dots': give"):
         run({**tiny_run, "steps": 2, "remat": "dots"}, tmp_path / "run")
-    monkeypatch.setattr(train, "run_steps", steps)
+    monkeypatch.setattr(training, "run_steps", steps)
     _, text = run({**tiny_run, "steps": 2, "remat": "auto"}, tmp_path / "run")
     assert f"remat: {'dots in 2' if len(peaks) == 4 else 'full'}" in text
     assert "as this run began" not in text, "nothing is kept of a choice that has made no checkpoint"

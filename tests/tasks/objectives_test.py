@@ -1,6 +1,7 @@
 """The contract of every objective: options, batches, sums and a run; and the config that selects one."""
 
 import dataclasses
+import importlib
 import io
 import json
 from pathlib import Path
@@ -12,7 +13,6 @@ import pytest
 from rich.console import Console
 
 from aligner_jax import compile as command_compile
-from aligner_jax import train as command_train
 from aligner_jax.data.pair_rows import eval_pair_batches
 from aligner_jax.data.pipeline import eval_batches
 from aligner_jax.errors import InputError
@@ -161,13 +161,13 @@ def test_a_name_on_the_command_line_drops_the_files_options_of_another(name: str
 
 
 def test_commands_that_train_or_plan_take_the_name(monkeypatch: pytest.MonkeyPatch):
-    for verb in (command_train, command_compile):
+    for verb in (importlib.import_module("aligner_jax.train"), command_compile):
         sections: list[str] = []
         monkeypatch.setattr(
             verb.CONFIG, "load", lambda *choices, found=sections: found.extend(c.section for c in choices) or {}
         )
         with pytest.raises(InputError, match=r"^config\.base"):
-            verb.main() if verb is command_train else list(verb._training_plans())
+            verb.main() if verb is not command_compile else list(verb._training_plans())
         assert sections == ["adapter", "objective"]
 
 

@@ -12,12 +12,11 @@ import pytest
 from jax.sharding import Mesh
 from rich.console import Console
 
-from aligner_jax import train as command_train
 from aligner_jax.errors import InputError
 from aligner_jax.model.config import llama_config
 from aligner_jax.runtime import sharding
 from aligner_jax.runtime.config import parse_config
-from aligner_jax.tasks import program
+from aligner_jax.tasks import program, training
 from aligner_jax.tasks.first_adapter import first_adapter, first_adapter_shapes
 from aligner_jax.weights.base import base_config
 
@@ -74,8 +73,8 @@ def test_training_runs_what_the_planner_compiles(tiny_model: Path, tmp_path: Pat
 
         return dataclasses.replace(made, step=step)
 
-    monkeypatch.setattr(command_train, "make_program", recording)
-    command_train.train(config, tmp_path / "run", Console(file=io.StringIO()))
+    monkeypatch.setattr(training, "make_program", recording)
+    training.train(config, tmp_path / "run", Console(file=io.StringIO()))
     (made, arguments), model = ran[0], base_config(tiny_model)
     mesh = sharding.mesh_of(config.mesh)
     planned = make(config, model, first_adapter_shapes(config, model), mesh)

@@ -56,6 +56,21 @@ def test_a_base_is_a_pytree_of_its_parameters():
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the folder shared/ is not beside the repository")
+@pytest.mark.parametrize(
+    ("quantization", "held"), [(None, "bfloat16"), ("int8", "bfloat16 and int8"), ("int4", "bfloat16 and int4")]
+)
+def test_its_repr_is_one_short_line(tmp_path: Path, quantization: str | None, held: str):
+    write_tiny_llama(tmp_path / "m")
+    base = load_base(tmp_path / "m", "bfloat16", quantization=quantization)
+    count = sum(leaf.size for leaf in jax.tree.leaves(load_base(tmp_path / "m").params))
+    assert repr(base) == f"Base(of no published shape, {count:,} parameters in {held}, with its tokenizer)"
+    assert repr(base.params) == f"Params({count:,} parameters in {held})"
+    assert repr(base.params.layers).startswith("Layers(")
+    shardings = param_shardings(base.config, make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1]))
+    assert re.fullmatch(r"Params\(\d+ leaves of NamedSharding\)", repr(shardings))
+    assert repr(base.replace(config=llama_config("smollm2_135m"))).startswith("Base(smollm2_135m, ")
+
+
 def test_stories260k():
     base = load_base(STORIES)
     assert sum(leaf.size for leaf in jax.tree.leaves(base)) == 260_032

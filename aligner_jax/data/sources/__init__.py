@@ -1,7 +1,8 @@
 """Sources of training examples, one per module: published data sets and formats of local files."""
 
-from aligner_jax.data.sources.example import Conversation, Example, Instruction, Message, Preference
-from aligner_jax.data.sources.load import SOURCES, Dataset, find_source, load_dataset, load_examples
+from aligner_jax.data.sources.example import Conversation, Example, Instruction, Message, Preference, Text
+from aligner_jax.data.sources.load import Dataset, load_dataset, load_examples, load_first
+from aligner_jax.data.sources.registry import SOURCES, find_source
 from aligner_jax.data.sources.source import Source
 from aligner_jax.data.sources.split import prompt_of, split_by_prompt, without_repeats
 
@@ -14,9 +15,11 @@ __all__ = [
     "Message",
     "Preference",
     "Source",
+    "Text",
     "find_source",
     "load_dataset",
     "load_examples",
+    "load_first",
     "prompt_of",
     "split_by_prompt",
     "without_repeats",

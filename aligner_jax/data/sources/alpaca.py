@@ -20,8 +20,8 @@ def parse(record: dict, where: str) -> Instruction:
     )
 
 
-_OTHERS = {"response", "chosen"}
-"""Answer fields of other sources: Dolly's, and that of preferences."""
+_OTHERS = {"response", "completion", "answer", "chosen"}
+"""Answer fields of other sources."""
 
 ALPACA = Source(
     name="alpaca",

@@ -19,6 +19,12 @@ MAX_RATIO, FREE = 100, 16 * MEBIBYTE
 Text compresses 3 to 30 times; files that are made to fill the memory, 200 to 10,000 times.
 """
 _PIECE = MEBIBYTE
+
+
+class DamageError(InputError):
+    """A file that is damaged, cut short or made to fill the memory, whatever its format."""
+
+
 # Small, because zlib copies the rest of the piece at the end of every gzip member.
 _GZIP_PIECE = 2**13
 # Decompressing the output of `xz -9` takes 65 MiB.
@@ -66,7 +72,7 @@ def check_ratio(total: int, size: int, path: Path) -> None:
       InputError: `total` exceeds `FREE + MAX_RATIO * size`.
     """
     if total > FREE + MAX_RATIO * size:
-        raise InputError(
+        raise DamageError(
             f"{path} has {size:,} bytes and becomes {total:,} and more when it is unpacked, which no file of "
             "examples does"
         )
@@ -117,8 +123,8 @@ def _errors_of(path: Path) -> Iterator[None]:
     try:
         yield
     except EOFError:
-        raise InputError(f"{path} is cut short: its compressed data end too early") from None
+        raise DamageError(f"{path} is cut short: its compressed data end too early") from None
     except (zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{path} cannot be decompressed: {error}") from None
+        raise DamageError(f"{path} cannot be decompressed: {error}") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise DamageError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TypeGuard
 
-from aligner_jax.data.sources.example import Conversation, Example, Message, Preference
-from aligner_jax.data.sources.source import Dropped, Record
+from aligner_jax.data.sources.example import Conversation, Example, Message, Preference, Record
+from aligner_jax.data.sources.source import Dropped
 from aligner_jax.data.sources.values import check_text
 
 

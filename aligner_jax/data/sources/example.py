@@ -1,4 +1,4 @@
-"""Examples, as all sources yield them: instructions, conversations and preferences."""
+"""Examples, as all sources yield them: instructions, conversations, preferences and plain texts."""
 
 import dataclasses
 from typing import Literal, NotRequired, TypedDict
@@ -52,10 +52,20 @@ class Preference:
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
-    """A record and its "file:line". The answer of a preference is the chosen one."""
+class Text:
+    """A text without a prompt, all of which is learned. No template is applied to it."""
 
-    record: Instruction | Conversation | Preference
+    text: str
+
+
+type Record = Instruction | Conversation | Preference | Text
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A record and its "file:line". The answer of a preference is the chosen one, and that of a text the text."""
+
+    record: Record
     where: str
 
     @property
@@ -75,8 +85,11 @@ class Example:
     def messages(self) -> list[Message]:
         """Returns the record as a conversation.
 
-        An instruction becomes a user turn (its input after a blank line) and an assistant turn.
+        An instruction becomes a user turn (its input after a blank line) and an assistant turn; a text becomes an
+        assistant turn.
         """
+        if isinstance(self.record, Text):
+            return [{"role": "assistant", "content": self.record.text}]
         if isinstance(self.record, Conversation):
             return list(self.record.messages)
         if isinstance(self.record, Preference):

@@ -1,52 +1,24 @@
-"""Loads the examples of a file, and counts dropped records and unused fields."""
+"""Loads the examples of a file, a folder or a hub data set, and counts dropped records and unused fields."""
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from aligner_jax.data.sources import prepared
-from aligner_jax.data.sources.alpaca import ALPACA, ALPACA_CLEANED
-from aligner_jax.data.sources.beavertails import BEAVERTAILS
+from aligner_jax.data.sources.bounded import DamageError
 from aligner_jax.data.sources.context import with_context
-from aligner_jax.data.sources.dolly import DOLLY
 from aligner_jax.data.sources.example import Example
-from aligner_jax.data.sources.fields import NAME as FIELDS
-from aligner_jax.data.sources.fields import fields_source
-from aligner_jax.data.sources.gsm8k import GSM8K
-from aligner_jax.data.sources.hh_rlhf import HH_RLHF
-from aligner_jax.data.sources.messages import MESSAGES
-from aligner_jax.data.sources.metamath import METAMATH
-from aligner_jax.data.sources.pku_saferlhf import PKU_SAFERLHF
-from aligner_jax.data.sources.preferences import PREFERENCES
-from aligner_jax.data.sources.prompt_completion import PROMPT_COMPLETION
-from aligner_jax.data.sources.ranking import RANKING
-from aligner_jax.data.sources.records import open_records
-from aligner_jax.data.sources.sharegpt import SHAREGPT
+from aligner_jax.data.sources.formats import FormatError
+from aligner_jax.data.sources.place import open_place
+from aligner_jax.data.sources.records import PARQUET, Records, open_records
+from aligner_jax.data.sources.registry import SOURCES, detect, find_source, recognize
 from aligner_jax.data.sources.source import WANTED, Dropped, Source, check_worth
-from aligner_jax.data.sources.ultrafeedback import ULTRAFEEDBACK
 from aligner_jax.data.sources.unused import Unused, told
+from aligner_jax.data.sources.values import flag_field
 from aligner_jax.errors import InputError, one_line
-from aligner_jax.files.content import is_folder
-
-_ALL = (
-    ALPACA,
-    MESSAGES,
-    ALPACA_CLEANED,
-    DOLLY,
-    GSM8K,
-    METAMATH,
-    PKU_SAFERLHF,
-    BEAVERTAILS,
-    HH_RLHF,
-    PREFERENCES,
-    ULTRAFEEDBACK,
-    RANKING,
-    SHAREGPT,
-    PROMPT_COMPLETION,
-)
-
-SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
+from aligner_jax.files.config_files import find_packaged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +29,15 @@ class Dataset:
       examples: examples with something to learn.
       dropped: number of dropped records, by reason.
       unused: number of records that have an unused field, by the field's name.
+      format: name of the source that the records were read by.
+      form: form of the files: "JSON", "CSV", "TSV", "text", "Parquet", "TFDS" or "hub".
     """
 
     examples: list[Example]
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unused: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    format: str = dataclasses.field(default="", compare=False)
+    form: str = dataclasses.field(default="", compare=False)
 
     def __str__(self) -> str:
         """Returns a summary in one line."""
@@ -74,14 +50,15 @@ def load_examples(path: Path | str, format: str = "auto", fields: Mapping[str, s
 
 
 def load_dataset(path: Path | str, format: str = "auto", fields: Mapping[str, str] | None = None) -> Dataset:
-    """Loads the examples of a file, or of a folder that a TFDS builder prepared.
+    """Loads the examples of a file, a folder, or a data set of the Hugging Face hub.
 
     Records with an empty answer, pairs of equal answers, and records that the source refuses are dropped and counted.
     A record's system prompt and earlier turns are put before it; see `context.with_context`. Unused fields are counted.
 
     Args:
-      path: file with a JSON array of objects, JSON lines, or Parquet, optionally compressed (see `read_records`); or
-        folder with a dataset_info.json, whose split "train" is read; or FOLDER/SPLIT.
+      path: a file of records (see `read_records`); a folder of such files, in the layout of the hub; a folder that a
+        TFDS builder prepared, or FOLDER/SPLIT of one; or the name of a data set of the hub, see `place.open_place`. The
+        split is "train" unless the path ends in ":SPLIT".
       format: one of `SOURCES`; "fields", together with `fields`; or "auto", which detects the source by the first
         record's fields.
       fields: for "fields", field names of the file by their meaning (see `fields_source`).
@@ -91,11 +68,25 @@ def load_dataset(path: Path | str, format: str = "auto", fields: Mapping[str, st
         fit; the message names file and line.
     """
     source = None if format == "auto" and not fields else find_source(format, fields)
+    path = find_packaged(path)
     if prepared.is_prepared(path):
-        return _checked(path, Dataset(*prepared.read_prepared(path, source.name if source else None)))
-    if is_folder(path):
-        raise InputError(f"{path} is a folder, but none that a builder prepared: it has no {prepared.INFO}")
-    return _checked(path, _load_file(path, source))
+        read, name = prepared.read_prepared(path, source.name if source else None), prepared.source_name(path)
+        return _checked(path, Dataset(*read, format=name, form="TFDS"))
+    return _checked(path, _joined(_loaded(open_place(path, _columns(source)), source)))
+
+
+def load_first(path: Path | str, format: str = "auto", fields: Mapping[str, str] | None = None) -> Dataset:
+    """Loads what the first 100 records hold, of a folder those of its first file; checks a path before long work.
+
+    Raises:
+      InputError: see `load_dataset`; other records than the first are not read. No example is needed.
+    """
+    source = None if format == "auto" and not fields else find_source(format, fields)
+    path = find_packaged(path)
+    if prepared.is_prepared(path):
+        read = prepared.read_prepared(path, source.name if source else None, most=_FIRST)
+        return Dataset(*read, format=prepared.source_name(path), form="TFDS")
+    return next(_loaded(open_place(path, _columns(source)), source, most=_FIRST))
 
 
 def load_source(paths: Iterable[Path | str], source: Source) -> Dataset:
@@ -104,28 +95,45 @@ def load_source(paths: Iterable[Path | str], source: Source) -> Dataset:
     Raises:
       InputError: see `load_dataset`.
     """
-    datasets = [_checked(path, _load_file(path, source)) for path in paths]
-    dropped, unused = (
-        sum((collections.Counter(each) for each in counts), collections.Counter[str]())
-        for counts in ([dataset.dropped for dataset in datasets], [dataset.unused for dataset in datasets])
-    )
-    return Dataset([example for dataset in datasets for example in dataset.examples], dict(dropped), dict(unused))
+    columns = _columns(source)
+    return _joined(_checked(path, _load(open_records(path, columns), source)[0]) for path in paths)
 
 
-def _load_file(path: Path | str, source: Source | None) -> Dataset:
-    """Loads the examples of a file; source None detects the source by the first record's fields."""
-    records = open_records(path, _columns(SOURCES.values() if source is None else [source]))
+_FIRST = 100
+
+
+def _loaded(opened: Iterable[Records], source: Source | None, most: int | None = None) -> Iterator[Dataset]:
+    """Yields the examples of every file, at most the first `most`; the first record of all tells the source."""
+    for records in opened:
+        dataset, source = _load(records, source, most)
+        yield dataset
+
+
+def _joined(datasets: Iterable[Dataset]) -> Dataset:
+    examples: list[Example] = []
+    dropped, unused = collections.Counter[str](), collections.Counter[str]()
+    dataset = None
+    for dataset in datasets:
+        examples += dataset.examples
+        dropped.update(dataset.dropped)
+        unused.update(dataset.unused)
+    assert dataset is not None
+    return dataclasses.replace(dataset, examples=examples, dropped=dict(dropped), unused=dict(unused))
+
+
+def _load(records: Records, source: Source | None, most: int | None = None) -> tuple[Dataset, Source]:
+    """Returns the examples and their source; source None detects the source by the first record's fields."""
     examples: list[Example] = []
     dropped: collections.Counter[str] = collections.Counter()
     unused, context = None, ()
-    for record, where in records.rows:
+    for number, (record, where) in enumerate(itertools.islice(_rows(records), most)):
         if unused is None:
-            source = source or _detect(record, where)
+            source = source or detect(record, where)
             unused, context = Unused(source, records.unread), (*source.system, *source.history)
         assert source is not None
         unused.add(record)
         try:
-            if record.get(WANTED) is False:
+            if _is_unwanted(record, where):
                 raise Dropped("unwanted answer")
             parsed = source.parse(record, where)
             if any(map(record.get, context)):
@@ -133,39 +141,40 @@ def _load_file(path: Path | str, source: Source | None) -> Dataset:
             check_worth(parsed)
         except Dropped as reason:
             dropped[str(reason)] += 1
+        except InputError as error:
+            raise FormatError(f"{error}{'' if number else _other_format(record, source)}") from None
         else:
             examples.append(Example(parsed, where))
-    return Dataset(examples, dict(dropped), dict(unused.counts) if unused else {})
+    assert source is not None
+    assert unused is not None
+    return Dataset(examples, dict(dropped), dict(unused.counts), source.name, records.form), source
 
 
-def _columns(sources: Iterable[Source]) -> set[str]:
-    return {name for source in sources for name in (*source.uses, *source.system, *source.history, WANTED)}
+def _rows(records: Records) -> Iterator[tuple[dict, str]]:
+    """Yields the rows; an error about a text that is not of its form ends with the list of what is read."""
+    try:
+        yield from records.rows
+    except DamageError:
+        raise
+    except InputError as error:
+        raise (error if records.form == PARQUET else FormatError(error)) from None
 
 
-def find_source(format: str, fields: Mapping[str, str] | None = None) -> Source:
-    """Returns the source that `format` names.
-
-    Raises:
-      InputError: there is no such source, or `fields` is given without the format "fields" or has unknown keys.
-    """
-    if format == FIELDS:
-        return fields_source(fields or {})
-    if fields:
-        raise InputError(f"data.fields is set, but data.format is {format!r} and not {FIELDS!r}")
-    if format not in SOURCES:
-        raise InputError(f"the data format {format!r} is unknown; there are auto, {', '.join(SOURCES)}, {FIELDS}")
-    return SOURCES[format]
+def _is_unwanted(record: dict, where: str) -> bool:
+    wanted = record.get(WANTED)
+    # In CSV it is a text, and "False" would count as true.
+    return wanted is False or (isinstance(wanted, str) and not flag_field(record, WANTED, where))
 
 
-def _detect(record: dict, where: str) -> Source:
-    for source in SOURCES.values():
-        if source.fits(record):
-            return source
-    present = ", ".join(map(repr, record)) or "none"
-    raise InputError(
-        f"{where}: the record has no field 'instruction'; its fields are {present}, which tell no format; name one of "
-        f"{', '.join(SOURCES)}, or {FIELDS!r} with data.fields"
-    )
+def _other_format(record: dict, given: Source) -> str:
+    """Returns a clause on the format that a record looks like, if that is another one than the given; else ""."""
+    seen = recognize(record)
+    return f"; this is the format {seen.name!r}: set data.format to 'auto'" if seen not in (None, given) else ""
+
+
+def _columns(source: Source | None) -> Collection[str]:
+    sources = SOURCES.values() if source is None else [source]
+    return {name for each in sources for name in (*each.uses, *each.system, *each.history, WANTED)}
 
 
 def _checked(path: Path | str, dataset: Dataset) -> Dataset:

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import grain
 
-from aligner_jax.data.sources.example import Conversation, Example, Instruction, Message, Preference
-from aligner_jax.data.sources.source import Record
+from aligner_jax.data.sources.example import Conversation, Example, Instruction, Message, Preference, Record, Text
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import is_file
+from aligner_jax.files.extras import pip_line
 from aligner_jax.files.fields import Fields, read_fields
 from aligner_jax.files.json_text import read_json, read_object
 
@@ -30,12 +30,13 @@ class Prepared(NamedTuple):
     unused: dict[str, int]
 
 
-def read_prepared(path: Path | str, name: str | None = None) -> Prepared:
+def read_prepared(path: Path | str, name: str | None = None, *, most: int | None = None) -> Prepared:
     """Returns the examples of a prepared split, with the counts from its preparation.
 
     Args:
       path: prepared folder, whose split "train" is read, or FOLDER/SPLIT.
       name: expected name of the source; None accepts any.
+      most: maximum number of examples to read; None reads all.
 
     Raises:
       InputError: see `prepared_examples`; or the folder holds another source, or an example cannot be read.
@@ -46,7 +47,7 @@ def read_prepared(path: Path | str, name: str | None = None) -> Prepared:
         raise InputError(f"{folder} holds the source {held!r}, not {name!r}")
     examples = prepared_examples(path)
     read = []
-    for number in range(len(examples)):
+    for number in range(len(examples))[:most]:
         try:
             read.append(examples[number])
         except Exception as error:  # The readers raise many types for damaged files.
@@ -54,6 +55,11 @@ def read_prepared(path: Path | str, name: str | None = None) -> Prepared:
                 f"{folder}: example {number + 1} of the split {split!r} cannot be read: {first_line(error)}"
             ) from error
     return Prepared(read, _counts(metadata, "dropped", split), _counts(metadata, "unused", split))
+
+
+def source_name(path: Path | str) -> str:
+    """Returns the name of the source of a prepared folder. Raises InputError if its metadata cannot be read."""
+    return _metadata(_found(path)[0]).text("source")
 
 
 def prepared_examples(path: Path | str) -> "grain.MapDataset[Example]":
@@ -95,7 +101,7 @@ def import_tfds() -> Any:
 
 
 def _needs(reason: str) -> str:
-    return f"prepared data need the package tensorflow-datasets ({reason}); pip install 'aligner_jax[tfds]'"
+    return f"prepared data need the package tensorflow-datasets ({reason}); {pip_line('tfds')}"
 
 
 def to_features(example: Example) -> dict[str, Any]:
@@ -105,6 +111,8 @@ def to_features(example: Example) -> dict[str, Any]:
         fields = {"instruction": record.instruction, "input": record.input, "output": record.output}
     elif isinstance(record, Conversation):
         fields = {"messages": _stored(record.messages)}
+    elif isinstance(record, Text):
+        fields = {"text": record.text}
     else:
         fields = {"prompt": _stored(record.prompt), "chosen": record.chosen, "rejected": record.rejected}
     return {**fields, "where": example.where}
@@ -114,6 +122,8 @@ def from_features(stored: Mapping[str, Any]) -> Example:
     """Returns the example of stored features; the inverse of `to_features`."""
     if "messages" in stored and ("instruction" not in stored or len(stored["messages"]["role"])):
         record: Record = Conversation(_messages(stored["messages"]))
+    elif "text" in stored:
+        record = Text(_text(stored["text"]))
     elif "prompt" in stored:
         record = Preference(_messages(stored["prompt"]), _text(stored["chosen"]), _text(stored["rejected"]))
     else:

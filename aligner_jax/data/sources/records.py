@@ -1,7 +1,9 @@
-"""Reads the records of a local file and their places: JSON, JSON lines or Parquet, compressed or not."""
+"""Reads the records of a local file and their places: JSON, CSV, TSV, plain text or Parquet, compressed or not."""
 
 import dataclasses
+import itertools
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -9,12 +11,21 @@ from aligner_jax.data.sources.bounded import check_ratio, content_pieces
 from aligner_jax.data.sources.json_records import json_values
 from aligner_jax.data.sources.parquet import open_parquet
 from aligner_jax.data.sources.parquet_footer import MAGIC
+from aligner_jax.data.sources.text_records import text_values
 from aligner_jax.data.sources.values import kind
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import open_file
+from aligner_jax.files.csv_records import csv_values
 
 _RECORD = 300
 """Bytes of memory that an example takes besides its text."""
+JSON, CSV, TSV, TEXT, PARQUET, HUB = "JSON", "CSV", "TSV", "text", "Parquet", "hub"
+"""Forms of data; those of files are told by the first bytes and the suffix."""
+SUFFIXES = {
+    ".jsonl": JSON, ".json": JSON, ".ndjson": JSON, ".csv": CSV, ".tsv": TSV, ".txt": TEXT, ".parquet": PARQUET,
+}  # fmt: skip
+COMPRESSED = (".gz", ".xz")
+_JSON_BEGIN = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*(?:\[[ \t\r\n]*)?\{[ \t\r\n]*(?:\"|\}|\Z)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,18 +36,22 @@ class Records:
       rows: (object, place), where the place is "file:line" or, for Parquet, "file, row N". The file is read during
         iteration, which raises InputError if the file cannot be read, is damaged, or contains a value that is not an
         object.
+      form: `JSON`, `CSV`, `TSV`, `TEXT`, `PARQUET` or `HUB`.
       unread: number of rows with a value, by the name of each column that was not requested.
     """
 
     rows: Iterator[tuple[dict, str]]
+    form: str
     unread: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def read_records(path: Path | str) -> Iterator[tuple[dict, str]]:
-    """Yields the objects of a file: a JSON array, JSON lines (blank lines are skipped), or Parquet.
+    """Yields the objects of a file: a JSON array, JSON lines (blank lines are skipped), CSV, TSV, text or Parquet.
 
-    The file may be compressed with gzip or xz; lines are counted in the decompressed text. The format is detected by
-    the first bytes, whatever the file's name. The file is read piece by piece.
+    The file may be compressed with gzip or xz; lines are counted in the decompressed text. JSON objects and Parquet are
+    detected by the first bytes, whatever the file's name; other files are what their suffix says, and JSON without one.
+    The first row of CSV and TSV names the fields; a text is one object {"text": …} per document, see `text_values`. The
+    file is read piece by piece.
 
     Yields:
       An object and its place: "file:line" or, for Parquet, "file, row N".
@@ -59,8 +74,28 @@ def open_records(path: Path | str, columns: Collection[str] | None = None) -> Re
         begin, size = file.read(len(MAGIC)), os.fstat(file.fileno()).st_size
     if begin == MAGIC or (begin and ".parquet" in path.suffixes):
         table = open_parquet(path, columns)
-        return Records(_placed(table.rows, ", row ", size, path), table.unread)
-    return Records(_placed(json_values(content_pieces(path), path), ":", size, path))
+        return Records(_placed(table.rows, ", row ", size, path), PARQUET, table.unread)
+    form = form_of_name(path)
+    pieces = content_pieces(path)
+    first = next(pieces, b"")
+    whole = itertools.chain([first], pieces)
+    if form in (None, PARQUET) or _JSON_BEGIN.match(first):
+        form = JSON
+    if form == TEXT:
+        values = text_values(lambda: content_pieces(path), path)
+    elif form == JSON:
+        values = json_values(whole, path)
+    else:
+        values = csv_values(whole, path, "," if form == CSV else "\t")
+    return Records(_placed(values, ":", size, path), form)
+
+
+def form_of_name(path: Path) -> str | None:
+    """Returns the form that a file's suffix tells, beneath that of compression; None if it tells none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    while suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return SUFFIXES.get(suffixes[-1]) if suffixes else None
 
 
 def _placed(values: Iterator[tuple[object, int]], mark: str, size: int, path: Path) -> Iterator[tuple[dict, str]]:

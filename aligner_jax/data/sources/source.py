@@ -3,9 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from aligner_jax.data.sources.example import Conversation, Instruction, Preference
+from aligner_jax.data.sources.example import Conversation, Instruction, Preference, Record, Text
 
-type Record = Instruction | Conversation | Preference
 type Parse = Callable[[dict, str], Record]
 """Parses a JSON object into a record; the string is the object's "file:line". Raises InputError or `Dropped`."""
 
@@ -50,7 +49,7 @@ class Source:
     name: str
     parse: Parse
     fits: Callable[[dict], bool]
-    record: type[Instruction] | type[Conversation] | type[Preference]
+    record: type[Instruction] | type[Conversation] | type[Preference] | type[Text]
     about: str
     homepage: str = ""
     licence: str = ""
@@ -72,6 +71,8 @@ def check_worth(record: Record) -> None:
         answers = [record.chosen.strip(), record.rejected.strip()]
     elif isinstance(record, Instruction):
         answers = [record.output.strip()]
+    elif isinstance(record, Text):
+        answers = [record.text.strip()]
     else:
         learned = (turn for turn in record.messages if turn["role"] == "assistant" and turn.get("learned", True))
         answers = [turn["content"].strip() for turn in learned]

@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 
-from aligner_jax.data.sources.example import Example, Preference
+from aligner_jax.data.sources.example import Example, Preference, Text
 
 type _Prompt = tuple[tuple[str, str], ...]
 
 
 def prompt_of(example: Example) -> _Prompt:
-    """Returns role and content of every turn before the last answer, by which prompts are compared."""
+    """Returns role and content of every turn before the last answer, by which prompts are compared.
+
+    A text has no prompt and is compared itself.
+    """
+    if isinstance(example.record, Text):
+        return (("text", example.record.text),)
     return tuple((turn["role"], turn["content"]) for turn in example.messages_before_answer())
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from aligner_jax.data.sources import Example
 from aligner_jax.data.sources.example import Instruction
 from aligner_jax.errors import InputError
+from aligner_jax.files.extras import pip_line
 from aligner_jax.studies.families.task import Checked, Sizes, Task, divided
 
 _MAX_NEW_TOKENS = 48
@@ -116,7 +117,5 @@ def _library(name: str) -> ModuleType:
     try:
         import reasoning_gym
     except ModuleNotFoundError:
-        raise InputError(
-            f"reasoning/{name} needs the package reasoning-gym: pip install 'aligner_jax[study]'"
-        ) from None
+        raise InputError(f"reasoning/{name} needs the package reasoning-gym: {pip_line('study')}") from None
     return reasoning_gym

@@ -4,7 +4,7 @@ import re
 
 from absl import flags
 
-from scripts.site.reference.flags import commands, description_of, flags_of
+from aligner_jax.usage.commands import command_names, read_command
 from scripts.site.reference.text import code, paragraphs, prose, table
 
 HEAD = """# Commands
@@ -16,16 +16,16 @@ Commands with `--config=FILE` take any [field of a config](config.md) as `--conf
 
 def commands_page() -> str:
     """Returns the page, in Markdown."""
-    return "\n".join([HEAD, *(described(name) for name in commands())])
+    return "\n".join([HEAD, *(described(name) for name in command_names())])
 
 
 def described(name: str) -> str:
     """Returns the section of a command: its description, and a table of its flags."""
-    rows = [
-        [code(f"--{flag.name}"), _kind(flag), _default(flag), prose(_help(flag))] for flag in flags_of(name).values()
-    ]
+    command = read_command(name)
+    flags_of = (command.flags[flag] for flag in command.names)
+    rows = [[code(f"--{flag.name}"), _kind(flag), _default(flag), prose(_help(flag))] for flag in flags_of]
     return "\n".join(
-        [f"## {code(name)}\n", paragraphs(description_of(name)), table(["flag", "type", "default", ""], rows)]
+        [f"## {code(name)}\n", paragraphs(command.doc), table(["flag", "type", "default", "meaning"], rows)]
     )
 
 

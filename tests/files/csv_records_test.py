@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from aligner_jax.errors import InputError
-from aligner_jax.evals.csv_records import csv_records
+from aligner_jax.files.csv_records import csv_records
 
 
 def test_rows_and_the_lines_they_begin_on(tmp_path: Path):
@@ -46,7 +46,7 @@ def test_pieces_do_not_show_in_what_is_read(tmp_path: Path, monkeypatch: pytest.
     path.write_bytes(text.encode())
     expected = [("é\r\n😀", "b", 2), ("c", "d\n", 4), ("last", "x", 7)]
     for size in (1, 2, 3, 7, 2**16):
-        monkeypatch.setattr("aligner_jax.evals.csv_records._PIECE", size)
+        monkeypatch.setattr("aligner_jax.files.csv_records._PIECE", size)
         found = [(*row.values(), int(where.rpartition(":")[2])) for row, where in csv_records(path)]
         assert found == expected
 

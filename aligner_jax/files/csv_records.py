@@ -1,4 +1,4 @@
-"""Reads the rows of a CSV file in bounded memory, with their line numbers."""
+"""Reads the rows of a CSV or TSV file in bounded memory, with their line numbers."""
 
 import codecs
 import csv
@@ -37,21 +37,36 @@ def csv_records(path: str | Path) -> Iterator[tuple[dict[str, str], str]]:
         a row and the header differ in length; a row has more than 2 MiB or a field more than 128 KiB; or a quote is not
         closed.
     """
+    with open_file(path) as file:
+        for row, line in csv_values(iter(lambda: file.read(_PIECE), b""), path):
+            yield row, f"{path}:{line}"
+
+
+def csv_values(pieces: Iterator[bytes], path: str | Path, delimiter: str = ",") -> Iterator[tuple[dict[str, str], int]]:
+    """Yields the rows of a text as `csv_records` does, each with its first line, from 1.
+
+    Args:
+      pieces: the text in pieces, in order.
+      path: name of the file in error messages.
+      delimiter: character between two fields: "," or, of TSV, a tab.
+
+    Raises:
+      InputError: see `csv_records`.
+    """
     header: list[str] | None = None
     empty = True
-    with open_file(path) as file:
-        for row in csv_rows(file, path):
-            where = f"{path}:{row.begin}"
-            if not row.fields:
-                continue
-            if header is None:
-                header = row.fields
-                _check_header(header, where)
-                continue
-            if len(row.fields) != len(header):
-                raise InputError(f"{where}: the row has {len(row.fields)} fields, but the header {len(header)}")
-            empty = False
-            yield dict(zip(header, row.fields, strict=True)), where
+    for row in _rows(pieces, path, delimiter):
+        where = f"{path}:{row.begin}"
+        if not row.fields:
+            continue
+        if header is None:
+            header = row.fields
+            _check_header(header, where)
+            continue
+        if len(row.fields) != len(header):
+            raise InputError(f"{where}: the row has {len(row.fields)} fields, but the header {len(header)}")
+        empty = False
+        yield dict(zip(header, row.fields, strict=True)), row.begin
     if empty:
         raise InputError(f"{path} {'is empty' if header is None else 'has a header and no rows'}")
 
@@ -66,14 +81,18 @@ def csv_rows(text: BinaryIO, path: str | Path) -> Iterator[Row]:
     Raises:
       InputError: the text is not CSV or UTF-8, or a row has more than 2 MiB. Names the line.
     """
-    lines = _Lines(iter(lambda: text.read(_PIECE), b""), path)
-    reader, begin = csv.reader(lines, strict=True), 1
+    return _rows(iter(lambda: text.read(_PIECE), b""), path, ",")
+
+
+def _rows(pieces: Iterator[bytes], path: str | Path, delimiter: str) -> Iterator[Row]:
+    lines = _Lines(pieces, path)
+    reader, begin = csv.reader(lines, strict=True, delimiter=delimiter), 1
     while True:
         lines.begin, lines.taken = begin, 0
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            raise InputError(f"{path}:{begin} is not CSV: {error}") from None
+            raise InputError(f"{path}:{begin} is not {'CSV' if delimiter == ',' else 'TSV'}: {error}") from None
         if fields is None:
             return
         yield Row(fields, begin, reader.line_num)

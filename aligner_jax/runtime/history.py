@@ -1,0 +1,35 @@
+"""Reads the metrics of a run back from its metrics.jsonl."""
+
+from pathlib import Path
+from typing import Any
+
+from aligner_jax.errors import InputError
+from aligner_jax.files.content import MEBIBYTE, read_text
+from aligner_jax.files.json_text import parse_object
+
+FILE = "metrics.jsonl"
+_MOST_BYTES = 512 * MEBIBYTE
+_MOST_VALUES = 10_000
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Returns the lines of a metrics.jsonl, in their order, as dicts. Values that were not finite are None.
+
+    A last line without a line end is left out: a killed process, or one that still runs, leaves it incomplete.
+
+    Raises:
+      InputError: the file cannot be read, or a line holds no metrics; names the line.
+    """
+    lines = read_text(path, most=_MOST_BYTES).split("\n")[:-1]
+    return [_parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _parsed(line: str, where: str) -> dict[str, Any]:
+    values = parse_object(line, where, most_values=_MOST_VALUES)
+    step = values.get("step")
+    if type(step) is not int or step < 0:
+        raise InputError(f"{where} is not a line of metrics: it has no step")
+    for name, value in values.items():
+        if value is not None and type(value) not in (int, float):
+            raise InputError(f"{where}: {name} should be a number or null")
+    return values

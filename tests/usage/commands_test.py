@@ -1,0 +1,96 @@
+"""Commands and their flags as the source tells them, against those that the commands define when they run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import places
+import pytest
+from command_runs import run_command
+
+from aligner_jax.usage.commands import command_names, read_command, sentence_of
+from aligner_jax.usage.config_fields import config_paragraphs
+from aligner_jax.usage.page import page
+
+NO_JAX = "raise SystemExit('JAX was imported')"
+ANSWERS = """
+import sys
+from aligner_jax.usage import early
+from aligner_jax.usage.commands import command_names
+for name in command_names():
+    try:
+        early.answer(name, ["--help"])
+    except SystemExit as end:
+        assert end.code == 0, name
+    else:
+        raise AssertionError(name)
+"""
+
+
+def test_the_commands_of_the_first_hour_come_first():
+    names = command_names()
+    assert names[:3] == ["train", "generate", "chat"]
+    assert {"evaluate", "serve", "analyze", "export", "combine", "compile", "convert", "verify"} <= set(names)
+    assert all(sentence_of(name).endswith(".") for name in names)
+
+
+@pytest.mark.parametrize("name", command_names())
+def test_the_help_that_is_read_from_the_source_is_that_of_the_command(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    command = read_command(name)
+    read = page(command.doc, [command.flags[each] for each in command.names], more=config_paragraphs(name))
+    status, out, err = run_command(name, "--help", "--config=nowhere.py")
+    assert (status, err) == (0, "")
+    assert out == read
+    assert max(map(len, out.splitlines())) <= 120
+    assert f"python -m aligner_jax.{name} " in out
+
+
+@pytest.fixture
+def without_jax(tmp_path: Path) -> dict[str, str]:
+    """An environment in which the import of JAX ends a process."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text(NO_JAX)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), places.PYTHONPATH, *sys.path])}
+
+
+def test_no_help_needs_jax(without_jax: dict[str, str]):
+    subprocess.run([sys.executable, "-c", ANSWERS], env=without_jax, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["-m", "aligner_jax"], 0, "\n  train      Trains an adapter over a frozen base.\n"),
+        (["-m", "aligner_jax", "--version"], 0, "aligner_jax 0.1.0, jax "),
+        (["-m", "aligner_jax", "generte"], 1, "error: 'generte' is not a command; did you mean generate?\n"),
+        (["-m", "aligner_jax", "chat", "--model=m", "-h"], 0, "\npython -m aligner_jax chat --base=PATH"),
+        (["-m", "aligner_jax.generate", "--base=b", "--help"], 0, "\n  --temperature=X         0 is greedy."),
+        (["-X", "utf8", "-maligner_jax.train"], 1, "error: train needs flags, such as these; --help explains all"),
+        (["-m", "aligner_jax.generate", "--stop=x"], 1, "--stop is not a flag of this command; its flags are --base, "),
+        (
+            ["-m", "aligner_jax", "serve", "--plces=3"],
+            1,
+            "--plces is not a flag of this command; did you mean --places?",
+        ),
+        (["-m", "aligner_jax.serve", "--x=3"], 1, "--x is not a flag of this command; --help explains its flags\n"),
+        (["-m", "aligner_jax.train", "--optim.lr=1"], 1, "are written --config.optim.lr=VALUE\n"),
+        (["-m", "aligner_jax.generate", "--top_k=x"], 1, "flag --top_k=x: should be a whole number\n"),
+        (["-m", "aligner_jax.generate", "--base=b"], 1, "JAX was imported\n"),
+        (["-m", "aligner_jax.train", "--config=c", "--grain_py_debug_mode"], 1, "JAX was imported\n"),
+    ],
+)
+def test_what_is_answered_without_jax(without_jax: dict[str, str], arguments: list[str], status: int, said: str):
+    environment = {**without_jax, "COLUMNS": "100"}
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == status
+    assert said in (done.stderr if status else done.stdout)
+    assert "Traceback" not in done.stderr
+
+
+def test_helpfull_has_the_flags_of_libraries_too():
+    status, out, _ = run_command("convert", "--helpfull")
+    assert status == 0
+    assert "--to=TO" in out
+    assert "verbosity" in out
