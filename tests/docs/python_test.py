@@ -12,7 +12,7 @@ from judge_server import echo, judge_server
 
 from aligner_jax.weights.base import Base
 
-WITH_PYTHON = [page for page in PAGES if page != "README.md" and python_blocks(doc_pages.read(page))]
+WITH_PYTHON = [page for page in PAGES if python_blocks(doc_pages.read(page))]
 
 
 class Place(NamedTuple):

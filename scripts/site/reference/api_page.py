@@ -19,8 +19,7 @@ def api_page() -> str:
 
 def names() -> list[str]:
     """Returns the public names, functions first."""
-    public = [name for name in aj.__all__ if not name.startswith("_")]
-    return sorted(public, key=lambda name: (inspect.isclass(getattr(aj, name)), name))
+    return sorted(aj.__all__, key=lambda name: (inspect.isclass(getattr(aj, name)), name.startswith("_"), name))
 
 
 def described(name: str, value: object) -> str:

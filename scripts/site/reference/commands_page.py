@@ -24,7 +24,9 @@ def described(name: str) -> str:
     command = read_command(name)
     flags_of = (command.flags[flag] for flag in command.names)
     rows = [[code(f"--{flag.name}"), _kind(flag), _default(flag), prose(_help(flag))] for flag in flags_of]
-    return "\n".join([f"## {code(name)}\n", paragraphs(command.doc), table(["flag", "type", "default", ""], rows)])
+    return "\n".join(
+        [f"## {code(name)}\n", paragraphs(command.doc), table(["flag", "type", "default", "meaning"], rows)]
+    )
 
 
 def _help(flag: flags.Flag) -> str:
