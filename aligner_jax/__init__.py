@@ -24,8 +24,10 @@ if _command := _starting.command():
     _starting.begin()
     from aligner_jax.usage import early as _early
 
-    _early.answer(*_command)
-    _starting.say_loading(_command[0])
+    if _early.answer(*_command):
+        _starting.say_loading(_command[0])
+    else:
+        _starting.imported()
 
 if TYPE_CHECKING:
     from aligner_jax.api.configs import load_config

@@ -27,10 +27,10 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or ["help"]
     program = "aligner-jax " if sys.argv[0].endswith("aligner-jax") else "python -m aligner_jax "
     name = name.replace("-", "_") if name not in _VERSION | _HELP else name
+    if name in _HELP and arguments and arguments[0] in command_names():
+        name, arguments = arguments[0], ["--help"]
     if name in _VERSION:
         early.show(f"aligner_jax {_version()}, jax {importlib.metadata.version('jax')}\n")
-    elif name in _HELP and arguments and arguments[0] in command_names():
-        early.answer(arguments[0], ["--help"], program=program)
     elif name in _HELP:
         early.show(_commands(program))
     elif name not in command_names():
@@ -38,7 +38,10 @@ def main() -> None:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(command_names())}"
         sys.exit(f"error: {name[:100]!r} is not a command; {hint}")
     else:
-        early.answer(name, arguments, program=program)
+        if early.answer(name, arguments, program=program):
+            starting.say_loading(name)
+        else:
+            starting.imported()
         starting.say_loading(name)
         sys.argv = [sys.argv[0], *arguments]
         runpy.run_module(f"aligner_jax.{name}", run_name="__main__", alter_sys=True)

@@ -38,9 +38,14 @@ def file_of(name: str) -> Path:
 
 def command_names() -> list[str]:
     """Returns the names of the commands, those of the first hour first."""
-    found = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__main__.py")}
-    names = {name for name in found if not name.startswith("_") and _calls_run(file_of(name))}
+    files = {path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_")}
+    names = {name for name in files if takes_flags(name)} | {path.parent.name for path in PACKAGE.glob("*/__main__.py")}
     return [name for name in _FIRST if name in names] + sorted(names - {*_FIRST})
+
+
+def takes_flags(name: str) -> bool:
+    """Returns True if a command has absl's flags, as those that call `command.run` have; others parse their own."""
+    return "command.run(" in file_of(name).read_text(encoding="utf-8")
 
 
 def sentence_of(name: str) -> str:
@@ -82,7 +87,3 @@ def define_config(flag_values: flags.FlagValues) -> flags.FlagHolder[str | None]
         "Config file, or the name of one of the package's; --config.SECTION.FIELD=VALUE overrides one of its fields.",
         flag_values=flag_values,
     )
-
-
-def _calls_run(path: Path) -> bool:
-    return "command.run(" in path.read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from absl import app, flags  # `app` defines the flags that every command takes
 
 from aligner_jax.errors import InputError
-from aligner_jax.usage.commands import Command, command_names, read_command
+from aligner_jax.usage.commands import Command, command_names, read_command, takes_flags
 from aligner_jax.usage.config_fields import config_paragraphs
 from aligner_jax.usage.page import page, short_usage
 from aligner_jax.usage.parse import asks_for_help, parse_flags
@@ -17,18 +17,18 @@ _OF_LIBRARIES = ("grain_", "experimental_orbax_", "array_record_", "jax_", "xla_
 """Beginnings of flags that libraries define when they are imported."""
 
 
-def answer(name: str, arguments: Sequence[str], *, program: str = "python -m aligner_jax.") -> None:
+def answer(name: str, arguments: Sequence[str], *, program: str = "python -m aligner_jax.") -> bool:
     """Exits if the command's flags alone tell what to print: for --help, without arguments, or for a wrong flag.
 
-    Otherwise returns, and the command is to be run.
+    Otherwise returns, and the module is to be run: True if it will call `command.run`.
 
     Args:
-      name: module of the package, which need not be a command.
+      name: module of the package, which need not be a command with flags.
       arguments: its arguments.
       program: beginning of the command line, for examples.
     """
-    if name not in command_names():
-        return
+    if name not in command_names() or not takes_flags(name):
+        return False
     try:
         command = read_command(name)
         if asks_for_help(arguments):
@@ -36,11 +36,12 @@ def answer(name: str, arguments: Sequence[str], *, program: str = "python -m ali
             show(page(command.doc, declared, program=program, more=config_paragraphs(name)))
             sys.exit(0)
     except UnknownValue:
-        return
+        return True
     if not arguments:
         usage = short_usage(command.doc, name, program=program)
         sys.exit(f"error: {name} needs flags, such as these; --help explains all of them:\n\n{usage}")
     _check(command, name, arguments)
+    return True
 
 
 def _check(command: Command, name: str, arguments: Sequence[str]) -> None:

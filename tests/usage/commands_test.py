@@ -9,16 +9,17 @@ import places
 import pytest
 from command_runs import run_command
 
-from aligner_jax.usage.commands import command_names, read_command, sentence_of
+from aligner_jax.usage.commands import command_names, read_command, sentence_of, takes_flags
 from aligner_jax.usage.config_fields import config_paragraphs
 from aligner_jax.usage.page import page
 
+WITH_FLAGS = [name for name in command_names() if takes_flags(name)]
 NO_JAX = "raise SystemExit('JAX was imported')"
 ANSWERS = """
 import sys
 from aligner_jax.usage import early
-from aligner_jax.usage.commands import command_names
-for name in command_names():
+from aligner_jax.usage.commands import command_names, takes_flags
+for name in filter(takes_flags, command_names()):
     try:
         early.answer(name, ["--help"])
     except SystemExit as end:
@@ -35,7 +36,7 @@ def test_the_commands_of_the_first_hour_come_first():
     assert all(sentence_of(name).endswith(".") for name in names)
 
 
-@pytest.mark.parametrize("name", command_names())
+@pytest.mark.parametrize("name", WITH_FLAGS)
 def test_the_help_that_is_read_from_the_source_is_that_of_the_command(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "100")
     command = read_command(name)
@@ -63,6 +64,8 @@ def test_no_help_needs_jax(without_jax: dict[str, str]):
     ("arguments", "status", "said"),
     [
         (["-m", "aligner_jax"], 0, "\n  train      Trains an adapter over a frozen base.\n"),
+        (["-m", "aligner_jax"], 0, "\n  data       Shows how a file"),
+        (["-m", "aligner_jax", "help", "convert"], 0, "\n  --to=TO "),
         (["-m", "aligner_jax", "--version"], 0, "aligner_jax 0.1.0, jax "),
         (["-m", "aligner_jax", "generte"], 1, "error: 'generte' is not a command; did you mean generate?\n"),
         (["-m", "aligner_jax", "chat", "--model=m", "-h"], 0, "\npython -m aligner_jax chat --base=PATH"),
@@ -94,3 +97,22 @@ def test_helpfull_has_the_flags_of_libraries_too():
     assert status == 0
     assert "--to=TO" in out
     assert "verbosity" in out
+
+
+def test_a_module_that_is_no_command_of_flags_collects_garbage():
+    """As studies do, which run for hours."""
+    code = "import gc, aligner_jax; print(gc.isenabled())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([places.PYTHONPATH, *sys.path])}
+    for words, collects in ((["aligner_jax.studies.parameters"], "True"), (["aligner_jax.chat", "--base=b"], "False")):
+        started = f"import sys; sys.argv, sys.orig_argv = ['-m'], ['python', '-m', *{words}]; {code}"
+        done = subprocess.run([sys.executable, "-c", started], env=environment, capture_output=True, text=True)
+        assert done.stdout == f"{collects}\n", done.stderr
+
+
+def test_a_command_that_parses_its_own_flags_is_run_by_its_name():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([places.PYTHONPATH, *sys.path])}
+    command = [sys.executable, "-m", "aligner_jax", "data", "no-such-file"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "no-such-file" in done.stderr
