@@ -32,6 +32,8 @@ NAMES = ("quickstart", "own_data", "two_stages", "look_inside", "many_adapters",
 WIDTH = 900
 _COLOURS = 128
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_TIMES = re.compile(r"  [\d,.]+ tokens/s|  \d+:[\d:]+ left|(?<=: done) in \d+:[\d:]+")
+_RICH = '<pre style="white-space:pre;overflow-x:auto;'
 _BADGE = re.compile(r"\[!\[Open in Colab\].*\n\n?")
 
 
@@ -73,7 +75,7 @@ def execute(notebook: NotebookNode, folder: Path, *, timeout: int = 3600) -> Non
 
 
 def tidy(notebook: NotebookNode, folder: Path) -> None:
-    """Leaves out of the outputs what belongs to this run alone: paths, counts, escape sequences, large pictures."""
+    """Leaves out of the outputs what belongs to this run alone: paths, times of progress, counts, large pictures."""
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
@@ -120,9 +122,12 @@ def has_outputs(notebook: NotebookNode) -> bool:
 
 
 def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    """Returns outputs with the parts of a stream in one piece."""
+    """Returns outputs with the parts of a stream in one piece; lines that rich displays as HTML are of the stream."""
     joined: list[NotebookNode] = []
     for output in outputs:
+        data = output.get("data", {})
+        if data.get("text/html", "").startswith(_RICH) or data == {"text/plain": ""}:
+            output = nbformat.v4.new_output("stream", name="stdout", text=data["text/plain"])
         if output.output_type == "stream" and joined and joined[-1].get("name") == output.name:
             joined[-1].text += output.text
         else:
@@ -131,7 +136,7 @@ def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
 
 
 def _plain(text: str, folder: Path) -> str:
-    text = _ESCAPES.sub("", text)
+    text = _TIMES.sub("", _ESCAPES.sub("", text))
     for path in (folder, ROOT, Path.home()):
         text = text.replace(f"{path.resolve()}/", "").replace(f"{path}/", "")
     # A line that a bar has written over is not shown.

@@ -87,8 +87,7 @@ def similarities(names: Sequence[str], matrices: Mapping[str, Float[np.ndarray, 
     made, grid = figure(rows * (0.8 + 0.34 * max(len(names), 2)), nrows=rows, ncols=columns, squeeze=False, sharey=True)
     for i, (axes, (title, matrix)) in enumerate(zip(grid.flat, matrices.items(), strict=False)):
         is_cosine = title.startswith("cosine")
-        cmap, least = (DIVERGING, -1) if is_cosine else (f"{SEQUENTIAL}_r", 0)
-        axes.set_facecolor("#ececec")
+        cmap, least = (DIVERGING, -1) if is_cosine else (SEQUENTIAL, 0)
         axes.grid(False)
         axes.imshow(matrix, cmap=cmap, vmin=least, vmax=1, aspect="auto")
         annotate(axes, matrix, "{:+.3f}" if is_cosine else "{:.1%}", dark_above=0.75 if is_cosine else 0.55)
@@ -96,7 +95,7 @@ def similarities(names: Sequence[str], matrices: Mapping[str, Float[np.ndarray, 
         axes.set_title(title, loc="left", fontsize=10)
     for axes in grid.flat[len(matrices) :]:
         axes.set_visible(False)
-    return picture("similarity", "What pairs have in common; grey where there is nothing to compare.", made)
+    return picture("similarity", "What pairs have in common; a dash where there is nothing to compare.", made)
 
 
 @styled

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from aligner_jax.data.prompt_format import PromptFormat
 from aligner_jax.errors import InputError
-from aligner_jax.files.content import exists
+from aligner_jax.files.content import exists, is_folder
 from aligner_jax.peft import Adapter
 from aligner_jax.peft.artifact import Artifact, read_artifact
+from aligner_jax.peft.location import ADAPTER_FILE
 from aligner_jax.weights.base import Base
 
 BASE = "base"
@@ -32,21 +33,28 @@ class Named:
 
 
 def load_named(paths: Sequence[str], base: Base | None = None) -> list[Named]:
-    """Loads the adapters at these paths.
+    """Loads the adapters at these paths. The folder of a run stands for its adapter, that of a sweep for all of its.
 
     Raises:
       InputError: see `read_artifact`; or a path is given twice or is not a valid path.
     """
-    found = [Path(path) for path in paths]
-    for path in found:
+    for path in paths:
         # Raises for a loop of links or an overlong name, which `short_names` could not resolve.
         exists(path)
+    found = [one for path in paths for one in _with_sweeps(Path(path))]
     names = short_names(found)
     named = []
     for name, path in zip(names, found, strict=True):
         artifact = read_artifact(path, base)
-        named.append(Named(name, path, artifact.adapter, artifact))
+        named.append(Named(name, artifact.path, artifact.adapter, artifact))
     return named
+
+
+def _with_sweeps(path: Path) -> list[Path]:
+    """Returns the adapters of a sweep for its folder, else the path itself."""
+    if is_folder(path) and not exists(path / ADAPTER_FILE):
+        return sorted(path.glob("adapter_*.safetensors"), key=lambda one: (len(one.name), one.name)) or [path]
+    return [path]
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

@@ -17,7 +17,7 @@ from aligner_jax.analysis.report import Picture
 WIDTH = 9.6
 """Width of figures in inches; fills the page's width of 960 points."""
 BASE = "#5a5a5a"
-DIVERGING, SEQUENTIAL = "PuOr_r", "cividis"
+DIVERGING, SEQUENTIAL = "PuOr_r", "Blues"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -112,14 +112,16 @@ def _font() -> FT2Font:
 
 
 def annotate(axes: Axes, matrix: Any, form: str, *, dark_above: float) -> None:
-    """Writes the values of a matrix into its cells, in white or black; NaN cells stay empty."""
+    """Writes the values of a matrix into its cells, in white or black, with lines between them; NaN is a dash."""
     for i, row in enumerate(matrix):
         for j, value in enumerate(row):
-            if value == value:
-                axes.text(
-                    j, i, form.format(value), ha="center", va="center", fontsize=9,
-                    color="white" if abs(value) > dark_above else "black",
-                )  # fmt: skip
+            text, color = (form.format(value), "white" if abs(value) > dark_above else "black")
+            if value != value:
+                text, color = "–", "#888888"
+            axes.text(j, i, text, ha="center", va="center", fontsize=9, color=color)
+    for sides, draw in ((matrix.shape[0], axes.axhline), (matrix.shape[1], axes.axvline)):
+        for place in range(1, sides):
+            draw(place - 0.5, color="#cccccc", linewidth=0.7)
 
 
 def names_on(axes: Axes, names: Sequence[str] | None, count: int) -> None:

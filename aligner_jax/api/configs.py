@@ -1,7 +1,6 @@
 """Configs as Python values: files with overrides, ConfigDicts and dicts."""
 
 import copy
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from aligner_jax.errors import InputError
-from aligner_jax.runtime.command import load_config as load_file
+from aligner_jax.runtime.load_config import config_name
+from aligner_jax.runtime.load_config import load_config as load_file
 
 Config = ConfigDict | Mapping[str, Any] | str | Path
 """A config, or the name of its file."""
@@ -71,5 +71,4 @@ def name_of(config: Config) -> str | None:
     """Returns the name that the commands give a config file's folders ("quickstart"); None if it has no file."""
     if not isinstance(config, str | Path):
         return None
-    file, _, argument = str(config).partition(":")
-    return "_".join(filter(None, [Path(file).stem, *re.findall(r"[\w.-]+", argument)]))
+    return config_name(config)

@@ -34,7 +34,7 @@ def find_config(path: str | Path) -> Path:
         is one of `config_names`. The ending may be left out of each.
 
     Raises:
-      InputError: there is no such file.
+      InputError: there is no such file, or it is a folder.
     """
     if is_file(path):
         return Path(path)
@@ -46,7 +46,8 @@ def find_config(path: str | Path) -> Path:
         return configs_folder() / f"{name}.py"
     near = difflib.get_close_matches(name[:_LONGEST], names, n=1)
     meant = f"did you mean {near[0]}?" if near else f"give a file, or a name that the package has, such as {_EXAMPLES}"
-    raise InputError(f"config file {path} does not exist; {meant}")
+    problem = "is a folder" if is_folder(path) else "does not exist"
+    raise InputError(f"config file {path} {problem}; {meant}")
 
 
 def find_packaged(path: str | Path) -> Path:

@@ -1,10 +1,8 @@
 """Command-line parts that all commands share: flags, config files with overrides, and one-sentence errors."""
 
 import contextlib
-import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags
@@ -13,8 +11,8 @@ from ml_collections import ConfigDict
 from aligner_jax.errors import InputError
 from aligner_jax.runtime import distributed, platform, starting
 from aligner_jax.runtime.exit import Stopped, at_once, is_held_up
-from aligner_jax.runtime.files import reason
-from aligner_jax.runtime.load_config import Choice, load_config
+from aligner_jax.runtime.files import named_files, reason
+from aligner_jax.runtime.load_config import Choice, config_name, load_config
 from aligner_jax.runtime.output import OutputEnded, make_plain, replace_stdout
 from aligner_jax.usage.commands import define_config
 from aligner_jax.usage.config_fields import config_paragraphs
@@ -50,8 +48,7 @@ class ConfigFlag:
     @property
     def name(self) -> str:
         """The config file's name without folder and .py, then the argument after its colon, so that runs differ."""
-        file, _, argument = (self._path.value or "").partition(":")
-        return "_".join(filter(None, [Path(file).stem, *re.findall(r"[\w.-]+", argument)]))
+        return config_name(self._path.value or "")
 
 
 _config_flags: list[ConfigFlag] = []
@@ -96,7 +93,7 @@ def run(main: Callable[[], int | None], *, lasting: bool = False, argument: str 
         platform.prepare()
         starting.may_raise(lasting=lasting)
         distributed.initialize()
-        with _named_files():
+        with named_files():
             status = main()
         output.flush()
     except InputError as error:
@@ -124,21 +121,6 @@ def run(main: Callable[[], int | None], *, lasting: bool = False, argument: str 
     if output.failure is not None:
         sys.exit(f"error: what this command prints cannot be written: {reason(output.failure)}")
     sys.exit(status or 0)
-
-
-@contextlib.contextmanager
-def _named_files() -> Iterator[None]:
-    """Turns an OSError about a file (a name that is too long, a broken disk) into an InputError: it is no bug."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None:
-            raise InputError(f"{os.fsdecode(error.filename)} cannot be used: {reason(error)}") from error
-        try:
-            os.getcwd()
-        except OSError as gone:
-            raise InputError(f"the current folder cannot be used: {reason(gone)}; go to another first") from error
-        raise
 
 
 def _say_once(sentence: str) -> None:

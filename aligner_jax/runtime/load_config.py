@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import re
 import runpy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,12 @@ class Choice:
     options: Mapping[str, Collection[str]]
 
 
+def config_name(path: str | Path) -> str:
+    """Returns the config file's name without folder and .py, then the argument after its colon, so that runs differ."""
+    file, _, argument = str(path).partition(":")
+    return "_".join(filter(None, [Path(file).stem, *re.findall(r"[\w.-]+", argument)]))
+
+
 def load_config(
     path: str | Path,
     overrides: Sequence[Override] = (),
@@ -69,7 +76,8 @@ def load_config(
         raise
     except BaseException as error:
         # SystemExit is caught too: it would end the command with status 0.
-        raise InputError(f"config file {file} fails{_line_of(error, file)}: {_describe(error)}") from error
+        kind = "" if file.endswith(".py") else "; a config file is a Python file (.py) with a function get_config()"
+        raise InputError(f"config file {file} fails{_line_of(error, file)}: {_describe(error)}{kind}") from error
     if get_config is None:
         raise InputError(f"config file {file} has no function get_config()")
     if not isinstance(config, dict | ConfigDict):

@@ -66,7 +66,7 @@ def test_similarities_are_told_in_their_own_scales():
     assert [axes.images[0].get_clim() for axes in (first, second)] == [(0, 1), (-1, 1)]
     np.testing.assert_array_equal(np.ma.filled(first.images[0].get_array(), np.nan), shares)
     texts = [[(*text.get_position(), text.get_text()) for text in axes.texts] for axes in (first, second)]
-    assert texts == [[(1, 0, "80.0%"), (0, 1, "80.0%")], [(1, 0, "-0.800"), (0, 1, "-0.800")]]
+    assert texts == [[(0, 0, "–"), (1, 0, of), (0, 1, of), (1, 1, "–")] for of in ("80.0%", "-0.800")]
     assert [label.get_text() for label in first.get_yticklabels()] == ["a  1", "b  2"]
 
 

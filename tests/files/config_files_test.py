@@ -54,6 +54,12 @@ def test_a_missing_file_is_one_sentence_with_a_name_that_exists(name: str, hint:
         find_config(name)
 
 
+def test_another_folder_is_said_to_be_one(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError, match=r"^config file mine is a folder; give a file, or a name that the package has"):
+        find_config("mine")
+
+
 def test_every_config_is_listed_by_name():
     assert {"quickstart", "llama7b_alpaca", "eval/quick"} <= set(config_names())
     assert len(config_names()) == len(list(places.CONFIGS.rglob("*.py")))

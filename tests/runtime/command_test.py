@@ -352,3 +352,11 @@ def test_a_config_may_hold_anything_and_the_message_is_one_line(tmp_path):
     )
     with pytest.raises(InputError, match="nested too deeply"):
         load_config(tmp_path / "c.py")
+
+
+def test_a_file_that_is_no_python_is_said_to_be_none(tmp_path):
+    (tmp_path / "config.json").write_text('{"steps": true}')
+    with pytest.raises(
+        InputError, match=r"fails at line 1: NameError: .*; a config file is a Python file \(.py\) with"
+    ):
+        load_config(tmp_path / "config.json")

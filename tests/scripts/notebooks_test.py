@@ -27,6 +27,11 @@ def _png(width: int) -> str:
     return base64.b64encode(written.getvalue()).decode()
 
 
+def _line_of_rich(line: str) -> nbformat.NotebookNode:
+    html = f'<pre style="white-space:pre;overflow-x:auto;line-height:normal">{line}</pre>\n'
+    return new_output("display_data", data={"text/plain": line, "text/html": html})
+
+
 def test_parameters_are_set_by_name(notebook):
     notebooks.set_parameters(notebook, {"steps": "2", "base_path": r"'C:\x'"})
     assert notebooks.tagged(notebook, "parameters").source == "steps = 2\nbase_path = 'C:\\x'"
@@ -40,12 +45,17 @@ def test_outputs_lose_what_belongs_to_one_machine(notebook, tmp_path: Path):
     cell.outputs = [
         new_output("stream", name="stdout", text=f"\x1b[31m10 %\r100 %\x1b[0m\nsaved: {tmp_path}/runs/a\n"),
         new_output("stream", name="stdout", text=f"in {notebooks.ROOT}/configs\n"),
+        _line_of_rich("compiling the step: done in 0:30\n"),
+        new_output("display_data", data={"text/plain": ""}),
+        _line_of_rich("step 12/48  loss 2.526  20 tokens/s  lr 1.8e-02  6:55 left\n"),
         new_output("display_data", data={"image/png": _png(2000), "text/plain": "<Figure>"}, metadata={"width": 7}),
         new_output("execute_result", data={"text/plain": f"PosixPath('{tmp_path}/b')"}, execution_count=7),
     ]
     notebooks.tidy(notebook, tmp_path)
     stream, picture, result = cell.outputs
-    assert stream.text == "100 %\nsaved: runs/a\nin configs\n"
+    assert stream.text == (
+        "100 %\nsaved: runs/a\nin configs\ncompiling the step: done\nstep 12/48  loss 2.526  lr 1.8e-02\n"
+    )
     assert Image.open(io.BytesIO(base64.b64decode(picture.data["image/png"]))).size == (900, 450)
     assert list(picture.data) == ["image/png"]
     assert result.data["text/plain"] == "PosixPath('b')"
