@@ -74,6 +74,8 @@ def test_texts_are_paragraphs_or_lines(tmp_path, text, expected):
         ("a.csv", b"question,answer\nTree?," + b"x" * 200_000, ":2 is not CSV: field larger than field limit (131072)"),
         ("a.csv", b"a;b\n1;2\n", ":2: the record's fields are 'a;b', which tell no format; rename them"),
         ("a.csv.gz", gzip.compress(b"question,answer\nTree?,Oak\n")[:-9], " is cut short"),
+        ("a.csv", b"text\n" + b"a\n" * 250_000, " has "),
+        ("a.txt", b"a\n" * 250_000, " has "),
         ("a.dat", b"question,answer\nTree?,Oak\n", ":1 is not JSON"),
     ],
 )
