@@ -4,6 +4,8 @@
         --config.base.path=DIR_OR_HUB_NAME --config.data.path=alpaca_data.json
 
 Everything else is as in configs/llama7b_alpaca.py, which explains the learning rate.
+
+alpaca_data.json is at https://github.com/tatsu-lab/stanford_alpaca; docs/data.md has other data and where to get them.
 """
 
 from pathlib import Path

@@ -4,6 +4,8 @@
         --config.base.path=DIR_OR_HUB_NAME --config.data.path=alpaca_data.json
 
 The recipe is that of configs/llama7b_alpaca.py; the paper has no run on this model.
+
+alpaca_data.json is at https://github.com/tatsu-lab/stanford_alpaca; docs/data.md has other data and where to get them.
 """
 
 from pathlib import Path

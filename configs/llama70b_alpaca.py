@@ -5,6 +5,8 @@
         --config.data.path=/mount/alpaca_data.json --workdir=/mount/run
 
 The recipe is that of configs/llama7b_alpaca.py; the paper has no run of this size.
+
+alpaca_data.json is at https://github.com/tatsu-lab/stanford_alpaca; docs/data.md has other data and where to get them.
 """
 
 from pathlib import Path

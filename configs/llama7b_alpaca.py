@@ -6,6 +6,8 @@
 Learning rate: the authors intended a linear warm-up over two epochs to 9e-3. Their code compares the count of optimizer
 steps with 12,500, so the warm-up never ends, and the rate reaches 4.5e-3 at step 6,250. "paper_as_run" is the schedule
 that ran; for the intended one, use --config.optim.schedule=warmup_constant --config.optim.warmup_steps=1562.
+
+alpaca_data.json is at https://github.com/tatsu-lab/stanford_alpaca; docs/data.md has other data and where to get them.
 """
 
 from ml_collections import ConfigDict

@@ -10,6 +10,9 @@ The part after the colon is "lora" (the default) or "llama_adapter", optionally 
 has Aligner's settings. All other settings, and the number of epochs of MetaMathQA, come from
 configs/llama7b_alpaca.py and configs/llama7b_metamath.py. LoRA's rate is constant; LLaMA-Adapter's has the warm-up that
 the authors intended.
+
+alpaca_data.json is at https://github.com/tatsu-lab/stanford_alpaca; MetaMathQA-395K.json at
+https://huggingface.co/datasets/meta-math/MetaMathQA; docs/data.md has others.
 """
 
 from pathlib import Path

@@ -6,6 +6,9 @@
 The part after the colon is the number of tokens, 1 by default. The paper (arXiv 2312.05503) gives results for 1, 10,
 100 and 300 tokens, and no recipe but the one for Alpaca, which is used here: 3 epochs of 395,000 examples are 18,516
 steps of 64. The rate rises over half an epoch, as the authors intended there, and then stays constant.
+
+MetaMathQA-395K.json is at https://huggingface.co/datasets/meta-math/MetaMathQA; where `datasets` is installed,
+--config.data.path=meta-math/MetaMathQA reads it from the hub.
 """
 
 from pathlib import Path

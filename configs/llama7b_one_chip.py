@@ -5,6 +5,8 @@
 
 The 64 rows of a step are accumulated eight at a time. Without quantization a step of eight rows fits too, but without
 accumulation: --config.base.quantization=none --config.optim.accumulate=1 --config.data.batch_size=8.
+
+alpaca_data.json is at https://github.com/tatsu-lab/stanford_alpaca; docs/data.md has other data and where to get them.
 """
 
 from pathlib import Path

@@ -7,6 +7,9 @@ Policy and frozen reference both begin as that Aligner. 64 sequences a step are 
 are 7,500 steps. The rate is the one that ran: the authors intended a warm-up of half an epoch, 1,250 steps, to 1e-4,
 but their code divides by 10,000, so it ends at 7.5e-5. For the intended rate, use
 --config.optim.schedule=warmup_constant --config.optim.warmup_steps=1250.
+
+PKU_SAFERLHF_TRAIN is a file of https://huggingface.co/datasets/PKU-Alignment/PKU-SafeRLHF or, where `datasets` is
+installed, PKU-Alignment/PKU-SafeRLHF.
 """
 
 from ml_collections import ConfigDict

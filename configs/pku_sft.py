@@ -7,6 +7,9 @@ configs/pku_dpo.py then begins with runs/pku_sft/adapter.safetensors. The paper 
 only that it trains on the safer responses first. All settings but the data are therefore those of its Alpaca recipe:
 batches of 64, 9e-3, weight decay 0.02. 3 epochs of 80,000 responses are 3,750 steps; the warm-up is half an epoch, as
 the authors intended.
+
+PKU_SAFERLHF_TRAIN is a file of https://huggingface.co/datasets/PKU-Alignment/PKU-SafeRLHF or, where `datasets` is
+installed, PKU-Alignment/PKU-SafeRLHF.
 """
 
 from ml_collections import ConfigDict

@@ -5,6 +5,8 @@
 It begins with the Aligner of configs/smollm2_pku_sft.py, in runs/smollm2_pku_sft. A row holds both answers of a pair,
 so pairs longer than 256 tokens in total are left out; the run reports how many. Because there are so few steps, the
 rate is larger than the paper's, and the reference is not computed for all pairs beforehand.
+
+PKU_SAFERLHF_TRAIN is explained in configs/pku_sft.py.
 """
 
 from ml_collections import ConfigDict

@@ -3,6 +3,8 @@
     python -m aligner_jax.train --config=configs/smollm2_pku_sft.py --config.data.path=PKU_SAFERLHF_TRAIN
 
 Next comes configs/smollm2_pku_dpo.py. The two show that the stages work, not how much they can improve a model.
+
+PKU_SAFERLHF_TRAIN is explained in configs/pku_sft.py.
 """
 
 from ml_collections import ConfigDict

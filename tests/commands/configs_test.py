@@ -8,7 +8,7 @@ import pytest
 from places import CONFIGS
 
 from aligner_jax.errors import InputError
-from aligner_jax.model.config import llama_config
+from aligner_jax.model.config import PRESETS, llama_config
 from aligner_jax.peft import Adapter
 from aligner_jax.runtime import optim
 from aligner_jax.runtime.command import load_config
@@ -67,3 +67,9 @@ def test_the_baselines_differ_from_the_aligners_run_by_method_and_rate(task: str
 def _abstract(config: TrainConfig) -> Adapter:
     assert config.base.model is not None
     return jax.eval_shape(functools.partial(first_adapter, config, llama_config(config.base.model)))
+
+
+def test_the_config_for_any_model_names_every_published_architecture():
+    text = (CONFIGS / "any_model_alpaca.py").read_text()
+    assert [name for name in PRESETS if name not in text] == ["stories_260k"]
+    assert read("any_model_alpaca").base.model is None

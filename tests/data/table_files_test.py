@@ -68,6 +68,8 @@ def test_texts_are_paragraphs_or_lines(tmp_path, text, expected):
         ("a.txt", b" \n\n", " is empty"),
         ("a.txt", b"a\n\n" + b"word " * 2_000_000, ":3 holds a value of more than 4 MiB"),
         ("a.txt", b"a\n\n" + b"word\n" * 1_000_000, ":3 begins a document of more than 4 MiB"),
+        ("a.csv", b"text\n" + b"a\n" * 250_000, " has "),
+        ("a.txt", b"a\n" * 250_000, " has "),
         ("a.csv", b"question,answer\nTree?,Oak,Elm\n", ":2: the row has 3 fields, but the header 2"),
         ("a.csv", b'question,answer\nTree?,"Oak\n', ":2 is not CSV: unexpected end of data"),
         ("a.tsv", b'question\tanswer\nTree?\t"Oak\n', ":2 is not TSV: unexpected end of data"),

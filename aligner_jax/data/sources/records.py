@@ -4,10 +4,10 @@ import dataclasses
 import itertools
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
-from aligner_jax.data.sources.bounded import check_ratio, content_pieces
+from aligner_jax.data.sources.bounded import FREE, DamageError, check_ratio, content_pieces
 from aligner_jax.data.sources.json_records import json_values
 from aligner_jax.data.sources.parquet import open_parquet
 from aligner_jax.data.sources.parquet_footer import MAGIC
@@ -19,6 +19,8 @@ from aligner_jax.files.csv_records import csv_values
 
 _RECORD = 300
 """Bytes of memory that an example takes besides its text."""
+_MAX_RATIO_OF_ROWS = 30
+"""Bound on the memory of examples by that of their text: rows of CSV, TSV and texts may have 10 bytes on average."""
 JSON, CSV, TSV, TEXT, PARQUET, HUB = "JSON", "CSV", "TSV", "text", "Parquet", "hub"
 """Forms of data; those of files are told by the first bytes and the suffix."""
 SUFFIXES = {
@@ -74,20 +76,21 @@ def open_records(path: Path | str, columns: Collection[str] | None = None) -> Re
         begin, size = file.read(len(MAGIC)), os.fstat(file.fileno()).st_size
     if begin == MAGIC or (begin and ".parquet" in path.suffixes):
         table = open_parquet(path, columns)
-        return Records(_placed(table.rows, ", row ", size, path), PARQUET, table.unread)
+        return Records(_placed(table.rows, ", row ", path, _bound(size, path)), PARQUET, table.unread)
     form = form_of_name(path)
-    pieces = content_pieces(path)
+    text = _Text(path)
+    pieces = text.pieces()
     first = next(pieces, b"")
     whole = itertools.chain([first], pieces)
     if form in (None, PARQUET) or _JSON_BEGIN.match(first):
         form = JSON
     if form == TEXT:
-        values = text_values(lambda: content_pieces(path), path)
+        values = text_values(text.pieces, path)
     elif form == JSON:
         values = json_values(whole, path)
     else:
         values = csv_values(whole, path, "," if form == CSV else "\t")
-    return Records(_placed(values, ":", size, path), form)
+    return Records(_placed(values, ":", path, _bound(size, path) if form == JSON else text.check_records), form)
 
 
 def form_of_name(path: Path) -> str | None:
@@ -98,7 +101,34 @@ def form_of_name(path: Path) -> str | None:
     return SUFFIXES.get(suffixes[-1]) if suffixes else None
 
 
-def _placed(values: Iterator[tuple[object, int]], mark: str, size: int, path: Path) -> Iterator[tuple[dict, str]]:
+class _Text:
+    """The content of a file, whose bytes are counted."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._bytes = path, 0
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yields the content in order, decompressed."""
+        self._bytes = 0
+        for piece in content_pieces(self._path):
+            self._bytes += len(piece)
+            yield piece
+
+    def check_records(self, count: int) -> None:
+        """Refuses texts of many tiny records, such as rows of one character. Raises DamageError."""
+        if _RECORD * count > FREE + _MAX_RATIO_OF_ROWS * self._bytes:
+            raise DamageError(
+                f"{self._path} has {count:,} records and more in {self._bytes:,} bytes, which no file of examples does"
+            )
+
+
+def _bound(size: int, path: Path) -> Callable[[int], None]:
+    return lambda count: check_ratio(_RECORD * count, size, path)
+
+
+def _placed(
+    values: Iterator[tuple[object, int]], mark: str, path: Path, check_records: Callable[[int], None]
+) -> Iterator[tuple[dict, str]]:
     count, begin = 0, f"{path}{mark}"
     for value, number in values:
         if not isinstance(value, dict):
@@ -107,7 +137,7 @@ def _placed(values: Iterator[tuple[object, int]], mark: str, size: int, path: Pa
             )
         count += 1
         if not count % 1024:
-            check_ratio(_RECORD * count, size, path)
+            check_records(count)
         yield value, f"{begin}{number}"
     if not count:
         raise InputError(f"{path} holds no records")
