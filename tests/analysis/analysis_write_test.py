@@ -14,7 +14,7 @@ from rich.console import Console
 from aligner_jax.analysis import style
 from aligner_jax.analysis.page import render
 from aligner_jax.analysis.report import Picture, Section, Table, shown
-from aligner_jax.analysis.write import show, write
+from aligner_jax.analysis.write import check_folder, show, write
 from aligner_jax.errors import InputError
 
 ROWS = [("[b]<i>", 1234, 0.123456), ("x", None, math.nan)]
@@ -97,3 +97,17 @@ def test_lines_and_points_are_told_apart():
 )
 def test_names_are_drawn_and_not_set_as_formulas(text, drawn):
     assert style.plain(text) == drawn
+
+
+def test_an_earlier_analysis_is_kept_unless_it_may_be_replaced(tmp_path: Path):
+    check_folder(tmp_path)
+    (tmp_path / "index.html").write_text("mine")
+    with pytest.raises(InputError, match=r"index\.html exists already: .*--overwrite"):
+        check_folder(tmp_path)
+    check_folder(tmp_path, overwrite=True)
+
+
+def test_long_paths_wrap_on_the_page_and_numbers_do_not():
+    page = render("title", [])
+    assert "td { overflow-wrap: anywhere; }" in page
+    assert "white-space: nowrap" in page
