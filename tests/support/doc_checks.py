@@ -27,6 +27,7 @@ EXTERNAL = {
     "jupyter", "kubectl", "llama-cli", "llama-server", "ls", "mkdir", "nvidia-smi", "ollama", "open", "sed", "sky",
     "ssh", "tail", "tar", "tensorboard", "tmux", "uv", "unzip", "vllm", "wandb", "wget", "xpk", "for", "done",
     "fi", "if", "while", "sleep", "set", "echo", "tee", "pipx", "conda", "sudo", "chmod", "scp", "rsync", "kill",
+    "python3.12",
 }  # fmt: skip
 """Programs of others that pages may name; their arguments are not checked."""
 
