@@ -19,7 +19,7 @@ from aligner_jax.runtime.command import load_config
 from aligner_jax.runtime.config import TrainConfig
 from aligner_jax.tasks.first_adapter import method_choice
 from aligner_jax.tasks.objectives import OBJECTIVES, objective_choice, parse_complete
-from aligner_jax.usage.commands import command_names, read_command
+from aligner_jax.usage.commands import command_names, file_of, read_command, takes_flags
 from scripts.site.reference.fields import Field, fields_of
 
 EXTERNAL = {
@@ -118,6 +118,8 @@ def _of_command(name: str, words: list[str], line: Line) -> list[str]:
             return _with_flags(name, [folder / "__main__.py"], words, line)
         spec = importlib.util.find_spec(f"aligner_jax.{name}")
         return [] if spec and spec.submodule_search_locations is None else [f"there is no command {name}"]
+    if not takes_flags(name):
+        return _with_flags(f"aligner_jax.{name}", [file_of(name)], words, line)
     command = read_command(name)
     known = {flag: command.flags[flag] for flag in command.names}
     found, config, overrides = [], None, []
