@@ -14,7 +14,7 @@ from aligner_jax.peft.artifact import save_adapter
 
 PAGE = "docs/guide.md"
 FEWER = {"--config.steps=60": "--config.steps=3", "--max_new_tokens=40": "--max_new_tokens=2"}
-ELSEWHERE = {"analyze", "chat", "compile", "serve"}
+ELSEWHERE = {"analyze", "chat", "compile", "data", "serve"}
 """Commands with tests of their own, which wait for a user or compile for long."""
 
 

@@ -43,6 +43,7 @@ def problems(line: Line) -> list[str]:
     if not words:
         return []
     program, *rest = words
+    program = re.sub(r"^python3(\.\d+)?$", "python", program)
     program = program.rpartition("/")[2] if program.startswith((".venv", "ENV/")) else program
     if program in ("python", "python3") and rest[:1] == ["-m"]:
         return _of_module(rest[1], rest[2:], line)
@@ -111,6 +112,9 @@ def _of_pip(words: list[str]) -> list[str]:
 
 def _of_command(name: str, words: list[str], line: Line) -> list[str]:
     if name not in command_names():
+        folder = places.ROOT / "aligner_jax" / name
+        if (folder / "__main__.py").is_file():
+            return _with_flags(name, [folder / "__main__.py"], words, line)
         spec = importlib.util.find_spec(f"aligner_jax.{name}")
         return [] if spec and spec.submodule_search_locations is None else [f"there is no command {name}"]
     command = read_command(name)
