@@ -56,11 +56,17 @@ class EventFiles:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, bool | int | float | str]]:
-    """Returns the fields of nested dicts by dotted name, those without a value left out and lists as text."""
+    """Returns the fields of nested dicts by dotted name, those without a value left out and lists as text.
+
+    Bytes of paths that are not UTF-8 are escaped, since TensorBoard's texts cannot hold them.
+    """
     found: list[tuple[str, bool | int | float | str]] = []
     for name, value in config.items():
         if isinstance(value, Mapping):
             found += flat(value, f"{prefix}{name}.")
         elif value is not None and value not in ((), []):
-            found.append((f"{prefix}{name}", value if isinstance(value, bool | int | float | str) else str(value)))
+            number = isinstance(value, bool | int | float)
+            found.append(
+                (f"{prefix}{name}", value if number else str(value).encode(errors="backslashreplace").decode())
+            )
     return found

@@ -9,6 +9,7 @@ from typing import Any
 
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import exists
+from aligner_jax.files.extras import pip_line
 from aligner_jax.files.json_text import read_object
 from aligner_jax.runtime.files import write_atomically
 
@@ -22,7 +23,7 @@ def import_wandb() -> ModuleType:
         import wandb
     except ImportError:
         raise InputError(
-            "config.metrics.wandb names a project of Weights & Biases, but its library is not here: pip install wandb"
+            f"config.metrics.wandb names a project of Weights & Biases, whose library is missing: {pip_line('wandb')}"
         ) from None
     return wandb
 
