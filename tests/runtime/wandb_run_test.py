@@ -127,5 +127,5 @@ def test_without_the_library_the_pip_line_is_named(monkeypatch):
         return real(name, *arguments)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match="pip install 'aligner_jax\[wandb\]'"):
+    with pytest.raises(InputError, match=r"pip install 'aligner_jax\[wandb\]'"):
         import_wandb()
