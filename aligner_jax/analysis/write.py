@@ -12,8 +12,7 @@ from rich.console import Console
 from aligner_jax.analysis.page import render
 from aligner_jax.analysis.report import Cell, Section, Table, shown
 from aligner_jax.errors import InputError
-from aligner_jax.runtime.files import reason, write_atomically
-from aligner_jax.runtime.overwriting import check_new
+from aligner_jax.runtime.files import check_new, reason, write_atomically
 from aligner_jax.runtime.tables import Table as Shown
 
 PAGE, NUMBERS = "index.html", "analysis.json"
