@@ -45,6 +45,6 @@ def _parsed(line: str, where: str) -> dict[str, Any]:
     return values
 
 
-def _is_finite(value: int | float) -> bool:
+def _is_finite(value: Any) -> bool:
     # An integer of JSON may be larger than any float.
     return abs(value) <= sys.float_info.max
