@@ -24,7 +24,8 @@ def check_folder(folder: Path, *, overwrite: bool = False) -> None:
     Raises:
       InputError: the folder cannot be made, or has an earlier analysis and `overwrite` is False.
     """
-    check_new(folder / PAGE, overwrite=overwrite)
+    for name in (PAGE, NUMBERS):
+        check_new(folder / name, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
