@@ -11,7 +11,7 @@ from aligner_jax.analysis.report import Picture
 from aligner_jax.analysis.style import BASE, figure, line_of, picture, plain, styled
 
 _MARKS = 8
-"""Markers of a curve at most, which tell curves apart in print without colours."""
+"""Most markers of one curve; they tell curves apart in print without colours."""
 
 
 @styled

@@ -33,7 +33,7 @@ class Named:
 
 
 def load_named(paths: Sequence[str], base: Base | None = None) -> list[Named]:
-    """Loads the adapters at these paths. The folder of a run stands for its adapter, that of a sweep for all of its.
+    """Loads the adapters at these paths. The folder of a run stands for its adapter, or for all those of a sweep.
 
     Raises:
       InputError: see `read_artifact`; or a path is given twice or is not a valid path.

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from aligner_jax.errors import InputError
-from aligner_jax.runtime.load_config import config_name
+from aligner_jax.runtime.load_config import config_name, unset_field
 from aligner_jax.runtime.load_config import load_config as load_file
 
 Config = ConfigDict | Mapping[str, Any] | str | Path
@@ -57,9 +57,9 @@ def as_config(config: Config) -> dict[str, Any]:
     if isinstance(config, str | Path):
         config = load_file(config)
     if isinstance(config, ConfigDict):
-        # Resolves references between fields.
-        config = config.copy_and_resolve_references()
-        return config.to_dict()
+        if name := unset_field(config, "config"):
+            raise InputError(f"{name} is not set, and the config requires it")
+        return config.copy_and_resolve_references().to_dict()
     if not isinstance(config, Mapping):
         raise InputError(
             f"the config is of type {type(config).__name__}, but should be a ConfigDict, a dict or a file's name"

@@ -5,6 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ml_collections import ConfigDict
+
 from aligner_jax.api.adapters import AdapterLike, adapter_path
 from aligner_jax.api.configs import Config, as_config
 from aligner_jax.errors import InputError
@@ -58,11 +60,10 @@ def evaluate(
     if base is not None:
         if not isinstance(base, Base | str | Path):
             raise InputError(f"the base is of type {type(base).__name__}, but should be a Base or a path")
-        section = values.get("base") or {}
-        values["base"] = {**section, "path": IN_MEMORY if loaded is not None else str(base)}
-        if loaded is not None:
-            # These are of the base that the config names.
-            values["base"] = {"path": IN_MEMORY}
+        section = values.get("base")
+        # Fields beside the path, such as the dtype, are not those of a base in memory.
+        more = section if isinstance(section, dict | ConfigDict) and loaded is None else {}
+        values["base"] = {**more, "path": str(base) if loaded is None else IN_MEMORY}
     parsed = parse_evaluate_config(values)
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))

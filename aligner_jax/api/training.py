@@ -83,7 +83,7 @@ def train(config: Config, workdir: str | Path | None = None, *, quiet: bool = Fa
     from aligner_jax.tasks.training import run_training
 
     name = name_of(config)
-    if workdir is None and name is None:
+    if not workdir and name is None:
         raise InputError("a config that is not a file has no name for a folder: give the run's folder, workdir=…")
     parsed = parse_config(as_config(config))
     folder = place(str(workdir or f"runs/{name}"), "workdir")

@@ -17,7 +17,7 @@ from aligner_jax.errors import one_line, printable
 _MEASURED = 2000
 _PERCENTILES = (0, 50, 90, 99, 100)
 _HEAD, _TAIL = 120, 40
-"""Pieces shown at the begin and at the end of a longer run."""
+"""Pieces shown at the beginning and at the end of a longer run."""
 _LEARNED, _PROMPT, _END = "\x1b[1;4;32m", "\x1b[2m", "\x1b[0m"
 
 
@@ -55,7 +55,7 @@ def describe(path: str, dataset: Dataset, encoding: Encoding | None, style: Styl
       dataset: the data.
       encoding: tokenizer and template; None for none.
       style: colour and width.
-      examples: number of examples to show, from the begin of the data.
+      examples: number of examples to show, from the beginning of the data.
 
     Raises:
       InputError: an example does not fit the template.

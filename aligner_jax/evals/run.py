@@ -34,7 +34,7 @@ _SOURCES = {
     "or a zip of it",
     "gsm8k": "; its authors publish the files at github.com/openai/grade-school-math",
 }
-"""Ends of messages about a missing path, which say where its files are published, by the option's name."""
+"""Clauses on the publishers of an option's files, with which messages about a missing path end."""
 
 EVALUATIONS: dict[str, Evaluation] = {
     "answers": ANSWERS,

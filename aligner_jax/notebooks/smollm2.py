@@ -20,7 +20,7 @@ _MOST_BYTES = 2**28
 
 
 def small_model(path: str | Path) -> str:
-    """Returns the path of a notebook's base; downloads SmolLM2-135M-Instruct (98 MB) if the path names it in vain.
+    """Returns the path of a notebook's base; downloads SmolLM2-135M-Instruct (98 MB) if it is named and not there.
 
     Args:
       path: any base that `aj.load_base` takes. If it ends with `FILE` and no such file is there, the folder "models"

@@ -14,7 +14,7 @@ SLICES: dict[str, tuple[str, dict[int, str]]] = {
     "v4": ("v4", _CUBES),
     "v5p": ("v5p", _CUBES | {8192: "16x16x16", 12288: "16x16x24"}),
 }
-"""Chip and shapes by the number after the dash, for each beginning of an accelerator type.
+"""Chips by the first part of an accelerator type, and their shapes by the number after the dash.
 
 The number is that of chips on v5e and v6e, and that of TensorCores, two a chip, on v4 and v5p.
 """

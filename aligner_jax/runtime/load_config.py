@@ -101,7 +101,7 @@ def load_config(
     except RecursionError:
         raise InputError(f"config file {file} returns sections that are nested too deeply") from None
     except RequiredValueError:
-        raise InputError(f"{_required(loaded, 'config')} is not set, and config file {file} requires it") from None
+        raise InputError(f"{unset_field(loaded, 'config')} is not set, and config file {file} requires it") from None
     except Exception as error:
         raise InputError(f"config file {file} does not return a config: {_describe(error)}") from error
     return loaded
@@ -162,14 +162,14 @@ def _holds_text(section: ConfigDict, field: str) -> bool:
         return section.get_ref(field).get_type() is str
 
 
-def _required(section: ConfigDict, name: str) -> str:
+def unset_field(section: ConfigDict, name: str) -> str:
     """Returns the dotted name of the first required field that has no value; "" if there is none."""
     for key in section.keys():  # noqa: SIM118
         try:
             value = section[key]
         except RequiredValueError:
             return f"{name}.{key}"
-        if isinstance(value, ConfigDict) and (found := _required(value, f"{name}.{key}")):
+        if isinstance(value, ConfigDict) and (found := unset_field(value, f"{name}.{key}")):
             return found
     return ""
 

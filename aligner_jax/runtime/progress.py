@@ -113,7 +113,7 @@ class Progress(_Shown):
 
         Args:
           what: the work.
-          told: True also prints a line at its begin and end, for work that may take minutes.
+          told: True also prints a line at its beginning and end, for work that may take minutes.
         """
         began = self._clock_since = time.monotonic()
         self._move(self._step, what)
@@ -193,7 +193,7 @@ class Count(_Shown):
 
 @contextlib.contextmanager
 def stage(console: Console, what: str) -> Iterator[None]:
-    """Shows work of unknown length: a clock on a terminal while it runs, and a line at its begin elsewhere.
+    """Shows work of unknown length: a clock on a terminal while it runs, and a line at its beginning elsewhere.
 
     On a terminal it also shows how much of a base is read (`waiting.reading`), and with a quiet console nothing does.
     """

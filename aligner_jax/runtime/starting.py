@@ -76,7 +76,7 @@ def imported() -> None:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Imports within are not slowed down by garbage collections; afterwards these are on again if they were on."""
+    """Switches garbage collection off, which slows imports down; afterwards it is on again if it was on."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -14,7 +14,7 @@ from aligner_jax.usage.parse import asks_for_help, parse_flags
 from aligner_jax.usage.source import UnknownValue
 
 _OF_LIBRARIES = ("grain_", "experimental_orbax_", "array_record_", "jax_", "xla_", "help", "only_check_args")
-"""Beginnings of flags that libraries define when they are imported."""
+"""Prefixes of flags that libraries define when they are imported."""
 
 
 def answer(name: str, arguments: Sequence[str], *, program: str = "python -m aligner_jax.") -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import places
 import pytest
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 import aligner_jax as aj
 from aligner_jax.api.configs import as_config, name_of
@@ -55,6 +55,8 @@ def test_a_config_is_copied_so_that_the_callers_stays_as_it_was():
     config = ConfigDict(given)
     as_config(config)["data"]["path"] = "b"
     assert config.data.path == "a"
+    with pytest.raises(aj.InputError, match=r"^config\.data\.path is not set, and the config requires it$"):
+        as_config(ConfigDict({"data": {"path": config_dict.required_placeholder(str)}}))
     with pytest.raises(aj.InputError, match="of type list"):
         as_config([1])  # pyright: ignore[reportArgumentType]
 

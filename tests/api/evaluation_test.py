@@ -43,6 +43,8 @@ def test_a_mistake_is_an_input_error(config, tmp_path):
         aj.evaluate(config)
     with pytest.raises(aj.InputError, match="no base model at nowhere"):
         aj.evaluate(config, base="nowhere")
+    with pytest.raises(aj.InputError, match="nowhere"):
+        aj.evaluate({**config, "base": "a text"}, base="nowhere")
     with pytest.raises(aj.InputError, match="the base is of type int"):
         aj.evaluate(config, base=5)
     with pytest.raises(aj.InputError, match="does not exist"):

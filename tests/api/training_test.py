@@ -102,6 +102,8 @@ def test_a_mistake_is_an_input_error_and_leaves_nothing(settings, tmp_path, chan
 def test_a_dict_needs_a_folder_and_a_folder_is_no_url(settings):
     with pytest.raises(aj.InputError, match="workdir=…"):
         aj.train(settings)
+    with pytest.raises(aj.InputError, match="workdir=…"):
+        aj.train(settings, "")
     with pytest.raises(aj.InputError, match="workdir=gs://a/b"):
         aj.train(settings, "gs://a/b")
 
