@@ -42,7 +42,6 @@ def main() -> None:
             starting.say_loading(name)
         else:
             starting.imported()
-        starting.say_loading(name)
         sys.argv = [sys.argv[0], *arguments]
         runpy.run_module(f"aligner_jax.{name}", run_name="__main__", alter_sys=True)
 

@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from aligner_jax.analysis.curves import Course
 from aligner_jax.analysis.report import Picture
-from aligner_jax.analysis.style import BASE, figure, line_of, marker_of, picture, plain, styled
+from aligner_jax.analysis.style import BASE, figure, line_of, picture, plain, styled
 
 _MARKS = 8
 """Markers of a curve at most, which tell curves apart in print without colours."""
@@ -62,7 +62,7 @@ def _draw(axes: Axes, metric: str, number: int, course: Course) -> None:
     style = line_of(number)
     every = -(-len(curve) // _MARKS) or 1
     axes.plot(
-        curve.steps_s, scale * curve.values_s, **style, marker=marker_of(number)["marker"], markersize=4,
+        curve.steps_s, scale * curve.values_s, **style,
         # Markers of curves that lie on each other are at different steps.
         markevery=(number % every, every), label=plain(course.label),
     )  # fmt: skip

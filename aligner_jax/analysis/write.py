@@ -70,10 +70,11 @@ def numbers(sections: Sequence[Section]) -> dict[str, list[dict[str, Cell]]]:
 def show(sections: Sequence[Section], console: Console) -> None:
     """Prints the brief tables and the sketches, for readers without a browser."""
     for section in sections:
+        tables = [table for table in section.tables if table.brief]
+        if not tables and not section.sketch:
+            continue
         console.out(f"\n{section.title}", style="bold")
-        for table in section.tables:
-            if not table.brief:
-                continue
+        for table in tables:
             drawn = Shown(table.title)
             for i, column in enumerate(table.columns):
                 is_text = all(isinstance(row[i], str | None) for row in table.rows)
