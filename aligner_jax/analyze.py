@@ -67,7 +67,9 @@ GROUP_SIZE = flags.DEFINE_integer("group_size", 32, "Numbers that share a scale 
 
 
 def main() -> None:
-    if RUN.value and OUT.value:
+    if RUN.value:
+        if not OUT.value:
+            raise InputError("say where to write the curves of --run: --out=DIR")
         _draw_runs(RUN.value, place(OUT.value, "--out"))
         return
     if not ADAPTER.value or not OUT.value:
@@ -84,8 +86,7 @@ def main() -> None:
         sections = _sections(named, examples, prompt_format, say)
         say("writing the files")
         written = write(folder, title, sections)
-    show(sections, console)
-    console.out(f"{len(written)} files written; the page is {folder / PAGE}")
+    _show(sections, written, folder, console)
     for missing in _left_out():
         console.out(missing)
 
@@ -95,8 +96,12 @@ def _draw_runs(runs: Sequence[str], folder: Path) -> None:
         raise InputError("--run draws the curves of a run; give --adapter with its flags in a call of its own")
     courses = curves.read_courses(runs)
     check_folder(folder, overwrite=OVERWRITE.value)
-    sections, console = about_runs.sections(courses), wide_console()
+    sections = about_runs.sections(courses)
     written = write(folder, f"Training of {', '.join(course.label for course in courses)}", sections)
+    _show(sections, written, folder, wide_console())
+
+
+def _show(sections: Sequence[Section], written: Sequence[Path], folder: Path, console: Console) -> None:
     show(sections, console)
     console.out(f"{len(written)} files written; the page is {folder / PAGE}")
 

@@ -20,8 +20,7 @@ from aligner_jax.peft.artifact import Artifact, RecordedBase, read_artifact, sav
 from aligner_jax.peft.combine import combine
 from aligner_jax.peft.location import locate_adapter
 from aligner_jax.runtime import command
-from aligner_jax.runtime.files import place
-from aligner_jax.runtime.overwriting import check_new
+from aligner_jax.runtime.files import check_new, place
 
 if __name__ != "__main__":
     # An import would set the attribute `combine` of the package, which is the function aj.combine, to this module.

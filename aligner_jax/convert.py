@@ -40,8 +40,7 @@ from aligner_jax.peft.hf_peft import peft_files, write_peft
 from aligner_jax.peft.hf_peft_config import FILE as PEFT_FILE
 from aligner_jax.peft.location import locate_adapter
 from aligner_jax.runtime import command
-from aligner_jax.runtime.files import place, write_atomically
-from aligner_jax.runtime.overwriting import check_new
+from aligner_jax.runtime.files import check_new, place, write_atomically
 from aligner_jax.weights.assemble import open_parts
 from aligner_jax.weights.base import form_of, locate, open_base
 from aligner_jax.weights.leaves import leaf_specs

@@ -19,7 +19,7 @@ from aligner_jax.errors import InputError, one_line, printable
 from aligner_jax.model.quantized import KINDS
 from aligner_jax.peft import with_strength
 from aligner_jax.peft.artifact import read_artifact
-from aligner_jax.runtime import command, distributed, platform
+from aligner_jax.runtime import command, platform
 from aligner_jax.weights.base import Base, load_base
 
 BASE = flags.DEFINE_string(
@@ -60,7 +60,7 @@ def main() -> None:
         adapter = with_strength(artifact.adapter, STRENGTH.value)
         recorded = {ADAPTER.value: artifact}
     prompt_format, why = _prompt_format(base, recorded)
-    _say(f"template: {prompt_format.template} ({why})")
+    command.say_once(f"template: {prompt_format.template} ({why})")
     prompts = PROMPT.value
     if base.tokenizer is not None:
         prompts = [prompt_format.render(prompt, base.tokenizer) for prompt in prompts]
@@ -74,7 +74,7 @@ def main() -> None:
         if len(prompts) > 1:
             print(_shown(f"── {prompt}\n{text.strip()}\n"))
         if not text.strip():
-            _say(_empty(prompt, text, prompt_format, base))
+            command.say_once(_empty(prompt, text, prompt_format, base))
 
 
 def _prompt_format(base: Base, recorded: Mapping[str, Recording]) -> tuple[PromptFormat, str]:
@@ -99,12 +99,6 @@ def _empty(prompt: str, text: str, prompt_format: PromptFormat, base: Base) -> s
         f"the answer to {prompt!r} is empty: {why}. The model may have learned other prompts than those of the "
         f"template {prompt_format.template}; try --template={other}, or --temperature=0.7"
     )
-
-
-def _say(sentence: str) -> None:
-    """Prints a sentence on stderr, since stdout holds the answers alone."""
-    if distributed.is_first():
-        print(sentence, file=sys.stderr, flush=True)
 
 
 def _shown(text: str) -> str:

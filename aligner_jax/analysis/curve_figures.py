@@ -44,8 +44,6 @@ def _panels(name: str, caption: str, courses: Sequence[Course], labels: dict[str
             _draw_base(axes, courses)
         axes.set_ylabel(labels[metric])
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
-        axes.set_axisbelow(True)
     top, bottom = panels[0, 0], panels[-1, 0]
     # All panels have the same curves; the first one has them all.
     handles, names = top.get_legend_handles_labels()

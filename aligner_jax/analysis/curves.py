@@ -12,8 +12,7 @@ from jaxtyping import Float, Int
 
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import exists, is_folder
-from aligner_jax.files.fields import Fields
-from aligner_jax.files.json_text import read_object
+from aligner_jax.files.fields import read_fields
 from aligner_jax.runtime.history import FILE, read_metrics
 
 _MOST_CURVES = 64
@@ -75,10 +74,8 @@ def _courses(folder: Path, name: str) -> list[Course]:
     lines = read_metrics(path)
     if not lines:
         raise InputError(f"{path} has no line of metrics yet")
-    config = (
-        Fields(read_object(folder / "config.json"), folder / "config.json") if _has(folder, "config.json") else None
-    )
-    objective = config.section("objective") if config is not None else None
+    config = folder / "config.json"
+    objective = read_fields(config).section("objective") if exists(config) else None
     is_sft = objective is None or objective.text("name", "sft") == "sft"
     numbers = sorted({int(found[1]) for line in lines for key in line if (found := _OF_AN_ADAPTER.fullmatch(key))})
     if not numbers:
@@ -103,18 +100,14 @@ def _adapter(lines: Sequence[dict[str, Any]], number: int) -> str:
 
 
 def _base_loss(folder: Path) -> float | None:
-    if not _has(folder, "report.json"):
-        return None
     path = folder / "report.json"
-    before = Fields(read_object(path), path).section("before")
-    # Of preferences, a report's first measurement is the initial adapter's.
+    if not exists(path):
+        return None
+    before = read_fields(path).section("before")
+    # The first measurement in a report on preferences is the initial adapter's.
     if before is None or not before.has("heldout_loss"):
         return None
     return before.number("heldout_loss", least=0.0)
-
-
-def _has(folder: Path, name: str) -> bool:
-    return exists(folder / name)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -12,8 +12,7 @@ from rich.console import Console
 from aligner_jax.analysis.page import render
 from aligner_jax.analysis.report import Cell, Section, Table, shown
 from aligner_jax.errors import InputError
-from aligner_jax.runtime.files import reason, write_atomically
-from aligner_jax.runtime.overwriting import check_new
+from aligner_jax.runtime.files import check_new, reason, write_atomically
 from aligner_jax.runtime.tables import Table as Shown
 
 PAGE, NUMBERS = "index.html", "analysis.json"
@@ -25,7 +24,8 @@ def check_folder(folder: Path, *, overwrite: bool = False) -> None:
     Raises:
       InputError: the folder cannot be made, or has an earlier analysis and `overwrite` is False.
     """
-    check_new(folder / PAGE, overwrite=overwrite)
+    for name in (PAGE, NUMBERS):
+        check_new(folder / name, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:

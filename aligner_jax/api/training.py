@@ -79,7 +79,7 @@ def train(config: Config, workdir: str | Path | None = None, *, quiet: bool = Fa
     from aligner_jax.runtime import distributed
     from aligner_jax.runtime.config import parse_config
     from aligner_jax.runtime.files import place
-    from aligner_jax.runtime.history import read_metrics
+    from aligner_jax.runtime.history import FILE, read_metrics
     from aligner_jax.tasks.training import run_training
 
     name = name_of(config)
@@ -92,7 +92,7 @@ def train(config: Config, workdir: str | Path | None = None, *, quiet: bool = Fa
     report = folder / "report.json"
     return TrainedRun(
         adapter=trained.adapter,
-        metrics=read_metrics(folder / "metrics.jsonl"),
+        metrics=read_metrics(folder / FILE),
         report=read_object(report) if exists(report) else None,
         workdir=folder,
         base=trained.base,

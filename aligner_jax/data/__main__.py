@@ -22,6 +22,7 @@ from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.data.tokenizer_files import load_tokenizer
 from aligner_jax.data.view import Encoding, Style, describe
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import is_folder
 
 _FIELD = "--fields."
 
@@ -103,10 +104,10 @@ def _described(options: argparse.Namespace, fields: dict[str, str]) -> list[str]
 
 def _tokenizer(base: str) -> Tokenizer:
     """Returns the tokenizer of a model's folder or file; converted bases have it in a subfolder, Meta's beside."""
-    path = Path(base).expanduser()
+    path = Path(os.path.expanduser(base))
     inside = path / "tokenizer"
-    tokenizer = load_tokenizer(inside if inside.is_dir() else path)
-    if tokenizer is None and path.is_dir():
+    tokenizer = load_tokenizer(inside if is_folder(inside) else path)
+    if tokenizer is None and is_folder(path):
         tokenizer = load_tokenizer(path.parent)
     if tokenizer is None:
         raise InputError(f"{base} has no tokenizer (tokenizer.json or tokenizer.model)")

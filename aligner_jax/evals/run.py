@@ -23,7 +23,7 @@ from aligner_jax.files.fields import read_fields
 from aligner_jax.runtime import sharding
 from aligner_jax.runtime.fields import did_you_mean
 from aligner_jax.runtime.files import reason, write_atomically
-from aligner_jax.runtime.waiting import Waiting
+from aligner_jax.runtime.waiting import Waiting, hidden
 from aligner_jax.weights.base import Base, unused_model
 
 RESULTS = "results.json"
@@ -34,7 +34,7 @@ _SOURCES = {
     "or a zip of it",
     "gsm8k": "; its authors publish the files at github.com/openai/grade-school-math",
 }
-"""Where to get the files of an option."""
+"""Ends of messages about a missing path, which say where its files are published, by the option's name."""
 
 EVALUATIONS: dict[str, Evaluation] = {
     "answers": ANSWERS,
@@ -87,7 +87,7 @@ def evaluate(
     with sharding.use(mesh, rules):
         subject = None
         if evaluation.has_model and config.base is not None:
-            with Waiting(f"loading {config.base.path}", lines=False):
+            with hidden() if console.quiet else Waiting(f"loading {config.base.path}", lines=False):
                 subject = load_subject(
                     config.base, adapter_path, mesh=mesh, rules=rules, batch_size=config.batch_size, base=base
                 )

@@ -7,6 +7,7 @@ from aligner_jax.errors import InputError
 from aligner_jax.files.content import exists, is_folder
 from aligner_jax.files.fields import read_fields
 from aligner_jax.peft.hf_peft_config import FILE as PEFT_FILE
+from aligner_jax.runtime import history
 
 
 def recorded_base_name(adapter: Path) -> str | None:
@@ -16,7 +17,7 @@ def recorded_base_name(adapter: Path) -> str | None:
     """
     if is_folder(adapter):
         file, section, name = adapter / PEFT_FILE, None, "base_model_name_or_path"
-    elif exists(adapter.with_name("metrics.jsonl")):
+    elif exists(adapter.with_name(history.FILE)):
         file, section, name = adapter.with_name("config.json"), "base", "path"
     else:
         return None

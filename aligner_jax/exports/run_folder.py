@@ -2,14 +2,13 @@
 
 import dataclasses
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
 from aligner_jax.errors import InputError
-from aligner_jax.files.content import MEBIBYTE, exists, is_folder, read_text
+from aligner_jax.files.content import exists, is_folder
 from aligner_jax.files.fields import read_fields
-from aligner_jax.files.json_text import parse_object
+from aligner_jax.runtime.history import FILE, metric_lines
 
 _HELDOUT = re.compile(r"heldout_[a-z_]+")
 # Section and name of a setting, and the words for it.
@@ -59,7 +58,7 @@ def read_run_folder(folder: str | Path) -> RunFolder:
         settings["steps"] = f"{config.integer('steps'):,}"
     data = config.section("data")
     path = data.text("path", "") if data is not None else ""
-    step, heldout = _last_heldout(folder / "metrics.jsonl")
+    step, heldout = _last_heldout(folder / FILE)
     return RunFolder(PurePath(path).name, settings, heldout, step)
 
 
@@ -70,7 +69,7 @@ def run_beside(adapter: Path) -> RunFolder | None:
       InputError: a file of the run is damaged.
     """
     folder = adapter.parent
-    is_run = exists(folder / "config.json") and exists(folder / "metrics.jsonl")
+    is_run = exists(folder / "config.json") and exists(folder / FILE)
     return read_run_folder(folder) if is_run else None
 
 
@@ -78,18 +77,7 @@ def _last_heldout(path: Path) -> tuple[int | None, dict[str, float]]:
     found: tuple[int | None, dict[str, float]] = None, {}
     if not exists(path):
         return found
-    lines = read_text(path, most=512 * MEBIBYTE).splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        # A killed run may leave an incomplete last line.
-        if '"heldout_' not in line or not line.endswith("\n"):
-            continue
-        values = parse_object(line.strip(), f"{path}:{number}")
-        heldout = {name: value for name, value in values.items() if _HELDOUT.fullmatch(name) and _is_finite(value)}
-        if heldout and type(step := values.get("step")) is int:
-            found = step, {name: float(value) for name, value in heldout.items()}  # pyright: ignore[reportArgumentType]
+    for line in metric_lines(path):
+        heldout = {name: float(x) for name, x in line.items() if _HELDOUT.fullmatch(name) and x is not None}
+        found = (line["step"], heldout) if heldout else found
     return found
-
-
-def _is_finite(value: object) -> bool:
-    # An integer of JSON may be larger than any float.
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # pyright: ignore[reportArgumentType]

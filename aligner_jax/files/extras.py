@@ -1,4 +1,4 @@
-"""What to install where a package that is optional is missing."""
+"""Optional packages: tells which are missing, and the command that installs them."""
 
 import importlib.util
 

@@ -27,7 +27,7 @@ def command(line: str, *, show: bool = True) -> str:
       show: False prints nothing.
 
     Returns:
-      What the command wrote to its standard output, and with `show` also its messages.
+      The command's standard output, and with `show` also its messages.
 
     Raises:
       InputError: the command failed; with the last line that it printed.

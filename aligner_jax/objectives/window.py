@@ -62,10 +62,9 @@ class Window:
         Returns:
           Metrics by name. Loss, gradient norm and the objective's metrics are means over the steps that were not
           skipped; in a sweep, means over the adapters too, with loss_i for adapter i. "skipped" is the number of
-          skipped steps. "step_seconds" is the mean time of a step, and
-          "tokens_per_second" excludes padding. Learning rates are those of the last step, at the
-          optimizer's own count, which a skipped step does not change. On known chips, "mfu" is model FLOPs per second
-          (padding included) divided by the peak.
+          skipped steps. "step_seconds" is the mean time of a step, and "tokens_per_second" excludes padding. Learning
+          rates are those of the last step, at the optimizer's own count, which a skipped step does not change. On known
+          chips, "mfu" is model FLOPs per second (padding included) divided by the peak.
         """
         steps = jax.device_get(self._steps)
         now = time.monotonic() if ended is None else ended

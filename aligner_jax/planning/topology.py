@@ -13,7 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from aligner_jax.errors import InputError
 from aligner_jax.files.extras import pip_line
-from aligner_jax.planning.topology_names import EXAMPLES, sizes, topology_name
+from aligner_jax.planning.topology_names import EXAMPLES, accelerator_types, topology_name
 from aligner_jax.runtime import chips
 
 
@@ -34,9 +34,9 @@ def topology_devices(name: str, count: int | None = None) -> list[Any]:
         )
     known = topology_name(name)
     if known is None:
-        raise InputError(f"{name!r} is not a TPU topology; they are called {sizes(name) or EXAMPLES}")
+        raise InputError(f"{name!r} is not a TPU topology; they are called {accelerator_types(name) or EXAMPLES}")
     _check_libtpu()
-    # As on the chips themselves: the two cores of a chip are one device.
+    # The two cores of a chip are one device, as they are where the chip itself is attached.
     options = {"chip_config_name": "megacore"} if known.startswith("v4:") else {}
     from jax.experimental import topologies
 

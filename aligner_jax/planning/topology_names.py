@@ -46,7 +46,7 @@ def topology_name(name: str) -> str | None:
     return name if re.fullmatch(r"\w+:\d+(x\d+)*", name) else None
 
 
-def sizes(name: str) -> str | None:
+def accelerator_types(name: str) -> str | None:
     """Returns the accelerator types of the same kind as a mistaken one, or None if the kind is not known."""
     kind, dash, _ = name.rpartition("-")
     return ", ".join(f"{kind}-{size}" for size in SLICES[kind][1]) if dash and kind in SLICES else None

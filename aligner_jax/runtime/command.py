@@ -43,7 +43,7 @@ class ConfigFlag:
         """
         if not self._path.value:
             raise InputError("no config file was given: add --config=FILE, for example --config=configs/quickstart.py")
-        return load_config(self._path.value, self.overrides, choices=choices, say=_say_once)
+        return load_config(self._path.value, self.overrides, choices=choices, say=say_once)
 
     @property
     def name(self) -> str:
@@ -123,7 +123,7 @@ def run(main: Callable[[], int | None], *, lasting: bool = False, argument: str 
     sys.exit(status or 0)
 
 
-def _say_once(sentence: str) -> None:
+def say_once(sentence: str) -> None:
     """Prints a sentence on stderr, in process 0 only. Stdout is kept for the command's result."""
     if distributed.is_first():
         _say(sentence)

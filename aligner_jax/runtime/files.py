@@ -1,4 +1,4 @@
-"""Atomic writes: a file or folder is complete, or not there at all."""
+"""Atomic writes: a file or folder is complete, or not there at all, and is replaced only if that is wanted."""
 
 import contextlib
 import os
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from aligner_jax.errors import InputError
+from aligner_jax.files.content import exists
 
 _TENSORSTORE = re.compile(r"\[os_error_code='(\d{1,9})'")
 
@@ -95,6 +96,16 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def check_new(path: Path, *, overwrite: bool) -> None:
+    """Refuses a path that exists, unless `overwrite`. To be called before slow work.
+
+    Raises:
+      InputError: the path exists; the message names it and the flag --overwrite.
+    """
+    if not overwrite and exists(path):
+        raise InputError(f"{path} exists already: give another name, or add --overwrite to replace it")
 
 
 @contextlib.contextmanager

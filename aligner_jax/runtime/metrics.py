@@ -13,6 +13,7 @@ from aligner_jax.files.fields import Fields
 from aligner_jax.files.json_text import parse_object
 from aligner_jax.runtime.distributed import is_first
 from aligner_jax.runtime.files import reason, write_atomically
+from aligner_jax.runtime.history import FILE
 from aligner_jax.runtime.nonfinite import finite_or_none
 from aligner_jax.runtime.tensorboard import EventFiles
 from aligner_jax.runtime.wandb_run import WandbRun
@@ -47,7 +48,7 @@ class MetricsWriter:
           InputError: a file cannot be read or written, or a line of metrics.jsonl holds no metrics; names the line. Or
             Weights & Biases does not begin a run.
         """
-        self.path = Path(workdir) / "metrics.jsonl"
+        self.path = Path(workdir) / FILE
         self._file = self._events = self._wandb = None
         self._last: tuple[int, set[str]] = (0, set())
         self._before = 0.0

@@ -10,6 +10,8 @@ from rich import progress as rich_progress
 from rich.console import Console
 from rich.text import Text
 
+from aligner_jax.runtime.waiting import hidden, part_read
+
 _ROOM_FOR_TEXT = 58
 _SECONDS_A_CHANGE = 0.5
 
@@ -191,14 +193,21 @@ class Count(_Shown):
 
 @contextlib.contextmanager
 def stage(console: Console, what: str) -> Iterator[None]:
-    """Shows work of unknown length: a clock on a terminal while it runs, and a line at its begin elsewhere."""
+    """Shows work of unknown length: a clock on a terminal while it runs, and a line at its begin elsewhere.
+
+    On a terminal it also shows how much of a base is read (`waiting.reading`), and with a quiet console nothing does.
+    """
+    if console.quiet:
+        with hidden():
+            yield
+        return
     if not console.is_terminal or console.is_jupyter:
         console.out(f"{what}…", highlight=False)
         yield
         return
     began = time.monotonic()
-    columns = rich_progress.SpinnerColumn(), _Note(lambda: f"{what}  {clock(time.monotonic() - began)}")
-    with rich_progress.Progress(*columns, console=console, transient=True) as shown:
+    columns = rich_progress.SpinnerColumn(), _Note(lambda: f"{what}{part_read()}  {clock(time.monotonic() - began)}")
+    with hidden(), rich_progress.Progress(*columns, console=console, transient=True) as shown:
         shown.add_task(what, total=None)
         yield
 

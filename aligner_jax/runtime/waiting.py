@@ -24,6 +24,8 @@ _WORTH_TELLING = 3.0
 
 _open: "list[Waiting]" = []
 """The stages that are going on: the last one is shown, and only the first is a line of its own."""
+_hiding: list[None] = []
+"""One entry for each `hidden` that is open."""
 
 
 class Waiting:
@@ -54,7 +56,7 @@ class Waiting:
         self._began = time.monotonic()
         self._is_inner = bool(_open)
         _open.append(self)
-        if not distributed.is_first():
+        if _hiding or not distributed.is_first():
             self._lines = False
         elif self._stream.isatty():
             self._thread = threading.Thread(target=self._draw, daemon=True)
@@ -89,10 +91,12 @@ class Waiting:
 
     def line(self, seconds: float) -> str:
         """Returns the line after so many seconds."""
-        done = ""
-        if self._total:
-            done = f", {self._share * self._total / 1e9:.1f} of {self._total / 1e9:.1f} GB"
-        return f"{self._what}{done} … {duration(seconds)}"
+        return f"{self._what}{self.part} … {duration(seconds)}"
+
+    @property
+    def part(self) -> str:
+        """The part of `total_bytes` that is done, ", 1.2 of 4.5 GB"; "" without `total_bytes`."""
+        return f", {self._share * self._total / 1e9:.1f} of {self._total / 1e9:.1f} GB" if self._total else ""
 
     def _print(self, line: str) -> None:
         self._write(f"{line}\n")
@@ -133,10 +137,26 @@ def reading(what: str, total_bytes: int) -> Iterator[None]:
             _reading.remove(stage)
 
 
+def part_read() -> str:
+    """Returns `Waiting.part` of what `reading` counts, for another display; "" if nothing is read."""
+    # A slice, since another thread may end the reading meanwhile.
+    return "".join(stage.part for stage in _reading[-1:])
+
+
 def advance_reading(share: float) -> None:
     """Adds to the share that is read of what `reading` shows; without effect if nothing is shown."""
     if _reading:
         _reading[-1].advance(share)
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """Shows no stage that begins within, since another display has the terminal or nothing is to be printed."""
+    _hiding.append(None)
+    try:
+        yield
+    finally:
+        _hiding.pop()
 
 
 @contextmanager

@@ -59,6 +59,7 @@ def _check(command: Command, name: str, arguments: Sequence[str]) -> None:
 
 
 def show(text: str) -> None:
+    """Prints a text; exits with status 141 if its reader has gone."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

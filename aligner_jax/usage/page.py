@@ -12,6 +12,7 @@ _INDENT = 26
 _PLACEHOLDERS = {flags.IntegerParser: "N", flags.FloatParser: "X"}
 _OF_ABSL = re.compile(r"^<[^>]*>: |; repeat this option to specify a list of values$| \(a comma separated list\)$")
 _AS_MODULE = "python -m aligner_jax."
+_LAST = "--helpfull adds the flags of the libraries."
 
 
 def page(doc: str, declared: Sequence[flags.Flag], *, program: str = _AS_MODULE, more: Iterable[str] = ()) -> str:
@@ -28,9 +29,6 @@ def page(doc: str, declared: Sequence[flags.Flag], *, program: str = _AS_MODULE,
     return "\n\n".join(filter(None, parts)) + f"\n\n{_LAST}\n"
 
 
-_LAST = "--helpfull adds the flags of the libraries."
-
-
 def short_usage(doc: str, name: str, *, program: str = _AS_MODULE) -> str:
     """Returns lines for a command that was given nothing: its first example, and where the rest is said."""
     examples = [line.strip() for line in doc.splitlines() if line.strip().startswith(_AS_MODULE)]
@@ -44,6 +42,11 @@ def columns() -> int:
     return max(_NARROWEST, min(shutil.get_terminal_size().columns, _WIDEST))
 
 
+def help_of(flag: flags.Flag) -> str:
+    """Returns a flag's help on one line, without absl's additions: choices before it, a remark on repetition behind."""
+    return _OF_ABSL.sub("", " ".join((flag.help or "").split()))
+
+
 def _described(flag: flags.Flag) -> list[str]:
     head = f"  --{flag.name}"
     choices = getattr(flag.parser, "enum_values", None)
@@ -51,7 +54,7 @@ def _described(flag: flags.Flag) -> list[str]:
         head = f"  --[no]{flag.name}" if flag.default else head
     elif not choices:
         head += f"={_PLACEHOLDERS.get(type(flag.parser)) or flag.name.rpartition('_')[2].upper()}"
-    notes = [_OF_ABSL.sub("", " ".join((flag.help or "").split()))]
+    notes = [help_of(flag)]
     if choices:
         notes.append(f"One of {', '.join(map(str, choices))}.")
     default = flag.default

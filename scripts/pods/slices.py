@@ -4,6 +4,8 @@ import dataclasses
 import math
 import re
 
+from aligner_jax.planning.topology_names import SLICES, topology_name
+
 
 class Mistake(ValueError):
     """A flag that cannot be used; the message is one sentence that says which, and what to give."""
@@ -41,7 +43,7 @@ GENERATIONS = {
 }
 """TPU generations by the planner's name."""
 
-FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+FLAT = tuple(SLICES["v5e"][1].values())
 """Topologies of v5e and v6e."""
 SMALL_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 """Topologies of the other generations below 4x4x4, beyond which every dimension is a multiple of 4."""
@@ -104,10 +106,12 @@ def parse_slice(text: str, chips_per_host: int | None = None) -> Slice:
       Mistake: there is no such slice, or no such machine for it.
     """
     if match := re.fullmatch(r"(v5litepod|v5e|v6e)-(\d+)", text):
-        shapes = {math.prod(int(size) for size in shape.split("x")): shape for shape in FLAT}
-        if int(match[2]) not in shapes:
-            raise Mistake(f"--topology={text}: slices of {match[1]} have {', '.join(map(str, shapes))} chips")
-        text = f"{match[1].replace('v5litepod', 'v5e')}:{shapes[int(match[2])]}"
+        known = topology_name(text)
+        if known is None:
+            raise Mistake(
+                f"--topology={text}: slices of {match[1]} have {', '.join(map(str, SLICES[match[1]][1]))} chips"
+            )
+        text = known
     name, _, shape = text.partition(":")
     if name not in GENERATIONS or not re.fullmatch(r"\d+(x\d+)+", shape):
         raise Mistake(

@@ -142,3 +142,5 @@ def test_a_run_is_not_analyzed_together_with_adapters(tmp_path):
     assert ended.status == 1
     assert "in a call of its own" in ended.err
     assert not (tmp_path / "out").exists()
+    ended = run_command("analyze", f"--run={run}")
+    assert (ended.status, ended.err) == (1, "error: say where to write the curves of --run: --out=DIR\n")

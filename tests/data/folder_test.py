@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from source_samples import as_parquet, refusal
 
+from aligner_jax.data.sources import folder as folder_module
 from aligner_jax.data.sources import load_dataset
 from aligner_jax.errors import InputError
 
@@ -93,6 +94,12 @@ def test_all_files_of_a_folder_have_one_format(tmp_path):
     folder = write(tmp_path, "a.jsonl", "b.jsonl")
     (tmp_path / "b.jsonl").write_text('{"instruction": "a", "output": "b"}')
     assert refusal(folder).startswith("/b.jsonl:1: the record has no field 'question'; its fields are ")
+
+
+def test_a_folder_of_very_many_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module, "_MAX_FILES", 3)
+    folder = write(tmp_path, "a.jsonl", "deeper/b.jsonl", ".hidden")
+    assert refusal(folder) == " holds more than 3 files, too many for a folder of data"
 
 
 def test_links_to_folders_are_not_followed(tmp_path):

@@ -66,8 +66,18 @@ def test_without_the_package_the_error_names_the_pip_line(monkeypatch):
         load_dataset("org/sums")
     assert str(caught.value) == (
         "there is no file or folder org/sums; to read the data set of that name on the Hugging Face hub, "
-        "pip install 'aligner_jax[data]'"
+        "pip install 'aligner_jax[data]' (in a clone: pip install -r requirements.txt)"
     )
+
+
+@pytest.mark.parametrize(
+    ("version", "ending"), [("3.6.0", "which may run code of data sets: pip install "), ("4.0.0", "")]
+)
+def test_a_release_that_may_run_code_of_data_sets_is_refused(monkeypatch, version, ending):
+    monkeypatch.setattr(datasets, "__version__", version)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"question": []}))
+    with pytest.raises(InputError, match=ending or "the split 'train' of the data set org/sums holds no records"):
+        load_dataset("org/sums")
 
 
 def test_missing_files_are_no_names_of_data_sets(monkeypatch):

@@ -110,6 +110,9 @@ def test_errors_are_one_sentence(tmp_path, capsys, base):
     assert shown(capsys, path, "--template=chat", *fields, status=1) == [
         "error: --template and --system need the tokenizer of a model: add --base=PATH"
     ]
+    for name in ("x" * 300, "~nobody/base"):
+        (said,) = shown(capsys, path, *fields, f"--base={name}", status=1)
+        assert said.startswith("error: ")
     with pytest.raises(SystemExit) as caught:
         main([str(path), "--sequence-length=3"])
     assert caught.value.code == 2

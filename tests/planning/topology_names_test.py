@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from aligner_jax.planning.topology_names import EXAMPLES, SLICES, sizes, topology_name
+from aligner_jax.planning.topology_names import EXAMPLES, SLICES, accelerator_types, topology_name
 
 CORES = {"v4": 2, "v5p": 2}
 
@@ -49,5 +49,5 @@ def test_examples_are_names():
 
 
 def test_a_wrong_size_is_answered_with_the_right_ones():
-    assert sizes("v4-7") == "v4-8, v4-16, v4-32, v4-64, v4-128, v4-256, v4-512, v4-1024, v4-2048, v4-4096"
-    assert sizes("v9-8") is sizes("v4") is None
+    assert accelerator_types("v4-7") == "v4-8, v4-16, v4-32, v4-64, v4-128, v4-256, v4-512, v4-1024, v4-2048, v4-4096"
+    assert accelerator_types("v9-8") is accelerator_types("v4") is None

@@ -15,6 +15,12 @@ def test_lines_are_dicts_and_a_torn_last_line_is_left_out(tmp_path):
     assert read_metrics(path) == []
 
 
+def test_values_beyond_floats_are_not_finite(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "loss": 1{"0" * 400}, "grad_norm": -1e999, "skipped": 3}}\n')
+    assert read_metrics(path) == [{"step": 1, "loss": None, "grad_norm": None, "skipped": 3}]
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
@@ -23,6 +29,7 @@ def test_lines_are_dicts_and_a_torn_last_line_is_left_out(tmp_path):
         ('{"loss": 1}', "has no step"),
         ('{"step": -1}', "has no step"),
         ('{"step": true}', "has no step"),
+        (f'{{"step": 1{"0" * 30}}}', "has no step"),
         ('{"step": 2, "loss": "low"}', "loss should be a number or null"),
         ('{"step": 2, "loss": [' + "1," * 20_000 + "1]}", "more than 10,000 values"),
     ],

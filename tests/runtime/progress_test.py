@@ -6,6 +6,7 @@ from rich.console import Console
 
 from aligner_jax.runtime import progress
 from aligner_jax.runtime.progress import Count, Progress, stage
+from aligner_jax.runtime.waiting import advance_reading, reading
 
 METRICS = {"loss": 1.2344, "tokens_per_second": 1812.3, "learning_rate": 9e-3, "grad_norm": 4.0}
 
@@ -101,6 +102,22 @@ def test_a_stage_is_a_line_elsewhere_and_a_clock_on_a_terminal(clock):
         clock(5)
     assert "loading the base" in text.getvalue()
     assert text.getvalue().rstrip("\n").endswith("\x1b[2K")
+
+
+def test_a_stage_shows_what_is_read_in_place_of_the_reader(clock, monkeypatch):
+    text, errors = io.StringIO(), io.StringIO()
+    monkeypatch.setattr("sys.stderr", errors)
+    for quiet in (False, True):
+        with (
+            stage(Console(file=text, force_terminal=True, color_system=None, quiet=quiet), "loading the base"),
+            reading("reading model.gguf", 8_000_000_000),
+        ):
+            advance_reading(0.25)
+            clock(60)
+            # Drawn by a thread.
+            while not quiet and "loading the base, 2.0 of 8.0 GB  1:00" not in text.getvalue():
+                pass
+    assert "reading" not in text.getvalue() + errors.getvalue()
 
 
 def test_a_notebook_has_a_line_that_changes(clock, monkeypatch):

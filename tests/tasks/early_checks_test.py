@@ -11,13 +11,13 @@ from safetensors.numpy import load_file, save_file
 from sample_runs import settings_of, write_inputs
 from whole_runs import run
 
-from aligner_jax import train
 from aligner_jax.data.sources.formats import READ
 from aligner_jax.errors import InputError
 from aligner_jax.peft import complete_options
 from aligner_jax.peft.artifact import save_adapter
 from aligner_jax.peft.methods import fresh_adapter
 from aligner_jax.runtime.config import parse_config
+from aligner_jax.tasks import training
 from aligner_jax.tasks.early_checks import beyond_context, check_early
 from aligner_jax.weights.base import base_config, load_base
 
@@ -35,7 +35,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.chdir(tmp_path)
     write_inputs(tmp_path)
-    monkeypatch.setattr(train, "load_base", load)
+    monkeypatch.setattr(training, "load_base", load)
 
 
 def refusal(kind: str = "sft", **sections: dict) -> str:

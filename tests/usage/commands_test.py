@@ -56,6 +56,12 @@ def without_jax(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), places.PYTHONPATH, *sys.path])}
 
 
+def test_the_program_says_once_that_it_loads_jax(without_jax: dict[str, str]):
+    command = [sys.executable, "-m", "aligner_jax", "train", "--config=quickstart"]
+    ended = subprocess.run(command, env=without_jax, capture_output=True, text=True, check=False)
+    assert (ended.stdout, ended.stderr) == ("loading JAX…\n", "JAX was imported\n")
+
+
 def test_no_help_needs_jax(without_jax: dict[str, str]):
     subprocess.run([sys.executable, "-c", ANSWERS], env=without_jax, check=True, stdout=subprocess.DEVNULL)
 

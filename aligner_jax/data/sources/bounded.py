@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from aligner_jax.errors import InputError
+from aligner_jax.data.sources.formats import DamageError
 from aligner_jax.files.content import MEBIBYTE, open_file
 
 MAX_RECORD = 4 * MEBIBYTE
@@ -19,11 +19,6 @@ MAX_RATIO, FREE = 100, 16 * MEBIBYTE
 Text compresses 3 to 30 times; files that are made to fill the memory, 200 to 10,000 times.
 """
 _PIECE = MEBIBYTE
-
-
-class DamageError(InputError):
-    """A file that is damaged, cut short or made to fill the memory, whatever its format."""
-
 
 # Small, because zlib copies the rest of the piece at the end of every gzip member.
 _GZIP_PIECE = 2**13

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -51,7 +50,7 @@ def files_of(folder: Path, split: str | None = None) -> list[Path]:
         missing.
     """
     wanted = _WORDS.get(split or TRAIN, split)
-    found = [file for file in map(_described, _names(folder, folder, 0)) if file is not None]
+    found = [file for file in map(_described, _names(folder)) if file is not None]
     if not found:
         raise FormatError(f"{folder} holds no file of examples{_of_datasets(folder)}")
     splits = sorted({file.split for file in found if file.split is not None}) or [TRAIN]
@@ -79,22 +78,29 @@ def files_of(folder: Path, split: str | None = None) -> list[Path]:
     return [folder / file.name for file in sorted(files)]
 
 
-def _names(folder: Path, inside: Path, depth: int, count: int = 0) -> Iterator[PurePosixPath]:
-    """Yields the files' paths inside `folder`, without hidden ones and without following links to folders."""
-    try:
-        entries = sorted(os.scandir(inside), key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(f"{inside} cannot be read: {error.strerror or error}") from None
-    if len(entries) > _MAX_FILES:
-        raise InputError(f"{inside} holds {len(entries):,} files, and a folder of data has at most {_MAX_FILES:,}")
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            if depth < _DEPTH:
-                yield from _names(folder, inside / entry.name, depth + 1)
-        else:
-            yield PurePosixPath((inside / entry.name).relative_to(folder).as_posix())
+def _names(folder: Path) -> list[PurePosixPath]:
+    """Returns the files' paths inside `folder`, without hidden ones and without following links to folders."""
+    found: list[PurePosixPath] = []
+    waiting, count = [(folder, 0)], 0
+    while waiting:
+        inside, depth = waiting.pop()
+        try:
+            with os.scandir(inside) as entries:
+                for entry in entries:
+                    count += 1
+                    if count > _MAX_FILES:
+                        raise InputError(
+                            f"{folder} holds more than {_MAX_FILES:,} files, too many for a folder of data"
+                        )
+                    if entry.name.startswith("."):
+                        continue
+                    if not entry.is_dir(follow_symlinks=False):
+                        found.append(PurePosixPath((inside / entry.name).relative_to(folder).as_posix()))
+                    elif depth < _DEPTH:
+                        waiting.append((inside / entry.name, depth + 1))
+        except OSError as error:
+            raise InputError(f"{inside} cannot be read: {error.strerror or error}") from None
+    return found
 
 
 def _described(name: PurePosixPath) -> _File | None:

@@ -1,4 +1,4 @@
-"""Ends the errors about formats with the list of what is read."""
+"""Errors about data: an unknown format, which ends with the list of what is read, and damage, which does not."""
 
 from aligner_jax.errors import MAX_CHARACTERS, InputError, one_line
 
@@ -7,6 +7,10 @@ READ = (
     "messages, chosen/rejected or text: docs/data.md"
 )
 """End of every error about a format."""
+
+
+class DamageError(InputError):
+    """A file that is damaged, cut short or made to fill the memory, whatever its format."""
 
 
 class FormatError(InputError):

@@ -5,9 +5,12 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from aligner_jax.data.sources.records import HUB, Records
-from aligner_jax.errors import InputError
+from aligner_jax.errors import InputError, one_line
+from aligner_jax.files.extras import pip_line
 
 _NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?::(?:([\w.-]+)/)?([\w.-]+))?")
+_RUNS_NO_CODE = 4
+"""Major release of `datasets` from which a data set cannot bring code that runs."""
 
 
 class HubName(NamedTuple):
@@ -31,24 +34,32 @@ def open_hub(hub: HubName, columns: Collection[str]) -> Records:
       columns: names of the columns to read; if the data set has none of them, all are read.
 
     Raises:
-      InputError: `datasets` is not installed, or the data set cannot be loaded.
+      InputError: `datasets` is not installed or too old, or the data set cannot be loaded or is empty.
     """
     try:
         import datasets
     except ImportError:
         raise InputError(
             f"there is no file or folder {hub.name}; to read the data set of that name on the Hugging Face hub, "
-            "pip install 'aligner_jax[data]'"
+            f"{pip_line('data')}"
         ) from None
+    version = str(getattr(datasets, "__version__", ""))
+    if not version.partition(".")[0].isdecimal() or int(version.partition(".")[0]) < _RUNS_NO_CODE:
+        raise InputError(
+            f"the data set {hub.name} is not loaded with the package datasets {version}, which may run code of data "
+            f"sets: {pip_line('data')}"
+        )
     split = hub.split or "train"
     try:
         loaded: Any = datasets.load_dataset(hub.name, hub.config, split=split)
     except Exception as error:  # The package raises many types.
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(str(error), 200) or type(error).__name__
         raise InputError(
             f"there is no file or folder {hub.name}, and the data set of that name cannot be loaded from the Hugging "
             f"Face hub ({reason}): check name and network, or write it as ORG/NAME:CONFIG/SPLIT"
         ) from None
+    if not len(loaded):
+        raise InputError(f"the split {split!r} of the data set {hub.name} holds no records")
     names = list(loaded.column_names)
     read = [name for name in names if name in columns] or names
     unread = {name: len(loaded) for name in names if name not in read}

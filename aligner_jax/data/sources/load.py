@@ -7,10 +7,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from aligner_jax.data.sources import prepared
-from aligner_jax.data.sources.bounded import DamageError
 from aligner_jax.data.sources.context import with_context
 from aligner_jax.data.sources.example import Example
-from aligner_jax.data.sources.formats import FormatError
+from aligner_jax.data.sources.formats import DamageError, FormatError
 from aligner_jax.data.sources.place import open_place
 from aligner_jax.data.sources.records import PARQUET, Records, open_records
 from aligner_jax.data.sources.registry import SOURCES, detect, find_source, recognize

@@ -35,9 +35,9 @@ def parse(record: dict, where: str) -> Instruction:
     )
 
 
-def _only(record: Mapping[str, object], names: tuple[str, ...], else_: tuple[str, ...], what: str, where: str) -> str:
-    """Returns the only one of `names` that the record has, or else the first of `else_`."""
-    found = [name for name in names if name in record] or [name for name in else_ if name in record]
+def _only(record: Mapping[str, object], names: tuple[str, ...], more: tuple[str, ...], what: str, where: str) -> str:
+    """Returns the only one of `names` that the record has, or else the first of `more`."""
+    found = [name for name in names if name in record] or [name for name in more if name in record]
     if len(found) == 1:
         return found[0]
     if found:

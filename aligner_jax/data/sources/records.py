@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
-from aligner_jax.data.sources.bounded import FREE, DamageError, check_ratio, content_pieces
+from aligner_jax.data.sources.bounded import FREE, check_ratio, content_pieces
+from aligner_jax.data.sources.formats import DamageError
 from aligner_jax.data.sources.json_records import json_values
 from aligner_jax.data.sources.parquet import open_parquet
 from aligner_jax.data.sources.parquet_footer import MAGIC

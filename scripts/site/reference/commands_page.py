@@ -1,10 +1,9 @@
 """The page of all commands with their flags."""
 
-import re
-
 from absl import flags
 
 from aligner_jax.usage.commands import command_names, read_command
+from aligner_jax.usage.page import help_of
 from scripts.site.reference.text import code, paragraphs, prose, table
 
 HEAD = """# Commands
@@ -23,16 +22,10 @@ def described(name: str) -> str:
     """Returns the section of a command: its description, and a table of its flags."""
     command = read_command(name)
     flags_of = (command.flags[flag] for flag in command.names)
-    rows = [[code(f"--{flag.name}"), _kind(flag), _default(flag), prose(_help(flag))] for flag in flags_of]
+    rows = [[code(f"--{flag.name}"), _kind(flag), _default(flag), prose(help_of(flag))] for flag in flags_of]
     return "\n".join(
         [f"## {code(name)}\n", paragraphs(command.doc), table(["flag", "type", "default", "meaning"], rows)]
     )
-
-
-def _help(flag: flags.Flag) -> str:
-    """Returns the help line without what absl adds to it: choices before, a remark on repetition behind."""
-    text = re.sub(r"^<[^>]*>: ", "", str(flag.help))
-    return re.sub(r";\s+repeat this option to specify a list of values$|\s*\(a comma separated list\)$", "", text)
 
 
 def _kind(flag: flags.Flag) -> str:
