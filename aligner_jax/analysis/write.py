@@ -24,13 +24,13 @@ def check_folder(folder: Path, *, overwrite: bool = False) -> None:
     Raises:
       InputError: the folder cannot be made, or has an earlier analysis and `overwrite` is False.
     """
-    for name in (PAGE, NUMBERS):
-        check_new(folder / name, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else error
         raise InputError(f"{folder} cannot be made a folder: {why}") from error
+    for name in (PAGE, NUMBERS):
+        check_new(folder / name, overwrite=overwrite)
 
 
 def write(folder: Path, title: str, sections: Sequence[Section]) -> list[Path]:
