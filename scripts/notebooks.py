@@ -30,7 +30,7 @@ FOLDER = ROOT / "notebooks"
 NAMES = ("quickstart", "own_data", "two_stages", "look_inside", "many_adapters", "export", "pod")
 """Names of the notebooks, in their order."""
 WIDTH = 900
-_COLOURS = 128
+_COLOURS = 256
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _TIMES = re.compile(r"  [\d,.]+ tokens/s|  \d+:[\d:]+ left|(?<=: done) in \d+:[\d:]+")
 _RICH = '<pre style="white-space:pre;overflow-x:auto;'
@@ -149,7 +149,9 @@ def _small(png: str) -> str:
     if image.width > WIDTH:
         image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
     written = io.BytesIO()
-    image.quantize(_COLOURS, dither=Image.Dither.NONE).save(written, format="png", optimize=True)
+    image.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        written, format="png", optimize=True
+    )
     return base64.b64encode(written.getvalue()).decode()
 
 

@@ -2,12 +2,12 @@
 
 import ast
 import json
-import os
 from pathlib import Path
 
 import nbformat
 import places
 import pytest
+from notebook_kernels import set_kernel_variables
 
 from scripts import notebooks
 
@@ -75,13 +75,7 @@ def test_a_clone_is_installed_itself_and_elsewhere_the_named_project(
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables of the interpreter that runs a notebook."""
-    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):
-        monkeypatch.setenv(name, str(tmp_path / name.lower()))
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # compilation takes most of the time
-    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    set_kernel_variables(monkeypatch, tmp_path, REPO)
 
 
 def _run(name: str, folder: Path, **parameters: object) -> tuple[nbformat.NotebookNode, dict]:

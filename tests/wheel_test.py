@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import nbclient
 import nbformat
 import places
 import pytest
+from notebook_kernels import set_kernel_variables
 
 from scripts.lib.tiny_llama import write_tiny_llama
 
@@ -61,13 +61,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder outside the repository, with a model, and variables that name nothing of the repository."""
-    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):
-        monkeypatch.setenv(name, str(tmp_path / name.lower()))
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # compilation takes most of the time
-    monkeypatch.delenv("PYTHONPATH", raising=False)
+    set_kernel_variables(monkeypatch, tmp_path, None)
     write_tiny_llama(tmp_path / "tiny")
     return tmp_path
 

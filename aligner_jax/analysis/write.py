@@ -24,13 +24,13 @@ def check_folder(folder: Path, *, overwrite: bool = False) -> None:
     Raises:
       InputError: the folder cannot be made, or has an earlier analysis and `overwrite` is False.
     """
-    for name in (PAGE, NUMBERS):
-        check_new(folder / name, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else error
         raise InputError(f"{folder} cannot be made a folder: {why}") from error
+    for name in (PAGE, NUMBERS):
+        check_new(folder / name, overwrite=overwrite)
 
 
 def write(folder: Path, title: str, sections: Sequence[Section]) -> list[Path]:
@@ -70,10 +70,11 @@ def numbers(sections: Sequence[Section]) -> dict[str, list[dict[str, Cell]]]:
 def show(sections: Sequence[Section], console: Console) -> None:
     """Prints the brief tables and the sketches, for readers without a browser."""
     for section in sections:
+        tables = [table for table in section.tables if table.brief]
+        if not tables and not section.sketch:
+            continue
         console.out(f"\n{section.title}", style="bold")
-        for table in section.tables:
-            if not table.brief:
-                continue
+        for table in tables:
             drawn = Shown(table.title)
             for i, column in enumerate(table.columns):
                 is_text = all(isinstance(row[i], str | None) for row in table.rows)

@@ -9,6 +9,7 @@ lengths; and the first examples with the parts that are learned marked: bold, un
 """
 
 import argparse
+import logging
 import os
 import shutil
 import sys
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not (text.startswith(_FIELD) and name and equals):
             parser.error(f"{text!r} is not an option; {_FIELD}NAME=FIELD names a field of the file")
         fields[name] = value
+    # The package prints its lines itself; others make the root logger print them once more.
+    logging.getLogger("huggingface_hub").propagate = False
     sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         for line in _described(options, fields):

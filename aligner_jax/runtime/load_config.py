@@ -101,7 +101,8 @@ def load_config(
     except RecursionError:
         raise InputError(f"config file {file} returns sections that are nested too deeply") from None
     except RequiredValueError:
-        raise InputError(f"{unset_field(loaded, 'config')} is not set, and config file {file} requires it") from None
+        field = unset_field(loaded, "config")
+        raise InputError(f"{field} is not set, and config file {file} requires it: add --{field}=VALUE") from None
     except Exception as error:
         raise InputError(f"config file {file} does not return a config: {_describe(error)}") from error
     return loaded

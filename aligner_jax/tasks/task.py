@@ -132,7 +132,8 @@ def split_examples(config: TrainConfig, console: Console) -> tuple[list[Example]
         return training, heldout
     if data.heldout_rows >= len(examples):
         raise InputError(
-            f"config.data.heldout_rows is {data.heldout_rows}, but {data.path} has only {len(examples)} examples"
+            f"config.data.heldout_rows is {data.heldout_rows}, but {data.path} has only {len(examples)} examples; hold "
+            "fewer out, or none with --config.data.heldout_rows=0"
         )
     training, heldout = split_by_prompt(examples, data.heldout_rows)
     if not training:

@@ -55,7 +55,7 @@ def test_unsafe_answers_are_not_learned_from(tmp_path):
     record, expected = SAMPLES["beavertails"]
     dataset = load_dataset(lines(tmp_path / "a.jsonl", {**record, "is_safe": False}, record))
     assert [e.record for e in dataset.examples] == [expected]
-    assert str(dataset) == "1 examples; dropped 1: unsafe answer (1)"
+    assert str(dataset) == "1 example; dropped 1: unsafe answer (1)"
 
 
 def test_dialogues_are_turns_and_must_share_their_prompt(tmp_path):
@@ -71,7 +71,7 @@ def test_dialogues_are_turns_and_must_share_their_prompt(tmp_path):
     dataset = load_dataset(lines(tmp_path / "a.jsonl", *rows))
     assert [e.record for e in dataset.examples] == [pair(turns("a\nb", "c", "d"), "e", "f\n\nmore")]
     assert str(dataset) == (
-        "1 examples; dropped 5: empty answer (1), equal pair (1), prompts differ (1), turns out of order (2)"
+        "1 example; dropped 5: empty answer (1), equal pair (1), prompts differ (1), turns out of order (2)"
     )
     row = {**HH, "rejected": "Assistant: hi"}
     assert refusal(lines(tmp_path / "b.jsonl", HH, row)) == (

@@ -155,7 +155,7 @@ def test_the_builders_need_no_tensorflow(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "1 examples False"
+    assert done.stdout.splitlines()[-1] == "1 example False"
 
 
 def test_without_the_package_a_sentence_says_what_to_install(tmp_path, monkeypatch):

@@ -122,3 +122,12 @@ def test_a_command_that_parses_its_own_flags_is_run_by_its_name():
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "no-such-file" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["aligner_jax", "train"], ["aligner_jax.train"]])
+def test_training_says_once_that_it_loads(words: list[str]):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([places.PYTHONPATH, *sys.path])}
+    command = [sys.executable, "-m", *words, "--config=no-such-file.py"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "loading JAX…\n")
+    assert done.stderr.startswith("error: ")

@@ -40,7 +40,8 @@ class Dataset:
 
     def __str__(self) -> str:
         """Returns a summary in one line."""
-        return "; ".join(filter(None, (f"{len(self.examples):,} examples", _dropped(self.dropped), told(self.unused))))
+        count = "1 example" if len(self.examples) == 1 else f"{len(self.examples):,} examples"
+        return "; ".join(filter(None, (count, _dropped(self.dropped), told(self.unused))))
 
 
 def load_examples(path: Path | str, format: str = "auto", fields: Mapping[str, str] | None = None) -> list[Example]:

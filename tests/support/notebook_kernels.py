@@ -1,0 +1,28 @@
+"""Sets the variables of the interpreters that run notebooks."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+_FOLDERS = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR")
+
+
+def set_kernel_variables(monkeypatch: pytest.MonkeyPatch, folder: Path, pythonpath: Path | None) -> None:
+    """Sets variables until the end of a test.
+
+    Args:
+      monkeypatch: the test's.
+      folder: folder of the test, for the kernel's own files.
+      pythonpath: folder to import packages from, beside the interpreter's own; None leaves it out.
+    """
+    for name in _FOLDERS:
+        monkeypatch.setenv(name, str(folder / name.lower()))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "xla"))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # compilation takes most of the time
+    if pythonpath is None:
+        monkeypatch.delenv("PYTHONPATH", raising=False)
+    else:
+        monkeypatch.setenv("PYTHONPATH", str(pythonpath))
