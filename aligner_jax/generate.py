@@ -53,6 +53,9 @@ def main() -> None:
     if not BASE.value or not PROMPT.value:
         raise InputError("give a base and a prompt: --base=PATH --prompt='…'")
     dtype = platform.compute_dtype(cast(Any, DTYPE.value))
+    if ADAPTER.value:
+        # Read now, and again with the base: a wrong file is reported before the base is loaded.
+        read_artifact(ADAPTER.value, on_host=True)
     base = load_base(BASE.value, dtype, quantization=QUANTIZATION.value, group_size=cast(int, GROUP_SIZE.value))
     adapter, recorded = None, {}
     if ADAPTER.value:
