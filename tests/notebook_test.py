@@ -119,7 +119,7 @@ def test_many_adapters_have_one_base(tiny_model: Path, tmp_path: Path):
     )  # fmt: skip
     assert found["dial"][0] < found["dial"][4]
     assert len(found["dial"]) == 7
-    assert (len(found["opened"]), found["sums"]) == (4, 5)
+    assert (len(found["opened"]), found["sums"]) == (5, 6)
     assert found["names"] == ["closing", "opening", "opening_0", "opening_1", "opening_2"]
     assert found["size"] == 5 * 4 * (32 + (4 - 2) * 4)
     assert list(found["answers"]) == ["tiny", "opening", "opening@0.5", "closing", "opening+closing"]
@@ -204,6 +204,7 @@ def test_two_stages_prefer_more_and_more(tiny_model: Path, tmp_path: Path):
     assert sum(found["margins"]["after DPO"]) > sum(found["margins"]["after SFT"])
     assert found["sft"]["after"]["heldout_loss"] < found["sft"]["before"]["heldout_loss"]
     assert found["accuracy"] > 0.5
-    assert found["rewards"][0] == pytest.approx(0, abs=1e-5)
+    # Sums of hundreds of log-probabilities in float32.
+    assert found["rewards"][0] == pytest.approx(0, abs=1e-4)
     assert found["rewards"][-1] > 0.01
     assert _num_pictures(notebook) == 2
