@@ -123,7 +123,8 @@ def test_the_table_says_where_runs_ended(tmp_path, monkeypatch):
     }  # fmt: skip
 
 
-def test_the_command_writes_figures_tables_and_a_page(tmp_path):
+def test_the_command_writes_figures_tables_and_a_page(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")  # tables wrap names where there is less room
     runs = [write_run(tmp_path / "one", LINES), write_run(tmp_path / "sweep", SWEEP)]
     out = tmp_path / "out"
     ended = run_command("analyze", *(f"--run={run}" for run in runs), f"--out={out}")

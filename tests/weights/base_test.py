@@ -55,7 +55,6 @@ def test_a_base_is_a_pytree_of_its_parameters():
     assert jax.jit(lambda base: base.params.norm_d[: base.config.num_layers])(base).shape == (3,)
 
 
-@pytest.mark.skipif(not STORIES.is_dir(), reason="the folder shared/ is not beside the repository")
 @pytest.mark.parametrize(
     ("quantization", "held"), [(None, "bfloat16"), ("int8", "bfloat16 and int8"), ("int4", "bfloat16 and int4")]
 )
@@ -71,6 +70,7 @@ def test_its_repr_is_one_short_line(tmp_path: Path, quantization: str | None, he
     assert repr(base.replace(config=llama_config("smollm2_135m"))).startswith("Base(smollm2_135m, ")
 
 
+@pytest.mark.skipif(not STORIES.is_dir(), reason="the folder shared/ is not beside the repository")
 def test_stories260k():
     base = load_base(STORIES)
     assert sum(leaf.size for leaf in jax.tree.leaves(base)) == 260_032
@@ -248,7 +248,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
 def test_no_hub_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(InputError, match="without the package huggingface_hub"):
+    with pytest.raises(InputError, match="needs the package huggingface_hub"):
         load_base("org/name")
 
 
