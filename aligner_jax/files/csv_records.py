@@ -14,6 +14,8 @@ _MAX_COLUMNS = 1000
 # Short fields need 15 times the size of their text in memory.
 _MAX_ROW = 2 * MEBIBYTE
 _PIECE = 2**16
+_MOST_BLANK = 300_000
+"""Limit on blank lines beyond one for each row, since millions of them take minutes."""
 
 
 class Row(NamedTuple):
@@ -34,8 +36,8 @@ def csv_records(path: str | Path) -> Iterator[tuple[dict[str, str], str]]:
 
     Raises:
       InputError: the file cannot be read or has no rows; two columns have the same name, or there are more than 1,000;
-        a row and the header differ in length; a row has more than 2 MiB or a field more than 128 KiB; or a quote is not
-        closed.
+        a row and the header differ in length; a row has more than 2 MiB or a field more than 128 KiB; a quote is not
+        closed; or there are far more blank lines than rows.
     """
     with open_file(path) as file:
         for row, line in csv_values(iter(lambda: file.read(_PIECE), b""), path):
@@ -54,9 +56,12 @@ def csv_values(pieces: Iterator[bytes], path: str | Path, delimiter: str = ",") 
       InputError: see `csv_records`.
     """
     header: list[str] | None = None
-    empty = True
+    empty, blank = True, 0
     for row in _rows(pieces, path, delimiter):
         where = f"{path}:{row.begin}"
+        blank += -1 if row.fields else 1
+        if blank > _MOST_BLANK:
+            raise InputError(f"{where}: the table has more than {_MOST_BLANK:,} blank lines: remove them")
         if not row.fields:
             continue
         if header is None:

@@ -67,3 +67,12 @@ def test_rows_have_bounds(tmp_path: Path, content: bytes, says: str):
     with pytest.raises(InputError) as caught:
         list(csv_records(path))
     assert str(caught.value).startswith(f"{path}{says}")
+
+
+def test_millions_of_blank_lines_are_refused(tmp_path: Path):
+    path = tmp_path / "blank.csv"
+    path.write_bytes(b"a,b\n" + b"\n" * 400_000 + b"1,2\n")
+    with pytest.raises(
+        InputError, match=r"blank\.csv:300003: the table has more than 300,000 blank lines: remove them"
+    ):
+        list(csv_records(path))

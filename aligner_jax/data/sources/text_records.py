@@ -4,9 +4,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from aligner_jax.data.sources.bounded import MAX_RECORD
+from aligner_jax.data.sources.formats import DamageError
 from aligner_jax.data.sources.json_records import lines
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import MEBIBYTE
+
+_FREE_LINES, _SHORTEST_MEAN = 1_000_000, 8
+"""A text of more lines than that has at least so many bytes a line on average."""
 
 
 def text_values(pieces: Callable[[], Iterator[bytes]], path: Path) -> Iterator[tuple[object, int]]:
@@ -53,7 +57,13 @@ def _has_paragraphs(pieces: Iterator[bytes], path: Path) -> bool:
 
 
 def _texts(pieces: Iterator[bytes], path: Path) -> Iterator[tuple[str, int]]:
+    total = 0
     for line, number in lines(pieces, path):
+        total += len(line) + 1
+        if number > _FREE_LINES and total < _SHORTEST_MEAN * number:
+            raise DamageError(
+                f"{path} has {number:,} lines and more in {total:,} bytes, which no file of examples does"
+            )
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
