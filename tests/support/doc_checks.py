@@ -181,7 +181,7 @@ def _of_config(path: str | None, overrides: list[tuple[str, str | bool]], line: 
             else:
                 parse_complete(config)
     except InputError as error:
-        # What a page leaves out may set it.
+        # A part that the page leaves out may set it.
         return [] if "is not set" in str(error) and not line.is_whole else [str(error)]
     return []
 

@@ -106,7 +106,7 @@ def test_helpfull_has_the_flags_of_libraries_too():
 
 
 def test_a_module_that_is_no_command_of_flags_collects_garbage():
-    """As studies do, which run for hours."""
+    """Imports a command within another program, as studies do."""
     code = "import gc, aligner_jax; print(gc.isenabled())"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([places.PYTHONPATH, *sys.path])}
     for words, collects in ((["aligner_jax.studies.parameters"], "True"), (["aligner_jax.chat", "--base=b"], "False")):
