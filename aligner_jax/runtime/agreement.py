@@ -1,11 +1,12 @@
 """Checks that all processes of a run have the same config, environment and files."""
 
 import collections
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, cast
@@ -41,6 +42,28 @@ def exchange(text: str) -> list[str]:
     padded[: len(content)] = content
     of_each = np.asarray(multihost_utils.process_allgather(padded))
     return [row[:length].tobytes().decode(errors="surrogatepass") for row, length in zip(of_each, lengths, strict=True)]
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """Ends all processes if a check fails in one of them. A collective: all processes must enter the context.
+
+    Without it, a process that fails leaves the others waiting, and may remove files that they still need.
+
+    Raises:
+      InputError: this process's own failure, or else the first of another process, which is named.
+    """
+    failure = None
+    try:
+        yield
+    except InputError as error:
+        failure = error
+    of_each = exchange(str(failure or ""))
+    if failure is not None:
+        raise failure
+    for process, sentence in enumerate(of_each):
+        if sentence:
+            raise InputError(f"process {process} of {len(of_each)} cannot go on: {sentence}")
 
 
 def check_same_config(config: TrainConfig) -> None:

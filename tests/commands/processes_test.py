@@ -216,6 +216,19 @@ def test_a_mistake_ends_both_with_one_sentence_each(folder: Path):
     assert not (folder / "mistaken").exists()
 
 
+def test_data_that_one_process_lacks_ends_both_before_the_base_is_read(folder: Path, tmp_path: Path):
+    for number in (0, 1):
+        (tmp_path / f"host{number}").mkdir()
+    shutil.copy(folder / "sft.jsonl", tmp_path / "host0" / "data.jsonl")
+    run = Run(folder / "sft.py", tmp_path / "run", 2, "--config.data.path=data.jsonl", cwd=tmp_path)
+    (first, output, told), (second, _, own) = run.end()
+    assert (first, second) == (1, 1)
+    assert own.startswith("error: there is no file data.jsonl")
+    assert told == f"error: process 1 of 2 cannot go on: {own.removeprefix('error: ')}"
+    assert "loading the base" not in output
+    assert not (tmp_path / "run").exists()
+
+
 def check_told_alike(run: Run, sentence: str) -> None:
     """Checks that each process ends with 1 and prints the same sentence."""
     for status, output, errors in run.end():

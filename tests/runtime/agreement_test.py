@@ -56,6 +56,21 @@ def test_processes_with_different_configs_say_in_what(changed: dict, fields: str
     assert str(caught.value) == f"process 2 of 3 {began} ({fields}): {ended}"
 
 
+def test_a_failure_of_one_process_ends_all(monkeypatch: pytest.MonkeyPatch):
+    others = ["", ""]
+    monkeypatch.setattr(agreement, "exchange", lambda text: [text, *others])
+    with agreement.failing_together():
+        pass
+    with pytest.raises(InputError, match=r"^no data$"), agreement.failing_together():
+        raise InputError("no data")
+    others[1] = "d.jsonl does not exist"
+    with pytest.raises(InputError, match=r"^process 2 of 3 cannot go on: d.jsonl does not exist$"):  # noqa: SIM117
+        with agreement.failing_together():
+            pass
+    with pytest.raises(InputError, match=r"^no data$"), agreement.failing_together():
+        raise InputError("no data")
+
+
 def test_a_process_alone_reads_nothing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(agreement.distributed, "is_alone", lambda: True)
     monkeypatch.setattr(agreement, "_installed", lambda config: pytest.fail("files were read"))
