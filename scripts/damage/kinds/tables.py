@@ -6,11 +6,10 @@ import io
 import random
 import zlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from aligner_jax.data.sources import load_dataset
 from scripts.damage.kinds import mutations
 from scripts.damage.kinds.kind import Files, Kind
+from scripts.damage.kinds.records import read
 
 _TABLES: tuple[tuple[tuple[str, ...], list[tuple[str, ...]]], ...] = (
     (("question", "answer"), [(f"{i} + 1?", f'It is "{i + 1}",\nsurely é') for i in range(6)]),
@@ -51,14 +50,6 @@ def mutate(rng: random.Random, files: Files) -> Files:
         end = min(begin + rng.randrange(4), len(damaged))
         damaged = damaged[:begin] + rng.choice(_SIGNS) + damaged[end:]
     return {name: pack(damaged.encode())}
-
-
-def read(folder: Path) -> str:
-    """Returns the records, their lines and the counts."""
-    (path,) = folder.iterdir()
-    dataset = load_dataset(path)
-    examples = [(example.record, example.where.removeprefix(str(path))) for example in dataset.examples]
-    return repr((examples, dataset.dropped, str(dataset)))
 
 
 def may_differ(sample: Files, damaged: Files) -> bool:
