@@ -105,9 +105,3 @@ def test_an_earlier_analysis_is_kept_unless_it_may_be_replaced(tmp_path: Path):
     with pytest.raises(InputError, match=r"index\.html exists already: .*--overwrite"):
         check_folder(tmp_path)
     check_folder(tmp_path, overwrite=True)
-
-
-def test_long_paths_wrap_on_the_page_and_numbers_do_not():
-    page = render("title", [])
-    assert "td { overflow-wrap: anywhere; }" in page
-    assert "white-space: nowrap" in page

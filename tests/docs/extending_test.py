@@ -14,6 +14,7 @@ from doc_diffs import Hunk, apply, diffs_of
 from safetensors.numpy import load_file, save_file
 from tiny_runs import sft_rows, write_rows
 
+import aligner_jax as aj
 from aligner_jax.weights.base import load_base
 from scripts.lib.tiny_llama import write_tiny_llama
 
@@ -70,8 +71,12 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     write_seed_oss(folder / "seed")
     rows = [{"question": f"Which is {i}?", "choices": ["none", f"it is {i}"], "right": 1} for i in range(3)]
     write_rows(folder / "quiz.jsonl", [*rows, {**rows[0], "right": None}])
-    questions = [{"question": row["instruction"], "answer": "no model says so"} for row in sft_rows(3)]
-    write_rows(folder / "exact.jsonl", questions)
+    questions = [row["instruction"] for row in sft_rows(3)]
+    (said,) = aj.sample(load_base(folder / "tiny"), None, questions[1:2], max_new_tokens=2)
+    assert said.strip()
+    answers = ("no model says so", f" {said.upper()}\n", "no model says so")
+    exact = [{"question": question, "answer": answer} for question, answer in zip(questions, answers, strict=True)]
+    write_rows(folder / "exact.jsonl", exact)
     ended = subprocess.run(
         [sys.executable, "-c", USE], cwd=folder, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(folder)},
@@ -98,7 +103,7 @@ def test_the_source_is_found_by_its_fields_and_drops_what_is_not_answered(used: 
 
 def test_the_evaluation_counts_right_answers(used: tuple[Path, dict]):
     folder, found = used
-    assert (found["scores"]["right"], found["scores"]["questions"]) == (0, 3)
+    assert (found["scores"]["right"], found["scores"]["questions"]) == (1, 3)
     assert (folder / "results" / "results.json").exists()
 
 

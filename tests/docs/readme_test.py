@@ -1,7 +1,5 @@
 """README.md is short, and its numbers are those of the pages and commands that it names."""
 
-import ast
-import builtins
 import re
 from pathlib import Path
 
@@ -48,21 +46,11 @@ def test_a_row_has_the_cells_of_one_line_of_its_page(row: dict[str, str]):
     assert any(wanted <= cells for cells in lines), f"{page.name} has no line with {wanted}"
 
 
-@pytest.mark.parametrize("command", sorted({row["command"].strip("`") for row in rows()}))
-def test_a_command_of_a_row_exists(command: str):
-    words = command.split()
-    if words[0] == "bash":
-        assert (ROOT / words[1]).is_file()
-    else:
-        assert words[:2] == ["python", "-m"]
-        assert (ROOT / (words[2].replace(".", "/") + ".py")).is_file()
-
-
 @pytest.mark.parametrize(
     ("sentence", "page"),
     [
         (r"828 parameters reach .*? learns \d+ %", "reproduction.md"),
-        (r"a step takes .*? a third", "performance.md"),
+        (r"training processes .*? a third", "performance.md"),
         (r"For LLaMA-7B with one token that is \*\*[\d,]+", "reproduction.md"),
     ],
 )
@@ -72,18 +60,3 @@ def test_numbers_in_sentences_are_those_of_the_page(sentence: str, page: str):
     assert found
     for number in found:
         assert re.search(rf"(?<![\d,.]){re.escape(number)}(?!\d)", text), f"{page} has no {number}"
-
-
-def test_python_blocks_have_no_undefined_names():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert blocks
-    for block in blocks:
-        names = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Name)]
-        imported = {
-            alias.asname or alias.name
-            for node in ast.walk(ast.parse(block))
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            for alias in node.names
-        }
-        known = imported | {node.id for node in names if isinstance(node.ctx, ast.Store)} | set(dir(builtins))
-        assert {node.id for node in names if isinstance(node.ctx, ast.Load)} <= known

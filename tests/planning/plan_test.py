@@ -206,7 +206,9 @@ def test_the_command_prints_one_object_a_line():
     assert plans[0]["peak_bytes"] < plans[0]["hbm_bytes"]
     assert plans[0]["fits"]
     # The compiler prints messages on loading, which must not reach the user.
-    assert all(line.startswith("compiling for v") for line in run.stderr.splitlines())
+    said = run.stderr.splitlines()
+    assert all(line.startswith("compiling for v") for line in said)
+    assert [any(plan["topology"] in line for line in said) for plan in plans] == [True, True]
 
 
 def test_scales_are_planned_once_and_in_fewer_bits_where_they_do_not_fit(

@@ -3,6 +3,7 @@ import re
 
 import pytest
 from rich.console import Console
+from waits import wait_until
 
 from aligner_jax.runtime import progress
 from aligner_jax.runtime.progress import Count, Progress, stage
@@ -115,8 +116,8 @@ def test_a_stage_shows_what_is_read_in_place_of_the_reader(clock, monkeypatch):
             advance_reading(0.25)
             clock(60)
             # Drawn by a thread.
-            while not quiet and "loading the base, 2.0 of 8.0 GB  1:00" not in text.getvalue():
-                pass
+            if not quiet:
+                wait_until(lambda: "loading the base, 2.0 of 8.0 GB  1:00" in text.getvalue())
     assert "reading" not in text.getvalue() + errors.getvalue()
 
 

@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from waits import wait_until
 
 from aligner_jax.runtime import waiting
 from aligner_jax.runtime.waiting import Waiting, duration, stages
@@ -48,8 +49,7 @@ def test_a_stage_within_another_is_no_line(clock: list[float]):
 def test_a_terminal_shows_the_stage_within(clock: list[float]):
     stream = Terminal()
     with Waiting("loading", stream=stream), Waiting("reading", stream=stream):
-        while "reading" not in stream.getvalue():
-            pass
+        wait_until(lambda: "reading" in stream.getvalue())
         clock[0] = 60.0
     assert stream.getvalue().splitlines()[-1].endswith("loading: 1 min 0 s")
     assert "reading: " not in stream.getvalue()
@@ -67,8 +67,7 @@ def test_a_terminal_shows_one_line_that_disappears(clock: list[float], monkeypat
     stream, drawn = Terminal(), "\r\x1b[Kreading a file, 0.5 of 2.0 GB"
     with Waiting("reading a file", total_bytes=2_000_000_000, stream=stream) as reading:
         reading.advance(0.25)
-        while drawn[:33] not in stream.getvalue():
-            pass
+        wait_until(lambda: drawn[:33] in stream.getvalue())
     lines = stream.getvalue().split("\r\x1b[K")
     assert lines[-1] == ""
     assert all(len(line) < 30 for line in lines)
@@ -80,8 +79,7 @@ def test_the_line_of_failed_work_disappears_too(clock: list[float]):
 
     def fail() -> None:
         clock[0] = 60.0
-        while "reading" not in stream.getvalue():
-            pass
+        wait_until(lambda: "reading" in stream.getvalue())
         raise KeyError
 
     with pytest.raises(KeyError), Waiting("reading", stream=stream):

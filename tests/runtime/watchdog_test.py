@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from waits import wait_until
 
 from aligner_jax.runtime import watchdog as watchdog_module
 from aligner_jax.runtime.config import StallConfig, parse_config
@@ -33,8 +34,7 @@ def test_what_is_waited_for_too_long_is_named(ends):
     with Watchdog(StallConfig(seconds=0.1)) as watchdog:
         watchdog.waiting_for("the batch of step 1")
         watchdog.waiting_for("step 1")
-        while not ends:
-            time.sleep(0.01)
+        wait_until(lambda: bool(ends))
     assert ends[0] == (
         "error: step 1 was waited for longer than 0.1 s (config.stall.seconds), so the run ends; the same command "
         "goes on from the last checkpoint",
@@ -89,16 +89,20 @@ def test_a_process_that_is_stopped_itself_is_not_late():
 
 
 def test_in_a_users_process_a_wait_is_told_once_and_nothing_ends(ends, capsys):
-    told = ""
+    told: list[str] = []
     with Watchdog(StallConfig(seconds=0.1), ends_process=False) as watchdog:
         for step in (1, 2):
             watchdog.waiting_for(f"step {step}")
-            while f"step {step}" not in told:
-                time.sleep(0.05)
-                told += capsys.readouterr().err
+            told.append("")
+
+            def is_told(step: int = step) -> bool:
+                told[-1] += capsys.readouterr().err
+                return f"step {step}" in told[-1]
+
+            wait_until(is_told)
         time.sleep(0.3)
-    told += capsys.readouterr().err
-    assert told == "".join(
+    told.append(capsys.readouterr().err)
+    assert "".join(told) == "".join(
         f"step {step} was waited for longer than 0.1 s (config.stall.seconds); interrupt the run, and the same call "
         "goes on from the last checkpoint\n"
         for step in (1, 2)
