@@ -40,7 +40,7 @@ from aligner_jax.peft.hf_peft import peft_files, write_peft
 from aligner_jax.peft.hf_peft_config import FILE as PEFT_FILE
 from aligner_jax.peft.location import locate_adapter
 from aligner_jax.runtime import command
-from aligner_jax.runtime.files import check_new, place, write_atomically
+from aligner_jax.runtime.files import check_new, place, replace_folder
 from aligner_jax.weights.assemble import open_parts
 from aligner_jax.weights.base import form_of, locate, open_base
 from aligner_jax.weights.leaves import leaf_specs
@@ -140,11 +140,10 @@ def _write_adapter() -> None:
 
 
 def _write_peft(adapter: Adapter, target: Path, config: LlamaConfig, base_name: str | None) -> None:
-    if not exists(target / PEFT_FILE):
+    if exists(target / PEFT_FILE):
+        replace_folder(target, peft_files(adapter, config=config, base_name=base_name))
+    else:
         write_peft(adapter, target, config=config, base_name=base_name)
-        return
-    for name, content in peft_files(adapter, config=config, base_name=base_name).items():
-        write_atomically(target / name, content)
 
 
 def _in_float32(adapter: Adapter) -> Adapter:

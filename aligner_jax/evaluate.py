@@ -6,7 +6,6 @@ Writes partial results to the folder (default: runs/eval/CONFIG/ADAPTER) as they
 The same command resumes an evaluation that was interrupted.
 """
 
-from aligner_jax.errors import InputError
 from aligner_jax.evals.interface import parse_evaluate_config
 from aligner_jax.evals.run import evaluate
 from aligner_jax.evals.subject import subject_name
@@ -25,13 +24,7 @@ OUT = flags.DEFINE_string("out", None, "Folder of the results; default runs/eval
 
 
 def main() -> None:
-    found = CONFIG.value
-    if "evaluation" not in found and {"data", "steps", "optim"} & {*found.keys()}:
-        raise InputError(
-            f"the config {CONFIG.name} is one of training: give the config of an evaluation, such as "
-            "--config=configs/eval/quick.py, and what was trained as --adapter=PATH"
-        )
-    config = parse_evaluate_config(found)
+    config = parse_evaluate_config(CONFIG.value)
     folder = place(OUT.value or f"runs/eval/{CONFIG.name}/{subject_name(ADAPTER.value)}", "--out")
     evaluate(config, ADAPTER.value, folder, distributed.console())
 

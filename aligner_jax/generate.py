@@ -54,8 +54,9 @@ def main() -> None:
         raise InputError("give a base and a prompt: --base=PATH --prompt='…'")
     dtype = platform.compute_dtype(cast(Any, DTYPE.value))
     if ADAPTER.value:
-        # Read now, and again with the base: a wrong file is reported before the base is loaded.
-        read_artifact(ADAPTER.value, on_host=True)
+        # Read now, and again with the base: what is wrong is reported before the base is loaded.
+        first = read_artifact(ADAPTER.value, on_host=True)
+        PromptFormat.resolve(cast(str, TEMPLATE.value), SYSTEM.value, {ADAPTER.value: first})
     base = load_base(BASE.value, dtype, quantization=QUANTIZATION.value, group_size=cast(int, GROUP_SIZE.value))
     adapter, recorded = None, {}
     if ADAPTER.value:

@@ -183,7 +183,7 @@ def _rank(named: Sequence[Named]) -> Section:
             means = float(entropy_rank(sigma_mp).mean()), float(participation_ratio(sigma_mp).mean())
             rows.append((one.name, array, len(sigma_mp), p, *means, *of_fresh))
     if single:
-        text += f" A single token has one direction alone, so these are left out: {', '.join(single)}."
+        text += f" Arrays with a single direction, of one token or rank 1, are left out: {', '.join(single)}."
     if not rows:
         return Section("Effective rank", f"{text} None of these has several tokens or low-rank updates.")
     columns = ("adapter", "of", "matrices", "p", "by entropy", "participation ratio", "fresh, by entropy",

@@ -32,7 +32,8 @@ def _row(course: Course) -> tuple[Cell, ...]:
     finite = np.isfinite(heldout.values_s)
     best = int(np.nanargmin(heldout.values_s)) if finite.any() else None
     # The first window of steps includes the compilation.
-    typical = float(np.median(speed.values_s[1:] if len(speed) > 1 else speed.values_s)) if len(speed) else None
+    speeds = speed.values_s[1:] if len(speed) > 1 else speed.values_s
+    speeds = speeds[np.isfinite(speeds)]
     return (
         course.label,
         max(line["step"] for line in course.lines),
@@ -40,7 +41,7 @@ def _row(course: Course) -> tuple[Cell, ...]:
         _last(heldout),
         None if best is None else float(heldout.values_s[best]),
         None if best is None else int(heldout.steps_s[best]),
-        None if typical is None else round(typical),
+        round(float(np.median(speeds))) if len(speeds) else None,
         None if not len(seconds) else float(seconds.values_s[-1]) / 60,
     )
 

@@ -16,12 +16,15 @@ from aligner_jax.files.fields import read_fields
 from aligner_jax.runtime.history import FILE, read_metrics
 
 _MOST_CURVES = 64
+_LARGEST = 1e30
+"""Largest value that is drawn: axes cannot span the largest floats."""
+_METRICS = ("loss", "heldout_loss", "heldout_accuracy", "learning_rate")
 _OF_AN_ADAPTER = re.compile(r"loss_(\d{1,4})")
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A metric over steps. Values that were not finite are NaN."""
+    """A metric over steps. Values that were not finite, or are beyond ±1e30, are NaN."""
 
     steps_s: Int[np.ndarray, " s"]
     values_s: Float[np.ndarray, " s"]
@@ -50,8 +53,8 @@ class Course:
         """Returns a metric over steps, the last value of a step where there are several; empty without the metric."""
         values = {line["step"]: line[metric] for line in self.lines if metric in line}
         steps = sorted(values)
-        values_s = [math.nan if values[step] is None else float(values[step]) for step in steps]
-        return Curve(np.asarray(steps, np.int64), np.asarray(values_s, np.float64))
+        values_s = np.asarray([math.nan if values[step] is None else float(values[step]) for step in steps], np.float64)
+        return Curve(np.asarray(steps, np.int64), np.where(np.abs(values_s) <= _LARGEST, values_s, math.nan))
 
 
 def read_courses(folders: Sequence[str | Path]) -> list[Course]:
@@ -63,7 +66,9 @@ def read_courses(folders: Sequence[str | Path]) -> list[Course]:
     names = _names([Path(folder) for folder in folders])
     found = [course for folder, name in zip(folders, names, strict=True) for course in _courses(Path(folder), name)]
     if len(found) > _MOST_CURVES:
-        raise InputError(f"the runs have {len(found)} adapters, but a figure has at most {_MOST_CURVES} curves")
+        raise InputError(
+            f"the runs have {len(found)} adapters, but a figure has at most {_MOST_CURVES} curves: give fewer --run"
+        )
     return found
 
 
@@ -79,6 +84,8 @@ def _courses(folder: Path, name: str) -> list[Course]:
     is_sft = objective is None or objective.text("name", "sft") == "sft"
     numbers = sorted({int(found[1]) for line in lines for key in line if (found := _OF_AN_ADAPTER.fullmatch(key))})
     if not numbers:
+        if not any(metric in line for line in lines for metric in _METRICS):
+            raise InputError(f"{path} has no losses yet")
         return [Course(name, lines, _base_loss(folder), is_sft)]
     return [
         Course(f"{name}: {_adapter(lines, number)}", [_of_adapter(line, number) for line in lines], None, is_sft)
@@ -107,7 +114,7 @@ def _base_loss(folder: Path) -> float | None:
     # The first measurement in a report on preferences is the initial adapter's.
     if before is None or not before.has("heldout_loss"):
         return None
-    return before.number("heldout_loss", least=0.0)
+    return before.number("heldout_loss", least=0.0, most=_LARGEST)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -68,7 +68,7 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder = scratch / "results" if out is None else place(str(out), "out")
-        stack.enter_context(in_users_process())
+        stack.enter_context(in_users_process(quiet=quiet))
         path = None if adapter is None else adapter_path(adapter, scratch)
         run_evaluation(parsed, path, folder, distributed.console(quiet=quiet), base=loaded)
         return read_object(folder / RESULTS)

@@ -71,7 +71,7 @@ def export(
         raise InputError(
             f"the base is of type {type(base).__name__}, but an export reads the base's files: give their path"
         )
-    with tempfile.TemporaryDirectory() as scratch, in_users_process():
+    with tempfile.TemporaryDirectory() as scratch, in_users_process(quiet=quiet):
         paths = [adapter_path(each, Path(scratch) / str(i)) for i, each in enumerate(adapters)]
         request = ExportRequest(
             adapters=tuple(paths), to=to, out=place(str(out), "out"), base=None if base is None else str(base),

@@ -87,7 +87,7 @@ def train(config: Config, workdir: str | Path | None = None, *, quiet: bool = Fa
         raise InputError("a config that is not a file has no name for a folder: give the run's folder, workdir=…")
     parsed = parse_config(as_config(config))
     folder = place(str(workdir or f"runs/{name}"), "workdir")
-    with in_users_process():
+    with in_users_process(quiet=quiet):
         trained = run_training(parsed, folder, distributed.console(quiet=quiet), owns_process=False)
     report = folder / "report.json"
     return TrainedRun(

@@ -143,7 +143,8 @@ def _tokens(example: Example, encoding: Encoding, style: Style) -> Iterator[str]
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\S*\s*", text)
+    # A text without spaces is cut into pieces too, so that the middle of a long one can be left out.
+    return re.findall(r"\S{1,40}\s{0,40}|\s{1,40}", text)
 
 
 def _run(name: str, pieces: Sequence[str], is_learned: bool, style: Style) -> Iterator[str]:

@@ -64,10 +64,16 @@ def parse_evaluate_config(config: ConfigDict | Mapping[str, Any]) -> EvaluateCon
     """Returns the `EvaluateConfig` of a ConfigDict or dict. Missing fields take their defaults.
 
     Raises:
-      InputError: a field is unknown or missing, or a value has the wrong type or is out of range. Names the field in
-        full.
+      InputError: it is a config of training; a field is unknown or missing; or a value has the wrong type or is out
+        of range. Names the field in full.
     """
-    return parse_section(EvaluateConfig, config.to_dict() if isinstance(config, ConfigDict) else config, "config")
+    values = config.to_dict() if isinstance(config, ConfigDict) else config
+    if "evaluation" not in values and {"data", "steps", "optim"} & {*values}:
+        raise InputError(
+            "the config is one of training: give the config of an evaluation, such as configs/eval/quick.py, and what "
+            "was trained as the adapter"
+        )
+    return parse_section(EvaluateConfig, values, "config")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,7 +56,9 @@ class ExportRequest:
     def check(self) -> None:
         """Refuses choices that do not go together. Raises InputError; it names them as the command's flags."""
         if self.base is None and self.to != "adapter":
-            raise InputError(f"--to={self.to} writes a base or is checked against one: give it with --base=PATH")
+            raise InputError(
+                f"--to={self.to} writes a base or is checked against one: give the base, as --base=PATH does"
+            )
         if self.dtype == "q8_0" and self.to != "gguf":
             raise InputError(f"--dtype=q8_0 is a type of GGUF files, and --to={self.to} has none")
         if not math.isfinite(self.strength_or_one):

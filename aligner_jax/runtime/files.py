@@ -63,6 +63,34 @@ def write_folder_atomically(folder: str | Path, contents: Mapping[str, bytes | s
             (temporary / name).write_bytes(_encoded(content))
 
 
+def replace_folder(folder: str | Path, contents: Mapping[str, bytes | str]) -> None:
+    """Replaces a folder that has no other files than those of `contents`.
+
+    The new folder is on disk before the old one is moved. A process that is killed between the two renames leaves both
+    whole, under hidden names beside it.
+
+    Raises:
+      InputError: the folder has other files, or it cannot be written.
+    """
+    folder = Path(os.path.realpath(folder))
+    old, new = _temporary_name(folder), _temporary_name(folder)
+    try:
+        if others := sorted(set(os.listdir(folder)) - contents.keys()):
+            raise InputError(f"{folder} is a folder with other things in it ({others[0]}); give another name")
+        write_folder_atomically(new, contents)
+        os.rename(folder, old)
+        try:
+            os.rename(new, folder)
+        except OSError:
+            os.rename(old, folder)
+            raise
+        sync(folder.parent)
+        shutil.rmtree(old)
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        raise InputError(f"{folder} cannot be written: {reason(error)}") from error
+
+
 @contextlib.contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
     """Yields a temporary folder to fill, and renames it to `folder` when the block ends.

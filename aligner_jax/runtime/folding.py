@@ -58,7 +58,8 @@ def _fitting(text: str, width: int, depth: int) -> list[str]:
 
 
 def _pieces(text: str, depth: int) -> list[str]:
-    pieces = _SPACES.findall(text)
+    # The pattern would try every space of a blank line.
+    pieces = _SPACES.findall(text) if text.strip() else []
     for marks in (_SLASHES, _MARKS)[:depth]:
         pieces = [part for piece in pieces for part in marks.split(piece)]
     return pieces

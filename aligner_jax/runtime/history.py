@@ -29,10 +29,11 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 def metric_lines(path: str | Path) -> Iterator[dict[str, Any]]:
     """Yields what `read_metrics` returns. Raises InputError as it does, for a line once it is its turn."""
     lines = read_text(path, most=_MOST_BYTES).split("\n")[:-1]
-    yield from (_parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip())
+    yield from (parse_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip())
 
 
-def _parsed(line: str, where: str) -> dict[str, Any]:
+def parse_line(line: str, where: str) -> dict[str, Any]:
+    """Returns a line of metrics as `read_metrics` does. Raises InputError, which begins with `where`."""
     values = parse_object(line, where, most_values=_MOST_VALUES)
     step = values.get("step")
     if type(step) is not int or not 0 <= step <= MAX_INTEGER:

@@ -102,7 +102,9 @@ def load_config(
         raise InputError(f"config file {file} returns sections that are nested too deeply") from None
     except RequiredValueError:
         field = unset_field(loaded, "config")
-        raise InputError(f"{field} is not set, and config file {file} requires it: add --{field}=VALUE") from None
+        raise InputError(
+            f"{field} is not set, and config file {file} requires it: set it, as --{field}=VALUE does"
+        ) from None
     except Exception as error:
         raise InputError(f"config file {file} does not return a config: {_describe(error)}") from error
     return loaded

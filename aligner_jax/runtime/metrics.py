@@ -10,10 +10,9 @@ from typing import Any, Self
 from aligner_jax.errors import InputError
 from aligner_jax.files.content import decode_text, exists, open_file
 from aligner_jax.files.fields import Fields
-from aligner_jax.files.json_text import parse_object
 from aligner_jax.runtime.distributed import is_first
 from aligner_jax.runtime.files import reason, write_atomically
-from aligner_jax.runtime.history import FILE
+from aligner_jax.runtime.history import FILE, parse_line
 from aligner_jax.runtime.nonfinite import finite_or_none
 from aligner_jax.runtime.tensorboard import EventFiles
 from aligner_jax.runtime.wandb_run import WandbRun
@@ -129,14 +128,12 @@ class MetricsWriter:
         """Reads a line, and returns True if its step is at most `most`."""
         where = f"{self.path}:{number}"
         try:
-            values = parse_object(decode_text(line, self.path), where)
-            fields = Fields(values, where)
-            step = fields.integer("step", least=0)
+            values = parse_line(decode_text(line, self.path), where)
             # Lines of earlier releases have no times.
-            seconds = fields.number("seconds", 0.0, least=0.0, most=_LONGEST_SECONDS)
+            seconds = Fields(values, where).number("seconds", 0.0, least=0.0, most=_LONGEST_SECONDS)
         except InputError:
             raise InputError(f"{where} is not a line of metrics; move the file away to go on") from None
-        if step > most:
+        if (step := values["step"]) > most:
             return False
         self._note(step, values)
         self._before = seconds

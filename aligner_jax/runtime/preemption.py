@@ -38,7 +38,7 @@ class StopRequests:
         self._received: int | None = None
         self._again = "the same command" if owns_process else "the same call"
         self._at = f"before its first step; {self._again} begins again"
-        self._takes_steps = False
+        self._takes_steps = self._is_closing = False
         self._calls = self._handled = 0
         self._distributed = jax.distributed.is_initialized()
         self._signals = (signal.SIGINT,) if self._distributed else (signal.SIGINT, signal.SIGTERM)
@@ -99,8 +99,8 @@ class StopRequests:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # A signal must not raise KeyboardInterrupt any more.
-        self._takes_steps = True
+        # A signal must not raise KeyboardInterrupt any more: what was there before would be restored in part.
+        self._is_closing = True
         if self._listens:
             for number, handler in self._old.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -115,6 +115,8 @@ class StopRequests:
         """Runs in the main thread. The other thread receives a signal only if it has a Python handler like this one."""
         self._handled += 1
         self._received = self._received or number
+        if self._is_closing:
+            return
         if self._takes_steps and self._handled > 1 and not self.owns_process:
             self._at = f"at once; {self._again} goes on from the last checkpoint"
             raise KeyboardInterrupt

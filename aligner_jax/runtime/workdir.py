@@ -17,7 +17,7 @@ from aligner_jax.runtime.files import reason
 
 # Temporary files that `write_atomically` leaves behind in a killed process.
 _UNFINISHED = re.compile(
-    r"\.(config\.json|inputs\.json|metrics\.jsonl|report\.json|adapter(_\d+)?\.safetensors|reference_\w+\.npz)\.\w{8}"
+    r"\.(config\.json|inputs\.json|wandb\.json|metrics\.jsonl|report\.json|adapter(_\d+)?\.safetensors|reference_\w+\.npz)\.\w{8}"
 )
 # Seconds until a network disk shows a new file to other processes.
 _SHOWN_SECONDS = 10

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -141,7 +142,7 @@ def _check(job: Job) -> None:
         raise Mistake("two mounts have the same path")
     if job.num_slices > 1 and job.slice.hosts == 1:
         raise Mistake(f"--slices={job.num_slices}: {job.slice.topology} has one host; only larger slices can be joined")
-    if "aligner_jax.train" not in job.command and job.command[:2] != ("aligner-jax", "train"):
+    if not _trains(job.command):
         return
     workdir = _value(job.command, "workdir")
     if workdir is None or not any(PurePosixPath(workdir).is_relative_to(path) for path in paths):
@@ -152,6 +153,12 @@ def _check(job: Job) -> None:
     slices = _value(job.command, "config.mesh.slices") or "1"
     if slices != str(job.num_slices):
         raise Mistake(f"--slices={job.num_slices}, so the command needs --config.mesh.slices={job.num_slices}")
+
+
+def _trains(command: Sequence[str]) -> bool:
+    """Returns True for a command of training, in each of the three ways to write it."""
+    named = any(pair in (("aligner_jax", "train"), ("aligner-jax", "train")) for pair in itertools.pairwise(command))
+    return named or "aligner_jax.train" in command
 
 
 def _value(command: Sequence[str], flag: str) -> str | None:

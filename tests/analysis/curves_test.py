@@ -137,6 +137,23 @@ def test_the_command_writes_figures_tables_and_a_page(tmp_path, monkeypatch):
     assert (out / "figures/training_curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_cannot_be_drawn_is_left_out_of_the_figures(tmp_path):
+    lines = [
+        {"step": 1, "loss": 1e308, "tokens_per_second": None}, {"step": 2, "loss": -1e308, "tokens_per_second": None},
+        {"step": 3, "loss": 2.0, "tokens_per_second": None},
+    ]  # fmt: skip
+    courses = read_courses([write_run(tmp_path / "run", lines)])
+    np.testing.assert_array_equal(courses[0].curve("loss").values_s, [np.nan, np.nan, 2.0])
+    (section,) = about_runs.sections(courses)
+    cells = dict(zip(section.tables[0].columns, section.tables[0].rows[0], strict=True))
+    assert (cells["training loss"], cells["tokens per second"]) == (2.0, None)
+
+
+def test_a_run_without_losses_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"metrics\.jsonl has no losses yet$"):
+        read_courses([write_run(tmp_path / "run", [{"step": 1}])])
+
+
 def test_a_run_is_not_analyzed_together_with_adapters(tmp_path):
     run = write_run(tmp_path / "one", LINES)
     ended = run_command("analyze", f"--run={run}", "--adapter=a.safetensors", f"--out={tmp_path / 'out'}")

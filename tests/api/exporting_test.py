@@ -55,7 +55,7 @@ def test_an_adapter_in_memory_is_written_against_its_base(adapter, tmp_path):
     ("options", "sentence"),
     [
         ({"to": "onnx", "base": LLAMA}, "to is 'onnx', but should be one of adapter, hf, gguf, orbax, peft"),
-        ({"to": "hf"}, "give it with --base"),
+        ({"to": "hf"}, "give the base, as --base=PATH does"),
         ({"to": "hf", "base": aj.LlamaConfig}, "an export reads the base's files"),
         ({"to": "adapter"}, "does not name its base"),
         ({"to": "hf", "base": "nowhere"}, "no base model at nowhere"),

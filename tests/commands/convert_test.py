@@ -171,6 +171,10 @@ def test_what_exists_is_replaced_only_if_asked(convert, lora: Adapter, tmp_path:
     for target in (file, folder):
         _assert_same(load_adapter(target, ShapedBase(hf_config(MODEL))), load_adapter(ours))
     assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.safetensors", "ours.safetensors", "peft"]
+    (folder / "notes.txt").write_text("mine")
+    said = f"error: {folder} is a folder with other things in it (notes.txt); give another name"
+    assert convert(f"--adapter={ours}", f"--to={folder}", "--overwrite") == (said, "")
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

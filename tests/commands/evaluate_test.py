@@ -48,7 +48,7 @@ def test_the_folder_is_named_by_config_and_adapter_or_given(tmp_path: Path):
         ["vicuna", None, "runs/alpaca/adapter.safetensors", "there"],
         0,
         "error: no config file was given: add --config=FILE, for example --config=configs/quickstart.py",
-        "error: the config quickstart is one of training: give the config of an evaluation, such as "
-        "--config=configs/eval/quick.py, and what was trained as --adapter=PATH",
+        "error: the config is one of training: give the config of an evaluation, such as configs/eval/quick.py, and "
+        "what was trained as the adapter",
     ], done.stderr
     assert not any(tmp_path.iterdir())

@@ -79,6 +79,8 @@ def test_prompts_are_as_in_training_or_as_is_said(tiny_model: Path, adapters: di
         [foreign, "--template=alpaca"],
         ["--system=Be kind."],
         [foreign, "--template=alpaca", "--system=Be kind."],
+        # Before the base is loaded.
+        [foreign, "--template=alpaca", "--system=Be kind.", "--base=nowhere"],
     ]
     asked = [[f"--base={tiny_model}", "--dtype=float32", "--prompt=Why?", *call] for call in calls]
     found, said = outcome(asked, tmp_path)
@@ -91,7 +93,7 @@ def test_prompts_are_as_in_training_or_as_is_said(tiny_model: Path, adapters: di
     assert found[4] == ["Why?"]
     assert found[5][0].endswith("### Instruction:\nWhy?\n\n### Response:")
     assert found[6] == [chat.format("Be kind.")]
-    assert found[7] == "error: --system is of the template chat, and the prompts' is alpaca"
+    assert found[7] == found[8] == "error: --system is of the template chat, and the prompts' is alpaca"
     assert said == [
         "template: chat (the base's own)",
         *["template: chat (as the adapter was trained)"] * 2,

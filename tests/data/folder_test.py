@@ -90,10 +90,35 @@ def test_folders_that_do_not_say_which_files_are_meant(tmp_path):
     )
 
 
+def test_shards_of_a_split_are_named_as_the_split_is(tmp_path):
+    write(tmp_path, "dev-00000-of-00001.jsonl", "train-00000-of-00001.jsonl")
+    for split in ("dev", "val", "validation"):
+        assert answers(f"{tmp_path}:{split}") == ["dev-00000-of-00001.jsonl"]
+
+
+@pytest.mark.parametrize(("numbers", "lacks"), [((0, 2), "1 of the 2 files of 'train', the first of them train-00001"),
+                                                ((1, 2), None), ((0, 1), None)])  # fmt: skip
+def test_shards_are_numbered_from_0_or_from_1(tmp_path, numbers, lacks):
+    names = [f"train-{number:05}-of-00002.jsonl" for number in numbers]
+    write(tmp_path, *names)
+    if lacks is None:
+        assert answers(tmp_path) == names
+    else:
+        assert refusal(tmp_path) == f" lacks {lacks}-of-00002"
+
+
+def test_the_folder_that_an_error_recommends_can_be_read(tmp_path):
+    folder = write(tmp_path, "train/en/a.jsonl", "train/de/a.jsonl")
+    assert refusal(folder).endswith(f"(train/de, train/en): name one of them, such as {folder}/train/en")
+    assert answers(folder / "train/en") == ["train/en/a.jsonl"]
+
+
 def test_all_files_of_a_folder_have_one_format(tmp_path):
     folder = write(tmp_path, "a.jsonl", "b.jsonl")
     (tmp_path / "b.jsonl").write_text('{"instruction": "a", "output": "b"}')
-    assert refusal(folder).startswith("/b.jsonl:1: the record has no field 'question'; its fields are ")
+    said = refusal(folder)
+    assert said.startswith("/b.jsonl:1: the record has no field 'question'; its fields are ")
+    assert "; this is the format 'alpaca', and the file before it 'gsm8k': name one of the two files" in said
 
 
 def test_a_folder_of_very_many_files_is_refused(tmp_path, monkeypatch):

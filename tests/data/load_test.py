@@ -16,6 +16,7 @@ from aligner_jax.data.sources import (
     find_source,
     load_dataset,
     load_examples,
+    load_first,
 )
 from aligner_jax.data.sources.formats import READ
 from aligner_jax.data.sources.split import prompt_of
@@ -49,6 +50,15 @@ def test_the_shared_form_of_pku_and_pairs_without_a_safe_answer(tmp_path):
 def test_the_safer_response_is_number_0_or_1(tmp_path, value, words):
     path = lines(tmp_path / "a.jsonl", {**PKU, "safer_response_id": value})
     assert refusal(path) == f":1: the field 'safer_response_id' holds {words}, not 0 or 1"
+
+
+@pytest.mark.parametrize("path", ["", " "])
+def test_an_empty_path_is_not_the_current_folder(path, tmp_path, monkeypatch):
+    lines(tmp_path / "train.jsonl", {"question": "a", "answer": "b"})
+    monkeypatch.chdir(tmp_path)
+    for load in (load_dataset, load_first):
+        with pytest.raises(InputError, match=r"^the path of the data is empty: give a file"):
+            load(path)
 
 
 def test_unsafe_answers_are_not_learned_from(tmp_path):

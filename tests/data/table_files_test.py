@@ -74,7 +74,11 @@ def test_texts_are_paragraphs_or_lines(tmp_path, text, expected):
         ("a.csv", b'question,answer\nTree?,"Oak\n', ":2 is not CSV: unexpected end of data"),
         ("a.tsv", b'question\tanswer\nTree?\t"Oak\n', ":2 is not TSV: unexpected end of data"),
         ("a.csv", b"question,answer\nTree?," + b"x" * 200_000, ":2 is not CSV: field larger than field limit (131072)"),
-        ("a.csv", b"a;b\n1;2\n", ":2: the record's fields are 'a;b', which tell no format; rename them"),
+        (
+            "a.csv",
+            b"a;b\n1;2\n",
+            ":2: the header is one field, 'a;b': it is divided by ';', but CSV is divided by commas",
+        ),
         ("a.csv.gz", gzip.compress(b"question,answer\nTree?,Oak\n", mtime=0)[:-9], " is cut short"),
         ("a.dat", b"question,answer\nTree?,Oak\n", ":1 is not JSON"),
     ],

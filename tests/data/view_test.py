@@ -100,6 +100,13 @@ def test_lines_fit_the_terminal(tmp_path, capsys, base, monkeypatch):
         assert any(" more " in line for line in examples)
 
 
+def test_the_middle_of_a_long_text_without_spaces_is_left_out_too(tmp_path, capsys):
+    path = lines(tmp_path / "a.jsonl", {"instruction": "漢字" * 90_000, "output": "."})
+    said = shown(capsys, path)
+    assert any(" 4,340 more " in line for line in said)
+    assert len(said) < 250
+
+
 def test_errors_are_one_sentence(tmp_path, capsys, base):
     assert shown(capsys, tmp_path / "none.csv", status=1) == [f"error: there is no file {tmp_path / 'none.csv'}"]
     path = lines(tmp_path / "a.jsonl", {"Frage": "Baum?", "Antwort": "Eiche"})

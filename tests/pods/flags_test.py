@@ -18,6 +18,8 @@ JOBSET = ("--name=run", "--topology=v5e:4x4", "--image=image", "--bucket=bucket:
         (("--name=run", "--topology=v5e:5x5", *JOBSET[2:]), TRAIN, "v5e has no slice of that shape"),
         ((*JOBSET[:3],), TRAIN, "--workdir is /mount/run, but must lie in a folder .* --bucket=NAME:/PATH"),
         (JOBSET, TRAIN[:-1], "--workdir is missing"),
+        (JOBSET, ("python", "-m", "aligner_jax", "train", "--config=quickstart"), "--workdir is missing"),
+        (JOBSET, ("aligner-jax", "train", "--config=quickstart"), "--workdir is missing"),
         (JOBSET, (*TRAIN, "--workdir", "/mounted/run"), "--workdir is /mounted/run"),
         ((*JOBSET[:3], "--bucket=bucket"), TRAIN, "is written --bucket=NAME:/PATH"),
         ((*JOBSET[:3], "--bucket=bucket:mount"), TRAIN, "is written --bucket=NAME:/PATH"),

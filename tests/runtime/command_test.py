@@ -204,7 +204,9 @@ def test_a_placeholder_is_set_by_a_flag_or_is_named(tmp_path):
         "def get_config():\n    return ConfigDict({'base': {'path': required_placeholder(str)}, 'steps': 1})\n"
     )
     assert load_config(path, [("base.path", "7")]).to_dict() == {"base": {"path": "7"}, "steps": 1}
-    with pytest.raises(InputError, match=rf"^config\.base\.path is not set, .* {path} requires it: add --config"):
+    with pytest.raises(
+        InputError, match=rf"^config\.base\.path is not set, .* {path} requires it: set it, as --config"
+    ):
         load_config(path, [("steps", "2")])
 
 

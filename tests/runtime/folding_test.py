@@ -1,5 +1,7 @@
 """Folded text: no number is cut, and nothing is lost."""
 
+import signal
+
 import pytest
 
 from aligner_jax.runtime.folding import fold, least_width, width_of
@@ -25,6 +27,20 @@ PATH = "/data/runs/quickstart_2025/adapter_of-today.safetensors"
 def test_text_folds_where_a_reader_would(text: str, width: int, lines: list[str]):
     assert fold(text, width) == lines
     assert all(width_of(line) <= width for line in lines)
+
+
+def test_a_million_spaces_take_no_time():
+    def hangs(*_: object) -> None:
+        raise AssertionError("this takes more than 20 s")
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(20)
+    try:
+        assert fold("a\n" + " " * 1_000_000, 9) == ["a", ""]
+        assert least_width(" " * 1_000_000, 2) == 0
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_the_least_width_is_that_of_the_longest_piece():

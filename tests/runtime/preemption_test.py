@@ -55,6 +55,24 @@ def test_a_request_is_heard_and_handlers_are_put_back(number, name, status, capf
     assert threading.active_count() == threads
 
 
+@pytest.mark.parametrize("owns_process", [True, False])
+def test_signals_while_the_handlers_are_put_back_change_nothing(owns_process, monkeypatch):
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    set_handler = signal.signal
+
+    def interrupted(number, handler):
+        # A second signal would end a process that the run owns; one suffices to see that none is raised.
+        for _ in range(1 if owns_process else 2):
+            requests._handle(signal.SIGINT, None)
+        return set_handler(number, handler)
+
+    with StopRequests(9, owns_process=owns_process) as requests:
+        monkeypatch.setattr(signal, "signal", interrupted)
+    monkeypatch.undo()
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
 def test_a_request_after_the_last_step_is_not_forgotten():
     def run():
         with StopRequests(9) as requests:

@@ -246,7 +246,12 @@ def test_an_emptied_folder_and_another_in_its_place_are_noticed(tmp_path: Path):
 
 
 def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path: Path):
-    left = [".config.json.ab12_xyz", ".reference_train.npz.abcdefgh", ".adapter_3.safetensors.a1b2c3d4"]
+    left = [
+        ".config.json.ab12_xyz",
+        ".wandb.json.abcdefgh",
+        ".reference_train.npz.abcdefgh",
+        ".adapter_3.safetensors.a1b2c3d4",
+    ]
     mine = [".config.json", ".config.json.backup1.json", ".notes.abcdefgh", "config.json.ab12_xyz"]
     for name in left + mine:
         (tmp_path / name).write_text("")

@@ -62,11 +62,11 @@ def files_of(folder: Path, split: str | None = None) -> list[Path]:
     files = [file for file in found if file.split == wanted or (splits == [TRAIN] and file.split is None)]
     if any(file.split is not None for file in files):
         files = [file for file in files if file.split is not None]
-    groups = sorted({str(file.group) for file in files})
-    if len(groups) > 1:
+    if len({file.group for file in files}) > 1:
+        parents = sorted({file.name.parent.as_posix() for file in files})
         raise InputError(
-            f"{folder} has files of the split {wanted!r} in several folders ({', '.join(groups[:6])}): name one of "
-            f"them, such as {folder / groups[-1]}"
+            f"{folder} has files of the split {wanted!r} in several folders ({', '.join(parents[:6])}): name one of "
+            f"them, such as {folder / parents[-1]}"
         )
     forms = sorted({file.name.suffix for file in files})
     if len({file.form for file in files}) > 1:
@@ -110,7 +110,7 @@ def _described(name: PurePosixPath) -> _File | None:
         return None
     stem = name.name.partition(".")[0]
     if (shard := _SHARD.fullmatch(stem)) is not None:
-        return _File(name, shard[1], name.parent, form)
+        return _File(name, _WORDS.get(shard[1], shard[1]), name.parent, form)
     if (split := _split_of(name.name)) is not None:
         return _File(name, split, name.parent, form)
     for at in reversed(range(len(name.parts) - 1)):
@@ -130,11 +130,12 @@ def _check_shards(folder: Path, files: list[_File]) -> None:
         if (shard := _SHARD.fullmatch(file.name.name.partition(".")[0])) is not None:
             present.setdefault((shard[1], int(shard[3])), set()).add(int(shard[2]))
     for (name, total), numbers in present.items():
-        if len(numbers) < total:
-            missing = next(i for i in range(total) if i not in numbers)
+        first = 1 if total in numbers and 0 not in numbers else 0
+        missing = [i for i in range(first, first + total) if i not in numbers]
+        if missing:
             raise InputError(
-                f"{folder} lacks {total - len(numbers)} of the {total} files of {name!r}, the first of them "
-                f"{name}-{missing:05}-of-{total:05}"
+                f"{folder} lacks {len(missing)} of the {total} files of {name!r}, the first of them "
+                f"{name}-{missing[0]:05}-of-{total:05}"
             )
 
 

@@ -68,7 +68,7 @@ def load_dataset(path: Path | str, format: str = "auto", fields: Mapping[str, st
         fit; the message names file and line.
     """
     source = None if format == "auto" and not fields else find_source(format, fields)
-    path = find_packaged(path)
+    path = _named(path)
     if prepared.is_prepared(path):
         read, name = prepared.read_prepared(path, source.name if source else None), prepared.source_name(path)
         return _checked(path, Dataset(*read, format=name, form="TFDS"))
@@ -82,11 +82,17 @@ def load_first(path: Path | str, format: str = "auto", fields: Mapping[str, str]
       InputError: see `load_dataset`; other records than the first are not read. No example is needed.
     """
     source = None if format == "auto" and not fields else find_source(format, fields)
-    path = find_packaged(path)
+    path = _named(path)
     if prepared.is_prepared(path):
         read = prepared.read_prepared(path, source.name if source else None, most=_FIRST)
         return Dataset(*read, format=prepared.source_name(path), form="TFDS")
     return next(_loaded(open_place(path, _columns(source)), source, most=_FIRST))
+
+
+def _named(path: Path | str) -> Path:
+    if not str(path).strip():
+        raise InputError("the path of the data is empty: give a file, a folder, or the name of a data set on a hub")
+    return find_packaged(path)
 
 
 def load_source(paths: Iterable[Path | str], source: Source) -> Dataset:
@@ -104,8 +110,9 @@ _FIRST = 100
 
 def _loaded(opened: Iterable[Records], source: Source | None, most: int | None = None) -> Iterator[Dataset]:
     """Yields the examples of every file, at most the first `most`; the first record of all tells the source."""
+    is_given = source is not None
     for records in opened:
-        dataset, source = _load(records, source, most)
+        dataset, source = _load(records, source, most, is_given=is_given)
         yield dataset
 
 
@@ -121,8 +128,15 @@ def _joined(datasets: Iterable[Dataset]) -> Dataset:
     return dataclasses.replace(dataset, examples=examples, dropped=dict(dropped), unused=dict(unused))
 
 
-def _load(records: Records, source: Source | None, most: int | None = None) -> tuple[Dataset, Source]:
-    """Returns the examples and their source; source None detects the source by the first record's fields."""
+def _load(
+    records: Records, source: Source | None, most: int | None = None, *, is_given: bool = True
+) -> tuple[Dataset, Source]:
+    """Returns the examples and their source.
+
+    Args:
+      source: None detects it by the first record's fields.
+      is_given: False if the source is that of an earlier file and not the user's choice.
+    """
     examples: list[Example] = []
     dropped: collections.Counter[str] = collections.Counter()
     unused, context = None, ()
@@ -142,7 +156,7 @@ def _load(records: Records, source: Source | None, most: int | None = None) -> t
         except Dropped as reason:
             dropped[str(reason)] += 1
         except InputError as error:
-            raise FormatError(f"{error}{'' if number else _other_format(record, source)}") from None
+            raise FormatError(f"{error}{'' if number else _other_format(record, source, is_given)}") from None
         else:
             examples.append(Example(parsed, where))
     assert source is not None
@@ -166,10 +180,14 @@ def _is_unwanted(record: dict, where: str) -> bool:
     return wanted is False or (isinstance(wanted, str) and not flag_field(record, WANTED, where))
 
 
-def _other_format(record: dict, given: Source) -> str:
-    """Returns a clause on the format that a record looks like, if that is another one than the given; else ""."""
+def _other_format(record: dict, source: Source, is_given: bool) -> str:
+    """Returns a clause on the format that a record looks like, if that is another one than `source`; else ""."""
     seen = recognize(record)
-    return f"; this is the format {seen.name!r}: set data.format to 'auto'" if seen not in (None, given) else ""
+    if seen is None or seen is source:
+        return ""
+    if is_given:
+        return f"; this is the format {seen.name!r}: set data.format to 'auto'"
+    return f"; this is the format {seen.name!r}, and the file before it {source.name!r}: name one of the two files"
 
 
 def _columns(source: Source | None) -> Collection[str]:

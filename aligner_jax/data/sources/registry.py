@@ -81,6 +81,11 @@ def detect(record: Mapping[str, object], where: str) -> Source:
         raise FormatError(
             f"{where}: the record has the two answers of a preference, but no field 'prompt'; its fields are {present}"
         )
+    if len(record) == 1 and (mark := next((mark for mark in ";\t|" if mark in next(iter(record))), None)):
+        raise FormatError(
+            f"{where}: the header is one field, {present}: it is divided by {mark!r}, but CSV is divided by commas, "
+            "and TSV, whose name ends in .tsv, by tabs"
+        )
     raise FormatError(
         f"{where}: the record's fields are {present}, which tell no format; rename them, or set data.format to "
         f"{FIELDS!r} and name them in data.fields"
