@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-# Set before JAX is imported, and inherited by the processes that tests start. Compilation is most of the cost of tests,
-# and thousands of programs are compiled that are small for a user.
+# Set before JAX is imported, and inherited by the processes that tests start. Compilation is most of the cost of tests:
+# it takes half the time without most optimizations, and programs that are small for a user are cached too. `optimized`
+# is for properties that must hold either way.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +47,6 @@ MAPPINGS = Path("/proc/self/maps")
 # A shell that starts the tests in the background makes them, and the processes they start, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compilation is most of the cost of these tests, and takes half the time without most optimizations. `optimized` is for
-# properties that must hold either way.
-jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -34,7 +34,6 @@ from absl import flags
 from aligner_jax import analyze
 from aligner_jax.runtime import command
 warnings.simplefilter("error")
-jax.config.update("jax_disable_most_optimizations", True)
 names = [flag.name for flag in flags.FLAGS.get_flags_for_module(analyze)]
 for line in sys.stdin:
     sys.argv = ["analyze", *json.loads(line)]

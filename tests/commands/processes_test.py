@@ -22,7 +22,7 @@ from scripts.lib.tiny_llama import write_tiny_llama
 
 STEPS, EVERY, STALL = 60, 5, 10
 # Programs of two processes are compiled anew in each run of the tests if the cache does not hold them.
-ENVIRONMENT = {**os.environ, "PYTHONPATH": places.PYTHONPATH, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": places.PYTHONPATH}
 CONFIG = """
 from ml_collections import ConfigDict
 

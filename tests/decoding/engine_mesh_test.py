@@ -73,7 +73,7 @@ def on_all_meshes() -> dict[str, dict[str, list]]:
 @pytest.fixture(scope="module")
 def found() -> dict[str, dict[str, list]]:
     child = many_devices.run(
-        [sys.executable, __file__], 8, JAX_PLATFORMS="cpu", JAX_DISABLE_MOST_OPTIMIZATIONS="1"
+        [sys.executable, __file__], 8
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     return json.loads(child.stdout)

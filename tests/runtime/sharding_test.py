@@ -198,5 +198,4 @@ def test_slices_split_the_replicas():
 
 if __name__ == "__main__":
     assert jax.device_count() == DEVICES
-    jax.config.update("jax_disable_most_optimizations", True)
     print(json.dumps(differences(sys.argv[1], SHAPES_OF[sys.argv[1]])))

@@ -80,7 +80,7 @@ def served(
         "--port=0", "--dtype=float32", "--tokens=48", "--rows=3", "--rank=4", *flags,
     ]  # fmt: skip
     environment = {
-        **os.environ, "PYTHONPATH": places.PYTHONPATH, "JAX_LOG_COMPILES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        **os.environ, "PYTHONPATH": places.PYTHONPATH, "JAX_LOG_COMPILES": "1",
         **many_devices.environment(8),
     }  # fmt: skip
     process, url = server_log.start(command, scratch / "log", environment)

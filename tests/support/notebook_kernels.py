@@ -25,7 +25,6 @@ def set_kernel_variables(monkeypatch: pytest.MonkeyPatch, folder: Path, pythonpa
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "xla"))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # compilation takes most of the time
     if pythonpath is None:
         monkeypatch.delenv("PYTHONPATH", raising=False)
     else:

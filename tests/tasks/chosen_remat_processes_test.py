@@ -45,7 +45,7 @@ def test_two_processes_choose_what_fits_both():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     environment = {
-        **os.environ, "PYTHONPATH": places.PYTHONPATH, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+        **os.environ, "PYTHONPATH": places.PYTHONPATH,
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2",
     }  # fmt: skip
     processes = [

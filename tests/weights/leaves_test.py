@@ -178,7 +178,6 @@ def test_a_host_has_one_parts_worth_at_a_time(found):
 
 
 def main(address: str, process: str, folder: Path) -> None:
-    jax.config.update("jax_disable_most_optimizations", True)
     # `runtime.distributed` does the same: with cached programs several processes wait for each other forever.
     jax.config.update("jax_enable_compilation_cache", False)
     jax.distributed.initialize(address, PROCESSES, int(process))

@@ -65,5 +65,4 @@ def test_quantizing_and_a_step_split_over_a_mesh_are_those_of_one_device(kind: s
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_disable_most_optimizations", True)
     print(json.dumps(difference(sys.argv[1])))
