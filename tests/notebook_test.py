@@ -33,6 +33,10 @@ def test_a_notebook_begins_with_its_title_and_is_small(name: str):
     assert [text for text in MACHINE_PATHS if text in content] == []
 
 
+def test_outputs_are_saved_with_a_picture(name: str):
+    assert notebooks.has_outputs(notebooks.read(name))
+
+
 def test_one_line_installs_the_package_and_nothing_else_is_installed(name: str):
     notebook = notebooks.read(name)
     install = notebooks.tagged(notebook, "install")
