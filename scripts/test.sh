@@ -20,5 +20,5 @@ stage() {
 
 stage "format" "$python" -m ruff format --check
 stage "lint" "$python" -m ruff check
-stage "types" "$python" -m basedpyright --pythonpath "$python"
+stage "types" "$python" -m basedpyright --threads 2 --pythonpath "$python"
 stage "tests" "$python" -m pytest -n 2 --dist worksteal "$@"
