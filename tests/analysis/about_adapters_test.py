@@ -101,7 +101,7 @@ def test_a_single_token_has_no_rank_and_is_named(config, drawn):
     one, two = (init_adapter("aligner", config, num_tokens=n) for n in (1, 2))
     rank = about_adapters.sections([Named("one", Path("one"), one), Named("two", Path("two"), two)])[-1]
     assert [row[0] for row in rank.tables[0].rows] == ["two"]
-    assert "these are left out: one." in rank.text
+    assert "or rank 1, are left out: one." in rank.text
     alone = about_adapters.sections([Named("one", Path("one"), one)])[-1]
     assert (alone.tables, alone.pictures) == ((), ())
     assert len(drawn["spectra"]) == 1

@@ -89,7 +89,11 @@ def test_without_a_terminal_a_line_has_an_answer(folder: Path, answers, tmp_path
     process.stdin.write(f"{lines[0]}\n".encode())
     process.stdin.flush()
     # The first answer comes while stdin is open. An answer may have several lines.
-    begun = process.stdout.read(len(expected[0].encode()))
+    begun = b""
+    while (missing := len(expected[0].encode()) - len(begun)) > 0:
+        # `process.stdout.read` could read more into a buffer that `communicate` does not look at.
+        begun += (part := os.read(process.stdout.fileno(), missing))
+        assert part
     out, err = process.communicate("\n".join(lines[1:]).encode("latin-1"), timeout=120)
     stripped = "\n".join(line.rstrip() for line in (begun + out).decode().split("\n"))
     assert stripped == "".join(f"{text}\n" for text in expected)

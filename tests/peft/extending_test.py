@@ -46,7 +46,8 @@ def test_it_keeps_what_all_methods_promise(promise, config: LlamaConfig, params,
 
 
 def test_its_command_takes_what_both_methods_have_and_says_what_it_leaves_out():
-    (command,) = re.findall(r"--config=(\S+) (--config\.adapter\.\S+) (--config\.adapter\.\S+)$", TEXT, re.MULTILINE)
+    pattern = r"--config=(\S+) (--config\.adapter\.\S+) \\\n *(--config\.adapter\.\S+) --workdir"
+    (command,) = re.findall(pattern, TEXT)
     overrides = [tuple(text.removeprefix("--config.").split("=")) for text in command[1:]]
     said: list[str] = []
     config = parse_config(
