@@ -133,7 +133,12 @@ def _write_adapter() -> None:
             f"{source} does not say what its base looks like, which PEFT's form depends on: add --base=PATH"
         )
     else:
-        _write_peft(adapter, target, known.config, BASE_MODEL.value or BASE.value or recorded_base_name(source))
+        base_name = BASE_MODEL.value or BASE.value or recorded_base_name(source)
+        _write_peft(adapter, target, known.config, base_name)
+        if base_name is None:
+            print(
+                f"{target / PEFT_FILE} names no base, which PEFT's AutoPeftModel needs: --base_model=ORG/NAME names it"
+            )
     print(f"{adapter}: {adapter.num_params:,} trained parameters, written to {target}")
     if dtype != "float32":
         print(_shown_rounding(artifact, target, dtype))

@@ -85,9 +85,12 @@ _OPTIONAL = ("strength", "dtype", "bias", "nearest", "data", "rows", "template",
 
 
 def main() -> None:
-    if not (ADAPTER.value and TO.value and OUT.value and (BASE.value or TO.value == "adapter")):
+    wanted = {"adapter=PATH": ADAPTER.value, "to=hf": TO.value, "out=DIR": OUT.value}
+    if TO.value != "adapter":
+        wanted["base=PATH"] = BASE.value
+    if missing := [f"--{flag}" for flag, value in wanted.items() if not value]:
         raise InputError(
-            "give a base, an adapter, a form and a folder to write: --base=PATH --adapter=PATH --to=hf --out=DIR"
+            f"an export has a base, an adapter, a form and a folder to write; missing is {' '.join(missing)}"
         )
     # A flag at its default is no choice of the user's, so it is not refused where it has no effect.
     given: dict[str, Any] = {name: flags.FLAGS[name].value for name in _OPTIONAL if flags.FLAGS[name].present}

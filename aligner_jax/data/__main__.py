@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from aligner_jax.data.sources import SOURCES, load_dataset
 from aligner_jax.data.templates import TEMPLATES
@@ -60,16 +61,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are those of the other commands: one sentence and status 1."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(f"error: {message}; --help explains the options")
+
+
 def _parser() -> argparse.ArgumentParser:
     about, _, more = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "python -m aligner_jax.data", description=about, epilog=more,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("path", help="file, folder or ORG/NAME of a data set on the Hugging Face hub; also with :SPLIT")
     parser.add_argument("--base", help="folder or file of a model, whose tokenizer makes the tokens")
     parser.add_argument(
-        "--template", choices=["auto", *TEMPLATES], default="auto",
+        "--template", choices=["auto", *TEMPLATES, "none"], default="auto",
         help="template of the prompts; auto is the model's chat template, or alpaca if it has none",
     )  # fmt: skip
     parser.add_argument("--system", help="system prompt of the chat template")

@@ -31,6 +31,7 @@ from aligner_jax.peft.canary import Canary
 from aligner_jax.peft.gated import GatedOptions
 from aligner_jax.peft.sum import parts_of
 from aligner_jax.runtime.files import new_folder
+from aligner_jax.runtime.waiting import Waiting
 from aligner_jax.weights.finite import check_finite
 from aligner_jax.weights.gguf import GGUF
 from aligner_jax.weights.hub import is_hub_name
@@ -54,7 +55,7 @@ def export(request: ExportRequest, say: Callable[[str], None]) -> Path:
     out, repository = request.out, request.push
     if repository:
         check_push(repository)
-    with new_folder(out) as folder:
+    with new_folder(out) as folder, Waiting(f"exporting to {out}", lines=False):
         write = _write_adapter if request.to == "adapter" else _write_form
         sentences = write(request, folder, repository or out.name)
     for sentence in [*sentences, f"written to {out}"]:

@@ -56,7 +56,8 @@ class FolderBank:
         self._base = RecordedBase(base.config, base.fingerprint)
         self._checked: dict[str, tuple[StoredAdapter, Mapping[str, str]]] = {}
         if not is_folder(self.path):
-            raise InputError(f"{self.path} is not a folder of adapters")
+            hint = ": give the folder that holds it" if exists(self.path) else ""
+            raise InputError(f"{self.path} is not a folder of adapters{hint}")
         for name in self._stems():
             if problem := name_problem(name):
                 raise InputError(f"{self.path / name}{SUFFIX} needs another name: {problem}")

@@ -229,10 +229,15 @@ def parse_config(config: ConfigDict | Mapping[str, Any]) -> TrainConfig:
     """Returns the `TrainConfig` of a ConfigDict or dict; fields that are left out take their defaults.
 
     Raises:
-      InputError: an unknown or missing field, a value of the wrong type or out of range, or two fields that contradict
-        each other; names the fields as "config.optim.lr".
+      InputError: it is a config of an evaluation, an unknown or missing field, a value of the wrong type or out of
+        range, or two fields that contradict each other; names the fields as "config.optim.lr".
     """
-    parsed = parse_section(TrainConfig, config.to_dict() if isinstance(config, ConfigDict) else config, "config")
+    values = config.to_dict() if isinstance(config, ConfigDict) else config
+    if "evaluation" in values and "data" not in values:
+        raise InputError(
+            "the config is one of an evaluation: give the config of a training, such as configs/quickstart.py"
+        )
+    parsed = parse_section(TrainConfig, values, "config")
     _check_together(parsed)
     return parsed
 

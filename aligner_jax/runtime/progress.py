@@ -163,12 +163,16 @@ class Count(_Shown):
 
     def __init__(self, console: Console, what: str, *, total: int, done: int = 0) -> None:
         """Begins at `done` of `total`; `what` names the items, in the plural."""
-        self._console, self._what, self._done = console, what, done
+        self._console, self._what, self._done, self._first = console, what, done, done
         self._began = self._shown = time.monotonic()
         self._pace = _Pace(done)
-        super().__init__(
-            console, what, lambda: _left(self._pace.left(self._done, total)).strip(), total=total, done=done
-        )
+        super().__init__(console, what, self._text, total=total, done=done)
+
+    def _text(self) -> str:
+        if self._done == self._first:
+            # The first items compile, which may take long.
+            return clock(time.monotonic() - self._began)
+        return _left(self._pace.left(self._done, self._total)).strip()
 
     @property
     def done(self) -> int:

@@ -12,6 +12,7 @@ from aligner_jax.files.fields import Fields
 from aligner_jax.files.json_text import read_object
 from aligner_jax.runtime.config import TrainConfig, as_dict, parse_config
 from aligner_jax.runtime.files import write_atomically
+from aligner_jax.runtime.history import FILE as METRICS
 
 MAY_DIFFER = (
     "steps",
@@ -109,7 +110,7 @@ def save_config(config: TrainConfig, workdir: str | Path) -> None:
 
 
 def check_same_run(config: TrainConfig, workdir: str | Path, parse: Parse = parse_config) -> TrainConfig:
-    """Refuses to resume a run with another configuration.
+    """Refuses to resume a run with another configuration. One that ended before its first step is replaced.
 
     Args:
       parse: function that parses the recorded config; the one that parsed `config`.
@@ -129,7 +130,8 @@ def check_same_run(config: TrainConfig, workdir: str | Path, parse: Parse = pars
     optim = config.optim
     if (old.optim.schedule, optim.schedule, old.optim.cosine_zero) == ("cosine", "cosine", "at_last"):
         config = dataclasses.replace(config, optim=dataclasses.replace(optim, cosine_zero="at_last"))
-    if different := _differing(old, config):
+    different = _differing(old, config)
+    if different and _has_results(Path(workdir)):
         raise InputError(
             f"{workdir} holds a run with another configuration ({different}): continue it with its own, or choose "
             "another --workdir"
@@ -188,6 +190,16 @@ def _differing(old: TrainConfig, new: TrainConfig) -> str:
 def _changed(was: Mapping[str, object], now: Mapping[str, str]) -> str:
     missing = {name: now[name] for name in _NOTED_LATER if name in now}
     return " and another ".join(name for name, digest in now.items() if {**missing, **was}.get(name) != digest)
+
+
+def _has_results(workdir: Path) -> bool:
+    """Returns True if a folder with a config.json has more than a run that ended before its first step leaves."""
+    return any(
+        not (entry.name in (_CONFIG, _INPUTS) or entry.name.startswith((".", "events.out.")))
+        and not (is_folder(entry) and not any(entry.iterdir()))
+        and not (entry.name == METRICS and entry.stat().st_size == 0)
+        for entry in workdir.iterdir()
+    )
 
 
 def _check_no_checkpoints(workdir: Path, missing: Path) -> None:

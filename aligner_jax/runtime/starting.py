@@ -15,6 +15,7 @@ _LINES = {
 }
 
 
+_LOADING = b"loading JAX\xe2\x80\xa6\n"
 _is_command = False
 _collects = gc.isenabled()
 
@@ -58,11 +59,16 @@ def begin() -> None:
 
 
 def say_loading(name: str) -> None:
-    """Prints a line before the imports of a command that tells its progress on stdout, since they take seconds."""
-    if name == "train":
-        # The reader of stdout may have gone, which the command itself notices later.
-        with contextlib.suppress(OSError):
-            os.write(1, b"loading JAX\xe2\x80\xa6\n")
+    """Prints a line before the imports of a command, which take seconds.
+
+    Training tells its progress on stdout, whatever that is. Other commands have a line on stderr, if it is a terminal.
+    """
+    # The reader may have gone, which the command itself notices later.
+    with contextlib.suppress(OSError):
+        if name == "train":
+            os.write(1, _LOADING)
+        elif os.isatty(2):
+            os.write(2, _LOADING)
 
 
 def imported() -> None:

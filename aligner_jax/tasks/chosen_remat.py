@@ -76,7 +76,9 @@ def exhaustion_is_one_sentence(config: TrainConfig, remat: Remat) -> Iterator[No
         if not is_exhausted(error):
             raise
         told = ", which config.remat 'auto' took" if config.remat == AUTO else ""
-        less = "a smaller --config.data.batch_size or a larger --config.optim.accumulate"
+        less = "a shorter --config.data.sequence_length"
+        if config.data.batch_size > config.optim.accumulate:
+            less = f"a smaller --config.data.batch_size, a larger --config.optim.accumulate or {less}"
         advice = less if remat == "full" else f"--config.remat=full, which needs the least memory, or {less}"
         raise InputError(
             f"the devices' memory is exhausted in a run with remat {remat!r}{told}: give {advice}"

@@ -161,7 +161,9 @@ def test_what_exists_is_replaced_only_if_asked(convert, lora: Adapter, tmp_path:
     ours, file, folder = (tmp_path / name for name in ("ours.safetensors", "file.safetensors", "peft"))
     save_adapter(lora, ours, ShapedBase(hf_config(MODEL)))
     for target in (file, folder):
-        assert convert(f"--adapter={ours}", f"--to={target}")[0] == 0
+        status, shown = convert(f"--adapter={ours}", f"--to={target}")
+        assert status == 0
+        assert ("names no base" in shown) == (target == folder)
         sentence = f"error: {target} exists already: give another name, or add --overwrite to replace it"
         assert convert(f"--adapter={ours}", f"--to={target}") == (sentence, "")
     save_adapter(lora.replace(trainable={k: 2 * x for k, x in lora.trainable.items()}), ours,

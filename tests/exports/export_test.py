@@ -290,9 +290,9 @@ def test_what_cannot_be_is_refused_in_one_sentence(hf_base, orbax_base, tmp_path
     before = sorted(tmp_path.rglob("*"))
     usual = {"base": LLAMA, "adapter": one, "to": "hf", "out": out}
     for change, sentence in [
-        ({"base": None}, "give a base, an adapter, a form and a folder to write"),
-        ({"adapter": None}, "give a base, an adapter, a form and a folder to write"),
-        ({"to": None}, "give a base, an adapter, a form and a folder to write"),
+        ({"base": None}, "an export has a base, an adapter, a form and a folder to write; missing is --base=PATH"),
+        ({"adapter": None}, "missing is --adapter=PATH"),
+        ({"to": None}, "missing is --to=hf"),
         ({"dtype": "q8_0"}, "--dtype=q8_0 is a type of GGUF files, and --to=hf has none"),
         ({"to": "onnx"}, "--to"),
         ({"out": mine}, f"{mine} is a folder with other things in it"),

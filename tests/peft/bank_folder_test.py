@@ -74,6 +74,9 @@ def test_files_of_another_base_and_damaged_ones_are_refused(folder: Path, base: 
     (folder / "a+b.safetensors").touch()
     assert refusal(FolderBank, folder, base).startswith(f"{folder / 'a+b.safetensors'} needs another name")
     assert "a+b" not in list(bank.names())
+    (folder.parent / "file.safetensors").touch()
+    file = folder.parent / "file.safetensors"
+    assert refusal(open_bank, file, base) == f"{file} is not a folder of adapters: give the folder that holds it"
     assert refusal(open_bank, folder / "none", base) == f"{folder / 'none'} is not a folder of adapters"
 
 

@@ -52,6 +52,7 @@ def test_the_names_of_a_files_fields_are_a_section_of_their_own(tmp_path):
     save_config(parsed, tmp_path)
     check_same_run(parsed, tmp_path)
     assert parse_config(json.loads((tmp_path / "config.json").read_text())) == parsed
+    (tmp_path / "adapter.safetensors").touch()
     with pytest.raises(InputError, match=r"data\.fields\.output is 'b' and was 'a'"):
         check_same_run(changed(parsed, "data", fields={**names, "output": "b"}), tmp_path)
 
@@ -184,6 +185,7 @@ def test_a_run_goes_on_with_its_own_configuration_only(tmp_path):
     longer = dataclasses.replace(changed(old, "checkpoint", every=7), steps=99, log_every=1, eval_every=5)
     check_same_run(changed(longer, "report", form="json"), tmp_path)
     check_same_run(changed(changed(old, "stall", seconds=None), "nonfinite", max_skipped=1), tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(InputError) as caught:
         check_same_run(changed(changed(old, "optim", lr=1e-3), "adapter", options={"rank": 2}), tmp_path)
     assert str(caught.value) == (
@@ -195,8 +197,31 @@ def test_a_run_goes_on_with_its_own_configuration_only(tmp_path):
 def test_the_length_of_a_cosine_cannot_change_halfway(tmp_path):
     old = parse_config(config(optim={"schedule": "cosine"}))
     save_config(old, tmp_path)
+    (tmp_path / "adapter.safetensors").touch()
     with pytest.raises(InputError, match="steps is 99 and was 10"):
         check_same_run(dataclasses.replace(old, steps=99), tmp_path)
+
+
+@pytest.mark.parametrize("kept", [None, "checkpoints/5/x", "metrics.jsonl", "reference_train.npz", "report.json"])
+def test_a_run_that_ended_before_its_first_step_is_replaced(tmp_path, kept):
+    old = parse_config(config())
+    save_config(old, tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("inputs.json", "metrics.jsonl", "events.out.tfevents.1.host", ".metrics.jsonl.abcdefgh"):
+        (tmp_path / name).touch()
+    new = changed(old, "optim", lr=1e-3)
+    if kept is None:
+        assert check_same_run(new, tmp_path) == new
+        return
+    (tmp_path / kept).parent.mkdir(exist_ok=True, parents=True)
+    (tmp_path / kept).write_text("a line\n")
+    with pytest.raises(InputError, match=r"holds a run with another configuration \(optim\.lr is"):
+        check_same_run(new, tmp_path)
+
+
+def test_a_config_of_an_evaluation_is_named_as_such():
+    with pytest.raises(InputError, match=r"^the config is one of an evaluation: give the config of a training, such"):
+        parse_config({"base": {"path": "m"}, "evaluation": {"name": "harness"}})
 
 
 @pytest.mark.parametrize("content", [b'{"base": {"pa', b"[]", b'{"base": {"path": 3}}'])

@@ -192,6 +192,15 @@ def test_a_count_is_a_line_every_half_minute_and_one_at_the_end(clock):
     assert counted(clock, terminal=False) == ("answers: 1,200 of 2,000, 0:50 left\nanswers: 2,000 of 2,000 in 4:05\n")
 
 
+def test_before_the_first_item_a_count_on_a_terminal_shows_the_time(clock):
+    text = io.StringIO()
+    with Count(Console(file=text, force_terminal=True, width=200, color_system=None), "answers", total=9) as count:
+        clock(70)
+        wait_until(lambda: "0/9 1:10" in text.getvalue())
+        count.add(1)
+        assert count._text() == ""
+
+
 def test_on_a_terminal_a_count_is_a_bar_that_goes_away(clock):
     text = counted(clock, terminal=True)
     assert "answers" in text

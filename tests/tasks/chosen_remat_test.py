@@ -12,7 +12,9 @@ from whole_runs import run
 
 from aligner_jax.errors import InputError
 from aligner_jax.runtime import sharding
+from aligner_jax.runtime.config import parse_config
 from aligner_jax.tasks import step_memory, training
+from aligner_jax.tasks.chosen_remat import exhaustion_is_one_sentence
 
 PEAKS = (90 << 20, 80 << 20, 20 << 20, 50 << 20)
 """Peaks of "none", "dots", "full" and "dots:2", in the order in which they are compiled."""
@@ -96,11 +98,21 @@ def test_devices_that_do_not_say_how_much_memory_they_have_take_full(tiny_run: d
     assert recorded(tmp_path / "run", 1)["name"] == "full"
 
 
+def test_a_batch_of_one_row_is_not_told_to_be_smaller(tiny_run: dict):
+    config = parse_config({**tiny_run, "data": {**tiny_run["data"], "batch_size": 1}})
+    said = r" with remat 'full': give a shorter --config\.data\.sequence_length$"
+    with pytest.raises(InputError, match=said), exhaustion_is_one_sentence(config, "full"):
+        raise EXHAUSTED
+
+
 @pytest.mark.parametrize(
     ("peaks", "told"),
     [
         ((90, 80, 20, 50), "'dots:2', which config.remat 'auto' took: give --config.remat=full, which needs the"),
-        ((90, 80, 70), "'full', which config.remat 'auto' took: give a smaller --config.data.batch_size"),
+        (
+            (90, 80, 70),
+            "'full', which config.remat 'auto' took: give a smaller --config.data.batch_size, a larger --config.optim",
+        ),
     ],
 )
 def test_memory_that_is_exhausted_is_one_sentence(

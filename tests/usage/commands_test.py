@@ -63,6 +63,16 @@ def test_training_says_once_that_it_loads_jax(without_jax: dict[str, str], words
     assert (ended.stdout, ended.stderr) == ("loading JAX…\n", "JAX was imported\n")
 
 
+def test_other_commands_say_on_a_terminal_that_they_load_jax(without_jax: dict[str, str]):
+    master, slave = os.openpty()
+    command = [sys.executable, "-m", "aligner_jax.generate", "--base=b"]
+    ended = subprocess.run(command, env=without_jax, stdout=subprocess.PIPE, stderr=slave, check=False)
+    os.close(slave)
+    said = os.read(master, 1000).decode()
+    os.close(master)
+    assert (ended.stdout, said) == (b"", "loading JAX…\r\nJAX was imported\r\n")
+
+
 def test_no_help_needs_jax(without_jax: dict[str, str]):
     subprocess.run([sys.executable, "-c", ANSWERS], env=without_jax, check=True, stdout=subprocess.DEVNULL)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from aligner_jax.data.sources.bounded import FREE, check_ratio, content_pieces
-from aligner_jax.data.sources.formats import DamageError
+from aligner_jax.data.sources.formats import DamageError, FormatError
 from aligner_jax.data.sources.json_records import json_values
 from aligner_jax.data.sources.parquet import open_parquet
 from aligner_jax.data.sources.parquet_footer import MAGIC
@@ -28,6 +28,7 @@ SUFFIXES = {
     ".jsonl": JSON, ".json": JSON, ".ndjson": JSON, ".csv": CSV, ".tsv": TSV, ".txt": TEXT, ".parquet": PARQUET,
 }  # fmt: skip
 COMPRESSED = (".gz", ".xz")
+_ZIP = b"PK\3\4"
 _JSON_BEGIN = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*(?:\[[ \t\r\n]*)?\{[ \t\r\n]*(?:\"|\}|\Z)")
 
 
@@ -75,6 +76,10 @@ def open_records(path: Path | str, columns: Collection[str] | None = None) -> Re
     path = Path(path)
     with open_file(path) as file:
         begin, size = file.read(len(MAGIC)), os.fstat(file.fileno()).st_size
+    if begin == _ZIP:
+        raise FormatError(
+            f"{path} is a zip archive, as spreadsheets (.xlsx) are too: save the sheet as CSV, or unpack it"
+        )
     if begin == MAGIC or (begin and ".parquet" in path.suffixes):
         table = open_parquet(path, columns)
         return Records(_placed(table.rows, ", row ", path, _bound(size, path)), PARQUET, table.unread)
