@@ -100,7 +100,8 @@ def test_lines_fit_the_terminal(tmp_path, capsys, base, monkeypatch):
         assert any(" more " in line for line in examples)
 
 
-def test_the_middle_of_a_long_text_without_spaces_is_left_out_too(tmp_path, capsys):
+def test_the_middle_of_a_long_text_without_spaces_is_left_out_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     path = lines(tmp_path / "a.jsonl", {"instruction": "漢字" * 90_000, "output": "."})
     said = shown(capsys, path)
     assert any(" 4,340 more " in line for line in said)
