@@ -34,6 +34,8 @@ rounding; another mesh also changes LoRA's dropout, whose masks depend on a row'
 Parse = Callable[[Mapping[str, Any]], TrainConfig]
 
 _CONFIG, _INPUTS = "config.json", "inputs.json"
+_BEFORE_STEPS = {_CONFIG, _INPUTS, "kernels.json", "wandb.json", "wandb"}
+"""What a run has written before its first step, besides empty files and folders, and event files."""
 _NOTED_LATER = ("form of the base",)
 """Inputs that the first versions did not record. A missing one counts as unchanged."""
 _MISPLACED = "put it back where it was written, or choose another --workdir"
@@ -195,7 +197,7 @@ def _changed(was: Mapping[str, object], now: Mapping[str, str]) -> str:
 def _has_results(workdir: Path) -> bool:
     """Returns True if a folder with a config.json has more than a run that ended before its first step leaves."""
     return any(
-        not (entry.name in (_CONFIG, _INPUTS) or entry.name.startswith((".", "events.out.")))
+        not (entry.name in _BEFORE_STEPS or entry.name.startswith((".", "events.out.")))
         and not (is_folder(entry) and not any(entry.iterdir()))
         and not (entry.name == METRICS and entry.stat().st_size == 0)
         for entry in workdir.iterdir()

@@ -207,7 +207,16 @@ def test_a_run_that_ended_before_its_first_step_is_replaced(tmp_path, kept):
     old = parse_config(config())
     save_config(old, tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    for name in ("inputs.json", "metrics.jsonl", "events.out.tfevents.1.host", ".metrics.jsonl.abcdefgh"):
+    (tmp_path / "wandb").mkdir()
+    for name in (
+        "inputs.json",
+        "kernels.json",
+        "wandb.json",
+        "wandb/log",
+        "metrics.jsonl",
+        "events.out.tfevents.1.host",
+        ".metrics.jsonl.abcdefgh",
+    ):
         (tmp_path / name).touch()
     new = changed(old, "optim", lr=1e-3)
     if kept is None:
