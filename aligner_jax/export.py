@@ -21,7 +21,7 @@ model card (README.md). --push uploads the folder to a new, private repository o
 of `hf auth login`.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from aligner_jax.data.templates import TEMPLATES
 from aligner_jax.errors import InputError
@@ -94,8 +94,8 @@ def main() -> None:
         )
     # A flag at its default is no choice of the user's, so it is not refused where it has no effect.
     given: dict[str, Any] = {name: flags.FLAGS[name].value for name in _OPTIONAL if flags.FLAGS[name].present}
-    out = place(OUT.value, "--out")
-    export(ExportRequest(base=BASE.value, adapters=tuple(ADAPTER.value), to=TO.value, out=out, **given), print)
+    out, to, adapters = place(cast(str, OUT.value), "--out"), cast(str, TO.value), cast(list[str], ADAPTER.value)
+    export(ExportRequest(base=BASE.value, adapters=tuple(adapters), to=to, out=out, **given), print)
 
 
 if __name__ == "__main__":
