@@ -111,7 +111,8 @@ def _of_options(section: Place) -> Iterator[str]:
     if (name := _class_name(section)) in _KINDS:
         for entry, fields in options_of(name):
             flat = [field for field in fields if field.section is None]
-            yield from _wrapped(f"  {_KINDS[name][0]}={entry}", flat) if fields else ()
+            head = f"  {_KINDS[name][0]}={entry}"
+            yield from _wrapped(head, flat) if fields else [f"  {head:<{_HEAD}} no options"]
             for field in fields:
                 if field.section is not None:
                     yield from _wrapped(f"    {field.name}", fields_of(field.section))

@@ -1,6 +1,7 @@
 """Fields of configs as the source tells them, against the dataclasses themselves."""
 
 import dataclasses
+import re
 import typing
 
 import pytest
@@ -56,6 +57,7 @@ def test_the_help_of_a_command_without_a_config_has_no_fields():
 def test_every_section_is_listed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "120")
     text = "\n".join(config_paragraphs("train"))
+    assert re.search(r"^    method=full +no options$", text, re.MULTILINE)
     assert "\n    method=lora             rank=8  alpha=16  targets=('q', 'v')" in text
     assert "\n  checkpoint                every=200  keep=2\n" in text
     assert "  seed=0" in text
