@@ -133,14 +133,13 @@ def _serving_plans(of_evaluation: bool) -> Iterator[ServingPlan]:
     model = planned_model(base)
     for name, devices, what in _planned_devices(config.mesh, TOPOLOGY.value, DEVICES.value):
         with Waiting(what):
-            plans = make_serving_plans(
+            # All are made while the line is drawn, so that no plan is printed into it.
+            plans = list(make_serving_plans(
                 base, config.mesh, model, name, devices, tokens=cast(int, TOKENS.value),
                 new_tokens=cast(int, NEW_TOKENS.value), adapter_path=ADAPTER.value,
                 prefix_tokens=cast(int, PREFIX_TOKENS.value), rank=cast(int, RANK.value),
-            )  # fmt: skip
-            # All are made while the line is drawn, so that no plan is printed into it.
-            made = list(plans)
-        yield from made
+            ))  # fmt: skip
+        yield from plans
 
 
 def planned_model(base: BaseConfig) -> LlamaConfig:

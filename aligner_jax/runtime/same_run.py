@@ -35,7 +35,7 @@ Parse = Callable[[Mapping[str, Any]], TrainConfig]
 
 _CONFIG, _INPUTS = "config.json", "inputs.json"
 _BEFORE_STEPS = {_CONFIG, _INPUTS, "kernels.json", "wandb.json", "wandb"}
-"""What a run has written before its first step, besides empty files and folders, and event files."""
+"""Names that a run writes before its first step, besides event files and what is still empty."""
 _NOTED_LATER = ("form of the base",)
 """Inputs that the first versions did not record. A missing one counts as unchanged."""
 _MISPLACED = "put it back where it was written, or choose another --workdir"

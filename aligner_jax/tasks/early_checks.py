@@ -8,12 +8,11 @@ from aligner_jax.data.pairs import as_preference
 from aligner_jax.data.sources import Example, Text, load_first
 from aligner_jax.data.tokenizer import Tokenizer
 from aligner_jax.errors import InputError
-from aligner_jax.evals.before_after import check_form
 from aligner_jax.files.content import exists
 from aligner_jax.model.config import LlamaConfig, llama_config
 from aligner_jax.peft.artifact import read_shapes
 from aligner_jax.runtime.config import TrainConfig
-from aligner_jax.tasks.first_adapter import check_adapter, check_saved
+from aligner_jax.tasks.first_adapter import check_saved
 from aligner_jax.tasks.objectives import objective_of
 from aligner_jax.weights.base import form_of, locate
 from aligner_jax.weights.hub import download, is_hub_name
@@ -30,8 +29,6 @@ def check_early(config: TrainConfig, console: Console) -> None:
     Raises:
       InputError: a path does not exist or holds something else than the config needs.
     """
-    check_form(config.report.form)
-    check_adapter(config)
     if config.base.model is not None:
         llama_config(config.base.model)
     examples = _first_examples(config)

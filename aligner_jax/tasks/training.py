@@ -72,11 +72,10 @@ def run_training(config: TrainConfig, workdir: Path, console: Console, *, owns_p
         agreement.check_same_config(config)
         before_after.check_form(config.report.form)
         check_adapter(config)
-        with agreement.failing_together():
-            if config.metrics.wandb is not None and distributed.is_first():
-                import_wandb()
         with Workdir(workdir) as held:
             with agreement.failing_together():
+                if config.metrics.wandb is not None and distributed.is_first():
+                    import_wandb()
                 config = check_same_run(config, workdir, parse_complete)
                 check_early(config, console)
             mesh, rules = sharding.mesh_of(config.mesh), sharding.rules_of(config.mesh)

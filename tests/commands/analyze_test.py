@@ -29,7 +29,6 @@ NAME = "[bold] <b>&$x$"
 # Reads lines of JSON, one command's arguments each, and answers with its exit and output.
 PROGRAM = """
 import contextlib, io, json, sys, warnings
-import jax
 from absl import flags
 from aligner_jax import analyze
 from aligner_jax.runtime import command

@@ -77,7 +77,7 @@ def test_texts_are_paragraphs_or_lines(tmp_path, text, expected):
         (
             "a.csv",
             b"a;b\n1;2\n",
-            ":2: the header is one field, 'a;b': it is divided by ';', but CSV is divided by commas",
+            ":2: there is one field, 'a;b': it is divided by ';', but CSV is divided by commas",
         ),
         ("a.csv.gz", gzip.compress(b"question,answer\nTree?,Oak\n", mtime=0)[:-9], " is cut short"),
         ("a.dat", b"question,answer\nTree?,Oak\n", ":1 is not JSON"),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from waits import wait_until
 
 from aligner_jax.objectives import reference
 from aligner_jax.runtime.config import parse_config
@@ -21,13 +22,6 @@ from aligner_jax.runtime.preemption import StopRequests
 from aligner_jax.train import train
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-
-
-def _wait_until(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +34,7 @@ def test_a_request_is_heard_and_handlers_are_put_back(number, name, status, capf
         requests.begin_steps()
         assert requests.stopped_at(1) is None
         os.kill(os.getpid(), number)
-        _wait_until(lambda: requests.stopped_at(2))
+        wait_until(lambda: requests.stopped_at(2))
         stopped = requests.stopped_at(2)
         with pytest.raises(Stopped):
             raise stopped
@@ -79,7 +73,7 @@ def test_a_request_after_the_last_step_is_not_forgotten():
             requests.begin_steps()
             assert requests.stopped_at(9) is None
             os.kill(os.getpid(), signal.SIGTERM)
-            _wait_until(lambda: requests._received)
+            wait_until(lambda: requests._received)
             requests.end_steps()
 
     with pytest.raises(Stopped, match="after step 9 of 9"):

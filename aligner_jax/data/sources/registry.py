@@ -83,7 +83,7 @@ def detect(record: Mapping[str, object], where: str) -> Source:
         )
     if len(record) == 1 and (mark := next((mark for mark in ";\t|" if mark in next(iter(record))), None)):
         raise FormatError(
-            f"{where}: the header is one field, {present}: it is divided by {mark!r}, but CSV is divided by commas, "
+            f"{where}: there is one field, {present}: it is divided by {mark!r}, but CSV is divided by commas, "
             "and TSV, whose name ends in .tsv, by tabs"
         )
     raise FormatError(
